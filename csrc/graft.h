@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * graft.h - what the kernel half and graft/bpf.py share: map keys, values, reasons
+ *
+ * graft/bpf.py packs and unpacks these structures; tests/unit/test_layout.py compiles this header and
+ * compares every size, offset and enumerator, so the two cannot drift apart.
+ *
+ * IP addresses are 16 bytes in network order everywhere; IPv4 is kept as ::ffff:a.b.c.d. One form for
+ * both families lets one function serve both hooks. Ports are in host order unless the name ends in _be.
+ */
+#ifndef GRAFT_H
+#define GRAFT_H
+
+#define GRAFT_ABI 1
+
+/*
+ * A tenant's private loopback. Port P of the container's 127.0.0.1 is port 61440 + P % 4096 of address
+ * P / 4096 of the tenant's block, so that a private port never stands in the way of a host's (or
+ * another tenant's published) wildcard bind, which would claim the same number on every local address.
+ * Address 16 of the block takes ports that the kernel chooses (bind to port 0) and sources.
+ */
+#define SLICE4_NET 0x7f400000u /* 127.64.0.0/10, host order */
+#define SLICE4_MASK 0xffc00000u
+#define SLICE_SHIFT 5 /* 32 addresses a tenant */
+#define SLICE_DYNAMIC 16
+#define SLICE_PORT_BASE 61440
+#define SLICE_PORT_BITS 12
+#define SLICE_SLOTS (1u << (22 - SLICE_SHIFT))
+#define SLICE6_WORD0 0xfd677261u /* fd67:7261:6674::/64, host order */
+#define SLICE6_WORD1 0x66740000u
+
+struct graft_addr {
+	__u32 ip[4]; /* network order */
+	__u32 port;
+};
+
+/* config: one entry, index 0 */
+struct graft_config {
+	__u64 host_cookie; /* SO_NETNS_COOKIE of the netns that grafted sockets live in */
+	__u32 abi;
+	__u32 pad;
+};
+
+enum tenant_flags {
+	TENANT_EGRESS = 1, /* some egress is allowed: UDP may take a port of the host to send from */
+	TENANT_STRICT = 2, /* the wrapper: a wildcard or loopback bind needs a rule */
+	TENANT_REPLIES = 4, /* egress is narrowed: remember who asked a published UDP server */
+};
+
+struct graft_tenant {
+	__u64 netns_cookie; /* the container's own, shown instead of the host's */
+	__u32 slot; /* number of its loopback block */
+	__u32 flags;
+};
+
+enum stamp_flags {
+	STAMP_PRIVATE = 1, /* bound into the tenant's block */
+	STAMP_INGRESS = 2, /* bound through an ingress rule */
+	STAMP_EPHEMERAL = 4, /* UDP, bound to a port that the kernel chose, to send from */
+	STAMP_V6ONLY = 8,
+	STAMP_CONNECTED = 16, /* peer and peer_real are set */
+};
+
+/* stamps: socket storage. local/peer as the program asked, *_real as the host's stack has them. */
+struct graft_stamp {
+	__u32 tenant;
+	__u32 flags;
+	struct graft_addr local;
+	struct graft_addr local_real;
+	struct graft_addr peer;
+	struct graft_addr peer_real;
+};
+
+#define GRAFT_INET 4
+#define GRAFT_INET6 6
+
+/* ingress: LPM. prefixlen covers tenant..ip exactly and 0 to 16 bits of the port. */
+struct graft_ingress_key {
+	__u32 prefixlen;
+	__u32 tenant;
+	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 family; /* GRAFT_INET or GRAFT_INET6 */
+	__u16 zero;
+	__u32 ip[4];
+	__u16 port_be;
+	__u16 pad;
+} __attribute__((packed));
+#define INGRESS_FIXED_BITS (32 + 32 + 128)
+
+struct graft_ingress {
+	__u32 ip[4];
+	__u16 port; /* 0: dynamic */
+	__u16 first; /* the rule's first port; a bind to first + n goes to port + n if span is set */
+	__u32 span; /* 0: every port of the rule goes to the one endpoint port */
+};
+
+/* egress: LPM. prefixlen covers tenant and family exactly and 0 to 128 bits of the address. */
+struct graft_egress_key {
+	__u32 prefixlen;
+	__u32 tenant;
+	__u32 family;
+	__u32 ip[4];
+};
+#define EGRESS_FIXED_BITS 64
+
+struct graft_egress {
+	__u32 ip[4]; /* source; unspecified: as the host routes */
+	__u32 port; /* source port, 0: dynamic */
+	__u32 pad;
+};
+
+/* services: what a tenant may reach on the host's own loopback (the stub resolver). */
+struct graft_service_key {
+	__u32 tenant;
+	__u16 port;
+	__u16 pad;
+	__u32 ip[4];
+};
+
+/* dynamic: the host port that the kernel chose for a bind through a `dynamic` endpoint. */
+struct graft_dynamic_key {
+	__u32 tenant;
+	__u8 proto;
+	__u8 family;
+	__u16 port; /* the program's */
+};
+
+/* askers: who sent to a published UDP server, so that it may answer although egress is narrowed. */
+struct graft_asker_key {
+	__u32 tenant;
+	__u32 port;
+	__u32 ip[4];
+};
+
+enum graft_op {
+	OP_BIND,
+	OP_CONNECT,
+	OP_SEND,
+	OP_SETSOCKOPT,
+	OP_LISTEN,
+	OP_GUARD,
+};
+
+enum graft_reason {
+	REASON_NO_RULE, /* bind without an ingress rule */
+	REASON_NO_EGRESS, /* destination outside the egress rules */
+	REASON_PRIVATE_SOURCE, /* a socket bound to the private loopback, sending elsewhere */
+	REASON_WRONG_SOURCE, /* bound to an address other than the egress rule's */
+	REASON_DUAL_STACK, /* one socket, two host addresses */
+	REASON_NOT_LISTENING, /* the container's loopback, and nobody of the container there */
+	REASON_OPTION, /* a socket option that reaches around the policy */
+	REASON_UNBOUND_LISTEN, /* listen() on a socket that no bind hook saw */
+	REASON_SLICE, /* another's private loopback */
+	REASON_NO_TENANT, /* the tenant is gone */
+};
+
+struct graft_counter_key {
+	__u32 tenant;
+	__u16 op;
+	__u16 reason;
+};
+
+struct graft_denial {
+	__u32 tenant;
+	__u16 op;
+	__u16 reason;
+	__s32 error; /* errno */
+	__u32 proto; /* setsockopt: level << 16 | optname in port */
+	struct graft_addr addr;
+	char comm[16];
+};
+
+#endif

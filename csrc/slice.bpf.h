@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * slice.bpf.h - address arithmetic: IPv4 as ::ffff:a.b.c.d, and the tenants' loopback blocks
+ */
+#ifndef SLICE_BPF_H
+#define SLICE_BPF_H
+
+#define MAPPED bpf_htonl(0xffff)
+
+static __always_inline bool is_v4(const struct graft_addr *a)
+{
+	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == MAPPED;
+}
+
+static __always_inline void set_v4(struct graft_addr *a, __be32 ip)
+{
+	a->ip[0] = 0;
+	a->ip[1] = 0;
+	a->ip[2] = MAPPED;
+	a->ip[3] = ip;
+}
+
+static __always_inline bool same_ip(const __u32 *a, const __u32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+static __always_inline bool same_addr(const struct graft_addr *a, const struct graft_addr *b)
+{
+	return a->port == b->port && same_ip(a->ip, b->ip);
+}
+
+/* 0.0.0.0, ::ffff:0.0.0.0 or :: */
+static __always_inline bool is_any(const __u32 *ip)
+{
+	return ip[0] == 0 && ip[1] == 0 && ip[3] == 0 && (ip[2] == 0 || ip[2] == MAPPED);
+}
+
+/* 127.0.0.0/8 or ::1 */
+static __always_inline bool is_loopback(const struct graft_addr *a)
+{
+	if (is_v4(a))
+		return (a->ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == 0 && a->ip[3] == bpf_htonl(1);
+}
+
+/* An address of anybody's block? */
+static __always_inline bool in_slices(const struct graft_addr *a)
+{
+	if (is_v4(a))
+		return (a->ip[3] & bpf_htonl(SLICE4_MASK)) == bpf_htonl(SLICE4_NET);
+	return a->ip[0] == bpf_htonl(SLICE6_WORD0) && a->ip[1] == bpf_htonl(SLICE6_WORD1);
+}
+
+/* Address @index of the block @slot, of the family of @a. */
+static __always_inline void slice_ip(struct graft_addr *a, bool v4, __u32 slot, __u32 index)
+{
+	if (v4) {
+		set_v4(a, bpf_htonl(SLICE4_NET | slot << SLICE_SHIFT | index));
+		return;
+	}
+	a->ip[0] = bpf_htonl(SLICE6_WORD0);
+	a->ip[1] = bpf_htonl(SLICE6_WORD1);
+	a->ip[2] = bpf_htonl(slot);
+	a->ip[3] = bpf_htonl(index);
+}
+
+/* Where the container's loopback port @port really is. */
+static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slot, __u32 port)
+{
+	if (!port) {
+		slice_ip(a, v4, slot, SLICE_DYNAMIC);
+		a->port = 0;
+		return;
+	}
+	slice_ip(a, v4, slot, (port & 0xffff) >> SLICE_PORT_BITS);
+	a->port = SLICE_PORT_BASE | (port & ((1u << SLICE_PORT_BITS) - 1));
+}
+
+/* Number of @a in the block @slot, or -1 if it is not in it. */
+static __always_inline int slice_index(const struct graft_addr *a, __u32 slot)
+{
+	__u32 low;
+
+	if (!in_slices(a))
+		return -1;
+	low = bpf_ntohl(a->ip[3]);
+	if (is_v4(a)) {
+		if ((low & ~SLICE4_MASK) >> SLICE_SHIFT != slot)
+			return -1;
+		low &= (1u << SLICE_SHIFT) - 1;
+	} else if (a->ip[2] != bpf_htonl(slot)) {
+		return -1;
+	}
+	return low <= SLICE_DYNAMIC ? (int)low : -1;
+}
+
+static __always_inline void set_loopback(struct graft_addr *a)
+{
+	if (is_v4(a)) {
+		a->ip[3] = bpf_htonl(0x7f000001);
+		return;
+	}
+	a->ip[0] = 0;
+	a->ip[1] = 0;
+	a->ip[2] = 0;
+	a->ip[3] = bpf_htonl(1);
+}
+
+/* The inverse of slice_addr(): show an address of the block as the container knows it. */
+static __always_inline bool slice_show(struct graft_addr *a, __u32 slot)
+{
+	int index = slice_index(a, slot);
+
+	if (index < 0)
+		return false;
+	if (index < SLICE_DYNAMIC && a->port >= SLICE_PORT_BASE)
+		a->port = (__u32)index << SLICE_PORT_BITS | (a->port & ((1u << SLICE_PORT_BITS) - 1));
+	set_loopback(a);
+	return true;
+}
+
+#endif

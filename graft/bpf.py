@@ -1,0 +1,347 @@
+"""The kernel half from user space: load, attach, pin, maps, denials. libbpf (the system's) by ctypes.
+
+Maps and links are pinned under one bpffs directory, so the policy holds while no graftd runs. A starting
+graftd that finds pins of the same object file takes them over as they are; of another, it loads its own
+programs on the same maps and swaps the links, which refuses (EINVAL from libbpf) if the maps changed shape.
+
+Sources: libbpf.h, bpf(2), linux/bpf.h.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from graft import linux
+from graft.errors import Failure
+from graft.linux import libc
+
+OBJECT = Path(__file__).with_name("graft.bpf.o")
+ABI = 1
+MAPS = (
+    "stamps",
+    "config",
+    "tenants",
+    "ingress",
+    "egress",
+    "services",
+    "dynamic",
+    "askers",
+    "counters",
+    "denials",
+)
+
+NR_BPF = 321
+BPF_MAP_LOOKUP_ELEM = 1
+BPF_MAP_UPDATE_ELEM = 2
+BPF_MAP_DELETE_ELEM = 3
+BPF_MAP_GET_NEXT_KEY = 4
+BPF_OBJ_GET = 7
+
+CONFIG = struct.Struct("=QII")
+TENANT = struct.Struct("=QII")
+COUNTER_KEY = struct.Struct("=IHH")
+DENIAL = struct.Struct("=IHHiI16sI16s")
+STAMP = struct.Struct("=II" + "16sI" * 4)
+
+STAMP_V6ONLY = 8
+
+OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
+REASONS = (
+    "no ingress rule",
+    "outside the egress rules",
+    "bound to the private loopback",
+    "bound to another address than the egress rule's",
+    "two host addresses for one dual-stack socket",
+    "nobody of this container listens there",
+    "forbidden socket option",
+    "listen() on an unbound socket",
+    "another's private loopback",
+    "the container's policy is gone",
+)
+
+
+class Denial(NamedTuple):
+    """One refused call, as the ring buffer reports it. For setsockopt, port is level << 16 | option."""
+
+    tenant: int
+    op: str
+    reason: str
+    error: int
+    protocol: int
+    address: bytes
+    port: int
+    comm: str
+
+
+class _Elem(ctypes.Structure):
+    """union bpf_attr, the map element calls."""
+
+    _fields_ = (
+        ("map_fd", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("key", ctypes.c_uint64),
+        ("value", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+    )
+
+
+class _ObjGet(ctypes.Structure):
+    """union bpf_attr, BPF_OBJ_GET."""
+
+    _fields_ = (("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32), ("file_flags", ctypes.c_uint32))
+
+
+def _bpf(command: int, attr: ctypes.Structure, what: str) -> int:
+    result: int = libc.syscall(NR_BPF, command, ctypes.byref(attr), ctypes.c_uint32(ctypes.sizeof(attr)))
+    if result < 0:
+        raise linux.oserror(what)
+    return result
+
+
+class Map:
+    """A BPF map by its descriptor; keys and values are bytes of the map's sizes."""
+
+    def __init__(self, fd: int, name: str, value_size: int) -> None:
+        self.fd = fd
+        self.name = name
+        self.value_size = value_size
+
+    def _elem(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0) -> int:
+        kept = ctypes.create_string_buffer(key, len(key))
+        attr = _Elem(self.fd, 0, ctypes.addressof(kept), ctypes.addressof(value) if value else 0, flags)
+        return _bpf(command, attr, f"BPF map {self.name}")
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Insert or replace. Raises OSError: E2BIG or ENOSPC if the map is full."""
+        self._elem(BPF_MAP_UPDATE_ELEM, key, ctypes.create_string_buffer(value, len(value)))
+
+    def delete(self, key: bytes) -> None:
+        """Delete; an absent key is no error."""
+        try:
+            self._elem(BPF_MAP_DELETE_ELEM, key, None)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+        value = ctypes.create_string_buffer(self.value_size)
+        try:
+            self._elem(BPF_MAP_LOOKUP_ELEM, key, value)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return value.raw
+
+    def keys(self, key_size: int) -> Iterator[bytes]:
+        """All keys; entries that come or go meanwhile may be missed."""
+        current = ctypes.create_string_buffer(key_size)
+        following = ctypes.create_string_buffer(key_size)
+        attr = _Elem(self.fd, 0, 0, ctypes.addressof(following), 0)
+        while True:
+            try:
+                _bpf(BPF_MAP_GET_NEXT_KEY, attr, f"BPF map {self.name}")
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return
+                raise
+            yield following.raw
+            ctypes.memmove(current, following, key_size)
+            attr.key = ctypes.addressof(current)
+
+
+class Stamper:
+    """Writes stamps; prepared once, because it is part of every trapped socket()."""
+
+    def __init__(self, stamps: Map) -> None:
+        self._stamps = stamps
+        self._key = ctypes.c_int()
+        self._value = ctypes.create_string_buffer(STAMP.size)
+        self._attr = _Elem(stamps.fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
+        self._reference = ctypes.byref(self._attr)
+        self._size = ctypes.c_uint32(ctypes.sizeof(self._attr))
+
+    def stamp(self, fd: int, tenant: int, flags: int) -> None:
+        """Give the socket @fd its tenant."""
+        self._key.value = fd
+        struct.pack_into("=II", self._value, 0, tenant, flags)
+        if libc.syscall(NR_BPF, BPF_MAP_UPDATE_ELEM, self._reference, self._size) < 0:
+            raise linux.oserror("stamp a socket")
+
+    def tenant_of(self, fd: int) -> int | None:
+        """The tenant of the socket @fd, None if it is not grafted."""
+        value = self._stamps.get(struct.pack("=i", fd))
+        return None if value is None else int.from_bytes(value[:4], "little")
+
+
+def _libbpf() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError:
+        raise Failure("libbpf.so.1 is not installed", hint="apt-get install libbpf1") from None
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("bpf_object__open_file", pointer, (text, pointer)),
+        ("bpf_object__load", ctypes.c_int, (pointer,)),
+        ("bpf_object__close", None, (pointer,)),
+        ("bpf_object__find_map_by_name", pointer, (pointer, text)),
+        ("bpf_object__next_program", pointer, (pointer, pointer)),
+        ("bpf_map__set_pin_path", ctypes.c_int, (pointer, text)),
+        ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
+        ("bpf_program__name", text, (pointer,)),
+        ("bpf_program__attach_cgroup", pointer, (pointer, ctypes.c_int)),
+        ("bpf_link__pin", ctypes.c_int, (pointer, text)),
+        ("bpf_link__destroy", ctypes.c_int, (pointer,)),
+        ("libbpf_set_print", pointer, (pointer,)),
+        ("ring_buffer__new", pointer, (ctypes.c_int, pointer, pointer, pointer)),
+        ("ring_buffer__epoll_fd", ctypes.c_int, (pointer,)),
+        ("ring_buffer__consume", ctypes.c_int, (pointer,)),
+        ("ring_buffer__free", None, (pointer,)),
+    ):
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    return lib
+
+
+_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_quiet = _PRINT(lambda _level, _text, _arguments: 0)
+
+
+def object_hash() -> str:
+    """Identity of the compiled object."""
+    return hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
+
+
+class Kernel:
+    """The loaded programs and their maps."""
+
+    def __init__(self, pins: Path) -> None:
+        self.pins = pins
+        self.lib = _libbpf()
+        self.lib.libbpf_set_print(_quiet)
+        self.maps: dict[str, Map] = {}
+        self._ring: int | None = None
+        self._sample: Callable[..., int] | None = None
+
+    def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
+        """Make the programs run: policy for sockets made in @policy_cgroup, the guard for everybody.
+
+        Returns whether pins of the same object were taken over as they are.
+        """
+        identity = f"{object_hash()} {policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino}"
+        links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        if (links / "graft_bind4").exists() and (links / "guard_sendmsg6").exists():
+            self._open_pinned()
+            return True
+        self._load(links, policy_cgroup, root_cgroup)
+        for old in self.pins.glob("links-*"):
+            if old != links:
+                shutil.rmtree(old)
+        return False
+
+    def _open_pinned(self) -> None:
+        sizes = {"stamps": STAMP.size, "tenants": TENANT.size, "counters": 8, "dynamic": 4}
+        for name in MAPS:
+            path = os.fsencode(self.pins / name)
+            kept = ctypes.create_string_buffer(path)
+            fd = _bpf(BPF_OBJ_GET, _ObjGet(ctypes.addressof(kept), 0, 0), f"open pinned map {name}")
+            self.maps[name] = Map(fd, name, sizes.get(name, 0))
+
+    def _load(self, links: Path, policy_cgroup: Path, root_cgroup: Path) -> None:
+        if not OBJECT.exists():
+            raise Failure(f"{OBJECT} is not built", hint="run 'make build'")
+        self.pins.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = self.lib.bpf_object__open_file(os.fsencode(OBJECT), None)
+        if not handle:
+            raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")
+        found = {}
+        for name in MAPS:
+            entry = self.lib.bpf_object__find_map_by_name(handle, name.encode())
+            self.lib.bpf_map__set_pin_path(entry, os.fsencode(self.pins / name))
+            found[name] = entry
+        result = self.lib.bpf_object__load(handle)
+        if result:
+            raise Failure(
+                f"the kernel refused graft's BPF programs: {os.strerror(-result)}",
+                hint="'graft doctor' says what is missing",
+                code=errno.errorcode.get(-result, ""),
+            )
+        self._open_pinned()
+        links.mkdir(mode=0o700, exist_ok=True)
+        program = None
+        while program := self.lib.bpf_object__next_program(handle, program):
+            name = self.lib.bpf_program__name(program).decode()
+            self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
+        self.lib.bpf_object__close(handle)
+
+    def _attach(self, program: int, name: str, cgroup: Path, pin: Path) -> None:
+        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            link = self.lib.bpf_program__attach_cgroup(program, fd)
+            if not link:
+                raise linux.oserror(f"attach {name} to {cgroup}")
+            pin.unlink(missing_ok=True)
+            result = self.lib.bpf_link__pin(link, os.fsencode(pin))
+            if result:
+                raise OSError(-result, f"pin {name}: {os.strerror(-result)}")
+            self.lib.bpf_link__destroy(link)
+        finally:
+            os.close(fd)
+
+    def configure(self, host_cookie: int) -> None:
+        """Tell the guard in which netns grafted sockets live (SO_NETNS_COOKIE)."""
+        self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
+
+    def denials(self, callback: Callable[[Denial], None]) -> int:
+        """Start reading the ring buffer; returns the descriptor to poll before `drain()`."""
+
+        def sample(_context: int, data: int, size: int) -> int:
+            if size >= DENIAL.size:
+                (tenant, op, reason, error, protocol, address, port, comm) = DENIAL.unpack(
+                    ctypes.string_at(data, DENIAL.size)
+                )
+                text = comm.split(b"\0", 1)[0].decode(errors="replace")
+                callback(Denial(tenant, OPS[op], REASONS[reason], error, protocol, address, port, text))
+            return 0
+
+        self._sample = _SAMPLE(sample)
+        self._ring = self.lib.ring_buffer__new(self.maps["denials"].fd, self._sample, None, None)
+        if not self._ring:
+            raise linux.oserror("read the ring buffer of denials")
+        epoll_fd: int = self.lib.ring_buffer__epoll_fd(self._ring)
+        return epoll_fd
+
+    def drain(self) -> None:
+        """Hand what the ring buffer holds to the callback."""
+        self.lib.ring_buffer__consume(self._ring)
+
+    def counters(self, tenant: int) -> dict[tuple[str, str], int]:
+        """Refused calls of a tenant, by operation and reason."""
+        counts = {}
+        for key in self.maps["counters"].keys(COUNTER_KEY.size):
+            (owner, op, reason) = COUNTER_KEY.unpack(key)
+            value = self.maps["counters"].get(key) if owner == tenant else None
+            if value:
+                counts[OPS[op], REASONS[reason]] = int.from_bytes(value, "little")
+        return counts
+
+    def forget(self, tenant: int) -> None:
+        """Drop a removed tenant's counters."""
+        for key in list(self.maps["counters"].keys(COUNTER_KEY.size)):
+            if COUNTER_KEY.unpack(key)[0] == tenant:
+                self.maps["counters"].delete(key)
+
+    def uninstall(self) -> None:
+        """Detach the programs and drop the maps."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.pins)

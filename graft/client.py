@@ -1,0 +1,115 @@
+"""Talking to graftd from a command; starts it where it is not running. Few imports: every command pays."""
+
+import errno
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from graft import __version__
+from graft.errors import CLASSES, Failure, Refused
+
+START_TIMEOUT = 15.0
+REPLY_TIMEOUT = 60.0
+REPLY_MAX = 1 << 26
+
+
+def run_directory() -> str:
+    """As graft.host.run_dir(), without pathlib."""
+    return os.environ.get("GRAFT_RUN_DIR", "/run/graft")
+
+
+def connect(*, start: bool) -> socket.socket:
+    """A connection to the admin socket. Raises Failure, or Refused without permission."""
+    path = f"{run_directory()}/graftd.sock"
+    deadline = time.monotonic() + START_TIMEOUT
+    started = False
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(REPLY_TIMEOUT)
+        try:
+            sock.connect(path)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EACCES:
+                raise Refused(
+                    f"no permission for {path}", hint="be root or in the group 'graft'", code="EACCES"
+                ) from None
+            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
+        if not start:
+            raise Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED")
+        if not started:
+            start_daemon()
+            started = True
+        elif time.monotonic() > deadline:
+            raise Failure("graftd did not start", hint=f"see {run_directory()}/graftd.log")
+        else:
+            time.sleep(0.02)
+
+
+def start_daemon() -> None:
+    """Start the keeper in the background; returns when its sockets take connections."""
+    if os.geteuid() != 0:
+        raise Refused("graftd is not running, and only root can start it", hint="sudo graftd", code="EPERM")
+    import subprocess
+
+    directory = run_directory()
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    ready, told = os.pipe()
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from graft.keeper import main; main(int(sys.argv[2]))"
+    with open(f"{directory}/graftd.log", "ab") as log:
+        subprocess.Popen(
+            (sys.executable, "-I", "-c", code, root, str(told)),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(told,),
+            start_new_session=True,
+            cwd="/",
+            env={**os.environ, "GRAFT_IDLE_EXIT": "1"},
+        )
+    os.close(told)
+    os.read(ready, 1)
+    os.close(ready)
+
+
+def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
+    """Send one request and return the value of its reply. Raises the GraftError that graftd answered."""
+    message = json.dumps({"op": op, "version": __version__, **fields}).encode() + b"\n"
+    try:
+        if fds:
+            sent = socket.send_fds(sock, [message], fds)
+            message = message[sent:]
+        sock.sendall(message)
+        reply = bytearray()
+        while not reply.endswith(b"\n"):
+            data = sock.recv(65536)
+            if not data or len(reply) > REPLY_MAX:
+                raise Failure("graftd closed the connection", hint=f"see {run_directory()}/graftd.log", code="EPIPE")
+            reply += data
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise Failure(f"graftd did not answer within {REPLY_TIMEOUT:.0f} s", code="ETIMEDOUT") from None
+        raise Failure(f"talk to graftd: {error.strerror}", code="EPIPE") from None
+    document = json.loads(reply)
+    if "error" in document:
+        told = document["error"]
+        raise CLASSES.get(told["status"], Failure)(told["message"], hint=told["hint"], code=told["code"])
+    return document["ok"]
+
+
+def call(op: str, *, start: bool = True, **fields: Any) -> Any:
+    """One request on a connection of its own; once more if graftd was just ending."""
+    for last in (False, True):
+        with connect(start=start) as sock:
+            try:
+                return exchange(sock, op, fields)
+            except Failure as error:
+                if last or error.code != "EPIPE":
+                    raise
+    raise AssertionError

@@ -1,0 +1,53 @@
+"""graft ps."""
+
+import shlex
+import time
+from typing import Any
+
+import click
+
+from graft.cli import CONTEXT, json_option, print_json
+from graft.client import call
+from graft.errors import Failure
+
+COLUMNS = ("NAME", "PID", "STATUS", "PORTS", "COMMAND")
+COMMAND_WIDTH = 40
+
+
+@click.command(context_settings=CONTEXT)
+@json_option
+def command(as_json: bool) -> None:
+    """List the containers that run.
+
+    \b
+    graft ps
+    graft ps -j | jq -r '.[].name'
+    """
+    try:
+        containers: list[dict[str, Any]] = call("ps", start=False)
+    except Failure as error:
+        if error.code != "ECONNREFUSED":
+            raise
+        containers = []  # no daemon, so nothing runs
+    if as_json:
+        print_json(containers)
+        return
+    rows = [COLUMNS] + [_row(c) for c in containers]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
+    for row in rows:
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+
+
+def _row(c: dict[str, Any]) -> tuple[str, ...]:
+    line = shlex.join(c["command"]) or "-"
+    if len(line) > COMMAND_WIDTH:
+        line = line[: COMMAND_WIDTH - 3] + "..."
+    status = f"{c['status']} {_ago(time.time() - c['started'])}"
+    return (c["name"], str(c["pid"]), status, ",".join(c["publish"]) or "-", line)
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(seconds)}s"

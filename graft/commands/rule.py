@@ -1,0 +1,75 @@
+"""graft rule: change what a running container may do."""
+
+from typing import Any
+
+import click
+
+from graft.cli import CONTEXT, Command, json_option, print_json
+from graft.client import call
+from graft.endpoint import parse_egress, parse_ingress, parse_publication
+from graft.errors import UsageError
+
+
+@click.group(context_settings=CONTEXT)
+def command() -> None:
+    """Rules of a running container. A change holds from the next bind or connect; open sockets stay.
+
+    \b
+    graft rule add web -p 8443:443
+    graft rule add web -i 0.0.0.0:25=ep-mail -e 10.0.0.0/8=ep-out
+    graft rule del web -p 8443:443
+    graft rule show web
+    """
+
+
+def rule_options(function: Command) -> Command:
+    """-p, -i and -e."""
+    for decorate in (
+        click.option("-e", "--egress", multiple=True, metavar="PREFIX/LEN=ENDPOINT"),
+        click.option("-i", "--ingress", multiple=True, metavar="ADDR:PORT[-PORT]=ENDPOINT"),
+        click.option("-p", "--publish", multiple=True, metavar="[HADDR:]HPORT:PORT[/tcp|/udp]"),
+        click.argument("container"),
+    ):
+        function = decorate(function)
+    return function
+
+
+def _send(op: str, container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]) -> None:
+    if not (publish or ingress or egress):
+        raise UsageError("no rule given", hint="-p, -i or -e")
+    for texts, parse in ((publish, parse_publication), (ingress, parse_ingress), (egress, parse_egress)):
+        for text in texts:
+            parse(text)
+    call(op, netns=container, publish=publish, ingress=ingress, egress=egress)
+
+
+@command.command("add", context_settings=CONTEXT)
+@rule_options
+def add(container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]) -> None:
+    """Add rules to CONTAINER (its name, a PID in it, or its namespace): all of them or none."""
+    _send("rule-add", container, publish, ingress, egress)
+
+
+@command.command("del", context_settings=CONTEXT)
+@rule_options
+def delete(container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]) -> None:
+    """Take rules of CONTAINER back: all of them or none."""
+    _send("rule-del", container, publish, ingress, egress)
+
+
+@command.command("show", context_settings=CONTEXT)
+@json_option
+@click.argument("container")
+def show(container: str, as_json: bool) -> None:
+    """List the rules of CONTAINER."""
+    rules: dict[str, Any] = call("rule-show", netns=container)
+    if as_json:
+        print_json(rules)
+        return
+    for publication in rules["publish"]:
+        click.echo(f"publish {publication}")
+    for rule in rules["ingress"]:
+        click.echo(f"ingress {rule['rule']} {','.join(rule['protocols'])}")
+    for rule in rules["egress"]:
+        click.echo(f"egress {rule}")
+    click.echo(f"egress default {rules['egress_default']}{' strict' if rules['strict'] else ''}")

@@ -1,0 +1,92 @@
+"""graft run."""
+
+import click
+
+from graft.cli import CONTEXT
+from graft.endpoint import parse_egress, parse_ingress, parse_publication
+from graft.errors import UsageError
+from graft.launch import Plan, find_user, run
+
+RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
+
+
+@click.command(context_settings=RUN_CONTEXT)
+@click.option("--name", help="Name of the container; default: the command and a number.")
+@click.option("--netns", metavar="PID|NAME|PATH", help="Join this network namespace instead of a new one.")
+@click.option(
+    "-p",
+    "--publish",
+    multiple=True,
+    metavar="[HADDR:]HPORT:PORT[/tcp|/udp]",
+    help="Port PORT of the container at HPORT of the host; ranges as 9000-9010:9000-9010.",
+)
+@click.option(
+    "-i",
+    "--ingress",
+    multiple=True,
+    metavar="ADDR:PORT[-PORT]=ENDPOINT",
+    help="A bind to ADDR:PORT becomes a bind to the endpoint.",
+)
+@click.option(
+    "-e",
+    "--egress-rule",
+    "egress_rules",
+    multiple=True,
+    metavar="PREFIX/LEN=ENDPOINT",
+    help="Connections to PREFIX leave from the endpoint; other destinations are refused.",
+)
+@click.option(
+    "--egress",
+    type=click.Choice(["host", "none"]),
+    help="Connections out: as the host (default), or none. With -e: what is beside the rules.",
+)
+@click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(
+    name: str | None,
+    netns: str | None,
+    publish: tuple[str, ...],
+    ingress: tuple[str, ...],
+    egress_rules: tuple[str, ...],
+    egress: str | None,
+    user: str | None,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND in a network namespace with nothing but lo; its sockets live on the host's stack.
+
+    127.0.0.1 and ::1 inside are private to the container. A server that binds the wildcard address is
+    reachable from outside where -p publishes its port, and only there.
+
+    \b
+    graft run -p 8080:80 nginx -g 'daemon off;'
+    graft run -p 127.0.0.1:5432:5432 -p '[::1]:5432:5432' postgres -D /srv/db
+    graft run -p 53:53/udp -p 53:53 --user nobody dnsserver
+    graft run --name db --egress none redis-server
+    graft run --netns blue curl http://example.org/
+
+    The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
+    """
+    for option, texts, parse in (
+        ("-p", publish, parse_publication),
+        ("-i", ingress, parse_ingress),
+        ("-e", egress_rules, parse_egress),
+    ):
+        for text in texts:
+            try:
+                parse(text)
+            except UsageError as error:
+                raise UsageError(f"{option}: {error.message}", hint=error.hint) from None
+    if not command[0]:
+        raise UsageError("the command is empty", hint="graft run [OPTIONS] COMMAND ARG...")
+    run(
+        Plan(
+            list(command),
+            name=name,
+            netns=netns,
+            publish=publish,
+            ingress=ingress,
+            egress=egress_rules,
+            egress_default=egress,
+            user=find_user(user) if user else None,
+        )
+    )

@@ -1,0 +1,334 @@
+"""graftd: the registry behind two sockets, and the loop that answers trapped calls.
+
+One thread, one epoll loop. A trapped call that is decided from registers alone is answered on the spot; one
+that touches the target's memory (ioctl) goes to a thread of its own, at most SLOW_CALLS of a tenant at a
+time, because another program may serve that memory and never come back. Whatever graftd holds that must not
+die with it, listeners, namespaces and the journal, is in the store (graft/store.py).
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from graft import __version__, host
+from graft.admin import Admin
+from graft.agent import Agent
+from graft.bpf import Denial, Kernel, Stamper
+from graft.connection import Connection
+from graft.errors import Failure, GraftError
+from graft.log import log
+from graft.loop import Loop
+from graft.notify import Journal, Listener, Notification, parse
+from graft.protocol import complete
+from graft.registry import Registry, Tenant
+from graft.store import Store
+from graft.supervisor import Action, Answer, Inject, Supervisor
+
+SLOW_CALLS = 4
+DENIALS_KEPT = 32
+CONNECTIONS_MAX = 512
+IDLE_EXIT_SECONDS = 5.0
+TICK_SECONDS = 1.0
+
+
+class Daemon:
+    """Everything graftd is while it runs."""
+
+    def __init__(self, *, idle_exit: bool) -> None:
+        self.directory = host.run_dir()
+        self.idle_exit = idle_exit
+        self.loop = Loop()
+        self.store = Store()
+        self.kernel = Kernel(host.pin_dir())
+        self.registry = Registry(self.kernel, self.directory / "state.json")
+        self.admin = Admin(self)
+        self.agent = Agent(self)
+        self.listeners: dict[int, tuple[Listener, Tenant]] = {}
+        self.next_listener = 1
+        self.connections: set[Connection] = set()
+        self.denials: dict[int, deque[tuple[float, Denial]]] = {}
+        self.slow: dict[int, int] = {}
+        self.last_used = time.monotonic()
+        self.next_tick = 0.0
+        self.calls = 0
+        self.call_ns = 0
+        self.stopped = False
+
+    # -- start and end --
+
+    def start(self) -> None:
+        """Take over what a predecessor left, or begin from nothing."""
+        inherited = self.store.inherited()
+        root = host.cgroup2_root()
+        host.mount_bpffs()
+        self.root = root
+        self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
+        cgroup = host.enter_cgroup(root, managed=self.managed)
+        self.kernel.install(cgroup, root)
+        self.kernel.configure(host.netns_cookie())
+        if self.registry.ipv6:
+            host.add_slice_route()
+        self.supervisor = Supervisor(Stamper(self.kernel.maps["stamps"]))
+        self.registry.load()
+        self._restore(dict(inherited), inherited)
+        self.registry.reconcile()
+        self.loop.add(self.kernel.denials(self._denied), lambda _events: self.kernel.drain())
+        for name, fd in inherited:
+            if name in ("admin", "agent"):
+                self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
+        if not any(name == "admin" for name, _ in inherited):
+            raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
+        self._answer_pending()
+        self.store.ready()
+        log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _restore(self, named: dict[str, int], inherited: list[tuple[str, int]]) -> None:
+        """Give the tenants of state.json their descriptors back; drop those whose processes are gone."""
+        if "journal" in named:
+            self.journal = Journal(named["journal"])
+        else:
+            self.journal = Journal()
+            self.store.put("journal", self.journal.fd)
+        for name, fd in inherited:
+            kind, _, rest = name.partition("-")
+            if kind == "netns" and int(rest) in self.registry.tenants:
+                self.registry.tenants[int(rest)].netns_fd = fd
+            elif kind == "listener":
+                number, owner = (int(part) for part in rest.split("-"))
+                self.next_listener = max(self.next_listener, number + 1)
+                tenant = self.registry.tenants.get(owner)
+                if tenant:
+                    self._listen(Listener(fd, number), tenant)
+                else:
+                    os.close(fd)
+        for tenant in list(self.registry.tenants.values()):
+            if tenant.netns_fd < 0:
+                self._reopen_netns(tenant)
+            if tenant.netns_fd < 0:
+                self.registry.remove(tenant)
+        for table in list(self.registry.tables.values()):
+            if not self.registry.by_netns(table.netns) and not host.netns_alive(table.netns, table.label):
+                del self.registry.tables[table.netns]
+
+    def _reopen_netns(self, tenant: Tenant) -> None:
+        """Nobody kept the namespace: while a process lives in it, its sockets keep their policy."""
+        for pid in host.processes_in_netns(tenant.netns):
+            with contextlib.suppress(OSError):
+                tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)
+                return
+
+    def _answer_pending(self) -> None:
+        for slot, number, call in self.journal.pending():
+            entry = self.listeners.get(number)
+            if entry:
+                self._dispatch(entry[0], entry[1], call, slot)
+            else:
+                self.journal.release(slot)
+
+    def run(self) -> None:
+        """Until stopped."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self.loop.run(self._tick)
+        if not self.registry.tenants:
+            self.cleanup()
+
+    def _on_signal(self, _number: int, _frame: Any) -> None:
+        self.stopped = True
+        self.loop.running = False
+
+    def cleanup(self) -> None:
+        """Nothing is grafted: leave the host as it was."""
+        self.kernel.uninstall()
+        host.remove_slice_route()
+        if not self.managed:
+            host.leave_cgroup(self.root)
+        if not self.registry.tables:
+            self.registry.state.unlink(missing_ok=True)
+
+    def _tick(self) -> float:
+        now = time.monotonic()
+        if now < self.next_tick:
+            return self.next_tick - now
+        self.next_tick = now + TICK_SECONDS
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.close()
+        for tenant in [t for t in self.registry.tenants.values() if not t.listeners]:
+            if not host.processes_in_netns(tenant.netns):
+                self.registry.remove(tenant)
+        if self.registry.tenants or self.connections or self.registry.tables:
+            self.last_used = now
+        elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
+            self.loop.running = False
+        return TICK_SECONDS
+
+    # -- connections --
+
+    def _serve(self, sock: socket.socket, service: Admin | Agent) -> None:
+        sock.setblocking(False)
+
+        def accept(_events: int) -> None:
+            try:
+                peer, _ = sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
+                    return
+                raise
+            if len(self.connections) >= CONNECTIONS_MAX:
+                peer.close()
+                return
+            whole = complete if service is self.agent else lambda text: text.endswith(b"\n")
+            now = time.monotonic()
+            self.connections.add(
+                Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
+            )
+
+        self.loop.add(sock.fileno(), accept)
+
+    # -- tenants --
+
+    def adopt(self, tenant: Tenant, listener_fd: int) -> None:
+        """Put a tenant's new listener and namespace into the store, then listen."""
+        number = self.next_listener
+        self.next_listener += 1
+        self.store.put(f"listener-{number}-{tenant.id}", listener_fd)
+        if not tenant.listeners:
+            self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
+        self._listen(Listener(listener_fd, number), tenant)
+
+    def _listen(self, listener: Listener, tenant: Tenant) -> None:
+        self.listeners[listener.number] = (listener, tenant)
+        tenant.listeners.add(listener.number)
+
+        def ready(events: int) -> None:
+            if events & ~1:  # EPOLLHUP: every process of the filter is gone
+                self._gone(listener, tenant)
+            else:
+                self._receive(listener, tenant)
+
+        self.loop.add(listener.fd, ready)
+
+    def _gone(self, listener: Listener, tenant: Tenant) -> None:
+        self.loop.remove(listener.fd)
+        os.close(listener.fd)
+        del self.listeners[listener.number]
+        tenant.listeners.discard(listener.number)
+        self.store.remove(f"listener-{listener.number}-{tenant.id}")
+        if not tenant.listeners:
+            self.store.remove(f"netns-{tenant.id}")
+            self.registry.remove(tenant)
+            self.denials.pop(tenant.id, None)
+            log.info("container %s ended", tenant.name)
+
+    def reap(self) -> None:
+        """Notice containers that ended a moment ago, before a new one asks for their name or ports."""
+        for fd, events in self.loop.epoll.poll(0):
+            callback = self.loop.callbacks.get(fd)
+            if callback and events & ~1 and any(entry[0].fd == fd for entry in self.listeners.values()):
+                callback(events)
+
+    # -- trapped calls --
+
+    def _receive(self, listener: Listener, tenant: Tenant) -> None:
+        slot = self.journal.take(listener.number)
+        if slot is None:
+            return  # level-triggered: again when a slow call has ended
+        buffer = self.journal.slot(slot)
+        try:
+            received = listener.receive(buffer)
+        except OSError as error:
+            log.error("receive from %s: %s", tenant.name, error)
+            received = False
+        if not received:
+            self.journal.release(slot)
+            return
+        self._dispatch(listener, tenant, parse(buffer), slot)
+
+    def _dispatch(self, listener: Listener, tenant: Tenant, call: Notification, slot: int) -> None:
+        if Supervisor.quick(call):
+            began = time.perf_counter_ns()
+            self._carry_out(listener, call, self._decide(call, tenant))
+            self.journal.release(slot)
+            self.calls += 1
+            self.call_ns += time.perf_counter_ns() - began
+            return
+        if self.slow.get(tenant.id, 0) >= SLOW_CALLS:
+            self._carry_out(listener, call, Answer(error=errno.EAGAIN))
+            self.journal.release(slot)
+            return
+        self.slow[tenant.id] = self.slow.get(tenant.id, 0) + 1
+
+        def work() -> None:
+            try:
+                self._carry_out(listener, call, self._decide(call, tenant))
+            finally:
+                self.slow[tenant.id] -= 1
+                self.journal.release(slot)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def _decide(self, call: Notification, tenant: Tenant) -> Action:
+        try:
+            return self.supervisor.handle(call, tenant)
+        except Exception:
+            log.exception("call %d of pid %d in %s", call.nr, call.pid, tenant.name)
+            return Answer(error=errno.EIO)
+
+    @staticmethod
+    def _carry_out(listener: Listener, call: Notification, action: Action) -> None:
+        try:
+            if isinstance(action, Inject):
+                try:
+                    listener.inject(call.id, action.fd, os.O_CLOEXEC if action.cloexec else 0)
+                except OSError as error:  # EMFILE: the target's table is full
+                    listener.answer(call.id, error=error.errno or errno.EIO)
+                finally:
+                    os.close(action.fd)
+            elif isinstance(action, Answer):
+                listener.answer(call.id, action.value, action.error)
+            else:
+                listener.proceed(call.id)
+        except OSError as error:
+            log.error("answer call %d of pid %d: %s", call.nr, call.pid, error)
+
+    # -- denials --
+
+    def _denied(self, denial: Denial) -> None:
+        kept = self.denials.setdefault(denial.tenant, deque(maxlen=DENIALS_KEPT))
+        kept.append((time.time(), denial))
+
+
+def raise_descriptor_limit() -> None:
+    """A listener is two or three descriptors; take what the hard limit allows."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    """Run as graftd: the sockets and the store come from the keeper or the service manager."""
+    try:
+        raise_descriptor_limit()
+        daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")
+        daemon.start()
+        daemon.run()
+    except GraftError as error:
+        sys.exit(f"graftd: {error}")
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            sys.exit(f"graftd: {error} (graftd needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
+        raise
+
+

@@ -1,0 +1,249 @@
+"""Endpoints and rules: their values and their grammar. Pure.
+
+    endpoint      NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic}
+    ingress rule  ADDR:PORT[-PORT]=EPNAME          -i, exact address, 0.0.0.0 and [::] mean the wildcard bind
+    egress rule   PREFIX/LEN=EPNAME                -e, longest prefix wins
+    publication   [HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]    -p
+
+Addresses are kept as 16 bytes in network order, IPv4 as ::ffff:a.b.c.d (the form of csrc/graft.h).
+Parsers raise UsageError with the offending text and the form that was expected.
+"""
+
+import socket
+from typing import NamedTuple
+
+from graft.errors import UsageError
+
+NAME_MAX = 15
+MAPPED = bytes(10) + b"\xff\xff"
+IPPROTO = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+PROTOCOL_NAME = {number: name for name, number in IPPROTO.items()}
+ANY4 = MAPPED + bytes(4)
+ANY6 = bytes(16)
+
+
+class Address(NamedTuple):
+    """An IP address in 16 bytes."""
+
+    raw: bytes
+
+    @property
+    def v4(self) -> bool:
+        """Is it IPv4?"""
+        return self.raw.startswith(MAPPED)
+
+    @property
+    def any(self) -> bool:
+        """Is it 0.0.0.0 or ::?"""
+        return self.raw in (ANY4, ANY6)
+
+    @property
+    def kind(self) -> str:
+        """The endpoint type that such an address belongs to."""
+        return "ipv4" if self.v4 else "ipv6"
+
+    def __str__(self) -> str:
+        if self.v4:
+            return socket.inet_ntop(socket.AF_INET, self.raw[12:])
+        return socket.inet_ntop(socket.AF_INET6, self.raw)
+
+    def with_port(self, port: int | str) -> str:
+        """ADDR:PORT, an IPv6 address in brackets."""
+        return f"{self}:{port}" if self.v4 else f"[{self}]:{port}"
+
+
+class Endpoint(NamedTuple):
+    """A name for an address of the host. `span` ports follow each other (more than 1 only for `-p` ranges)."""
+
+    name: str
+    address: Address
+    port: int  # 0: dynamic
+    span: int = 1
+    published: bool = False  # made by -p: goes with the container
+
+    @property
+    def port_text(self) -> str:
+        """PORT, PORT-PORT or `dynamic`."""
+        if not self.port:
+            return "dynamic"
+        return str(self.port) if self.span == 1 else f"{self.port}-{self.port + self.span - 1}"
+
+    def __str__(self) -> str:
+        return f"{self.name} type {self.address.kind} addr {self.address} port {self.port_text}"
+
+
+class IngressRule(NamedTuple):
+    """A bind to address:first..last becomes a bind to the endpoint."""
+
+    address: Address
+    first: int
+    last: int
+    endpoint: str
+    protocols: tuple[int, ...] = (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+
+    def __str__(self) -> str:
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.address.with_port(ports)}={self.endpoint}"
+
+
+class EgressRule(NamedTuple):
+    """A connection to a destination in prefix/length leaves from the endpoint."""
+
+    prefix: Address
+    length: int
+    endpoint: str
+
+    def __str__(self) -> str:
+        return f"{self.prefix}/{self.length}={self.endpoint}"
+
+
+class Publication(NamedTuple):
+    """`-p`: a port range of the container at a port range of the host."""
+
+    address: Address | None  # None: every address of the host, both families
+    host_first: int
+    first: int
+    count: int
+    protocol: int
+
+    def __str__(self) -> str:
+        def ports(start: int) -> str:
+            return str(start) if self.count == 1 else f"{start}-{start + self.count - 1}"
+
+        host = self.address.with_port(ports(self.host_first)) if self.address else ports(self.host_first)
+        return f"{host}:{ports(self.first)}/{PROTOCOL_NAME[self.protocol]}"
+
+
+def parse_name(text: str, *, what: str = "endpoint name") -> str:
+    """An endpoint name: 1 to 15 bytes, no white space, no '=' (AF_GRAFT's sgr_epname holds 15 and a NUL)."""
+    size = len(text.encode())
+    if not size:
+        raise UsageError(f"{what} is empty", hint=f"give 1 to {NAME_MAX} bytes")
+    if size > NAME_MAX:
+        raise UsageError(f"{what} '{text}' is {size} bytes long", hint=f"at most {NAME_MAX}")
+    if not text.isprintable() or any(c.isspace() or c in "=/" for c in text):
+        raise UsageError(f"{what} '{text}' has a space, '=', '/' or a control character", hint="use letters and digits")
+    return text
+
+
+def parse_address(text: str, *, kind: str | None = None) -> Address:
+    """An IPv4 or IPv6 literal, the latter with or without brackets; of @kind if given."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        if ":" in bare:
+            address = Address(socket.inet_pton(socket.AF_INET6, bare))
+        else:
+            address = Address(MAPPED + socket.inet_pton(socket.AF_INET, bare))
+    except (OSError, ValueError):
+        raise UsageError(f"'{text}' is not an IP address", hint="like 192.0.2.1 or 2001:db8::1") from None
+    if kind and address.kind != kind:
+        raise UsageError(f"'{text}' is not an {kind} address", hint=f"it is {address.kind}")
+    return address
+
+
+def parse_port(text: str, *, least: int = 0) -> int:
+    """A port number in decimal."""
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= 65535:
+        raise UsageError(f"'{text}' is not a port", hint=f"a number from {least} to 65535")
+    return int(text)
+
+
+def parse_ports(text: str, *, least: int = 0) -> tuple[int, int]:
+    """PORT or PORT-PORT."""
+    low, dash, high = text.partition("-")
+    first = parse_port(low, least=least)
+    last = parse_port(high, least=least) if dash else first
+    if last < first:
+        raise UsageError(f"port range '{text}' runs backwards", hint=f"write {last}-{first}")
+    return first, last
+
+
+def parse_endpoint_port(text: str) -> int:
+    """PORT, or `dynamic` as 0."""
+    if text == "dynamic":
+        return 0
+    if text == "0":
+        raise UsageError("port 0 is not a port", hint="write 'dynamic' for a free one")
+    return parse_port(text)
+
+
+def parse_ingress(text: str) -> IngressRule:
+    """ADDR:PORT[-PORT]=EPNAME."""
+    form = "the form is ADDR:PORT[-PORT]=ENDPOINT, like 0.0.0.0:80=ep-http"
+    where, equals, name = text.partition("=")
+    address, colon, ports = where.rpartition(":")
+    if not equals or not colon:
+        raise UsageError(f"ingress rule '{text}' lacks '{'=' if not equals else ':'}'", hint=form)
+    if ":" in address and not address.startswith("["):
+        raise UsageError(f"ingress rule '{text}': an IPv6 address needs brackets", hint=f"[{address}]:{ports}")
+    first, last = parse_ports(ports)
+    return IngressRule(parse_address(address), first, last, parse_name(name))
+
+
+def parse_egress(text: str) -> EgressRule:
+    """PREFIX/LEN=EPNAME; bits after LEN must be zero."""
+    form = "the form is PREFIX/LEN=ENDPOINT, like 10.0.0.0/8=ep-out"
+    where, equals, name = text.partition("=")
+    prefix, slash, length_text = where.partition("/")
+    if not equals or not slash:
+        raise UsageError(f"egress rule '{text}' lacks '{'=' if not equals else '/'}'", hint=form)
+    address = parse_address(prefix)
+    longest = 32 if address.v4 else 128
+    if not length_text.isascii() or not length_text.isdigit() or int(length_text) > longest:
+        raise UsageError(f"egress rule '{text}': '{length_text}' is not a prefix length", hint=f"0 to {longest}")
+    length = int(length_text)
+    host_bits = (1 << (longest - length)) - 1
+    value = int.from_bytes(address.raw[12:] if address.v4 else address.raw, "big")
+    if value & host_bits:
+        base = (value & ~host_bits).to_bytes(longest // 8, "big")
+        right = Address(MAPPED + base if address.v4 else base)
+        raise UsageError(f"egress rule '{text}' has bits set after the prefix", hint=f"write {right}/{length}")
+    return EgressRule(address, length, parse_name(name))
+
+
+def parse_publication(text: str) -> Publication:
+    """[HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]."""
+    form = "the form is [HADDR:]HPORT:PORT[/tcp|/udp], like 8080:80 or 192.0.2.1:53:53/udp"
+    where, slash, protocol = text.partition("/")
+    if slash and protocol not in IPPROTO:
+        raise UsageError(f"publication '{text}': '{protocol}' is not a protocol", hint="tcp or udp")
+    rest, colon, inner = where.rpartition(":")
+    if not colon or not rest:
+        raise UsageError(f"publication '{text}' names one port", hint=form)
+    host, colon, outer = rest.rpartition(":")
+    if not colon:
+        host, outer = "", rest
+    if not outer or not inner:
+        raise UsageError(f"publication '{text}' lacks a port", hint=form)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise UsageError(f"publication '{text}': an IPv6 address needs brackets", hint=f"[{host}]:{outer}:{inner}")
+    host_first, host_last = parse_ports(outer, least=1)
+    first, last = parse_ports(inner, least=1)
+    if host_last - host_first != last - first:
+        raise UsageError(f"publication '{text}': the two ranges differ in length", hint=form)
+    address = parse_address(host) if host else None
+    return Publication(address, host_first, first, last - first + 1, IPPROTO[protocol or "tcp"])
+
+
+def published(publication: Publication, taken: set[str], *, ipv6: bool) -> list[tuple[Endpoint, IngressRule]]:
+    """The endpoints and rules that `-p` stands for; names avoid @taken and are added to it.
+
+    Without a host address both families are published, if the host has IPv6.
+    """
+    if publication.address is not None:
+        addresses = [publication.address]
+    else:
+        addresses = [Address(ANY4), Address(ANY6)] if ipv6 else [Address(ANY4)]
+    made = []
+    for address in addresses:
+        base = f"{PROTOCOL_NAME[publication.protocol]}{'' if address.v4 else '6'}-{publication.host_first}"
+        name, n = base, 1
+        while name in taken:
+            n += 1
+            name = f"{base[: NAME_MAX - 1 - len(str(n))]}.{n}"
+        taken.add(name)
+        endpoint = Endpoint(name, address, publication.host_first, publication.count, published=True)
+        wildcard = Address(ANY4 if address.v4 else ANY6)
+        last = publication.first + publication.count - 1
+        made.append((endpoint, IngressRule(wildcard, publication.first, last, name, (publication.protocol,))))
+    return made

@@ -1,0 +1,178 @@
+"""What graft needs of the host beside BPF: cgroup2, bpffs, the route of the IPv6 slices, /etc/resolv.conf.
+
+The IPv6 slices are one `local` route (AnyIP), not addresses on `lo`: nothing to add per tenant. It sits in
+a table of its own behind a rule for locally generated traffic, because a ULA on `lo` would answer to
+whoever routes the prefix to this host, whereas 127.0.0.0/8 is protected by the kernel's martian check.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+from graft import linux
+from graft.endpoint import Address, parse_address
+from graft.errors import Failure, Refused, UsageError
+from graft.policy import SLICE6_NETWORK
+
+BPFFS = Path("/sys/fs/bpf")
+ROUTE_TABLE = "26470"
+RULE_PREFERENCE = "26470"
+
+
+def run_dir() -> Path:
+    """Where sockets and state are; GRAFT_RUN_DIR moves a whole instance (tests do)."""
+    return Path(os.environ.get("GRAFT_RUN_DIR", "/run/graft"))
+
+
+def pin_dir() -> Path:
+    """The bpffs directory of this instance."""
+    return BPFFS / run_dir().name
+
+
+def cgroup2_root() -> Path:
+    """The mount point of cgroup2: /sys/fs/cgroup, or beside cgroup v1."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        kind = fields[fields.index("-") + 1]
+        if kind == "cgroup2" and fields[3] == "/":
+            return Path(fields[4].encode().decode("unicode_escape"))
+    raise Failure("no cgroup2 is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def own_cgroup(root: Path) -> Path:
+    """The cgroup2 of this process."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return root / line[4:]
+    raise Failure("this process is in no cgroup2")
+
+
+def enter_cgroup(root: Path, *, managed: bool) -> Path:
+    """The cgroup in which graftd makes sockets: its own under a service manager, else one it makes."""
+    if managed:
+        return own_cgroup(root)
+    path = root / run_dir().name
+    path.mkdir(exist_ok=True)
+    (path / "cgroup.procs").write_text("0")
+    return path
+
+
+def leave_cgroup(root: Path) -> None:
+    """Back to the root; the directory goes when it is empty."""
+    (root / "cgroup.procs").write_text("0")
+    with contextlib.suppress(OSError):
+        (root / run_dir().name).rmdir()
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs where it is not."""
+    if not os.path.ismount(BPFFS):
+        linux.mount("bpf", str(BPFFS), "bpf", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+
+
+def has_ipv6() -> bool:
+    """Can this netns bind an IPv6 address?"""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _ip(*arguments: str) -> None:
+    try:
+        subprocess.run(("ip", "-6", *arguments), check=True, capture_output=True, text=True, timeout=10)
+    except FileNotFoundError:
+        raise Failure("the command 'ip' is not installed", hint="apt-get install iproute2") from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()
+        raise Failure(f"ip -6 {' '.join(arguments)}: {reason}") from None
+
+
+def add_slice_route() -> None:
+    """Make the IPv6 slices local to this netns, for its own traffic only."""
+    remove_slice_route()
+    _ip("route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "table", ROUTE_TABLE)
+    _ip("rule", "add", "iif", "lo", "to", SLICE6_NETWORK, "lookup", ROUTE_TABLE, "pref", RULE_PREFERENCE)
+
+
+def remove_slice_route() -> None:
+    """Undo add_slice_route(); nothing there is no error."""
+    with contextlib.suppress(Failure):
+        _ip("rule", "del", "pref", RULE_PREFERENCE)
+    with contextlib.suppress(Failure):
+        _ip("route", "flush", "table", ROUTE_TABLE)
+
+
+def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
+    """The nameservers of resolv.conf(5) that are stubs on the host's own loopback."""
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 2 or fields[0] != "nameserver":
+            continue
+        with contextlib.suppress(UsageError):
+            address = parse_address(fields[1].partition("%")[0])
+            if (address.v4 and address.raw[12] == 127) or str(address) == "::1":
+                found.append(address)
+    return found
+
+
+def netns_cookie() -> int:
+    """SO_NETNS_COOKIE of the current network namespace."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, linux.SO_NETNS_COOKIE, 8), "little")
+
+
+def processes_in_netns(netns: int) -> list[int]:
+    """Processes whose network namespace has this inode."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if linux.netns_inode(entry.name) == netns:
+                    found.append(int(entry.name))
+    return found
+
+
+def open_netns(text: str) -> tuple[int, str]:
+    """A namespace by PID, by name (ip-netns(8)) or by path: an open descriptor and what to call it.
+
+    Raises Refused if there is none.
+    """
+    if "/" in text:
+        path = text
+    elif text.isascii() and text.isdigit():
+        path = f"/proc/{text}/ns/net"
+    else:
+        path = f"/run/netns/{text}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        if isinstance(error, ProcessLookupError):
+            reason = "does not exist"
+        raise Refused(
+            f"network namespace '{text}' {reason}", hint="'ip netns list' shows named ones", code="ENOENT"
+        ) from None
+    try:
+        linux.check_netns(fd)
+    except OSError:
+        os.close(fd)
+        raise Refused(f"'{text}' is not a network namespace", hint="give a PID, a name or a path", code="EINVAL") from None
+    return fd, path
+
+
+def netns_alive(netns: int, path: str) -> bool:
+    """Is the namespace that a table belongs to still the one at @path?"""
+    try:
+        return os.stat(path).st_ino == netns
+    except OSError:
+        return False

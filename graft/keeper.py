@@ -1,0 +1,185 @@
+"""graftd's parent where no service manager runs: holds what must not die with graftd.
+
+It makes the two listening sockets, starts graftd with them (the LISTEN_FDS protocol of sd_listen_fds(3)),
+keeps the descriptors that graftd stores (FDSTORE=1 of sd_notify(3)) and starts it again with all of them when
+it dies. It never reads what it keeps, and takes no other order. Under systemd the service manager does the
+same, and there is no keeper.
+
+An exit status of 0 means that graftd has cleaned up and wants to end; anything else starts it again, at
+most START_LIMIT times within START_INTERVAL seconds.
+"""
+
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from graft.host import run_dir
+
+START_LIMIT = 10
+START_INTERVAL = 10.0
+STORE_MAX = 65536
+LISTEN_FDS_START = 3
+
+
+class Keeper:
+    """The sockets, the store and the child."""
+
+    def __init__(self, directory: Path, arguments: list[str]) -> None:
+        self.directory = directory
+        self.arguments = arguments
+        self.store: list[tuple[str, int]] = []
+        self.sockets: list[tuple[str, socket.socket]] = []
+        self.starts: list[float] = []
+        self.child = 0
+        self.poll = select.epoll()
+
+    def bind(self) -> None:
+        """Make the sockets; whatever is at their paths is a dead predecessor's."""
+        self.notify = self._socket("notify.sock", socket.SOCK_DGRAM, 0o600)
+        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        admin = self._socket("graftd.sock", socket.SOCK_STREAM, 0o660)
+        with contextlib.suppress(KeyError):
+            os.chown(self.directory / "graftd.sock", 0, grp.getgrnam("graft").gr_gid)
+        agent = self._socket("agent.sock", socket.SOCK_STREAM, 0o666)
+        self.sockets = [("admin", admin), ("agent", agent)]
+        self.poll.register(self.notify, select.EPOLLIN)
+
+    def _socket(self, name: str, kind: int, mode: int) -> socket.socket:
+        path = self.directory / name
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        umask = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(umask)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(1024)
+        return sock
+
+    def start(self) -> None:
+        """Start graftd with the sockets and the store."""
+        now = time.monotonic()
+        self.starts = [t for t in self.starts if now - t < START_INTERVAL] + [now]
+        if len(self.starts) > START_LIMIT:
+            sys.exit("graftd: ends again and again, giving up; its log says why")
+        passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
+        self.child = os.fork()
+        if self.child == 0:
+            self._exec(passed)
+
+    def _exec(self, passed: list[tuple[str, int]]) -> NoReturn:
+        try:
+            # out of the way of 3, 4, ... first; the copies are not close-on-exec
+            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, LISTEN_FDS_START + len(passed)) for _, fd in passed]
+            for target, fd in enumerate(high, LISTEN_FDS_START):
+                os.dup2(fd, target)
+            os.closerange(LISTEN_FDS_START + len(passed), max(high, default=2) + 1)
+            os.environ.update(
+                LISTEN_FDS=str(len(passed)),
+                LISTEN_FDNAMES=":".join(name for name, _ in passed),
+                LISTEN_PID=str(os.getpid()),
+                NOTIFY_SOCKET=str(self.directory / "notify.sock"),
+                GRAFT_KEEPER="1",
+            )
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.execv(self.arguments[0], self.arguments)
+        finally:
+            os._exit(127)
+
+    def receive(self) -> None:
+        """One sd_notify datagram: FDSTORE=1 with FDNAME=, or FDSTOREREMOVE=1 with FDNAME=."""
+        try:
+            message, fds, _, _ = socket.recv_fds(self.notify, 4096, 16)
+        except BlockingIOError:
+            return
+        fields = dict(line.partition("=")[::2] for line in message.decode(errors="replace").splitlines())
+        name = fields.get("FDNAME", "stored").replace(":", "_")
+        if fields.get("FDSTORE") == "1" and len(self.store) < STORE_MAX:
+            self.store += [(name, fd) for fd in fds]
+            for fd in fds:
+                self._watch(fd)
+        else:
+            for fd in fds:
+                os.close(fd)
+        if fields.get("FDSTOREREMOVE") == "1":
+            for entry in [e for e in self.store if e[0] == name]:
+                self._drop(entry)
+
+    def _watch(self, fd: int) -> None:
+        try:
+            self.poll.register(fd, 0)  # EPOLLHUP and EPOLLERR are always reported
+        except OSError as error:
+            if error.errno != errno.EPERM:  # a file that cannot be polled stays until it is removed
+                raise
+
+    def _drop(self, entry: tuple[str, int]) -> None:
+        self.store.remove(entry)
+        with contextlib.suppress(OSError):
+            self.poll.unregister(entry[1])
+        os.close(entry[1])
+
+    def run(self) -> None:
+        """Until graftd ends by its own will."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda caught, _frame: os.kill(self.child, caught))
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        self.poll.register(wake_read, select.EPOLLIN)
+        self.start()
+        while True:
+            for fd, _events in self.poll.poll():
+                if fd == self.notify.fileno():
+                    self.receive()
+                elif fd == wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake_read, 4096)
+                else:  # all processes of a stored listener are gone
+                    for entry in [e for e in self.store if e[1] == fd]:
+                        self._drop(entry)
+            pid, status = os.waitpid(self.child, os.WNOHANG)
+            if pid:
+                if os.waitstatus_to_exitcode(status) == 0:
+                    return
+                while self.notify in [s for s in select.select([self.notify], [], [], 0)[0]]:
+                    self.receive()
+                self.start()
+
+
+def main(ready_fd: int) -> bool:
+    """Run as the keeper of run_dir(); writes a byte to @ready_fd when the sockets take connections.
+
+    Returns False at once if another keeper runs.
+    """
+    directory = run_dir()
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    command = [sys.executable, "-I", "-c", LAUNCH, str(Path(__file__).resolve().parent.parent)]
+    keeper = Keeper(directory, command)
+    keeper.bind()
+    if ready_fd >= 0:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+    keeper.run()
+    for name in ("graftd.sock", "agent.sock", "notify.sock"):
+        (directory / name).unlink(missing_ok=True)
+    return True
+
+
+LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from graft.daemon import main; main()"

@@ -1,0 +1,172 @@
+"""`graft run`: enter a namespace, install the filter, hand the listener to graftd, become the command.
+
+There is no process beside the command: this one execs it, so its status, signals and terminal are the
+shell's own, and nothing has to survive it. graftd sees the end of the last process under the filter as a
+hang-up of the listener, and cleans up then.
+"""
+
+import errno
+import os
+import signal
+from typing import NamedTuple, NoReturn
+
+from graft import client, filter, linux
+from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, from_oserror
+
+
+class User(NamedTuple):
+    """Whom the command runs as."""
+
+    uid: int
+    gid: int
+    name: str  # "" for a number without an account
+    home: str
+
+
+class Plan(NamedTuple):
+    """What `graft run` was asked for; the lists are the texts of the command line."""
+
+    argv: list[str]
+    name: str | None = None
+    netns: str | None = None
+    publish: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+    egress_default: str | None = None
+    user: User | None = None
+
+
+def find_user(text: str) -> User:
+    """UID[:GID] or NAME[:GROUP]. Raises Refused if there is none."""
+    import grp
+    import pwd
+
+    owner, colon, group = text.partition(":")
+    try:
+        entry = pwd.getpwuid(int(owner)) if owner.isdigit() else pwd.getpwnam(owner)
+        uid, gid, name, home = entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir
+    except KeyError:
+        if not owner.isdigit():
+            raise Refused(f"--user {text}: no user '{owner}'", code="ENOENT") from None
+        uid, gid, name, home = int(owner), int(owner), "", "/"
+    if colon:
+        try:
+            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise Refused(f"--user {text}: no group '{group}'", code="ENOENT") from None
+    return User(uid, gid, name, home)
+
+
+def run(plan: Plan) -> NoReturn:
+    """Become the command. Raises GraftError where that fails."""
+    if os.geteuid() != 0:
+        raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
+    executable = _find(plan.argv[0])
+    connection = client.connect(start=True)
+    _enter_netns(plan.netns)
+    listener = _install_filter()
+    client.exchange(
+        connection,
+        "run",
+        {
+            "name": plan.name,
+            "publish": plan.publish,
+            "ingress": plan.ingress,
+            "egress": plan.egress,
+            "egress_default": plan.egress_default,
+            "argv": plan.argv,
+        },
+        (listener,),
+    )
+    connection.close()
+    os.close(listener)
+    if plan.user:
+        _become(plan.user)
+    _exec(executable, plan.argv)
+
+
+def _find(command: str) -> str:
+    """The file that execvp(3) would run; a bad command is refused before anything else happens."""
+    if "/" in command:
+        candidates = [command]
+    else:
+        candidates = [os.path.join(d or ".", command) for d in os.environ.get("PATH", os.defpath).split(":")]
+    found = [path for path in candidates if os.path.exists(path)]
+    for path in found:
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    if found:
+        reason = "is a directory" if os.path.isdir(found[0]) else "is not executable"
+        raise CommandNotRunnable(f"command '{command}' {reason}", code="EACCES")
+    raise CommandNotFound(f"command '{command}' not found", code="ENOENT")
+
+
+def _enter_netns(name: str | None) -> None:
+    try:
+        if name is None:
+            linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
+        else:
+            from graft import host
+
+            fd, _ = host.open_netns(name)
+            linux.setns(fd, linux.CLONE_NEWNET)
+            os.close(fd)
+            linux.unshare(linux.CLONE_NEWNS)
+        linux.loopback_up()
+        _remount_sys()
+    except OSError as error:
+        raise from_oserror("enter a network namespace", error, hint="'graft doctor' says what is missing") from None
+
+
+def _remount_sys() -> None:
+    """A sysfs of the new netns, as ip-netns(8) mounts it, with the mounts below /sys/fs/cgroup kept."""
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    cgroup = os.open("/sys/fs/cgroup", os.O_PATH | os.O_CLOEXEC)
+    flags = linux.MS_RDONLY if os.statvfs("/sys").f_flag & os.ST_RDONLY else 0
+    linux.mount("sysfs", "/sys", "sysfs", flags)
+    linux.mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", None, linux.MS_BIND | linux.MS_REC)
+    os.close(cgroup)
+
+
+def _install_filter() -> int:
+    program = filter.program()
+    try:
+        try:
+            return linux.seccomp_listener(program, wait_killable=True)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return linux.seccomp_listener(program, wait_killable=False)  # before Linux 6.0
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Failure(
+                "this process is under a seccomp listener already",
+                hint="graft run does not nest, nor run inside a container with a seccomp agent",
+                code="EBUSY",
+            ) from None
+        raise from_oserror("install the seccomp filter", error, hint="'graft doctor' says what is missing") from None
+
+
+def _become(user: User) -> None:
+    try:
+        if user.name:
+            os.initgroups(user.name, user.gid)
+        else:
+            os.setgroups([])
+        os.setgid(user.gid)
+        os.setuid(user.uid)
+    except OSError as error:
+        raise from_oserror(f"become user {user.name or user.uid}", error) from None
+    os.environ["HOME"] = user.home
+    if user.name:
+        os.environ["USER"] = os.environ["LOGNAME"] = user.name
+
+
+def _exec(executable: str, argv: list[str]) -> NoReturn:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; a program expects the default
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execv(executable, argv)
+    except OSError as error:
+        reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
+        raise reason(f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")) from None

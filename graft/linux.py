@@ -1,0 +1,196 @@
+"""System calls that Python has no wrapper for: constants, structures, one thin function a call.
+
+Standard library only, and little of it: `graft run` pays for every import before its command starts.
+Names are the kernel's. Every wrapper raises OSError with the call's name; none interprets an errno.
+"""
+
+import contextlib
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+
+AF_GRAFT = 4
+CLONE_NEWNET = 0x40000000
+CLONE_NEWNS = 0x00020000
+IFF_UP = 1
+IPPROTO_MPTCP = 262
+IPV6_FREEBIND = 78
+MNT_DETACH = 2
+MS_BIND = 4096
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_NOSUID = 2
+MS_RDONLY = 1
+MS_REC = 16384
+MS_SLAVE = 1 << 19
+NETNS_HOST_PATH = "/proc/self/ns/net"
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_ADDFD_FLAG_SEND = 2
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_GET_NOTIF_SIZES = 3
+SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
+SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+SO_NETNS_COOKIE = 71
+SO_PEERPIDFD = 77
+
+# linux/seccomp.h: _IOWR('!', n, ...)
+SECCOMP_IOCTL_NOTIF_RECV = 0xC0502100
+SECCOMP_IOCTL_NOTIF_SEND = 0xC0182101
+SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102
+SECCOMP_IOCTL_NOTIF_ADDFD = 0x40182103
+SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104
+
+# asm/unistd_64.h
+NR_IOCTL = 16
+NR_SOCKET = 41
+NR_LISTEN = 50
+NR_SECCOMP = 317
+NR_IO_URING_SETUP = 425
+NR_PIDFD_OPEN = 434
+NR_PIDFD_GETFD = 438
+
+AUDIT_ARCH_X86_64 = 0xC000003E
+AUDIT_ARCH_I386 = 0x40000003
+X32_SYSCALL_BIT = 0x40000000
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+libc.syscall.restype = ctypes.c_long
+libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+libc.unshare.argtypes = (ctypes.c_int,)
+
+
+class sock_fprog(ctypes.Structure):  # noqa: N801 - the kernel's name
+    """linux/filter.h"""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+class iovec(ctypes.Structure):  # noqa: N801
+    """sys/uio.h"""
+
+    _fields_ = (("iov_base", ctypes.c_void_p), ("iov_len", ctypes.c_size_t))
+
+
+def oserror(call: str, path: str | None = None) -> OSError:
+    """The error of the last libc call."""
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}", path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    if libc.unshare(flags) < 0:
+        raise oserror("unshare")
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """setns(2), for the calling thread."""
+    if libc.setns(fd, nstype) < 0:
+        raise oserror("setns")
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int) -> None:
+    """mount(2) without data."""
+    kind = fstype.encode() if fstype else None
+    if libc.mount(source.encode(), os.fsencode(target), kind, flags, None) < 0:
+        raise oserror("mount", target)
+
+
+def no_new_privs() -> None:
+    """PR_SET_NO_NEW_PRIVS (prctl(2)): what an unprivileged caller needs before a seccomp filter."""
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
+        raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def seccomp_listener(program: bytes, *, wait_killable: bool) -> int:
+    """Install a filter on the calling thread and return its notification descriptor (seccomp(2)).
+
+    Raises OSError: EBUSY if a filter of the thread has a listener already, EACCES without CAP_SYS_ADMIN or
+    no_new_privs, EINVAL if the kernel lacks the wait-killable flag.
+    """
+    fprog = sock_fprog(len(program) // 8, program)
+    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER
+    if wait_killable:
+        flags |= SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    fd: int = libc.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog))
+    if fd < 0:
+        raise oserror("seccomp")
+    return fd
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """pidfd_getfd(2): duplicate a descriptor of another process."""
+    copy: int = libc.syscall(NR_PIDFD_GETFD, pidfd, fd, 0)
+    if copy < 0:
+        raise oserror("pidfd_getfd")
+    return copy
+
+
+def _remote(call: str, pid: int, buffer: ctypes.Array[ctypes.c_char], address: int) -> int:
+    local = iovec(ctypes.addressof(buffer), len(buffer))
+    remote = iovec(address, len(buffer))
+    count: int = getattr(libc, call)(
+        pid, ctypes.byref(local), ctypes.c_ulong(1), ctypes.byref(remote), ctypes.c_ulong(1), ctypes.c_ulong(0)
+    )
+    if count < 0:
+        raise oserror(call)
+    return count
+
+
+def read_memory(pid: int, address: int, size: int) -> bytes:
+    """process_vm_readv(2); short at an unmapped page. May block on a page that another program serves."""
+    buffer = ctypes.create_string_buffer(size)
+    return buffer.raw[: _remote("process_vm_readv", pid, buffer, address)]
+
+
+def write_memory(pid: int, address: int, data: bytes) -> int:
+    """process_vm_writev(2); the number of bytes written."""
+    return _remote("process_vm_writev", pid, ctypes.create_string_buffer(data, len(data)), address)
+
+
+def netns_inode(pid: int | str = "self") -> int:
+    """Identity of a process's (or thread's) network namespace: the inode of /proc/PID/ns/net."""
+    return os.stat(f"/proc/{pid}/ns/net").st_ino
+
+
+@contextlib.contextmanager
+def inside_netns(fd: int) -> Iterator[None]:
+    """Run the body in another network namespace; only the calling thread moves."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def loopback_up() -> None:
+    """Set IFF_UP on `lo` of the current network namespace (netdevice(7))."""
+    import fcntl
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = bytearray(struct.pack("16sh22x", b"lo", 0))
+        fcntl.ioctl(sock, SIOCGIFFLAGS, request)
+        (flags,) = struct.unpack_from("h", request, 16)
+        struct.pack_into("h", request, 16, flags | IFF_UP)
+        fcntl.ioctl(sock, SIOCSIFFLAGS, request)
+
+
+def check_netns(fd: int) -> None:
+    """Raise OSError unless @fd is a network namespace (ioctl_ns(2), NS_GET_NSTYPE)."""
+    import fcntl
+
+    if fcntl.ioctl(fd, 0xB703) != CLONE_NEWNET:
+        raise OSError(22, os.strerror(22))

@@ -1,0 +1,66 @@
+"""Is a host port free, and if not, who holds it?"""
+
+import errno
+import os
+import socket
+
+from graft.endpoint import PROTOCOL_NAME, Address, Publication
+from graft.errors import Refused
+
+
+def check_publication(publication: Publication, addresses: list[Address]) -> None:
+    """Try each host port of @publication at each of @addresses, in the current netns.
+
+    Raises Refused naming the holder of a port in use (EADDRINUSE), or an address that is not the host's
+    (EADDRNOTAVAIL).
+    """
+    for address in addresses:
+        for port in range(publication.host_first, publication.host_first + publication.count):
+            _check(publication, address, port)
+
+
+def _check(publication: Publication, address: Address, port: int) -> None:
+    family = socket.AF_INET if address.v4 else socket.AF_INET6
+    tcp = publication.protocol == socket.IPPROTO_TCP
+    with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as probe:
+        if tcp:  # connections in TIME_WAIT do not hold the port against a server
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if not address.v4:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind((str(address), port))
+            if tcp:
+                probe.listen(1)
+        except OSError as error:
+            where = f"{address.with_port(port)}/{PROTOCOL_NAME[publication.protocol]}"
+            if error.errno == errno.EADDRINUSE:
+                raise Refused(
+                    f"-p {publication}: host port {where} is in use by {holder(port, publication.protocol)}",
+                    hint="publish another host port, or stop it",
+                    code="EADDRINUSE",
+                ) from None
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise Refused(
+                    f"-p {publication}: {address} is not an address of this host",
+                    hint="'ip address' lists them",
+                    code="EADDRNOTAVAIL",
+                ) from None
+            reason = os.strerror(error.errno or 0)
+            code = errno.errorcode.get(error.errno or 0, "")
+            raise Refused(f"-p {publication}: cannot bind {where}: {reason}", code=code) from None
+
+
+def holder(port: int, protocol: int) -> str:
+    """"NAME (pid N)" of a process that has @port bound, as far as this process may see it."""
+    import psutil
+
+    kind = "tcp" if protocol == socket.IPPROTO_TCP else "udp"
+    for entry in psutil.net_connections(kind):
+        if entry.laddr and entry.laddr.port == port and entry.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+            if entry.pid is None:
+                break
+            try:
+                return f"{psutil.Process(entry.pid).name()} (pid {entry.pid})"
+            except psutil.Error:
+                break
+    return "a socket whose process is not visible"

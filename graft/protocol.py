@@ -1,0 +1,200 @@
+"""Messages on graftd's two sockets, and their framing.
+
+Admin socket (root; group graft): one JSON object a line, descriptors attached to it. The first message of a
+connection may be any request; the answer is one line, {"ok": ...} or {"error": {...}}.
+Agent socket (anyone): the OCI runtimes' seccomp agent protocol: one ContainerProcessState JSON document
+(OCI runtime spec, config-linux.md) with one descriptor; there is no answer to a runtime. Such a document
+is complete when it parses, because runc keeps the connection open.
+
+A message is at most MESSAGE_MAX bytes with at most DESCRIPTORS_MAX descriptors.
+"""
+
+import json
+import socket
+from typing import Any
+
+import msgspec
+
+from graft.errors import GraftError, UsageError
+
+MESSAGE_MAX = 1 << 20
+DESCRIPTORS_MAX = 4
+
+
+class Request(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
+    """What all requests have: the client's version, and the namespace that is meant (default: the caller's)."""
+
+    version: str
+    netns: str | None = None
+
+
+class Run(Request, tag="run"):
+    """A target wants in. Descriptors: its seccomp listener."""
+
+    name: str | None = None
+    publish: list[str] = []
+    ingress: list[str] = []
+    egress: list[str] = []
+    egress_default: str | None = None
+    argv: list[str] = []
+    strict: bool = False
+
+
+class EndpointAdd(Request, tag="endpoint-add"):
+    """graft endpoint add."""
+
+    name: str
+    type: str
+    addr: str
+    port: str
+
+
+class EndpointDel(Request, tag="endpoint-del"):
+    """graft endpoint del."""
+
+    name: str
+
+
+class EndpointShow(Request, tag="endpoint-show"):
+    """graft endpoint show."""
+
+    name: str | None = None
+
+
+class RuleAdd(Request, tag="rule-add"):
+    """graft rule add."""
+
+    publish: list[str] = []
+    ingress: list[str] = []
+    egress: list[str] = []
+
+
+class RuleDel(Request, tag="rule-del"):
+    """graft rule del."""
+
+    publish: list[str] = []
+    ingress: list[str] = []
+    egress: list[str] = []
+
+
+class RuleShow(Request, tag="rule-show"):
+    """graft rule show."""
+
+
+class Ps(Request, tag="ps"):
+    """graft ps."""
+
+
+class Inspect(Request, tag="inspect"):
+    """graft inspect."""
+
+    name: str
+
+
+class Status(Request, tag="status"):
+    """What graftd is, for graft doctor and graft bench."""
+
+
+class Stop(Request, tag="stop"):
+    """graftd --stop."""
+
+    force: bool = False
+
+
+AnyRequest = (
+    Run | EndpointAdd | EndpointDel | EndpointShow | RuleAdd | RuleDel | RuleShow | Ps | Inspect | Status | Stop
+)
+_decoder = msgspec.json.Decoder(AnyRequest)
+
+
+class OciState(msgspec.Struct):
+    """The runtime state inside ContainerProcessState."""
+
+    id: str
+    pid: int = 0
+    status: str = ""
+    bundle: str = ""
+    annotations: dict[str, str] = {}
+
+
+class ContainerProcessState(msgspec.Struct):
+    """What an OCI runtime sends with a listener."""
+
+    fds: list[str]
+    state: OciState
+    pid: int = 0
+    metadata: str = ""
+
+
+class Metadata(msgspec.Struct, forbid_unknown_fields=True):
+    """`listenerMetadata` that graft understands."""
+
+    name: str | None = None
+    publish: list[str] = []
+    ingress: list[str] = []
+    egress: list[str] = []
+    egress_default: str | None = None
+    strict: bool = False
+
+
+_state_decoder = msgspec.json.Decoder(ContainerProcessState)
+_metadata_decoder = msgspec.json.Decoder(Metadata)
+
+
+def decode_request(line: bytes) -> AnyRequest:
+    """One admin request. Raises UsageError."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(f"malformed request: {error}") from None
+
+
+def decode_state(text: bytes) -> ContainerProcessState:
+    """One agent message. Raises UsageError."""
+    try:
+        return _state_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(f"malformed container process state: {error}") from None
+
+
+def decode_metadata(text: str) -> Metadata:
+    """The metadata of an agent message; empty means the defaults. Raises UsageError."""
+    if not text.strip():
+        return Metadata()
+    try:
+        return _metadata_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(f"malformed listenerMetadata: {error}") from None
+
+
+def complete(text: bytes) -> bool:
+    """Is @text a whole JSON document (or hopeless, which decoding will tell)?"""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos < len(text.rstrip()) and not error.msg.startswith("Unterminated")
+    except (UnicodeDecodeError, RecursionError):
+        return True
+    return True
+
+
+def error_document(error: GraftError) -> dict[str, Any]:
+    """An error as it travels."""
+    return {
+        "error": {
+            "status": error.exit_status,
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+        }
+    }
+
+
+def credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """pid, uid, gid of the peer when it connected (SO_PEERCRED, unix(7))."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return (
+        int.from_bytes(raw[:4], "little", signed=True),
+        int.from_bytes(raw[4:8], "little"),
+        int.from_bytes(raw[8:], "little"),
+    )

@@ -1,0 +1,419 @@
+"""Tenants and endpoint tables: what graftd knows, kept equal to what the kernel has.
+
+An endpoint table belongs to a network namespace, a tenant is the policy of one such namespace while targets
+run in it. Both are found by the namespace's inode. Every change goes through `apply`, which compiles the
+tenant's rules and brings the kernel's tables from what they were to what they shall be: first what is new,
+then the flags, then the removal of what is old, so that a bind in between meets either rule, never none.
+The whole is written to state.json after each change; a graftd that starts reads it back.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from graft import host, linux, policy, ports
+from graft.bpf import TENANT, Kernel
+from graft.endpoint import (
+    ANY4,
+    ANY6,
+    PROTOCOL_NAME,
+    Address,
+    EgressRule,
+    Endpoint,
+    IngressRule,
+    Publication,
+    parse_address,
+    parse_egress,
+    parse_endpoint_port,
+    parse_ingress,
+    parse_name,
+    parse_publication,
+    published,
+)
+from graft.errors import Refused
+
+OWNER_BASE = 0x70000000
+STATE_VERSION = 1
+KEY_SIZES = (
+    ("ingress", policy.INGRESS_KEY.size),
+    ("egress", policy.EGRESS_KEY.size),
+    ("services", policy.SERVICE_KEY.size),
+)
+
+
+class Table:
+    """The endpoint table of one network namespace."""
+
+    def __init__(self, netns: int, label: str) -> None:
+        self.netns = netns
+        self.label = label  # what the user called it: a path, a name, "pid N"
+        self.endpoints: dict[str, Endpoint] = {}
+
+
+class Tenant:
+    """The policy of one container netns."""
+
+    def __init__(self, number: int, slot: int, name: str, table: Table) -> None:
+        self.id = number
+        self.slot = slot
+        self.name = name
+        self.table = table
+        self.netns = table.netns
+        self.ingress: list[IngressRule] = []
+        self.egress: list[EgressRule] = []
+        self.publications: list[Publication] = []
+        self.egress_host = True
+        self.strict = False
+        self.resolvers: list[Address] = []
+        self.argv: list[str] = []
+        self.pid = 0
+        self.started = time.time()
+        self.netns_fd = -1
+        self.listeners: set[int] = set()
+        self.installed = policy.Tables({}, {}, {}, 0)
+        self._probes: dict[int, socket.socket] = {}
+
+    @property
+    def owner(self) -> int:
+        """The uid that owns this tenant's sockets."""
+        return OWNER_BASE + self.slot
+
+    def probe(self, family: int) -> socket.socket:
+        """A datagram socket in the tenant's own netns, to ask about its devices."""
+        if family not in self._probes:
+            with linux.inside_netns(self.netns_fd):
+                self._probes[family] = socket.socket(family, socket.SOCK_DGRAM)
+        return self._probes[family]
+
+    def cookie(self) -> int:
+        """SO_NETNS_COOKIE of the tenant's own netns."""
+        with linux.inside_netns(self.netns_fd):
+            return host.netns_cookie()
+
+    def compile(self) -> policy.Tables:
+        """What the kernel shall have of this tenant."""
+        return policy.compile_tables(
+            self.id,
+            self.table.endpoints,
+            self.ingress,
+            self.egress,
+            egress_host=self.egress_host,
+            strict=self.strict,
+            resolvers=self.resolvers,
+        )
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        for probe in self._probes.values():
+            probe.close()
+        self._probes.clear()
+        if self.netns_fd >= 0:
+            os.close(self.netns_fd)
+            self.netns_fd = -1
+
+
+class Registry:
+    """All tables and tenants of one graftd."""
+
+    def __init__(self, kernel: Kernel, state: Path) -> None:
+        self.kernel = kernel
+        self.state = state
+        self.tables: dict[int, Table] = {}
+        self.tenants: dict[int, Tenant] = {}
+        self.next_id = 1
+        self.ipv6 = host.has_ipv6()
+
+    # -- look up --
+
+    def by_netns(self, netns: int) -> Tenant | None:
+        """The tenant of a namespace."""
+        return next((t for t in self.tenants.values() if t.netns == netns), None)
+
+    def by_name(self, name: str) -> Tenant | None:
+        """A tenant by its name."""
+        return next((t for t in self.tenants.values() if t.name == name), None)
+
+    def table(self, netns: int, label: str) -> Table:
+        """The table of a namespace, made if need be."""
+        return self.tables.setdefault(netns, Table(netns, label))
+
+    # -- tenants --
+
+    def admit(self, table: Table, name: str, argv: Sequence[str]) -> Tenant:
+        """A new tenant without rules. Raises Refused if the name is taken or all blocks are."""
+        if self.by_name(name):
+            raise Refused(f"a container named '{name}' is running", hint="choose another --name", code="EEXIST")
+        used = {t.slot for t in self.tenants.values()}
+        slot = next((n for n in range(1, policy.SLICE_SLOTS) if n not in used), 0)
+        if not slot:
+            raise Refused(f"{policy.SLICE_SLOTS - 1} containers are running", code="ENOSPC")
+        tenant = Tenant(self.next_id, slot, name, table)
+        tenant.argv = list(argv)
+        self.next_id += 1
+        return tenant
+
+    def install(self, tenant: Tenant) -> None:
+        """Make an admitted tenant known to the kernel."""
+        self.tenants[tenant.id] = tenant
+        try:
+            self.apply(tenant)
+        except BaseException:
+            self.remove(tenant)
+            raise
+
+    def remove(self, tenant: Tenant) -> None:
+        """Take a tenant and its published endpoints away; its sockets, if any are left, are refused."""
+        for index, (name, _) in enumerate(KEY_SIZES):
+            for key in tenant.installed[index]:
+                self.kernel.maps[name].delete(key)
+        self.kernel.maps["tenants"].delete(tenant.id.to_bytes(4, "little"))
+        self.kernel.forget(tenant.id)
+        self.tenants.pop(tenant.id, None)
+        tenant.close()
+        table = tenant.table
+        table.endpoints = {n: e for n, e in table.endpoints.items() if not e.published}
+        if not table.endpoints:
+            self.tables.pop(table.netns, None)
+        self.save()
+
+    def apply(self, tenant: Tenant) -> None:
+        """Bring the kernel's tables to the tenant's rules, and save."""
+        tables = tenant.compile()
+        maps = self.kernel.maps
+        named = [(tables[i], tenant.installed[i], name) for i, (name, _) in enumerate(KEY_SIZES)]
+        for new, old, name in named:
+            for key, value in new.items():
+                if old.get(key) != value:
+                    maps[name].update(key, value)
+        value = TENANT.pack(tenant.cookie(), tenant.slot, tables.flags)
+        maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
+        for new, old, name in named:
+            for key in old.keys() - new.keys():
+                maps[name].delete(key)
+        tenant.installed = tables
+        self.save()
+
+    def reconcile(self) -> None:
+        """After a restart: delete from the kernel what no tenant accounts for, and put the rest there."""
+        wanted = [tenant.compile() for tenant in self.tenants.values()]
+        for index, (name, key_size) in enumerate(KEY_SIZES):
+            keep = {key for tables in wanted for key in tables[index]}
+            for key in list(self.kernel.maps[name].keys(key_size)):
+                if key not in keep:
+                    self.kernel.maps[name].delete(key)
+        known = {tenant.to_bytes(4, "little") for tenant in self.tenants}
+        for key in list(self.kernel.maps["tenants"].keys(4)):
+            if key not in known:
+                self.kernel.maps["tenants"].delete(key)
+                self.kernel.forget(int.from_bytes(key, "little"))
+        for tenant in self.tenants.values():
+            tenant.installed = policy.Tables({}, {}, {}, 0)
+            self.apply(tenant)
+
+    # -- rules --
+
+    def publish(self, tenant: Tenant, publications: Iterable[Publication]) -> None:
+        """Add `-p` publications to a tenant's table and rules. Raises Refused; then nothing has changed."""
+        taken = set(tenant.table.endpoints)
+        made: list[tuple[Endpoint, IngressRule]] = []
+        accepted: list[Publication] = []
+        for publication in publications:
+            pairs = published(publication, taken, ipv6=self.ipv6)
+            addresses = [endpoint.address for endpoint, _ in pairs]
+            self._check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
+            for other in self.tenants.values():
+                if other is not tenant:
+                    self._check_conflicts(publication, addresses, other.publications, other.name)
+            ports.check_publication(publication, addresses)
+            made += pairs
+            accepted.append(publication)
+        for endpoint, rule in made:
+            tenant.table.endpoints[endpoint.name] = endpoint
+            tenant.ingress.append(rule)
+        tenant.publications += accepted
+
+    def _check_conflicts(
+        self, publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str
+    ) -> None:
+        for other in others:
+            theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
+            if (
+                other.protocol == publication.protocol
+                and other.host_first < publication.host_first + publication.count
+                and publication.host_first < other.host_first + other.count
+                and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in theirs)
+            ):
+                raise Refused(
+                    f"-p {publication}: host port is published by container '{name}' (-p {other})",
+                    hint="publish another host port",
+                    code="EADDRINUSE",
+                )
+
+    def unpublish(self, tenant: Tenant, publication: Publication) -> None:
+        """Take a publication back; what is bound through it stays open."""
+        if publication not in tenant.publications:
+            raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
+        tenant.publications.remove(publication)
+        last = publication.first + publication.count - 1
+        gone = [
+            rule
+            for rule in tenant.ingress
+            if (rule.first, rule.last, rule.protocols) == (publication.first, last, (publication.protocol,))
+            and (endpoint := tenant.table.endpoints.get(rule.endpoint)) is not None
+            and endpoint.published
+            and endpoint.port == publication.host_first
+            and (publication.address is None) == endpoint.address.any
+        ]
+        for rule in gone:
+            tenant.ingress.remove(rule)
+            del tenant.table.endpoints[rule.endpoint]
+
+    def add_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
+        """Append rules after checking all of them."""
+        ingress, egress = list(ingress), list(egress)
+        for rule in (*ingress, *egress):
+            policy.check_rule(rule, tenant.table.endpoints)
+            if rule in tenant.ingress or rule in tenant.egress:
+                raise Refused(f"rule '{rule}' exists", code="EEXIST")
+        tenant.ingress += ingress
+        tenant.egress += egress
+
+    def delete_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
+        """Remove rules; all of them must exist."""
+        ingress, egress = list(ingress), list(egress)
+        for rule in (*ingress, *egress):
+            if rule not in tenant.ingress and rule not in tenant.egress:
+                raise Refused(f"rule '{rule}' does not exist", hint="'graft rule show' lists them", code="ENOENT")
+        tenant.ingress = [rule for rule in tenant.ingress if rule not in ingress]
+        tenant.egress = [rule for rule in tenant.egress if rule not in egress]
+
+    # -- endpoints --
+
+    def add_endpoint(self, table: Table, name: str, kind: str, address: str, port: str) -> Endpoint:
+        """`graft endpoint add`. Raises UsageError for the grammar, Refused (EEXIST) for a name in use."""
+        endpoint = Endpoint(parse_name(name), parse_address(address, kind=kind), parse_endpoint_port(port))
+        if name in table.endpoints:
+            raise Refused(
+                f"endpoint '{name}' exists in this namespace",
+                hint=f"delete it first: graft endpoint del {name}",
+                code="EEXIST",
+            )
+        table.endpoints[name] = endpoint
+        self._table_changed(table)
+        return endpoint
+
+    def delete_endpoint(self, table: Table, name: str) -> None:
+        """`graft endpoint del`: no new bind or connect through it; open sockets stay."""
+        if name not in table.endpoints:
+            raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
+        if table.endpoints[name].published:
+            raise Refused(
+                f"endpoint '{name}' belongs to a publication",
+                hint="take that back with 'graft rule del -p ...'",
+                code="EBUSY",
+            )
+        del table.endpoints[name]
+        self._table_changed(table)
+        if not table.endpoints and self.by_netns(table.netns) is None:
+            self.tables.pop(table.netns, None)
+            self.save()
+
+    def _table_changed(self, table: Table) -> None:
+        tenant = self.by_netns(table.netns)
+        if tenant:
+            self.apply(tenant)
+        else:
+            self.save()
+
+    # -- state --
+
+    def save(self) -> None:
+        """Write state.json whole, then rename it into place."""
+        document = {
+            "version": STATE_VERSION,
+            "next_id": self.next_id,
+            "tables": [
+                {
+                    "netns": table.netns,
+                    "label": table.label,
+                    "endpoints": [endpoint_document(e) for e in table.endpoints.values()],
+                }
+                for table in self.tables.values()
+            ],
+            "tenants": [
+                {
+                    "id": t.id,
+                    "slot": t.slot,
+                    "name": t.name,
+                    "netns": t.netns,
+                    "ingress": [{"rule": str(r), "protocols": list(r.protocols)} for r in t.ingress],
+                    "egress": [str(r) for r in t.egress],
+                    "publications": [str(p) for p in t.publications],
+                    "egress_host": t.egress_host,
+                    "strict": t.strict,
+                    "resolvers": [str(a) for a in t.resolvers],
+                    "argv": t.argv,
+                    "pid": t.pid,
+                    "started": t.started,
+                }
+                for t in self.tenants.values()
+            ],
+        }
+        temporary = self.state.with_suffix(".new")
+        temporary.write_text(json.dumps(document))
+        temporary.rename(self.state)
+
+    def load(self) -> None:
+        """Read state.json back; tenants come without descriptors. An absent file is an empty state."""
+        try:
+            document: dict[str, Any] = json.loads(self.state.read_text())
+        except FileNotFoundError:
+            return
+        self.next_id = document["next_id"]
+        for saved in document["tables"]:
+            table = self.table(saved["netns"], saved["label"])
+            for e in saved["endpoints"]:
+                port = 0 if e["port"] == "dynamic" else int(str(e["port"]).partition("-")[0])
+                endpoint = Endpoint(e["name"], parse_address(e["addr"]), port, e["span"], e["published"])
+                table.endpoints[endpoint.name] = endpoint
+        for saved in document["tenants"]:
+            tenant = Tenant(saved["id"], saved["slot"], saved["name"], self.tables[saved["netns"]])
+            tenant.ingress = [
+                parse_ingress(r["rule"])._replace(protocols=tuple(r["protocols"])) for r in saved["ingress"]
+            ]
+            tenant.egress = [parse_egress(r) for r in saved["egress"]]
+            tenant.publications = [parse_publication(p) for p in saved["publications"]]
+            tenant.egress_host = saved["egress_host"]
+            tenant.strict = saved["strict"]
+            tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
+            tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
+            self.tenants[tenant.id] = tenant
+
+
+def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
+    """An endpoint in JSON, as `graft endpoint show -j` prints it."""
+    return {
+        "name": endpoint.name,
+        "type": endpoint.address.kind,
+        "addr": str(endpoint.address),
+        "port": endpoint.port if endpoint.port and endpoint.span == 1 else endpoint.port_text,
+        "span": endpoint.span,
+        "published": endpoint.published,
+    }
+
+
+def rule_documents(tenant: Tenant) -> dict[str, Any]:
+    """A tenant's rules in JSON."""
+    return {
+        "publish": [str(p) for p in tenant.publications],
+        "ingress": [
+            {"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress
+        ],
+        "egress": [str(r) for r in tenant.egress],
+        "egress_default": "host" if tenant.egress_host else "none",
+        "strict": tenant.strict,
+    }
