@@ -261,8 +261,8 @@ static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_ad
 
 enum { NOBODY, OWN, ALIEN };
 
-/* Who would get a connection to @a, an address of the host? */
-static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a)
+/* Who would get what is sent to @a, an address of the host? @from finds connected UDP sockets. */
+static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct graft_stamp *stamp;
@@ -270,9 +270,11 @@ static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 	int who = ALIEN;
 	__u32 size;
 
-	if (!a)
+	if (!a || !from)
 		return NOBODY;
 	if (is_v4(a)) {
+		tuple.ipv4.saddr = from->ip[3];
+		tuple.ipv4.sport = bpf_htons((__u16)from->port);
 		tuple.ipv4.daddr = a->ip[3];
 		tuple.ipv4.dport = bpf_htons((__u16)a->port);
 		size = sizeof(tuple.ipv4);
@@ -281,6 +283,8 @@ static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 		else
 			sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, from->ip, sizeof(tuple.ipv6.saddr));
+		tuple.ipv6.sport = bpf_htons((__u16)from->port);
 		__builtin_memcpy(tuple.ipv6.daddr, a->ip, sizeof(tuple.ipv6.daddr));
 		tuple.ipv6.dport = bpf_htons((__u16)a->port);
 		size = sizeof(tuple.ipv6);
@@ -298,8 +302,29 @@ static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 	return who;
 }
 
+/* Where this socket sends from when it sends to the container's own loopback. */
+static __always_inline void sender(struct bpf_sock_addr *ctx, struct graft_addr *from, bool v4, __u32 slot)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	slice_ip(from, v4, slot, SLICE_DYNAMIC);
+	from->port = 0;
+	if (!sk)
+		return;
+	from->port = sk->src_port;
+	if (v4 && sk->src_ip4)
+		set_v4(from, sk->src_ip4);
+	if (!v4 && (sk->src_ip6[0] || sk->src_ip6[3])) {
+		from->ip[0] = sk->src_ip6[0];
+		from->ip[1] = sk->src_ip6[1];
+		from->ip[2] = sk->src_ip6[2];
+		from->ip[3] = sk->src_ip6[3];
+	}
+}
+
 /* The host address of a port that the container published, if one of its sockets is there. */
-static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *asked, __u32 slot)
+static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *asked, __u32 slot,
+				 struct graft_addr *from)
 {
 	struct graft_dynamic_key key = {.tenant = tenant};
 	struct graft_ingress *rule;
@@ -324,7 +349,7 @@ static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct
 	}
 	if (is_any(found.ip))
 		slice_ip(&found, is_v4(asked), slot, SLICE_DYNAMIC);
-	if (receiver(ctx, tenant, &found) != OWN)
+	if (receiver(ctx, tenant, &found, from) != OWN)
 		return false;
 	*asked = found;
 	return true;
@@ -337,6 +362,7 @@ static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct
  */
 static __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slot)
 {
+	struct graft_addr from;
 	struct graft_addr try;
 	__u32 port;
 	int who;
@@ -345,16 +371,17 @@ static __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 	if (!a)
 		return NOBODY;
 	v4 = is_v4(a);
+	sender(ctx, &from, v4, slot);
 	port = a->port;
 	slice_addr(&try, v4, slot, port);
-	who = receiver(ctx, tenant, &try);
+	who = receiver(ctx, tenant, &try, &from);
 	if (who == OWN) {
 		*a = try;
 		return OWN;
 	}
 	slice_ip(&try, v4, slot, SLICE_DYNAMIC);
 	try.port = port;
-	if (receiver(ctx, tenant, &try) == OWN) {
+	if (receiver(ctx, tenant, &try, &from) == OWN) {
 		*a = try;
 		return OWN;
 	}
@@ -362,12 +389,12 @@ static __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 		set_v4(&try, 0);
 	else
 		__builtin_memset(try.ip, 0, sizeof(try.ip));
-	if (published(ctx, tenant, &try, slot)) {
+	if (published(ctx, tenant, &try, slot, &from)) {
 		*a = try;
 		return OWN;
 	}
 	try = *a;
-	if (published(ctx, tenant, &try, slot)) {
+	if (published(ctx, tenant, &try, slot, &from)) {
 		*a = try;
 		return OWN;
 	}
@@ -659,8 +686,6 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 
 /* ---- UDP sends ---- */
 
-enum { SOURCE_KEEP, SOURCE_SET };
-
 static __always_inline bool asked_us(__u32 tenant, const struct graft_addr *a)
 {
 	struct graft_asker_key key = {.tenant = tenant, .port = a->port};
@@ -670,35 +695,33 @@ static __always_inline bool asked_us(__u32 tenant, const struct graft_addr *a)
 }
 
 /*
- * Decide a datagram to @a. @source is what a control message asked for (unspecified if none); where the
- * result says so it is replaced. A program may choose among its own: never a loopback address, which
- * would make it look like another container's neighbour.
+ * Decide a datagram to @a. @bound is the socket's own address, unspecified if it has none. @source is what
+ * the kernel would use: @bound, or what a control message asked for. A program may choose among the host's
+ * addresses, but never a loopback one: that would make it look like another container's neighbour.
  */
 static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source,
-				  struct graft_stamp *stamp)
+				  struct graft_addr *bound)
 {
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
 	struct graft_addr asked;
-	bool bound_here;
 	__u32 id;
 
-	if (!a || !source || !stamp)
+	if (!a || !source || !bound || !stamp)
 		return DENY;
 	id = stamp->tenant;
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(id, DENIED(OP_SEND, REASON_NO_TENANT), ENETUNREACH, IPPROTO_UDP, a);
 	asked = *a;
-	bound_here = stamp->flags & STAMP_PRIVATE;
 	if (is_loopback(source) || in_slices(source))
-		__builtin_memset(source->ip, 0, sizeof(source->ip));
+		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (is_loopback(&asked) || is_any(asked.ip)) {
 		switch (resolve_local(ctx, a, stamp, tenant)) {
 		case LOCAL_OWN:
-			__builtin_memset(source->ip, 0, sizeof(source->ip));
-			if (in_slices(a) && !bound_here &&
-			    (!(stamp->flags & STAMP_INGRESS) || is_any(stamp->local_real.ip)))
+			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
+			if (in_slices(a) && is_any(bound->ip))
 				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
 			break;
 		case LOCAL_HOST:
@@ -717,37 +740,35 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 			return ALLOW;
 		return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
 	}
-	if (bound_here)
+	if (in_slices(bound))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (is_any(rule->ip))
+	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
-	if (stamp->flags & STAMP_INGRESS && !is_any(stamp->local_real.ip)) {
-		if (same_ip(stamp->local_real.ip, rule->ip) || asked_us(id, a))
-			return ALLOW;
+	if (stamp->flags & STAMP_INGRESS && asked_us(id, a))
+		return ALLOW;
+	if (!is_any(bound->ip))
 		return deny(id, DENIED(OP_SEND, REASON_WRONG_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
-	}
-	if (!(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
-		__builtin_memcpy(source->ip, rule->ip, sizeof(source->ip));
+	__builtin_memcpy(source->ip, rule->ip, sizeof(source->ip));
 	return ALLOW;
 }
 
 SEC("cgroup/sendmsg4")
 int graft_sendmsg4(struct bpf_sock_addr *ctx)
 {
-	struct graft_stamp *stamp = stamp_of(ctx->sk);
-	struct graft_addr a, source;
+	struct graft_addr a, source = {}, bound = {};
 
-	if (!stamp)
+	if (!stamp_of(ctx->sk))
 		return ALLOW;
 	load4(ctx, &a);
 	set_v4(&source, ctx->msg_src_ip4);
+	set_v4(&bound, ctx->sk->src_ip4);
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
 		/* connected, with a control message: the destination was decided at connect() */
 		if (is_loopback(&source))
-			ctx->msg_src_ip4 = 0;
+			ctx->msg_src_ip4 = bound.ip[3];
 		return ALLOW;
 	}
-	if (!decide_send(ctx, &a, &source, stamp))
+	if (!decide_send(ctx, &a, &source, &bound))
 		return DENY;
 	store4(ctx, &a);
 	ctx->msg_src_ip4 = source.ip[3];
@@ -757,22 +778,24 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg6")
 int graft_sendmsg6(struct bpf_sock_addr *ctx)
 {
-	struct graft_stamp *stamp = stamp_of(ctx->sk);
-	struct graft_addr a, source;
+	struct graft_addr a, source = {}, bound = {};
 
-	if (!stamp)
+	if (!stamp_of(ctx->sk))
 		return ALLOW;
 	load6(ctx, &a);
 	source.ip[0] = ctx->msg_src_ip6[0];
 	source.ip[1] = ctx->msg_src_ip6[1];
 	source.ip[2] = ctx->msg_src_ip6[2];
 	source.ip[3] = ctx->msg_src_ip6[3];
-	source.port = 0;
+	bound.ip[0] = ctx->sk->src_ip6[0];
+	bound.ip[1] = ctx->sk->src_ip6[1];
+	bound.ip[2] = ctx->sk->src_ip6[2];
+	bound.ip[3] = ctx->sk->src_ip6[3];
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
 		if (!is_loopback(&source) && !in_slices(&source))
 			return ALLOW;
-		__builtin_memset(source.ip, 0, sizeof(source.ip));
-	} else if (!decide_send(ctx, &a, &source, stamp)) {
+		source = bound;
+	} else if (!decide_send(ctx, &a, &source, &bound)) {
 		return DENY;
 	} else {
 		store6(ctx, &a);

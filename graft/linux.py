@@ -148,7 +148,8 @@ def _remote(call: str, pid: int, buffer: ctypes.Array[ctypes.c_char], address: i
 def read_memory(pid: int, address: int, size: int) -> bytes:
     """process_vm_readv(2); short at an unmapped page. May block on a page that another program serves."""
     buffer = ctypes.create_string_buffer(size)
-    return buffer.raw[: _remote("process_vm_readv", pid, buffer, address)]
+    count = _remote("process_vm_readv", pid, buffer, address)
+    return buffer.raw[:count]
 
 
 def write_memory(pid: int, address: int, data: bytes) -> int:

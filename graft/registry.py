@@ -9,6 +9,7 @@ The whole is written to state.json after each change; a graftd that starts reads
 
 import json
 import os
+import random
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,7 @@ from graft.endpoint import (
 from graft.errors import Refused
 
 OWNER_BASE = 0x70000000
+BLOCKS = policy.SLICE_SLOTS - 1
 STATE_VERSION = 1
 KEY_SIZES = (
     ("ingress", policy.INGRESS_KEY.size),
@@ -125,6 +127,7 @@ class Registry:
         self.tables: dict[int, Table] = {}
         self.tenants: dict[int, Tenant] = {}
         self.next_id = 1
+        self.next_slot = random.randrange(BLOCKS)
         self.ipv6 = host.has_ipv6()
 
     # -- look up --
@@ -147,14 +150,21 @@ class Registry:
         """A new tenant without rules. Raises Refused if the name is taken or all blocks are."""
         if self.by_name(name):
             raise Refused(f"a container named '{name}' is running", hint="choose another --name", code="EEXIST")
-        used = {t.slot for t in self.tenants.values()}
-        slot = next((n for n in range(1, policy.SLICE_SLOTS) if n not in used), 0)
-        if not slot:
-            raise Refused(f"{policy.SLICE_SLOTS - 1} containers are running", code="ENOSPC")
+        slot = self._free_slot()
         tenant = Tenant(self.next_id, slot, name, table)
         tenant.argv = list(argv)
         self.next_id += 1
         return tenant
+
+    def _free_slot(self) -> int:
+        """Blocks are used in turn, so that a new container meets no TIME_WAIT of the one before."""
+        used = {t.slot for t in self.tenants.values()}
+        for n in range(self.next_slot, self.next_slot + BLOCKS):
+            slot = n % BLOCKS + 1
+            if slot not in used:
+                self.next_slot = slot
+                return slot
+        raise Refused(f"{BLOCKS} containers are running", code="ENOSPC")
 
     def install(self, tenant: Tenant) -> None:
         """Make an admitted tenant known to the kernel."""
@@ -336,6 +346,7 @@ class Registry:
         document = {
             "version": STATE_VERSION,
             "next_id": self.next_id,
+            "next_slot": self.next_slot,
             "tables": [
                 {
                     "netns": table.netns,
@@ -374,6 +385,7 @@ class Registry:
         except FileNotFoundError:
             return
         self.next_id = document["next_id"]
+        self.next_slot = document["next_slot"]
         for saved in document["tables"]:
             table = self.table(saved["netns"], saved["label"])
             for e in saved["endpoints"]:
