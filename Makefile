@@ -1,0 +1,73 @@
+# graft: 'make demo' shows it, 'make test' proves it. Both install what is missing (as root) and leave nothing behind.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON := .venv/bin/python3
+CLANG ?= clang
+MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarch 2>/dev/null)
+BPF_SOURCES := csrc/graft.bpf.c csrc/graft.h csrc/slice.bpf.h csrc/options.bpf.h
+BPF_OBJECT := graft/graft.bpf.o
+
+.PHONY: all demo test unit lint test-kernel bench build setup setup-test wheel install clean help
+
+all: build
+
+help:
+	@echo "make demo          install what is missing, show graft at work with nginx"
+	@echo "make test          install what is missing, run every test"
+	@echo "make unit lint     the tests that need no root"
+	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
+	@echo "make bench         graft beside the host's own stack, in pairs"
+	@echo "make wheel         a wheel with the compiled BPF object"
+	@echo "make install       graft and graftd under PREFIX (/opt/graft), links in /usr/local/bin, systemd units"
+
+setup:
+	@scripts/setup.sh run
+
+setup-test:
+	@scripts/setup.sh run test
+
+.venv/stamp: pyproject.toml
+	@echo "graft: virtual environment in .venv"
+	@test -x $(PYTHON) || python3 -m venv .venv
+	@$(PYTHON) scripts/requirements.py | $(PYTHON) -m pip install -q --disable-pip-version-check -r /dev/stdin
+	@touch $@
+
+$(BPF_OBJECT): $(BPF_SOURCES)
+	@echo "graft: compile $@"
+	@$(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
+
+build: .venv/stamp $(BPF_OBJECT)
+
+demo: setup
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m bench.demo
+
+test: setup-test
+	@$(MAKE) --no-print-directory build
+	@scripts/test.sh
+
+unit: build
+	@$(PYTHON) -m pytest -q tests/unit
+
+lint: build
+	@$(PYTHON) -m pytest -q tests/test_lint.py
+
+test-kernel: setup-test
+	@$(MAKE) --no-print-directory build
+	@scripts/kernel-6.1.sh
+
+bench: setup
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m bench
+
+wheel: build
+	@$(PYTHON) -m pip wheel -q --no-deps -w dist .
+	@ls dist/*.whl
+
+install: setup
+	@scripts/install.sh
+
+clean:
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT)
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,108 @@
+"""make demo: a web server in a namespace that has nothing but lo, reached from outside at host speed."""
+
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+from bench.lab import HOST4, HOST6, Lab, laboratory, wait_for
+
+PAIRS = 5
+SECONDS = 2
+NGINX = """
+daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+    access_log {dir}/access.log;
+    client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
+    server {{ listen {port}; listen [::]:{port}; root {root}; }}
+}}
+"""
+
+
+def nginx_config(lab: Lab, name: str, port: int) -> Path:
+    """A configuration of one worker that serves lab.work/root."""
+    directory = lab.work / name
+    directory.mkdir()
+    path = directory / "nginx.conf"
+    path.write_text(NGINX.format(dir=directory, port=port, root=lab.work / "root"))
+    return path
+
+
+def show(prompt: str, command: str, output: str) -> None:
+    """A transcript."""
+    print(f"{prompt}$ {command}")
+    for line in output.rstrip().splitlines():
+        print(f"    {line}")
+    print(flush=True)
+
+
+def rate(lab: Lab, port: int) -> float:
+    """Bytes a second of 64 KiB responses on kept-alive connections, by wrk on the client."""
+    script = lab.work / "report.lua"
+    script.write_text('done = function(s, l, r) io.write("BYTES ", s.bytes, " ", s.duration, "\\n") end\n')
+    url = f"http://{HOST4}:{port}/64k"
+    result = lab.client("wrk", "-t1", "-c16", f"-d{SECONDS}s", "-s", script, url)
+    for line in result.stdout.splitlines():
+        if line.startswith("BYTES"):
+            return float(line.split()[1]) / float(line.split()[2]) * 1e6
+    raise RuntimeError(f"wrk: {result.stdout}{result.stderr}")
+
+
+def demonstrate(lab: Lab) -> float:
+    """The main job; returns the ratio graft : host."""
+    root = lab.work / "root"
+    root.mkdir()
+    (root / "index.html").write_text("served by nginx, in a namespace with nothing but lo\n")
+    (root / "64k").write_bytes(bytes(65536))
+    config = nginx_config(lab, "grafted", 80)
+    lab.spawn_graft("--name", "web", "-p", "8080:80", "nginx", "-c", config, stderr=sys.stderr)
+    lab.wait_listening(8080)
+    show("host", "graft run --name web -p 8080:80 nginx", "(started)")
+    show("host", "graft ps", lab.graft("ps").stdout)
+    pid = json.loads(lab.graft("ps", "-j").stdout)[0]["pid"]
+    show("host", f"nsenter --net=/proc/{pid}/ns/net ip -brief address", lab.host(
+        "nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-brief", "address").stdout)
+    show("host", "graft endpoint show --netns web", lab.graft("endpoint", "show", "--netns", "web").stdout)
+    for address in (HOST4, f"[{HOST6}]"):
+        url = f"http://{address}:8080/"
+        fetched = lab.client("curl", "-sS", "--max-time", "5", url)
+        if fetched.returncode:
+            raise RuntimeError(f"fetch {url}: {fetched.stderr}")
+        show("client", f"curl {url}", fetched.stdout)
+    log = lab.work / "grafted" / "access.log"
+    show("web", "cat access.log", wait_for(log.read_text, "the access log"))
+    lab.spawn("nginx", "-c", nginx_config(lab, "plain", 8081), stderr=sys.stderr)
+    lab.wait_listening(8081)
+    ratios = []
+    print(f"64 KiB responses, {PAIRS} pairs of {SECONDS} s:")
+    rate(lab, 8080), rate(lab, 8081)  # warm up
+    for n in range(PAIRS):
+        order = (8080, 8081) if n % 2 else (8081, 8080)
+        measured = {port: rate(lab, port) for port in order}
+        ratios.append(measured[8080] / measured[8081])
+        gbit = {port: value * 8 / 1e9 for port, value in measured.items()}
+        print(f"    graft {gbit[8080]:6.2f}   host {gbit[8081]:6.2f} Gbit/s   ratio {ratios[-1]:.3f}", flush=True)
+    return statistics.median(ratios)
+
+
+def main() -> int:
+    """Run the demonstration and say how it went."""
+    for tool in ("nginx", "wrk", "curl", "ip", "nsenter"):
+        if not shutil.which(tool):
+            print(f"demo: '{tool}' is not installed; run 'make setup'", file=sys.stderr)
+            return 1
+    try:
+        with laboratory("demo") as lab:
+            ratio = demonstrate(lab)
+    except (AssertionError, RuntimeError, TimeoutError) as error:
+        print(f"demo: FAILED: {error}", file=sys.stderr)
+        return 1
+    print(f"\ndemo: OK. Throughput graft : host = {ratio:.3f} (median of {PAIRS} pairs). Nothing is left behind.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""The laboratory: throw-away namespaces that play a host and a client, with a graftd of their own.
+
+The "host" and the "client" are joined by a veth wire; nothing touches the real host's addresses or ports.
+graftd runs in the host namespace under its own run directory, cgroup and bpffs directory, and `close()`
+takes everything away and says what it could not.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+GRAFT = ROOT / "bin" / "graft"
+GRAFTD = ROOT / "bin" / "graftd"
+HOST4, CLIENT4, SECOND4 = "10.77.0.1", "10.77.0.2", "10.77.0.3"
+HOST6, CLIENT6 = "2001:db8:77::1", "2001:db8:77::2"
+TIMEOUT = 60.0
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
+    """Poll until @condition is true; its value. Raises TimeoutError."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout} s")
+        time.sleep(0.02)
+
+
+class Lab:
+    """A host, a client, a wire and a graftd."""
+
+    def __init__(self, tag: str = "") -> None:
+        self.tag = f"graft-{tag or 'lab'}-{uuid.uuid4().hex[:6]}"
+        self.host_ns, self.client_ns = f"{self.tag}-h", f"{self.tag}-c"
+        self.run_dir = Path("/run") / self.tag
+        self.work = Path(tempfile.mkdtemp(prefix=f"{self.tag}-"))
+        self.work.chmod(0o755)
+        self.env = {**os.environ, "GRAFT_RUN_DIR": str(self.run_dir), "PYTHONUNBUFFERED": "1"}
+        self.started: list[subprocess.Popen[str]] = []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        for ns in (self.host_ns, self.client_ns):
+            self.ip("netns", "add", ns)
+            self.ip("-n", ns, "link", "set", "lo", "up")
+        veth = ("veth0", "netns", self.host_ns, "type", "veth", "peer", "name", "veth0", "netns", self.client_ns)
+        self.ip("link", "add", *veth)
+        for ns, addresses in (
+            (self.host_ns, (f"{HOST4}/24", f"{SECOND4}/24", f"{HOST6}/64")),
+            (self.client_ns, (f"{CLIENT4}/24", f"{CLIENT6}/64")),
+        ):
+            for address in addresses:
+                self.ip("-n", ns, "address", "add", address, "dev", "veth0", *(["nodad"] if ":" in address else []))
+            self.ip("-n", ns, "link", "set", "veth0", "up")
+
+    @staticmethod
+    def ip(*arguments: str) -> None:
+        """ip(8)."""
+        subprocess.run(("ip", *arguments), check=True, timeout=TIMEOUT)
+
+    def _in(self, ns: str, argv: tuple[Any, ...]) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{ns}", *map(str, argv)]
+
+    def host(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host, to its end."""
+        return self._run(self._in(self.host_ns, argv), options)
+
+    def client(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on the client, to its end."""
+        return self._run(self._in(self.client_ns, argv), options)
+
+    def graft(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`graft ...` on the host, to its end."""
+        return self.host(GRAFT, *argv, **options)
+
+    def _run(self, argv: list[str], options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        settings = {"capture_output": True, "text": True, "timeout": TIMEOUT, "env": self.env, "cwd": self.work}
+        settings |= options
+        return subprocess.run(argv, **settings)  # type: ignore[no-any-return, call-overload]
+
+    def spawn(self, *argv: Any, client: bool = False, **options: Any) -> subprocess.Popen[str]:
+        """Start a command on the host (or the client); it is ended by `close()`."""
+        settings: dict[str, Any] = {"text": True, "env": self.env, "cwd": self.work, "stdin": subprocess.DEVNULL}
+        process: subprocess.Popen[str] = subprocess.Popen(
+            self._in(self.client_ns if client else self.host_ns, argv), **settings | options
+        )
+        self.started.append(process)
+        return process
+
+    def spawn_graft(self, *argv: Any, **options: Any) -> subprocess.Popen[str]:
+        """Start `graft run ...` on the host."""
+        return self.spawn(GRAFT, "run", *argv, **options)
+
+    def end(self, process: subprocess.Popen[str], how: int = signal.SIGTERM) -> int:
+        """End a started process; its status."""
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            return process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait(10)
+
+    def daemon_pid(self) -> int:
+        """graftd's pid."""
+        pids = (Path(self.cgroup()) / "cgroup.procs").read_text().split()
+        return int(pids[0])
+
+    def keeper_pid(self) -> int:
+        """The keeper's pid."""
+        return int((self.run_dir / "keeper.lock").read_text())
+
+    def cgroup(self) -> Path:
+        """graftd's cgroup2 directory."""
+        unified = Path("/sys/fs/cgroup/unified")
+        return (unified if unified.is_dir() else Path("/sys/fs/cgroup")) / self.tag
+
+    def pins(self) -> Path:
+        """graftd's bpffs directory."""
+        return Path("/sys/fs/bpf") / self.tag
+
+    def listening(self, port: int, *, udp: bool = False) -> bool:
+        """Does anybody on the host have this port?"""
+        kind = "-ulnH" if udp else "-tlnH"
+        return bool(self.host("ss", kind, f"sport = :{port}").stdout.strip())
+
+    def wait_listening(self, port: int, *, udp: bool = False) -> None:
+        """Until somebody on the host has this port."""
+        wait_for(lambda: self.listening(port, udp=udp), f"port {port}")
+
+    def containers(self) -> list[str]:
+        """Names of the running containers."""
+        return [line.split()[0] for line in self.graft("ps").stdout.splitlines()[1:]]
+
+    def close(self) -> list[str]:
+        """Take everything away; what is left behind nevertheless."""
+        for process in self.started:
+            self.end(process)
+        left = self._stop_daemon()
+        for ns in (self.host_ns, self.client_ns):
+            if Path("/run/netns", ns).exists():
+                for pid in subprocess.run(("ip", "netns", "pids", ns), capture_output=True, text=True).stdout.split():
+                    left.append(f"process {pid} in {ns}")
+                self.ip("netns", "del", ns)
+        for path in (self.run_dir, self.work):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.pins(), self.cgroup()):
+            if path.exists():
+                left.append(str(path))
+        return left
+
+    def _stop_daemon(self) -> list[str]:
+        if not (self.run_dir / "graftd.sock").exists():
+            return []
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not self.containers(), "containers to end", 5.0)
+        result = self.host(GRAFTD, "--stop", "--force")
+        if result.returncode and "not running" not in result.stderr:
+            return [f"graftd --stop: {result.stderr.strip()}"]
+        try:
+            wait_for(lambda: not (self.run_dir / "graftd.sock").exists() and not self.pins().exists(), "graftd's end")
+        except TimeoutError as error:
+            return [str(error)]
+        return []
+
+
+@contextlib.contextmanager
+def laboratory(tag: str = "") -> Iterator[Lab]:
+    """A Lab that is closed; raises AssertionError if something stays behind."""
+    lab = Lab(tag)
+    try:
+        yield lab
+    finally:
+        left = lab.close()
+    assert not left, f"left behind: {left}"
