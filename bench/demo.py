@@ -63,8 +63,11 @@ def demonstrate(lab: Lab) -> float:
     show("host", "graft run --name web -p 8080:80 nginx", "(started)")
     show("host", "graft ps", lab.graft("ps").stdout)
     pid = json.loads(lab.graft("ps", "-j").stdout)[0]["pid"]
-    show("host", f"nsenter --net=/proc/{pid}/ns/net ip -brief address", lab.host(
-        "nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-brief", "address").stdout)
+    show(
+        "host",
+        f"nsenter --net=/proc/{pid}/ns/net ip -brief address",
+        lab.host("nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-brief", "address").stdout,
+    )
     show("host", "graft endpoint show --netns web", lab.graft("endpoint", "show", "--netns", "web").stdout)
     for address in (HOST4, f"[{HOST6}]"):
         url = f"http://{address}:8080/"

@@ -54,9 +54,7 @@ class Admin:
         """graft endpoint add."""
         table = self._table(connection, request.netns)
         try:
-            added = self.daemon.registry.add_endpoint(
-                table, request.name, request.type, request.addr, request.port
-            )
+            added = self.daemon.registry.add_endpoint(table, request.name, request.type, request.addr, request.port)
         finally:
             self._forget_empty(table)
         return registry.endpoint_document(added)
@@ -294,7 +292,7 @@ def admit_target(
             raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
         else:
             os.close(netns_fd)
-        _import_endpoints(reg, tenant, [r.endpoint for r in (*ingress, *egress)])
+        _import_endpoints(reg, tenant, [*(r.endpoint for r in ingress), *(r.endpoint for r in egress)])
         reg.add_rules(tenant, ingress, egress)
         reg.publish(tenant, publications)
         if joining:
@@ -322,8 +320,10 @@ def _import_endpoints(reg: registry.Registry, tenant: Tenant, names: list[str]) 
 
 def parse_container_name(name: str) -> str:
     """A container name: up to 64 of letters, digits, '_', '.', '-'."""
-    if not name or len(name) > NAME_MAX or not all(c.isalnum() and c.isascii() or c in "_.-" for c in name):
-        raise UsageError(f"container name '{name}' is not valid", hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-'")
+    if not name or len(name) > NAME_MAX or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in name):
+        raise UsageError(
+            f"container name '{name}' is not valid", hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-'"
+        )
     if name.isdigit():
         raise UsageError(f"container name '{name}' looks like a pid", hint="add a letter")
     return name

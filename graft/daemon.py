@@ -190,9 +190,7 @@ class Daemon:
                 return
             whole = complete if service is self.agent else lambda text: text.endswith(b"\n")
             now = time.monotonic()
-            self.connections.add(
-                Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
-            )
+            self.connections.add(Connection(self.loop, peer, whole, service.serve, self.connections.discard, now))
 
         self.loop.add(sock.fileno(), accept)
 
@@ -330,5 +328,3 @@ def main() -> None:
         if error.errno == errno.EPERM:
             sys.exit(f"graftd: {error} (graftd needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
         raise
-
-

@@ -103,12 +103,12 @@ class Publication(NamedTuple):
     address: Address | None  # None: every address of the host, both families
     host_first: int
     first: int
-    count: int
+    span: int
     protocol: int
 
     def __str__(self) -> str:
         def ports(start: int) -> str:
-            return str(start) if self.count == 1 else f"{start}-{start + self.count - 1}"
+            return str(start) if self.span == 1 else f"{start}-{start + self.span - 1}"
 
         host = self.address.with_port(ports(self.host_first)) if self.address else ports(self.host_first)
         return f"{host}:{ports(self.first)}/{PROTOCOL_NAME[self.protocol]}"
@@ -122,7 +122,9 @@ def parse_name(text: str, *, what: str = "endpoint name") -> str:
     if size > NAME_MAX:
         raise UsageError(f"{what} '{text}' is {size} bytes long", hint=f"at most {NAME_MAX}")
     if not text.isprintable() or any(c.isspace() or c in "=/" for c in text):
-        raise UsageError(f"{what} '{text}' has a space, '=', '/' or a control character", hint="use letters and digits")
+        raise UsageError(
+            f"{what} '{text}' has a space, '=', '/' or a control character", hint="use letters and digits"
+        )
     return text
 
 
@@ -242,8 +244,8 @@ def published(publication: Publication, taken: set[str], *, ipv6: bool) -> list[
             n += 1
             name = f"{base[: NAME_MAX - 1 - len(str(n))]}.{n}"
         taken.add(name)
-        endpoint = Endpoint(name, address, publication.host_first, publication.count, published=True)
+        endpoint = Endpoint(name, address, publication.host_first, publication.span, published=True)
         wildcard = Address(ANY4 if address.v4 else ANY6)
-        last = publication.first + publication.count - 1
+        last = publication.first + publication.span - 1
         made.append((endpoint, IngressRule(wildcard, publication.first, last, name, (publication.protocol,))))
     return made

@@ -166,7 +166,9 @@ def open_netns(text: str) -> tuple[int, str]:
         linux.check_netns(fd)
     except OSError:
         os.close(fd)
-        raise Refused(f"'{text}' is not a network namespace", hint="give a PID, a name or a path", code="EINVAL") from None
+        raise Refused(
+            f"'{text}' is not a network namespace", hint="give a PID, a name or a path", code="EINVAL"
+        ) from None
     return fd, path
 
 

@@ -92,7 +92,7 @@ class Keeper:
                 GRAFT_KEEPER="1",
             )
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.execv(self.arguments[0], self.arguments)
+            os.execv(self.arguments[0], self.arguments)  # noqa: S606 - our own interpreter
         finally:
             os._exit(127)
 
@@ -151,7 +151,7 @@ class Keeper:
             if pid:
                 if os.waitstatus_to_exitcode(status) == 0:
                     return
-                while self.notify in [s for s in select.select([self.notify], [], [], 0)[0]]:
+                while self.notify in list(select.select([self.notify], [], [], 0)[0]):
                     self.receive()
                 self.start()
 

@@ -166,7 +166,9 @@ def _exec(executable: str, argv: list[str]) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; a program expects the default
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execv(executable, argv)
+        os.execv(executable, argv)  # noqa: S606 - that is what we are for
     except OSError as error:
         reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
-        raise reason(f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")) from None
+        raise reason(
+            f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")
+        ) from None

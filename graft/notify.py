@@ -22,7 +22,9 @@ SLOT = struct.Struct("=II")  # listener number, unused
 SLOT_SIZE = 128
 SLOTS = 64
 EMPTY = bytes(NOTIFICATION.size)
-assert NOTIFICATION.size == 80 and RESPONSE.size == 24 and ADDFD.size == 24
+assert NOTIFICATION.size == 80
+assert RESPONSE.size == 24
+assert ADDFD.size == 24
 
 
 class Notification(NamedTuple):

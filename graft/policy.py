@@ -57,6 +57,17 @@ class Tables(NamedTuple):
     services: dict[bytes, bytes]
     flags: int
 
+    def maps(self) -> tuple[dict[bytes, bytes], dict[bytes, bytes], dict[bytes, bytes]]:
+        """The entries alone, in the order of KEY_SIZES."""
+        return self.ingress, self.egress, self.services
+
+
+KEY_SIZES = (
+    ("ingress", INGRESS_KEY.size),
+    ("egress", EGRESS_KEY.size),
+    ("services", SERVICE_KEY.size),
+)
+
 
 def port_prefixes(first: int, last: int) -> list[tuple[int, int]]:
     """The fewest (port, bits) prefixes that cover first..last: bits of 16 are fixed."""
@@ -106,9 +117,7 @@ def compile_ingress(
             family = INET if rule.address.v4 else INET6
             for port, bits in port_prefixes(segment.first, segment.last):
                 length = INGRESS_FIXED_BITS + bits
-                key = INGRESS_KEY.pack(
-                    length, tenant, protocol, family, 0, rule.address.raw, port.to_bytes(2, "big")
-                )
+                key = INGRESS_KEY.pack(length, tenant, protocol, family, 0, rule.address.raw, port.to_bytes(2, "big"))
                 entries[key] = value
     return entries
 

@@ -15,7 +15,7 @@ def check_publication(publication: Publication, addresses: list[Address]) -> Non
     (EADDRNOTAVAIL).
     """
     for address in addresses:
-        for port in range(publication.host_first, publication.host_first + publication.count):
+        for port in range(publication.host_first, publication.host_first + publication.span):
             _check(publication, address, port)
 
 
@@ -51,7 +51,7 @@ def _check(publication: Publication, address: Address, port: int) -> None:
 
 
 def holder(port: int, protocol: int) -> str:
-    """"NAME (pid N)" of a process that has @port bound, as far as this process may see it."""
+    """ "NAME (pid N)" of a process that has @port bound, as far as this process may see it."""
     import psutil
 
     kind = "tcp" if protocol == socket.IPPROTO_TCP else "udp"

@@ -144,9 +144,10 @@ _metadata_decoder = msgspec.json.Decoder(Metadata)
 def decode_request(line: bytes) -> AnyRequest:
     """One admin request. Raises UsageError."""
     try:
-        return _decoder.decode(line)
+        request: AnyRequest = _decoder.decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"malformed request: {error}") from None
+    return request
 
 
 def decode_state(text: bytes) -> ContainerProcessState:

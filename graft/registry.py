@@ -40,11 +40,6 @@ from graft.errors import Refused
 OWNER_BASE = 0x70000000
 BLOCKS = policy.SLICE_SLOTS - 1
 STATE_VERSION = 1
-KEY_SIZES = (
-    ("ingress", policy.INGRESS_KEY.size),
-    ("egress", policy.EGRESS_KEY.size),
-    ("services", policy.SERVICE_KEY.size),
-)
 
 
 class Table:
@@ -127,7 +122,7 @@ class Registry:
         self.tables: dict[int, Table] = {}
         self.tenants: dict[int, Tenant] = {}
         self.next_id = 1
-        self.next_slot = random.randrange(BLOCKS)
+        self.next_slot = random.randrange(BLOCKS)  # noqa: S311 - spreads, protects nothing
         self.ipv6 = host.has_ipv6()
 
     # -- look up --
@@ -177,8 +172,8 @@ class Registry:
 
     def remove(self, tenant: Tenant) -> None:
         """Take a tenant and its published endpoints away; its sockets, if any are left, are refused."""
-        for index, (name, _) in enumerate(KEY_SIZES):
-            for key in tenant.installed[index]:
+        for index, (name, _) in enumerate(policy.KEY_SIZES):
+            for key in tenant.installed.maps()[index]:
                 self.kernel.maps[name].delete(key)
         self.kernel.maps["tenants"].delete(tenant.id.to_bytes(4, "little"))
         self.kernel.forget(tenant.id)
@@ -194,7 +189,7 @@ class Registry:
         """Bring the kernel's tables to the tenant's rules, and save."""
         tables = tenant.compile()
         maps = self.kernel.maps
-        named = [(tables[i], tenant.installed[i], name) for i, (name, _) in enumerate(KEY_SIZES)]
+        named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(policy.KEY_SIZES)]
         for new, old, name in named:
             for key, value in new.items():
                 if old.get(key) != value:
@@ -210,8 +205,8 @@ class Registry:
     def reconcile(self) -> None:
         """After a restart: delete from the kernel what no tenant accounts for, and put the rest there."""
         wanted = [tenant.compile() for tenant in self.tenants.values()]
-        for index, (name, key_size) in enumerate(KEY_SIZES):
-            keep = {key for tables in wanted for key in tables[index]}
+        for index, (name, key_size) in enumerate(policy.KEY_SIZES):
+            keep = {key for tables in wanted for key in tables.maps()[index]}
             for key in list(self.kernel.maps[name].keys(key_size)):
                 if key not in keep:
                     self.kernel.maps[name].delete(key)
@@ -253,8 +248,8 @@ class Registry:
             theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
             if (
                 other.protocol == publication.protocol
-                and other.host_first < publication.host_first + publication.count
-                and publication.host_first < other.host_first + other.count
+                and other.host_first < publication.host_first + publication.span
+                and publication.host_first < other.host_first + other.span
                 and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in theirs)
             ):
                 raise Refused(
@@ -268,7 +263,7 @@ class Registry:
         if publication not in tenant.publications:
             raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
         tenant.publications.remove(publication)
-        last = publication.first + publication.count - 1
+        last = publication.first + publication.span - 1
         gone = [
             rule
             for rule in tenant.ingress
@@ -285,7 +280,8 @@ class Registry:
     def add_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
         """Append rules after checking all of them."""
         ingress, egress = list(ingress), list(egress)
-        for rule in (*ingress, *egress):
+        rules: list[IngressRule | EgressRule] = [*ingress, *egress]
+        for rule in rules:
             policy.check_rule(rule, tenant.table.endpoints)
             if rule in tenant.ingress or rule in tenant.egress:
                 raise Refused(f"rule '{rule}' exists", code="EEXIST")
@@ -422,9 +418,7 @@ def rule_documents(tenant: Tenant) -> dict[str, Any]:
     """A tenant's rules in JSON."""
     return {
         "publish": [str(p) for p in tenant.publications],
-        "ingress": [
-            {"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress
-        ],
+        "ingress": [{"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress],
         "egress": [str(r) for r in tenant.egress],
         "egress_default": "host" if tenant.egress_host else "none",
         "strict": tenant.strict,

@@ -70,7 +70,10 @@ class Tenant(Protocol):
 
     id: int
     netns: int
-    owner: int
+
+    @property
+    def owner(self) -> int:
+        """The uid that its sockets belong to."""
 
     def probe(self, family: int) -> socket.socket:
         """A datagram socket in the tenant's own netns, to ask about its devices."""
@@ -188,7 +191,7 @@ class Supervisor:
             if self.stamps.tenant_of(sock.fileno()) is None or sock.type != socket.SOCK_STREAM:
                 return PROCEED
             if sock.getsockname()[1] == 0:
-                any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"  # noqa: S104 - made private
+                any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
                 with contextlib.suppress(OSError):  # connected, or bound meanwhile: listen() says so
                     sock.bind((any_address, 0))
             sock.listen(backlog)

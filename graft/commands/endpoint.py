@@ -55,7 +55,7 @@ def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
     fields = parse_words(words)
     parse_address(fields["addr"], kind=fields["type"])
     parse_endpoint_port(fields["port"])
-    call("endpoint-add", netns=netns, name=name, **fields)
+    call("endpoint-add", netns=netns, name=name, type=fields["type"], addr=fields["addr"], port=fields["port"])
 
 
 @command.command("del", context_settings=CONTEXT)

@@ -34,7 +34,9 @@ def rule_options(function: Command) -> Command:
     return function
 
 
-def _send(op: str, container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]) -> None:
+def _send(
+    op: str, container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]
+) -> None:
     if not (publish or ingress or egress):
         raise UsageError("no rule given", hint="-p, -i or -e")
     for texts, parse in ((publish, parse_publication), (ingress, parse_ingress), (egress, parse_egress)):

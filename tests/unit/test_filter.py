@@ -1,0 +1,98 @@
+"""The seccomp program, run by an interpreter of classic BPF on recorded seccomp_data."""
+
+import errno
+import struct
+
+import pytest
+
+from graft import filter as seccomp
+from graft import linux
+
+ALLOW, NOTIFY, KILL = seccomp.RET_ALLOW, seccomp.RET_USER_NOTIF, seccomp.RET_KILL_PROCESS
+ENOSYS, EPERM = seccomp.RET_ERRNO | errno.ENOSYS, seccomp.RET_ERRNO | errno.EPERM
+X86_64, I386 = linux.AUDIT_ARCH_X86_64, linux.AUDIT_ARCH_I386
+
+
+def interpret(program: bytes, data: bytes) -> int:
+    """bpf(4), the instructions that seccomp allows."""
+    code = list(struct.iter_unpack("=HBBI", program))
+    accumulator, at = 0, 0
+    while True:
+        op, true, false, k = code[at]
+        at += 1
+        if op == seccomp.LD_W_ABS:
+            (accumulator,) = struct.unpack_from("=I", data, k)
+        elif op == seccomp.AND_K:
+            accumulator &= k
+        elif op == seccomp.JEQ_K:
+            at += true if accumulator == k else false
+        elif op == seccomp.JGE_K:
+            at += true if accumulator >= k else false
+        elif op == seccomp.RET_K:
+            return int(k)
+        else:
+            raise AssertionError(f"instruction {op:#x}")
+
+
+def verdict(nr, *args, arch=X86_64):
+    values = [*args, 0, 0, 0, 0, 0, 0][:6]
+    return interpret(seccomp.program(), struct.pack("=iIQ6Q", nr, arch, 0x400000, *values))
+
+
+def signed(value):
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+@pytest.mark.parametrize("family", [2, 10, 0x1_0000_0002, 0xFFFF_FFFF_0000_000A])
+@pytest.mark.parametrize("kind", [1, 2, 1 | 0o2000000, 2 | 0o4000, 0xDEAD_0000_0000_0001])
+def test_internet_sockets_are_trapped(family, kind):
+    assert verdict(41, family, kind, 0) == NOTIFY
+
+
+@pytest.mark.parametrize("family", [1, 16, 17, 0, 4, 38, 40, 0x2_0000_0001])
+def test_other_families_are_not(family):
+    assert verdict(41, family, 1, 0) == ALLOW
+
+
+@pytest.mark.parametrize("kind", [3, 4, 5, 6, 10, 3 | 0o2000000])
+def test_raw_sockets_are_not(kind):
+    assert verdict(41, 2, kind, 1) == ALLOW
+
+
+@pytest.mark.parametrize("nr", [0, 1, 3, 42, 43, 46, 47, 49, 54, 55, 59, 72, 288, 435])
+def test_common_calls_pass(nr):
+    assert verdict(nr, 5, 6, 7) == ALLOW
+
+
+@pytest.mark.parametrize("request_", [0x8912, 0x8913, 0x894C, 0x89F0, 0x8946, 0x8B01, 0x8BFF, 0x1_0000_8912])
+def test_device_ioctls_are_trapped(request_):
+    assert verdict(16, 3, request_) == NOTIFY
+
+
+@pytest.mark.parametrize("request_", [0x5421, 0x541B, 0x8901, 0x8905, 0x8906, 0x80108906, 0x5452, 0x8000])
+def test_socket_ioctls_are_not(request_):
+    assert verdict(16, 3, request_) == ALLOW
+
+
+def test_listen_and_io_uring():
+    assert verdict(50, 3, 128) == NOTIFY
+    assert verdict(425) == EPERM
+
+
+def test_other_conventions():
+    assert verdict(signed(0x40000029), 2, 1) == ENOSYS  # x32 socket
+    assert verdict(0x40000000) == ENOSYS
+    for number in (102, 359, 361, 362, 363, 366, 425):
+        assert verdict(number, 2, 1, arch=I386) == ENOSYS
+    assert verdict(4, arch=I386) == ALLOW
+    assert verdict(54, 3, 0x8912, arch=I386) == NOTIFY
+    assert verdict(41, 2, 1, arch=0xC00000B7) == KILL
+
+
+def test_every_jump_stays_inside():
+    code = list(struct.iter_unpack("=HBBI", seccomp.program()))
+    for at, (op, true, false, _) in enumerate(code):
+        if op in (seccomp.JEQ_K, seccomp.JGE_K):
+            assert at + 1 + max(true, false) < len(code)
+    assert code[-1][0] == seccomp.RET_K
+    assert len(code) < 100

@@ -1,0 +1,73 @@
+"""csrc/graft.h and the Python side agree, as a C compiler sees the header."""
+
+import subprocess
+from pathlib import Path
+
+from graft import bpf, policy
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAM = r"""
+#include <stdio.h>
+#include <stddef.h>
+#include <linux/types.h>
+#include "graft.h"
+#define SIZE(s) printf("sizeof " #s " %zu\n", sizeof(struct s))
+#define OFFSET(s, m) printf(#s "." #m " %zu\n", offsetof(struct s, m))
+#define VALUE(v) printf(#v " %lld\n", (long long)(v))
+int main(void)
+{
+	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
+	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial);
+	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
+	OFFSET(graft_denial, error); OFFSET(graft_denial, addr); OFFSET(graft_denial, comm); OFFSET(graft_stamp, flags);
+	VALUE(GRAFT_ABI); VALUE(SLICE4_NET); VALUE(SLICE_SHIFT); VALUE(SLICE_DYNAMIC); VALUE(SLICE_PORT_BASE);
+	VALUE(SLICE_SLOTS); VALUE(INGRESS_FIXED_BITS); VALUE(EGRESS_FIXED_BITS); VALUE(TENANT_EGRESS);
+	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_NO_TENANT);
+	VALUE(GRAFT_INET); VALUE(GRAFT_INET6); VALUE(SLICE6_WORD0); VALUE(SLICE6_WORD1);
+	return 0;
+}
+"""
+
+
+def test_layout(tmp_path):
+    source = tmp_path / "layout.c"
+    source.write_text(PROGRAM)
+    subprocess.run(["gcc", f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "layout"], check=True)
+    lines = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert dict(line.rsplit(" ", 1) for line in lines) == {
+        "sizeof graft_config": str(bpf.CONFIG.size),
+        "sizeof graft_tenant": str(bpf.TENANT.size),
+        "sizeof graft_stamp": str(bpf.STAMP.size),
+        "sizeof graft_ingress_key": str(policy.INGRESS_KEY.size),
+        "sizeof graft_ingress": str(policy.INGRESS_VALUE.size),
+        "sizeof graft_egress_key": str(policy.EGRESS_KEY.size),
+        "sizeof graft_egress": str(policy.EGRESS_VALUE.size),
+        "sizeof graft_service_key": str(policy.SERVICE_KEY.size),
+        "sizeof graft_counter_key": str(bpf.COUNTER_KEY.size),
+        "sizeof graft_denial": str(bpf.DENIAL.size),
+        "graft_ingress_key.tenant": "4",
+        "graft_ingress_key.ip": "12",
+        "graft_ingress_key.port_be": "28",
+        "graft_denial.error": "8",
+        "graft_denial.addr": "16",
+        "graft_denial.comm": "36",
+        "graft_stamp.flags": "4",
+        "GRAFT_ABI": str(bpf.ABI),
+        "SLICE4_NET": str(policy.SLICE4_NET),
+        "SLICE_SHIFT": str(policy.SLICE_SHIFT),
+        "SLICE_DYNAMIC": str(policy.SLICE_DYNAMIC),
+        "SLICE_PORT_BASE": str(policy.SLICE_PORT_BASE),
+        "SLICE_SLOTS": str(policy.SLICE_SLOTS),
+        "INGRESS_FIXED_BITS": str(policy.INGRESS_FIXED_BITS),
+        "EGRESS_FIXED_BITS": str(policy.EGRESS_FIXED_BITS),
+        "TENANT_EGRESS": str(policy.TENANT_EGRESS),
+        "TENANT_STRICT": str(policy.TENANT_STRICT),
+        "TENANT_REPLIES": str(policy.TENANT_REPLIES),
+        "STAMP_V6ONLY": str(bpf.STAMP_V6ONLY),
+        "OP_GUARD": str(len(bpf.OPS) - 1),
+        "REASON_NO_TENANT": str(len(bpf.REASONS) - 1),
+        "GRAFT_INET": str(policy.INET),
+        "GRAFT_INET6": str(policy.INET6),
+        "SLICE6_WORD0": str(int.from_bytes(policy.SLICE6_PREFIX[:4], "big")),
+        "SLICE6_WORD1": str(int.from_bytes(policy.SLICE6_PREFIX[4:], "big")),
+    }

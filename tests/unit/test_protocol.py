@@ -1,0 +1,86 @@
+"""Messages: what is taken, what is refused, and where a document ends."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graft import notify, protocol
+from graft.errors import UsageError
+
+RUNC = {
+    "ociVersion": "1.0.2-dev",
+    "fds": ["seccompFd"],
+    "pid": 4242,
+    "metadata": '{"publish": ["8080:80"]}',
+    "state": {"ociVersion": "1.0.2-dev", "id": "web", "status": "creating", "pid": 4242, "bundle": "/b"},
+}
+
+
+def test_requests():
+    line = json.dumps({"op": "endpoint-add", "version": "1", "name": "a", "type": "ipv4", "addr": "x", "port": "1"})
+    assert isinstance(protocol.decode_request(line.encode()), protocol.EndpointAdd)
+    for bad in (
+        b"",
+        b"{}\n",
+        b'{"op":"no-such","version":"1"}',
+        b'{"op":"ps"}',
+        b'{"op":"ps","version":1}',
+        b"[" * 9999,
+    ):
+        with pytest.raises(UsageError):
+            protocol.decode_request(bad)
+    with pytest.raises(UsageError, match="unknown field"):
+        protocol.decode_request(b'{"op":"ps","version":"1","surprise":1}')
+
+
+def test_runtime_state():
+    state = protocol.decode_state(json.dumps(RUNC).encode())
+    assert (state.state.id, state.pid, state.fds) == ("web", 4242, ["seccompFd"])
+    assert protocol.decode_metadata(state.metadata).publish == ["8080:80"]
+    assert protocol.decode_metadata("").publish == []
+    with pytest.raises(UsageError):
+        protocol.decode_metadata('{"publsh": []}')
+
+
+def test_document_end():
+    whole = json.dumps(RUNC, indent=1).encode()
+    for cut in range(1, len(whole)):
+        assert not protocol.complete(whole[:cut]) or cut == len(whole), whole[:cut][-20:]
+    assert protocol.complete(whole)
+    assert protocol.complete(whole + b"\n")
+    assert protocol.complete(b"hello there")
+    assert protocol.complete(b'{"a": 1} trailing')
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_usage_error(data):
+    protocol.complete(data)
+    for decode in (protocol.decode_request, protocol.decode_state):
+        with contextlib.suppress(UsageError):
+            decode(data)
+
+
+def test_journal_survives():
+    journal = notify.Journal()
+    slot = journal.take(3)
+    assert slot is not None
+    journal.slot(slot)[:] = notify.NOTIFICATION.pack(77, 4242, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
+    done = journal.take(4)
+    assert done is not None
+    journal.slot(done)[:] = notify.NOTIFICATION.pack(78, 1, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
+    journal.release(done)
+    successor = notify.Journal(journal.fd)
+    ((number, listener, call),) = successor.pending()
+    assert (number, listener, call.id, call.pid, call.nr, call.args[:2]) == (slot, 3, 77, 4242, 41, (2, 1))
+    assert slot not in successor.free
+    successor.release(slot)
+    assert notify.Journal(journal.fd).pending() == []
+
+
+def test_journal_is_bounded():
+    journal = notify.Journal()
+    assert len([journal.take(1) for _ in range(notify.SLOTS)]) == notify.SLOTS
+    assert journal.take(1) is None
