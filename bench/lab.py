@@ -154,8 +154,10 @@ class Lab:
         left = self._stop_daemon()
         for ns in (self.host_ns, self.client_ns):
             if Path("/run/netns", ns).exists():
-                for pid in subprocess.run(("ip", "netns", "pids", ns), capture_output=True, text=True).stdout.split():
-                    left.append(f"process {pid} in {ns}")
+                try:
+                    wait_for(lambda ns=ns: not self._pids(ns), f"processes in {ns}", 3.0)
+                except TimeoutError:
+                    left += [f"process {pid} in {ns}" for pid in self._pids(ns)]
                 self.ip("netns", "del", ns)
         for path in (self.run_dir, self.work):
             shutil.rmtree(path, ignore_errors=True)
@@ -163,6 +165,10 @@ class Lab:
             if path.exists():
                 left.append(str(path))
         return left
+
+    @staticmethod
+    def _pids(ns: str) -> list[str]:
+        return subprocess.run(("ip", "netns", "pids", ns), capture_output=True, text=True).stdout.split()
 
     def _stop_daemon(self) -> list[str]:
         if not (self.run_dir / "graftd.sock").exists():

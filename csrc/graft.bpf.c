@@ -259,7 +259,8 @@ static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_ad
 
 /* ---- the container's loopback ---- */
 
-enum { NOBODY, OWN, ALIEN };
+/* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
+enum { NOBODY, OWN, OWN_CHOSEN, ALIEN };
 
 /* Who would get what is sent to @a, an address of the host? @from finds connected UDP sockets. */
 static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
@@ -297,7 +298,7 @@ static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 		return NOBODY;
 	stamp = bpf_sk_storage_get(&stamps, sk, NULL, 0);
 	if (stamp && stamp->tenant == tenant)
-		who = OWN;
+		who = stamp->flags & STAMP_INGRESS || stamp->local.port ? OWN : OWN_CHOSEN;
 	bpf_sk_release(sk);
 	return who;
 }
@@ -381,7 +382,7 @@ static __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 	}
 	slice_ip(&try, v4, slot, SLICE_DYNAMIC);
 	try.port = port;
-	if (receiver(ctx, tenant, &try, &from) == OWN) {
+	if (receiver(ctx, tenant, &try, &from) == OWN_CHOSEN) {
 		*a = try;
 		return OWN;
 	}
@@ -457,6 +458,31 @@ static __always_inline int bound(struct graft_stamp *stamp, const struct graft_a
 	return BIND_ALLOW;
 }
 
+/*
+ * Into the tenant's block. A port that the kernel has chosen for another socket of the container stands at
+ * SLICE_DYNAMIC; a bind to the same number goes there too, so that the kernel decides whether both can be.
+ */
+static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				   struct graft_tenant *tenant, bool dual)
+{
+	struct graft_addr asked, from, chosen;
+	bool v4;
+
+	if (!a || !stamp || !tenant)
+		return DENY;
+	asked = *a;
+	v4 = is_v4(&asked) || dual;
+	slice_addr(a, v4, tenant->slot, asked.port);
+	if (asked.port) {
+		slice_ip(&chosen, v4, tenant->slot, SLICE_DYNAMIC);
+		chosen.port = asked.port;
+		sender(ctx, &from, v4, tenant->slot);
+		if (receiver(ctx, stamp->tenant, &chosen, &from) == OWN_CHOSEN)
+			*a = chosen;
+	}
+	return bound(stamp, &asked, a, STAMP_PRIVATE);
+}
+
 /* Decide a bind to @a; on success the real address is in @a. @dual: IPv6 wildcard that takes IPv4 too. */
 static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp, bool dual)
 {
@@ -498,8 +524,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS)
 		return bound(stamp, &asked, a, STAMP_EPHEMERAL);
-	slice_addr(a, is_v4(&asked) || dual, tenant->slot, asked.port);
-	return bound(stamp, &asked, a, STAMP_PRIVATE);
+	return bind_private(ctx, a, stamp, tenant, dual);
 }
 
 SEC("cgroup/bind4")

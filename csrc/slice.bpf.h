@@ -114,7 +114,7 @@ static __always_inline bool slice_show(struct graft_addr *a, __u32 slot)
 
 	if (index < 0)
 		return false;
-	if (index < SLICE_DYNAMIC && a->port >= SLICE_PORT_BASE)
+	if (index != SLICE_DYNAMIC && a->port >= SLICE_PORT_BASE)
 		a->port = (__u32)index << SLICE_PORT_BITS | (a->port & ((1u << SLICE_PORT_BITS) - 1));
 	set_loopback(a);
 	return true;

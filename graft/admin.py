@@ -26,7 +26,8 @@ class Admin:
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
         """One request → the value of "ok". Raises GraftError."""
-        refuse_targets(self.daemon, connection.pid)
+        if not connection.vetted:
+            refuse_targets(self.daemon, connection.pid)
         request = protocol.decode_request(line)
         if request.version != __version__:
             raise Refused(
@@ -34,6 +35,10 @@ class Admin:
                 hint="restart graftd with this version: 'graftd --stop', then run again",
                 code="EPROTO",
             )
+        if isinstance(request, protocol.Hello):
+            connection.vetted = True
+            return {}
+        connection.vetted = False
         self.daemon.reap()
         name = type(request).__name__
         reply: Reply = getattr(self, {"Run": "run"}.get(name, _method(name)))(connection, request, fds)

@@ -1,5 +1,6 @@
 """A client's connection to graftd: gathers one message with its descriptors, sends one answer. Never blocks."""
 
+import array
 import contextlib
 import json
 import os
@@ -15,11 +16,22 @@ from graft.loop import Loop
 IDLE_SECONDS = 30.0
 
 
+def _receive(sock: socket.socket) -> tuple[bytes, list[int], int]:
+    """recvmsg(2) with descriptors, close-on-exec; socket.recv_fds() drops its flags (cpython 3.11)."""
+    fds = array.array("i")
+    room = socket.CMSG_LEN(protocol.DESCRIPTORS_MAX * fds.itemsize)
+    data, ancillary, flags, _ = sock.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return data, list(fds), flags
+
+
 class Connection:
     """Non-blocking. @complete says when the gathered bytes are a message, @serve answers it.
 
     What @serve returns is sent as {"ok": ...}, a GraftError it raises as {"error": ...}; None sends nothing.
-    Descriptors belong to @serve once it returned; whatever goes wrong before closes them.
+    The connection ends with its answer, unless @serve set `vetted`. Descriptors belong to @serve once it returned; whatever goes wrong before closes them.
     """
 
     def __init__(
@@ -41,6 +53,7 @@ class Connection:
         self.incoming = bytearray()
         self.fds: list[int] = []
         self.outgoing = b""
+        self.vetted = False  # was the peer outside every container when it said Hello?
         sock.setblocking(False)
         loop.add(sock.fileno(), self.ready)
 
@@ -59,9 +72,7 @@ class Connection:
             self.close()
 
     def _read(self) -> None:
-        data, fds, flags, _ = socket.recv_fds(
-            self.sock, 65536, protocol.DESCRIPTORS_MAX, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        )
+        data, fds, flags = _receive(self.sock)
         self.fds += fds
         self.incoming += data
         try:
@@ -87,11 +98,13 @@ class Connection:
             if answer is None:
                 self.close()
                 return
+            self.incoming.clear()
             self._send({"ok": answer})
         except GraftError as error:
             self._send(protocol.error_document(error))
 
     def _send(self, document: dict[str, Any]) -> None:
+        self.last = not self.vetted or "error" in document
         self.outgoing = json.dumps(document).encode() + b"\n"
         self.loop.modify(self.sock.fileno(), select.EPOLLOUT)
         self._flush()
@@ -100,7 +113,10 @@ class Connection:
         with contextlib.suppress(BlockingIOError):
             self.outgoing = self.outgoing[self.sock.send(self.outgoing, socket.MSG_NOSIGNAL) :]
         if not self.outgoing:
-            self.close()
+            if self.last:
+                self.close()
+            else:
+                self.loop.modify(self.sock.fileno(), select.EPOLLIN)
 
     def close(self) -> None:
         """Drop the connection and whatever descriptors came with an incomplete message."""

@@ -7,7 +7,9 @@ Callback = Callable[[int], None]
 
 
 class Loop:
-    """Level-triggered; each ready descriptor gets one call a round, so that none starves another."""
+    """Level-triggered, one event a round: the kernel turns its ready list, so none starves another, and no
+    event can be left over for a descriptor number that a callback has closed and another has taken.
+    """
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
@@ -31,7 +33,7 @@ class Loop:
     def run(self, tick: Callable[[], float]) -> None:
         """Until `running` is false. @tick runs between rounds and says how many seconds the next may wait."""
         while self.running:
-            for fd, events in self.epoll.poll(tick()):
+            for fd, events in self.epoll.poll(tick(), 1):
                 callback = self.callbacks.get(fd)
                 if callback:
                     callback(events)

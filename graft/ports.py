@@ -55,7 +55,8 @@ def holder(port: int, protocol: int) -> str:
     import psutil
 
     kind = "tcp" if protocol == socket.IPPROTO_TCP else "udp"
-    for entry in psutil.net_connections(kind):
+    found = psutil.net_connections(kind)
+    for entry in found:
         if entry.laddr and entry.laddr.port == port and entry.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
             if entry.pid is None:
                 break
@@ -63,4 +64,6 @@ def holder(port: int, protocol: int) -> str:
                 return f"{psutil.Process(entry.pid).name()} (pid {entry.pid})"
             except psutil.Error:
                 break
+    if any(e.laddr and e.laddr.port == port and e.status == psutil.CONN_TIME_WAIT for e in found):
+        return "connections of a server that has ended (TIME_WAIT, up to a minute)"
     return "a socket whose process is not visible"

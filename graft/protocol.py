@@ -28,8 +28,12 @@ class Request(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_onl
     netns: str | None = None
 
 
+class Hello(Request, tag="hello"):
+    """Opens a conversation: answered without ending the connection, while the peer is still unfiltered."""
+
+
 class Run(Request, tag="run"):
-    """A target wants in. Descriptors: its seccomp listener."""
+    """A target wants in. Descriptors: its seccomp listener. Follows Hello on the same connection."""
 
     name: str | None = None
     publish: list[str] = []
@@ -102,7 +106,7 @@ class Stop(Request, tag="stop"):
 
 
 AnyRequest = (
-    Run | EndpointAdd | EndpointDel | EndpointShow | RuleAdd | RuleDel | RuleShow | Ps | Inspect | Status | Stop
+    Hello | Run | EndpointAdd | EndpointDel | EndpointShow | RuleAdd | RuleDel | RuleShow | Ps | Inspect | Status | Stop
 )
 _decoder = msgspec.json.Decoder(AnyRequest)
 

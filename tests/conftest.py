@@ -1,0 +1,56 @@
+"""What all tests share: where the machine cannot run one, it skips with the reason, or fails in CI."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from bench.lab import Lab
+
+MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
+
+
+def lack(reason: str) -> None:
+    """Skip on a laptop, fail where GRAFT_MUST_WORK=1."""
+    if MUST_WORK:
+        pytest.fail(f"GRAFT_MUST_WORK is set, and {reason}")
+    pytest.skip(reason)
+
+
+def need(*tools: str) -> None:
+    """Programs that a test runs for real."""
+    for tool in tools:
+        if not shutil.which(tool):
+            lack(f"'{tool}' is not installed (make setup-test)")
+
+
+def need_root() -> None:
+    """Namespaces, BPF and cgroups."""
+    if os.geteuid() != 0:
+        lack("this needs root")
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """One laboratory for all tests that leave its graftd alone; nothing may be left when it closes."""
+    need_root()
+    laboratory = Lab("test")
+    yield laboratory
+    left = laboratory.close()
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def own_lab() -> Iterator[Lab]:
+    """A laboratory of the test's own, for tests that kill or stop its graftd."""
+    need_root()
+    laboratory = Lab("own")
+    yield laboratory
+    left = laboratory.close()
+    assert not left, f"left behind: {left}"
+
+
+def python(code: str) -> tuple[str, ...]:
+    """A command that runs @code in the system's Python, which any user may execute."""
+    return ("/usr/bin/python3", "-I", "-c", code)

@@ -1,0 +1,153 @@
+"""127.0.0.1 and ::1 inside are the container's own, for TCP and UDP, and nobody else's."""
+
+import pytest
+
+from bench.lab import HOST4
+from tests.conftest import python
+
+SERVE = """
+import socket, sys
+family, kind, address, port, word = socket.AF_INET6 if ':' in {address!r} else socket.AF_INET, {kind}, {address!r}, {port}, {word!r}
+s = socket.socket(family, kind)
+s.bind((address, port))
+if kind == socket.SOCK_STREAM:
+    s.listen()
+    print('ready', flush=True)
+    while True:
+        c, peer = s.accept(); c.sendall((word + ' ' + peer[0]).encode()); c.close()
+else:
+    print('ready', flush=True)
+    while True:
+        data, peer = s.recvfrom(99); s.sendto((word + ' ' + peer[0]).encode(), peer)
+"""
+ASK = """
+import socket
+family = socket.AF_INET6 if ':' in {address!r} else socket.AF_INET
+s = socket.socket(family, {kind}); s.settimeout(3)
+s.connect(({address!r}, {port})) if {connect} else s.sendto(b'?', ({address!r}, {port}))
+if {connect} and {kind} == socket.SOCK_DGRAM: s.send(b'?')
+data, peer = s.recvfrom(99)
+print(data.decode(), (peer or s.getpeername())[:2], s.getpeername()[:2] if {connect} else '')
+"""
+
+
+def serve(lab, where, address, kind, word, port=5000):
+    process = lab.spawn(*where, *python(SERVE.format(address=address, kind=kind, word=word, port=port)), stdout=-1)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def ask(lab, where, address, kind, connect, port=5000):
+    return lab.host(*where, *python(ASK.format(address=address, kind=kind, connect=connect, port=port)))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize(("kind", "connect"), [(1, True), (2, True), (2, False)])
+def test_two_containers_and_the_host_on_one_port(lab, address, kind, connect):
+    graft = str(lab_graft())
+    serve(lab, (), address, kind, "host")
+    for name in ("one", "two"):
+        serve(lab, (graft, "run", "--name", name), address, kind, name)
+    for name in ("one", "two"):
+        result = ask(lab, (graft, "run", "--netns", str(pid_of(lab, name))), address, kind, connect)
+        assert result.stdout.split()[:2] == [name, address], result.stderr
+        assert f"('{address}', 5000)" in result.stdout
+    assert ask(lab, (), address, kind, connect).stdout.split()[0] == "host"
+
+
+def lab_graft():
+    from bench.lab import GRAFT
+
+    return GRAFT
+
+
+def pid_of(lab, name):
+    import json
+
+    return next(c["pid"] for c in json.loads(lab.graft("ps", "-j").stdout) if c["name"] == name)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_the_host_reaches_no_slice(lab, kind):
+    import json
+
+    serve(lab, (str(lab_graft()), "run", "--name", "hidden"), "127.0.0.1", kind, "hidden")
+    block = json.loads(lab.graft("inspect", "hidden").stdout)["loopback"]
+    low = block["ipv4"].split("/")[0].split(".")
+    index, real = 5000 >> 12, 61440 | 5000 & 4095
+    address = ".".join([*low[:3], str((int(low[3]) & ~31) + index)])
+    assert lab.host("ss", "-lnH", "-t" if kind == 1 else "-u", f"src {address}:{real}").stdout.strip(), address
+    for target in (address, f"::ffff:{address}"):
+        result = ask(lab, (), target, kind, True, real)
+        assert "ConnectionRefusedError" in result.stderr
+    if kind == 2:
+        assert "ConnectionRefusedError" in ask(lab, (), address, kind, False, real).stderr
+    other = ask(lab, (str(lab_graft()), "run"), address, kind, True, real)
+    assert "Error" in other.stderr
+    assert "hidden" not in other.stdout
+
+
+def test_a_hosts_wildcard_server_is_not_the_containers(lab):
+    serve(lab, (), "0.0.0.0", 1, "host", port=7001)
+    inside = ask(lab, (str(lab_graft()), "run"), "127.0.0.1", 1, True, 7001)
+    assert "ConnectionRefusedError" in inside.stderr
+    assert ask(lab, (str(lab_graft()), "run"), HOST4, 1, True, 7001).stdout.startswith("host")
+
+
+def test_private_ports_do_not_stand_in_the_hosts_way(lab):
+    """A container on 0.0.0.0:80, unpublished, beside a host's and another container's wildcard port 80."""
+    graft = str(lab_graft())
+    serve(lab, (graft, "run", "--name", "private"), "0.0.0.0", 1, "private", port=80)
+    serve(lab, (), "0.0.0.0", 1, "host", port=80)
+    serve(lab, (graft, "run", "--name", "third"), "0.0.0.0", 1, "third", port=80)
+    for name in ("private", "third"):
+        found = ask(lab, (graft, "run", "--netns", str(pid_of(lab, name))), "127.0.0.1", 1, True, 80)
+        assert found.stdout.startswith(name), found.stderr
+    assert ask(lab, (), "127.0.0.1", 1, True, 80).stdout.startswith("host")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_unpublished_wildcard_is_private(lab, address):
+    name = "wild4" if address == "0.0.0.0" else "wild6"
+    serve(lab, (str(lab_graft()), "run", "--name", name), address, 1, name, port=8123)
+    inside = (str(lab_graft()), "run", "--netns", str(pid_of(lab, name)))
+    for target in ("127.0.0.1", "127.9.9.9", "0.0.0.0") if address == "0.0.0.0" else ("127.0.0.1", "::1", "::"):
+        assert ask(lab, inside, target, 1, True, 8123).stdout.startswith(name), target
+    assert lab.client(*python(ASK.format(address=HOST4, kind=1, connect=True, port=8123))).returncode
+    assert "Refused" in ask(lab, (), "127.0.0.1", 1, True, 8123).stderr
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1", "::1", "localhost"])
+def test_health_check_of_a_published_server(lab, target):
+    """`curl localhost:80` inside reaches the server that is published as 8080."""
+    lab.spawn_graft("--name", "web", "-p", "8080:80", *python("import http.server as h; from socket import *\n"
+        "class S(h.ThreadingHTTPServer): address_family = AF_INET6\n"
+        "S(('::', 80), h.SimpleHTTPRequestHandler).serve_forever()"), stderr=-3)
+    lab.wait_listening(8080)
+    url = f"http://{f'[{target}]' if ':' in target else target}:80/"
+    result = lab.graft("run", "--netns", pid_of(lab, "web"), "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url)
+    assert result.stdout == "200", result.stderr
+
+
+def test_a_server_bound_to_loopback_is_not_published(lab):
+    process = lab.spawn_graft("--name", "shy", "-p", "8080:80", *python(
+        SERVE.format(address="127.0.0.1", kind=1, word="shy", port=80)), stdout=-1)
+    assert process.stdout.readline() == "ready\n"
+    assert ask(lab, (str(lab_graft()), "run", "--netns", str(pid_of(lab, "shy"))), "127.0.0.1", 1, True, 80).stdout
+    assert not lab.listening(8080)
+    assert lab.client(*python(ASK.format(address=HOST4, kind=1, connect=True, port=8080))).returncode
+
+
+def test_listen_without_bind_is_private(lab):
+    code = """
+import socket, subprocess
+s = socket.socket(); s.listen(); port = s.getsockname()[1]
+c = socket.create_connection(('127.0.0.1', port)); print(c.getpeername()[1] == port)
+d = socket.socket(socket.AF_INET6); d.listen(); print(socket.create_connection(('::1', d.getsockname()[1])) is not None)
+input()
+"""
+    process = lab.spawn_graft("--name", "unbound", *python(code), stdout=-1, stdin=-1)
+    assert [process.stdout.readline(), process.stdout.readline()] == ["True\n", "True\n"]
+    for line in lab.host("ss", "-tlnH").stdout.splitlines():
+        assert "127." in line.split()[3], line
+    process.stdin.close()

@@ -1,0 +1,141 @@
+"""-p: what is reachable from outside, under which address, and what is refused before the command starts."""
+
+import socket
+
+import pytest
+
+from bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4
+from tests.conftest import python
+
+ECHO = """
+import socket, sys
+kind = {kind}
+s = socket.socket({family}, kind)
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(({address!r}, {port}))
+if kind == 1: s.listen()
+print(s.getsockname()[:2], flush=True)
+while True:
+    if kind == 1:
+        c, peer = s.accept(); c.sendall(repr((peer[:2], c.getsockname()[:2])).encode()); c.close()
+    else:
+        data, peer = s.recvfrom(99); s.sendto(repr((peer[:2],)).encode(), peer)
+"""
+ASK = """
+import socket
+s = socket.socket(socket.AF_INET6 if ':' in {address!r} else socket.AF_INET, {kind}); s.settimeout(3)
+s.connect(({address!r}, {port}))
+if {kind} == 2: s.send(b'?')
+print(s.recv(999).decode())
+"""
+
+
+def echo(lab, *options, address="0.0.0.0", port=80, kind=1):
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    code = ECHO.format(address=address, port=port, kind=kind, family=int(family))
+    process = lab.spawn_graft(*options, *python(code), stdout=-1)
+    shown = process.stdout.readline()
+    assert shown == f"('{address}', {port})\n"
+    return process
+
+
+def ask(lab, address, port, kind=1):
+    return lab.client(*python(ASK.format(address=address, port=port, kind=kind)))
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize(
+    ("bind", "target", "sees"),
+    [("0.0.0.0", HOST4, CLIENT4), ("::", HOST6, CLIENT6), ("::", HOST4, f"::ffff:{CLIENT4}")],
+)
+def test_published_on_all_addresses(lab, kind, bind, target, sees):
+    echo(lab, "-p", f"8080:80/{'tcp' if kind == 1 else 'udp'}", address=bind, kind=kind)
+    result = ask(lab, target, 8080, kind)
+    assert f"('{sees}'," in result.stdout, result.stderr
+    if kind == 1:
+        assert ", 80))" in result.stdout
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_one_host_address(lab, kind):
+    number = 1 if kind == "tcp" else 2
+    echo(lab, "-p", f"{SECOND4}:8080:80/{kind}", kind=number)
+    assert ask(lab, SECOND4, 8080, number).stdout
+    assert "Refused" in ask(lab, HOST4, 8080, number).stderr
+
+
+def test_ipv6_literal(lab):
+    echo(lab, "-p", f"[{HOST6}]:8080:80", address="::")
+    assert ask(lab, HOST6, 8080).stdout
+    assert ask(lab, HOST4, 8080).returncode
+
+
+def test_range(lab):
+    echo(lab, "-p", "9000-9010:100-110", port=107)
+    assert "'10.77.0.1', 107)" in ask(lab, HOST4, 9007).stdout
+    assert ask(lab, HOST4, 9006).returncode
+
+
+def test_privileged_port_as_an_ordinary_user(lab):
+    echo(lab, "--user", "nobody", "-p", "443:80")
+    assert ask(lab, HOST4, 443).stdout
+
+
+def test_same_port_tcp_and_udp(lab):
+    echo(lab, "--name", "t", "-p", "8080:80/tcp")
+    echo(lab, "--name", "u", "-p", "8080:80/udp", kind=2)
+    assert ask(lab, HOST4, 8080, 1).stdout
+    assert ask(lab, HOST4, 8080, 2).stdout
+
+
+@pytest.mark.parametrize(("kind", "other"), [("tcp", ""), ("udp", ""), ("tcp", f"{SECOND4}:")])
+def test_port_of_the_host_in_use(lab, kind, other):
+    code = f"import socket, time; s = socket.socket(2, {1 if kind == 'tcp' else 2})\n"
+    code += "s.setsockopt(1, 2, 1)\n" if kind == "tcp" else ""
+    code += "s.bind(('0.0.0.0', 8080))\n"
+    if kind == "tcp":
+        code += "s.listen()\n"
+    holder = lab.spawn(*python(f"{code}print('ready', flush=True); time.sleep(60)"), stdout=-1)
+    holder.stdout.readline()
+    result = lab.graft("run", "-p", f"{other}8080:80/{kind}", "true")
+    assert result.returncode == 1
+    assert f"8080/{kind} is in use by python3" in result.stderr
+    assert "(pid " in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert lab.containers() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "clash"),
+    [
+        ("8080:80", "8080:81", True),
+        ("8080:80", "10.77.0.1:8080:80", True),
+        ("10.77.0.1:8080:80", "8080:80", True),
+        ("10.77.0.1:8080:80", "10.77.0.3:8080:80", False),
+        ("8080:80", "8080:80/udp", False),
+        ("9000-9010:9000-9010", "9010:80", True),
+        ("9000-9010:9000-9010", "9011:80", False),
+        ("0.0.0.0:8080:80", "[::]:8080:80", False),
+    ],
+)
+def test_two_containers_on_one_port(lab, first, second, clash):
+    lab.spawn_graft("--name", "first", "-p", first, "sleep", "60")
+    from bench.lab import wait_for
+
+    wait_for(lambda: lab.containers() == ["first"], "the first container")
+    result = lab.graft("run", "-p", second, "true")
+    assert (result.returncode == 1) is clash
+    if clash:
+        assert "is published by container 'first'" in result.stderr
+        assert lab.containers() == ["first"]
+
+
+def test_address_of_another_host(lab):
+    result = lab.graft("run", "-p", "192.0.2.77:8080:80", "true")
+    assert result.returncode == 1
+    assert "192.0.2.77 is not an address of this host" in result.stderr
+
+
+def test_ports_are_free_again_at_once(lab):
+    for _ in range(5):
+        assert lab.graft("run", "--name", "again", "-p", "8080:80", "true").returncode == 0
