@@ -159,6 +159,9 @@ class Lab:
                 except TimeoutError:
                     left += [f"process {pid} in {ns}" for pid in self._pids(ns)]
                 self.ip("netns", "del", ns)
+        log = self.run_dir / "graftd.log"
+        if log.exists() and "Traceback" in log.read_text():
+            left.append(f"a traceback in graftd's log:\n{log.read_text()[-4000:]}")
         for path in (self.run_dir, self.work):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.pins(), self.cgroup()):

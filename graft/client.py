@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from graft import __version__
-from graft.errors import CLASSES, Failure, Refused
+from graft.errors import CLASSES, Failure, GraftError, Refused
 
 START_TIMEOUT = 15.0
 REPLY_TIMEOUT = 60.0
@@ -22,15 +22,19 @@ def run_directory() -> str:
 
 
 def connect(*, start: bool) -> socket.socket:
-    """A connection to the admin socket. Raises Failure, or Refused without permission."""
+    """A connection that graftd has vetted while this process is still outside every container.
+
+    graftd is started where none runs, and waited for where one is just ending. Raises Failure, or Refused
+    without permission.
+    """
     path = f"{run_directory()}/graftd.sock"
     deadline = time.monotonic() + START_TIMEOUT
-    started = False
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(REPLY_TIMEOUT)
         try:
             sock.connect(path)
+            exchange(sock, "hello", {})
             return sock
         except OSError as error:
             sock.close()
@@ -40,15 +44,16 @@ def connect(*, start: bool) -> socket.socket:
                 ) from None
             if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                 raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
-        if not start:
-            raise Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED")
-        if not started:
+            if not start:
+                raise Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED") from None
             start_daemon()
-            started = True
-        elif time.monotonic() > deadline:
+        except GraftError as error:
+            sock.close()
+            if error.code != "EPIPE":
+                raise
+        if time.monotonic() > deadline:
             raise Failure("graftd did not start", hint=f"see {run_directory()}/graftd.log")
-        else:
-            time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def start_daemon() -> None:
@@ -104,28 +109,7 @@ def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[in
     return document["ok"]
 
 
-def greet() -> socket.socket:
-    """A connection that graftd has vetted while this process is still outside every container."""
-    for last in (False, True):
-        sock = connect(start=True)
-        try:
-            exchange(sock, "hello", {})
-        except Failure as error:
-            sock.close()
-            if last or error.code != "EPIPE":
-                raise
-        else:
-            return sock
-    raise AssertionError
-
-
 def call(op: str, *, start: bool = True, **fields: Any) -> Any:
-    """One request on a connection of its own; once more if graftd was just ending."""
-    for last in (False, True):
-        with connect(start=start) as sock:
-            try:
-                return exchange(sock, op, fields)
-            except Failure as error:
-                if last or error.code != "EPIPE":
-                    raise
-    raise AssertionError
+    """One request on a connection of its own."""
+    with connect(start=start) as sock:
+        return exchange(sock, op, fields)

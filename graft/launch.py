@@ -62,7 +62,7 @@ def run(plan: Plan) -> NoReturn:
     if os.geteuid() != 0:
         raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
     executable = _find(plan.argv[0])
-    connection = client.greet()
+    connection = client.connect(start=True)
     _enter_netns(plan.netns)
     listener = _install_filter()
     client.exchange(

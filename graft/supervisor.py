@@ -250,7 +250,7 @@ def _interfaces(pid: int, address: int, probe: socket.socket) -> Action:
     if len(head) < 16:
         return Answer(error=errno.EFAULT)
     (size, where) = struct.unpack("=i4xQ", head)
-    if size < 0:
+    if where and size < 0:  # without a buffer the call asks for the size, and the length is not read
         return Answer(error=errno.EINVAL)
     import array
 
