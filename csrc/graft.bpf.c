@@ -126,7 +126,9 @@ struct {
 
 /* ---- reporting ---- */
 
-static __noinline int report(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
+/* @comm: may this program type ask for the command's name? sockops may not on Linux 6.1. */
+static __always_inline void report(__u32 tenant, __u32 op_reason, int error, __u32 proto,
+				   const struct graft_addr *addr, bool comm)
 {
 	struct graft_counter_key key = {.tenant = tenant, .op = op_reason >> 16, .reason = op_reason & 0xffff};
 	struct graft_denial *event;
@@ -147,16 +149,17 @@ static __noinline int report(__u32 tenant, __u32 op_reason, int error, __u32 pro
 		__builtin_memset(&event->addr, 0, sizeof(event->addr));
 		if (addr)
 			event->addr = *addr;
-		bpf_get_current_comm(event->comm, sizeof(event->comm));
+		__builtin_memset(event->comm, 0, sizeof(event->comm));
+		if (comm)
+			bpf_get_current_comm(event->comm, sizeof(event->comm));
 		bpf_ringbuf_submit(event, 0);
 	}
-	return 0;
 }
 
 /* Refuse the call with @error, and say so. */
 static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
 {
-	report(tenant, op_reason, error, proto, addr);
+	report(tenant, op_reason, error, proto, addr, true);
 	bpf_set_retval(-error);
 	return DENY;
 }
@@ -262,8 +265,13 @@ static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_ad
 /* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
 enum { NOBODY, OWN, OWN_CHOSEN, ALIEN };
 
-/* Who would get what is sent to @a, an address of the host? @from finds connected UDP sockets. */
-static __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
+/*
+ * Who would get what is sent to @a, an address of the host? @from finds connected UDP sockets.
+ *
+ * Not static: the verifier then proves it (and find_own) once instead of at every call, which takes the
+ * larger programs from 559,000 instructions to 5,000 on Linux 6.1.
+ */
+__noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct graft_stamp *stamp;
@@ -361,7 +369,7 @@ static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct
  * In the order of what is most exact: a private bind to this port, a port that the kernel chose, a
  * published port, all of one family.
  */
-static __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slot)
+__noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slot)
 {
 	struct graft_addr from;
 	struct graft_addr try;
@@ -855,7 +863,7 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
  * The socket's own address. An unbound socket shows nothing of ours; a listener what it asked for; a
  * connection the host's address with the port that was asked for, since that is what its peer knows.
  */
-static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp)
+static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp, bool connected)
 {
 	struct graft_tenant *tenant;
 
@@ -869,7 +877,7 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 			if (!here && !in_slices(a))
 				return 0;
 		}
-		if (here) {
+		if (here && !(connected && is_any(stamp->local.ip))) {
 			__builtin_memcpy(a->ip, stamp->local.ip, sizeof(a->ip));
 			return 0;
 		}
@@ -884,26 +892,31 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 	return 0;
 }
 
-#define SHOW4(ctx, how)                                                                                                \
+static __always_inline bool in_connection(const struct bpf_sock *sk)
+{
+	return sk && sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_LISTEN;
+}
+
+#define SHOW4(ctx, how, ...)                                                                                                \
 	do {                                                                                                           \
 		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                       \
 		struct graft_addr a;                                                                                   \
                                                                                                                        \
 		if (stamp) {                                                                                           \
 			load4(ctx, &a);                                                                                \
-			how(&a, stamp);                                                                                \
+			how(&a, stamp, ##__VA_ARGS__);                                                                                \
 			store4(ctx, &a);                                                                               \
 		}                                                                                                      \
 	} while (0)
 
-#define SHOW6(ctx, how)                                                                                                \
+#define SHOW6(ctx, how, ...)                                                                                                \
 	do {                                                                                                           \
 		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                       \
 		struct graft_addr a;                                                                                   \
                                                                                                                        \
 		if (stamp) {                                                                                           \
 			load6(ctx, &a);                                                                                \
-			how(&a, stamp);                                                                                \
+			how(&a, stamp, ##__VA_ARGS__);                                                                                \
 			store6(ctx, &a);                                                                               \
 		}                                                                                                      \
 	} while (0)
@@ -911,14 +924,14 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 SEC("cgroup/getsockname4")
 int graft_getsockname4(struct bpf_sock_addr *ctx)
 {
-	SHOW4(ctx, show_local);
+	SHOW4(ctx, show_local, in_connection(ctx->sk));
 	return ALLOW;
 }
 
 SEC("cgroup/getsockname6")
 int graft_getsockname6(struct bpf_sock_addr *ctx)
 {
-	SHOW6(ctx, show_local);
+	SHOW6(ctx, show_local, in_connection(ctx->sk));
 	return ALLOW;
 }
 
@@ -1083,7 +1096,7 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	    (!stamp->local_real.port || here.port == stamp->local_real.port))
 		return 1;
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));
-	report(stamp->tenant, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL, IPPROTO_TCP, &here);
+	report(stamp->tenant, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL, IPPROTO_TCP, &here, false);
 	return 1;
 }
 

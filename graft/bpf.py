@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from graft import linux
 from graft.errors import Failure
 from graft.linux import libc
+from graft.log import log
 
 OBJECT = Path(__file__).with_name("graft.bpf.o")
 ABI = 1
@@ -214,12 +216,42 @@ def _libbpf() -> ctypes.CDLL:
 
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_quiet = _PRINT(lambda _level, _text, _arguments: 0)
+_complaints: deque[str] = deque(maxlen=100)
+
+
+def _collect(level: int, text: bytes, arguments: int) -> int:
+    if level == 0:  # LIBBPF_WARN; the verifier's log is among them
+        line = ctypes.create_string_buffer(65536)
+        libc.vsnprintf(line, ctypes.c_size_t(len(line)), text, ctypes.c_void_p(arguments))
+        _complaints.extend(line.value.decode(errors="replace").splitlines())
+    return 0
+
+
+_print = _PRINT(_collect)
 
 
 def object_hash() -> str:
     """Identity of the compiled object."""
     return hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
+
+
+def try_load() -> int:
+    """Load the programs without pinning or attaching any; how many there are. Raises Failure or OSError."""
+    lib = _libbpf()
+    lib.libbpf_set_print(_print)
+    handle = lib.bpf_object__open_file(os.fsencode(OBJECT), None)
+    if not handle:
+        raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")
+    try:
+        result = lib.bpf_object__load(handle)
+        if result:
+            raise OSError(-result, f"the kernel refuses them: {os.strerror(-result)}")
+        count, program = 0, None
+        while program := lib.bpf_object__next_program(handle, program):
+            count += 1
+        return count
+    finally:
+        lib.bpf_object__close(handle)
 
 
 class Kernel:
@@ -228,7 +260,7 @@ class Kernel:
     def __init__(self, pins: Path) -> None:
         self.pins = pins
         self.lib = _libbpf()
-        self.lib.libbpf_set_print(_quiet)
+        self.lib.libbpf_set_print(_print)
         self.maps: dict[str, Map] = {}
         self._ring: int | None = None
         self._sample: Callable[..., int] | None = None
@@ -271,6 +303,8 @@ class Kernel:
             found[name] = entry
         result = self.lib.bpf_object__load(handle)
         if result:
+            for line in _complaints:
+                log.error("%s", line)
             raise Failure(
                 f"the kernel refused graft's BPF programs: {os.strerror(-result)}",
                 hint="'graft doctor' says what is missing",

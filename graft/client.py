@@ -13,6 +13,7 @@ from graft.errors import CLASSES, Failure, GraftError, Refused
 
 START_TIMEOUT = 15.0
 REPLY_TIMEOUT = 60.0
+STARTS_MAX = 3
 REPLY_MAX = 1 << 26
 
 
@@ -29,6 +30,7 @@ def connect(*, start: bool) -> socket.socket:
     """
     path = f"{run_directory()}/graftd.sock"
     deadline = time.monotonic() + START_TIMEOUT
+    starts = 0
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(REPLY_TIMEOUT)
@@ -46,7 +48,9 @@ def connect(*, start: bool) -> socket.socket:
                 raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
             if not start:
                 raise Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED") from None
-            start_daemon()
+            if starts == STARTS_MAX:
+                raise Failure(f"graftd ends at once: {_last_log_line()}", hint="try 'graft doctor'") from None
+            starts += start_daemon()
         except GraftError as error:
             sock.close()
             if error.code != "EPIPE":
@@ -56,8 +60,17 @@ def connect(*, start: bool) -> socket.socket:
         time.sleep(0.01)
 
 
-def start_daemon() -> None:
-    """Start the keeper in the background; returns when its sockets take connections."""
+def _last_log_line() -> str:
+    try:
+        with open(f"{run_directory()}/graftd.log", errors="replace") as log:
+            lines = log.read()[-4096:].splitlines()
+    except OSError as error:
+        return str(error.strerror)
+    return lines[-1].removeprefix("graftd: ") if lines else "its log is empty"
+
+
+def start_daemon() -> bool:
+    """Start the keeper in the background, until its sockets take connections; False if another one runs."""
     if os.geteuid() != 0:
         raise Refused("graftd is not running, and only root can start it", hint="sudo graftd", code="EPERM")
     import subprocess
@@ -79,8 +92,9 @@ def start_daemon() -> None:
             env={**os.environ, "GRAFT_IDLE_EXIT": "1"},
         )
     os.close(told)
-    os.read(ready, 1)
+    began = os.read(ready, 1)
     os.close(ready)
+    return bool(began)
 
 
 def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:

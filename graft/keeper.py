@@ -40,6 +40,7 @@ class Keeper:
         self.sockets: list[tuple[str, socket.socket]] = []
         self.starts: list[float] = []
         self.child = 0
+        self.ready = False  # has graftd come up under this keeper?
         self.poll = select.epoll()
 
     def bind(self) -> None:
@@ -102,6 +103,7 @@ class Keeper:
             message, fds, _, _ = socket.recv_fds(self.notify, 4096, 16)
         except BlockingIOError:
             return
+        self.ready = self.ready or b"READY=1" in message
         fields = dict(line.partition("=")[::2] for line in message.decode(errors="replace").splitlines())
         name = fields.get("FDNAME", "stored").replace(":", "_")
         if fields.get("FDSTORE") == "1" and len(self.store) < STORE_MAX:
@@ -151,8 +153,10 @@ class Keeper:
             if pid:
                 if os.waitstatus_to_exitcode(status) == 0:
                     return
-                while self.notify in list(select.select([self.notify], [], [], 0)[0]):
+                while select.select([self.notify], [], [], 0)[0]:
                     self.receive()
+                if not self.ready:
+                    sys.exit(1)  # it cannot work here; its log says why
                 self.start()
 
 

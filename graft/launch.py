@@ -106,9 +106,7 @@ def _enter_netns(name: str | None) -> None:
         if name is None:
             linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
         else:
-            from graft import host
-
-            fd, _ = host.open_netns(name)
+            fd = _open_netns(name)
             linux.setns(fd, linux.CLONE_NEWNET)
             os.close(fd)
             linux.unshare(linux.CLONE_NEWNS)
@@ -116,6 +114,22 @@ def _enter_netns(name: str | None) -> None:
         _remount_sys()
     except OSError as error:
         raise from_oserror("enter a network namespace", error, hint="'graft doctor' says what is missing") from None
+
+
+def _open_netns(name: str) -> int:
+    """By PID, by the name of a namespace or of a container, or by path."""
+    from graft import host
+
+    try:
+        fd, _ = host.open_netns(name)
+    except Refused as error:
+        if error.code != "ENOENT" or "/" in name:
+            raise
+        running = {c["name"]: c["pid"] for c in client.call("ps")}
+        if name not in running:
+            raise
+        fd, _ = host.open_netns(str(running[name]))
+    return fd
 
 
 def _remount_sys() -> None:

@@ -106,7 +106,18 @@ class Stop(Request, tag="stop"):
 
 
 AnyRequest = (
-    Hello | Run | EndpointAdd | EndpointDel | EndpointShow | RuleAdd | RuleDel | RuleShow | Ps | Inspect | Status | Stop
+    Hello
+    | Run
+    | EndpointAdd
+    | EndpointDel
+    | EndpointShow
+    | RuleAdd
+    | RuleDel
+    | RuleShow
+    | Ps
+    | Inspect
+    | Status
+    | Stop
 )
 _decoder = msgspec.json.Decoder(AnyRequest)
 

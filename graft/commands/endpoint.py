@@ -20,7 +20,7 @@ def command() -> None:
     \b
     graft endpoint add ep-http type ipv4 addr 192.0.2.1 port 80
     graft endpoint add ep-out type ipv6 addr 2001:db8::7 port dynamic
-    graft --help; graft endpoint show --netns blue
+    graft endpoint show --netns blue
     graft endpoint del ep-http
     """
 

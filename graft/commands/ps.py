@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
 
 
 def _row(c: dict[str, Any]) -> tuple[str, ...]:
-    line = shlex.join(c["command"]) or "-"
+    line = " ".join(shlex.join(c["command"]).split()) or "-"
     if len(line) > COMMAND_WIDTH:
         line = line[: COMMAND_WIDTH - 3] + "..."
     status = f"{c['status']} {_ago(time.time() - c['started'])}"

@@ -22,7 +22,12 @@ def httpgo(tmp_path_factory):
         cwd=directory,
         check=True,
         timeout=110,
-        env={"PATH": "/usr/bin:/bin:/usr/local/go/bin", "CGO_ENABLED": "0", "HOME": str(directory), "GOFLAGS": "-mod=mod"},
+        env={
+            "PATH": "/usr/bin:/bin:/usr/local/go/bin",
+            "CGO_ENABLED": "0",
+            "HOME": str(directory),
+            "GOFLAGS": "-mod=mod",
+        },
     )
     directory.chmod(0o755)
     directory.parent.chmod(0o755)

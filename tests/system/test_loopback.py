@@ -120,18 +120,35 @@ def test_unpublished_wildcard_is_private(lab, address):
 @pytest.mark.parametrize("target", ["127.0.0.1", "::1", "localhost"])
 def test_health_check_of_a_published_server(lab, target):
     """`curl localhost:80` inside reaches the server that is published as 8080."""
-    lab.spawn_graft("--name", "web", "-p", "8080:80", *python("import http.server as h; from socket import *\n"
-        "class S(h.ThreadingHTTPServer): address_family = AF_INET6\n"
-        "S(('::', 80), h.SimpleHTTPRequestHandler).serve_forever()"), stderr=-3)
+    lab.spawn_graft(
+        "--name",
+        "web",
+        "-p",
+        "8080:80",
+        *python(
+            "import http.server as h; from socket import *\n"
+            "class S(h.ThreadingHTTPServer): address_family = AF_INET6\n"
+            "S(('::', 80), h.SimpleHTTPRequestHandler).serve_forever()"
+        ),
+        stderr=-3,
+    )
     lab.wait_listening(8080)
     url = f"http://{f'[{target}]' if ':' in target else target}:80/"
-    result = lab.graft("run", "--netns", pid_of(lab, "web"), "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url)
+    result = lab.graft(
+        "run", "--netns", pid_of(lab, "web"), "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url
+    )
     assert result.stdout == "200", result.stderr
 
 
 def test_a_server_bound_to_loopback_is_not_published(lab):
-    process = lab.spawn_graft("--name", "shy", "-p", "8080:80", *python(
-        SERVE.format(address="127.0.0.1", kind=1, word="shy", port=80)), stdout=-1)
+    process = lab.spawn_graft(
+        "--name",
+        "shy",
+        "-p",
+        "8080:80",
+        *python(SERVE.format(address="127.0.0.1", kind=1, word="shy", port=80)),
+        stdout=-1,
+    )
     assert process.stdout.readline() == "ready\n"
     assert ask(lab, (str(lab_graft()), "run", "--netns", str(pid_of(lab, "shy"))), "127.0.0.1", 1, True, 80).stdout
     assert not lab.listening(8080)

@@ -85,7 +85,9 @@ def test_nginx_reload_and_reuseport(lab):
 
 def test_redis(lab):
     need("redis-server", "redis-benchmark", "redis-cli")
-    lab.spawn_graft("--name", "redis", "-p", "6380:6379", "redis-server", "--save", "", "--protected-mode", "no", stdout=-3)
+    lab.spawn_graft(
+        "--name", "redis", "-p", "6380:6379", "redis-server", "--save", "", "--protected-mode", "no", stdout=-3
+    )
     lab.wait_listening(6380)
     outside = lab.client("redis-benchmark", "-h", HOST4, "-p", "6380", "-n", "5000", "-q", "-t", "set,get")
     assert outside.stdout.count("requests per second") == 2, outside.stdout + outside.stderr
@@ -100,12 +102,14 @@ def test_redis(lab):
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
 def test_memcached(lab, kind):
     need("memcached")
-    lab.spawn_graft("--name", "mc", "-p", f"11300:11211/{kind}", "memcached", "-u", "nobody", "-U", "11211", "-l", "0.0.0.0")
+    lab.spawn_graft(
+        "--name", "mc", "-p", f"11300:11211/{kind}", "memcached", "-u", "nobody", "-U", "11211", "-l", "0.0.0.0"
+    )
     lab.wait_listening(11300, udp=kind == "udp")
     frame = "bytes(4) + b'\\0\\1\\0\\0' +" if kind == "udp" else ""
     code = f"""
 import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_{'DGRAM' if kind == 'udp' else 'STREAM'}); s.settimeout(3)
+s = socket.socket(socket.AF_INET, socket.SOCK_{"DGRAM" if kind == "udp" else "STREAM"}); s.settimeout(3)
 s.connect(({HOST4!r}, 11300))
 s.send({frame} b'set k 0 0 5\\r\\nhello\\r\\n'); print(s.recv(999))
 s.send({frame} b'get k\\r\\n'); print(s.recv(999))
@@ -130,5 +134,3 @@ def test_cpython_servers_of_the_standard_library(lab):
     lab.wait_listening(8080)
     code = f"import urllib.request as u\nfor i in range(200): u.urlopen('http://{HOST4}:8080/').read()\nprint('done')"
     assert lab.client(*python(code)).stdout == "done\n"
-
-

@@ -1,0 +1,29 @@
+"""graft doctor."""
+
+import click
+
+from graft.cli import CONTEXT, json_option, print_json
+from graft.doctor import examine
+
+
+@click.command(context_settings=CONTEXT)
+@json_option
+def command(as_json: bool) -> int:
+    """Say what this machine has, what graft lacks, and how to get it.
+
+    The exit status is 1 if 'graft run' would fail.
+
+    \b
+    graft doctor
+    graft doctor -j | jq '.[] | select(.good | not)'
+    """
+    findings = examine()
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        for f in findings:
+            mark = "ok     " if f.good else "MISSING" if f.needed else "note   "
+            click.echo(f"{mark}  {f.name:<27}{f.found}")
+            if f.remedy:
+                click.echo(f"{'':9}{'':27}-> {f.remedy}")
+    return int(any(f.needed and not f.good for f in findings))

@@ -1,0 +1,291 @@
+"""What no rule allows is refused in the kernel, counted, and leaves the host untouched; rules change live."""
+
+import json
+
+import pytest
+
+from bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4, wait_for
+from tests.conftest import python
+
+TRY = """
+import errno, socket, sys
+def tell(name, call):
+    try: call(); print(name, 'done')
+    except OSError as e: print(name, errno.errorcode[e.errno])
+def sock(family=socket.AF_INET, kind=socket.SOCK_STREAM):
+    s = socket.socket(family, kind); s.settimeout(3); return s
+v6, udp = socket.AF_INET6, socket.SOCK_DGRAM
+"""
+
+
+def attempt(lab, body, *options):
+    """Run @body in a container; the words it told, and what `graft inspect` counts after it."""
+    process = lab.spawn_graft("--name", "tried", *options, *python(TRY + body + "\ninput()"), stdout=-1, stdin=-1)
+    lines = []
+    for line in process.stdout:
+        lines.append(line.split())
+        if len(lines) == body.count("tell("):
+            break
+    seen = json.loads(lab.graft("inspect", "tried").stdout)
+    process.stdin.close()
+    lab.end(process)
+    wait_for(lambda: not lab.containers(), "the end")
+    return {name: word for name, word in lines}, {(r["op"], r["reason"]): r["count"] for r in seen["refused"]}, seen
+
+
+def test_bind_without_a_rule(lab):
+    told, counted, seen = attempt(
+        lab,
+        f"""
+tell('tcp', lambda: sock().bind(({HOST4!r}, 80)))
+tell('udp', lambda: sock(kind=udp).bind(({HOST4!r}, 80)))
+tell('six', lambda: sock(v6).bind(({HOST6!r}, 80)))
+tell('mapped', lambda: sock(v6).bind(('::ffff:{HOST4}', 80)))
+tell('other', lambda: sock().bind(('192.0.2.9', 0)))
+""",
+    )
+    assert set(told.values()) == {"EADDRNOTAVAIL"}, told
+    assert counted == {("bind", "no ingress rule"): 5}
+    last = seen["last_refused"][-1]
+    assert (last["op"], last["errno"], last["address"]) == ("bind", "EADDRNOTAVAIL", "192.0.2.9:0")
+    assert last["command"] == "python3"
+
+
+@pytest.mark.parametrize("options", [("--egress", "none"), ()])
+def test_egress_none_and_host(lab, options):
+    lab.spawn(
+        *python(f"""
+import socket, time
+for family, address in ((2, {CLIENT4!r}), (10, {CLIENT6!r})):
+    globals()[f's{{family}}'] = s = socket.socket(family, 1); s.setsockopt(1, 2, 1); s.bind((address, 9000)); s.listen()
+time.sleep(60)"""),
+        client=True,
+    )
+    wait_for(lambda: lab.client("ss", "-tlnH", "sport = :9000").stdout.count("\n") == 2, "the servers")
+    told, counted, _ = attempt(
+        lab,
+        f"""
+tell('tcp', lambda: sock().connect(({CLIENT4!r}, 9000)))
+tell('tcp6', lambda: sock(v6).connect(({CLIENT6!r}, 9000)))
+tell('mapped', lambda: sock(v6).connect(('::ffff:{CLIENT4}', 9000)))
+tell('udp', lambda: sock(kind=udp).sendto(b'x', ({CLIENT4!r}, 9000)))
+tell('udp6', lambda: sock(v6, udp).sendto(b'x', ({CLIENT6!r}, 9000)))
+tell('udpmapped', lambda: sock(v6, udp).sendto(b'x', ('::ffff:{CLIENT4}', 9000)))
+tell('fastopen', lambda: socket.socket().sendto(b'x', socket.MSG_FASTOPEN, ({CLIENT4!r}, 9000)))
+""",
+        *options,
+    )
+    if options:
+        assert set(told.values()) == {"ENETUNREACH"}, told
+        assert counted == {("connect", "outside the egress rules"): 4, ("send", "outside the egress rules"): 3}
+        assert not lab.host("ss", "-tnaH", f"dst {CLIENT4} or dst [{CLIENT6}]").stdout
+    else:
+        assert set(told.values()) == {"done"}, told
+        assert counted == {}
+
+
+def test_egress_rules_choose_the_source(lab):
+    lab.graft("endpoint", "add", "ep-out", "type", "ipv4", "addr", SECOND4, "port", "dynamic", check=True)
+    code = """
+import socket, time
+t = socket.socket(); t.setsockopt(1, 2, 1); t.bind(('0.0.0.0', 9000)); t.listen()
+u = socket.socket(2, 2); u.bind(('0.0.0.0', 9000))
+print('ready', flush=True)
+print(t.accept()[1][0], u.recvfrom(9)[1][0], flush=True); print(u.recvfrom(9)[1][0], flush=True)
+"""
+    server = lab.spawn(*python(code), client=True, stdout=-1)
+    server.stdout.readline()
+    told, counted, _ = attempt(
+        lab,
+        f"""
+tell('tcp', lambda: sock().connect(({CLIENT4!r}, 9000)))
+tell('udp', lambda: sock(kind=udp).sendto(b'x', ({CLIENT4!r}, 9000)))
+c = sock(kind=udp)
+tell('connected', lambda: (c.connect(({CLIENT4!r}, 9000)), c.send(b'x')))
+tell('outside', lambda: sock().connect(('192.0.2.1', 9000)))
+tell('six', lambda: sock(v6).connect(({CLIENT6!r}, 9000)))
+""",
+        "-e",
+        f"{CLIENT4}/32=ep-out",
+    )
+    lab.graft("endpoint", "del", "ep-out", check=True)
+    assert told == {"tcp": "done", "udp": "done", "connected": "done", "outside": "ENETUNREACH", "six": "ENETUNREACH"}
+    assert counted == {("connect", "outside the egress rules"): 2}
+    assert server.stdout.readline() == f"{SECOND4} {SECOND4}\n"
+    assert server.stdout.readline() == f"{SECOND4}\n"
+
+
+def test_a_published_udp_server_answers_without_egress(lab):
+    code = """
+import socket
+s = socket.socket(2, 2); s.bind(('0.0.0.0', 53)); print('ready', flush=True)
+while True:
+    data, peer = s.recvfrom(99); s.sendto(data.upper(), peer)
+"""
+    server = lab.spawn_graft("-p", "5353:53/udp", "--egress", "none", *python(code), stdout=-1)
+    server.stdout.readline()
+    ask = f"import socket; s = socket.socket(2, 2); s.settimeout(3); s.sendto(b'q', ({HOST4!r}, 5353)); print(s.recvfrom(9))"
+    assert lab.client(*python(ask)).stdout == f"(b'Q', ('{HOST4}', 5353))\n"
+
+
+def test_options_that_reach_around(lab):
+    told, counted, seen = attempt(
+        lab,
+        """
+tell('device', lambda: sock().setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'veth0'))
+tell('index', lambda: sock().setsockopt(socket.SOL_SOCKET, 62, 1))
+tell('mark', lambda: sock().setsockopt(socket.SOL_SOCKET, 36, 1))
+tell('transparent', lambda: sock().setsockopt(0, 19, 1))
+tell('freebind', lambda: sock().setsockopt(0, 15, 1))
+tell('freebind6', lambda: sock(v6).setsockopt(41, 78, 1))
+tell('repair', lambda: sock().setsockopt(6, 19, 1))
+tell('member', lambda: sock(kind=udp).setsockopt(0, 35, socket.inet_aton('224.0.0.5') + bytes(4)))
+tell('pktinfo6', lambda: sock(v6, udp).setsockopt(41, 50, bytes(20)))
+tell('ulp', lambda: sock().setsockopt(6, 31, b'smc'))
+""",
+    )
+    assert set(told.values()) == {"EPERM"}, told
+    assert counted == {("setsockopt", "forbidden socket option"): 10}
+    assert {"op": "setsockopt", "level": 1, "option": 36}.items() <= seen["last_refused"][2].items()
+
+
+def test_options_that_do_not(lab):
+    told, counted, _ = attempt(
+        lab,
+        """
+tell('nodelay', lambda: sock().setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
+tell('reuse', lambda: sock().setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1))
+tell('buffer', lambda: sock().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16))
+tell('tos', lambda: sock().setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 16))
+tell('v6only', lambda: sock(v6).setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))
+tell('pktinfo', lambda: sock(kind=udp).setsockopt(0, 8, 1))
+tell('congestion', lambda: sock().setsockopt(6, socket.TCP_CONGESTION, b'reno'))
+""",
+    )
+    assert set(told.values()) == {"done"}
+    assert counted == {}
+
+
+def test_source_spoofing_by_control_message(lab):
+    """IP_PKTINFO cannot make a datagram look like the container's, or another container's, neighbour."""
+    code = f"""
+import socket, struct
+s = socket.socket(2, 2)
+info = struct.pack('=I4s4s', 0, socket.inet_aton('127.0.0.1'), bytes(4))
+s.sendmsg([b'spoof'], [(0, 8, info)], 0, ({HOST4!r}, 9001))
+s.connect(({HOST4!r}, 9001)); s.sendmsg([b'spoof'], [(0, 8, info)])
+"""
+    server = lab.spawn(
+        *python(
+            "import socket; s = socket.socket(2, 2); s.bind(('0.0.0.0', 9001)); print(flush=True)\n"
+            "print(s.recvfrom(9)[1][0], s.recvfrom(9)[1][0], flush=True)"
+        ),
+        stdout=-1,
+    )
+    server.stdout.readline()
+    assert lab.graft("run", *python(code)).returncode == 0
+    assert "127." not in server.stdout.readline()
+
+
+def test_identity_of_the_host_is_not_shown(lab):
+    code = (
+        "import socket; print(*(int.from_bytes(s.getsockopt(1, 71, 8), 'little') for s in "
+        "(socket.socket(), socket.socket(socket.AF_UNIX))))"
+    )
+    grafted, own = lab.graft("run", *python(code)).stdout.split()
+    assert grafted == own
+
+
+def test_device_ioctls_ask_the_containers_own_namespace(lab):
+    told, _, _ = attempt(
+        lab,
+        """
+import fcntl, struct
+def ask(number, name=b'lo'):
+    return fcntl.ioctl(sock(), number, struct.pack('16s24x', name))
+tell('flags', lambda: ask(0x8913))
+tell('veth', lambda: ask(0x8913, b'veth0'))
+tell('bridge', lambda: ask(0x89a0, b'br0'))
+tell('up', lambda: ask(0x8914))
+tell('netns', lambda: ask(0x894c))
+tell('atmark', lambda: fcntl.ioctl(sock(), 0x8905, bytes(4)))
+""",
+    )
+    assert (
+        told
+        == {"flags": "done", "veth": "ENODEV", "bridge": "EPERM", "up": "EPERM", "netns": "EPERM", "atmark": "EINVAL"}
+        or told["atmark"] == "done"
+    ), told
+
+
+def test_rules_change_while_it_runs(lab):
+    serve = """
+import http.server as h, socket, sys, threading
+for port in (80, 81):
+    class S(h.ThreadingHTTPServer): pass
+for line in sys.stdin:
+    port = int(line)
+    s = socket.socket(); s.setsockopt(1, 2, 1)
+    s.bind(('0.0.0.0', port)); s.listen(); print('bound', flush=True)
+    threading.Thread(target=lambda s=s: [s.accept()[0].sendall(b'hello') for _ in range(9)], daemon=True).start()
+"""
+    process = lab.spawn_graft("--name", "live", "-p", "8080:80", *python(serve), stdin=-1, stdout=-1)
+
+    def bind(port):
+        process.stdin.write(f"{port}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "bound\n"
+
+    def reach(port):
+        code = f"import socket; s = socket.create_connection(({HOST4!r}, {port}), 3); print(s.recv(9))"
+        return lab.client(*python(code)).returncode == 0
+
+    bind(80)
+    assert reach(8080)
+    bind(81)
+    assert not reach(8081)
+    assert lab.graft("rule", "add", "live", "-p", "8082:82").returncode == 0
+    bind(82)
+    assert reach(8082)
+    assert "8082:82/tcp" in lab.graft("rule", "show", "live").stdout
+    assert lab.graft("rule", "del", "live", "-p", "8080:80").returncode == 0
+    assert reach(8080), "what is bound stays open"
+    assert "8080" not in lab.graft("endpoint", "show", "--netns", "live").stdout
+    assert lab.graft("rule", "del", "live", "-p", "8080:80").returncode == 1
+    assert (
+        lab.graft(
+            "endpoint", "add", "ep", "type", "ipv4", "addr", HOST4, "port", "8083", "--netns", "live"
+        ).returncode
+        == 0
+    )
+    assert lab.graft("rule", "add", "live", "-i", "0.0.0.0:83=ep").returncode == 0
+    bind(83)
+    assert reach(8083)
+    assert lab.graft("endpoint", "del", "ep", "--netns", "live").returncode == 0
+    assert reach(8083), "a deleted endpoint keeps open sockets"
+
+
+def test_all_rules_or_none(lab):
+    lab.spawn_graft("--name", "whole", "-p", "8080:80", "sleep", "60")
+    wait_for(lambda: "whole" in lab.containers(), "the container")
+    before = lab.graft("rule", "show", "whole", "-j").stdout
+    result = lab.graft("rule", "add", "whole", "-p", "8081:81", "-p", "8080:82")
+    assert result.returncode == 1
+    assert "published by container 'whole'" in result.stderr
+    assert "unknown endpoint" in lab.graft("rule", "add", "whole", "-i", "0.0.0.0:1=nope").stderr
+    assert lab.graft("rule", "show", "whole", "-j").stdout == before
+
+
+def test_dynamic_endpoint(lab):
+    lab.graft("endpoint", "add", "ep-dyn", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
+    code = """
+import socket
+s = socket.socket(); s.bind(('0.0.0.0', 80)); s.listen(); print(*s.getsockname(), flush=True)
+c = socket.create_connection(('127.0.0.1', 80)); print(c.getpeername()[1], s.accept()[0].getsockname(), flush=True); input()
+"""
+    process = lab.spawn_graft("-i", "0.0.0.0:80=ep-dyn", *python(code), stdout=-1, stdin=-1)
+    assert process.stdout.readline() == "0.0.0.0 80\n"
+    assert process.stdout.readline() == f"80 ('{HOST4}', 80)\n"
+    assert lab.host("ss", "-tlnH", f"src {HOST4}").stdout.count("LISTEN") == 1
+    process.stdin.close()
+    lab.graft("endpoint", "del", "ep-dyn", check=True)
