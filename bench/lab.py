@@ -14,6 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class Lab:
         for ns in (self.host_ns, self.client_ns):
             if Path("/run/netns", ns).exists():
                 try:
-                    wait_for(lambda ns=ns: not self._pids(ns), f"processes in {ns}", 3.0)
+                    wait_for(partial(self._empty, ns), f"processes in {ns}", 3.0)
                 except TimeoutError:
                     left += [f"process {pid} in {ns}" for pid in self._pids(ns)]
                 self.ip("netns", "del", ns)
@@ -172,6 +173,9 @@ class Lab:
     @staticmethod
     def _pids(ns: str) -> list[str]:
         return subprocess.run(("ip", "netns", "pids", ns), capture_output=True, text=True).stdout.split()
+
+    def _empty(self, ns: str) -> bool:
+        return not self._pids(ns)
 
     def _stop_daemon(self) -> list[str]:
         if not (self.run_dir / "graftd.sock").exists():

@@ -270,6 +270,8 @@ def admit_target(
     An untrusted peer gets the strict policy: conversions through endpoints of its own netns' table, which
     only the admin fills; no publications, no egress of the host's.
     """
+    if os.readlink(f"/proc/self/fd/{listener}") != "anon_inode:seccomp notify":
+        raise UsageError("the descriptor is not a seccomp listener")
     reg = daemon.registry
     publications = [parse_publication(p) for p in wish.publish]
     ingress = [parse_ingress(r) for r in wish.ingress]

@@ -231,7 +231,9 @@ _print = _PRINT(_collect)
 
 
 def object_hash() -> str:
-    """Identity of the compiled object."""
+    """Identity of the compiled object. Raises Failure if there is none."""
+    if not OBJECT.exists():
+        raise Failure(f"{OBJECT} is not built", hint="run 'make build'")
     return hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
 
 
@@ -290,8 +292,6 @@ class Kernel:
             self.maps[name] = Map(fd, name, sizes.get(name, 0))
 
     def _load(self, links: Path, policy_cgroup: Path, root_cgroup: Path) -> None:
-        if not OBJECT.exists():
-            raise Failure(f"{OBJECT} is not built", hint="run 'make build'")
         self.pins.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = self.lib.bpf_object__open_file(os.fsencode(OBJECT), None)
         if not handle:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from graft import protocol
-from graft.errors import GraftError, UsageError
+from graft.errors import GraftError, UsageError, from_oserror
 from graft.loop import Loop
 
 IDLE_SECONDS = 30.0
@@ -31,7 +31,8 @@ class Connection:
     """Non-blocking. @complete says when the gathered bytes are a message, @serve answers it.
 
     What @serve returns is sent as {"ok": ...}, a GraftError it raises as {"error": ...}; None sends nothing.
-    The connection ends with its answer, unless @serve set `vetted`. Descriptors belong to @serve once it returned; whatever goes wrong before closes them.
+    The connection ends with its answer, unless @serve set `vetted`. Descriptors belong to @serve once it
+    returned; whatever goes wrong before closes them.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class Connection:
             fds, self.fds = self.fds, []
             try:
                 answer = self.serve(self, bytes(self.incoming), fds)
-            except BaseException:
+            except BaseException as error:
                 for fd in fds:
                     with contextlib.suppress(OSError):
                         os.close(fd)
+                if isinstance(error, OSError):
+                    raise from_oserror("graftd", error) from None
                 raise
             if answer is None:
                 self.close()

@@ -126,12 +126,15 @@ class Daemon:
                 return
 
     def _answer_pending(self) -> None:
-        for slot, number, call in self.journal.pending():
+        for slot, number, call, inode in self.journal.pending():
             entry = self.listeners.get(number)
-            if entry:
+            given = find_socket(call.pid, inode) if inode else None
+            if entry and given is not None:
+                entry[0].answer(call.id, given)
+            elif entry:
                 self._dispatch(entry[0], entry[1], call, slot)
-            else:
-                self.journal.release(slot)
+                continue
+            self.journal.release(slot)
 
     def run(self) -> None:
         """Until stopped."""
@@ -256,20 +259,20 @@ class Daemon:
     def _dispatch(self, listener: Listener, tenant: Tenant, call: Notification, slot: int) -> None:
         if Supervisor.quick(call):
             began = time.perf_counter_ns()
-            self._carry_out(listener, call, self._decide(call, tenant))
+            self._carry_out(listener, call, self._decide(call, tenant), slot)
             self.journal.release(slot)
             self.calls += 1
             self.call_ns += time.perf_counter_ns() - began
             return
         if self.slow.get(tenant.id, 0) >= SLOW_CALLS:
-            self._carry_out(listener, call, Answer(error=errno.EAGAIN))
+            self._carry_out(listener, call, Answer(error=errno.EAGAIN), slot)
             self.journal.release(slot)
             return
         self.slow[tenant.id] = self.slow.get(tenant.id, 0) + 1
 
         def work() -> None:
             try:
-                self._carry_out(listener, call, self._decide(call, tenant))
+                self._carry_out(listener, call, self._decide(call, tenant), slot)
             finally:
                 self.slow[tenant.id] -= 1
                 self.journal.release(slot)
@@ -283,12 +286,14 @@ class Daemon:
             log.exception("call %d of pid %d in %s", call.nr, call.pid, tenant.name)
             return Answer(error=errno.EIO)
 
-    @staticmethod
-    def _carry_out(listener: Listener, call: Notification, action: Action) -> None:
+    def _carry_out(self, listener: Listener, call: Notification, action: Action, slot: int) -> None:
         try:
             if isinstance(action, Inject):
                 try:
-                    listener.inject(call.id, action.fd, os.O_CLOEXEC if action.cloexec else 0)
+                    self.journal.injecting(slot, os.fstat(action.fd).st_ino)
+                    number = listener.inject(call.id, action.fd, os.O_CLOEXEC if action.cloexec else 0)
+                    if number is not None:
+                        listener.answer(call.id, number)
                 except OSError as error:  # EMFILE: the target's table is full
                     listener.answer(call.id, error=error.errno or errno.EIO)
                 finally:
@@ -305,6 +310,16 @@ class Daemon:
     def _denied(self, denial: Denial) -> None:
         kept = self.denials.setdefault(denial.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append((time.time(), denial))
+
+
+def find_socket(pid: int, inode: int) -> int | None:
+    """The descriptor by which a thread has this socket (proc(5), /proc/PID/fd)."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) == f"socket:[{inode}]":
+                    return int(entry.name)
+    return None
 
 
 def raise_descriptor_limit() -> None:

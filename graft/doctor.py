@@ -12,7 +12,7 @@ from graft import bpf, client, filter, host, linux
 from graft.errors import Failure, GraftError, Refused
 
 
-class Lack(Exception):  # noqa: N818 - a finding, not an error
+class Lack(Exception):
     """What was found instead, and how to get what is needed."""
 
     def __init__(self, found: str, remedy: str) -> None:
@@ -100,11 +100,17 @@ def _cgroup() -> str:
     return str(root)
 
 
+def _mount_privately() -> None:
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    host.mount_bpffs()
+
+
 def _bpffs() -> str:
     if os.path.ismount(host.BPFFS):
         return str(host.BPFFS)
     try:
-        _in_child(lambda: (linux.unshare(linux.CLONE_NEWNS), host.mount_bpffs())[0])
+        _in_child(_mount_privately)
     except OSError as error:
         raise Lack(f"{host.BPFFS}: {error.strerror}", f"mount -t bpf bpf {host.BPFFS}") from None
     return f"{host.BPFFS}, mounted when graftd starts"

@@ -173,8 +173,10 @@ def open_netns(text: str) -> tuple[int, str]:
 
 
 def netns_alive(netns: int, path: str) -> bool:
-    """Is the namespace that a table belongs to still the one at @path?"""
+    """Is the namespace that a table belongs to still the one at @path, or any process's?"""
     try:
-        return os.stat(path).st_ino == netns
+        if os.stat(path).st_ino == netns:
+            return True
     except OSError:
-        return False
+        pass
+    return bool(processes_in_netns(netns))

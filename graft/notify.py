@@ -3,6 +3,13 @@
 A received notification is delivered once. If graftd dies before it answers, the kernel does not deliver
 it again, but whoever holds the descriptor and knows the id can still answer. So notifications are received
 straight into the journal, a memfd that the keeper holds: the next graftd finds them there.
+
+A descriptor is injected in two steps, ADDFD and then the answer with its number. SECCOMP_ADDFD_FLAG_SEND would
+do it in one and saves about a quarter of a trapped socket(), but it cannot be made safe: the kernel marks
+the call as answered when the request is queued (kernel/seccomp.c, seccomp_notify_addfd), and if the sender is
+killed before the target has picked the descriptor up, the request is withdrawn and the call returns 0. The
+program then takes its standard input for a socket. In two steps the call stays unanswered; the journal has
+the inode of the socket, by which a successor sees whether the target got it, and answers with its number.
 """
 
 import errno
@@ -18,7 +25,9 @@ NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif with its secco
 RESPONSE = struct.Struct("=QqiI")
 ADDFD = struct.Struct("=QIIII")
 
-SLOT = struct.Struct("=II")  # listener number, unused
+SLOT = struct.Struct("=I4xQ")  # listener number, inode of the socket that is being injected
+INODE = struct.Struct("=Q")
+INODE_OFFSET = 8
 SLOT_SIZE = 128
 SLOTS = 64
 EMPTY = bytes(NOTIFICATION.size)
@@ -74,15 +83,19 @@ class Journal:
         SLOT.pack_into(self.map, number * SLOT_SIZE, 0, 0)
         self.free.append(number)
 
-    def pending(self) -> list[tuple[int, int, Notification]]:
-        """What a predecessor left: (slot, listener number, notification); takes those slots."""
+    def injecting(self, number: int, inode: int) -> None:
+        """Note which socket the target is about to get."""
+        INODE.pack_into(self.map, number * SLOT_SIZE + INODE_OFFSET, inode)
+
+    def pending(self) -> list[tuple[int, int, Notification, int]]:
+        """What a predecessor left: (slot, listener number, notification, inode or 0); takes those slots."""
         found = []
         for number in range(SLOTS):
-            (listener, _) = SLOT.unpack_from(self.map, number * SLOT_SIZE)
+            (listener, inode) = SLOT.unpack_from(self.map, number * SLOT_SIZE)
             notification = parse(self.slot(number))
             if listener and notification.id:
                 self.free.remove(number)
-                found.append((number, listener, notification))
+                found.append((number, listener, notification, inode))
         return found
 
 
@@ -119,28 +132,27 @@ class Listener:
 
     def answer(self, notification_id: int, value: int = 0, error: int = 0, flags: int = 0) -> bool:
         """Return @value, or fail with errno @error; False if the target is gone."""
-        return self._send(linux.SECCOMP_IOCTL_NOTIF_SEND, RESPONSE.pack(notification_id, value, -error, flags))
+        sent = self._send(linux.SECCOMP_IOCTL_NOTIF_SEND, RESPONSE.pack(notification_id, value, -error, flags))
+        return sent is not None
 
     def proceed(self, notification_id: int) -> bool:
         """Let the call run in the target as it stands."""
         return self.answer(notification_id, flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
-    def inject(self, notification_id: int, fd: int, newfd_flags: int) -> bool:
-        """Install @fd in the target and return its number there, in one step.
+    def inject(self, notification_id: int, fd: int, newfd_flags: int) -> int | None:
+        """Install @fd in the target; its number there, None if the target is gone. The call still waits.
 
         Raises OSError: EMFILE if the target's table is full.
         """
-        request = ADDFD.pack(notification_id, linux.SECCOMP_ADDFD_FLAG_SEND, fd, 0, newfd_flags)
-        return self._send(linux.SECCOMP_IOCTL_NOTIF_ADDFD, request)
+        return self._send(linux.SECCOMP_IOCTL_NOTIF_ADDFD, ADDFD.pack(notification_id, 0, fd, 0, newfd_flags))
 
-    def _send(self, request: int, message: bytes) -> bool:
+    def _send(self, request: int, message: bytes) -> int | None:
         while True:
             try:
-                fcntl.ioctl(self.fd, request, message)
+                return fcntl.ioctl(self.fd, request, bytearray(message))
             except OSError as error:
                 if error.errno == errno.EINTR:
                     continue
                 if error.errno in (errno.ENOENT, errno.EINPROGRESS):
-                    return False
+                    return None
                 raise
-            return True

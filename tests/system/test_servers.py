@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 
@@ -33,6 +34,17 @@ def nginx(lab, name, *options, listen="listen 80; listen [::]:80;", location="",
     return directory, process
 
 
+def logged(directory, client):
+    return f"{client} - -" in (directory / "access.log").read_text()
+
+
+def requests(load):
+    """How many wrk made."""
+    found = re.search(r"(\d+) requests in", load.stdout)
+    assert found, load.stdout
+    return int(found[1])
+
+
 def get(lab, url, *, client=True):
     return (lab.client if client else lab.host)("curl", "-sS", "--max-time", "5", url)
 
@@ -43,14 +55,14 @@ def test_nginx_on_both_families_with_the_clients_address(lab):
     for host, client in ((HOST4, CLIENT4), (f"[{HOST6}]", CLIENT6)):
         result = get(lab, f"http://{host}:8080/")
         assert result.stdout == "web", result.stderr
-        wait_for(lambda client=client: f"{client} - -" in (directory / "access.log").read_text(), client)
+        wait_for(partial(logged, directory, client), client)
     for host in (HOST4, f"[{HOST6}]"):
         load = lab.client("wrk", "-t2", "-c20", "-d1s", f"http://{host}:8080/")
-        assert int(re.search(r"(\d+) requests in", load.stdout)[1]) > 500, load.stdout
+        assert requests(load) > 500, load.stdout
         assert "Socket errors" not in load.stdout
         assert "Non-2xx" not in load.stdout
     short = lab.client("wrk", "-t1", "-c10", "-d1s", "-H", "Connection: close", f"http://{HOST4}:8080/")
-    assert int(re.search(r"(\d+) requests in", short.stdout)[1]) > 200, short.stdout
+    assert requests(short) > 200, short.stdout
     assert not re.search(r"\[(alert|crit|emerg|error)\]", (directory / "error.log").read_text())
 
 
@@ -69,7 +81,7 @@ def test_nginx_proxies_to_another_container(lab):
     nginx(lab, "frontend", "-p", "8080:80", location=location)
     assert get(lab, f"http://{HOST4}:8080/").stdout == HOST4
     load = lab.client("wrk", "-t1", "-c10", "-d1s", f"http://{HOST4}:8080/")
-    assert int(re.search(r"(\d+) requests in", load.stdout)[1]) > 100, load.stdout
+    assert requests(load) > 100, load.stdout
     assert "Non-2xx" not in load.stdout
 
 

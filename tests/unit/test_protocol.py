@@ -68,12 +68,14 @@ def test_journal_survives():
     slot = journal.take(3)
     assert slot is not None
     journal.slot(slot)[:] = notify.NOTIFICATION.pack(77, 4242, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
+    journal.injecting(slot, 4711)
     done = journal.take(4)
     assert done is not None
     journal.slot(done)[:] = notify.NOTIFICATION.pack(78, 1, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
     journal.release(done)
     successor = notify.Journal(journal.fd)
-    ((number, listener, call),) = successor.pending()
+    ((number, listener, call, inode),) = successor.pending()
+    assert inode == 4711
     assert (number, listener, call.id, call.pid, call.nr, call.args[:2]) == (slot, 3, 77, 4242, 41, (2, 1))
     assert slot not in successor.free
     successor.release(slot)

@@ -1,0 +1,156 @@
+"""What the commands say: output, JSON, exit statuses, and one line for whatever is wrong."""
+
+import json
+import subprocess
+
+import pytest
+
+from bench.lab import GRAFT, HOST4, ROOT, wait_for
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("run", "-p", "80", "true"), 2, "-p: publication '80' names one port"),
+        (("run", "-p", "99999:80", "true"), 2, "'99999' is not a port"),
+        (("run", "-i", "0.0.0.0:80", "true"), 2, "-i: ingress rule '0.0.0.0:80' lacks '='"),
+        (("run", "-e", "10.0.0.1/8=x", "true"), 2, "-e: egress rule '10.0.0.1/8=x' has bits set after the prefix"),
+        (("run", "-i", "0.0.0.0:80=nope", "true"), 1, "unknown endpoint 'nope'"),
+        (("run", "--egress", "some", "true"), 2, "'some' is not one of 'host', 'none'"),
+        (("run", "--name", "a b", "true"), 2, "container name 'a b' is not valid"),
+        (("run", "--name", "12", "true"), 2, "looks like a pid"),
+        (("run", "--netns", "nowhere", "true"), 1, "network namespace 'nowhere' does not exist"),
+        (("run", "--netns", "/etc/passwd", "true"), 1, "is not a network namespace"),
+        (("run", "--netns", "4194303", "true"), 1, "does not exist"),
+        (("run",), 2, "Missing argument 'COMMAND...'"),
+        (("run", ""), 2, "the command is empty"),
+        (("run", "--frobnicate", "true"), 2, "No such option '--frobnicate'"),
+        (("run", "no-such-command"), 127, "command 'no-such-command' not found"),
+        (("run", "/etc/passwd"), 126, "command '/etc/passwd' is not executable"),
+        (("run", "/etc"), 126, "command '/etc' is a directory"),
+        (("runn", "true"), 2, "unknown command 'runn' (did you mean 'run'?)"),
+        (("endpoint", "add", "a-name-of-17-byte", "type", "ipv4", "addr", HOST4, "port", "1"), 2, "17 bytes long"),
+        (("endpoint", "add", "", "type", "ipv4", "addr", HOST4, "port", "1"), 2, "endpoint name is empty"),
+        (("endpoint", "add", "x", "type", "ipv5", "addr", HOST4, "port", "1"), 2, "endpoint type 'ipv5' is unknown"),
+        (("endpoint", "add", "x", "type", "ipv6", "addr", HOST4, "port", "1"), 2, "is not an ipv6 address"),
+        (("endpoint", "add", "x", "type", "ipv4", "addr", HOST4), 2, "'port' is missing"),
+        (("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port"), 2, "'port' lacks its value"),
+        (("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port", "70000"), 2, "'70000' is not a port"),
+        (("endpoint", "add", "x", "kind", "ipv4"), 2, "unknown word 'kind'"),
+        (("endpoint", "del", "nope"), 1, "endpoint 'nope' does not exist"),
+        (("endpoint", "show", "nope"), 1, "endpoint 'nope' does not exist"),
+        (("inspect", "nope"), 1, "no container named 'nope'"),
+        (("rule", "show", "nope"), 1, "network namespace 'nope' does not exist"),
+        (("rule", "add", "nope"), 2, "no rule given"),
+    ],
+)
+def test_bad_input(lab, words, status, says):
+    lab.graft("endpoint", "show", check=True)
+    result = lab.graft(*words)
+    assert (result.returncode, result.stderr.count("\n")) == (status, 1), result.stderr
+    assert result.stderr.startswith("graft: ")
+    assert says in result.stderr
+    assert result.stdout == ""
+    assert lab.containers() == []
+
+
+def test_endpoints(lab):
+    add = ("endpoint", "add", "ep-http", "type", "ipv4", "addr", HOST4, "port", "80")
+    assert lab.graft(*add).returncode == 0
+    again = lab.graft(*add)
+    assert (again.returncode, "endpoint 'ep-http' exists" in again.stderr) == (1, True)
+    assert lab.graft("endpoint", "add", "ep6", "addr", "2001:db8::7", "type", "ipv6", "port", "dynamic").returncode == 0
+    assert lab.graft("endpoint", "show").stdout == (
+        f"ep-http type ipv4 addr {HOST4} port 80\nep6 type ipv6 addr 2001:db8::7 port dynamic\n"
+    )
+    assert lab.graft("endpoint", "show", "ep6").stdout == "ep6 type ipv6 addr 2001:db8::7 port dynamic\n"
+    assert json.loads(lab.graft("endpoint", "show", "-j", "ep-http").stdout) == [
+        {"name": "ep-http", "type": "ipv4", "addr": HOST4, "port": 80, "span": 1, "published": False}
+    ]
+    assert lab.client(GRAFT, "endpoint", "show").stdout == "", "a table belongs to its namespace"
+    assert lab.client(GRAFT, "endpoint", "del", "ep6").returncode == 1
+    assert lab.client(GRAFT, "endpoint", "show", "--netns", lab.host_ns).stdout.count("\n") == 2
+    for name in ("ep-http", "ep6"):
+        assert lab.graft("endpoint", "del", name).returncode == 0
+    assert lab.graft("endpoint", "show").stdout == ""
+
+
+def test_ps_and_inspect(lab):
+    lab.spawn_graft("--name", "web", "-p", "8080:80", "-p", "127.0.0.1:5353:53/udp", "sleep", "61")
+    wait_for(lambda: lab.containers() == ["web"], "the container")
+    head, row = lab.graft("ps").stdout.splitlines()
+    assert head.split() == ["NAME", "PID", "STATUS", "PORTS", "COMMAND"]
+    assert row.split()[2] == "running"
+    assert row.split()[4:] == ["8080:80/tcp,127.0.0.1:5353:53/udp", "sleep", "61"]
+    (listed,) = json.loads(lab.graft("ps", "-j").stdout)
+    seen = json.loads(lab.graft("inspect", "web").stdout)
+    assert listed.items() <= seen.items()
+    assert seen["command"] == ["sleep", "61"]
+    assert seen["loopback"]["ipv4"].startswith("127.")
+    assert seen["loopback"]["ipv6"].startswith("fd67:7261:6674:")
+    assert [e["name"] for e in seen["endpoints"]] == ["tcp-8080", "tcp6-8080", "udp-5353"]
+    assert seen["refused"] == []
+    taken = lab.graft("run", "--name", "web", "true")
+    assert (taken.returncode, taken.stderr.count("\n")) == (1, 1)
+    assert "a container named 'web' is running" in taken.stderr
+
+
+def test_help_and_version(lab):
+    from graft import __version__
+    from graft.cli import COMMANDS
+
+    top = lab.graft("--help")
+    assert top.returncode == 0
+    assert all(name in top.stdout for name in COMMANDS)
+    for words in (("run",), ("endpoint", "add"), ("rule", "add"), ("ps",), ("inspect",), ("doctor",), ("completion",)):
+        result = lab.graft(*words, "--help")
+        assert result.returncode == 0
+        assert "graft " in result.stdout
+    assert lab.graft("--version").stdout == f"graft {__version__}\n"
+    assert lab.graft().returncode == 2
+
+
+def test_doctor(lab):
+    result = lab.graft("doctor")
+    assert result.returncode == 0, result.stdout
+    findings = {f["name"]: f for f in json.loads(lab.graft("doctor", "-j").stdout)}
+    assert findings["BPF programs"]["found"].endswith("programs load")
+    assert all(f["good"] for f in findings.values() if f["needed"])
+
+
+def test_doctor_finds_what_is_missing(lab):
+    """Without capabilities, without iproute2: each is named, and the status is 1."""
+    weak = lab.host("setpriv", "--bounding-set=-all", "--inh-caps=-all", GRAFT, "doctor", "-j")
+    assert weak.returncode == 1
+    missing = {f["name"] for f in json.loads(weak.stdout) if f["needed"] and not f["good"]}
+    assert {"namespaces", "seccomp notification", "BPF programs"} <= missing
+    pathless = lab.host("env", "PATH=/nonexistent", "/bin/sh", GRAFT, "doctor", "-j")
+    assert pathless.returncode != 0
+
+
+def test_without_root(lab):
+    lab.graft("endpoint", "show", check=True)
+    python = subprocess.run(("readlink", "-f", ROOT / ".venv/bin/python3"), capture_output=True, text=True).stdout.strip()
+    command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-I", "-c")
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, *{site_packages()!r}]; from graft.cli import main; sys.exit(main())"
+    code = code.replace("sys.exit(main())", "sys.argv[1:] = {words}; sys.exit(main())")
+    ran = lab.host(*command, code.format(words=["run", "true"]))
+    if "Permission denied" in ran.stderr and "setpriv" in ran.stderr:
+        pytest.skip("the interpreter of the test run is not executable by others")
+    assert (ran.returncode, ran.stderr) == (1, "graft: graft run needs root (sudo graft run ...)\n")
+    ps = lab.host(*command, code.format(words=["endpoint", "show"]))
+    assert ps.returncode == 1
+    assert "no permission for" in ps.stderr
+
+
+def site_packages():
+    import sys
+
+    return [p for p in sys.path if p.endswith("site-packages")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(lab, shell):
+    assert "_GRAFT_COMPLETE" in lab.graft("completion", shell).stdout
+    words = lab.graft(env={**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": "graft in", "COMP_CWORD": "1"})
+    assert "inspect" in words.stdout

@@ -1,0 +1,285 @@
+"""graftd dies, is stopped, gets nonsense: nothing hangs, nothing is lost, nothing is left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.lab import GRAFTD, HOST4, wait_for
+from graft import __version__
+from tests.conftest import python
+
+WORKER = """
+import socket, sys, time
+failed = done = 0
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    try:
+        s = socket.socket(); s.connect(({address!r}, {port})); s.close(); done += 1
+    except OSError as e:
+        failed += 1; print(e, file=sys.stderr)
+print(done, failed)
+"""
+
+
+def server_on_client(lab, port=9000):
+    code = f"""
+import socket
+s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', {port})); s.listen(4096)
+while True: s.accept()[0].close()
+"""
+    lab.spawn(*python(code), client=True)
+    wait_for(lambda: lab.client("ss", "-tlnH", f"sport = :{port}").stdout, "the server")
+
+
+def test_kill_graftd_under_load(own_lab):
+    """kill -9 of graftd while four programs open connections: no call fails, none hangs."""
+    server_on_client(own_lab)
+    code = WORKER.format(seconds=4, address="10.77.0.2", port=9000)
+    workers = [own_lab.spawn_graft("--name", f"w{i}", *python(code), stdout=-1) for i in range(4)]
+    wait_for(lambda: len(own_lab.containers()) == 4, "the workers")
+    seen = set()
+    for _ in range(6):
+        time.sleep(0.4)
+        pid = wait_for(own_lab.daemon_pid, "graftd")
+        seen.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: (own_lab.cgroup() / "cgroup.procs").read_text().strip() not in ("", str(pid)), "the next")
+    assert len(seen) == 6
+    for worker in workers:
+        done, failed = worker.communicate(timeout=20)[0].split()
+        assert failed == "0"
+        assert int(done) > 10
+    wait_for(lambda: own_lab.containers() == [], "their end")
+
+
+def test_state_survives_graftd(own_lab):
+    code = "import socket; s = socket.socket(); s.setsockopt(1,2,1); s.bind(('0.0.0.0', 80)); s.listen(); print(flush=True)\n" \
+           "while True: c = s.accept()[0]; c.sendall(b'hi'); c.close()"
+    own_lab.graft("endpoint", "add", "kept", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
+    process = own_lab.spawn_graft("--name", "web", "-p", "8080:80", "--egress", "none", *python(code), stdout=-1)
+    process.stdout.readline()
+    before = [own_lab.graft(*words).stdout for words in (("rule", "show", "web", "-j"), ("endpoint", "show", "--netns", "web"))]
+    pid = own_lab.daemon_pid()
+    os.kill(pid, signal.SIGKILL)
+    ask = f"import socket; print(socket.create_connection(({HOST4!r}, 8080), 3).recv(9))"
+    assert own_lab.client(*python(ask)).stdout == "b'hi'\n", "the data path does not pass graftd"
+    wait_for(lambda: own_lab.containers() == ["web"], "the next graftd")
+    assert own_lab.daemon_pid() != pid
+    after = [own_lab.graft(*words).stdout for words in (("rule", "show", "web", "-j"), ("endpoint", "show", "--netns", "web"))]
+    assert before == after
+    assert "kept type ipv4" in own_lab.graft("endpoint", "show").stdout
+    assert own_lab.graft("run", "-p", "8080:81", "true").returncode == 1
+    own_lab.graft("endpoint", "del", "kept", check=True)
+
+
+def test_graftd_and_keeper_killed(own_lab):
+    """Both gone: open sockets and the policy stay, new sockets fail at once; the next start cleans."""
+    code = """
+import errno, socket
+s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', 80)); s.listen(); print('up', flush=True); input()
+try: socket.socket()
+except OSError as e: print(errno.errorcode[e.errno], flush=True)
+try: s.connect(('10.77.0.2', 1))
+except OSError as e: print(e.errno, flush=True)
+input()
+"""
+    process = own_lab.spawn_graft("--name", "left", "-p", "8080:80", *python(code), stdin=-1, stdout=-1)
+    process.stdout.readline()
+    own_lab.spawn_graft("--name", "gone", "sleep", "60")
+    wait_for(lambda: len(own_lab.containers()) == 2, "both")
+    for pid in (own_lab.keeper_pid(), own_lab.daemon_pid()):
+        os.kill(pid, signal.SIGKILL)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "ENOSYS\n"
+    process.stdout.readline()
+    own_lab.end(own_lab.started[1], signal.SIGKILL)
+    assert own_lab.graft("ps").returncode == 0
+    own_lab.graft("run", "true", check=True)
+    rows = [line.split()[:3] for line in own_lab.graft("ps").stdout.splitlines()[1:]]
+    assert rows == [["left", str(process.pid), "unsupervised"]]
+    assert own_lab.listening(8080)
+    process.stdin.close()
+    process.wait(5)
+    wait_for(lambda: own_lab.containers() == [], "the end")
+
+
+def test_kill_the_command(own_lab):
+    for name in ("a", "b", "c"):
+        own_lab.end(own_lab.spawn_graft("--name", name, "-p", "8080:80", "sleep", "60"), signal.SIGKILL)
+        assert own_lab.graft("run", "--name", name, "-p", "8080:80", "true").returncode == 0
+
+
+def test_stop_and_idle_exit(own_lab):
+    process = own_lab.spawn_graft("--name", "busy", "sleep", "60")
+    wait_for(lambda: own_lab.containers() == ["busy"], "the container")
+    refused = own_lab.host(GRAFTD, "--stop")
+    assert refused.returncode == 1
+    assert "1 containers run: busy" in refused.stderr
+    assert "graftd is running already" in own_lab.host(GRAFTD).stderr
+    own_lab.end(process)
+    wait_for(lambda: not own_lab.pins().exists(), "the idle exit", 15)
+    wait_for(lambda: not own_lab.cgroup().exists(), "the cgroup's end")
+    assert not own_lab.host("ip", "-6", "rule", "list", "pref", "26470").stdout
+    again = own_lab.host(GRAFTD, "--stop")
+    assert (again.returncode, again.stderr) == (1, "graftd: graftd is not running\n")
+
+
+def test_many_starts_at_once(own_lab):
+    processes = [own_lab.spawn_graft("true") for _ in range(8)]
+    assert [p.wait(30) for p in processes] == [0] * 8
+    assert len((own_lab.cgroup() / "cgroup.procs").read_text().split()) == 1
+
+
+def send(path: Path, data: bytes, fds=(), *, shut=True) -> bytes:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(5)
+        sock.connect(str(path))
+        try:
+            if fds:
+                socket.send_fds(sock, [data], fds)
+            else:
+                sock.sendall(data)
+            if shut:
+                sock.shutdown(socket.SHUT_WR)
+            answer = b""
+            while chunk := sock.recv(65536):
+                answer += chunk
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+        return answer
+
+
+HELLO = json.dumps({"op": "hello", "version": __version__}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\n",
+        b"nonsense\n",
+        b"{}\n",
+        b'{"op": "run"}\n',
+        b"[1, 2]\n",
+        b"\xff\xfe\0\n",
+        b'{"op": "ps", "version": "' + __version__.encode() + b'", "x": 1}\n',
+        b'{"op": "run", "version": "' + __version__.encode() + b'"}\n',
+        b"{" * 100000 + b"\n",
+        b"x" * (1 << 21),
+        b'"unfinished',
+    ],
+)
+def test_malformed_messages(lab, message):
+    lab.graft("endpoint", "show", check=True)
+    pid = lab.daemon_pid()
+    admin = send(lab.run_dir / "graftd.sock", message)
+    agent = send(lab.run_dir / "agent.sock", message)
+    for answer in (admin, agent):
+        assert not answer or "error" in json.loads(answer)
+    if len(message) < 1 << 20:
+        assert admin
+    assert lab.daemon_pid() == pid
+    assert lab.graft("run", "true").returncode == 0
+
+
+def test_descriptors_that_nobody_asked_for(lab):
+    lab.graft("endpoint", "show", check=True)
+    pid = lab.daemon_pid()
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    with open("/dev/null") as null:
+        many = [null.fileno()] * 20
+        assert b"descriptors" in send(lab.run_dir / "graftd.sock", HELLO, many)
+        state = {"ociVersion": "1", "fds": ["seccompFd"], "pid": os.getpid(), "state": {"id": "x", "pid": os.getpid()}}
+        answer = send(lab.run_dir / "agent.sock", json.dumps(state).encode(), [null.fileno()])
+        assert b"not a seccomp listener" in answer
+        run = HELLO.replace(b"hello", b"run")
+        assert b"error" in send(lab.run_dir / "graftd.sock", run, [null.fileno()])
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before, "descriptors to be closed")
+
+
+def test_idle_connections_do_not_block_others(lab):
+    lab.graft("endpoint", "show", check=True)
+    held = []
+    for _ in range(100):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(lab.run_dir / "agent.sock"))
+        sock.send(b"{")
+        held.append(sock)
+    assert lab.graft("run", "true").returncode == 0
+    for sock in held:
+        sock.close()
+
+
+def test_another_version(lab):
+    lab.graft("endpoint", "show", check=True)
+    answer = json.loads(send(lab.run_dir / "graftd.sock", b'{"op": "hello", "version": "0.0.0"}\n'))
+    assert f"graftd {__version__} is running, this is graft 0.0.0" in answer["error"]["message"]
+    assert "restart" in answer["error"]["hint"]
+
+
+def test_a_container_gives_no_orders(lab):
+    """Root inside shares the file system here; its processes are known by their namespace and filter."""
+    for words in (("ps",), ("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port", "1"), ("run", "true")):
+        result = lab.graft("run", str(GRAFTD.parent / "graft"), *words)
+        assert result.returncode == 1
+        assert "may not use the admin socket" in result.stderr
+
+
+def test_slow_memory_stalls_only_its_own_container(lab):
+    """An ioctl whose argument another program serves never (a FIFO-like page): others go on."""
+    code = """
+import ctypes, mmap, os, socket, threading
+libc = ctypes.CDLL(None, use_errno=True)
+threads = [threading.Thread(target=lambda: libc.ioctl(socket.socket().detach(), 0x8913, ctypes.c_void_p(8))) for _ in range(50)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print('done')
+"""
+    storm = lab.spawn_graft(*python(code), stdout=-1)
+    assert lab.graft("run", *python("import socket; socket.socket()")).returncode == 0
+    assert storm.communicate(timeout=20)[0] == "done\n"
+
+
+def test_a_thousand_calls_from_many_containers(lab):
+    code = "import socket\nfor _ in range(50): socket.socket().close()\nprint('ok')"
+    processes = [lab.spawn_graft(*python(code), stdout=-1) for _ in range(20)]
+    outputs: list[str] = []
+    threads = [threading.Thread(target=lambda p=p: outputs.append(p.communicate(timeout=60)[0])) for p in processes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == ["ok\n"] * 20
+
+
+def test_no_descriptor_or_memory_growth(lab):
+    lab.graft("run", "true", check=True)
+    pid = lab.daemon_pid()
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for _ in range(10):
+        lab.graft("run", "-p", "8080:80", "true", check=True)
+    wait_for(lambda: lab.containers() == [], "the end")
+    assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 1
+    keeper = lab.keeper_pid()
+    assert len([fd for fd in os.listdir(f"/proc/{keeper}/fd") if "seccomp" in _link(keeper, fd)]) == 0
+
+
+def _link(pid, fd):
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def test_bpf_objects_go_with_graftd(own_lab):
+    own_lab.graft("run", "true", check=True)
+    names = {"guard_connect4", "graft_bind4"}
+    listed = subprocess.run(("bpftool", "-j", "cgroup", "tree", own_lab.cgroup()), capture_output=True, text=True)
+    assert "graft_bind4" in listed.stdout
+    assert names
