@@ -120,11 +120,11 @@ class Lab:
     def daemon_pid(self) -> int:
         """graftd's pid."""
         pids = (Path(self.cgroup()) / "cgroup.procs").read_text().split()
-        return int(pids[0])
+        return int(pids[0]) if pids else 0
 
     def keeper_pid(self) -> int:
         """The keeper's pid."""
-        return int((self.run_dir / "keeper.lock").read_text())
+        return int((self.run_dir / "keeper.lock").read_text() or 0)
 
     def cgroup(self) -> Path:
         """graftd's cgroup2 directory."""

@@ -492,7 +492,8 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 }
 
 /* Decide a bind to @a; on success the real address is in @a. @dual: IPv6 wildcard that takes IPv4 too. */
-static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp, bool dual)
+static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				  bool dual)
 {
 	struct graft_ingress *rule, *rule4 = NULL;
 	struct graft_tenant *tenant;
@@ -515,7 +516,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		} else if (rule4) {
 			if (!is_any(rule->ip) || !is_any(rule4->ip) ||
 			    ingress_port(rule, asked.port) != ingress_port(rule4, asked.port))
-				return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
+				return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto,
+					    a);
 		} else if (is_any(rule->ip) && rule->ip[2] == 0) {
 			/* [::] on the host would take IPv4 as well, which no rule allows */
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
@@ -633,7 +635,8 @@ static __always_inline bool has_source(const struct bpf_sock *sk)
 }
 
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
-static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp, bool six)
+static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				     bool six)
 {
 	struct graft_addr asked, source;
 	struct graft_tenant *tenant;
@@ -655,7 +658,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 				slice_ip(&source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
 				source.port = 0;
 				if (bind_source(ctx, &source, six))
-					return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto, &asked);
+					return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL,
+						    proto, &asked);
 			}
 			break;
 		case LOCAL_HOST:
@@ -678,7 +682,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		source.port = rule->port;
 		if (ctx->sk && has_source(ctx->sk)) {
 			if (!(stamp->flags & STAMP_CONNECTED) && !same_ip(stamp->local_real.ip, source.ip))
-				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto, &asked);
+				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
+					    &asked);
 		} else if (bind_source(ctx, &source, six)) {
 			return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto, &asked);
 		}
@@ -897,28 +902,28 @@ static __always_inline bool in_connection(const struct bpf_sock *sk)
 	return sk && sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_LISTEN;
 }
 
-#define SHOW4(ctx, how, ...)                                                                                                \
-	do {                                                                                                           \
-		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                       \
-		struct graft_addr a;                                                                                   \
-                                                                                                                       \
-		if (stamp) {                                                                                           \
-			load4(ctx, &a);                                                                                \
-			how(&a, stamp, ##__VA_ARGS__);                                                                                \
-			store4(ctx, &a);                                                                               \
-		}                                                                                                      \
+#define SHOW4(ctx, how, ...)                                                                                         \
+	do {                                                                                                         \
+		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                     \
+		struct graft_addr a;                                                                                 \
+                                                                                                                     \
+		if (stamp) {                                                                                         \
+			load4(ctx, &a);                                                                              \
+			how(&a, stamp, ##__VA_ARGS__);                                                               \
+			store4(ctx, &a);                                                                             \
+		}                                                                                                    \
 	} while (0)
 
-#define SHOW6(ctx, how, ...)                                                                                                \
-	do {                                                                                                           \
-		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                       \
-		struct graft_addr a;                                                                                   \
-                                                                                                                       \
-		if (stamp) {                                                                                           \
-			load6(ctx, &a);                                                                                \
-			how(&a, stamp, ##__VA_ARGS__);                                                                                \
-			store6(ctx, &a);                                                                               \
-		}                                                                                                      \
+#define SHOW6(ctx, how, ...)                                                                                         \
+	do {                                                                                                         \
+		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                     \
+		struct graft_addr a;                                                                                 \
+                                                                                                                     \
+		if (stamp) {                                                                                         \
+			load6(ctx, &a);                                                                              \
+			how(&a, stamp, ##__VA_ARGS__);                                                               \
+			store6(ctx, &a);                                                                             \
+		}                                                                                                    \
 	} while (0)
 
 SEC("cgroup/getsockname4")

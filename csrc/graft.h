@@ -42,20 +42,20 @@ struct graft_config {
 };
 
 enum tenant_flags {
-	TENANT_EGRESS = 1, /* some egress is allowed: UDP may take a port of the host to send from */
-	TENANT_STRICT = 2, /* the wrapper: a wildcard or loopback bind needs a rule */
+	TENANT_EGRESS = 1,  /* some egress is allowed: UDP may take a port of the host to send from */
+	TENANT_STRICT = 2,  /* the wrapper: a wildcard or loopback bind needs a rule */
 	TENANT_REPLIES = 4, /* egress is narrowed: remember who asked a published UDP server */
 };
 
 struct graft_tenant {
 	__u64 netns_cookie; /* the container's own, shown instead of the host's */
-	__u32 slot; /* number of its loopback block */
+	__u32 slot;	    /* number of its loopback block */
 	__u32 flags;
 };
 
 enum stamp_flags {
-	STAMP_PRIVATE = 1, /* bound into the tenant's block */
-	STAMP_INGRESS = 2, /* bound through an ingress rule */
+	STAMP_PRIVATE = 1,   /* bound into the tenant's block */
+	STAMP_INGRESS = 2,   /* bound through an ingress rule */
 	STAMP_EPHEMERAL = 4, /* UDP, bound to a port that the kernel chose, to send from */
 	STAMP_V6ONLY = 8,
 	STAMP_CONNECTED = 16, /* peer and peer_real are set */
@@ -78,7 +78,7 @@ struct graft_stamp {
 struct graft_ingress_key {
 	__u32 prefixlen;
 	__u32 tenant;
-	__u8 proto; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 proto;  /* IPPROTO_TCP or IPPROTO_UDP */
 	__u8 family; /* GRAFT_INET or GRAFT_INET6 */
 	__u16 zero;
 	__u32 ip[4];
@@ -89,9 +89,9 @@ struct graft_ingress_key {
 
 struct graft_ingress {
 	__u32 ip[4];
-	__u16 port; /* 0: dynamic */
+	__u16 port;  /* 0: dynamic */
 	__u16 first; /* the rule's first port; a bind to first + n goes to port + n if span is set */
-	__u32 span; /* 0: every port of the rule goes to the one endpoint port */
+	__u32 span;  /* 0: every port of the rule goes to the one endpoint port */
 };
 
 /* egress: LPM. prefixlen covers tenant and family exactly and 0 to 128 bits of the address. */
@@ -105,7 +105,7 @@ struct graft_egress_key {
 
 struct graft_egress {
 	__u32 ip[4]; /* source; unspecified: as the host routes */
-	__u32 port; /* source port, 0: dynamic */
+	__u32 port;  /* source port, 0: dynamic */
 	__u32 pad;
 };
 
@@ -142,16 +142,16 @@ enum graft_op {
 };
 
 enum graft_reason {
-	REASON_NO_RULE, /* bind without an ingress rule */
-	REASON_NO_EGRESS, /* destination outside the egress rules */
+	REASON_NO_RULE,	       /* bind without an ingress rule */
+	REASON_NO_EGRESS,      /* destination outside the egress rules */
 	REASON_PRIVATE_SOURCE, /* a socket bound to the private loopback, sending elsewhere */
-	REASON_WRONG_SOURCE, /* bound to an address other than the egress rule's */
-	REASON_DUAL_STACK, /* one socket, two host addresses */
-	REASON_NOT_LISTENING, /* the container's loopback, and nobody of the container there */
-	REASON_OPTION, /* a socket option that reaches around the policy */
+	REASON_WRONG_SOURCE,   /* bound to an address other than the egress rule's */
+	REASON_DUAL_STACK,     /* one socket, two host addresses */
+	REASON_NOT_LISTENING,  /* the container's loopback, and nobody of the container there */
+	REASON_OPTION,	       /* a socket option that reaches around the policy */
 	REASON_UNBOUND_LISTEN, /* listen() on a socket that no bind hook saw */
-	REASON_SLICE, /* another's private loopback */
-	REASON_NO_TENANT, /* the tenant is gone */
+	REASON_SLICE,	       /* another's private loopback */
+	REASON_NO_TENANT,      /* the tenant is gone */
 };
 
 struct graft_counter_key {

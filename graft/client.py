@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import socket
-import sys
 import time
 from typing import Any
 
@@ -78,11 +77,11 @@ def start_daemon() -> bool:
     directory = run_directory()
     os.makedirs(directory, mode=0o755, exist_ok=True)
     ready, told = os.pipe()
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from graft.keeper import main; main(int(sys.argv[2]))"
+    from graft.store import python_command
+
     with open(f"{directory}/graftd.log", "ab") as log:
         subprocess.Popen(
-            (sys.executable, "-I", "-c", code, root, str(told)),
+            [*python_command("from graft.keeper import main; main(int(sys.argv[2]))"), str(told)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -28,7 +28,7 @@ from graft.loop import Loop
 from graft.notify import Journal, Listener, Notification, parse
 from graft.protocol import complete
 from graft.registry import Registry, Tenant
-from graft.store import Store
+from graft.store import Store, exec_with, python_command
 from graft.supervisor import Action, Answer, Inject, Supervisor
 
 SLOW_CALLS = 4
@@ -59,7 +59,7 @@ class Daemon:
         self.next_tick = 0.0
         self.calls = 0
         self.call_ns = 0
-        self.stopped = False
+        self.sockets: list[tuple[str, int]] = []
 
     # -- start and end --
 
@@ -81,7 +81,10 @@ class Daemon:
         self.registry.reconcile()
         self.loop.add(self.kernel.denials(self._denied), lambda _events: self.kernel.drain())
         for name, fd in inherited:
-            if name in ("admin", "agent"):
+            if name == "keeper":
+                self.loop.add(fd, lambda _events: self._keeper_gone())
+            elif name in ("admin", "agent"):
+                self.sockets.append((name, fd))
                 self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
         if not any(name == "admin" for name, _ in inherited):
             raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
@@ -145,15 +148,23 @@ class Daemon:
             self.cleanup()
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
-        self.stopped = True
         self.loop.running = False
+
+    def _keeper_gone(self) -> None:
+        """Start another keeper with everything this process holds; it starts a graftd, and this one ends."""
+        log.warning("the keeper has died, starting another")
+        held = [*self.sockets, ("journal", self.journal.fd)]
+        held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
+        held += [(f"listener-{each.number}-{t.id}", each.fd) for each, t in self.listeners.values()]
+        host.leave_cgroup(self.root, remove=False)
+        exec_with(python_command("from graft.keeper import main; main(-1)"), held)
 
     def cleanup(self) -> None:
         """Nothing is grafted: leave the host as it was."""
         self.kernel.uninstall()
         host.remove_slice_route()
         if not self.managed:
-            host.leave_cgroup(self.root)
+            host.leave_cgroup(self.root, remove=True)
         if not self.registry.tables:
             self.registry.state.unlink(missing_ok=True)
 

@@ -59,11 +59,12 @@ def enter_cgroup(root: Path, *, managed: bool) -> Path:
     return path
 
 
-def leave_cgroup(root: Path) -> None:
-    """Back to the root; the directory goes when it is empty."""
+def leave_cgroup(root: Path, *, remove: bool) -> None:
+    """Back to the root. The directory may go only when nothing is grafted: it carries the policy."""
     (root / "cgroup.procs").write_text("0")
-    with contextlib.suppress(OSError):
-        (root / run_dir().name).rmdir()
+    if remove:
+        with contextlib.suppress(OSError):
+            (root / run_dir().name).rmdir()
 
 
 def mount_bpffs() -> None:

@@ -20,39 +20,48 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from graft.host import run_dir
+from graft.store import Store, exec_with, python_command
 
 START_LIMIT = 10
 START_INTERVAL = 10.0
 STORE_MAX = 65536
-LISTEN_FDS_START = 3
 
 
 class Keeper:
     """The sockets, the store and the child."""
 
-    def __init__(self, directory: Path, arguments: list[str]) -> None:
+    def __init__(self, directory: Path, command: list[str]) -> None:
         self.directory = directory
-        self.arguments = arguments
+        self.command = command
         self.store: list[tuple[str, int]] = []
         self.sockets: list[tuple[str, socket.socket]] = []
         self.starts: list[float] = []
         self.child = 0
         self.ready = False  # has graftd come up under this keeper?
         self.poll = select.epoll()
+        self.alive = os.pipe2(os.O_CLOEXEC)  # its reading end tells graftd when this process is gone
 
-    def bind(self) -> None:
-        """Make the sockets; whatever is at their paths is a dead predecessor's."""
+    def bind(self, inherited: list[tuple[str, int]]) -> None:
+        """Make the sockets, or take over those of a graftd whose keeper has died, with all it holds.
+
+        Whatever is at their paths otherwise is a dead predecessor's.
+        """
         self.notify = self._socket("notify.sock", socket.SOCK_DGRAM, 0o600)
-        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.poll.register(self.notify, select.EPOLLIN)
+        if inherited:
+            listening = ("admin", "agent")
+            self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
+            self.store = [(name, fd) for name, fd in inherited if name not in listening]
+            for _, fd in self.store:
+                self._watch(fd)
+            return
         admin = self._socket("graftd.sock", socket.SOCK_STREAM, 0o660)
         with contextlib.suppress(KeyError):
             os.chown(self.directory / "graftd.sock", 0, grp.getgrnam("graft").gr_gid)
         agent = self._socket("agent.sock", socket.SOCK_STREAM, 0o666)
         self.sockets = [("admin", admin), ("agent", agent)]
-        self.poll.register(self.notify, select.EPOLLIN)
 
     def _socket(self, name: str, kind: int, mode: int) -> socket.socket:
         path = self.directory / name
@@ -73,29 +82,12 @@ class Keeper:
         self.starts = [t for t in self.starts if now - t < START_INTERVAL] + [now]
         if len(self.starts) > START_LIMIT:
             sys.exit("graftd: ends again and again, giving up; its log says why")
-        passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
+        passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store + [("keeper", self.alive[0])]
         self.child = os.fork()
         if self.child == 0:
-            self._exec(passed)
-
-    def _exec(self, passed: list[tuple[str, int]]) -> NoReturn:
-        try:
-            # out of the way of 3, 4, ... first; the copies are not close-on-exec
-            high = [fcntl.fcntl(fd, fcntl.F_DUPFD, LISTEN_FDS_START + len(passed)) for _, fd in passed]
-            for target, fd in enumerate(high, LISTEN_FDS_START):
-                os.dup2(fd, target)
-            os.closerange(LISTEN_FDS_START + len(passed), max(high, default=2) + 1)
-            os.environ.update(
-                LISTEN_FDS=str(len(passed)),
-                LISTEN_FDNAMES=":".join(name for name, _ in passed),
-                LISTEN_PID=str(os.getpid()),
-                NOTIFY_SOCKET=str(self.directory / "notify.sock"),
-                GRAFT_KEEPER="1",
-            )
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.execv(self.arguments[0], self.arguments)  # noqa: S606 - our own interpreter
-        finally:
-            os._exit(127)
+            signal.set_wakeup_fd(-1)
+            notify = str(self.directory / "notify.sock")
+            exec_with(self.command, passed, NOTIFY_SOCKET=notify, GRAFT_KEEPER="1")
 
     def receive(self) -> None:
         """One sd_notify datagram: FDSTORE=1 with FDNAME=, or FDSTOREREMOVE=1 with FDNAME=."""
@@ -174,9 +166,8 @@ def main(ready_fd: int) -> bool:
         return False
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
-    command = [sys.executable, "-I", "-c", LAUNCH, str(Path(__file__).resolve().parent.parent)]
-    keeper = Keeper(directory, command)
-    keeper.bind()
+    keeper = Keeper(directory, python_command("from graft.daemon import main; main()"))
+    keeper.bind(Store.inherited())
     if ready_fd >= 0:
         os.write(ready_fd, b"1")
         os.close(ready_fd)
@@ -184,6 +175,3 @@ def main(ready_fd: int) -> bool:
     for name in ("graftd.sock", "agent.sock", "notify.sock"):
         (directory / name).unlink(missing_ok=True)
     return True
-
-
-LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from graft.daemon import main; main()"

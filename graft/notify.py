@@ -149,7 +149,8 @@ class Listener:
     def _send(self, request: int, message: bytes) -> int | None:
         while True:
             try:
-                return fcntl.ioctl(self.fd, request, bytearray(message))
+                result: int = fcntl.ioctl(self.fd, request, bytearray(message))
+                return result
             except OSError as error:
                 if error.errno == errno.EINTR:
                     continue

@@ -1,9 +1,41 @@
-"""The descriptor store: sd_notify(3) to whoever keeps descriptors for graftd, systemd or the keeper."""
+"""The descriptor store: sd_notify(3) to whoever keeps descriptors for graftd, systemd or the keeper.
 
+Also the other direction, for both: descriptors by LISTEN_FDS (sd_listen_fds(3)).
+"""
+
+import fcntl
 import os
 import socket
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 LISTEN_FDS_START = 3
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def python_command(entry: str) -> list[str]:
+    """The argv of our own interpreter running @entry, "from graft.x import f; f()", of this very tree."""
+    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {entry}", ROOT]
+
+
+def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environment: str) -> NoReturn:
+    """Become @command, with named descriptors by LISTEN_FDS; never returns, also where exec fails."""
+    try:
+        # out of the way of 3, 4, ... first; the copies are not close-on-exec
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, LISTEN_FDS_START + len(passed)) for _, fd in passed]
+        for target, fd in enumerate(high, LISTEN_FDS_START):
+            os.dup2(fd, target)
+        os.closerange(LISTEN_FDS_START + len(passed), max(high, default=2) + 1)
+        os.environ.update(
+            environment,
+            LISTEN_FDS=str(len(passed)),
+            LISTEN_FDNAMES=":".join(name for name, _ in passed),
+            LISTEN_PID=str(os.getpid()),
+        )
+        os.execv(command[0], command)  # noqa: S606 - our own interpreter
+    finally:
+        os._exit(127)
 
 
 class Store:

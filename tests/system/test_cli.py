@@ -59,7 +59,9 @@ def test_endpoints(lab):
     assert lab.graft(*add).returncode == 0
     again = lab.graft(*add)
     assert (again.returncode, "endpoint 'ep-http' exists" in again.stderr) == (1, True)
-    assert lab.graft("endpoint", "add", "ep6", "addr", "2001:db8::7", "type", "ipv6", "port", "dynamic").returncode == 0
+    assert (
+        lab.graft("endpoint", "add", "ep6", "addr", "2001:db8::7", "type", "ipv6", "port", "dynamic").returncode == 0
+    )
     assert lab.graft("endpoint", "show").stdout == (
         f"ep-http type ipv4 addr {HOST4} port 80\nep6 type ipv6 addr 2001:db8::7 port dynamic\n"
     )
@@ -102,7 +104,15 @@ def test_help_and_version(lab):
     top = lab.graft("--help")
     assert top.returncode == 0
     assert all(name in top.stdout for name in COMMANDS)
-    for words in (("run",), ("endpoint", "add"), ("rule", "add"), ("ps",), ("inspect",), ("doctor",), ("completion",)):
+    for words in (
+        ("run",),
+        ("endpoint", "add"),
+        ("rule", "add"),
+        ("ps",),
+        ("inspect",),
+        ("doctor",),
+        ("completion",),
+    ):
         result = lab.graft(*words, "--help")
         assert result.returncode == 0
         assert "graft " in result.stdout
@@ -130,7 +140,9 @@ def test_doctor_finds_what_is_missing(lab):
 
 def test_without_root(lab):
     lab.graft("endpoint", "show", check=True)
-    python = subprocess.run(("readlink", "-f", ROOT / ".venv/bin/python3"), capture_output=True, text=True).stdout.strip()
+    python = subprocess.run(
+        ("readlink", "-f", ROOT / ".venv/bin/python3"), capture_output=True, text=True
+    ).stdout.strip()
     command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-I", "-c")
     code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, *{site_packages()!r}]; from graft.cli import main; sys.exit(main())"
     code = code.replace("sys.exit(main())", "sys.argv[1:] = {words}; sys.exit(main())")
@@ -152,5 +164,7 @@ def site_packages():
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(lab, shell):
     assert "_GRAFT_COMPLETE" in lab.graft("completion", shell).stdout
-    words = lab.graft(env={**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": "graft in", "COMP_CWORD": "1"})
+    words = lab.graft(
+        env={**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": "graft in", "COMP_CWORD": "1"}
+    )
     assert "inspect" in words.stdout

@@ -30,7 +30,7 @@ def attempt(lab, body, *options):
     process.stdin.close()
     lab.end(process)
     wait_for(lambda: not lab.containers(), "the end")
-    return {name: word for name, word in lines}, {(r["op"], r["reason"]): r["count"] for r in seen["refused"]}, seen
+    return dict(lines), {(r["op"], r["reason"]): r["count"] for r in seen["refused"]}, seen
 
 
 def test_bind_without_a_rule(lab):

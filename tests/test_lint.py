@@ -1,0 +1,80 @@
+"""Lint, types, format and spelling are tests."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import lack
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def check(*command: str) -> None:
+    if not Path(command[0]).exists() and not shutil.which(command[0]):
+        lack(f"'{command[0]}' is not installed")
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def files(*patterns: str) -> list[str]:
+    listed = subprocess.run(("git", "ls-files", "-co", "--exclude-standard", *patterns), cwd=ROOT, capture_output=True)
+    return listed.stdout.decode().split()
+
+
+def test_ruff():
+    check(str(BIN / "ruff"), "check", ".")
+
+
+def test_format():
+    check(str(BIN / "ruff"), "format", "--check", "graft", "bench", "scripts")
+
+
+def test_mypy():
+    check(str(BIN / "mypy"))
+
+
+def test_codespell():
+    check(str(BIN / "codespell"), *files("*.py", "*.c", "*.h", "*.md", "*.sh", "Makefile"))
+
+
+def test_clang_format():
+    check(str(BIN / "clang-format"), "--dry-run", "--Werror", *files("csrc/*.c", "csrc/*.h"))
+
+
+def test_shellcheck():
+    check("shellcheck", *files("*.sh", "bin/*"), ".ci/run")
+
+
+@pytest.mark.parametrize("page", ["man/graft.1.md", "man/graftd.8.md"])
+def test_manual_pages_name_every_command_and_option(page):
+    from graft.cli import COMMANDS
+
+    text = (ROOT / page).read_text()
+    if page == "man/graft.1.md":
+        for name in COMMANDS:
+            assert f"graft {name}" in text, name
+        for option in ("--publish", "--ingress", "--egress", "--netns", "--user", "--name"):
+            assert option in text, option
+    else:
+        for option in ("--stop", "--force", "--idle-exit"):
+            assert option in text, option
+
+
+def test_no_work_left_without_an_issue():
+    words = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
+    for name in files("*.py", "*.c", "*.h", "*.sh"):
+        text = (ROOT / name).read_text()
+        assert not any(word in text for word in words), name
+
+
+def test_links_in_the_documents():
+    """A relative link in a document leads to a file."""
+    import re
+
+    for name in files("*.md"):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text()):
+            assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
