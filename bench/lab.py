@@ -23,12 +23,13 @@ GRAFT = ROOT / "bin" / "graft"
 GRAFTD = ROOT / "bin" / "graftd"
 HOST4, CLIENT4, SECOND4 = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 HOST6, CLIENT6 = "2001:db8:77::1", "2001:db8:77::2"
-TIMEOUT = 60.0
+SLOWNESS = float(os.environ.get("GRAFT_SLOWNESS", "1"))  # in emulation everything takes longer
+TIMEOUT = 60.0 * SLOWNESS
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
     """Poll until @condition is true; its value. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * SLOWNESS
     while True:
         value = condition()
         if value:

@@ -304,7 +304,7 @@ __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_ad
 	}
 	if (!sk)
 		return NOBODY;
-	stamp = bpf_sk_storage_get(&stamps, sk, NULL, 0);
+	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == tenant)
 		who = stamp->flags & STAMP_INGRESS || stamp->local.port ? OWN : OWN_CHOSEN;
 	bpf_sk_release(sk);

@@ -120,6 +120,7 @@ def test_help_and_version(lab):
     assert lab.graft().returncode == 2
 
 
+@pytest.mark.core
 def test_doctor(lab):
     result = lab.graft("doctor")
     assert result.returncode == 0, result.stdout

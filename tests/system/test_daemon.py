@@ -85,6 +85,7 @@ def test_kill_the_keeper_under_load(own_lab):
     assert own_lab.graft("run", "true").returncode == 0
 
 
+@pytest.mark.core
 def test_state_survives_graftd(own_lab):
     code = (
         "import socket; s = socket.socket(); s.setsockopt(1,2,1); s.bind(('0.0.0.0', 80)); s.listen(); print(flush=True)\n"

@@ -33,6 +33,7 @@ def attempt(lab, body, *options):
     return dict(lines), {(r["op"], r["reason"]): r["count"] for r in seen["refused"]}, seen
 
 
+@pytest.mark.core
 def test_bind_without_a_rule(lab):
     told, counted, seen = attempt(
         lab,
@@ -128,6 +129,7 @@ while True:
     assert lab.client(*python(ask)).stdout == f"(b'Q', ('{HOST4}', 5353))\n"
 
 
+@pytest.mark.core
 def test_options_that_reach_around(lab):
     told, counted, seen = attempt(
         lab,
@@ -196,6 +198,7 @@ def test_identity_of_the_host_is_not_shown(lab):
     assert grafted == own
 
 
+@pytest.mark.core
 def test_device_ioctls_ask_the_containers_own_namespace(lab):
     told, _, _ = attempt(
         lab,

@@ -43,6 +43,7 @@ def ask(lab, address, port, kind=1):
     return lab.client(*python(ASK.format(address=address, port=port, kind=kind)))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("kind", [1, 2])
 @pytest.mark.parametrize(
     ("bind", "target", "sees"),

@@ -1,0 +1,54 @@
+#!/bin/bash
+# kernel-6.1.sh - the kernel half and a core of the system tests on Debian's stock 6.1 kernel, pure cgroup v2,
+# in software emulation (virtme-ng, qemu). The kernel package is kept in the cache directory. The guest sees
+# this machine's root read-only, with throw-away overlays; only the result directory is shared.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${GRAFT_KERNEL_CACHE:-/tmp/graft-kernel-6.1} # not under /run or /var: tmpfs in the guest
+limit=${GRAFT_KERNEL_TIMEOUT:-600}
+must=${GRAFT_MUST_WORK:-0}
+
+lack() {
+	echo "kernel-6.1: $1" >&2
+	[ "$must" = 1 ] && exit 1
+	echo "kernel-6.1: SKIPPED"
+	exit 0
+}
+
+[ "$(id -u)" = 0 ] || lack "needs root"
+command -v qemu-system-x86_64 >/dev/null || lack "qemu-system-x86_64 is not installed (make setup-test)"
+[ -x .venv/bin/vng ] || lack "virtme-ng is not installed (make build)"
+
+if ! compgen -G "$cache/tree/boot/vmlinuz-*" >/dev/null; then
+	apt-cache show busybox-static >/dev/null 2>&1 || apt-get update -qq
+	release=$(apt-cache search --names-only '^linux-image-6\.1\.0-[0-9]+-amd64$' |
+		sed -E 's/^linux-image-(\S+).*/\1/' | sort -V | tail -1)
+	[ -n "$release" ] || lack "no Debian 6.1 kernel is to be had from this machine's package sources"
+	echo "kernel-6.1: fetch linux-image-$release"
+	rm -rf "$cache"
+	mkdir -p "$cache/tree"
+	(cd "$cache" && apt-get download -qq "linux-image-$release" busybox-static 2>/dev/null) || lack "download failed"
+	for package in "$cache"/*.deb; do
+		dpkg-deb -x "$package" "$cache/tree"
+		rm "$package"
+	done
+fi
+kernel=$(compgen -G "$cache/tree/boot/vmlinuz-*" | head -1)
+
+out=$(mktemp -d /tmp/graft-kernel-out.XXXXXX)
+trap 'rm -rf "$out"' EXIT
+tests=(tests/kernel tests/system -m "core or kernel")
+command="cd $PWD; GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=10 PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
+command+=" -p no:cacheprovider -o timeout=300 $(printf '%q ' "${tests[@]}")"
+echo "kernel-6.1: boot ${kernel##*/vmlinuz-} and run the core of the tests"
+PATH="$PWD/.venv/bin:$PATH" timeout "$limit" .venv/bin/vng --disable-kvm --run "$kernel" \
+	--busybox "$cache/tree/bin/busybox" --rwdir="$out" --cwd / --user root --memory 2G --cpus 2 \
+	-- "( $command ) >$out/log 2>&1; echo \$? >$out/rc" </dev/null >"$out/console" 2>&1 || true
+if [ ! -f "$out/rc" ]; then
+	tail -30 "$out/console" "$out/log" 2>/dev/null || true
+	echo "kernel-6.1: FAILED: the guest did not come to an end within $limit s" >&2
+	exit 1
+fi
+tail -40 "$out/log"
+exit "$(cat "$out/rc")"

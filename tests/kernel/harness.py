@@ -1,0 +1,122 @@
+"""Stamped sockets without graftd: the real BPF object in a fresh netns and cgroup, in a forked child.
+
+`isolated` runs a test body there and brings its failure back; whatever it made is gone when it returns.
+"""
+
+import functools
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from graft import host, linux, policy
+from graft.bpf import TENANT, Kernel, Stamper
+from graft.endpoint import parse_address
+from tests.conftest import need_root
+
+TENANT_ID = 4242
+SLOT = 77
+
+
+class World:
+    """One tenant's policy in the kernel."""
+
+    def __init__(self, name: str) -> None:
+        self.root = host.cgroup2_root()
+        self.cgroup = self.root / name
+        self.kernel = Kernel(host.BPFFS / name)
+
+    def __enter__(self) -> "World":
+        linux.unshare(linux.CLONE_NEWNET)
+        linux.loopback_up()
+        host.mount_bpffs()
+        self.cgroup.mkdir()
+        (self.cgroup / "cgroup.procs").write_text("0")
+        self.kernel.install(self.cgroup, self.root)
+        self.kernel.configure(host.netns_cookie())
+        host.add_slice_route()
+        self.stamper = Stamper(self.kernel.maps["stamps"])
+        self.tenant(policy.TENANT_EGRESS)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kernel.uninstall()
+        host.leave_cgroup(self.root, remove=False)
+        self.cgroup.rmdir()
+
+    def tenant(self, flags: int) -> None:
+        """Set the tenant's flags."""
+        self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), TENANT.pack(0, SLOT, flags))
+
+    def egress(self, prefix: str, bits: int, source: str | None = None) -> None:
+        """Allow a destination."""
+        address = parse_address(prefix)
+        family = policy.INET if address.v4 else policy.INET6
+        total = policy.EGRESS_FIXED_BITS + bits + (96 if address.v4 else 0)
+        key = policy.EGRESS_KEY.pack(total, TENANT_ID, family, address.raw)
+        leave = parse_address(source or ("0.0.0.0" if address.v4 else "::"))
+        self.kernel.maps["egress"].update(key, policy.EGRESS_VALUE.pack(leave.raw, 0))
+
+    def ingress(self, port: int, address: str, host_port: int) -> None:
+        """Publish a TCP port of the wildcard address."""
+        real = parse_address(address)
+        wildcard = parse_address("0.0.0.0" if real.v4 else "::")
+        key = policy.INGRESS_KEY.pack(
+            policy.INGRESS_FIXED_BITS + 16,
+            TENANT_ID,
+            socket.IPPROTO_TCP,
+            policy.INET if real.v4 else policy.INET6,
+            0,
+            wildcard.raw,
+            port.to_bytes(2, "big"),
+        )
+        self.kernel.maps["ingress"].update(key, policy.INGRESS_VALUE.pack(real.raw, host_port, port, 0))
+
+    def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+        """A stamped socket."""
+        sock = socket.socket(family, kind, protocol)
+        sock.settimeout(5)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
+        self.stamper.stamp(sock.fileno(), TENANT_ID, 0)
+        return sock
+
+    def real(self, what: str = "-tln") -> str:
+        """ss(8): what the stack has."""
+        import subprocess
+
+        return subprocess.run(("ss", "-H", "-n", what), capture_output=True, text=True).stdout
+
+
+def isolated(test: Callable[[World], None]) -> Callable[[], None]:
+    """Run @test in a child of its own with a World."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        need_root()
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            status: Any = None
+            try:
+                with World(f"graft-probe-{os.getpid()}") as world:
+                    test(world)
+            except BaseException:  # noqa: BLE001 - it goes to the parent whole
+                status = traceback.format_exc()
+            os.write(write, pickle.dumps(status)[-60000:])
+            sys.stdout.flush()
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            outcome = pickle.loads(pipe.read())
+        os.waitpid(pid, 0)
+        left = Path("/sys/fs/bpf", f"graft-probe-{pid}")
+        assert outcome is None, outcome
+        assert not left.exists()
+
+    del run.__wrapped__  # type: ignore[attr-defined] # pytest would ask for a fixture named world
+    return run

@@ -1,0 +1,236 @@
+"""What the policy takes for granted about cgroup hooks and socket storage, one fact a test."""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+
+import pytest
+
+from graft import policy
+from tests.kernel.harness import TENANT_ID, World, isolated
+
+V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
+
+pytestmark = pytest.mark.kernel
+
+
+def refused(number: int):
+    return pytest.raises(OSError, match=f"Errno {number}\\]")
+
+
+@isolated
+def test_the_stamp_is_inherited_on_accept(world: World):
+    for family, loopback in ((V4, "127.0.0.1"), (V6, "::1")):
+        server = world.sock(family)
+        server.bind((loopback, 80))
+        server.listen()
+        client = world.sock(family)
+        client.connect((loopback, 80))
+        accepted, _ = server.accept()
+        assert world.stamper.tenant_of(accepted.fileno()) == TENANT_ID
+        with refused(errno.EPERM):
+            accepted.setsockopt(socket.SOL_SOCKET, 36, 1)
+
+
+@isolated
+def test_the_stamp_goes_with_the_descriptor(world: World):
+    """To a process in another cgroup, by SCM_RIGHTS: the hooks of the creator's cgroup still run."""
+    left, right = socket.socketpair()
+    grafted = world.sock()
+    socket.send_fds(left, [b"x"], [grafted.fileno()])
+    if os.fork() == 0:
+        with contextlib.suppress(BaseException):
+            (world.root / "cgroup.procs").write_text("0")
+            (received,) = socket.recv_fds(right, 1, 1)[1]
+            sock = socket.socket(fileno=received)
+            try:
+                sock.bind(("192.0.2.1", 80))
+            except OSError as error:
+                os._exit(error.errno)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == errno.EADDRNOTAVAIL
+
+
+@isolated
+def test_mapped_addresses_take_the_six_hooks(world: World):
+    with refused(errno.ENETUNREACH):
+        world.sock(V6).connect(("::ffff:192.0.2.1", 80))
+    with refused(errno.EADDRNOTAVAIL):
+        world.sock(V6).bind(("::ffff:192.0.2.1", 80))
+    with refused(errno.ENETUNREACH):
+        world.sock(V6, UDP).sendto(b"x", ("::ffff:192.0.2.1", 80))
+    counted = {op: count for (op, _), count in world.kernel.counters(TENANT_ID).items()}
+    assert counted == {"connect": 1, "bind": 1, "send": 1}
+
+
+@isolated
+def test_hooks_find_the_stamp_above_an_mptcp_subflow(world: World):
+    try:
+        server = world.sock(V4, TCP, 262)
+    except OSError as error:
+        assert error.errno in (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT)
+        return
+    server.bind(("0.0.0.0", 80))
+    server.listen()
+    address, port = policy.slice_address(77, 80)
+    assert f"{address}:{port}" in world.real()
+    with refused(errno.ENETUNREACH):
+        world.sock(V4, TCP, 262).connect(("192.0.2.1", 80))
+    client = world.sock(V4, TCP, 262)
+    client.connect(("127.0.0.1", 80))
+    assert client.getpeername() == ("127.0.0.1", 80)
+
+
+@isolated
+def test_listen_without_bind_is_put_out_of_reach(world: World):
+    """No bind hook runs; sockops sees the listener and ties it to an interface that is not there."""
+    server = world.sock()
+    server.listen()
+    port = server.getsockname()[1]
+    assert port
+    with refused(errno.ECONNREFUSED):
+        socket.create_connection(("127.0.0.1", port), 3)
+    assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 1}
+
+
+@isolated
+def test_a_failed_bind_does_not_open_listen(world: World):
+    """The bind hook ran and allowed, the bind failed: listen() then takes a port that no rule gave."""
+    first = world.sock()
+    first.bind(("127.0.0.1", 80))
+    first.listen()
+    second = world.sock()
+    with refused(errno.EADDRINUSE):
+        second.bind(("127.0.0.1", 80))
+    second.listen()
+    with refused(errno.ECONNREFUSED):
+        socket.create_connection(("127.0.0.1", second.getsockname()[1]), 3)
+
+
+@isolated
+def test_a_connected_send_with_a_control_message_passes(world: World):
+    """It runs the sendmsg hook with family 0 and no address."""
+    for family, loopback in ((V4, "127.0.0.1"), (V6, "::1")):
+        server = world.sock(family, UDP)
+        server.bind((loopback, 53))
+        client = world.sock(family, UDP)
+        client.connect((loopback, 53))
+        if family == V4:
+            info = (0, 8, struct.pack("=I4s4s", 0, bytes(4), bytes(4)))
+        else:
+            info = (41, 50, struct.pack("=16sI", bytes(16), 0))
+        client.sendmsg([b"x"], [info])
+        assert server.recvfrom(9)[0] == b"x"
+
+
+@isolated
+def test_a_low_port_needs_no_capability_where_a_rule_gives_it(world: World):
+    world.ingress(8080, "127.0.0.9", 80)
+    sock = world.sock()
+    if os.fork() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            sock.bind(("0.0.0.0", 8080))
+            os._exit(sock.getsockname()[1] != 8080)
+        except OSError as error:
+            os._exit(error.errno)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+
+
+@isolated
+def test_reuseport_is_shared_by_owner(world: World):
+    """A socket that is owned by a tenant's uid does not join a listener of the host's."""
+    world.ingress(80, "127.0.0.9", 8080)
+    host = socket.socket()
+    host.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    host.bind(("127.0.0.9", 8080))
+    host.listen()
+    sock = world.sock()
+    os.fchown(sock.fileno(), 0x70000001, -1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with refused(errno.EADDRINUSE):
+        sock.bind(("0.0.0.0", 80))
+
+
+@isolated
+def test_any_address_of_the_slices_can_be_bound(world: World):
+    """AnyIP: a local route and IPV6_FREEBIND, no address on lo."""
+    server = world.sock(V6)
+    server.bind(("::1", 443))
+    server.listen()
+    address, port = policy.slice_address(77, 443, v4=False)
+    assert f"[{address}]:{port}" in world.real()
+    client = world.sock(V6)
+    client.connect(("::1", 443))
+    assert client.getpeername()[:2] == ("::1", 443)
+
+
+@isolated
+def test_raw_sockets_run_no_hook(world: World):
+    """So they are never grafted: what they send is not seen."""
+    raw = world.sock(V4, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    raw.sendto(bytes([8, 0, 0xF7, 0xFF, 0, 0, 0, 0]), ("127.0.0.1", 0))
+    assert world.kernel.counters(TENANT_ID) == {}
+
+
+@isolated
+def test_the_guard_leaves_other_namespaces_alone(world: World):
+    from graft import linux
+
+    linux.unshare(linux.CLONE_NEWNET)
+    linux.loopback_up()
+    server = socket.socket()
+    server.bind(("127.64.0.1", 80))
+    server.listen()
+    socket.create_connection(("127.64.0.1", 80), 3)
+
+
+@isolated
+def test_the_guard_keeps_the_unstamped_out(world: World):
+    server = world.sock()
+    server.bind(("127.0.0.1", 80))
+    server.listen()
+    address, port = policy.slice_address(77, 80)
+    (world.root / "cgroup.procs").write_text("0")
+    for family, target in ((V4, str(address)), (V6, f"::ffff:{address}")):
+        with refused(errno.ECONNREFUSED):
+            socket.socket(family).connect((target, port))
+        with refused(errno.ECONNREFUSED):
+            socket.socket(family, UDP).sendto(b"x", (target, port))
+
+
+@isolated
+def test_a_wildcard_listener_of_the_host_is_alien(world: World):
+    host = socket.socket()
+    host.bind(("0.0.0.0", 61440 | 80))
+    host.listen()
+    with refused(errno.ECONNREFUSED):
+        world.sock().connect(("127.0.0.1", 80))
+
+
+@isolated
+def test_fast_open_runs_the_connect_hook(world: World):
+    with refused(errno.ENETUNREACH):
+        socket.socket.sendto(world.sock(), b"x", socket.MSG_FASTOPEN, ("192.0.2.1", 80))
+
+
+@isolated
+def test_reconnecting_runs_the_hook_again(world: World):
+    """connect(AF_UNSPEC) runs none, the next connect does; a source chosen before stays."""
+    server = world.sock(V4, UDP)
+    server.bind(("127.0.0.1", 53))
+    client = world.sock(V4, UDP)
+    client.connect(("127.0.0.1", 53))
+    import ctypes
+
+    unspecified = struct.pack("=H14x", 0)
+    assert ctypes.CDLL(None).connect(client.fileno(), unspecified, 16) == 0
+    with refused(errno.ENETUNREACH):
+        client.connect(("192.0.2.1", 53))
+    client.connect(("127.0.0.1", 53))
+    client.send(b"again")
+    assert server.recv(9) == b"again"
