@@ -187,7 +187,9 @@ class Lab:
         if result.returncode and "not running" not in result.stderr:
             return [f"graftd --stop: {result.stderr.strip()}"]
         try:
-            wait_for(lambda: not (self.run_dir / "graftd.sock").exists() and not self.pins().exists(), "graftd's end")
+            wait_for(lambda: not self.pins().exists(), "graftd's end")
+            if (self.run_dir / "keeper.lock").exists():
+                wait_for(lambda: not (self.run_dir / "graftd.sock").exists(), "the keeper's end")
         except TimeoutError as error:
             return [str(error)]
         return []

@@ -299,6 +299,10 @@ def admit_target(
             raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
         else:
             os.close(netns_fd)
+            # `exec` and a second `graft run` say again what holds already
+            publications = [p for p in publications if p not in tenant.publications]
+            ingress = [r for r in ingress if r not in tenant.ingress]
+            egress = [r for r in egress if r not in tenant.egress]
         _import_endpoints(reg, tenant, [*(r.endpoint for r in ingress), *(r.endpoint for r in egress)])
         reg.add_rules(tenant, ingress, egress)
         reg.publish(tenant, publications)

@@ -1,0 +1,33 @@
+"""CPython's own network tests: under graft the same tests pass as on the host."""
+
+import re
+
+import pytest
+
+from tests.conftest import lack
+
+# Runs for minutes on some virtual machines with or without graft: AF_VSOCK is none of graft's families.
+LEAVE_OUT = ("-i", "*VSOCK*")
+
+
+def results(output):
+    """Test → ok, skipped, FAIL or ERROR; of a verbose unittest run."""
+    found = {}
+    for match in re.finditer(r"^(test\w+ \([\w.]+\)).*? \.\.\. (?:.*?\n)*?.*?(ok|skipped|FAIL|ERROR|expected failure)\b", output, re.M):
+        found[match[1]] = match[2]
+    return found
+
+
+@pytest.mark.timeout(400)
+def test_test_socket_passes_as_on_the_host(lab):
+    probe = lab.host("python3", "-c", "import test.test_socket")
+    if probe.returncode:
+        lack("python3 has no test package (libpython3-testsuite)")
+    command = ("python3", "-m", "test", "-v", "test_socket", *LEAVE_OUT)
+    host = lab.host(*command, timeout=180)
+    grafted = lab.graft("run", *command, timeout=180)
+    on_host, under_graft = results(host.stdout), results(grafted.stdout)
+    assert len(on_host) > 500, host.stdout[-2000:]
+    differ = {name: (on_host[name], under_graft.get(name)) for name in on_host if on_host[name] != under_graft.get(name)}
+    assert differ == {}
+    assert grafted.returncode == host.returncode
