@@ -94,12 +94,12 @@ class Admin:
         publications = [parse_publication(p) for p in request.publish]
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
-        kept = (list(tenant.ingress), list(tenant.egress))
-        self.daemon.registry.add_rules(tenant, ingress, egress)
+        before = tenant.rules()
         try:
+            self.daemon.registry.add_rules(tenant, ingress, egress)
             self.daemon.registry.publish(tenant, publications)
         except GraftError:
-            tenant.ingress, tenant.egress = kept
+            tenant.restore(before)
             raise
         self.daemon.registry.apply(tenant)
         return {}
@@ -285,6 +285,7 @@ def admit_target(
     netns = os.fstat(netns_fd).st_ino
     tenant = reg.by_netns(netns)
     joining = tenant is not None
+    before = tenant.rules() if tenant else None
     try:
         if tenant is None:
             label = wish.name or (os.path.basename(argv[0]) if argv else "container")
@@ -312,9 +313,11 @@ def admit_target(
             reg.install(tenant)
         daemon.adopt(tenant, listener)
     except BaseException:
-        if tenant is not None and not joining:
+        if tenant is not None and before is not None:
+            tenant.restore(before)
+        elif tenant is not None:
             reg.remove(tenant)
-        elif tenant is None:
+        else:
             os.close(netns_fd)
         raise
     log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from graft import host, linux, policy, ports
 from graft.bpf import TENANT, Kernel
@@ -49,6 +49,15 @@ class Table:
         self.netns = netns
         self.label = label  # what the user called it: a path, a name, "pid N"
         self.endpoints: dict[str, Endpoint] = {}
+
+
+class Rules(NamedTuple):
+    """A tenant's rules and its table at one moment."""
+
+    ingress: list[IngressRule]
+    egress: list[EgressRule]
+    publications: list[Publication]
+    endpoints: dict[str, Endpoint]
 
 
 class Tenant:
@@ -102,6 +111,14 @@ class Tenant:
             strict=self.strict,
             resolvers=self.resolvers,
         )
+
+    def rules(self) -> Rules:
+        """What `restore` takes back, should a change fail half way."""
+        return Rules(list(self.ingress), list(self.egress), list(self.publications), dict(self.table.endpoints))
+
+    def restore(self, rules: Rules) -> None:
+        """Undo changes that the kernel has not seen yet."""
+        self.ingress, self.egress, self.publications, self.table.endpoints = rules
 
     def close(self) -> None:
         """Let go of the namespace."""

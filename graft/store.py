@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from graft.log import log
+
 LISTEN_FDS_START = 3
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -50,11 +52,14 @@ class Store:
         if not self.path:
             return
         address = "\0" + self.path[1:] if self.path.startswith("@") else self.path
-        self.sock.connect(address)
-        socket.send_fds(self.sock, [message.encode()], fds)
+        try:
+            self.sock.connect(address)
+            socket.send_fds(self.sock, [message.encode()], fds)
+        except OSError as error:  # a keeper that has died is replaced with all that graftd holds
+            log.warning("the descriptor store at %s: %s", self.path, error.strerror)
 
     def put(self, name: str, fd: int) -> None:
-        """Store a copy of @fd under @name (no colon). Raises OSError if the keeper is gone."""
+        """Store a copy of @fd under @name (no colon)."""
         if self.kept:
             self._notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
 

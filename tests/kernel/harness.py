@@ -105,7 +105,7 @@ def isolated(test: Callable[[World], None]) -> Callable[[], None]:
             try:
                 with World(f"graft-probe-{os.getpid()}") as world:
                     test(world)
-            except BaseException:  # noqa: BLE001 - it goes to the parent whole
+            except BaseException:  # it goes to the parent whole
                 status = traceback.format_exc()
             os.write(write, pickle.dumps(status)[-60000:])
             sys.stdout.flush()
@@ -118,5 +118,5 @@ def isolated(test: Callable[[World], None]) -> Callable[[], None]:
         assert outcome is None, outcome
         assert not left.exists()
 
-    del run.__wrapped__  # type: ignore[attr-defined] # pytest would ask for a fixture named world
+    del run.__wrapped__  # pytest would ask for a fixture named world
     return run

@@ -48,7 +48,7 @@ def test_the_stamp_goes_with_the_descriptor(world: World):
             try:
                 sock.bind(("192.0.2.1", 80))
             except OSError as error:
-                os._exit(error.errno)
+                os._exit(error.errno or 255)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == errno.EADDRNOTAVAIL
 
@@ -67,11 +67,9 @@ def test_mapped_addresses_take_the_six_hooks(world: World):
 
 @isolated
 def test_hooks_find_the_stamp_above_an_mptcp_subflow(world: World):
-    try:
-        server = world.sock(V4, TCP, 262)
-    except OSError as error:
-        assert error.errno in (errno.EPROTONOSUPPORT, errno.ENOPROTOOPT)
-        return
+    if not os.path.exists("/proc/sys/net/mptcp/enabled"):
+        return  # no MPTCP, no subflows
+    server = world.sock(V4, TCP, 262)
     server.bind(("0.0.0.0", 80))
     server.listen()
     address, port = policy.slice_address(77, 80)
@@ -137,7 +135,7 @@ def test_a_low_port_needs_no_capability_where_a_rule_gives_it(world: World):
             sock.bind(("0.0.0.0", 8080))
             os._exit(sock.getsockname()[1] != 8080)
         except OSError as error:
-            os._exit(error.errno)
+            os._exit(error.errno or 255)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 
 

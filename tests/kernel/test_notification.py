@@ -32,7 +32,7 @@ def target():
         try:
             os._exit(100 + socket.socket().fileno())
         except OSError as error:
-            os._exit(error.errno)
+            os._exit(error.errno or 255)
     (fd,) = socket.recv_fds(ours, 1, 1)[1]
     yield pid, fd
     try:
@@ -58,6 +58,7 @@ def test_inject_and_answer(target):
     assert (call.nr, call.pid, call.args[:2]) == (41, pid, (2, 1 | 0o2000000))
     listener = notify.Listener(fd, 1)
     number = listener.inject(call.id, os.open("/dev/null", os.O_RDONLY), os.O_CLOEXEC)
+    assert number is not None
     assert listener.answer(call.id, number)
     assert status(pid) == 100 + number
 
@@ -74,6 +75,7 @@ def test_a_successor_answers_what_was_received(target):
     pid, fd = target
     journal = notify.Journal()
     slot = journal.take(7)
+    assert slot is not None
     if os.fork() == 0:
         notify.Listener(fd, 7).receive(journal.slot(slot))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -91,6 +93,7 @@ def test_a_descriptor_that_was_injected_stays_found(target):
     call = receive(fd)
     sock = socket.socket()
     number = notify.Listener(fd, 1).inject(call.id, sock.fileno(), 0)
+    assert number is not None
     from graft.daemon import find_socket
 
     assert find_socket(call.pid, os.fstat(sock.fileno()).st_ino) == number
@@ -129,6 +132,6 @@ def test_one_listener_a_process():
         try:
             linux.seccomp_listener(seccomp.program(), wait_killable=False)
         except OSError as error:
-            os._exit(error.errno)
+            os._exit(error.errno or 255)
         os._exit(0)
     assert status(pid) == errno.EBUSY

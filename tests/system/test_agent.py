@@ -34,7 +34,7 @@ def bundle(lab):
     shutil.rmtree(directory, ignore_errors=True)
     for name in ("bin", "www", "proc", "dev", "sys", "tmp"):
         (directory / "rootfs" / name).mkdir(parents=True)
-    shutil.copy(shutil.which("busybox"), directory / "rootfs/bin/busybox")
+    shutil.copy(str(shutil.which("busybox")), directory / "rootfs/bin/busybox")
     subprocess.run(("chroot", directory / "rootfs", "/bin/busybox", "--install", "-s", "/bin"), check=True)
     (directory / "rootfs/www/index.html").write_text("from runc\n")
     subprocess.run(("runc", "spec"), cwd=directory, check=True)

@@ -55,9 +55,7 @@ def test_kill_graftd_under_load(own_lab):
         pid = wait_for(own_lab.daemon_pid, "graftd")
         seen.add(pid)
         os.kill(pid, signal.SIGKILL)
-        wait_for(
-            lambda pid=pid: (own_lab.cgroup() / "cgroup.procs").read_text().strip() not in ("", str(pid)), "the next"
-        )
+        wait_for(partial(another, own_lab.daemon_pid, pid), "the next graftd")
     assert len(seen) == 6
     for worker in workers:
         done, failed = worker.communicate(timeout=20)[0].split()
@@ -300,11 +298,15 @@ def test_memory_that_never_comes_stalls_only_its_own_container(lab):
     wait_for(lambda: len(os.listdir(f"/proc/{pid}/task")) == 1, "the stalled threads to end")
 
 
+def collect(process, outputs):
+    outputs.append(process.communicate(timeout=60)[0])
+
+
 def test_a_thousand_calls_from_many_containers(lab):
     code = "import socket\nfor _ in range(50): socket.socket().close()\nprint('ok')"
     processes = [lab.spawn_graft(*python(code), stdout=-1) for _ in range(20)]
     outputs: list[str] = []
-    threads = [threading.Thread(target=lambda p=p: outputs.append(p.communicate(timeout=60)[0])) for p in processes]
+    threads = [threading.Thread(target=collect, args=(p, outputs)) for p in processes]
     for thread in threads:
         thread.start()
     for thread in threads:
