@@ -134,7 +134,7 @@ def http(lab: Lab, *, keepalive: bool) -> Callable[[int], float]:
 
     def measure(port: int) -> float:
         load = lab.client("wrk", "-t1", "-c16", "-d2s", *header, f"http://{HOST4}:{port}/1k").stdout
-        return float(next(line.split()[1] for line in load.splitlines() if line.startswith("Requests/sec")))
+        return next(float(line.split()[1]) for line in load.splitlines() if line.startswith("Requests/sec"))
 
     return measure
 

@@ -6,9 +6,11 @@
  *
  * A grafted socket is made by graftd in the host's network namespace and stamped (socket storage) with
  * its tenant before the container sees it. The programs here run for sockets created in graftd's cgroup,
- * wherever they are used later: a stamp means policy, no stamp means one of graftd's own sockets. The
- * guard alone sits on the cgroup root and runs for everybody: it keeps unstamped sockets out of the
- * containers' private loopback.
+ * wherever they are used later. An accepted socket inherits the cgroup but not the stamp, which costs a
+ * server nothing: it may do what a connection does, the option policy holds for it, and any other use (it can
+ * be disconnected and connected, bound or made to listen again) is refused. graftd's own sockets carry the
+ * stamp GRAFT_OWN. The guard alone sits on the cgroup root and runs for everybody: it keeps unstamped sockets out of
+ * the containers' private loopback.
  *
  * bind      an ingress rule names the host address that a bind to ADDR:PORT becomes; loopback and wildcard
  *           binds without a rule go to the tenant's block (slice.bpf.h); anything else is refused.
@@ -19,8 +21,8 @@
  * get*name, show what the program asked for, from the stamp.
  * recvmsg
  *
- * Facts that this rests on (each proved by a test under tests/kernel): the stamp is inherited on accept;
- * v4-mapped addresses arrive in the *6 hooks for bind and connect, in sendmsg4 for sends; MPTCP runs the
+ * Facts that this rests on (each proved by a test under tests/kernel): an accepted socket is in its listener's
+ * cgroup; v4-mapped addresses arrive in the *6 hooks for bind and connect, in sendmsg4 for sends; MPTCP runs the
  * hooks on an unstamped subflow; listen() without bind runs no hook but sockops'; a connected send with a
  * control message arrives with family 0.
  */
@@ -53,7 +55,7 @@ char LICENSE[] SEC("license") = "GPL";
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct graft_stamp);
 } stamps SEC(".maps");
@@ -103,6 +105,14 @@ struct {
 	__type(key, struct graft_dynamic_key);
 	__type(value, __u32);
 } dynamic SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct graft_served_key);
+	__type(value, struct graft_served);
+} served SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -195,6 +205,12 @@ static __always_inline struct graft_tenant *tenant_of(struct graft_stamp *stamp)
 	__u32 id = stamp->tenant;
 
 	return bpf_map_lookup_elem(&tenants, &id);
+}
+
+/* An accepted socket that was disconnected, or whatever else graftd has not stamped. */
+static __always_inline int unstamped(struct bpf_sock_addr *ctx, __u32 op, struct graft_addr *a)
+{
+	return deny(GRAFT_OWN, DENIED(op, REASON_UNSTAMPED), EPERM, ctx->protocol, a);
 }
 
 /* ---- one form for both families ---- */
@@ -457,6 +473,16 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 
 /* ---- bind ---- */
 
+/* Accepted sockets of this server show the program's port. */
+static __always_inline void note_served(__u32 tenant, const struct graft_addr *real, __u32 port)
+{
+	struct graft_served_key key = {.port = real->port};
+	struct graft_served value = {.tenant = tenant, .port = port};
+
+	__builtin_memcpy(key.ip, real->ip, sizeof(key.ip));
+	bpf_map_update_elem(&served, &key, &value, BPF_ANY);
+}
+
 static __always_inline int bound(struct graft_stamp *stamp, const struct graft_addr *asked,
 				 const struct graft_addr *real, __u32 how)
 {
@@ -526,6 +552,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (rule) {
 		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
+		if (proto == IPPROTO_TCP && a->port)
+			note_served(stamp->tenant, a, asked.port);
 		return bound(stamp, &asked, a, STAMP_INGRESS);
 	}
 	if (!is_any(asked.ip) && !is_loopback(&asked))
@@ -544,9 +572,11 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 	struct graft_addr a;
 	int verdict;
 
-	if (!stamp)
-		return ALLOW;
 	load4(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_BIND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
 	verdict = decide_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
 		store4(ctx, &a);
@@ -560,9 +590,11 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 	struct graft_addr a;
 	int verdict;
 
-	if (!stamp)
-		return ALLOW;
 	load6(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_BIND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
 	verdict = decide_bind(ctx, &a, stamp, is_any(a.ip) && !is_v4(&a) && !(stamp->flags & STAMP_V6ONLY));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);
@@ -574,6 +606,7 @@ static __always_inline int note_dynamic(struct bpf_sock *sk)
 {
 	struct graft_stamp *stamp = stamp_on(sk);
 	struct graft_dynamic_key key = {};
+	struct graft_addr real;
 	__u32 port;
 
 	if (!stamp || !(stamp->flags & STAMP_INGRESS) || stamp->local_real.port || !stamp->local.port)
@@ -584,6 +617,11 @@ static __always_inline int note_dynamic(struct bpf_sock *sk)
 	key.family = is_v4(&stamp->local) ? GRAFT_INET : GRAFT_INET6;
 	key.port = stamp->local.port;
 	bpf_map_update_elem(&dynamic, &key, &port, BPF_ANY);
+	if (key.proto == IPPROTO_TCP) {
+		real = stamp->local_real;
+		real.port = port;
+		note_served(stamp->tenant, &real, stamp->local.port);
+	}
 	return ALLOW;
 }
 
@@ -698,9 +736,11 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr a;
 
-	if (!stamp)
-		return ALLOW;
 	load4(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_CONNECT, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
 	if (!decide_connect(ctx, &a, stamp, false))
 		return DENY;
 	store4(ctx, &a);
@@ -713,9 +753,11 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr a;
 
-	if (!stamp)
-		return ALLOW;
 	load6(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_CONNECT, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
 	if (!decide_connect(ctx, &a, stamp, true))
 		return DENY;
 	store6(ctx, &a);
@@ -793,11 +835,14 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 SEC("cgroup/sendmsg4")
 int graft_sendmsg4(struct bpf_sock_addr *ctx)
 {
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr a, source = {}, bound = {};
 
-	if (!stamp_of(ctx->sk))
-		return ALLOW;
 	load4(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_SEND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
 	set_v4(&source, ctx->msg_src_ip4);
 	set_v4(&bound, ctx->sk->src_ip4);
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
@@ -816,11 +861,14 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 SEC("cgroup/sendmsg6")
 int graft_sendmsg6(struct bpf_sock_addr *ctx)
 {
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr a, source = {}, bound = {};
 
-	if (!stamp_of(ctx->sk))
-		return ALLOW;
 	load6(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_SEND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
 	source.ip[0] = ctx->msg_src_ip6[0];
 	source.ip[1] = ctx->msg_src_ip6[1];
 	source.ip[2] = ctx->msg_src_ip6[2];
@@ -852,8 +900,12 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 {
 	struct graft_tenant *tenant;
 
-	if (!a || !stamp)
+	if (!a)
 		return 0;
+	if (!stamp) {
+		slice_show(a, slice_slot(a));
+		return 0;
+	}
 	if (stamp->flags & STAMP_CONNECTED && same_addr(a, &stamp->peer_real)) {
 		*a = stamp->peer;
 		return 0;
@@ -864,6 +916,31 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 	return 0;
 }
 
+/* The program's port of an accepted socket's server, which is bound to this address or to the wildcard. */
+static __always_inline void show_served(struct graft_addr *a)
+{
+	struct graft_served_key key = {.port = a->port};
+	struct graft_served *found;
+
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	found = bpf_map_lookup_elem(&served, &key);
+	if (!found) {
+		key.ip[3] = 0;
+		if (!is_v4(a)) {
+			key.ip[0] = 0;
+			key.ip[1] = 0;
+			key.ip[2] = 0;
+		}
+		found = bpf_map_lookup_elem(&served, &key);
+	}
+	if (!found && is_v4(a)) {
+		key.ip[2] = 0; /* a dual-stack server */
+		found = bpf_map_lookup_elem(&served, &key);
+	}
+	if (found)
+		a->port = found->port;
+}
+
 /*
  * The socket's own address. An unbound socket shows nothing of ours; a listener what it asked for; a
  * connection the host's address with the port that was asked for, since that is what its peer knows.
@@ -872,8 +949,13 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 {
 	struct graft_tenant *tenant;
 
-	if (!a || !stamp || !a->port)
+	if (!a || !a->port)
 		return 0;
+	if (!stamp) {
+		if (!slice_show(a, slice_slot(a)))
+			show_served(a);
+		return 0;
+	}
 	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL)) {
 		bool here = same_ip(a->ip, stamp->local_real.ip);
 
@@ -907,11 +989,9 @@ static __always_inline bool in_connection(const struct bpf_sock *sk)
 		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                     \
 		struct graft_addr a;                                                                                 \
                                                                                                                      \
-		if (stamp) {                                                                                         \
-			load4(ctx, &a);                                                                              \
-			how(&a, stamp, ##__VA_ARGS__);                                                               \
-			store4(ctx, &a);                                                                             \
-		}                                                                                                    \
+		load4(ctx, &a);                                                                                      \
+		how(&a, stamp, ##__VA_ARGS__);                                                                       \
+		store4(ctx, &a);                                                                                     \
 	} while (0)
 
 #define SHOW6(ctx, how, ...)                                                                                         \
@@ -919,11 +999,9 @@ static __always_inline bool in_connection(const struct bpf_sock *sk)
 		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                     \
 		struct graft_addr a;                                                                                 \
                                                                                                                      \
-		if (stamp) {                                                                                         \
-			load6(ctx, &a);                                                                              \
-			how(&a, stamp, ##__VA_ARGS__);                                                               \
-			store6(ctx, &a);                                                                             \
-		}                                                                                                    \
+		load6(ctx, &a);                                                                                      \
+		how(&a, stamp, ##__VA_ARGS__);                                                                       \
+		store6(ctx, &a);                                                                                     \
 	} while (0)
 
 SEC("cgroup/getsockname4")
@@ -1024,6 +1102,12 @@ static __always_inline bool option_forbidden(struct bpf_sockopt *ctx)
 	return false;
 }
 
+/* graftd has sockets of other families, which are nobody's but its own. */
+static __always_inline bool is_internet(const struct bpf_sock *sk)
+{
+	return sk && (sk->family == AF_INET || sk->family == AF_INET6);
+}
+
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
@@ -1031,13 +1115,15 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	struct graft_addr what = {};
 	__u8 *value = ctx->optval, *end = ctx->optval_end;
 
-	if (!stamp)
+	if ((stamp && stamp->tenant == GRAFT_OWN) || !is_internet(ctx->sk))
 		return ALLOW;
+	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_)
+		return ALLOW; /* graftd, just before it stamps; an accepted socket cannot be bound anyway */
 	if (option_forbidden(ctx)) {
 		what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
-		return deny(stamp->tenant, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0, &what);
+		return deny(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0, &what);
 	}
-	if (ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && value + 4 <= end) {
+	if (stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && value + 4 <= end) {
 		if (*(__u32 *)value)
 			stamp->flags |= STAMP_V6ONLY;
 		else
@@ -1055,10 +1141,10 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 
 	if (ctx->level != SOL_SOCKET_ || ctx->optname != SO_NETNS_COOKIE_)
 		return ALLOW;
-	stamp = stamp_on(ctx->sk);
-	if (!stamp || ctx->retval)
+	if (ctx->retval || !is_internet(ctx->sk))
 		return ALLOW;
-	tenant = tenant_of(stamp);
+	stamp = stamp_on(ctx->sk);
+	tenant = stamp ? tenant_of(stamp) : NULL;
 	if (value + 8 <= end)
 		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	return ALLOW;
@@ -1076,6 +1162,7 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	struct graft_addr here = {};
 	int nowhere = 0x7fffffff;
 	struct bpf_sock *sk;
+	__u32 ip4;
 
 	ctx->reply = -1;
 	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
@@ -1084,24 +1171,25 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return 1;
 	stamp = stamp_of(sk);
-	if (!stamp)
+	if (stamp && stamp->tenant == GRAFT_OWN)
 		return 1;
+	/* volatile: clang would else share an offset between the branches, which the verifier refuses */
+	ip4 = *(volatile __u32 *)&ctx->local_ip4;
+	here.ip[0] = *(volatile __u32 *)&ctx->local_ip6[0];
+	here.ip[1] = *(volatile __u32 *)&ctx->local_ip6[1];
+	here.ip[2] = *(volatile __u32 *)&ctx->local_ip6[2];
+	here.ip[3] = *(volatile __u32 *)&ctx->local_ip6[3];
 	here.port = ctx->local_port;
-	if (ctx->family == AF_INET) {
-		set_v4(&here, ctx->local_ip4);
-	} else {
-		here.ip[0] = ctx->local_ip6[0];
-		here.ip[1] = ctx->local_ip6[1];
-		here.ip[2] = ctx->local_ip6[2];
-		here.ip[3] = ctx->local_ip6[3];
-	}
-	if (in_slices(&here) && stamp->flags & STAMP_PRIVATE)
+	if (ctx->family == AF_INET)
+		set_v4(&here, ip4);
+	if (stamp && in_slices(&here) && stamp->flags & STAMP_PRIVATE)
 		return 1;
-	if (stamp->flags & STAMP_INGRESS && same_ip(here.ip, stamp->local_real.ip) &&
+	if (stamp && stamp->flags & STAMP_INGRESS && same_ip(here.ip, stamp->local_real.ip) &&
 	    (!stamp->local_real.port || here.port == stamp->local_real.port))
 		return 1;
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));
-	report(stamp->tenant, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL, IPPROTO_TCP, &here, false);
+	report(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL,
+	       IPPROTO_TCP, &here, false);
 	return 1;
 }
 

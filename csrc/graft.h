@@ -12,6 +12,7 @@
 #define GRAFT_H
 
 #define GRAFT_ABI 1
+#define GRAFT_OWN 0 /* the tenant in the stamp of graftd's own sockets: no policy */
 
 /*
  * A tenant's private loopback. Port P of the container's 127.0.0.1 is port 61440 + P % 4096 of address
@@ -125,6 +126,20 @@ struct graft_dynamic_key {
 	__u16 port; /* the program's */
 };
 
+/*
+ * served: a host address that a container's TCP server has through an ingress rule. An accepted socket has
+ * no stamp of its own (a clone would cost 3 % of a server's accept rate), so this says what it shows.
+ */
+struct graft_served_key {
+	__u32 ip[4];
+	__u32 port;
+};
+
+struct graft_served {
+	__u32 tenant;
+	__u32 port; /* the program's */
+};
+
 /* askers: who sent to a published UDP server, so that it may answer although egress is narrowed. */
 struct graft_asker_key {
 	__u32 tenant;
@@ -152,6 +167,7 @@ enum graft_reason {
 	REASON_UNBOUND_LISTEN, /* listen() on a socket that no bind hook saw */
 	REASON_SLICE,	       /* another's private loopback */
 	REASON_NO_TENANT,      /* the tenant is gone */
+	REASON_UNSTAMPED,      /* an accepted socket, put to another use */
 };
 
 struct graft_counter_key {

@@ -14,6 +14,7 @@
 #define SOL_TCP_ 6
 #define SOL_IPV6_ 41
 #define IPV6_V6ONLY_ 26
+#define IPV6_FREEBIND_ 78
 #define SO_NETNS_COOKIE_ 71
 #define SO_BINDTOIFINDEX_ 62
 #define SO_PRIORITY_ 12

@@ -77,6 +77,12 @@ static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slot
 	a->port = SLICE_PORT_BASE | (port & ((1u << SLICE_PORT_BITS) - 1));
 }
 
+/* The block that an address of the slices is in. */
+static __always_inline __u32 slice_slot(const struct graft_addr *a)
+{
+	return is_v4(a) ? (bpf_ntohl(a->ip[3]) & ~SLICE4_MASK) >> SLICE_SHIFT : bpf_ntohl(a->ip[2]);
+}
+
 /* Number of @a in the block @slot, or -1 if it is not in it. */
 static __always_inline int slice_index(const struct graft_addr *a, __u32 slot)
 {

@@ -34,6 +34,7 @@ MAPS = (
     "egress",
     "services",
     "dynamic",
+    "served",
     "askers",
     "counters",
     "denials",
@@ -49,10 +50,13 @@ BPF_OBJ_GET = 7
 CONFIG = struct.Struct("=QII")
 TENANT = struct.Struct("=QII")
 COUNTER_KEY = struct.Struct("=IHH")
+SERVED_KEY = struct.Struct("=16sI")
+SERVED = struct.Struct("=II")
 DENIAL = struct.Struct("=IHHiI16sI16s")
 STAMP = struct.Struct("=II" + "16sI" * 4)
 
 STAMP_V6ONLY = 8
+OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
 REASONS = (
@@ -66,6 +70,7 @@ REASONS = (
     "listen() on an unbound socket",
     "another's private loopback",
     "the container's policy is gone",
+    "an accepted socket put to another use",
 )
 
 
@@ -284,7 +289,7 @@ class Kernel:
         return False
 
     def _open_pinned(self) -> None:
-        sizes = {"stamps": STAMP.size, "tenants": TENANT.size, "counters": 8, "dynamic": 4}
+        sizes = {"stamps": STAMP.size, "tenants": TENANT.size, "counters": 8, "dynamic": 4, "served": SERVED.size}
         for name in MAPS:
             path = os.fsencode(self.pins / name)
             kept = ctypes.create_string_buffer(path)
@@ -370,7 +375,11 @@ class Kernel:
         return counts
 
     def forget(self, tenant: int) -> None:
-        """Drop a removed tenant's counters."""
+        """Drop a removed tenant's counters, and where it served."""
+        for key in list(self.maps["served"].keys(SERVED_KEY.size)):
+            value = self.maps["served"].get(key)
+            if value and SERVED.unpack(value)[0] == tenant:
+                self.maps["served"].delete(key)
         for key in list(self.maps["counters"].keys(COUNTER_KEY.size)):
             if COUNTER_KEY.unpack(key)[0] == tenant:
                 self.maps["counters"].delete(key)

@@ -3,26 +3,30 @@
 import errno
 import os
 import socket
+from collections.abc import Callable
 
 from graft.endpoint import PROTOCOL_NAME, Address, Publication
 from graft.errors import Refused
 
 
-def check_publication(publication: Publication, addresses: list[Address]) -> None:
+def check_publication(publication: Publication, addresses: list[Address], own: Callable[[int], None]) -> None:
     """Try each host port of @publication at each of @addresses, in the current netns.
+
+    @own exempts a socket, by its descriptor, from the policy of the cgroup that it is made in.
 
     Raises Refused naming the holder of a port in use (EADDRINUSE), or an address that is not the host's
     (EADDRNOTAVAIL).
     """
     for address in addresses:
         for port in range(publication.host_first, publication.host_first + publication.span):
-            _check(publication, address, port)
+            _check(publication, address, port, own)
 
 
-def _check(publication: Publication, address: Address, port: int) -> None:
+def _check(publication: Publication, address: Address, port: int, own: Callable[[int], None]) -> None:
     family = socket.AF_INET if address.v4 else socket.AF_INET6
     tcp = publication.protocol == socket.IPPROTO_TCP
     with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as probe:
+        own(probe.fileno())
         if tcp:  # connections in TIME_WAIT do not hold the port against a server
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not address.v4:

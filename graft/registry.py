@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from graft import host, linux, policy, ports
-from graft.bpf import TENANT, Kernel
+from graft.bpf import OWN_TENANT, TENANT, Kernel, Stamper
 from graft.endpoint import (
     ANY4,
     ANY6,
@@ -250,13 +250,16 @@ class Registry:
             for other in self.tenants.values():
                 if other is not tenant:
                     self._check_conflicts(publication, addresses, other.publications, other.name)
-            ports.check_publication(publication, addresses)
+            ports.check_publication(publication, addresses, self._own)
             made += pairs
             accepted.append(publication)
         for endpoint, rule in made:
             tenant.table.endpoints[endpoint.name] = endpoint
             tenant.ingress.append(rule)
         tenant.publications += accepted
+
+    def _own(self, fd: int) -> None:
+        Stamper(self.kernel.maps["stamps"]).stamp(fd, OWN_TENANT, 0)
 
     def _check_conflicts(
         self, publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str

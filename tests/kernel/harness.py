@@ -3,13 +3,14 @@
 `isolated` runs a test body there and brings its failure back; whatever it made is gone when it returns.
 """
 
+import contextlib
 import functools
 import os
 import pickle
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ class World:
             sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
         self.stamper.stamp(sock.fileno(), TENANT_ID, 0)
         return sock
+
+    @contextlib.contextmanager
+    def outside(self) -> Iterator[None]:
+        """Make sockets as the host does: in another cgroup."""
+        (self.root / "cgroup.procs").write_text("0")
+        try:
+            yield
+        finally:
+            (self.cgroup / "cgroup.procs").write_text("0")
 
     def real(self, what: str = "-tln") -> str:
         """ss(8): what the stack has."""

@@ -21,7 +21,8 @@ def refused(number: int):
 
 
 @isolated
-def test_the_stamp_is_inherited_on_accept(world: World):
+def test_an_accepted_socket_is_in_its_listeners_cgroup(world: World):
+    """It has no stamp, and is good for what a connection does alone."""
     for family, loopback in ((V4, "127.0.0.1"), (V6, "::1")):
         server = world.sock(family)
         server.bind((loopback, 80))
@@ -29,9 +30,31 @@ def test_the_stamp_is_inherited_on_accept(world: World):
         client = world.sock(family)
         client.connect((loopback, 80))
         accepted, _ = server.accept()
-        assert world.stamper.tenant_of(accepted.fileno()) == TENANT_ID
+        assert world.stamper.tenant_of(accepted.fileno()) is None
+        assert accepted.getsockname()[:2] == (loopback, 80)
+        assert accepted.getpeername()[0] == loopback
+        assert accepted.getpeername()[1] == client.getsockname()[1]
+        accepted.sendall(b"x")
+        assert client.recv(1) == b"x"
         with refused(errno.EPERM):
             accepted.setsockopt(socket.SOL_SOCKET, 36, 1)
+        disconnect(accepted)
+        with refused(errno.EPERM):
+            accepted.connect((loopback, 80))
+        with refused(errno.EPERM):
+            accepted.bind(("::" if family == V6 else "0.0.0.0", 8000))
+        accepted.listen()
+        assert accepted.getsockname()[1]
+        with world.outside(), refused(errno.ECONNREFUSED):
+            socket.create_connection((loopback, accepted.getsockname()[1]), 3)
+
+
+def disconnect(sock: socket.socket) -> None:
+    """connect(2) with AF_UNSPEC."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.connect(sock.fileno(), struct.pack("=H26x", 0), 28 if sock.family == V6 else 16) == 0
 
 
 @isolated
@@ -88,7 +111,7 @@ def test_listen_without_bind_is_put_out_of_reach(world: World):
     server.listen()
     port = server.getsockname()[1]
     assert port
-    with refused(errno.ECONNREFUSED):
+    with world.outside(), refused(errno.ECONNREFUSED):
         socket.create_connection(("127.0.0.1", port), 3)
     assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 1}
 
@@ -103,7 +126,7 @@ def test_a_failed_bind_does_not_open_listen(world: World):
     with refused(errno.EADDRINUSE):
         second.bind(("127.0.0.1", 80))
     second.listen()
-    with refused(errno.ECONNREFUSED):
+    with world.outside(), refused(errno.ECONNREFUSED):
         socket.create_connection(("127.0.0.1", second.getsockname()[1]), 3)
 
 
@@ -143,7 +166,8 @@ def test_a_low_port_needs_no_capability_where_a_rule_gives_it(world: World):
 def test_reuseport_is_shared_by_owner(world: World):
     """A socket that is owned by a tenant's uid does not join a listener of the host's."""
     world.ingress(80, "127.0.0.9", 8080)
-    host = socket.socket()
+    with world.outside():
+        host = socket.socket()
     host.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     host.bind(("127.0.0.9", 8080))
     host.listen()
@@ -181,10 +205,11 @@ def test_the_guard_leaves_other_namespaces_alone(world: World):
 
     linux.unshare(linux.CLONE_NEWNET)
     linux.loopback_up()
-    server = socket.socket()
-    server.bind(("127.64.0.1", 80))
-    server.listen()
-    socket.create_connection(("127.64.0.1", 80), 3)
+    with world.outside():
+        server = socket.socket()
+        server.bind(("127.64.0.1", 80))
+        server.listen()
+        socket.create_connection(("127.64.0.1", 80), 3)
 
 
 @isolated
@@ -193,17 +218,17 @@ def test_the_guard_keeps_the_unstamped_out(world: World):
     server.bind(("127.0.0.1", 80))
     server.listen()
     address, port = policy.slice_address(77, 80)
-    (world.root / "cgroup.procs").write_text("0")
     for family, target in ((V4, str(address)), (V6, f"::ffff:{address}")):
-        with refused(errno.ECONNREFUSED):
+        with world.outside(), refused(errno.ECONNREFUSED):
             socket.socket(family).connect((target, port))
-        with refused(errno.ECONNREFUSED):
+        with world.outside(), refused(errno.ECONNREFUSED):
             socket.socket(family, UDP).sendto(b"x", (target, port))
 
 
 @isolated
 def test_a_wildcard_listener_of_the_host_is_alien(world: World):
-    host = socket.socket()
+    with world.outside():
+        host = socket.socket()
     host.bind(("0.0.0.0", 61440 | 80))
     host.listen()
     with refused(errno.ECONNREFUSED):
@@ -223,10 +248,7 @@ def test_reconnecting_runs_the_hook_again(world: World):
     server.bind(("127.0.0.1", 53))
     client = world.sock(V4, UDP)
     client.connect(("127.0.0.1", 53))
-    import ctypes
-
-    unspecified = struct.pack("=H14x", 0)
-    assert ctypes.CDLL(None).connect(client.fileno(), unspecified, 16) == 0
+    disconnect(client)
     with refused(errno.ENETUNREACH):
         client.connect(("192.0.2.1", 53))
     client.connect(("127.0.0.1", 53))

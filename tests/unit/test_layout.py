@@ -17,12 +17,12 @@ PROGRAM = r"""
 int main(void)
 {
 	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
-	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial);
+	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served);
 	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
 	OFFSET(graft_denial, error); OFFSET(graft_denial, addr); OFFSET(graft_denial, comm); OFFSET(graft_stamp, flags);
 	VALUE(GRAFT_ABI); VALUE(SLICE4_NET); VALUE(SLICE_SHIFT); VALUE(SLICE_DYNAMIC); VALUE(SLICE_PORT_BASE);
 	VALUE(SLICE_SLOTS); VALUE(INGRESS_FIXED_BITS); VALUE(EGRESS_FIXED_BITS); VALUE(TENANT_EGRESS);
-	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_NO_TENANT);
+	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_UNSTAMPED);
 	VALUE(GRAFT_INET); VALUE(GRAFT_INET6); VALUE(SLICE6_WORD0); VALUE(SLICE6_WORD1);
 	return 0;
 }
@@ -45,6 +45,8 @@ def test_layout(tmp_path):
         "sizeof graft_service_key": str(policy.SERVICE_KEY.size),
         "sizeof graft_counter_key": str(bpf.COUNTER_KEY.size),
         "sizeof graft_denial": str(bpf.DENIAL.size),
+        "sizeof graft_served_key": str(bpf.SERVED_KEY.size),
+        "sizeof graft_served": str(bpf.SERVED.size),
         "graft_ingress_key.tenant": "4",
         "graft_ingress_key.ip": "12",
         "graft_ingress_key.port_be": "28",
@@ -65,7 +67,7 @@ def test_layout(tmp_path):
         "TENANT_REPLIES": str(policy.TENANT_REPLIES),
         "STAMP_V6ONLY": str(bpf.STAMP_V6ONLY),
         "OP_GUARD": str(len(bpf.OPS) - 1),
-        "REASON_NO_TENANT": str(len(bpf.REASONS) - 1),
+        "REASON_UNSTAMPED": str(len(bpf.REASONS) - 1),
         "GRAFT_INET": str(policy.INET),
         "GRAFT_INET6": str(policy.INET6),
         "SLICE6_WORD0": str(int.from_bytes(policy.SLICE6_PREFIX[:4], "big")),
