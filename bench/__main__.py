@@ -95,7 +95,8 @@ def udp(lab: Lab) -> Callable[[int], float]:
     def measure(port: int) -> float:
         options = ("-u", "-b", "0", "-l", "1400", "-t", "2", "-J")
         end = json.loads(lab.client("iperf3", "-c", HOST4, "-p", port, *options).stdout)["end"]["sum"]
-        return float(end["bits_per_second"]) * (1 - end["lost_percent"] / 100) / 1e9
+        received: float = end["bits_per_second"] * (1 - end["lost_percent"] / 100)
+        return received / 1e9
 
     return measure
 

@@ -925,7 +925,7 @@ static __always_inline void show_served(struct graft_addr *a)
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	found = bpf_map_lookup_elem(&served, &key);
 	if (!found) {
-		key.ip[3] = 0;
+		key.ip[3] = 0; /* the wildcard */
 		if (!is_v4(a)) {
 			key.ip[0] = 0;
 			key.ip[1] = 0;
@@ -952,8 +952,10 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 	if (!a || !a->port)
 		return 0;
 	if (!stamp) {
-		if (!slice_show(a, slice_slot(a)))
+		/* a published wildcard is reached from inside at SLICE_DYNAMIC, under the host's port */
+		if (!in_slices(a) || slice_index(a, slice_slot(a)) == SLICE_DYNAMIC)
 			show_served(a);
+		slice_show(a, slice_slot(a));
 		return 0;
 	}
 	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL)) {

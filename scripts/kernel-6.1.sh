@@ -36,7 +36,7 @@ if ! compgen -G "$cache/tree/boot/vmlinuz-*" >/dev/null; then
 fi
 kernel=$(compgen -G "$cache/tree/boot/vmlinuz-*" | head -1)
 
-out=$(mktemp -d /tmp/graft-kernel-out.XXXXXX)
+out=$(mktemp -d /tmp/graft-kernel-out-XXXX)
 trap 'rm -rf "$out"' EXIT
 tests=(tests/kernel tests/system -m "core or kernel")
 command="cd $PWD; GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=10 PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"

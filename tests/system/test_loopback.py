@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.lab import HOST4
+from bench.lab import HOST4, HOST6
 from tests.conftest import python
 
 SERVE = """
@@ -169,3 +169,19 @@ input()
     for line in lab.host("ss", "-tlnH").stdout.splitlines():
         assert "127." in line.split()[3], line
     process.stdin.close()
+
+
+def test_the_wire_reaches_no_slice(lab):
+    """A neighbour that routes the slices' prefix to this host gets no answer, neither family."""
+    serve(lab, (str(lab_graft()), "run", "--name", "wired"), "::1", 1, "wired", port=8124)
+    import json
+
+    block = json.loads(lab.graft("inspect", "wired").stdout)["loopback"]["ipv6"].split("/")[0]
+    real = 61440 | 8124 & 4095
+    address = block[: block.rindex(":")] + f":{8124 >> 12:x}"
+    assert f"[{address}]:{real}" in lab.host("ss", "-tlnH").stdout
+    lab.client("ip", "-6", "route", "add", "fd67:7261:6674::/64", "via", HOST6, check=True)
+    lab.host("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
+    reached = lab.client(*python(ASK.format(address=address, kind=1, connect=True, port=real)))
+    assert reached.returncode
+    assert "wired" not in reached.stdout

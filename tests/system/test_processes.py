@@ -58,7 +58,7 @@ def test_sys_and_proc_show_the_namespace(lab):
 
 def test_user(lab):
     code = "import os, socket; s = socket.socket(); s.bind(('', 80)); print(os.getuid(), os.getgid(), os.getgroups(), os.environ['HOME'])"
-    result = lab.graft("run", "-p", "80:80", "--user", "nobody", *python(code))
+    result = lab.graft("run", "-p", "88:80", "--user", "nobody", *python(code))
     assert result.stdout == "65534 65534 [65534] /nonexistent\n", result.stderr
     assert lab.graft("run", "--user", "1234:5678", "id", "-u").stdout == "1234\n"
     assert lab.graft("run", "--user", "1234:5678", "id", "-g").stdout == "5678\n"
