@@ -5,7 +5,8 @@ set -euo pipefail
 declare -A need=(
 	[run]="make gcc clang libbpf-dev libbpf1 libc6-dev iproute2 util-linux python3-venv nginx-light wrk curl iperf3"
 	[test]="redis-server redis-tools memcached golang-go dnsmasq-base strace qemu-system-x86 kmod shellcheck
-		clang-format bpftool systemd openjdk-17-jdk-headless|openjdk-21-jdk-headless|default-jdk-headless"
+		bpftool|linux-tools-generic systemd runc busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
+		openjdk-17-jdk-headless|openjdk-21-jdk-headless|default-jdk-headless"
 )
 
 installed() {
