@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python3
 CLANG ?= clang
 MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarch 2>/dev/null)
-BPF_SOURCES := csrc/graft.bpf.c csrc/graft.h csrc/slice.bpf.h csrc/options.bpf.h
+BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 
 .PHONY: all demo test unit lint test-kernel bench build setup setup-test wheel install clean help

@@ -179,6 +179,16 @@ def pairs(lab: Lab, case: Callable[[Lab], Callable[[int], float]], count: int) -
     return measured
 
 
+LAUNCH = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from graft import client, filter, launch, linux
+print(time.time_ns(), flush=True)
+{how}
+"""
+DATE = "['/bin/date', '+%s%N']"
+
+
 def start_up(lab: Lab, count: int) -> dict[str, float]:
     """What `graft run` adds to a command, and what of it is the kernel's and graftd's; milliseconds."""
     lab.spawn_graft("--name", "hold", "sleep", "600")
@@ -189,10 +199,17 @@ def start_up(lab: Lab, count: int) -> dict[str, float]:
         lab.host(*command)
         return (time.perf_counter() - began) * 1e3
 
-    with_graft = statistics.median(timed(GRAFT, "run", "/bin/true") for _ in range(count))
-    version = statistics.median(timed(GRAFT, "run", "/nonexistent") for _ in range(count))
-    without = statistics.median(timed("/bin/true") for _ in range(count))
-    return {"graft run": with_graft - without, "of it kernel and graftd": with_graft - version}
+    def between(how: str) -> float:
+        """From a running interpreter with all imports done to the command's first instruction."""
+        code = LAUNCH.format(root=str(Path(__file__).parent.parent), how=how)
+        began, ended = lab.host(sys.executable, "-I", "-c", code).stdout.split()
+        return (int(ended) - int(began)) / 1e6
+
+    run = f"launch.run(launch.Plan({DATE}))"
+    plain = f"os.execv('/bin/date', {DATE})"
+    whole = statistics.median(timed(GRAFT, "run", "/bin/true") - timed("/bin/true") for _ in range(count))
+    part = statistics.median(between(run) - between(plain) for _ in range(count))
+    return {"graft run": whole, "of it kernel and graftd": part}
 
 
 def supervisor(lab: Lab) -> dict[str, float]:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from graft import __version__, host
@@ -25,13 +25,14 @@ from graft.connection import Connection
 from graft.errors import Failure, GraftError
 from graft.log import log
 from graft.loop import Loop
-from graft.notify import Journal, Listener, Notification, parse
+from graft.notify import SLOTS, Journal, Listener, Notification, parse
 from graft.protocol import complete
 from graft.registry import Registry, Tenant
 from graft.store import Store, exec_with, python_command
 from graft.supervisor import Action, Answer, Inject, Supervisor
 
 SLOW_CALLS = 4
+SLOW_CALLS_ALL = SLOTS - 8  # the journal keeps room for quick ones
 DENIALS_KEPT = 32
 CONNECTIONS_MAX = 512
 IDLE_EXIT_SECONDS = 5.0
@@ -54,7 +55,8 @@ class Daemon:
         self.next_listener = 1
         self.connections: set[Connection] = set()
         self.denials: dict[int, deque[tuple[float, Denial]]] = {}
-        self.slow: dict[int, int] = {}
+        self.slow: Counter[int] = Counter()
+        self.slow_lock = threading.Lock()
         self.last_used = time.monotonic()
         self.next_tick = 0.0
         self.calls = 0
@@ -275,18 +277,22 @@ class Daemon:
             self.calls += 1
             self.call_ns += time.perf_counter_ns() - began
             return
-        if self.slow.get(tenant.id, 0) >= SLOW_CALLS:
+        with self.slow_lock:
+            room = self.slow[tenant.id] < SLOW_CALLS and self.slow.total() < SLOW_CALLS_ALL
+            self.slow[tenant.id] += room
+        if not room:
             self._carry_out(listener, call, Answer(error=errno.EAGAIN), slot)
             self.journal.release(slot)
             return
-        self.slow[tenant.id] = self.slow.get(tenant.id, 0) + 1
 
         def work() -> None:
             try:
                 self._carry_out(listener, call, self._decide(call, tenant), slot)
             finally:
-                self.slow[tenant.id] -= 1
                 self.journal.release(slot)
+                with self.slow_lock:
+                    self.slow[tenant.id] -= 1
+                    self.slow += Counter()  # drops what is zero
 
         threading.Thread(target=work, daemon=True).start()
 

@@ -22,7 +22,7 @@ for set in "$@"; do
 			installed "$name" && have=1 && break
 		done
 		[ "$choice" = nginx-light ] && command -v nginx >/dev/null && have=1
-		[ "$choice" = bpftool ] && command -v bpftool >/dev/null && have=1
+		[[ "$choice" = bpftool* ]] && command -v bpftool >/dev/null && have=1
 		[[ "$choice" = openjdk* ]] && command -v java >/dev/null && have=1
 		[ -n "$have" ] || missing+=("$choice")
 	done
