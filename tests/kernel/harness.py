@@ -36,12 +36,16 @@ class World:
         linux.loopback_up()
         host.mount_bpffs()
         self.cgroup.mkdir()
-        (self.cgroup / "cgroup.procs").write_text("0")
-        self.kernel.install(self.cgroup, self.root)
-        self.kernel.configure(host.netns_cookie())
-        host.add_slice_route()
-        self.stamper = Stamper(self.kernel.maps["stamps"])
-        self.tenant(policy.TENANT_EGRESS)
+        try:
+            (self.cgroup / "cgroup.procs").write_text("0")
+            self.kernel.install(self.cgroup, self.root)
+            self.kernel.configure(host.netns_cookie())
+            host.add_slice_route()
+            self.stamper = Stamper(self.kernel.maps["stamps"])
+            self.tenant(policy.TENANT_EGRESS)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
