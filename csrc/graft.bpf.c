@@ -357,13 +357,13 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!tenant)
 		return deny(id, DENIED(OP_SEND, REASON_NO_TENANT), ENETUNREACH, IPPROTO_UDP, a);
 	asked = *a;
-	if (is_loopback(source) || in_slices(source))
+	if (is_loopback(source) || in_slices(source) || (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (is_loopback(&asked) || is_any(asked.ip)) {
 		switch (resolve_local(ctx, a, stamp, tenant)) {
 		case LOCAL_OWN:
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
-			if (in_slices(a) && is_any(bound->ip))
+			if ((in_slices(a) || is_loopback(a)) && is_any(bound->ip))
 				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
 			break;
 		case LOCAL_HOST:
@@ -440,8 +440,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	bound.ip[2] = ctx->sk->src_ip6[2];
 	bound.ip[3] = ctx->sk->src_ip6[3];
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
-		if (!is_loopback(&source) && !in_slices(&source))
-			return ALLOW;
+		/* IPV6_FREEBIND, which the slices need, would let a control message choose any address */
 		source = bound;
 	} else if (!decide_send(ctx, &a, &source, &bound)) {
 		return DENY;
@@ -626,6 +625,27 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	if (value + 8 <= end)
 		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	return ALLOW;
+}
+
+/* ---- what leaves ---- */
+
+/*
+ * Control messages reach no hook: a source route (IP_RETOPTS, IPV6_RTHDR) would lead a datagram round the
+ * egress rules, a device (IP_PKTINFO) out of the loopback. Here is the packet that came of them.
+ */
+SEC("cgroup_skb/egress")
+int graft_egress(struct __sk_buff *skb)
+{
+	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	bool lo = skb->ifindex == 1;
+
+	if (packet + 20 > end)
+		return ALLOW;
+	if (packet[0] >> 4 == 4)
+		return packet[0] == 0x45 && (lo || packet[16] != 127);
+	if (packet + 40 > end)
+		return ALLOW;
+	return packet[6] != IPPROTO_ROUTING && (lo || packet[24] != 0xfd || packet[25] != 0x67);
 }
 
 /*

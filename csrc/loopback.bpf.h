@@ -179,6 +179,14 @@ __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_ad
 			;
 		return OWN;
 	}
+	/* a UDP socket on a port of the host, connected: the kernel gave it the loopback address as its source */
+	set_loopback(&try);
+	if (ctx->protocol == IPPROTO_UDP && receiver(ctx, tenant, &try, &from) == OWN_CHOSEN) {
+		*a =
+		try
+			;
+		return OWN;
+	}
 	if (v4)
 		set_v4(&try, 0);
 	else

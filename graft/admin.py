@@ -1,12 +1,13 @@
 """The admin socket: requests of `graft`, one each connection."""
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 from graft import __version__, bpf, host, linux, protocol, registry
 from graft.connection import Connection
-from graft.endpoint import Address, parse_egress, parse_ingress, parse_publication
-from graft.errors import GraftError, Refused, UsageError
+from graft.endpoint import Address, EgressRule, IngressRule, parse_egress, parse_ingress, parse_publication
+from graft.errors import Refused, UsageError
 from graft.log import log
 from graft.registry import Table, Tenant
 
@@ -96,27 +97,30 @@ class Admin:
         egress = [parse_egress(r) for r in request.egress]
         before = tenant.rules()
         try:
+            _import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
             self.daemon.registry.add_rules(tenant, ingress, egress)
             self.daemon.registry.publish(tenant, publications)
-        except GraftError:
+            self.daemon.registry.apply(tenant)
+        except BaseException:
             tenant.restore(before)
             raise
-        self.daemon.registry.apply(tenant)
         return {}
 
     def rule_del(self, connection: Connection, request: protocol.RuleDel, _fds: list[int]) -> Reply:
         """graft rule del: all of them or none."""
         tenant = self._tenant(connection, request.netns)
         publications = [parse_publication(p) for p in request.publish]
-        for publication in publications:
-            if publication not in tenant.publications:
-                raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
-        self.daemon.registry.delete_rules(
-            tenant, [parse_ingress(r) for r in request.ingress], [parse_egress(r) for r in request.egress]
-        )
-        for publication in publications:
-            self.daemon.registry.unpublish(tenant, publication)
-        self.daemon.registry.apply(tenant)
+        ingress = [parse_ingress(r) for r in request.ingress]
+        egress = [parse_egress(r) for r in request.egress]
+        before = tenant.rules()
+        try:
+            self.daemon.registry.delete_rules(tenant, ingress, egress)
+            for publication in publications:
+                self.daemon.registry.unpublish(tenant, publication)
+            self.daemon.registry.apply(tenant)
+        except BaseException:
+            tenant.restore(before)
+            raise
         return {}
 
     def rule_show(self, connection: Connection, request: protocol.RuleShow, _fds: list[int]) -> Reply:
@@ -203,13 +207,21 @@ class Admin:
         return {
             "name": tenant.name,
             "id": tenant.id,
-            "pid": tenant.pid,
+            "pid": live_pid(tenant),
             "netns": tenant.netns,
             "status": "running" if tenant.listeners else "unsupervised",
             "started": tenant.started,
             "command": tenant.argv,
             "publish": [str(p) for p in tenant.publications],
         }
+
+
+def live_pid(tenant: Tenant) -> int:
+    """The first process of a container, or another of its namespace once that has ended."""
+    with contextlib.suppress(OSError):
+        if linux.netns_inode(tenant.pid) == tenant.netns:
+            return tenant.pid
+    return next(iter(host.processes_in_netns(tenant.netns)), tenant.pid)
 
 
 def _method(name: str) -> str:
@@ -241,10 +253,24 @@ def denial_document(when: float, denial: bpf.Denial) -> dict[str, Any]:
 
 
 def refuse_targets(daemon: "Daemon", pid: int) -> None:
-    """A container's own processes may not give orders, whatever their uid: they are under our filter."""
+    """A container's own processes may not give orders, whatever their uid.
+
+    They are under our filter, in a tenant's netns; a user namespace of their own would get them out of that
+    netns, so peers in another user namespace than graftd's are refused as well.
+    """
+    if not same_user_namespace(pid):
+        raise Refused("processes in another user namespace may not use the admin socket", code="EPERM")
     tenant = daemon.registry.by_netns(_peer_netns(pid))
     if tenant and tenant.listeners and _filtered(pid):
         raise Refused("processes inside a graft container may not use the admin socket", code="EPERM")
+
+
+def same_user_namespace(pid: int) -> bool:
+    """Is this process in graftd's own user namespace?"""
+    try:
+        return os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
+    except OSError:
+        return False
 
 
 def _filtered(pid: int) -> bool:
@@ -289,22 +315,30 @@ def admit_target(
     try:
         if tenant is None:
             label = wish.name or (os.path.basename(argv[0]) if argv else "container")
-            name = parse_container_name(wish.name) if wish.name else f"{label[:48]}-{reg.next_id}"
+            name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
             tenant = reg.admit(reg.table(netns, f"/proc/{pid}/ns/net"), name, argv)
             tenant.pid, tenant.netns_fd = pid, netns_fd
             narrowed = bool(egress) or not trusted
             tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
             tenant.strict = wish.strict or not trusted
+            tenant.trusted = trusted
             tenant.resolvers = host.loopback_resolvers()
         elif wish.name and wish.name != tenant.name:
             raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
+        elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
+            raise Refused(
+                f"container '{tenant.name}' runs with egress {'host' if tenant.egress_host else 'none'}",
+                hint="one namespace has one policy; leave --egress away",
+                code="EEXIST",
+            )
         else:
             os.close(netns_fd)
             # `exec` and a second `graft run` say again what holds already
             publications = [p for p in publications if p not in tenant.publications]
             ingress = [r for r in ingress if r not in tenant.ingress]
             egress = [r for r in egress if r not in tenant.egress]
-        _import_endpoints(reg, tenant, [*(r.endpoint for r in ingress), *(r.endpoint for r in egress)])
+        if trusted:
+            _import_endpoints(reg, tenant, endpoint_names(ingress, egress))
         reg.add_rules(tenant, ingress, egress)
         reg.publish(tenant, publications)
         if joining:
@@ -322,6 +356,11 @@ def admit_target(
         raise
     log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
     return tenant
+
+
+def endpoint_names(ingress: list[IngressRule], egress: list[EgressRule]) -> list[str]:
+    """What the rules name."""
+    return [*(rule.endpoint for rule in ingress), *(rule.endpoint for rule in egress)]
 
 
 def _import_endpoints(reg: registry.Registry, tenant: Tenant, names: list[str]) -> None:

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from graft import linux, protocol
-from graft.admin import admit_target
+from graft.admin import admit_target, same_user_namespace
 from graft.connection import Connection
 from graft.errors import GraftError, UsageError
 from graft.log import log
@@ -58,7 +58,6 @@ class Agent:
     @staticmethod
     def _is_host(pid: int) -> bool:
         try:
-            mine = os.stat("/proc/self/ns/user").st_ino, linux.netns_inode()
-            return (os.stat(f"/proc/{pid}/ns/user").st_ino, linux.netns_inode(pid)) == mine
+            return same_user_namespace(pid) and linux.netns_inode(pid) == linux.netns_inode()
         except OSError:
             return False

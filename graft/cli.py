@@ -102,7 +102,8 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
     """Run @work; whatever goes wrong becomes one line and an exit status."""
     try:
         result = work()
-        sys.stdout.flush()
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()
         return int(result or 0)
     except GraftError as error:
         message, status = str(error), error.exit_status
@@ -124,8 +125,15 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
         if os.environ.get("GRAFT_DEBUG"):
             raise
         code = errno.errorcode.get(error.errno or 0, "")
-        message, status = f"{error.strerror or error} {f'[{code}]' if code else ''}".strip(), 125
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+        where = f" {error.filename}" if error.filename else ""
+        message, status = f"{error.strerror or error}{where} {f'[{code}]' if code else ''}".strip(), 125
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered for a full disk would fail once more
+    except Exception as error:
+        if os.environ.get("GRAFT_DEBUG"):
+            raise
+        message, status = f"{type(error).__name__}: {error} (a fault of graft's: GRAFT_DEBUG=1 shows where)", 125
+    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
+    print(f"{program}: {line}", file=sys.stderr)
     return status
 
 

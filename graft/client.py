@@ -98,7 +98,8 @@ def start_daemon() -> bool:
 
 def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
     """Send one request and return the value of its reply. Raises the GraftError that graftd answered."""
-    message = json.dumps({"op": op, "version": __version__, **fields}).encode() + b"\n"
+    document = {"op": op, "version": __version__, **fields}
+    message = json.dumps(document, ensure_ascii=False).encode(errors="replace") + b"\n"
     try:
         if fds:
             sent = socket.send_fds(sock, [message], fds)
@@ -115,11 +116,11 @@ def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[in
         if isinstance(error, TimeoutError):
             raise Failure(f"graftd did not answer within {REPLY_TIMEOUT:.0f} s", code="ETIMEDOUT") from None
         raise Failure(f"talk to graftd: {error.strerror}", code="EPIPE") from None
-    document = json.loads(reply)
-    if "error" in document:
-        told = document["error"]
+    answer = json.loads(reply)
+    if "error" in answer:
+        told = answer["error"]
         raise CLASSES.get(told["status"], Failure)(told["message"], hint=told["hint"], code=told["code"])
-    return document["ok"]
+    return answer["ok"]
 
 
 def call(op: str, *, start: bool = True, **fields: Any) -> Any:

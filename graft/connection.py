@@ -11,9 +11,11 @@ from typing import Any
 
 from graft import protocol
 from graft.errors import GraftError, UsageError, from_oserror
+from graft.log import log
 from graft.loop import Loop
 
 IDLE_SECONDS = 30.0
+PIECES_MAX = 64  # an agent message is parsed as it comes, whole each time
 
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int], int]:
@@ -53,6 +55,7 @@ class Connection:
         self.pid, self.uid, self.gid = protocol.credentials(sock)
         self.incoming = bytearray()
         self.fds: list[int] = []
+        self.pieces = 0
         self.outgoing = b""
         self.vetted = False  # was the peer outside every container when it said Hello?
         sock.setblocking(False)
@@ -71,12 +74,18 @@ class Connection:
             pass
         except OSError:
             self.close()
+        except Exception:  # a message that finds a fault of ours costs its own connection alone
+            log.exception("message of pid %d", self.pid)
+            self.close()
 
     def _read(self) -> None:
         data, fds, flags = _receive(self.sock)
         self.fds += fds
         self.incoming += data
+        self.pieces += 1
         try:
+            if self.pieces > PIECES_MAX:
+                raise UsageError(f"message in more than {PIECES_MAX} pieces")
             if flags & socket.MSG_CTRUNC or len(self.fds) > protocol.DESCRIPTORS_MAX:
                 raise UsageError(f"more than {protocol.DESCRIPTORS_MAX} descriptors in one message")
             if len(self.incoming) > protocol.MESSAGE_MAX:

@@ -35,6 +35,7 @@ SLOW_CALLS = 4
 SLOW_CALLS_ALL = SLOTS - 8  # the journal keeps room for quick ones
 DENIALS_KEPT = 32
 CONNECTIONS_MAX = 512
+CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 
@@ -73,6 +74,7 @@ class Daemon:
         self.root = root
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         cgroup = host.enter_cgroup(root, managed=self.managed)
+        self._claim_namespace()
         self.kernel.install(cgroup, root)
         self.kernel.configure(host.netns_cookie())
         if self.registry.ipv6:
@@ -93,6 +95,14 @@ class Daemon:
         self._answer_pending()
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _claim_namespace(self) -> None:
+        """One graftd a host namespace: two would refuse each other's sockets. Its abstract sockets are its own."""
+        self.claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self.claim.bind("\0graftd")
+        except OSError:
+            raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
 
     def _restore(self, named: dict[str, int], inherited: list[tuple[str, int]]) -> None:
         """Give the tenants of state.json their descriptors back; drop those whose processes are gone."""
@@ -177,6 +187,8 @@ class Daemon:
         self.next_tick = now + TICK_SECONDS
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
+        if not self.registry.saved:
+            self.registry.save()
         for tenant in [t for t in self.registry.tenants.values() if not t.listeners]:
             if not host.processes_in_netns(tenant.netns):
                 self.registry.remove(tenant)
@@ -206,7 +218,10 @@ class Daemon:
                 return
             whole = complete if service is self.agent else lambda text: text.endswith(b"\n")
             now = time.monotonic()
-            self.connections.add(Connection(self.loop, peer, whole, service.serve, self.connections.discard, now))
+            connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
+            self.connections.add(connection)
+            if connection.uid and sum(c.uid == connection.uid for c in self.connections) > CONNECTIONS_OF_A_USER:
+                connection.close()
 
         self.loop.add(sock.fileno(), accept)
 
@@ -228,8 +243,22 @@ class Daemon:
         def ready(events: int) -> None:
             if events & ~1:  # EPOLLHUP: every process of the filter is gone
                 self._gone(listener, tenant)
-            else:
+            elif tenant.trusted:
                 self._receive(listener, tenant)
+            else:
+                receive_apart()
+
+        def receive_apart() -> None:
+            """Whoever kept a copy of its listener may receive first; then RECV waits, and must not wait here."""
+            self.loop.remove(listener.fd)
+
+            def work() -> None:
+                try:
+                    self._receive(listener, tenant)
+                finally:
+                    self.loop.add(listener.fd, ready)
+
+            threading.Thread(target=work, daemon=True).start()
 
         self.loop.add(listener.fd, ready)
 

@@ -116,7 +116,7 @@ class Publication(NamedTuple):
 
 def parse_name(text: str, *, what: str = "endpoint name") -> str:
     """An endpoint name: 1 to 15 bytes, no white space, no '=' (AF_GRAFT's sgr_epname holds 15 and a NUL)."""
-    size = len(text.encode())
+    size = len(text.encode(errors="surrogateescape"))
     if not size:
         raise UsageError(f"{what} is empty", hint=f"give 1 to {NAME_MAX} bytes")
     if size > NAME_MAX:
@@ -145,7 +145,7 @@ def parse_address(text: str, *, kind: str | None = None) -> Address:
 
 def parse_port(text: str, *, least: int = 0) -> int:
     """A port number in decimal."""
-    if not text.isascii() or not text.isdigit() or not least <= int(text) <= 65535:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not least <= int(text) <= 65535:
         raise UsageError(f"'{text}' is not a port", hint=f"a number from {least} to 65535")
     return int(text)
 
@@ -191,7 +191,7 @@ def parse_egress(text: str) -> EgressRule:
         raise UsageError(f"egress rule '{text}' lacks '{'=' if not equals else '/'}'", hint=form)
     address = parse_address(prefix)
     longest = 32 if address.v4 else 128
-    if not length_text.isascii() or not length_text.isdigit() or int(length_text) > longest:
+    if not length_text.isascii() or not length_text.isdigit() or len(length_text) > 3 or int(length_text) > longest:
         raise UsageError(f"egress rule '{text}': '{length_text}' is not a prefix length", hint=f"0 to {longest}")
     length = int(length_text)
     host_bits = (1 << (longest - length)) - 1

@@ -95,7 +95,7 @@ def _ip(*arguments: str) -> None:
 def add_slice_route() -> None:
     """Make the IPv6 slices local to this netns, for its own traffic only."""
     remove_slice_route()
-    _ip("route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "table", ROUTE_TABLE)
+    _ip("route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "src", "::1", "table", ROUTE_TABLE)
     _ip("rule", "add", "iif", "lo", "to", SLICE6_NETWORK, "lookup", ROUTE_TABLE, "pref", RULE_PREFERENCE)
 
 

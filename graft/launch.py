@@ -11,7 +11,9 @@ import signal
 from typing import NamedTuple, NoReturn
 
 from graft import client, filter, linux
-from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, from_oserror
+from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
+
+SHOWN_MAX = 256  # words, and characters of each, that `graft ps` may be asked to show
 
 
 class User(NamedTuple):
@@ -36,6 +38,16 @@ class Plan(NamedTuple):
     user: User | None = None
 
 
+def _numeric(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _number(text: str) -> int:
+    if len(text) > 10 or int(text) >= 1 << 32 - 1:
+        raise UsageError(f"--user: {text} is not a user or group number")
+    return int(text)
+
+
 def find_user(text: str) -> User:
     """UID[:GID] or NAME[:GROUP]. Raises Refused if there is none."""
     import grp
@@ -43,15 +55,15 @@ def find_user(text: str) -> User:
 
     owner, colon, group = text.partition(":")
     try:
-        entry = pwd.getpwuid(int(owner)) if owner.isdigit() else pwd.getpwnam(owner)
+        entry = pwd.getpwuid(_number(owner)) if _numeric(owner) else pwd.getpwnam(owner)
         uid, gid, name, home = entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir
     except KeyError:
-        if not owner.isdigit():
+        if not _numeric(owner):
             raise Refused(f"--user {text}: no user '{owner}'", code="ENOENT") from None
-        uid, gid, name, home = int(owner), int(owner), "", "/"
+        uid, gid, name, home = _number(owner), _number(owner), "", "/"
     if colon:
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            gid = _number(group) if _numeric(group) else grp.getgrnam(group).gr_gid
         except KeyError:
             raise Refused(f"--user {text}: no group '{group}'", code="ENOENT") from None
     return User(uid, gid, name, home)
@@ -74,7 +86,7 @@ def run(plan: Plan) -> NoReturn:
             "ingress": plan.ingress,
             "egress": plan.egress,
             "egress_default": plan.egress_default,
-            "argv": plan.argv,
+            "argv": [os.fsencode(word).decode(errors="replace")[:SHOWN_MAX] for word in plan.argv[:SHOWN_MAX]],
         },
         (listener,),
     )
@@ -120,15 +132,10 @@ def _open_netns(name: str) -> int:
     """By PID, by the name of a namespace or of a container, or by path."""
     from graft import host
 
-    try:
-        fd, _ = host.open_netns(name)
-    except Refused as error:
-        if error.code != "ENOENT" or "/" in name:
-            raise
+    if "/" not in name and not name.isdigit():
         running = {c["name"]: c["pid"] for c in client.call("ps")}
-        if name not in running:
-            raise
-        fd, _ = host.open_netns(str(running[name]))
+        name = str(running.get(name, name))
+    fd, _ = host.open_netns(name)
     return fd
 
 
@@ -182,6 +189,8 @@ def _exec(executable: str, argv: list[str]) -> NoReturn:
     try:
         os.execv(executable, argv)  # noqa: S606 - that is what we are for
     except OSError as error:
+        if error.errno == errno.ENOEXEC:  # a script without #!, as execvp(3) has it
+            os.execv("/bin/sh", ["/bin/sh", executable, *argv[1:]])  # noqa: S606 - that is what we are for
         reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
         raise reason(
             f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")

@@ -3,6 +3,8 @@
 import select
 from collections.abc import Callable
 
+from graft.log import log
+
 Callback = Callable[[int], None]
 
 
@@ -36,4 +38,7 @@ class Loop:
             for fd, events in self.epoll.poll(tick(), 1):
                 callback = self.callbacks.get(fd)
                 if callback:
-                    callback(events)
+                    try:
+                        callback(events)
+                    except Exception:  # one connection's or container's trouble is not the others'
+                        log.exception("descriptor %d", fd)

@@ -31,6 +31,8 @@ def _check(publication: Publication, address: Address, port: int, own: Callable[
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not address.v4:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if (address.v4 and address.raw[12] >= 224) or address.raw[0] == 255:
+            raise Refused(f"-p {publication}: {address} is not an address of one host", code="EADDRNOTAVAIL")
         try:
             probe.bind((str(address), port))
             if tcp:

@@ -189,7 +189,7 @@ def complete(text: bytes) -> bool:
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.pos < len(text.rstrip()) and not error.msg.startswith("Unterminated")
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not UTF-8, a number of 5,000 digits, a thousand brackets
         return True
     return True
 

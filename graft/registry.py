@@ -36,6 +36,7 @@ from graft.endpoint import (
     published,
 )
 from graft.errors import Refused
+from graft.log import log
 
 OWNER_BASE = 0x70000000
 BLOCKS = policy.SLICE_SLOTS - 1
@@ -74,6 +75,7 @@ class Tenant:
         self.publications: list[Publication] = []
         self.egress_host = True
         self.strict = False
+        self.trusted = True  # did root of the host hand its listener over?
         self.resolvers: list[Address] = []
         self.argv: list[str] = []
         self.pid = 0
@@ -138,6 +140,7 @@ class Registry:
         self.state = state
         self.tables: dict[int, Table] = {}
         self.tenants: dict[int, Tenant] = {}
+        self.saved = True
         self.next_id = 1
         self.next_slot = random.randrange(BLOCKS)  # noqa: S311 - spreads, protects nothing
         self.ipv6 = host.has_ipv6()
@@ -284,6 +287,7 @@ class Registry:
             raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
         tenant.publications.remove(publication)
         last = publication.first + publication.span - 1
+        addresses = [publication.address] if publication.address else [Address(ANY4), Address(ANY6)]
         gone = [
             rule
             for rule in tenant.ingress
@@ -291,7 +295,7 @@ class Registry:
             and (endpoint := tenant.table.endpoints.get(rule.endpoint)) is not None
             and endpoint.published
             and endpoint.port == publication.host_first
-            and (publication.address is None) == endpoint.address.any
+            and endpoint.address in addresses
         ]
         for rule in gone:
             tenant.ingress.remove(rule)
@@ -303,7 +307,7 @@ class Registry:
         rules: list[IngressRule | EgressRule] = [*ingress, *egress]
         for rule in rules:
             policy.check_rule(rule, tenant.table.endpoints)
-            if rule in tenant.ingress or rule in tenant.egress:
+            if rule in tenant.ingress or rule in tenant.egress or rules.count(rule) > 1:
                 raise Refused(f"rule '{rule}' exists", code="EEXIST")
         tenant.ingress += ingress
         tenant.egress += egress
@@ -358,7 +362,15 @@ class Registry:
     # -- state --
 
     def save(self) -> None:
-        """Write state.json whole, then rename it into place."""
+        """Write state.json whole, then rename it into place; where that fails, `saved` is false and tells."""
+        try:
+            self._write()
+            self.saved = True
+        except OSError as error:
+            log.error("cannot write %s: %s; trying again", self.state, error.strerror)
+            self.saved = False
+
+    def _write(self) -> None:
         document = {
             "version": STATE_VERSION,
             "next_id": self.next_id,
@@ -382,6 +394,7 @@ class Registry:
                     "publications": [str(p) for p in t.publications],
                     "egress_host": t.egress_host,
                     "strict": t.strict,
+                    "trusted": t.trusted,
                     "resolvers": [str(a) for a in t.resolvers],
                     "argv": t.argv,
                     "pid": t.pid,
@@ -417,6 +430,7 @@ class Registry:
             tenant.publications = [parse_publication(p) for p in saved["publications"]]
             tenant.egress_host = saved["egress_host"]
             tenant.strict = saved["strict"]
+            tenant.trusted = saved["trusted"]
             tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
             tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
             self.tenants[tenant.id] = tenant

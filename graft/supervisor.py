@@ -80,8 +80,12 @@ class Tenant(Protocol):
 
 
 SOCK_TYPE_MASK = 0xF
-STREAM_PROTOCOLS = {0: 0, socket.IPPROTO_TCP: 0, linux.IPPROTO_MPTCP: 0}
-DGRAM_PROTOCOLS = {0: 0, socket.IPPROTO_UDP: 0}
+PROTOCOLS: dict[int, dict[int, int]] = {
+    socket.SOCK_STREAM: {0: 0, socket.IPPROTO_TCP: 0, linux.IPPROTO_MPTCP: 0},
+    socket.SOCK_DGRAM: {0: 0, socket.IPPROTO_UDP: 0},
+}
+
+PIDFD_THREAD = os.O_EXCL
 
 # linux/sockios.h. Questions about one device by struct ifreq, 40 bytes; SIOCGIFCONF has a pointer inside.
 SIOCGIFCONF = 0x8912
@@ -149,16 +153,19 @@ class Supervisor:
 
     @staticmethod
     def quick(call: Notification) -> bool:
-        """Can `handle` neither block on the target's memory nor take long?"""
-        return call.nr in (linux.NR_SOCKET, linux.NR_LISTEN)
+        """Can `handle` not block? What takes a socket's lock or reads memory can: the target may hold the one
+        in a send from a page that it never serves, and keep back the other.
+        """
+        return call.arch == linux.AUDIT_ARCH_X86_64 and call.nr == linux.NR_SOCKET
 
     def socket(self, call: Notification, tenant: Tenant) -> Action:
         """socket(2): make it here, stamp it, hand it over."""
         family = call.args[0] & 0xFFFFFFFF
         flags = call.args[1] & 0xFFFFFFFF
         kind = flags & SOCK_TYPE_MASK
-        protocols = STREAM_PROTOCOLS if kind == socket.SOCK_STREAM else DGRAM_PROTOCOLS
-        protocol = protocols.get(call.args[2] & 0xFFFFFFFF)
+        # the listener may come with any filter (agent socket): what ours would not trap is not made here
+        protocols = PROTOCOLS.get(kind) if family in (socket.AF_INET, socket.AF_INET6) else None
+        protocol = protocols.get(call.args[2] & 0xFFFFFFFF) if protocols else None
         if protocol is None or flags & ~(SOCK_TYPE_MASK | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
             return PROCEED
         try:
@@ -185,6 +192,8 @@ class Supervisor:
         backlog = struct.unpack("i", struct.pack("I", call.args[1] & 0xFFFFFFFF))[0]
         try:
             sock = _borrow(call)
+        except PermissionError:
+            raise
         except OSError:
             return PROCEED  # the kernel finds the same fault with the number
         with sock:
@@ -202,6 +211,8 @@ class Supervisor:
         request = call.args[1] & 0xFFFFFFFF
         try:
             sock = _borrow(call)
+        except PermissionError:
+            raise
         except OSError:
             return PROCEED
         with sock:
@@ -216,7 +227,13 @@ class Supervisor:
         ifreq = bytearray(linux.read_memory(call.pid, address, IFREQ_SIZE))
         if len(ifreq) < IFREQ_SIZE:
             return Answer(error=errno.EFAULT)
-        fcntl.ioctl(tenant.probe(family), request, ifreq)
+        try:
+            fcntl.ioctl(tenant.probe(family), request, ifreq)
+        except OSError as error:
+            if request != SIOCGIFNAME or error.errno != errno.ENODEV:
+                raise
+            # IP_PKTINFO told the program an index of the host's; dnsmasq drops a query whose device has no name
+            ifreq[:16] = b"lo".ljust(16, b"\0")
         if linux.write_memory(call.pid, address, bytes(ifreq)) < IFREQ_SIZE:
             return Answer(error=errno.EFAULT)
         return Answer()
@@ -230,11 +247,25 @@ def _thread_group(pid: int) -> int:
     raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
+def _descriptor(pid: int, number: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return ""
+
+
 def _borrow(call: Notification) -> socket.socket:
     """A duplicate of the socket that the call's first argument names. Raises OSError if it names none."""
-    pidfd = os.pidfd_open(_thread_group(call.pid))
+    number = struct.unpack("i", struct.pack("I", call.args[0] & 0xFFFFFFFF))[0]
     try:
-        fd = linux.pidfd_getfd(pidfd, struct.unpack("i", struct.pack("I", call.args[0] & 0xFFFFFFFF))[0])
+        pidfd = os.pidfd_open(call.pid, PIDFD_THREAD)
+    except OSError:  # before Linux 6.9: the leader's table, unless the thread has one of its own
+        leader = _thread_group(call.pid)
+        if leader != call.pid and _descriptor(leader, number) != _descriptor(call.pid, number):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+        pidfd = os.pidfd_open(leader)
+    try:
+        fd = linux.pidfd_getfd(pidfd, number)
     finally:
         os.close(pidfd)
     try:

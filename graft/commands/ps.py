@@ -40,6 +40,7 @@ def command(as_json: bool) -> None:
 
 def _row(c: dict[str, Any]) -> tuple[str, ...]:
     line = " ".join(shlex.join(c["command"]).split()) or "-"
+    line = "".join(c if c.isprintable() else "?" for c in line)
     if len(line) > COMMAND_WIDTH:
         line = line[: COMMAND_WIDTH - 3] + "..."
     status = f"{c['status']} {_ago(time.time() - c['started'])}"

@@ -87,6 +87,6 @@ def command(
             ingress=ingress,
             egress=egress_rules,
             egress_default=egress,
-            user=find_user(user) if user else None,
+            user=find_user(user) if user is not None else None,
         )
     )

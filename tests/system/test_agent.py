@@ -102,11 +102,10 @@ if 'ok' in answer:
 """
 
 
-def hand_over(lab, ns, metadata, code, pid=0):
+def hand_over(lab, ns, metadata, code, pid=0, template=HAND_OVER):
     script = lab.work / "handover.py"
-    script.write_text(HAND_OVER)
     shutil.copytree(ROOT / "graft", lab.work / "graft", dirs_exist_ok=True)
-    script.write_text(HAND_OVER.replace(str(ROOT), str(lab.work)))
+    script.write_text(template.replace(str(ROOT), str(lab.work)))
     command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-I", script)
     arguments = (lab.run_dir / "agent.sock", json.dumps(metadata), str(pid), code)
     result = subprocess.run(
@@ -150,6 +149,41 @@ def test_what_an_unprivileged_program_may_not(lab, metadata, says):
     answer, _ = hand_over(lab, lab.client_ns, metadata, "")
     assert says in answer["error"]["message"]
     assert lab.containers() == []
+
+
+def test_the_hosts_endpoints_are_the_admins(lab):
+    lab.graft("endpoint", "add", "ep-host", "type", "ipv4", "addr", HOST4, "port", "8089", check=True)
+    answer, _ = hand_over(lab, lab.client_ns, {"ingress": ["0.0.0.0:80=ep-host"]}, "")
+    assert "unknown endpoint" in answer["error"]["message"]
+    lab.graft("endpoint", "del", "ep-host", check=True)
+
+
+def test_a_filter_of_ones_own_makes_no_other_sockets(lab):
+    """A listener whose filter traps every socket(): packet sockets come from the program's own netns and powers."""
+    code = """
+import errno
+for family, kind in ((17, 3), (16, 3), (1, 1), (2, 3)):
+    try: socket.socket(family, kind, 1 if family == 2 else 0); print('made')
+    except OSError as e: print(errno.errorcode[e.errno])
+"""
+    script = HAND_OVER.replace("linux.seccomp_listener(filter.program()", "linux.seccomp_listener(WIDE")
+    wide = "import struct\nWIDE = struct.pack('=HBBIHBBIHBBIHBBI', 0x20, 0, 0, 0, 0x15, 0, 1, 41, 6, 0, 0, 0x7fc00000, 6, 0, 0, 0x7fff0000)\n"
+    answer, lines = hand_over(lab, lab.client_ns, {}, code, template=wide + script)
+    assert "ok" in answer, answer
+    assert lines == ["EPERM", "made", "made", "EPERM"], "packet and raw sockets need its own powers"
+
+
+def test_messages_that_once_crashed_it(lab):
+    lab.graft("endpoint", "show", check=True)
+    pid = lab.daemon_pid()
+    state = {"fds": ["seccompFd"], "state": {"id": "x"}, "metadata": json.dumps({"publish": ["1" * 5000 + ":80"]})}
+    for message in (b"1" * 5000, b"[" * 5000, json.dumps(state).encode()):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(lab.run_dir / "agent.sock"))
+            sock.sendall(message)
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(9999)
+    assert lab.daemon_pid() == pid
 
 
 def test_an_unprivileged_program_speaks_for_itself_alone(lab):
