@@ -234,6 +234,15 @@ static __always_inline bool has_source(const struct bpf_sock *sk)
 	return sk->src_port || sk->src_ip4;
 }
 
+/* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
+static __always_inline bool asked_us(__u32 tenant, const struct graft_addr *a)
+{
+	struct graft_asker_key key = {.tenant = tenant, .port = a->port};
+
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	return bpf_map_lookup_elem(&askers, &key) != NULL;
+}
+
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
 static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				     bool six)
@@ -273,8 +282,12 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (in_slices(a))
 		return deny(id, DENIED(OP_CONNECT, REASON_SLICE), ENETUNREACH, proto, &asked);
 	rule = egress_rule(id, a);
-	if (!rule)
-		return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
+	if (!rule) {
+		if (proto != IPPROTO_UDP || !(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
+			return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
 	if (stamp->flags & STAMP_PRIVATE && ctx->sk && has_source(ctx->sk))
 		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
 	if (!is_any(rule->ip)) {
@@ -327,14 +340,6 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 }
 
 /* ---- UDP sends ---- */
-
-static __always_inline bool asked_us(__u32 tenant, const struct graft_addr *a)
-{
-	struct graft_asker_key key = {.tenant = tenant, .port = a->port};
-
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	return bpf_map_lookup_elem(&askers, &key) != NULL;
-}
 
 /*
  * Decide a datagram to @a. @bound is the socket's own address, unspecified if it has none. @source is what

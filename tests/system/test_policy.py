@@ -151,6 +151,24 @@ tell('ulp', lambda: sock().setsockopt(6, 31, b'smc'))
     assert {"op": "setsockopt", "level": 1, "option": 36}.items() <= seen["last_refused"][2].items()
 
 
+def test_a_published_udp_server_may_connect_to_who_asked(lab):
+    """As socat and some servers do: a socket a client. Nobody else can be connected to."""
+    code = """
+import errno, socket
+s = socket.socket(2, 2); s.bind(('0.0.0.0', 53)); print('ready', flush=True)
+data, peer = s.recvfrom(99)
+try: s.connect(('10.77.0.2', 1))
+except OSError as e: print(errno.errorcode[e.errno], flush=True)
+s.connect(peer); s.send(data.upper()); input()
+"""
+    server = lab.spawn_graft("-p", "5353:53/udp", "--egress", "none", *python(code), stdout=-1, stdin=-1)
+    server.stdout.readline()
+    ask = f"import socket; s = socket.socket(2, 2); s.settimeout(3); s.sendto(b'q', ({HOST4!r}, 5353)); print(s.recvfrom(9))"
+    assert lab.client(*python(ask)).stdout == f"(b'Q', ('{HOST4}', 5353))\n"
+    assert server.stdout.readline() == "ENETUNREACH\n"
+    server.stdin.close()
+
+
 def test_options_that_do_not(lab):
     told, counted, _ = attempt(
         lab,
