@@ -41,8 +41,7 @@ class Admin:
             return {}
         connection.vetted = False
         self.daemon.reap()
-        name = type(request).__name__
-        reply: Reply = getattr(self, {"Run": "run"}.get(name, _method(name)))(connection, request, fds)
+        reply: Reply = getattr(self, _method(type(request).__name__))(connection, request, fds)
         return reply
 
     # -- running --
@@ -225,6 +224,7 @@ def live_pid(tenant: Tenant) -> int:
 
 
 def _method(name: str) -> str:
+    """EndpointAdd → endpoint_add."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 

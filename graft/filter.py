@@ -27,7 +27,6 @@ from graft import linux
 LD_W_ABS = 0x20
 JEQ_K = 0x15
 JGE_K = 0x35
-JSET_K = 0x45
 AND_K = 0x54
 RET_K = 0x06
 

@@ -10,13 +10,11 @@ import os
 import struct
 from collections.abc import Iterator
 
-AF_GRAFT = 4
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000
 IFF_UP = 1
 IPPROTO_MPTCP = 262
 IPV6_FREEBIND = 78
-MNT_DETACH = 2
 MS_BIND = 4096
 MS_NODEV = 4
 MS_NOEXEC = 8
@@ -24,18 +22,15 @@ MS_NOSUID = 2
 MS_RDONLY = 1
 MS_REC = 16384
 MS_SLAVE = 1 << 19
-NETNS_HOST_PATH = "/proc/self/ns/net"
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 SECCOMP_SET_MODE_FILTER = 1
-SECCOMP_GET_NOTIF_SIZES = 3
 SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
 SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 SO_NETNS_COOKIE = 71
-SO_PEERPIDFD = 77
 
 # linux/seccomp.h: _IOWR('!', n, ...)
 SECCOMP_IOCTL_NOTIF_RECV = 0xC0502100
@@ -50,7 +45,6 @@ NR_SOCKET = 41
 NR_LISTEN = 50
 NR_SECCOMP = 317
 NR_IO_URING_SETUP = 425
-NR_PIDFD_OPEN = 434
 NR_PIDFD_GETFD = 438
 
 AUDIT_ARCH_X86_64 = 0xC000003E
@@ -62,7 +56,6 @@ libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes
 libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 libc.syscall.restype = ctypes.c_long
-libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 libc.unshare.argtypes = (ctypes.c_int,)
 
 
