@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.lab import Lab
+from bench.lab import Lab, laboratory
 
 MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
 
@@ -35,20 +35,16 @@ def need_root() -> None:
 def lab() -> Iterator[Lab]:
     """One laboratory for all tests that leave its graftd alone; nothing may be left when it closes."""
     need_root()
-    laboratory = Lab("test")
-    yield laboratory
-    left = laboratory.close()
-    assert not left, f"left behind: {left}"
+    with laboratory("test") as one:
+        yield one
 
 
 @pytest.fixture
 def own_lab() -> Iterator[Lab]:
     """A laboratory of the test's own, for tests that kill or stop its graftd."""
     need_root()
-    laboratory = Lab("own")
-    yield laboratory
-    left = laboratory.close()
-    assert not left, f"left behind: {left}"
+    with laboratory("own") as one:
+        yield one
 
 
 def python(code: str) -> tuple[str, ...]:
