@@ -19,6 +19,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define EPERM 1
+#define ENOENT 2
 #define EINVAL 22
 #define EADDRNOTAVAIL 99
 #define ENETUNREACH 101
@@ -35,6 +36,13 @@ struct {
 	__type(key, int);
 	__type(value, struct graft_stamp);
 } stamps SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct graft_family);
+} families SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -113,11 +121,35 @@ struct {
 /* ---- reporting ---- */
 
 /* @comm: may this program type ask for the command's name? sockops may not on Linux 6.1. */
+static __always_inline void event(__u32 tenant, __u32 op_reason, int error, __u32 proto,
+				  const struct graft_addr *addr, const struct graft_addr *real, bool comm)
+{
+	struct graft_denial *told = bpf_ringbuf_reserve(&denials, sizeof(*told), 0);
+
+	if (!told)
+		return;
+	told->tenant = tenant;
+	told->op = op_reason >> 16;
+	told->reason = op_reason & 0xffff;
+	told->error = error;
+	told->proto = proto;
+	__builtin_memset(&told->addr, 0, sizeof(told->addr));
+	if (addr)
+		told->addr = *addr;
+	__builtin_memset(&told->real, 0, sizeof(told->real));
+	if (real)
+		told->real = *real;
+	__builtin_memset(told->comm, 0, sizeof(told->comm));
+	if (comm)
+		bpf_get_current_comm(told->comm, sizeof(told->comm));
+	bpf_ringbuf_submit(told, 0);
+}
+
+/* Count a refusal and tell of it. */
 static __always_inline void report(__u32 tenant, __u32 op_reason, int error, __u32 proto,
 				   const struct graft_addr *addr, bool comm)
 {
 	struct graft_counter_key key = {.tenant = tenant, .op = op_reason >> 16, .reason = op_reason & 0xffff};
-	struct graft_denial *event;
 	__u64 one = 1, *count;
 
 	count = bpf_map_lookup_elem(&counters, &key);
@@ -125,21 +157,7 @@ static __always_inline void report(__u32 tenant, __u32 op_reason, int error, __u
 		__sync_fetch_and_add(count, 1);
 	else
 		bpf_map_update_elem(&counters, &key, &one, BPF_NOEXIST);
-	event = bpf_ringbuf_reserve(&denials, sizeof(*event), 0);
-	if (event) {
-		event->tenant = tenant;
-		event->op = key.op;
-		event->reason = key.reason;
-		event->error = error;
-		event->proto = proto;
-		__builtin_memset(&event->addr, 0, sizeof(event->addr));
-		if (addr)
-			event->addr = *addr;
-		__builtin_memset(event->comm, 0, sizeof(event->comm));
-		if (comm)
-			bpf_get_current_comm(event->comm, sizeof(event->comm));
-		bpf_ringbuf_submit(event, 0);
-	}
+	event(tenant, op_reason, error, proto, addr, NULL, comm);
 }
 
 /* Refuse the call with @error, and say so. */
@@ -151,6 +169,15 @@ static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto
 }
 
 #define DENIED(op, reason) ((op) << 16 | (reason))
+
+/* Tell of a conversion, where the tenant wants that: @asked became, or leaves from, @real. */
+static __noinline int converted(__u32 id, struct graft_tenant *tenant, __u32 op_proto, struct graft_addr *asked,
+				struct graft_addr *real)
+{
+	if (tenant && asked && real && tenant->flags & TENANT_VERBOSE)
+		event(id, DENIED(op_proto >> 16, REASON_CONVERTED), 0, op_proto & 0xffff, asked, real, true);
+	return 0;
+}
 
 /* ---- whose socket is it ---- */
 

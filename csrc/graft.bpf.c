@@ -93,9 +93,13 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
+	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
+		stamp->flags &= ~STAMP_FAMILY;
+		return bound(stamp, a, a, STAMP_INGRESS);
+	}
 	asked = *a;
 	rule = ingress_rule(stamp->tenant, proto, &asked);
-	if (dual) {
+	if (dual && !(rule && tenant->flags & TENANT_STRICT)) {
 		set_v4(&v4, 0);
 		v4.port = asked.port;
 		rule4 = ingress_rule(stamp->tenant, proto, &v4);
@@ -112,8 +116,11 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		}
 	}
 	if (rule) {
+		if (rule->place != stamp->place)
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
 		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
+		converted(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, asked.port);
 		return bound(stamp, &asked, a, STAMP_INGRESS);
@@ -252,6 +259,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	struct graft_egress *rule;
 	__u32 proto = ctx->protocol;
 	__u32 id;
+	bool strict;
+	int who;
 
 	if (!a || !stamp)
 		return DENY;
@@ -260,47 +269,62 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (!tenant)
 		return deny(id, DENIED(OP_CONNECT, REASON_NO_TENANT), ENETUNREACH, proto, a);
 	asked = *a;
-	if (is_loopback(&asked) || is_any(asked.ip)) {
-		switch (resolve_local(ctx, a, stamp, tenant)) {
-		case LOCAL_OWN:
-			if (ctx->sk && !has_source(ctx->sk) && in_slices(a)) {
-				slice_ip(&source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
-				source.port = 0;
-				if (bind_source(ctx, &source, six))
-					return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL,
-						    proto, &asked);
-			}
-			break;
-		case LOCAL_HOST:
-			break;
-		default:
-			return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
-		}
+	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real)) {
 		connected(stamp, &asked, a);
 		return ALLOW;
 	}
-	if (in_slices(a))
+	strict = tenant->flags & TENANT_STRICT;
+	if (is_loopback(&asked) || is_any(asked.ip)) {
+		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
+		if (who == LOCAL_REFUSED) {
+			if (strict)
+				return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
+			return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
+		}
+		if (who == LOCAL_OWN && ctx->sk && !has_source(ctx->sk) && in_slices(a)) {
+			slice_ip(&source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
+			source.port = 0;
+			if (bind_source(ctx, &source, six))
+				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
+					    &asked);
+		}
+		if (who == LOCAL_OWN || !strict) {
+			connected(stamp, &asked, a);
+			return ALLOW;
+		}
+	} else if (in_slices(a)) {
 		return deny(id, DENIED(OP_CONNECT, REASON_SLICE), ENETUNREACH, proto, &asked);
-	rule = egress_rule(id, a);
+	}
+	if (named_may(stamp, tenant, a)) {
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
+	rule = leave(stamp, tenant, a);
 	if (!rule) {
+		if (stamp->flags & STAMP_FAMILY)
+			return deny(id, DENIED(OP_CONNECT, REASON_NO_DEFAULT), ENOENT, proto, &asked);
 		if (proto != IPPROTO_UDP || !(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
 			return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
 		connected(stamp, &asked, a);
 		return ALLOW;
 	}
+	if (rule->place != stamp->place)
+		return deny(id, DENIED(OP_CONNECT, REASON_PLACE), ENETUNREACH, proto, &asked);
 	if (stamp->flags & STAMP_PRIVATE && ctx->sk && has_source(ctx->sk))
 		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
-	if (!is_any(rule->ip)) {
-		__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
-		source.port = rule->port;
+	__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
+	source.port = rule->port;
+	if (!is_any(source.ip) || source.port) {
 		if (ctx->sk && has_source(ctx->sk)) {
-			if (!(stamp->flags & STAMP_CONNECTED) && !same_ip(stamp->local_real.ip, source.ip))
+			if (!is_any(source.ip) && !(stamp->flags & STAMP_CONNECTED) &&
+			    !same_ip(stamp->local_real.ip, source.ip))
 				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
 					    &asked);
 		} else if (bind_source(ctx, &source, six)) {
 			return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto, &asked);
 		}
 	}
+	converted(id, tenant, OP_CONNECT << 16 | proto, &asked, &source);
 	connected(stamp, &asked, a);
 	return ALLOW;
 }
@@ -350,10 +374,12 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 				  struct graft_addr *bound)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr asked, from;
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
-	struct graft_addr asked;
+	bool strict;
 	__u32 id;
+	int who;
 
 	if (!a || !source || !bound || !stamp)
 		return DENY;
@@ -364,31 +390,46 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	asked = *a;
 	if (is_loopback(source) || in_slices(source) || (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
+	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real))
+		return ALLOW;
+	strict = tenant->flags & TENANT_STRICT;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
-		switch (resolve_local(ctx, a, stamp, tenant)) {
-		case LOCAL_OWN:
+		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
+		if (who == LOCAL_REFUSED) {
+			if (strict)
+				return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
+			return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
+		}
+		if (who == LOCAL_OWN) {
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 			if ((in_slices(a) || is_loopback(a)) && is_any(bound->ip))
 				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
-			break;
-		case LOCAL_HOST:
-			break;
-		default:
-			return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
 		}
 		connected(stamp, &asked, a);
-		return ALLOW;
-	}
-	if (in_slices(a))
+		if (who == LOCAL_OWN || !strict)
+			return ALLOW;
+	} else if (in_slices(a)) {
 		return deny(id, DENIED(OP_SEND, REASON_SLICE), ENETUNREACH, IPPROTO_UDP, &asked);
-	rule = egress_rule(id, a);
+	}
+	if (named_may(stamp, tenant, a))
+		return ALLOW;
+	rule = leave(stamp, tenant, a);
 	if (!rule) {
+		if (stamp->flags & STAMP_FAMILY)
+			return deny(id, DENIED(OP_SEND, REASON_NO_DEFAULT), ENOENT, IPPROTO_UDP, &asked);
 		if (stamp->flags & STAMP_INGRESS && asked_us(id, a))
 			return ALLOW;
 		return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
 	}
+	if (rule->place != stamp->place)
+		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
 	if (in_slices(bound))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
+	if (tenant->flags & TENANT_VERBOSE) {
+		__builtin_memcpy(from.ip, rule->ip, sizeof(from.ip));
+		from.port = rule->port;
+		converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, &from);
+	}
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
 	if (stamp->flags & STAMP_INGRESS && asked_us(id, a))

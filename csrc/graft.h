@@ -11,7 +11,7 @@
 #ifndef GRAFT_H
 #define GRAFT_H
 
-#define GRAFT_ABI 1
+#define GRAFT_ABI 2
 #define GRAFT_OWN 0 /* the tenant in the stamp of graftd's own sockets: no policy */
 
 /*
@@ -43,15 +43,19 @@ struct graft_config {
 };
 
 enum tenant_flags {
-	TENANT_EGRESS = 1,  /* some egress is allowed: UDP may take a port of the host to send from */
-	TENANT_STRICT = 2,  /* the wrapper: a wildcard or loopback bind needs a rule */
-	TENANT_REPLIES = 4, /* egress is narrowed: remember who asked a published UDP server */
+	TENANT_EGRESS = 1,   /* some egress is allowed: UDP may take a port of the host to send from */
+	TENANT_STRICT = 2,   /* the wrapper: a wildcard or loopback bind needs a rule */
+	TENANT_REPLIES = 4,  /* egress is narrowed: remember who asked a published UDP server */
+	TENANT_HOME = 8,     /* a wrapper in the host's own netns: any endpoint reaches the host's loopback */
+	TENANT_VERBOSE = 16, /* report conversions as well as refusals */
 };
 
 struct graft_tenant {
 	__u64 netns_cookie; /* the container's own, shown instead of the host's */
 	__u32 slot;	    /* number of its loopback block */
 	__u32 flags;
+	__u32 parent; /* a wrapper inside a container: whose egress policy holds as well, 0: nobody's */
+	__u32 pad;
 };
 
 enum stamp_flags {
@@ -60,18 +64,49 @@ enum stamp_flags {
 	STAMP_EPHEMERAL = 4, /* UDP, bound to a port that the kernel chose, to send from */
 	STAMP_V6ONLY = 8,
 	STAMP_CONNECTED = 16, /* peer and peer_real are set */
+	STAMP_FAMILY = 32,    /* made as AF_GRAFT and not bound yet: leaves from `default-source` */
+	STAMP_NAMED = 64,     /* graftd binds it to an endpoint by name: local_real is that endpoint's */
+	STAMP_PERMIT = 128,   /* graftd has looked a name up: peer_real may be connected or sent to */
 };
+
+/*
+ * Where a socket lives: 0 is graftd's own netns, others are netns of endpoints. A rule whose endpoint is
+ * elsewhere than the socket does not hold for it; graftd then gives the program another socket.
+ */
+#define PLACE_UNIX 0xffffffffu /* an AF_UNIX socket, which no hook here sees */
 
 /* stamps: socket storage. local/peer as the program asked, *_real as the host's stack has them. */
 struct graft_stamp {
 	__u32 tenant;
 	__u32 flags;
+	__u32 place;
 	struct graft_addr local;
 	struct graft_addr local_real;
 	struct graft_addr peer;
 	struct graft_addr peer_real;
 };
 
+/*
+ * families: socket storage of what was made as AF_GRAFT (graft/family.py), user space's alone; here because
+ * socket storage goes with its socket.
+ */
+#define FAMILY_QUEUE 64	 /* setsockopt() calls that may wait */
+#define FAMILY_VALUE 116 /* bytes of an option */
+struct graft_family {
+	char name[16]; /* the endpoint that it is bound to, empty if none */
+	__u32 flags;
+	__u32 count;
+	struct {
+		__s32 level;
+		__s32 name;
+		__s32 result;
+		__u16 length;
+		__u16 done;
+		__u8 value[FAMILY_VALUE];
+	} queue[FAMILY_QUEUE];
+};
+
+#define GRAFT_DEFAULT 1 /* in place of the family in a key of egress: `default-source` */
 #define GRAFT_INET 4
 #define GRAFT_INET6 6
 
@@ -93,6 +128,7 @@ struct graft_ingress {
 	__u16 port;  /* 0: dynamic */
 	__u16 first; /* the rule's first port; a bind to first + n goes to port + n if span is set */
 	__u32 span;  /* 0: every port of the rule goes to the one endpoint port */
+	__u32 place;
 };
 
 /* egress: LPM. prefixlen covers tenant and family exactly and 0 to 128 bits of the address. */
@@ -107,7 +143,7 @@ struct graft_egress_key {
 struct graft_egress {
 	__u32 ip[4]; /* source; unspecified: as the host routes */
 	__u32 port;  /* source port, 0: dynamic */
-	__u32 pad;
+	__u32 place;
 };
 
 /* services: what a tenant may reach on the host's own loopback (the stub resolver). */
@@ -168,6 +204,9 @@ enum graft_reason {
 	REASON_SLICE,	       /* another's private loopback */
 	REASON_NO_TENANT,      /* the tenant is gone */
 	REASON_UNSTAMPED,      /* an accepted socket, put to another use */
+	REASON_PLACE,	       /* the rule's endpoint is in another netns than the socket */
+	REASON_NO_DEFAULT,     /* a socket of AF_GRAFT, unbound, and no endpoint `default-source` */
+	REASON_CONVERTED,      /* not refused: TENANT_VERBOSE */
 };
 
 struct graft_counter_key {
@@ -183,6 +222,7 @@ struct graft_denial {
 	__s32 error; /* errno */
 	__u32 proto; /* setsockopt: level << 16 | optname in port */
 	struct graft_addr addr;
+	struct graft_addr real; /* REASON_CONVERTED: the host address */
 	char comm[16];
 };
 

@@ -38,6 +38,42 @@ static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_ad
 	return bpf_map_lookup_elem(&egress, &key);
 }
 
+static __always_inline struct graft_egress *default_source(__u32 tenant)
+{
+	struct graft_egress_key key = {
+		.prefixlen = EGRESS_FIXED_BITS + 128, .tenant = tenant, .family = GRAFT_DEFAULT};
+
+	return bpf_map_lookup_elem(&egress, &key);
+}
+
+/*
+ * Where this socket leaves from on its way to @a; NULL if it may not. A socket of AF_GRAFT that nobody bound
+ * leaves from `default-source`. A wrapper inside a container has rules of its own; the container's must
+ * allow the destination as well.
+ */
+static __noinline struct graft_egress *leave(struct graft_stamp *stamp, struct graft_tenant *tenant,
+					     struct graft_addr *a)
+{
+	if (!stamp || !tenant || !a)
+		return NULL;
+	if (tenant->parent && !is_loopback(a) && !egress_rule(tenant->parent, a))
+		return NULL;
+	if (stamp->flags & STAMP_FAMILY) {
+		if (!(tenant->flags & TENANT_STRICT) && !egress_rule(stamp->tenant, a))
+			return NULL;
+		return default_source(stamp->tenant);
+	}
+	return egress_rule(stamp->tenant, a);
+}
+
+/* Bound to an endpoint by name, outside any container: it may go where that address goes, as in AF_GRAFT. */
+static __noinline bool named_may(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
+{
+	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT) || !(stamp->flags & STAMP_NAMED))
+		return false;
+	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
+}
+
 /* ---- the container's loopback ---- */
 
 /* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
@@ -251,6 +287,37 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 		return LOCAL_REFUSED;
 	slice_addr(a, is_v4(&asked), tenant->slot, asked.port);
 	return LOCAL_OWN;
+}
+
+/*
+ * The wrapper converts what its rules list and nothing else. It has no private loopback: a destination
+ * there is the host's own, and an endpoint on the loopback is the leave to go there.
+ */
+static __noinline int strict_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				   struct graft_tenant *tenant)
+{
+	struct graft_addr asked, from;
+	struct graft_egress *rule;
+
+	if (!a || !stamp || !tenant)
+		return LOCAL_REFUSED;
+	if (is_any(a->ip))
+		set_loopback(a);
+	if (in_slices(a))
+		return LOCAL_REFUSED;
+	if (stamp->flags & STAMP_NAMED) {
+		__builtin_memcpy(from.ip, stamp->local_real.ip, sizeof(from.ip));
+	} else {
+		rule = leave(stamp, tenant, a);
+		if (!rule)
+			return LOCAL_REFUSED;
+		__builtin_memcpy(from.ip, rule->ip, sizeof(from.ip));
+	}
+	asked = *a;
+	if (find_own(ctx, stamp->tenant, a, tenant->slot) == OWN)
+		return LOCAL_OWN;
+	*a = asked;
+	return is_loopback(&from) || tenant->flags & TENANT_HOME ? LOCAL_HOST : LOCAL_REFUSED;
 }
 
 #endif

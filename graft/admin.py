@@ -5,18 +5,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from graft import __version__, bpf, host, linux, protocol, registry
+from graft.admission import admit_target, endpoint_names, import_endpoints, refuse_targets
 from graft.connection import Connection
-from graft.endpoint import Address, EgressRule, IngressRule, parse_egress, parse_ingress, parse_publication
+from graft.endpoint import Address, parse_egress, parse_endpoint_words, parse_ingress, parse_publication
 from graft.errors import Refused, UsageError
-from graft.log import log
 from graft.registry import Table, Tenant
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
 
 Reply = dict[str, Any] | list[Any]
-NAME_MAX = 64
-EGRESS_DEFAULTS = ("host", "none")
 
 
 class Admin:
@@ -38,11 +36,23 @@ class Admin:
             )
         if isinstance(request, protocol.Hello):
             connection.vetted = True
-            return {}
+            return self._hello(connection, request)
         connection.vetted = False
         self.daemon.reap()
         reply: Reply = getattr(self, _method(type(request).__name__))(connection, request, fds)
         return reply
+
+    def _hello(self, connection: Connection, request: protocol.Hello) -> Reply:
+        if not request.ingress and not request.egress:
+            return {}
+        ingress = [parse_ingress(r) for r in request.ingress]
+        egress = [parse_egress(r) for r in request.egress]
+        known = dict(self.daemon.registry.home_endpoints())
+        if request.netns:
+            table = self._table(connection, request.netns)
+            known |= table.endpoints
+            self.daemon.registry.forget_empty(table)
+        return {"swap": registry.needs_swap(known, 0, ingress, egress)}
 
     # -- running --
 
@@ -55,36 +65,53 @@ class Admin:
 
     # -- endpoints --
 
-    def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, _fds: list[int]) -> Reply:
+    def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, fds: list[int]) -> Reply:
         """graft endpoint add."""
+        registry_ = self.daemon.registry
         table = self._table(connection, request.netns)
         try:
-            added = self.daemon.registry.add_endpoint(table, request.name, request.type, request.addr, request.port)
+            wanted = []
+            for new in request.endpoints:
+                words = parse_endpoint_words(new.words)
+                place = 0
+                if words.netns:
+                    if not 0 <= new.netns < len(fds):
+                        raise UsageError(f"endpoint '{new.name}': its netns did not come with the request")
+                    place = self._place(fds[new.netns], words.netns)
+                wanted.append((new.name, words, place))
+            added = registry_.add_endpoints(table, wanted)
         finally:
-            self._forget_empty(table)
-        return registry.endpoint_document(added)
+            registry_.forget_empty(table)
+            self.daemon.keep_places()
+        for fd in fds:
+            os.close(fd)
+        return [registry.endpoint_document(e) for e in added]
+
+    def _place(self, fd: int, label: str) -> int:
+        try:
+            linux.check_netns(fd)
+        except OSError:
+            raise UsageError(f"netns '{label}' is not a network namespace") from None
+        return self.daemon.registry.place(fd, label)
 
     def endpoint_del(self, connection: Connection, request: protocol.EndpointDel, _fds: list[int]) -> Reply:
         """graft endpoint del."""
         table = self._table(connection, request.netns)
         try:
-            self.daemon.registry.delete_endpoint(table, request.name)
+            self.daemon.registry.delete_endpoints(table, request.names)
         finally:
-            self._forget_empty(table)
+            self.daemon.registry.forget_empty(table)
+            self.daemon.keep_places()
         return {}
 
     def endpoint_show(self, connection: Connection, request: protocol.EndpointShow, _fds: list[int]) -> Reply:
         """graft endpoint show."""
         table = self._table(connection, request.netns)
-        self._forget_empty(table)
+        self.daemon.registry.forget_empty(table)
         if request.name is not None and request.name not in table.endpoints:
             raise Refused(f"endpoint '{request.name}' does not exist in this namespace", code="ENOENT")
         shown = [e for e in table.endpoints.values() if request.name in (None, e.name)]
-        return [registry.endpoint_document(e) for e in shown]
-
-    def _forget_empty(self, table: Table) -> None:
-        if not table.endpoints and self.daemon.registry.by_netns(table.netns) is None:
-            self.daemon.registry.tables.pop(table.netns, None)
+        return [registry.endpoint_document(e) for e in sorted(shown, key=lambda e: e.name)]
 
     # -- rules --
 
@@ -96,7 +123,7 @@ class Admin:
         egress = [parse_egress(r) for r in request.egress]
         before = tenant.rules()
         try:
-            _import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
+            import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
             self.daemon.registry.add_rules(tenant, ingress, egress)
             self.daemon.registry.publish(tenant, publications)
             self.daemon.registry.apply(tenant)
@@ -195,9 +222,10 @@ class Admin:
 
     def _tenant(self, connection: Connection, netns: str | None) -> Tenant:
         table = self._table(connection, netns)
-        tenant = self.daemon.registry.by_netns(table.netns)
+        named = self.daemon.registry.by_name(netns) if netns else None
+        tenant = named or self.daemon.registry.by_netns(table.netns)
         if tenant is None:
-            self._forget_empty(table)
+            self.daemon.registry.forget_empty(table)
             where = f"namespace '{netns}'" if netns else "this namespace"
             raise Refused(f"no container runs in {where}", hint="'graft ps' lists them", code="ENOENT")
         return tenant
@@ -212,6 +240,7 @@ class Admin:
             "started": tenant.started,
             "command": tenant.argv,
             "publish": [str(p) for p in tenant.publications],
+            "kind": tenant.kind,
         }
 
 
@@ -250,133 +279,3 @@ def denial_document(when: float, denial: bpf.Denial) -> dict[str, Any]:
     else:
         document["address"] = Address(denial.address).with_port(denial.port)
     return document
-
-
-def refuse_targets(daemon: "Daemon", pid: int) -> None:
-    """A container's own processes may not give orders, whatever their uid.
-
-    They are under our filter, in a tenant's netns; a user namespace of their own would get them out of that
-    netns, so peers in another user namespace than graftd's are refused as well.
-    """
-    if not same_user_namespace(pid):
-        raise Refused("processes in another user namespace may not use the admin socket", code="EPERM")
-    tenant = daemon.registry.by_netns(_peer_netns(pid))
-    if tenant and tenant.listeners and _filtered(pid):
-        raise Refused("processes inside a graft container may not use the admin socket", code="EPERM")
-
-
-def same_user_namespace(pid: int) -> bool:
-    """Is this process in graftd's own user namespace?"""
-    try:
-        return os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
-    except OSError:
-        return False
-
-
-def _filtered(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/status") as status:
-            return any(line.split() == ["Seccomp:", "2"] for line in status)
-    except OSError:
-        return True
-
-
-def _peer_netns(pid: int) -> int:
-    try:
-        return linux.netns_inode(pid)
-    except OSError:
-        raise Refused("the peer is gone", code="ESRCH") from None
-
-
-def admit_target(
-    daemon: "Daemon", pid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
-) -> Tenant:
-    """Make or join the tenant of the netns of @pid. Raises GraftError, and then nothing has changed.
-
-    An untrusted peer gets the strict policy: conversions through endpoints of its own netns' table, which
-    only the admin fills; no publications, no egress of the host's.
-    """
-    if os.readlink(f"/proc/self/fd/{listener}") != "anon_inode:seccomp notify":
-        raise UsageError("the descriptor is not a seccomp listener")
-    reg = daemon.registry
-    publications = [parse_publication(p) for p in wish.publish]
-    ingress = [parse_ingress(r) for r in wish.ingress]
-    egress = [parse_egress(r) for r in wish.egress]
-    if wish.egress_default not in (None, *EGRESS_DEFAULTS):
-        raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
-    if not trusted and (publications or wish.egress_default == "host"):
-        raise Refused("only root may publish ports or open egress", hint="use endpoints", code="EPERM")
-    argv = list(wish.argv) if isinstance(wish, protocol.Run) else []
-    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    netns = os.fstat(netns_fd).st_ino
-    tenant = reg.by_netns(netns)
-    joining = tenant is not None
-    before = tenant.rules() if tenant else None
-    try:
-        if tenant is None:
-            label = wish.name or (os.path.basename(argv[0]) if argv else "container")
-            name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
-            tenant = reg.admit(reg.table(netns, f"/proc/{pid}/ns/net"), name, argv)
-            tenant.pid, tenant.netns_fd = pid, netns_fd
-            narrowed = bool(egress) or not trusted
-            tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
-            tenant.strict = wish.strict or not trusted
-            tenant.trusted = trusted
-            tenant.resolvers = host.loopback_resolvers()
-        elif wish.name and wish.name != tenant.name:
-            raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
-        elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
-            raise Refused(
-                f"container '{tenant.name}' runs with egress {'host' if tenant.egress_host else 'none'}",
-                hint="one namespace has one policy; leave --egress away",
-                code="EEXIST",
-            )
-        else:
-            os.close(netns_fd)
-            # `exec` and a second `graft run` say again what holds already
-            publications = [p for p in publications if p not in tenant.publications]
-            ingress = [r for r in ingress if r not in tenant.ingress]
-            egress = [r for r in egress if r not in tenant.egress]
-        if trusted:
-            _import_endpoints(reg, tenant, endpoint_names(ingress, egress))
-        reg.add_rules(tenant, ingress, egress)
-        reg.publish(tenant, publications)
-        if joining:
-            reg.apply(tenant)
-        else:
-            reg.install(tenant)
-        daemon.adopt(tenant, listener)
-    except BaseException:
-        if tenant is not None and before is not None:
-            tenant.restore(before)
-        elif tenant is not None:
-            reg.remove(tenant)
-        else:
-            os.close(netns_fd)
-        raise
-    log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
-    return tenant
-
-
-def endpoint_names(ingress: list[IngressRule], egress: list[EgressRule]) -> list[str]:
-    """What the rules name."""
-    return [*(rule.endpoint for rule in ingress), *(rule.endpoint for rule in egress)]
-
-
-def _import_endpoints(reg: registry.Registry, tenant: Tenant, names: list[str]) -> None:
-    """A fresh namespace has an empty table: what its rules name comes from the host's."""
-    home = reg.tables.get(linux.netns_inode())
-    for name in names:
-        if home and name not in tenant.table.endpoints and name in home.endpoints:
-            tenant.table.endpoints[name] = home.endpoints[name]
-
-
-def parse_container_name(name: str) -> str:
-    """A container name: up to 64 of letters, digits, '_', '.', '-'."""
-    if not name or len(name) > NAME_MAX or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in name):
-        raise UsageError(
-            f"container name '{name}' is not valid", hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-'"
-        )
-    if name.isdigit():
-        raise UsageError(f"container name '{name}' looks like a pid", hint="add a letter")
-    return name

@@ -2,21 +2,27 @@
 
 The message is the OCI runtimes' (runc, crun): ContainerProcessState with one descriptor, `seccompFd`, and
 what graft shall do as `metadata`. The runtime never reads an answer. A connection that ends without a
-message is an aborted create, and normal.
+message is an aborted create, and normal. The wrapper sends the same message, and the Python API asks for
+sockets (graft/protocol.py, AgentRequest).
 
 Who asks decides what is believed. A peer that is root in the host's user namespace (a runtime) may name
 another process as the target and publish ports; anybody else speaks for itself, in the netns that its own
 pid shows, with the strict policy.
 """
 
+import errno
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
-from graft import linux, protocol
-from graft.admin import admit_target, same_user_namespace
+from graft import linux, protocol, swap
+from graft.admission import admit_target, admit_wrapper, api_tenant, required_traps, same_user_namespace
 from graft.connection import Connection
-from graft.errors import GraftError, UsageError
+from graft.endpoint import DEFAULT_SOURCE, Endpoint
+from graft.errors import GraftError, Refused, UsageError
+from graft.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.log import log
+from graft.registry import Tenant
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
@@ -29,8 +35,10 @@ class Agent:
         self.daemon = daemon
 
     def serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any] | None:
-        """One ContainerProcessState. Raises GraftError, which goes to the peer as well as to the log."""
+        """One message. Raises GraftError, which goes to the peer as well as to the log."""
         try:
+            if protocol.is_agent_request(message):
+                return self._answer(connection, protocol.decode_agent_request(message), fds)
             return self._serve(connection, message, fds)
         except GraftError as error:
             log.warning("agent: pid %d: %s", connection.pid, error)
@@ -38,11 +46,13 @@ class Agent:
 
     def _serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any]:
         state = protocol.decode_state(message)
+        wish = protocol.decode_metadata(state.metadata)
+        if wish.wrapper:
+            return self._wrapper(connection, wish, fds)
         if "seccompFd" not in state.fds or len(fds) != len(state.fds):
             raise UsageError(f"{len(state.fds)} names and {len(fds)} descriptors", hint="send one 'seccompFd'")
         listener = fds[state.fds.index("seccompFd")]
         trusted = connection.uid == 0 and self._is_host(connection.pid)
-        wish = protocol.decode_metadata(state.metadata)
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
         known = self.daemon.registry.by_name(wish.name) if trusted and wish.name else None
         if known and not (state.pid or state.state.pid):
@@ -54,6 +64,106 @@ class Agent:
             if fd != listener:
                 os.close(fd)
         return {"name": tenant.name}
+
+    def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
+        if len(fds) > 1:
+            raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
+        self.daemon.reap()
+        trusted = connection.uid == 0 and self._is_host(connection.pid)
+        listener = fds[0] if fds else None
+        tenant = admit_wrapper(self.daemon, connection.pid, listener, wish, trusted=trusted)
+        if wish.verbose:
+            self.daemon.listen_in(tenant, connection)
+        return {"name": tenant.name, "scope": tenant.scope}
+
+    # -- the Python API --
+
+    def _answer(self, connection: Connection, request: protocol.AnyAgentRequest, fds: list[int]) -> dict[str, Any]:
+        if isinstance(request, protocol.Traps):
+            if fds:
+                raise UsageError("this request has no descriptors")
+            return {"swap": required_traps(self.daemon, connection.pid, request)}
+        tenant = api_tenant(self.daemon, connection.pid)
+        self.daemon.follow(tenant, connection.pid)
+        try:
+            if isinstance(request, protocol.Permit):
+                return self._permit(tenant, request, fds)
+            if fds:
+                raise UsageError("this request has no descriptors")
+            return self._open(connection, tenant, request)
+        except OSError as error:
+            code = errno.errorcode.get(error.errno or 0, "EIO")
+            raise Refused(error.strerror or str(error), code=code) from None
+
+    @staticmethod
+    def _endpoint(tenant: Tenant, name: str) -> Endpoint:
+        endpoint = tenant.endpoints.get(name)
+        if endpoint is None:
+            raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
+        return endpoint
+
+    def _open(self, connection: Connection, tenant: Tenant, request: protocol.Open) -> dict[str, Any]:
+        """A socket bound to an endpoint, or one that may connect to another, or both."""
+        if request.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise UsageError(f"socket type {request.type} is not SOCK_STREAM or SOCK_DGRAM")
+        if len(request.options) > QUEUE_MAX:
+            raise UsageError(f"more than {QUEUE_MAX} socket options")
+        try:
+            options = [Option(o.level, o.name, bytes.fromhex(o.value)[:VALUE_MAX]) for o in request.options]
+        except ValueError:
+            raise UsageError("the value of a socket option is not hexadecimal") from None
+        family = self.daemon.supervisor.family
+        to = self._endpoint(tenant, request.connect) if request.connect is not None else None
+        source = request.bind
+        if source is None and to and DEFAULT_SOURCE in tenant.endpoints and to.address:
+            source = DEFAULT_SOURCE
+        reply: dict[str, Any] = {}
+        kind = request.type
+        if to and to.address is None:
+            made = self.daemon.supervisor.make(tenant, socket.AF_UNIX, kind, place=0)
+        elif to and source is None:
+            inet = socket.AF_INET if to.kind == "ipv4" else socket.AF_INET6
+            made = self.daemon.supervisor.make(tenant, inet, kind, place=to.place)
+        else:
+            made = family.make(tenant, kind, 0)
+        with made:
+            new = made
+            if source is not None and (to is None or to.address):
+                state = State(queue=options)
+                new = family.attach(connection.pid, tenant, made, state, self._endpoint(tenant, source))
+                refused = next((o for o in state.queue if o.result), None)
+                if refused:
+                    new.close()
+                    raise OSError(-refused.result, os.strerror(-refused.result))
+            if to and to.address:
+                reply["address"] = family.permit(tenant, new, to)
+            elif to:
+                new.setblocking(False)
+                error = swap.connect_unix(new, to.path, connection.pid, lambda: False)
+                if error:
+                    raise OSError(error, os.strerror(error))
+            reply["family"] = int(new.family)
+            connection.replies = [os.dup(new.fileno())]
+            if new is not made:
+                new.close()
+        return reply
+
+    def _permit(self, tenant: Tenant, request: protocol.Permit, fds: list[int]) -> dict[str, Any]:
+        """Let the attached socket, which is this tenant's, reach an endpoint's address."""
+        if len(fds) != 1:
+            raise UsageError("attach the socket")
+        endpoint = self._endpoint(tenant, request.name)
+        if endpoint.address is None:
+            raise Refused(
+                f"endpoint '{request.name}' is of type unix", hint="connect a new socket", code="EAFNOSUPPORT"
+            )
+        with socket.socket(fileno=os.dup(fds[0])) as sock:
+            stamp = self.daemon.supervisor.stamps.get(sock.fileno())
+            if stamp is None or stamp.tenant != tenant.id:
+                raise Refused("the socket is not one of graft's", code="EPERM")
+            address = self.daemon.supervisor.family.permit(tenant, sock, endpoint)
+        os.close(fds[0])
+        return {"address": address}
 
     @staticmethod
     def _is_host(pid: int) -> bool:

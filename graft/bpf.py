@@ -25,9 +25,10 @@ from graft.linux import libc
 from graft.log import log
 
 OBJECT = Path(__file__).with_name("graft.bpf.o")
-ABI = 1
+ABI = 2
 MAPS = (
     "stamps",
+    "families",
     "config",
     "tenants",
     "ingress",
@@ -48,14 +49,20 @@ BPF_MAP_GET_NEXT_KEY = 4
 BPF_OBJ_GET = 7
 
 CONFIG = struct.Struct("=QII")
-TENANT = struct.Struct("=QII")
+TENANT = struct.Struct("=QIIII")
 COUNTER_KEY = struct.Struct("=IHH")
 SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
-DENIAL = struct.Struct("=IHHiI16sI16s")
-STAMP = struct.Struct("=II" + "16sI" * 4)
+DENIAL = struct.Struct("=IHHiI16sI16sI16s")
+STAMP = struct.Struct("=III" + "16sI" * 4)
+FAMILY_SIZE = 16 + 8 + 64 * 132
 
+STAMP_INGRESS = 2
 STAMP_V6ONLY = 8
+STAMP_CONNECTED = 16
+STAMP_FAMILY = 32
+STAMP_NAMED = 64
+STAMP_PERMIT = 128
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
@@ -71,11 +78,18 @@ REASONS = (
     "another's private loopback",
     "the container's policy is gone",
     "an accepted socket put to another use",
+    "the endpoint is in another namespace than the socket",
+    "no endpoint 'default-source'",
+    "converted",
 )
+CONVERTED = REASONS[-1]
 
 
 class Denial(NamedTuple):
-    """One refused call, as the ring buffer reports it. For setsockopt, port is level << 16 | option."""
+    """One refused call, as the ring buffer reports it. For setsockopt, port is level << 16 | option.
+
+    With the reason CONVERTED it is no refusal: `real` and `real_port` are what the address became, or leaves from.
+    """
 
     tenant: int
     op: str
@@ -84,7 +98,33 @@ class Denial(NamedTuple):
     protocol: int
     address: bytes
     port: int
+    real: bytes
+    real_port: int
     comm: str
+
+
+class Stamp(NamedTuple):
+    """struct graft_stamp. Addresses are 16 bytes, ports in host order."""
+
+    tenant: int
+    flags: int = 0
+    place: int = 0
+    local: tuple[bytes, int] = (bytes(16), 0)
+    local_real: tuple[bytes, int] = (bytes(16), 0)
+    peer: tuple[bytes, int] = (bytes(16), 0)
+    peer_real: tuple[bytes, int] = (bytes(16), 0)
+
+    def pack(self) -> bytes:
+        """As the map has it."""
+        return STAMP.pack(
+            self.tenant, self.flags, self.place, *self.local, *self.local_real, *self.peer, *self.peer_real
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Stamp":
+        """From the map."""
+        v = STAMP.unpack(raw)
+        return cls(v[0], v[1], v[2], (v[3], v[4]), (v[5], v[6]), (v[7], v[8]), (v[9], v[10]))
 
 
 class _Elem(ctypes.Structure):
@@ -176,12 +216,21 @@ class Stamper:
         self._reference = ctypes.byref(self._attr)
         self._size = ctypes.c_uint32(ctypes.sizeof(self._attr))
 
-    def stamp(self, fd: int, tenant: int, flags: int) -> None:
+    def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
         """Give the socket @fd its tenant."""
         self._key.value = fd
-        struct.pack_into("=II", self._value, 0, tenant, flags)
+        struct.pack_into("=III", self._value, 0, tenant, flags, place)
         if libc.syscall(NR_BPF, BPF_MAP_UPDATE_ELEM, self._reference, self._size) < 0:
             raise linux.oserror("stamp a socket")
+
+    def get(self, fd: int) -> Stamp | None:
+        """The stamp of the socket @fd, None if it is not grafted."""
+        value = self._stamps.get(struct.pack("=i", fd))
+        return None if value is None else Stamp.unpack(value)
+
+    def put(self, fd: int, stamp: Stamp) -> None:
+        """Write the whole stamp of the socket @fd."""
+        self._stamps.update(struct.pack("=i", fd), stamp.pack())
 
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of the socket @fd, None if it is not grafted."""
@@ -289,7 +338,14 @@ class Kernel:
         return False
 
     def _open_pinned(self) -> None:
-        sizes = {"stamps": STAMP.size, "tenants": TENANT.size, "counters": 8, "dynamic": 4, "served": SERVED.size}
+        sizes = {
+            "stamps": STAMP.size,
+            "families": FAMILY_SIZE,
+            "tenants": TENANT.size,
+            "counters": 8,
+            "dynamic": 4,
+            "served": SERVED.size,
+        }
         for name in MAPS:
             path = os.fsencode(self.pins / name)
             kept = ctypes.create_string_buffer(path)
@@ -346,11 +402,13 @@ class Kernel:
 
         def sample(_context: int, data: int, size: int) -> int:
             if size >= DENIAL.size:
-                (tenant, op, reason, error, protocol, address, port, comm) = DENIAL.unpack(
+                (tenant, op, reason, error, protocol, address, port, real, real_port, comm) = DENIAL.unpack(
                     ctypes.string_at(data, DENIAL.size)
                 )
                 text = comm.split(b"\0", 1)[0].decode(errors="replace")
-                callback(Denial(tenant, OPS[op], REASONS[reason], error, protocol, address, port, text))
+                callback(
+                    Denial(tenant, OPS[op], REASONS[reason], error, protocol, address, port, real, real_port, text)
+                )
             return 0
 
         self._sample = _SAMPLE(sample)

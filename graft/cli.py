@@ -62,9 +62,19 @@ class LazyGroup(click.Group):
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=LazyGroup, context_settings=CONTEXT, no_args_is_help=True)
+NETNS_COMMANDS = ("run", "endpoint")
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings=CONTEXT,
+    no_args_is_help=True,
+    subcommand_metavar="COMMAND [ARGS]... | [-v] [-i RULE]... [-e RULE]... -- PROGRAM [ARGS]...",
+)
+@click.option("--netns", metavar="PID|NAME|PATH", help="The network namespace that is meant; default: the caller's.")
 @click.version_option(__version__, "-V", "--version", message="graft %(version)s")
-def graft() -> None:
+@click.pass_context
+def graft(ctx: click.Context, netns: str | None) -> None:
     """Socket grafting: the container keeps a network namespace with nothing but lo, its sockets live on
     the host's network stack, behind endpoints that say which addresses and ports it may use.
 
@@ -74,14 +84,28 @@ def graft() -> None:
     graft endpoint add ep type ipv4 addr 192.0.2.1 port 443
     graft run -i 0.0.0.0:443=ep ./server              that bind goes to the endpoint
     graft ps                                          what runs
+
+    AF_GRAFT's wrapper, for a program in the current namespace (graft -i x -h says more):
+
+    \b
+    graft -i 0.0.0.0:443=ep -- ./server               that bind, and nothing else
+    graft -v -e 0.0.0.0/0=ep-out -- ./client          connections leave from the endpoint
     """
+    if netns is not None and ctx.invoked_subcommand not in NETNS_COMMANDS:
+        raise click.UsageError(f"--netns does not go with '{ctx.invoked_subcommand}'", ctx)
+
+
+def _default_netns(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    given: str | None = ctx.find_root().params.get("netns")
+    return given if value is None else value
 
 
 def netns_option(function: Command) -> Command:
-    """--netns, as every command has it."""
+    """--netns, as every command has it; `graft --netns X COMMAND` is the same."""
     return click.option(
         "--netns",
         metavar="PID|NAME|PATH",
+        callback=_default_netns,
         help="The network namespace (or container) that is meant; default: the caller's.",
     )(function)
 
@@ -137,6 +161,26 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
     return status
 
 
+WRAPPER_OPTIONS = ("-i", "-e", "-v", "--ingress", "--egress-rule", "--verbose")
+
+
+def is_wrapper(words: list[str]) -> bool:
+    """Is this AF_GRAFT's wrapper: options of it, or `--`, before any command of ours?"""
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--" or word.startswith(WRAPPER_OPTIONS):
+            return True
+        if word != "--netns" and not word.startswith("--netns="):
+            return False
+        at += 2 if word == "--netns" else 1
+    return False
+
+
 def main() -> int:
     """Entry point of `graft`."""
+    if is_wrapper(sys.argv[1:]):
+        from graft.commands.wrapper import command
+
+        return guarded("graft", lambda: command.main(prog_name="graft", standalone_mode=False))
     return guarded("graft", lambda: graft.main(prog_name="graft", standalone_mode=False))

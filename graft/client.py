@@ -59,6 +59,28 @@ def connect(*, start: bool) -> socket.socket:
         time.sleep(0.01)
 
 
+def connect_agent(*, start: bool) -> socket.socket:
+    """A connection to the agent socket, which anyone may use; root starts graftd where none runs."""
+    path = f"{run_directory()}/agent.sock"
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(REPLY_TIMEOUT)
+    try:
+        try:
+            sock.connect(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or not start or os.geteuid() != 0:
+                raise
+            connect(start=True).close()
+            sock.connect(path)
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            hint = f"start it on the host (graftd); inside a container {path} has to be mounted"
+            raise Failure("graftd is not running", hint=hint, code="ECONNREFUSED") from None
+        raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
+    return sock
+
+
 def _last_log_line() -> str:
     try:
         with open(f"{run_directory()}/graftd.log", errors="replace") as log:
@@ -79,9 +101,14 @@ def start_daemon() -> bool:
     ready, told = os.pipe()
     from graft.store import python_command
 
+    # an instance of its own (tests) lives where it is started; the machine's in the first process's namespaces,
+    # whoever asks for it from wherever: 'ip netns exec NS graft ...' has another network and another /sys
+    entry = "from graft.keeper import main; main(int(sys.argv[2]))"
+    if "GRAFT_RUN_DIR" not in os.environ:
+        entry = f"from graft.host import enter_initial; enter_initial(); {entry}"
     with open(f"{directory}/graftd.log", "ab") as log:
         subprocess.Popen(
-            [*python_command("from graft.keeper import main; main(int(sys.argv[2]))"), str(told)],
+            [*python_command(entry), str(told)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -98,7 +125,11 @@ def start_daemon() -> bool:
 
 def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
     """Send one request and return the value of its reply. Raises the GraftError that graftd answered."""
-    document = {"op": op, "version": __version__, **fields}
+    return converse(sock, {"op": op, "version": __version__, **fields}, fds)
+
+
+def converse(sock: socket.socket, document: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
+    """As `exchange`, with a document of any shape."""
     message = json.dumps(document, ensure_ascii=False).encode(errors="replace") + b"\n"
     try:
         if fds:
@@ -123,7 +154,7 @@ def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[in
     return answer["ok"]
 
 
-def call(op: str, *, start: bool = True, **fields: Any) -> Any:
+def call(op: str, *, start: bool = True, fds: tuple[int, ...] = (), **fields: Any) -> Any:
     """One request on a connection of its own."""
     with connect(start=start) as sock:
-        return exchange(sock, op, fields)
+        return exchange(sock, op, fields, fds)

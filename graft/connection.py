@@ -32,9 +32,10 @@ def _receive(sock: socket.socket) -> tuple[bytes, list[int], int]:
 class Connection:
     """Non-blocking. @complete says when the gathered bytes are a message, @serve answers it.
 
-    What @serve returns is sent as {"ok": ...}, a GraftError it raises as {"error": ...}; None sends nothing.
-    The connection ends with its answer, unless @serve set `vetted`. Descriptors belong to @serve once it
-    returned; whatever goes wrong before closes them.
+    What @serve returns is sent as {"ok": ...} with the descriptors that it put into `replies`, which are closed
+    then; a GraftError it raises is sent as {"error": ...}, None sends nothing. The connection ends with its
+    answer, unless @serve set `vetted` or `told`. Descriptors belong to @serve once it returned; whatever goes
+    wrong before closes them.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class Connection:
         self.pieces = 0
         self.outgoing = b""
         self.vetted = False  # was the peer outside every container when it said Hello?
+        self.told = False  # does it stay open, to be told what a verbose wrapper's programs do?
+        self.replies: list[int] = []
         sock.setblocking(False)
         loop.add(sock.fileno(), self.ready)
 
@@ -116,19 +119,35 @@ class Connection:
             self._send(protocol.error_document(error))
 
     def _send(self, document: dict[str, Any]) -> None:
-        self.last = not self.vetted or "error" in document
+        self.last = not (self.vetted or self.told) or "error" in document
         self.outgoing = json.dumps(document).encode() + b"\n"
         self.loop.modify(self.sock.fileno(), select.EPOLLOUT)
         self._flush()
 
     def _flush(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self.outgoing = self.outgoing[self.sock.send(self.outgoing, socket.MSG_NOSIGNAL) :]
+            if self.replies:
+                sent = socket.send_fds(self.sock, [self.outgoing], self.replies, socket.MSG_NOSIGNAL)
+                self._close_replies()
+            else:
+                sent = self.sock.send(self.outgoing, socket.MSG_NOSIGNAL)
+            self.outgoing = self.outgoing[sent:]
         if not self.outgoing:
             if self.last:
                 self.close()
             else:
                 self.loop.modify(self.sock.fileno(), select.EPOLLIN)
+
+    def _close_replies(self) -> None:
+        for fd in self.replies:
+            os.close(fd)
+        self.replies = []
+
+    def tell(self, line: str) -> None:
+        """Send a line to a peer that listens; one that does not read loses it."""
+        if self.told and not self.outgoing and self.sock.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self.sock.send(line.encode(errors="replace") + b"\n", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Drop the connection and whatever descriptors came with an incomplete message."""
@@ -137,6 +156,7 @@ class Connection:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        self._close_replies()
         self.loop.remove(self.sock.fileno())
         self.sock.close()
         self.closed(self)

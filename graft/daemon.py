@@ -17,19 +17,23 @@ import time
 from collections import Counter, deque
 from typing import Any
 
-from graft import __version__, host
+from graft import __version__, host, linux
+from graft.actions import Action, Answer, Inject, Replace
 from graft.admin import Admin
 from graft.agent import Agent
-from graft.bpf import Denial, Kernel, Stamper
+from graft.bpf import CONVERTED, Denial, Kernel, Stamper
 from graft.connection import Connection
 from graft.errors import Failure, GraftError
 from graft.log import log
 from graft.loop import Loop
-from graft.notify import SLOTS, Journal, Listener, Notification, parse
+from graft.notify import ANSWER_NUMBER, ANSWER_PROCEED, SLOTS, Journal, Listener, Notification, parse
 from graft.protocol import complete
-from graft.registry import Registry, Tenant
+from graft.registry import API, Registry, Tenant
+from graft.scope import SCOPE_SLACK
 from graft.store import Store, exec_with, python_command
-from graft.supervisor import Action, Answer, Inject, Supervisor
+from graft.supervisor import Supervisor
+from graft.target import watch_again
+from graft.verbose import Teller
 
 SLOW_CALLS = 4
 SLOW_CALLS_ALL = SLOTS - 8  # the journal keeps room for quick ones
@@ -38,6 +42,7 @@ CONNECTIONS_MAX = 512
 CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
+SCOPE_GRACE_SECONDS = 10.0
 
 
 class Daemon:
@@ -56,6 +61,9 @@ class Daemon:
         self.next_listener = 1
         self.connections: set[Connection] = set()
         self.denials: dict[int, deque[tuple[float, Denial]]] = {}
+        self.tellers: dict[int, Teller] = {}
+        self.followed: dict[int, set[int]] = {}
+        self.kept_places: set[int] = set()
         self.slow: Counter[int] = Counter()
         self.slow_lock = threading.Lock()
         self.last_used = time.monotonic()
@@ -79,7 +87,8 @@ class Daemon:
         self.kernel.configure(host.netns_cookie())
         if self.registry.ipv6:
             host.add_slice_route()
-        self.supervisor = Supervisor(Stamper(self.kernel.maps["stamps"]))
+        stamper = Stamper(self.kernel.maps["stamps"])
+        self.supervisor = Supervisor(stamper, self.kernel.maps["families"], self._place)
         self.registry.load()
         self._restore(dict(inherited), inherited)
         self.registry.reconcile()
@@ -111,9 +120,12 @@ class Daemon:
         else:
             self.journal = Journal()
             self.store.put("journal", self.journal.fd)
+        places = {}
         for name, fd in inherited:
             kind, _, rest = name.partition("-")
-            if kind == "netns" and int(rest) in self.registry.tenants:
+            if kind == "place":
+                places[int(rest)] = fd
+            elif kind == "netns" and int(rest) in self.registry.tenants:
                 self.registry.tenants[int(rest)].netns_fd = fd
             elif kind == "listener":
                 number, owner = (int(part) for part in rest.split("-"))
@@ -123,13 +135,16 @@ class Daemon:
                     self._listen(Listener(fd, number), tenant)
                 else:
                     os.close(fd)
+        for lost in self.registry.restore_places(places):
+            log.warning("endpoint %s is lost: its namespace is gone", lost)
+        self.keep_places()
         for tenant in list(self.registry.tenants.values()):
             if tenant.netns_fd < 0:
                 self._reopen_netns(tenant)
             if tenant.netns_fd < 0:
                 self.registry.remove(tenant)
         for table in list(self.registry.tables.values()):
-            if not self.registry.by_netns(table.netns) and not host.netns_alive(table.netns, table.label):
+            if not self.registry.of_netns(table.netns) and not host.netns_alive(table.netns, table.label):
                 del self.registry.tables[table.netns]
 
     def _reopen_netns(self, tenant: Tenant) -> None:
@@ -141,15 +156,34 @@ class Daemon:
                 return
 
     def _answer_pending(self) -> None:
-        for slot, number, call, inode in self.journal.pending():
+        for slot, number, call, inode, answer in self.journal.pending():
             entry = self.listeners.get(number)
             given = find_socket(call.pid, inode) if inode else None
-            if entry and given is not None:
-                entry[0].answer(call.id, given)
+            if entry and given is not None and answer == ANSWER_PROCEED:
+                entry[0].proceed(call.id)
+            elif entry and given is not None:
+                value = given if answer == ANSWER_NUMBER else 0
+                entry[0].answer(call.id, value, max(answer, 0))
             elif entry:
                 self._dispatch(entry[0], entry[1], call, slot)
                 continue
             self.journal.release(slot)
+
+    def _place(self, number: int) -> int:
+        place = self.registry.places.get(number)
+        if place is None:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return place.fd
+
+    def keep_places(self) -> None:
+        """Store the namespaces that endpoints name, and let go of those that none does any more."""
+        for place in self.registry.unused_places():
+            self.store.remove(f"place-{place.number}")
+            self.kept_places.discard(place.number)
+            os.close(place.fd)
+        for number in self.registry.places.keys() - self.kept_places:
+            self.store.put(f"place-{number}", self.registry.places[number].fd)
+            self.kept_places.add(number)
 
     def run(self) -> None:
         """Until stopped."""
@@ -167,6 +201,7 @@ class Daemon:
         log.warning("the keeper has died, starting another")
         held = [*self.sockets, ("journal", self.journal.fd)]
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
+        held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
         held += [(f"listener-{each.number}-{t.id}", each.fd) for each, t in self.listeners.values()]
         host.leave_cgroup(self.root, remove=False)
         exec_with(python_command("from graft.keeper import main; main(-1)"), held)
@@ -190,13 +225,45 @@ class Daemon:
         if not self.registry.saved:
             self.registry.save()
         for tenant in [t for t in self.registry.tenants.values() if not t.listeners]:
-            if not host.processes_in_netns(tenant.netns):
-                self.registry.remove(tenant)
+            if not self._alive(tenant, time.time()):
+                self._remove(tenant)
         if self.registry.tenants or self.connections or self.registry.tables:
             self.last_used = now
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
             self.loop.running = False
         return TICK_SECONDS
+
+    def _alive(self, tenant: Tenant, now: float) -> bool:
+        """Has a tenant without a listener a process left?"""
+        if tenant.kind == API:
+            self.followed[tenant.id] = {pid for pid in self.followed.get(tenant.id, ()) if _runs(pid, tenant.netns)}
+            return bool(self.followed[tenant.id])
+        pids = host.processes_in_netns(tenant.netns)
+        if not tenant.scope:
+            return bool(pids)
+        return now - tenant.started < SCOPE_GRACE_SECONDS or any(_scope(pid) == tenant.scope for pid in pids)
+
+    def _remove(self, tenant: Tenant) -> None:
+        for inner in self.registry.inner(tenant):
+            self._remove(inner)
+        self.registry.remove(tenant)
+        self.denials.pop(tenant.id, None)
+        self.followed.pop(tenant.id, None)
+        teller = self.tellers.pop(tenant.id, None)
+        if teller:
+            teller.connection.close()
+        self.keep_places()
+
+    def follow(self, tenant: Tenant, pid: int) -> None:
+        """A process has sockets of this tenant by the API: the tenant lives as long."""
+        if tenant.kind == API:
+            self.followed.setdefault(tenant.id, set()).add(pid)
+
+    def listen_in(self, tenant: Tenant, connection: Connection) -> None:
+        """Tell @connection what the programs of a verbose wrapper do."""
+        connection.told = True
+        connection.deadline = float("inf")
+        self.tellers[tenant.id] = Teller(tenant, connection)
 
     # -- connections --
 
@@ -270,8 +337,8 @@ class Daemon:
         self.store.remove(f"listener-{listener.number}-{tenant.id}")
         if not tenant.listeners:
             self.store.remove(f"netns-{tenant.id}")
-            self.registry.remove(tenant)
-            self.denials.pop(tenant.id, None)
+            self.kernel.drain()  # what its last processes did is told before its end
+            self._remove(tenant)
             log.info("container %s ended", tenant.name)
 
     def reap(self) -> None:
@@ -299,9 +366,13 @@ class Daemon:
         self._dispatch(listener, tenant, parse(buffer), slot)
 
     def _dispatch(self, listener: Listener, tenant: Tenant, call: Notification, slot: int) -> None:
+        if self.registry.scopes:
+            inner = self.registry.scopes.get(_scope(call.pid))
+            if inner and inner.netns == tenant.netns:
+                tenant = inner
         if Supervisor.quick(call):
             began = time.perf_counter_ns()
-            self._carry_out(listener, call, self._decide(call, tenant), slot)
+            self._carry_out(listener, call, self._decide(listener, call, tenant), slot)
             self.journal.release(slot)
             self.calls += 1
             self.call_ns += time.perf_counter_ns() - began
@@ -316,7 +387,7 @@ class Daemon:
 
         def work() -> None:
             try:
-                self._carry_out(listener, call, self._decide(call, tenant), slot)
+                self._carry_out(listener, call, self._decide(listener, call, tenant), slot)
             finally:
                 self.journal.release(slot)
                 with self.slow_lock:
@@ -325,9 +396,9 @@ class Daemon:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def _decide(self, call: Notification, tenant: Tenant) -> Action:
+    def _decide(self, listener: Listener, call: Notification, tenant: Tenant) -> Action:
         try:
-            return self.supervisor.handle(call, tenant)
+            return self.supervisor.handle(call, tenant, lambda: listener.valid(call.id))
         except Exception:
             log.exception("call %d of pid %d in %s", call.nr, call.pid, tenant.name)
             return Answer(error=errno.EIO)
@@ -336,11 +407,15 @@ class Daemon:
         try:
             if isinstance(action, Inject):
                 try:
-                    self.journal.injecting(slot, os.fstat(action.fd).st_ino)
-                    number = listener.inject(call.id, action.fd, os.O_CLOEXEC if action.cloexec else 0)
-                    if number is not None:
-                        listener.answer(call.id, number)
+                    self._inject(listener, call, action, slot)
                 except OSError as error:  # EMFILE: the target's table is full
+                    listener.answer(call.id, error=error.errno or errno.EIO)
+                finally:
+                    os.close(action.fd)
+            elif isinstance(action, Replace):
+                try:
+                    self._replace(listener, call, action, slot)
+                except OSError as error:
                     listener.answer(call.id, error=error.errno or errno.EIO)
                 finally:
                     os.close(action.fd)
@@ -351,11 +426,57 @@ class Daemon:
         except OSError as error:
             log.error("answer call %d of pid %d: %s", call.nr, call.pid, error)
 
+    def _inject(self, listener: Listener, call: Notification, action: Inject, slot: int) -> None:
+        self.journal.injecting(slot, os.fstat(action.fd).st_ino)
+        flags = os.O_CLOEXEC if action.cloexec else 0
+        try:
+            number = listener.inject(call.id, action.fd, flags, action.number)
+        except OSError as error:
+            if action.number is None or error.errno != errno.EBADF:
+                raise
+            number = listener.inject(call.id, action.fd, flags)  # beyond the target's RLIMIT_NOFILE
+        if number is not None:
+            listener.answer(call.id, number)
+
+    def _replace(self, listener: Listener, call: Notification, action: Replace, slot: int) -> None:
+        then = action.then
+        self.journal.injecting(
+            slot, os.fstat(action.fd).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED
+        )
+        with socket.socket(fileno=os.dup(action.fd)) as new:
+            watch_again(call.pid, new, action.watches)
+        for number, cloexec in action.numbers:
+            listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
+        if isinstance(then, Answer):
+            listener.answer(call.id, then.value, then.error)
+        else:
+            listener.proceed(call.id)
+
     # -- denials --
 
     def _denied(self, denial: Denial) -> None:
+        teller = self.tellers.get(denial.tenant)
+        if teller:
+            teller.tell(denial)
+        if denial.reason == CONVERTED:
+            return
         kept = self.denials.setdefault(denial.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append((time.time(), denial))
+
+
+def _scope(pid: int) -> int:
+    """The number of the wrapper inside a container that a thread belongs to; 0 or nonsense for others."""
+    try:
+        return linux.timer_slack(pid) - SCOPE_SLACK
+    except OSError:
+        return 0
+
+
+def _runs(pid: int, netns: int) -> bool:
+    try:
+        return linux.netns_inode(pid) == netns
+    except OSError:
+        return False
 
 
 def find_socket(pid: int, inode: int) -> int | None:

@@ -1,20 +1,29 @@
 """Endpoints and rules: their values and their grammar. Pure.
 
-    endpoint      NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic}
+    endpoint      NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns {PID|NAME|PATH}]
+                  NAME type unix path PATH [netns ...]
     ingress rule  ADDR:PORT[-PORT]=EPNAME          -i, exact address, 0.0.0.0 and [::] mean the wildcard bind
     egress rule   PREFIX/LEN=EPNAME                -e, longest prefix wins
     publication   [HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]    -p
 
-Addresses are kept as 16 bytes in network order, IPv4 as ::ffff:a.b.c.d (the form of csrc/graft.h).
-Parsers raise UsageError with the offending text and the form that was expected.
+The grammar is AF_GRAFT's (iproute2's `ip graft`, libgraft-convert). Addresses are kept as 16 bytes in network
+order, IPv4 as ::ffff:a.b.c.d (the form of csrc/graft.h). Parsers raise UsageError with the offending text,
+the place in it, and the form that was expected.
 """
 
 import socket
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from graft.errors import UsageError
 
+T = TypeVar("T")
+
 NAME_MAX = 15
+UNIX_PATH_MAX = 107  # bytes; sun_path holds 108 with the NUL (unix(7))
+DEFAULT_SOURCE = "default-source"  # AF_GRAFT: where a socket leaves from that was not bound
+TYPES = ("ipv4", "ipv6", "unix")
+ADD_FORM = "add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns ...], or type unix path PATH [netns ...]"
 MAPPED = bytes(10) + b"\xff\xff"
 IPPROTO = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 PROTOCOL_NAME = {number: name for name, number in IPPROTO.items()}
@@ -53,13 +62,21 @@ class Address(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """A name for an address of the host. `span` ports follow each other (more than 1 only for `-p` ranges)."""
+    """A name for an address of a host netns. `span` ports follow each other (more than 1 only for `-p` ranges)."""
 
     name: str
-    address: Address
-    port: int  # 0: dynamic
+    address: Address | None  # None: type unix
+    port: int = 0  # 0: dynamic
     span: int = 1
     published: bool = False  # made by -p: goes with the container
+    path: str = ""  # type unix
+    netns: str = ""  # as the user named it
+    place: int = 0  # which host netns that is: graft.registry numbers them, 0 is graftd's own
+
+    @property
+    def kind(self) -> str:
+        """ipv4, ipv6 or unix."""
+        return self.address.kind if self.address else "unix"
 
     @property
     def port_text(self) -> str:
@@ -68,8 +85,10 @@ class Endpoint(NamedTuple):
             return "dynamic"
         return str(self.port) if self.span == 1 else f"{self.port}-{self.port + self.span - 1}"
 
-    def __str__(self) -> str:
-        return f"{self.name} type {self.address.kind} addr {self.address} port {self.port_text}"
+    @property
+    def where(self) -> str:
+        """ADDR:PORT or PATH."""
+        return self.address.with_port(self.port_text) if self.address else self.path
 
 
 class IngressRule(NamedTuple):
@@ -162,24 +181,97 @@ def parse_ports(text: str, *, least: int = 0) -> tuple[int, int]:
 
 def parse_endpoint_port(text: str) -> int:
     """PORT, or `dynamic` as 0."""
-    if text == "dynamic":
-        return 0
-    if text == "0":
-        raise UsageError("port 0 is not a port", hint="write 'dynamic' for a free one")
-    return parse_port(text)
+    return 0 if text == "dynamic" else parse_port(text)
+
+
+def parse_path(text: str) -> str:
+    """The path of a unix endpoint: absolute, at most 107 bytes."""
+    size = len(text.encode(errors="surrogateescape"))
+    if size > UNIX_PATH_MAX:
+        raise UsageError(f"path '{text}' is {size} bytes long", hint=f"a unix socket's has at most {UNIX_PATH_MAX}")
+    if not text.startswith("/") or "\0" in text:
+        raise UsageError(f"path '{text}' is not absolute", hint="like /run/app/http.sock")
+    return text
+
+
+class EndpointWords(NamedTuple):
+    """What `add` was told, checked word by word; `port` and `addr` are for inet endpoints, `path` for unix."""
+
+    type: str
+    addr: str = ""
+    port: str = ""
+    path: str = ""
+    netns: str = ""
+
+
+def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
+    """The KEY VALUE pairs after the name, each once, in any order (as ip(8) takes them). Raises UsageError."""
+    found: dict[str, str] = {}
+    for at in range(0, len(words), 2):
+        key = words[at]
+        if key not in EndpointWords._fields:
+            raise UsageError(f"unknown word '{key}'", hint=ADD_FORM)
+        if key in found:
+            raise UsageError(f"'{key}' is given twice", hint=ADD_FORM)
+        if at + 1 == len(words):
+            raise UsageError(f"'{key}' lacks its value", hint=ADD_FORM)
+        found[key] = words[at + 1]
+    if "type" not in found:
+        raise UsageError("'type' is missing", hint=ADD_FORM)
+    if found["type"] not in TYPES:
+        raise UsageError(f"endpoint type '{found['type']}' is unknown", hint="ipv4, ipv6 or unix")
+    if "path" in found and ("addr" in found or "port" in found):
+        raise UsageError("'path' does not go with 'addr' and 'port'", hint=ADD_FORM)
+    unix = found["type"] == "unix"
+    for key in ("addr", "port", "path"):
+        if (key == "path") == unix and key not in found:
+            raise UsageError(f"'{key}' is missing", hint=ADD_FORM)
+        if (key == "path") != unix and key in found:
+            raise UsageError(f"'{key}' does not go with type {found['type']}", hint=ADD_FORM)
+    told = EndpointWords(**found)
+    if unix:
+        parse_path(told.path)
+    else:
+        parse_address(told.addr, kind=told.type)
+        parse_endpoint_port(told.port)
+    if "netns" in found and not told.netns:
+        raise UsageError("'netns' is empty", hint="a PID, a name or a path")
+    return told
+
+
+def make_endpoint(name: str, words: EndpointWords, place: int = 0) -> Endpoint:
+    """The endpoint that checked words describe."""
+    if words.type == "unix":
+        return Endpoint(parse_name(name), None, path=words.path, netns=words.netns, place=place)
+    address = parse_address(words.addr, kind=words.type)
+    return Endpoint(parse_name(name), address, parse_endpoint_port(words.port), netns=words.netns, place=place)
+
+
+def _at(kind: str, text: str, position: int, work: Callable[[], T]) -> T:
+    """Run a parser on the part of a rule that begins at @position; its complaint then says where."""
+    try:
+        return work()
+    except UsageError as error:
+        where = f"{kind} rule '{text}', character {position + 1}"
+        raise UsageError(f"{where}: {error.message}", hint=error.hint) from None
+
+
+def _lacks(kind: str, text: str, position: int, sign: str, form: str) -> UsageError:
+    return UsageError(f"{kind} rule '{text}', character {position + 1}: lacks '{sign}'", hint=form)
 
 
 def parse_ingress(text: str) -> IngressRule:
-    """ADDR:PORT[-PORT]=EPNAME."""
+    """ADDR:PORT[-PORT]=EPNAME; an IPv6 address with or without brackets, the last ':' ends it."""
     form = "the form is ADDR:PORT[-PORT]=ENDPOINT, like 0.0.0.0:80=ep-http"
     where, equals, name = text.partition("=")
     address, colon, ports = where.rpartition(":")
-    if not equals or not colon:
-        raise UsageError(f"ingress rule '{text}' lacks '{'=' if not equals else ':'}'", hint=form)
-    if ":" in address and not address.startswith("["):
-        raise UsageError(f"ingress rule '{text}': an IPv6 address needs brackets", hint=f"[{address}]:{ports}")
-    first, last = parse_ports(ports)
-    return IngressRule(parse_address(address), first, last, parse_name(name))
+    if not equals:
+        raise _lacks("ingress", text, len(text), "=", form)
+    if not colon:
+        raise _lacks("ingress", text, len(where), ":", form)
+    host = _at("ingress", text, 0, lambda: parse_address(address))
+    first, last = _at("ingress", text, len(address) + 1, lambda: parse_ports(ports))
+    return IngressRule(host, first, last, _at("ingress", text, len(where) + 1, lambda: parse_name(name)))
 
 
 def parse_egress(text: str) -> EgressRule:
@@ -187,20 +279,49 @@ def parse_egress(text: str) -> EgressRule:
     form = "the form is PREFIX/LEN=ENDPOINT, like 10.0.0.0/8=ep-out"
     where, equals, name = text.partition("=")
     prefix, slash, length_text = where.partition("/")
-    if not equals or not slash:
-        raise UsageError(f"egress rule '{text}' lacks '{'=' if not equals else '/'}'", hint=form)
-    address = parse_address(prefix)
+    if not equals:
+        raise _lacks("egress", text, len(text), "=", form)
+    if not slash:
+        raise _lacks("egress", text, len(where), "/", form)
+    address = _at("egress", text, 0, lambda: parse_address(prefix))
+    after = len(prefix) + 1
     longest = 32 if address.v4 else 128
     if not length_text.isascii() or not length_text.isdigit() or len(length_text) > 3 or int(length_text) > longest:
-        raise UsageError(f"egress rule '{text}': '{length_text}' is not a prefix length", hint=f"0 to {longest}")
+        raise UsageError(
+            f"egress rule '{text}', character {after + 1}: '{length_text}' is not a prefix length",
+            hint=f"0 to {longest}",
+        )
     length = int(length_text)
     host_bits = (1 << (longest - length)) - 1
     value = int.from_bytes(address.raw[12:] if address.v4 else address.raw, "big")
     if value & host_bits:
         base = (value & ~host_bits).to_bytes(longest // 8, "big")
         right = Address(MAPPED + base if address.v4 else base)
-        raise UsageError(f"egress rule '{text}' has bits set after the prefix", hint=f"write {right}/{length}")
-    return EgressRule(address, length, parse_name(name))
+        raise UsageError(
+            f"egress rule '{text}', character 1: '{prefix}' has bits set after the prefix",
+            hint=f"write {right}/{length}",
+        )
+    return EgressRule(address, length, _at("egress", text, len(where) + 1, lambda: parse_name(name)))
+
+
+def check_distinct(ingress: Sequence[IngressRule], egress: Sequence[EgressRule]) -> None:
+    """Refuse two rules for the very same bind or destination: the second could never apply.
+
+    Ranges that overlap otherwise are good, the first wins.
+    """
+    binds: dict[tuple[Address, int, int, int], IngressRule] = {}
+    for rule in ingress:
+        for protocol in rule.protocols:
+            other = binds.setdefault((rule.address, rule.first, rule.last, protocol), rule)
+            if other is not rule:
+                raise UsageError(
+                    f"rule '{rule}' repeats the range of '{other}'", hint="leave one away", code="EEXIST"
+                )
+    prefixes: dict[tuple[Address, int], EgressRule] = {}
+    for out in egress:
+        first = prefixes.setdefault((out.prefix, out.length), out)
+        if first is not out:
+            raise UsageError(f"rule '{out}' repeats the prefix of '{first}'", hint="leave one away", code="EEXIST")
 
 
 def parse_publication(text: str) -> Publication:

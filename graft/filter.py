@@ -2,12 +2,18 @@
 
 What it traps and why (docs/design.md, "Trap few calls"):
 
-- socket() of AF_INET and AF_INET6, stream and datagram: its arguments are registers, so nothing in the
-  target's memory can change between the check and the use. Raw sockets are left to the container's own
-  namespace, because no cgroup hook sees what they send.
+- socket() of AF_INET and AF_INET6, stream and datagram, and of AF_GRAFT: its arguments are registers, so
+  nothing in the target's memory can change between the check and the use. Raw sockets are left to the
+  container's own namespace, because no cgroup hook sees what they send.
 - listen(): without a bind before it no bind hook runs.
 - ioctl() on network devices: no hook exists for it, and on a grafted socket it would read or change the
   host. 0x8901 to 0x8907 (owner, out-of-band mark, time stamps) concern the socket alone and are not trapped.
+- what a program of the AF_GRAFT family asks: bind(), connect() and sendto() with an address of 18 bytes
+  (sizeof(struct sockaddr_gr)), options of level 254, and on descriptors FAMILY_FIRST..FAMILY_LAST, where its
+  sockets are put, names and all options. No register tells such a socket from another, and to trap
+  getsockname() on all would cost Go and Java a trap a connection.
+- with `swap`, for a container whose rules name endpoints of type unix or in another namespace: bind(),
+  connect(), names, options of the IP and TCP levels, and sendto() with an address.
 - io_uring_setup is refused, as Docker's profile does: its operations evade every seccomp trap.
 - the i386 and x32 calling conventions: an i386 setsockopt() skips cgroup/setsockopt, so what 32-bit
   programs need for internet sockets is refused.
@@ -43,6 +49,12 @@ OFFSET_ARGS = 16
 # i386 numbers (asm/unistd_32.h) by which a 32-bit program would reach an internet socket
 I386_REFUSED = (102, 359, 361, 362, 363, 366, 425)  # socketcall socket bind connect listen setsockopt io_uring_setup
 
+# Below 1024, the soft limit that programs start with; above what all but servers with that many connections use.
+FAMILY_FIRST = 960
+FAMILY_LAST = 1023
+SOCKADDR_GR = 18
+SWAPPED_LEVELS = (0, 6, 41)  # IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6
+
 AF_INET = 2
 AF_INET6 = 10
 SOCK_STREAM = 1
@@ -76,8 +88,8 @@ class Assembler:
         )
 
 
-def program() -> bytes:
-    """The filter that every target gets."""
+def program(*, swap: bool = False) -> bytes:
+    """The filter of a target; @swap: some of its endpoints need another socket than socket() gives."""
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
     a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, true="native")
@@ -93,17 +105,52 @@ def program() -> bytes:
     a.op(JEQ_K, linux.NR_SOCKET, true="socket")
     a.op(JEQ_K, linux.NR_IOCTL, true="ioctl")
     a.op(JEQ_K, linux.NR_LISTEN, true="notify")
+    for number in (linux.NR_BIND, linux.NR_CONNECT):
+        a.op(JEQ_K, number, true="notify" if swap else "address")
+    for number in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT):
+        a.op(JEQ_K, number, true="option")
+    a.op(JEQ_K, linux.NR_GETSOCKNAME, true="notify" if swap else "descriptor")
+    if swap:
+        a.op(JEQ_K, linux.NR_GETPEERNAME, true="notify")
+    a.op(JEQ_K, linux.NR_SENDTO, true="send")
     a.op(JEQ_K, linux.NR_IO_URING_SETUP, true="eperm", false="allow")
 
     a.label("socket")
     a.op(LD_W_ABS, OFFSET_ARGS)
     a.op(JEQ_K, AF_INET, true="type")
-    a.op(JEQ_K, AF_INET6, true="type", false="allow")
+    a.op(JEQ_K, AF_INET6, true="type")
+    a.op(JEQ_K, linux.AF_GRAFT, true="type", false="allow")
     a.label("type")
     a.op(LD_W_ABS, OFFSET_ARGS + 8)
     a.op(AND_K, 0xF)
     a.op(JEQ_K, SOCK_STREAM, true="notify")
     a.op(JEQ_K, SOCK_DGRAM, true="notify", false="allow")
+
+    a.label("send")
+    if swap:
+        a.op(LD_W_ABS, OFFSET_ARGS + 32)
+        a.op(JEQ_K, 0, false="notify")
+        a.op(LD_W_ABS, OFFSET_ARGS + 36)
+        a.op(JEQ_K, 0, true="allow", false="notify")
+    else:
+        a.op(LD_W_ABS, OFFSET_ARGS + 40)
+        a.op(JEQ_K, SOCKADDR_GR, true="notify", false="allow")
+
+    if not swap:
+        a.label("address")
+        a.op(LD_W_ABS, OFFSET_ARGS + 16)
+        a.op(JEQ_K, SOCKADDR_GR, true="notify", false="descriptor")
+
+    a.label("option")
+    a.op(LD_W_ABS, OFFSET_ARGS + 8)
+    a.op(JEQ_K, linux.IPPROTO_GRAFT, true="notify")
+    if swap:
+        for level in SWAPPED_LEVELS:
+            a.op(JEQ_K, level, true="notify")
+    a.label("descriptor")
+    a.op(LD_W_ABS, OFFSET_ARGS)
+    a.op(JGE_K, FAMILY_LAST + 1, true="allow")
+    a.op(JGE_K, FAMILY_FIRST, true="notify", false="allow")
 
     a.label("ioctl")
     a.op(LD_W_ABS, OFFSET_ARGS + 8)

@@ -31,6 +31,16 @@ def pin_dir() -> Path:
     return BPFFS / run_dir().name
 
 
+def enter_initial() -> None:
+    """Join the network and mount namespaces of the machine's first process, if this one is elsewhere."""
+    for name, kind in (("net", linux.CLONE_NEWNET), ("mnt", linux.CLONE_NEWNS)):
+        theirs = f"/proc/1/ns/{name}"
+        if os.stat(theirs).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+            fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
+            linux.setns(fd, kind)
+            os.close(fd)
+
+
 def cgroup2_root() -> Path:
     """The mount point of cgroup2: /sys/fs/cgroup, or beside cgroup v1."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -1,4 +1,7 @@
-"""`graft run`: enter a namespace, install the filter, hand the listener to graftd, become the command.
+"""`graft run` and the wrapper: install the filter, hand the listener to graftd, become the command.
+
+`graft run` enters a namespace first and speaks to the admin socket; the wrapper stays where it is and speaks to the
+agent socket, which takes what is said there for the peer's own namespace alone.
 
 There is no process beside the command: this one execs it, so its status, signals and terminal are the
 shell's own, and nothing has to survive it. graftd sees the end of the last process under the filter as a
@@ -6,11 +9,13 @@ hang-up of the listener, and cleans up then.
 """
 
 import errno
+import json
 import os
 import signal
+import socket
 from typing import NamedTuple, NoReturn
 
-from graft import client, filter, linux
+from graft import client, filter, linux, scope
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 
 SHOWN_MAX = 256  # words, and characters of each, that `graft ps` may be asked to show
@@ -74,9 +79,14 @@ def run(plan: Plan) -> NoReturn:
     if os.geteuid() != 0:
         raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
     executable = _find(plan.argv[0])
+    swap = False
+    if plan.ingress or plan.egress:
+        rules = {"ingress": plan.ingress, "egress": plan.egress, "netns": plan.netns}
+        with client.connect(start=True) as asking:
+            swap = client.exchange(asking, "hello", rules)["swap"]
     connection = client.connect(start=True)
     _enter_netns(plan.netns)
-    listener = _install_filter()
+    listener = _install_filter(swap=swap)
     client.exchange(
         connection,
         "run",
@@ -86,7 +96,8 @@ def run(plan: Plan) -> NoReturn:
             "ingress": plan.ingress,
             "egress": plan.egress,
             "egress_default": plan.egress_default,
-            "argv": [os.fsencode(word).decode(errors="replace")[:SHOWN_MAX] for word in plan.argv[:SHOWN_MAX]],
+            "argv": _shown(plan.argv),
+            "swap": swap,
         },
         (listener,),
     )
@@ -95,6 +106,77 @@ def run(plan: Plan) -> NoReturn:
     if plan.user:
         _become(plan.user)
     _exec(executable, plan.argv)
+
+
+def _shown(argv: list[str]) -> list[str]:
+    return [os.fsencode(word).decode(errors="replace")[:SHOWN_MAX] for word in argv[:SHOWN_MAX]]
+
+
+def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
+    """Become the command under the wrapper's conversions. Raises GraftError where that fails."""
+    executable = _find(plan.argv[0])
+    if plan.netns is not None:
+        if os.geteuid() != 0:
+            raise Refused("--netns needs root", hint="sudo graft --netns ...", code="EPERM")
+        _enter_netns(plan.netns)
+    rules = {"ingress": plan.ingress, "egress": plan.egress}
+    with client.connect_agent(start=True) as asking:
+        swap = client.converse(asking, {"op": "traps", **rules})["swap"]
+    connection = client.connect_agent(start=True)
+    begin = _print_apart(connection) if verbose else -1
+    try:
+        listener = _install_filter(swap=swap)
+    except Failure as error:
+        if error.code != "EBUSY":
+            raise
+        listener = -1  # inside a container of graft's, or another wrapper: its listener serves us as well
+    message = {
+        "ociVersion": "1.0.2",
+        "fds": ["seccompFd"] if listener >= 0 else [],
+        "pid": os.getpid(),
+        "metadata": json.dumps(
+            {"wrapper": True, "verbose": verbose, "swap": swap, "argv": _shown(plan.argv), **rules}
+        ),
+        "state": {"ociVersion": "1.0.2", "id": "", "status": "creating", "pid": os.getpid(), "bundle": ""},
+    }
+    reply = client.converse(connection, message, (listener,) if listener >= 0 else ())
+    if listener >= 0:
+        os.close(listener)
+    if reply["scope"]:
+        scope.enter(reply["scope"])
+    if begin >= 0:
+        os.write(begin, b"1")
+        os.close(begin)
+    connection.close()
+    _exec(executable, plan.argv)
+
+
+def _print_apart(connection: socket.socket) -> int:
+    """A process, nobody's child, that prints what graftd tells of the conversions, until their end.
+
+    Returns the descriptor to write a byte to, once the first answer has been read from @connection; closed
+    without, the process ends.
+    """
+    wait, begin = os.pipe()
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        os.close(wait)
+        return begin
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.close(begin)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        if os.read(wait, 1):
+            connection.settimeout(None)
+            for line in connection.makefile("rb"):
+                os.write(2, b"graft: " + line)
+    finally:
+        os._exit(0)
 
 
 def _find(command: str) -> str:
@@ -149,10 +231,13 @@ def _remount_sys() -> None:
     os.close(cgroup)
 
 
-def _install_filter() -> int:
-    program = filter.program()
+def _install_filter(*, swap: bool) -> int:
+    program = filter.program(swap=swap)
     try:
         try:
+            return linux.seccomp_listener(program, wait_killable=True)
+        except PermissionError:  # without CAP_SYS_ADMIN: set-user-ID programs lose their meaning, as the kernel wants
+            linux.no_new_privs()
             return linux.seccomp_listener(program, wait_killable=True)
         except OSError as error:
             if error.errno != errno.EINVAL:

@@ -10,9 +10,12 @@ import os
 import struct
 from collections.abc import Iterator
 
+AF_GRAFT = 4  # AF_IPX's number, as AF_GRAFT's own header has it
+CLONE_FILES = 0x00000400
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000
 IFF_UP = 1
+IPPROTO_GRAFT = 254
 IPPROTO_MPTCP = 262
 IPV6_FREEBIND = 78
 MS_BIND = 4096
@@ -23,6 +26,8 @@ MS_RDONLY = 1
 MS_REC = 16384
 MS_SLAVE = 1 << 19
 PR_SET_NO_NEW_PRIVS = 38
+PR_SET_TIMERSLACK = 29
+SECCOMP_ADDFD_FLAG_SETFD = 1
 SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 SECCOMP_SET_MODE_FILTER = 1
@@ -42,7 +47,14 @@ SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104
 # asm/unistd_64.h
 NR_IOCTL = 16
 NR_SOCKET = 41
+NR_CONNECT = 42
+NR_SENDTO = 44
+NR_BIND = 49
 NR_LISTEN = 50
+NR_GETSOCKNAME = 51
+NR_GETPEERNAME = 52
+NR_SETSOCKOPT = 54
+NR_GETSOCKOPT = 55
 NR_SECCOMP = 317
 NR_IO_URING_SETUP = 425
 NR_PIDFD_GETFD = 438
@@ -100,6 +112,18 @@ def no_new_privs() -> None:
     """PR_SET_NO_NEW_PRIVS (prctl(2)): what an unprivileged caller needs before a seccomp filter."""
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
         raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def set_timer_slack(nanoseconds: int) -> None:
+    """PR_SET_TIMERSLACK (prctl(2)): of this thread; inherited by fork(2), kept by execve(2)."""
+    if libc.prctl(PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0) < 0:
+        raise oserror("prctl(PR_SET_TIMERSLACK)")
+
+
+def timer_slack(pid: int) -> int:
+    """The timer slack of a thread in nanoseconds (proc(5), /proc/PID/timerslack_ns)."""
+    with open(f"/proc/{pid}/timerslack_ns", "rb") as file:
+        return int(file.read())
 
 
 def seccomp_listener(program: bytes, *, wait_killable: bool) -> int:

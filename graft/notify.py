@@ -25,9 +25,10 @@ NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif with its secco
 RESPONSE = struct.Struct("=QqiI")
 ADDFD = struct.Struct("=QIIII")
 
-SLOT = struct.Struct("=I4xQ")  # listener number, inode of the socket that is being injected
-INODE = struct.Struct("=Q")
-INODE_OFFSET = 8
+SLOT = struct.Struct("=IiQ")  # listener number, the answer after an injection, inode of what is being injected
+INJECTION = struct.Struct("=iQ")
+INJECTION_OFFSET = 4
+ANSWER_NUMBER, ANSWER_PROCEED = -1, -2  # else an errno, 0 for success
 SLOT_SIZE = 128
 SLOTS = 64
 EMPTY = bytes(NOTIFICATION.size)
@@ -74,29 +75,39 @@ class Journal:
         if not self.free:
             return None
         number = self.free.pop()
-        SLOT.pack_into(self.map, number * SLOT_SIZE, listener, 0)
+        SLOT.pack_into(self.map, number * SLOT_SIZE, listener, ANSWER_NUMBER, 0)
         return number
 
     def release(self, number: int) -> None:
         """Forget an answered notification."""
         self.slot(number)[:] = EMPTY
-        SLOT.pack_into(self.map, number * SLOT_SIZE, 0, 0)
+        SLOT.pack_into(self.map, number * SLOT_SIZE, 0, ANSWER_NUMBER, 0)
         self.free.append(number)
 
-    def injecting(self, number: int, inode: int) -> None:
-        """Note which socket the target is about to get."""
-        INODE.pack_into(self.map, number * SLOT_SIZE + INODE_OFFSET, inode)
+    def injecting(self, number: int, inode: int, answer: int = ANSWER_NUMBER) -> None:
+        """Note which socket the target is about to get, and what its call returns then."""
+        INJECTION.pack_into(self.map, number * SLOT_SIZE + INJECTION_OFFSET, answer, inode)
 
-    def pending(self) -> list[tuple[int, int, Notification, int]]:
-        """What a predecessor left: (slot, listener number, notification, inode or 0); takes those slots."""
+    def pending(self) -> list["Pending"]:
+        """What a predecessor left; takes those slots."""
         found = []
         for number in range(SLOTS):
-            (listener, inode) = SLOT.unpack_from(self.map, number * SLOT_SIZE)
+            (listener, answer, inode) = SLOT.unpack_from(self.map, number * SLOT_SIZE)
             notification = parse(self.slot(number))
             if listener and notification.id:
                 self.free.remove(number)
-                found.append((number, listener, notification, inode))
+                found.append(Pending(number, listener, notification, inode, answer))
         return found
+
+
+class Pending(NamedTuple):
+    """A received and unanswered notification. `inode` of the socket under way, 0 if none was."""
+
+    slot: int
+    listener: int
+    call: Notification
+    inode: int
+    answer: int
 
 
 class Listener:
@@ -139,12 +150,15 @@ class Listener:
         """Let the call run in the target as it stands."""
         return self.answer(notification_id, flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
-    def inject(self, notification_id: int, fd: int, newfd_flags: int) -> int | None:
+    def inject(self, notification_id: int, fd: int, newfd_flags: int, number: int | None = None) -> int | None:
         """Install @fd in the target; its number there, None if the target is gone. The call still waits.
 
-        Raises OSError: EMFILE if the target's table is full.
+        With @number it takes that place, of whatever is there. Raises OSError: EMFILE if the target's table
+        is full, EBADF if @number is beyond its limit.
         """
-        return self._send(linux.SECCOMP_IOCTL_NOTIF_ADDFD, ADDFD.pack(notification_id, 0, fd, 0, newfd_flags))
+        flags = 0 if number is None else linux.SECCOMP_ADDFD_FLAG_SETFD
+        message = ADDFD.pack(notification_id, flags, fd, number or 0, newfd_flags)
+        return self._send(linux.SECCOMP_IOCTL_NOTIF_ADDFD, message)
 
     def _send(self, request: int, message: bytes) -> int | None:
         while True:

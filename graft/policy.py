@@ -5,14 +5,18 @@ range becomes at most 30 prefixes. Where ranges of one address overlap, the rule
 order); overlaps are cut here, so that the trie holds disjoint ranges. Egress needs no cutting: longest
 prefix wins by itself, and of two equal prefixes the first.
 
+What the kernel's half cannot do itself, because it takes another socket than the one that socket() gave, is
+looked up here as well (`match_ingress`, `match_egress`): endpoints of type unix, or in another namespace.
+
 Layouts are those of csrc/graft.h (tests/unit/test_layout.py compares them).
 """
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from graft.endpoint import ANY4, ANY6, Address, EgressRule, Endpoint, IngressRule
+from graft.endpoint import ANY4, ANY6, DEFAULT_SOURCE, Address, EgressRule, Endpoint, IngressRule
 from graft.errors import Refused
 
 SLICE_SHIFT = 5
@@ -26,14 +30,18 @@ SLICE6_NETWORK = "fd67:7261:6674::/64"
 TENANT_EGRESS = 1
 TENANT_STRICT = 2
 TENANT_REPLIES = 4
+TENANT_HOME = 8
+TENANT_VERBOSE = 16
 
+DEFAULT = 1
 INET = 4
 INET6 = 6
+PLACE_UNIX = 0xFFFFFFFF
 
 INGRESS_KEY = struct.Struct("=IIBBH16s2s2x")
-INGRESS_VALUE = struct.Struct("=16sHHI")
+INGRESS_VALUE = struct.Struct("=16sHHII")
 EGRESS_KEY = struct.Struct("=III16s")
-EGRESS_VALUE = struct.Struct("=16sI4x")
+EGRESS_VALUE = struct.Struct("=16sII")
 SERVICE_KEY = struct.Struct("=IH2x16s")
 INGRESS_FIXED_BITS = 32 + 32 + 128
 EGRESS_FIXED_BITS = 64
@@ -81,25 +89,50 @@ def port_prefixes(first: int, last: int) -> list[tuple[int, int]]:
     return prefixes
 
 
+class Intervals:
+    """Port ranges that were claimed, kept disjoint and sorted."""
+
+    def __init__(self) -> None:
+        self.first: list[int] = []
+        self.last: list[int] = []
+
+    def claim(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Take @first..@last; the parts that were still free."""
+        low = bisect_left(self.last, first)
+        high = low
+        free = []
+        at = first
+        while high < len(self.first) and self.first[high] <= last:
+            if self.first[high] > at:
+                free.append((at, self.first[high] - 1))
+            at = self.last[high] + 1
+            high += 1
+        if at <= last:
+            free.append((at, last))
+        if low < high:
+            first, last = min(first, self.first[low]), max(last, self.last[high - 1])
+        self.first[low:high] = [first]
+        self.last[low:high] = [last]
+        return free
+
+
 def disjoint(rules: Iterable[IngressRule], protocol: int) -> list[Segment]:
     """Cut the rules of one protocol so that each port of an address belongs to the first that names it."""
-    done: dict[bytes, list[tuple[int, int]]] = {}
-    segments = []
-    for rule in rules:
-        if protocol not in rule.protocols:
-            continue
-        covered = done.setdefault(rule.address.raw, [])
-        start = rule.first
-        for low, high in sorted(covered):
-            if high < start or low > rule.last:
-                continue
-            if low > start:
-                segments.append(Segment(start, low - 1, rule))
-            start = high + 1
-        if start <= rule.last:
-            segments.append(Segment(start, rule.last, rule))
-        covered.append((rule.first, rule.last))
-    return segments
+    done: dict[bytes, Intervals] = {}
+    return [
+        Segment(first, last, rule)
+        for rule in rules
+        if protocol in rule.protocols
+        for first, last in done.setdefault(rule.address.raw, Intervals()).claim(rule.first, rule.last)
+    ]
+
+
+def _place(endpoint: Endpoint) -> int:
+    return endpoint.place if endpoint.address else PLACE_UNIX
+
+
+def _address(endpoint: Endpoint) -> bytes:
+    return endpoint.address.raw if endpoint.address else ANY6
 
 
 def compile_ingress(
@@ -113,7 +146,7 @@ def compile_ingress(
             rule = segment.rule
             endpoint = endpoints[rule.endpoint]
             span = endpoint.span if endpoint.span > 1 else 0
-            value = INGRESS_VALUE.pack(endpoint.address.raw, endpoint.port, rule.first, span)
+            value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, _place(endpoint))
             family = INET if rule.address.v4 else INET6
             for port, bits in port_prefixes(segment.first, segment.last):
                 length = INGRESS_FIXED_BITS + bits
@@ -125,7 +158,11 @@ def compile_ingress(
 def compile_egress(
     tenant: int, rules: Sequence[EgressRule], endpoints: Mapping[str, Endpoint], *, host: bool
 ) -> dict[bytes, bytes]:
-    """Entries of the map `egress`; @host adds a default that leaves as the host routes."""
+    """Entries of the map `egress`; @host adds a default that leaves as the host routes.
+
+    The endpoint `default-source`, if there is one, has a key of its own: it is for sockets of the family
+    AF_GRAFT, which no rule matches.
+    """
     entries: dict[bytes, bytes] = {}
     for rule in rules:
         endpoint = endpoints.get(rule.endpoint)
@@ -134,11 +171,15 @@ def compile_egress(
         bits = rule.length + (96 if rule.prefix.v4 else 0)
         family = INET if rule.prefix.v4 else INET6
         key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, rule.prefix.raw)
-        entries.setdefault(key, EGRESS_VALUE.pack(endpoint.address.raw, endpoint.port))
+        entries.setdefault(key, EGRESS_VALUE.pack(_address(endpoint), endpoint.port, _place(endpoint)))
+    source = endpoints.get(DEFAULT_SOURCE)
+    if source:
+        key = EGRESS_KEY.pack(EGRESS_FIXED_BITS, tenant, DEFAULT, bytes(16))
+        entries[key] = EGRESS_VALUE.pack(_address(source), source.port, _place(source))
     if host:
         for family, raw, bits in ((INET, ANY4, 96), (INET6, ANY6, 0)):
             key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, raw)
-            entries.setdefault(key, EGRESS_VALUE.pack(raw, 0))
+            entries.setdefault(key, EGRESS_VALUE.pack(raw, 0, 0))
     return entries
 
 
@@ -157,12 +198,52 @@ def check_rule(rule: IngressRule | EgressRule, endpoints: Mapping[str, Endpoint]
             code="ENOENT",
         )
     wanted = rule.address if isinstance(rule, IngressRule) else rule.prefix
-    if wanted.v4 != endpoint.address.v4:
+    if endpoint.address and wanted.v4 != endpoint.address.v4:
         raise Refused(
-            f"rule '{rule}' is {wanted.kind}, endpoint '{endpoint.name}' is {endpoint.address.kind}",
+            f"rule '{rule}' is {wanted.kind}, endpoint '{endpoint.name}' is {endpoint.kind}",
             hint="use an endpoint of the rule's family",
             code="EAFNOSUPPORT",
         )
+
+
+def match_ingress(
+    rules: Iterable[IngressRule], endpoints: Mapping[str, Endpoint], protocol: int, address: Address, port: int
+) -> Endpoint | None:
+    """The endpoint that a bind goes to: of the first rule that names it, as `disjoint` has it."""
+    for rule in rules:
+        if (
+            rule.address == address
+            and rule.first <= port <= rule.last
+            and protocol in rule.protocols
+            and rule.endpoint in endpoints
+        ):
+            return endpoints[rule.endpoint]
+    return None
+
+
+def destination(address: Address) -> Address:
+    """Where a connection to @address goes: 0.0.0.0 and :: are the loopback."""
+    if not address.any:
+        return address
+    return Address(ANY4[:12] + bytes((127, 0, 0, 1)) if address.v4 else (1).to_bytes(16, "big"))
+
+
+def match_egress(
+    rules: Iterable[EgressRule], endpoints: Mapping[str, Endpoint], destination: Address
+) -> Endpoint | None:
+    """The endpoint that a connection leaves from: of the longest prefix."""
+    best: EgressRule | None = None
+    for rule in rules:
+        bits = rule.length + (96 if rule.prefix.v4 else 0)
+        difference = int.from_bytes(rule.prefix.raw, "big") ^ int.from_bytes(destination.raw, "big")
+        if (
+            rule.endpoint in endpoints
+            and rule.prefix.v4 == destination.v4
+            and not difference >> (128 - bits)
+            and (best is None or rule.length > best.length)
+        ):
+            best = rule
+    return endpoints[best.endpoint] if best else None
 
 
 def compile_tables(
@@ -173,11 +254,17 @@ def compile_tables(
     *,
     egress_host: bool,
     strict: bool,
+    home: bool = False,
+    verbose: bool = False,
     resolvers: Sequence[Address] = (),
 ) -> Tables:
-    """Everything that one tenant's policy is in the kernel."""
+    """Everything that one tenant's policy is in the kernel.
+
+    @home: its namespace is the host's own, whose loopback it may reach anyway.
+    """
     out = compile_egress(tenant, egress, endpoints, host=egress_host)
     flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
+    flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
     return Tables(

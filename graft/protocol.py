@@ -4,7 +4,8 @@ Admin socket (root; group graft): one JSON object a line, descriptors attached t
 connection may be any request; the answer is one line, {"ok": ...} or {"error": {...}}.
 Agent socket (anyone): the OCI runtimes' seccomp agent protocol: one ContainerProcessState JSON document
 (OCI runtime spec, config-linux.md) with one descriptor; there is no answer to a runtime. Such a document
-is complete when it parses, because runc keeps the connection open.
+is complete when it parses, because runc keeps the connection open. Or one of our own documents, with an
+`op`: what the wrapper asks before it installs its filter, and what the Python API asks.
 
 A message is at most MESSAGE_MAX bytes with at most DESCRIPTORS_MAX descriptors.
 """
@@ -29,7 +30,13 @@ class Request(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_onl
 
 
 class Hello(Request, tag="hello"):
-    """Opens a conversation: answered without ending the connection, while the peer is still unfiltered."""
+    """Opens a conversation: answered without ending the connection, while the peer is still unfiltered.
+
+    With rules it is answered by what the filter of a target with these rules has to trap.
+    """
+
+    ingress: list[str] = []
+    egress: list[str] = []
 
 
 class Run(Request, tag="run"):
@@ -42,21 +49,27 @@ class Run(Request, tag="run"):
     egress_default: str | None = None
     argv: list[str] = []
     strict: bool = False
+    swap: bool = False
+
+
+class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
+    """One `add`: the words after the name, and which of the message's descriptors is its netns (-1: none)."""
+
+    name: str
+    words: list[str]
+    netns: int = -1
 
 
 class EndpointAdd(Request, tag="endpoint-add"):
-    """graft endpoint add."""
+    """graft endpoint add, of one or many: all or none."""
 
-    name: str
-    type: str
-    addr: str
-    port: str
+    endpoints: list[NewEndpoint]
 
 
 class EndpointDel(Request, tag="endpoint-del"):
-    """graft endpoint del."""
+    """graft endpoint del, of one or many: all or none."""
 
-    name: str
+    names: list[str]
 
 
 class EndpointShow(Request, tag="endpoint-show"):
@@ -150,9 +163,50 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     egress: list[str] = []
     egress_default: str | None = None
     strict: bool = False
+    swap: bool = False
+    wrapper: bool = False
+    verbose: bool = False
+    argv: list[str] = []
 
+
+class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
+    """A document of our own on the agent socket. It speaks for the peer's own netns and user."""
+
+
+class Traps(AgentRequest, tag="traps"):
+    """What must the filter of a wrapper with these rules trap?"""
+
+    ingress: list[str] = []
+    egress: list[str] = []
+
+
+class Option(msgspec.Struct, forbid_unknown_fields=True):
+    """A socket option to set before bind; the value in hexadecimal."""
+
+    level: int
+    name: int
+    value: str
+
+
+class Open(AgentRequest, tag="open"):
+    """A socket that is bound to an endpoint, or may be connected to one. Answered with its descriptor."""
+
+    type: int
+    bind: str | None = None
+    connect: str | None = None
+    options: list[Option] = []
+
+
+class Permit(AgentRequest, tag="permit"):
+    """May the attached socket be connected to an endpoint, or send to it? Answered with its address."""
+
+    name: str
+
+
+AnyAgentRequest = Traps | Open | Permit
 
 _state_decoder = msgspec.json.Decoder(ContainerProcessState)
+_agent_decoder = msgspec.json.Decoder(AnyAgentRequest)
 _metadata_decoder = msgspec.json.Decoder(Metadata)
 
 
@@ -171,6 +225,24 @@ def decode_state(text: bytes) -> ContainerProcessState:
         return _state_decoder.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"malformed container process state: {error}") from None
+
+
+def is_agent_request(text: bytes) -> bool:
+    """Is this a document of ours, and no runtime's?"""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "op" in document
+
+
+def decode_agent_request(text: bytes) -> AnyAgentRequest:
+    """One request on the agent socket. Raises UsageError."""
+    try:
+        request: AnyAgentRequest = _agent_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise UsageError(f"malformed request: {error}") from None
+    return request
 
 
 def decode_metadata(text: str) -> Metadata:

@@ -1,7 +1,10 @@
 """Tenants and endpoint tables: what graftd knows, kept equal to what the kernel has.
 
-An endpoint table belongs to a network namespace, a tenant is the policy of one such namespace while targets
-run in it. Both are found by the namespace's inode. Every change goes through `apply`, which compiles the
+An endpoint table belongs to a network namespace, found by its inode. A tenant is a policy: of a container, one
+for each namespace in which `graft run` or a runtime starts targets; of a wrapper, one for each `graft -i ...
+-- CMD`, beside others in its namespace; of the programs of a namespace that use the Python API. They all
+have the endpoints of their namespace's table. A place is a host namespace in which sockets are made: 0 is
+graftd's own, the others are those that endpoints name. Every change goes through `apply`, which compiles the
 tenant's rules and brings the kernel's tables from what they were to what they shall be: first what is new,
 then the flags, then the removal of what is old, so that a bind in between meets either rule, never none.
 The whole is written to state.json after each change; a graftd that starts reads it back.
@@ -12,7 +15,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,22 +28,34 @@ from graft.endpoint import (
     Address,
     EgressRule,
     Endpoint,
+    EndpointWords,
     IngressRule,
     Publication,
+    check_distinct,
+    make_endpoint,
     parse_address,
     parse_egress,
-    parse_endpoint_port,
     parse_ingress,
-    parse_name,
     parse_publication,
     published,
 )
-from graft.errors import Refused
+from graft.errors import Failure, Refused
 from graft.log import log
 
 OWNER_BASE = 0x70000000
 BLOCKS = policy.SLICE_SLOTS - 1
-STATE_VERSION = 1
+STATE_VERSION = 2
+SCOPES, SCOPES_INSIDE = 40000, 256
+CONTAINER, WRAPPER, API = "container", "wrapper", "api"
+
+
+class Place(NamedTuple):
+    """A host namespace that endpoints name."""
+
+    number: int
+    inode: int
+    fd: int
+    label: str
 
 
 class Table:
@@ -62,7 +77,7 @@ class Rules(NamedTuple):
 
 
 class Tenant:
-    """The policy of one container netns."""
+    """A policy, and the targets that it holds for."""
 
     def __init__(self, number: int, slot: int, name: str, table: Table) -> None:
         self.id = number
@@ -73,8 +88,16 @@ class Tenant:
         self.ingress: list[IngressRule] = []
         self.egress: list[EgressRule] = []
         self.publications: list[Publication] = []
+        self.kind = CONTAINER
         self.egress_host = True
         self.strict = False
+        self.home = False  # a wrapper in graftd's own netns
+        self.verbose = False
+        self.swap = False  # does its filter trap what the swap path needs?
+        self.place = 0  # where its sockets are made
+        self.parent: Tenant | None = None  # a wrapper inside a container has no listener of its own,
+        self.scope = 0  # but a number by which its processes are known
+        self.paths: dict[str, tuple[int, int]] = {}  # unix sockets that it has bound: device and inode
         self.trusted = True  # did root of the host hand its listener over?
         self.resolvers: list[Address] = []
         self.argv: list[str] = []
@@ -86,9 +109,36 @@ class Tenant:
         self._probes: dict[int, socket.socket] = {}
 
     @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """The endpoint table of its namespace."""
+        return self.table.endpoints
+
+    @property
     def owner(self) -> int:
         """The uid that owns this tenant's sockets."""
         return OWNER_BASE + self.slot
+
+    def bound_path(self, path: str) -> None:
+        """Remember a unix socket that it has bound, to remove it at the end."""
+        found = os.lstat(path)
+        self.paths[path] = (found.st_dev, found.st_ino)
+
+    def binds_path(self, path: str) -> bool:
+        """Has it bound this unix socket?"""
+        return path in self.paths
+
+    def _remove_paths(self) -> None:
+        for path, identity in self.paths.items():
+            try:
+                found = os.lstat(path)
+                if (found.st_dev, found.st_ino) == identity:
+                    os.unlink(path)
+            except OSError:
+                continue  # gone, or its directory is
+
+    def needs_swap(self) -> bool:
+        """Does a rule name an endpoint that takes another socket than socket() gives?"""
+        return needs_swap(self.endpoints, self.place, self.ingress, self.egress)
 
     def probe(self, family: int) -> socket.socket:
         """A datagram socket in the tenant's own netns, to ask about its devices."""
@@ -111,6 +161,8 @@ class Tenant:
             self.egress,
             egress_host=self.egress_host,
             strict=self.strict,
+            home=self.home,
+            verbose=self.verbose,
             resolvers=self.resolvers,
         )
 
@@ -123,7 +175,8 @@ class Tenant:
         self.ingress, self.egress, self.publications, self.table.endpoints = rules
 
     def close(self) -> None:
-        """Let go of the namespace."""
+        """Let go of the namespace, and of the unix sockets."""
+        self._remove_paths()
         for probe in self._probes.values():
             probe.close()
         self._probes.clear()
@@ -140,6 +193,10 @@ class Registry:
         self.state = state
         self.tables: dict[int, Table] = {}
         self.tenants: dict[int, Tenant] = {}
+        self.places: dict[int, Place] = {}
+        self.scopes: dict[int, Tenant] = {}
+        self.lost_places: dict[int, tuple[int, str]] = {}
+        self.home = linux.netns_inode()
         self.saved = True
         self.next_id = 1
         self.next_slot = random.randrange(BLOCKS)  # noqa: S311 - spreads, protects nothing
@@ -148,8 +205,12 @@ class Registry:
     # -- look up --
 
     def by_netns(self, netns: int) -> Tenant | None:
-        """The tenant of a namespace."""
-        return next((t for t in self.tenants.values() if t.netns == netns), None)
+        """The container of a namespace."""
+        return next((t for t in self.tenants.values() if t.netns == netns and t.kind == CONTAINER), None)
+
+    def of_netns(self, netns: int) -> list[Tenant]:
+        """All tenants of a namespace: the container, wrappers, users of the API."""
+        return [t for t in self.tenants.values() if t.netns == netns]
 
     def by_name(self, name: str) -> Tenant | None:
         """A tenant by its name."""
@@ -198,12 +259,35 @@ class Registry:
         self.kernel.maps["tenants"].delete(tenant.id.to_bytes(4, "little"))
         self.kernel.forget(tenant.id)
         self.tenants.pop(tenant.id, None)
+        self.scopes.pop(tenant.scope, None)
         tenant.close()
-        table = tenant.table
-        table.endpoints = {n: e for n, e in table.endpoints.items() if not e.published}
-        if not table.endpoints:
-            self.tables.pop(table.netns, None)
+        for inner in self.inner(tenant):
+            self.remove(inner)
+        if tenant.kind == CONTAINER:
+            table = tenant.table
+            table.endpoints = {n: e for n, e in table.endpoints.items() if not e.published}
+        self.forget_empty(tenant.table)
         self.save()
+
+    def forget_empty(self, table: Table) -> None:
+        """Drop a table that says nothing and that no tenant has."""
+        if not table.endpoints and not self.of_netns(table.netns):
+            self.tables.pop(table.netns, None)
+
+    def inner(self, tenant: Tenant) -> list[Tenant]:
+        """The wrappers inside a container that have no listener of their own, and end with it."""
+        return [t for t in self.tenants.values() if t.parent is tenant and t.scope]
+
+    def take_scope(self, tenant: Tenant) -> None:
+        """Give a wrapper inside a container the number that its processes will carry."""
+        if tenant.parent and len(self.inner(tenant.parent)) >= SCOPES_INSIDE:
+            raise Refused(f"{SCOPES_INSIDE} wrappers run in this container", code="ENOSPC")
+        free = (n for n in range(self.next_id, self.next_id + SCOPES) if n % SCOPES + 1 not in self.scopes)
+        number = next(free, None)
+        if number is None:
+            raise Refused(f"{SCOPES} wrappers run inside containers", code="ENOSPC")
+        tenant.scope = number % SCOPES + 1
+        self.scopes[tenant.scope] = tenant
 
     def apply(self, tenant: Tenant) -> None:
         """Bring the kernel's tables to the tenant's rules, and save."""
@@ -214,7 +298,8 @@ class Registry:
             for key, value in new.items():
                 if old.get(key) != value:
                     maps[name].update(key, value)
-        value = TENANT.pack(tenant.cookie(), tenant.slot, tables.flags)
+        parent = tenant.parent.id if tenant.parent and not tenant.parent.strict else 0
+        value = TENANT.pack(tenant.cookie(), tenant.slot, tables.flags, parent, 0)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
         for new, old, name in named:
             for key in old.keys() - new.keys():
@@ -248,7 +333,7 @@ class Registry:
         accepted: list[Publication] = []
         for publication in publications:
             pairs = published(publication, taken, ipv6=self.ipv6)
-            addresses = [endpoint.address for endpoint, _ in pairs]
+            addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
             self._check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
             for other in self.tenants.values():
                 if other is not tenant:
@@ -307,8 +392,15 @@ class Registry:
         rules: list[IngressRule | EgressRule] = [*ingress, *egress]
         for rule in rules:
             policy.check_rule(rule, tenant.table.endpoints)
-            if rule in tenant.ingress or rule in tenant.egress or rules.count(rule) > 1:
-                raise Refused(f"rule '{rule}' exists", code="EEXIST")
+        check_distinct([*tenant.ingress, *ingress], [*tenant.egress, *egress])
+        if needs_swap(tenant.endpoints, tenant.place, ingress, egress) and not tenant.swap:
+            rule = next(r for r in rules if needs_swap(tenant.endpoints, tenant.place, [], [], r.endpoint))
+            raise Refused(
+                f"rule '{rule}': endpoint '{rule.endpoint}' is of type unix or in another namespace, and container "
+                f"'{tenant.name}' was started without such endpoints",
+                hint="give the rule to 'graft run' when it starts",
+                code="EOPNOTSUPP",
+            )
         tenant.ingress += ingress
         tenant.egress += egress
 
@@ -323,41 +415,77 @@ class Registry:
 
     # -- endpoints --
 
-    def add_endpoint(self, table: Table, name: str, kind: str, address: str, port: str) -> Endpoint:
-        """`graft endpoint add`. Raises UsageError for the grammar, Refused (EEXIST) for a name in use."""
-        endpoint = Endpoint(parse_name(name), parse_address(address, kind=kind), parse_endpoint_port(port))
-        if name in table.endpoints:
-            raise Refused(
-                f"endpoint '{name}' exists in this namespace",
-                hint=f"delete it first: graft endpoint del {name}",
-                code="EEXIST",
-            )
-        table.endpoints[name] = endpoint
-        self._table_changed(table)
-        return endpoint
+    def add_endpoints(self, table: Table, wanted: Sequence[tuple[str, EndpointWords, int]]) -> list[Endpoint]:
+        """`graft endpoint add`: names, words and places; all of them or none.
 
-    def delete_endpoint(self, table: Table, name: str) -> None:
-        """`graft endpoint del`: no new bind or connect through it; open sockets stay."""
-        if name not in table.endpoints:
-            raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
-        if table.endpoints[name].published:
-            raise Refused(
-                f"endpoint '{name}' belongs to a publication",
-                hint="take that back with 'graft rule del -p ...'",
-                code="EBUSY",
-            )
-        del table.endpoints[name]
+        Raises UsageError for the grammar, Refused for a name in use (EEXIST) or a directory that is not
+        there (ENOENT).
+        """
+        added: dict[str, Endpoint] = {}
+        for name, words, place in wanted:
+            endpoint = make_endpoint(name, words, place)
+            if name in table.endpoints or name in added:
+                raise Refused(
+                    f"endpoint '{name}' exists in this namespace",
+                    hint=f"delete it first: graft endpoint del {name}",
+                    code="EEXIST",
+                )
+            if endpoint.path and not os.path.isdir(os.path.dirname(endpoint.path)):
+                raise Refused(
+                    f"endpoint '{name}': there is no directory '{os.path.dirname(endpoint.path)}'",
+                    hint="make it first; the path is the host's",
+                    code="ENOENT",
+                )
+            added[name] = endpoint
+        table.endpoints.update(added)
         self._table_changed(table)
-        if not table.endpoints and self.by_netns(table.netns) is None:
-            self.tables.pop(table.netns, None)
-            self.save()
+        return list(added.values())
+
+    def delete_endpoints(self, table: Table, names: Sequence[str]) -> None:
+        """`graft endpoint del`, all of them or none: no new bind or connect through it; open sockets stay."""
+        for name in names:
+            if name not in table.endpoints or names.count(name) > 1:
+                raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
+            if table.endpoints[name].published:
+                raise Refused(
+                    f"endpoint '{name}' belongs to a publication",
+                    hint="take that back with 'graft rule del -p ...'",
+                    code="EBUSY",
+                )
+        for name in names:
+            del table.endpoints[name]
+        self.forget_empty(table)
+        self._table_changed(table)
+
+    def home_endpoints(self) -> Mapping[str, Endpoint]:
+        """The table of graftd's own netns."""
+        table = self.tables.get(self.home)
+        return table.endpoints if table else {}
 
     def _table_changed(self, table: Table) -> None:
-        tenant = self.by_netns(table.netns)
-        if tenant:
+        tenants = self.of_netns(table.netns)
+        for tenant in tenants:
             self.apply(tenant)
-        else:
+        if not tenants:
             self.save()
+
+    def place(self, fd: int, label: str) -> int:
+        """The number of a host namespace, which is kept by a copy of @fd if it is a new one."""
+        inode = os.fstat(fd).st_ino
+        if inode == self.home:
+            return 0
+        for place in self.places.values():
+            if place.inode == inode:
+                return place.number
+        number = max(self.places, default=0) + 1
+        self.places[number] = Place(number, inode, os.dup(fd), label)
+        return number
+
+    def unused_places(self) -> list[Place]:
+        """Take out the namespaces that no endpoint names any more; the caller closes them."""
+        used = {e.place for table in self.tables.values() for e in table.endpoints.values()}
+        used |= {tenant.place for tenant in self.tenants.values()}
+        return [self.places.pop(number) for number in set(self.places) - used]
 
     # -- state --
 
@@ -379,13 +507,22 @@ class Registry:
                 {
                     "netns": table.netns,
                     "label": table.label,
-                    "endpoints": [endpoint_document(e) for e in table.endpoints.values()],
+                    "endpoints": [{**endpoint_document(e), "place": e.place} for e in table.endpoints.values()],
                 }
                 for table in self.tables.values()
             ],
+            "places": [[p.number, p.inode, p.label] for p in self.places.values()],
             "tenants": [
                 {
                     "id": t.id,
+                    "kind": t.kind,
+                    "home": t.home,
+                    "verbose": t.verbose,
+                    "swap": t.swap,
+                    "place": t.place,
+                    "parent": t.parent.id if t.parent else 0,
+                    "scope": t.scope,
+                    "paths": t.paths,
                     "slot": t.slot,
                     "name": t.name,
                     "netns": t.netns,
@@ -413,14 +550,18 @@ class Registry:
             document: dict[str, Any] = json.loads(self.state.read_text())
         except FileNotFoundError:
             return
+        if document["version"] != STATE_VERSION:
+            raise Failure(
+                f"{self.state} is of another version of graft",
+                hint=f"end its containers with the graftd that wrote it, or remove {self.state}",
+            )
         self.next_id = document["next_id"]
         self.next_slot = document["next_slot"]
         for saved in document["tables"]:
             table = self.table(saved["netns"], saved["label"])
             for e in saved["endpoints"]:
-                port = 0 if e["port"] == "dynamic" else int(str(e["port"]).partition("-")[0])
-                endpoint = Endpoint(e["name"], parse_address(e["addr"]), port, e["span"], e["published"])
-                table.endpoints[endpoint.name] = endpoint
+                table.endpoints[e["name"]] = _endpoint(e)
+        self.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
         for saved in document["tenants"]:
             tenant = Tenant(saved["id"], saved["slot"], saved["name"], self.tables[saved["netns"]])
             tenant.ingress = [
@@ -433,19 +574,85 @@ class Registry:
             tenant.trusted = saved["trusted"]
             tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
             tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
+            tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
+            tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
+            tenant.parent = self.tenants.get(saved["parent"])
+            tenant.paths = {path: (device, inode) for path, (device, inode) in saved["paths"].items()}
+            if tenant.scope:
+                self.scopes[tenant.scope] = tenant
             self.tenants[tenant.id] = tenant
+
+    def restore_places(self, kept: dict[int, int]) -> list[str]:
+        """After `load`: @kept are descriptors by number, from the store. Names of endpoints that are lost.
+
+        Where nobody kept a namespace it is found again by what the user called it, or its endpoints go.
+        """
+        for number, (inode, label) in self.lost_places.items():
+            fd = kept.get(number, -1)
+            if fd < 0:
+                try:
+                    fd, _ = host.open_netns(label)
+                except Refused:
+                    continue
+            if os.fstat(fd).st_ino == inode:
+                self.places[number] = Place(number, inode, fd, label)
+            else:
+                os.close(fd)
+        lost = []
+        for table in self.tables.values():
+            for endpoint in list(table.endpoints.values()):
+                if endpoint.place and endpoint.place not in self.places:
+                    del table.endpoints[endpoint.name]
+                    lost.append(endpoint.name)
+        return lost
+
+
+def needs_swap(
+    endpoints: Mapping[str, Endpoint],
+    place: int,
+    ingress: Iterable[IngressRule],
+    egress: Iterable[EgressRule],
+    *names: str,
+) -> bool:
+    """Does one of the rules (or @names) name an endpoint of type unix, or of another place than @place?"""
+    wanted = [*(r.endpoint for r in ingress), *(r.endpoint for r in egress), *names]
+    found = [endpoints[name] for name in wanted if name in endpoints]
+    return any(e.address is None or e.place != place for e in found)
+
+
+def common_place(endpoints: Mapping[str, Endpoint], names: Iterable[str]) -> int:
+    """Where a wrapper's sockets are best made: at the endpoints that its rules name, if they are in one place."""
+    places = {endpoints[n].place for n in names if n in endpoints and endpoints[n].address}
+    return places.pop() if len(places) == 1 else 0
 
 
 def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
     """An endpoint in JSON, as `graft endpoint show -j` prints it."""
-    return {
-        "name": endpoint.name,
-        "type": endpoint.address.kind,
-        "addr": str(endpoint.address),
-        "port": endpoint.port if endpoint.port and endpoint.span == 1 else endpoint.port_text,
-        "span": endpoint.span,
-        "published": endpoint.published,
-    }
+    document: dict[str, Any] = {"name": endpoint.name, "type": endpoint.kind}
+    if endpoint.address:
+        document["addr"] = str(endpoint.address)
+        document["port"] = endpoint.port if endpoint.port and endpoint.span == 1 else endpoint.port_text
+    else:
+        document["path"] = endpoint.path
+    if endpoint.netns:
+        document["netns"] = endpoint.netns
+    return {**document, "span": endpoint.span, "published": endpoint.published}
+
+
+def _endpoint(saved: dict[str, Any]) -> Endpoint:
+    """Back from state.json."""
+    if saved["type"] == "unix":
+        return Endpoint(saved["name"], None, path=saved["path"], netns=saved.get("netns", ""), place=saved["place"])
+    port = 0 if saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
+    return Endpoint(
+        saved["name"],
+        parse_address(saved["addr"]),
+        port,
+        saved["span"],
+        saved["published"],
+        netns=saved.get("netns", ""),
+        place=saved["place"],
+    )
 
 
 def rule_documents(tenant: Tenant) -> dict[str, Any]:

@@ -25,6 +25,13 @@ ioctl()     on network devices. On a grafted socket, questions (SIOCGIF*) are an
             container's netns by nature. The swap of a descriptor under a proceeding call is the one race
             that remains: it needs CAP_NET_ADMIN in the host's user namespace to change anything, which
             is outside the boundary (docs/security.md).
+bind(),     of a container whose rules name endpoints of type unix or in another namespace: where one of
+connect(),  those is meant, another socket takes the place of the target's (graft/swap.py). Otherwise, and for
+sendto()    an endpoint in another namespace also after the swap, the call proceeds, and the kernel's
+            hooks decide on the address that they read themselves.
+names and   of such a container: a unix socket shows the internet address that the program asked for, and
+options     takes TCP's and IP's options without effect.
+AF_GRAFT    graft/family.py.
 
 Nothing here trusts the target: a pid may be gone (`valid` is asked before a decision that a recycled pid
 could falsify), memory may be unmapped, numbers may be anything.
@@ -36,33 +43,16 @@ import fcntl
 import os
 import socket
 import struct
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from graft import linux
-from graft.bpf import STAMP_V6ONLY
+from graft import linux, policy, swap, target
+from graft.actions import PROCEED, Action, Answer, Inject, Proceed, Replace
+from graft.bpf import STAMP_CONNECTED, STAMP_INGRESS, STAMP_V6ONLY, Map, Stamp
+from graft.endpoint import ANY4, ANY6, Address, EgressRule, Endpoint, IngressRule
+from graft.family import Family, State
+from graft.filter import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.notify import Notification
-
-
-class Proceed(NamedTuple):
-    """Let the call run in the target."""
-
-
-class Answer(NamedTuple):
-    """Return a value, or fail with an errno."""
-
-    value: int = 0
-    error: int = 0
-
-
-class Inject(NamedTuple):
-    """Return a new descriptor: ours is closed by the loop."""
-
-    fd: int
-    cloexec: bool
-
-
-Action = Proceed | Answer | Inject
-PROCEED = Proceed()
 
 
 class Tenant(Protocol):
@@ -70,10 +60,23 @@ class Tenant(Protocol):
 
     id: int
     netns: int
+    place: int  # where its sockets are made
+    ingress: list[IngressRule]
+    egress: list[EgressRule]
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """Its endpoint table."""
 
     @property
     def owner(self) -> int:
         """The uid that its sockets belong to."""
+
+    def bound_path(self, path: str) -> None:
+        """Remember a unix socket of its own, which goes with it."""
+
+    def binds_path(self, path: str) -> bool:
+        """Is this such a one?"""
 
     def probe(self, family: int) -> socket.socket:
         """A datagram socket in the tenant's own netns, to ask about its devices."""
@@ -85,7 +88,18 @@ PROTOCOLS: dict[int, dict[int, int]] = {
     socket.SOCK_DGRAM: {0: 0, socket.IPPROTO_UDP: 0},
 }
 
-PIDFD_THREAD = os.O_EXCL
+FAMILIES = (socket.AF_INET, socket.AF_INET6, linux.AF_GRAFT)
+CALLS = frozenset(
+    (
+        linux.NR_BIND,
+        linux.NR_CONNECT,
+        linux.NR_SENDTO,
+        linux.NR_GETSOCKNAME,
+        linux.NR_GETPEERNAME,
+        linux.NR_SETSOCKOPT,
+        linux.NR_GETSOCKOPT,
+    )
+)
 
 # linux/sockios.h. Questions about one device by struct ifreq, 40 bytes; SIOCGIFCONF has a pointer inside.
 SIOCGIFCONF = 0x8912
@@ -123,29 +137,42 @@ def host_v6only() -> bool:
 class Stamps(Protocol):
     """The kernel's socket storage, as graft.bpf.Stamper has it."""
 
-    def stamp(self, fd: int, tenant: int, flags: int) -> None:
+    def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
         """Give a socket its tenant."""
+
+    def get(self, fd: int) -> Stamp | None:
+        """The stamp of a socket."""
+
+    def put(self, fd: int, stamp: Stamp) -> None:
+        """Write the whole stamp of a socket."""
 
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of a socket, None if it is not grafted."""
 
 
 class Supervisor:
-    """Decides trapped calls; makes sockets in the netns of the calling thread."""
+    """Decides trapped calls; makes sockets in the netns of the calling thread, or of an endpoint.
 
-    def __init__(self, stamps: Stamps) -> None:
+    @places gives the descriptor of a place's netns, by its number.
+    """
+
+    def __init__(self, stamps: Stamps, families: Map, places: Callable[[int], int]) -> None:
         self.stamps = stamps
+        self.family = Family(self, families)
+        self.places = places
         self.v6_flags = STAMP_V6ONLY if host_v6only() else 0
 
-    def handle(self, call: Notification, tenant: Tenant) -> Action:
-        """The action for one trapped call. Never raises OSError: an errno is an answer."""
+    def handle(self, call: Notification, tenant: Tenant, waiting: Callable[[], bool]) -> Action:
+        """The action for one trapped call; an OSError becomes its errno. @waiting: does the target still wait?"""
         try:
             if call.arch == linux.AUDIT_ARCH_X86_64:
                 if call.nr == linux.NR_SOCKET:
-                    return self.socket(call, tenant)
+                    return self.create(call, tenant)
                 if call.nr == linux.NR_LISTEN:
                     return self.listen(call)
-            if call.nr in (linux.NR_IOCTL, 54):
+                if call.nr in CALLS:
+                    return self.address_or_option(call, tenant, waiting)
+            if call.nr == linux.NR_IOCTL or (call.nr == 54 and call.arch == linux.AUDIT_ARCH_I386):
                 return self.ioctl(call, tenant)
         except OSError as error:
             return Answer(error=error.errno or errno.EIO)
@@ -158,13 +185,13 @@ class Supervisor:
         """
         return call.arch == linux.AUDIT_ARCH_X86_64 and call.nr == linux.NR_SOCKET
 
-    def socket(self, call: Notification, tenant: Tenant) -> Action:
+    def create(self, call: Notification, tenant: Tenant) -> Action:
         """socket(2): make it here, stamp it, hand it over."""
         family = call.args[0] & 0xFFFFFFFF
         flags = call.args[1] & 0xFFFFFFFF
         kind = flags & SOCK_TYPE_MASK
         # the listener may come with any filter (agent socket): what ours would not trap is not made here
-        protocols = PROTOCOLS.get(kind) if family in (socket.AF_INET, socket.AF_INET6) else None
+        protocols = PROTOCOLS.get(kind) if family in FAMILIES else None
         protocol = protocols.get(call.args[2] & 0xFFFFFFFF) if protocols else None
         if protocol is None or flags & ~(SOCK_TYPE_MASK | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
             return PROCEED
@@ -173,51 +200,188 @@ class Supervisor:
                 return PROCEED
         except FileNotFoundError:
             return Answer(error=errno.ESRCH)
-        made = socket.socket(family, kind | flags & socket.SOCK_NONBLOCK, protocol)
+        if family == linux.AF_GRAFT:
+            return self.family.create(call, tenant, kind, flags)
+        made = self.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
+        return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
+
+    def make(
+        self, tenant: Tenant, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
+    ) -> socket.socket:
+        """A grafted socket of a tenant."""
+        if place and family != socket.AF_UNIX:
+            with linux.inside_netns(self.places(place)):
+                made = socket.socket(family, kind | flags)
+        else:
+            made = socket.socket(family, kind | flags)
         try:
             if family == socket.AF_INET6:
                 # the slices are an AnyIP route; what may be bound is the bind hook's decision
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
-            self.stamps.stamp(made.fileno(), tenant.id, self.v6_flags if family == socket.AF_INET6 else 0)
+                stamp_flags |= self.v6_flags
+            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
             # SO_REUSEPORT is shared by owner: no tenant may join a host's or another tenant's listener
             os.fchown(made.fileno(), tenant.owner, -1)
         except BaseException:
             made.close()
             raise
-        fd = made.detach()
-        return Inject(fd, bool(flags & socket.SOCK_CLOEXEC))
+        return made
+
+    def replace(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Replace:
+        """@new in the place of @old, which stays ours to close."""
+        inode = os.fstat(old.fileno()).st_ino
+        numbers = target.descriptors(call.pid, inode)
+        watched = target.watches(call.pid, inode)
+        assert isinstance(then, Proceed | Answer)
+        return Replace(new.detach(), numbers, watched, then)
 
     def listen(self, call: Notification) -> Action:
         """listen(2): bind privately what is unbound, then listen on our duplicate."""
-        backlog = struct.unpack("i", struct.pack("I", call.args[1] & 0xFFFFFFFF))[0]
-        try:
-            sock = _borrow(call)
-        except PermissionError:
-            raise
-        except OSError:
+        sock = target.borrow(call)
+        if sock is None:
             return PROCEED  # the kernel finds the same fault with the number
         with sock:
             if self.stamps.tenant_of(sock.fileno()) is None or sock.type != socket.SOCK_STREAM:
                 return PROCEED
+            state = self.family.state(sock)
+            if state and not state.name:
+                return Answer(error=errno.EADDRNOTAVAIL)
+            if sock.family == socket.AF_UNIX:
+                return PROCEED  # its peers see who called listen() (SO_PEERCRED)
             if sock.getsockname()[1] == 0:
                 any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
                 with contextlib.suppress(OSError):  # connected, or bound meanwhile: listen() says so
                     sock.bind((any_address, 0))
-            sock.listen(backlog)
+            sock.listen(target.signed(call.args[1]))
         return Answer()
+
+    # -- addresses and options: AF_GRAFT, and endpoints that need another socket --
+
+    def address_or_option(self, call: Notification, tenant: Tenant, waiting: Callable[[], bool]) -> Action:
+        """The calls of CALLS, on a socket of this tenant's; on any other they proceed."""
+        sock = target.borrow(call)
+        if sock is None:
+            return PROCEED
+        with sock:
+            stamp = self.stamps.get(sock.fileno())
+            if stamp is None:
+                return self._unstamped(call, tenant, sock)
+            if stamp.tenant != tenant.id:
+                return PROCEED
+            state = self.family.state(sock) if _may_be_family(call) else None
+            if state:
+                return self._family(call, tenant, sock, state, waiting)
+            if call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT):
+                return _ignore_option(call) if sock.family == socket.AF_UNIX else PROCEED
+            if call.nr in (linux.NR_GETSOCKNAME, linux.NR_GETPEERNAME):
+                return _show(call, stamp) if sock.family == socket.AF_UNIX else PROCEED
+            if call.nr == linux.NR_BIND:
+                return self._bind(call, tenant, sock, stamp)
+            return self._connect(call, tenant, sock, stamp, waiting)
+
+    def _family(
+        self, call: Notification, tenant: Tenant, sock: socket.socket, state: State, waiting: Callable[[], bool]
+    ) -> Action:
+        if call.nr == linux.NR_BIND:
+            return self.family.bind(call, tenant, sock, state)
+        if call.nr == linux.NR_CONNECT:
+            return self.family.connect(call, tenant, sock, state, waiting)
+        if call.nr == linux.NR_SENDTO:
+            return self.family.sendto(call, tenant, sock, state)
+        if call.nr == linux.NR_GETSOCKNAME:
+            return self.family.getsockname(call, state)
+        if call.nr == linux.NR_SETSOCKOPT:
+            return self.family.setsockopt(call, sock, state)
+        if call.nr == linux.NR_GETSOCKOPT:
+            return self.family.getsockopt(call, sock, state)
+        return PROCEED
+
+    def _unstamped(self, call: Notification, tenant: Tenant, sock: socket.socket) -> Action:
+        """A connection that a unix endpoint's server accepted takes TCP's options as well."""
+        if call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT) and sock.family == socket.AF_UNIX:
+            name = sock.getsockname()
+            if isinstance(name, str) and tenant.binds_path(name):
+                return _ignore_option(call)
+        return PROCEED
+
+    def _bind(self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp) -> Action:
+        name, _ = target.read_name(call.pid, call.args[1], target.signed(call.args[2]))
+        if name is None or name.address is None or sock.family == socket.AF_UNIX or sock.getsockname()[1]:
+            return PROCEED
+        protocol = socket.IPPROTO_TCP if sock.type == socket.SOCK_STREAM else socket.IPPROTO_UDP
+        endpoint = policy.match_ingress(tenant.ingress, tenant.endpoints, protocol, name.address, name.port)
+        if endpoint is None and name.address.raw == ANY6 and not stamp.flags & STAMP_V6ONLY:
+            endpoint = policy.match_ingress(tenant.ingress, tenant.endpoints, protocol, Address(ANY4), name.port)
+        if endpoint is None:
+            return PROCEED
+        if endpoint.address:
+            return self._move(call, tenant, sock, stamp, endpoint)
+        local = (name.address.raw, name.port)
+        new = self.make(tenant, socket.AF_UNIX, sock.type, place=0)
+        try:
+            swap.carry_options(sock, new)
+            self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_INGRESS, 0, local))
+            swap.bind_unix(new, endpoint.path, call.pid)
+            tenant.bound_path(endpoint.path)
+        except BaseException:
+            new.close()
+            raise
+        return self.replace(call, sock, new, Answer())
+
+    def _connect(
+        self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp, waiting: Callable[[], bool]
+    ) -> Action:
+        """connect(2), and sendto(2) with an address."""
+        connecting = call.nr == linux.NR_CONNECT
+        where, length = (call.args[1], call.args[2]) if connecting else (call.args[4], call.args[5])
+        name, _ = target.read_name(call.pid, where, target.signed(length))
+        if name is None or name.address is None:
+            return PROCEED
+        if sock.family == socket.AF_UNIX:  # swapped before, and connected or refused then
+            connected = stamp.flags & STAMP_CONNECTED
+            return Answer(error=errno.EISCONN if connected else errno.ECONNREFUSED) if connecting else PROCEED
+        endpoint = policy.match_egress(tenant.egress, tenant.endpoints, policy.destination(name.address))
+        if endpoint is None or (not connecting and endpoint.address is None):
+            return PROCEED
+        if endpoint.address:
+            return self._move(call, tenant, sock, stamp, endpoint)
+        new = self.make(tenant, socket.AF_UNIX, sock.type, place=0)
+        try:
+            swap.carry_options(sock, new)
+            peer = (name.address.raw, name.port)
+            self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_CONNECTED, 0, peer=peer))
+            error = swap.connect_unix(new, endpoint.path, call.pid, waiting)
+            if error:
+                new.close()
+                return Answer(error=error)
+        except BaseException:
+            new.close()
+            raise
+        return self.replace(call, sock, new, Answer())
+
+    def _move(
+        self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp, endpoint: Endpoint
+    ) -> Action:
+        """To the endpoint's netns; the call then proceeds, and the hooks decide it there."""
+        if endpoint.place == stamp.place or sock.getsockname()[1]:
+            return PROCEED
+        new = self.make(tenant, sock.family, sock.type, place=endpoint.place)
+        try:
+            swap.carry_options(sock, new)
+        except BaseException:
+            new.close()
+            raise
+        return self.replace(call, sock, new, PROCEED)
 
     def ioctl(self, call: Notification, tenant: Tenant) -> Action:
         """ioctl(2) on network devices: answered from the container's netns, or refused."""
         request = call.args[1] & 0xFFFFFFFF
-        try:
-            sock = _borrow(call)
-        except PermissionError:
-            raise
-        except OSError:
+        sock = target.borrow(call)
+        if sock is None:
             return PROCEED
         with sock:
             family = sock.family
-            if self.stamps.tenant_of(sock.fileno()) is None:
+            if family == socket.AF_UNIX or self.stamps.tenant_of(sock.fileno()) is None:
                 return PROCEED
         address = call.args[2]
         if request == SIOCGIFCONF:
@@ -239,40 +403,35 @@ class Supervisor:
         return Answer()
 
 
-def _thread_group(pid: int) -> int:
-    with open(f"/proc/{pid}/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"Tgid:"):
-                return int(line[5:])
-    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+def _may_be_family(call: Notification) -> bool:
+    """Would the filter trap this call for a socket of AF_GRAFT?"""
+    if call.nr in (linux.NR_BIND, linux.NR_CONNECT) and target.signed(call.args[2]) == SOCKADDR_GR:
+        return True
+    if call.nr == linux.NR_SENDTO:
+        return target.signed(call.args[5]) == SOCKADDR_GR
+    level = call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT) and target.signed(call.args[1])
+    return level == linux.IPPROTO_GRAFT or FAMILY_FIRST <= target.signed(call.args[0]) <= FAMILY_LAST
 
 
-def _descriptor(pid: int, number: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/fd/{number}")
-    except OSError:
-        return ""
+def _ignore_option(call: Notification) -> Action:
+    """A TCP or IP option of a unix socket: without effect, and 0 where it is read."""
+    if call.nr == linux.NR_GETSOCKOPT:
+        target.write_value(call.pid, call.args[3], call.args[4], bytes(4))
+    return Answer()
 
 
-def _borrow(call: Notification) -> socket.socket:
-    """A duplicate of the socket that the call's first argument names. Raises OSError if it names none."""
-    number = struct.unpack("i", struct.pack("I", call.args[0] & 0xFFFFFFFF))[0]
-    try:
-        pidfd = os.pidfd_open(call.pid, PIDFD_THREAD)
-    except OSError:  # before Linux 6.9: the leader's table, unless the thread has one of its own
-        leader = _thread_group(call.pid)
-        if leader != call.pid and _descriptor(leader, number) != _descriptor(call.pid, number):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
-        pidfd = os.pidfd_open(leader)
-    try:
-        fd = linux.pidfd_getfd(pidfd, number)
-    finally:
-        os.close(pidfd)
-    try:
-        return socket.socket(fileno=fd)
-    except OSError:
-        os.close(fd)
-        raise
+def _show(call: Notification, stamp: Stamp) -> Action:
+    """The names of a unix socket that the program has for an internet one."""
+    if call.nr == linux.NR_GETPEERNAME:
+        if not stamp.flags & STAMP_CONNECTED:
+            return Answer(error=errno.ENOTCONN)
+        raw, port = stamp.peer
+    elif stamp.flags & STAMP_INGRESS:
+        raw, port = stamp.local
+    else:  # a client's end: nowhere in particular
+        raw, port = (ANY4, 0) if Address(stamp.peer[0]).v4 else (ANY6, 0)
+    target.write_value(call.pid, call.args[1], call.args[2], target.sockaddr(Address(raw), port))
+    return Answer()
 
 
 def _interfaces(pid: int, address: int, probe: socket.socket) -> Action:

@@ -5,12 +5,10 @@ from typing import Any
 import click
 
 from graft.cli import CONTEXT, json_option, netns_option, print_json
-from graft.client import call
-from graft.endpoint import NAME_MAX, parse_address, parse_endpoint_port, parse_name
-from graft.errors import UsageError
+from graft.endpoint import NAME_MAX, parse_endpoint_words, parse_name
+from graft.table import add_endpoints, delete_endpoints, describe, show_endpoints
 
-ADD_FORM = "graft endpoint add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic}"
-TYPES = ("ipv4", "ipv6")
+WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH [netns NS]"
 
 
 @click.group(context_settings=CONTEXT)
@@ -20,42 +18,26 @@ def command() -> None:
     \b
     graft endpoint add ep-http type ipv4 addr 192.0.2.1 port 80
     graft endpoint add ep-out type ipv6 addr 2001:db8::7 port dynamic
+    graft endpoint add ep-db type unix path /run/db/db.sock
+    graft endpoint add ep-in4 type ipv4 addr 127.0.0.1 port 8080 netns 1
     graft endpoint show --netns blue
     graft endpoint del ep-http
     """
 
 
-def parse_words(words: tuple[str, ...]) -> dict[str, str]:
-    """KEY VALUE pairs after the name: type, addr and port, each once, in any order. Raises UsageError."""
-    found: dict[str, str] = {}
-    for at in range(0, len(words), 2):
-        key = words[at]
-        if key not in ("type", "addr", "port"):
-            raise UsageError(f"unknown word '{key}'", hint=ADD_FORM)
-        if key in found:
-            raise UsageError(f"'{key}' is given twice", hint=ADD_FORM)
-        if at + 1 == len(words):
-            raise UsageError(f"'{key}' lacks its value", hint=ADD_FORM)
-        found[key] = words[at + 1]
-    for key in ("type", "addr", "port"):
-        if key not in found:
-            raise UsageError(f"'{key}' is missing", hint=ADD_FORM)
-    if found["type"] not in TYPES:
-        raise UsageError(f"endpoint type '{found['type']}' is unknown", hint="ipv4 or ipv6")
-    return found
-
-
 @command.command("add", context_settings=CONTEXT)
 @netns_option
 @click.argument("name")
-@click.argument("words", nargs=-1, metavar="type {ipv4|ipv6} addr ADDR port {PORT|dynamic}")
+@click.argument("words", nargs=-1, metavar=WORDS)
 def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
-    """Add endpoint NAME (at most 15 bytes) to the table of the caller's namespace, or of --netns."""
+    """Add endpoint NAME (at most 15 bytes) to the table of the caller's namespace, or of --netns.
+
+    The word netns says in which namespace the address is, by PID, name or path; default: graftd's own, the
+    host's. A unix endpoint's path is the host's.
+    """
     parse_name(name)
-    fields = parse_words(words)
-    parse_address(fields["addr"], kind=fields["type"])
-    parse_endpoint_port(fields["port"])
-    call("endpoint-add", netns=netns, name=name, type=fields["type"], addr=fields["addr"], port=fields["port"])
+    parse_endpoint_words(words)
+    add_endpoints([(name, list(words))], netns)
 
 
 @command.command("del", context_settings=CONTEXT)
@@ -64,7 +46,7 @@ def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
 def delete(name: str, netns: str | None) -> None:
     """Delete endpoint NAME: no new bind or connect through it, open sockets stay."""
     parse_name(name)
-    call("endpoint-del", netns=netns, name=name)
+    delete_endpoints([name], netns)
 
 
 @command.command("show", context_settings=CONTEXT)
@@ -75,9 +57,9 @@ def show(name: str | None, netns: str | None, as_json: bool) -> None:
     """List the table, or one endpoint."""
     if name is not None and len(name.encode()) > NAME_MAX:
         parse_name(name)
-    endpoints: list[dict[str, Any]] = call("endpoint-show", netns=netns, name=name)
+    endpoints: list[dict[str, Any]] = show_endpoints(name, netns)
     if as_json:
         print_json(endpoints)
         return
-    for e in endpoints:
-        click.echo(f"{e['name']} type {e['type']} addr {e['addr']} port {e['port']}")
+    for endpoint in endpoints:
+        click.echo(describe(endpoint))

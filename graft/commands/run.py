@@ -2,7 +2,7 @@
 
 import click
 
-from graft.cli import CONTEXT
+from graft.cli import CONTEXT, netns_option
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import UsageError
 from graft.launch import Plan, find_user, run
@@ -12,7 +12,7 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
 
 @click.command(context_settings=RUN_CONTEXT)
 @click.option("--name", help="Name of the container; default: the command and a number.")
-@click.option("--netns", metavar="PID|NAME|PATH", help="Join this network namespace instead of a new one.")
+@netns_option
 @click.option(
     "-p",
     "--publish",

@@ -55,7 +55,7 @@ class World:
 
     def tenant(self, flags: int) -> None:
         """Set the tenant's flags."""
-        self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), TENANT.pack(0, SLOT, flags))
+        self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), TENANT.pack(0, SLOT, flags, 0, 0))
 
     def egress(self, prefix: str, bits: int, source: str | None = None) -> None:
         """Allow a destination."""
@@ -64,7 +64,7 @@ class World:
         total = policy.EGRESS_FIXED_BITS + bits + (96 if address.v4 else 0)
         key = policy.EGRESS_KEY.pack(total, TENANT_ID, family, address.raw)
         leave = parse_address(source or ("0.0.0.0" if address.v4 else "::"))
-        self.kernel.maps["egress"].update(key, policy.EGRESS_VALUE.pack(leave.raw, 0))
+        self.kernel.maps["egress"].update(key, policy.EGRESS_VALUE.pack(leave.raw, 0, 0))
 
     def ingress(self, port: int, address: str, host_port: int) -> None:
         """Publish a TCP port of the wildcard address."""
@@ -79,7 +79,7 @@ class World:
             wildcard.raw,
             port.to_bytes(2, "big"),
         )
-        self.kernel.maps["ingress"].update(key, policy.INGRESS_VALUE.pack(real.raw, host_port, port, 0))
+        self.kernel.maps["ingress"].update(key, policy.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0))
 
     def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A stamped socket."""

@@ -80,7 +80,7 @@ def test_a_successor_answers_what_was_received(target):
         notify.Listener(fd, 7).receive(journal.slot(slot))
         os.kill(os.getpid(), signal.SIGKILL)
     os.wait()
-    ((_, listener, call, _),) = notify.Journal(journal.fd).pending()
+    ((_, listener, call, _, _),) = notify.Journal(journal.fd).pending()
     assert listener == 7
     assert notify.Listener(fd, 7).valid(call.id)
     assert notify.Listener(fd, 7).answer(call.id, error=errno.EPERM)

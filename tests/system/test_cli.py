@@ -13,8 +13,8 @@ from bench.lab import GRAFT, HOST4, ROOT, wait_for
     [
         (("run", "-p", "80", "true"), 2, "-p: publication '80' names one port"),
         (("run", "-p", "99999:80", "true"), 2, "'99999' is not a port"),
-        (("run", "-i", "0.0.0.0:80", "true"), 2, "-i: ingress rule '0.0.0.0:80' lacks '='"),
-        (("run", "-e", "10.0.0.1/8=x", "true"), 2, "-e: egress rule '10.0.0.1/8=x' has bits set after the prefix"),
+        (("run", "-i", "0.0.0.0:80", "true"), 2, "-i: ingress rule '0.0.0.0:80', character 11: lacks '='"),
+        (("run", "-e", "10.0.0.1/8=x", "true"), 2, "-e: egress rule '10.0.0.1/8=x', character 1: '10.0.0.1' has bits set after the prefix"),
         (("run", "-i", "0.0.0.0:80=nope", "true"), 1, "unknown endpoint 'nope'"),
         (("run", "--egress", "some", "true"), 2, "'some' is not one of 'host', 'none'"),
         (("run", "--name", "a b", "true"), 2, "container name 'a b' is not valid"),

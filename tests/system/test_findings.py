@@ -36,7 +36,7 @@ def test_deleting_is_all_or_none(lab):
     assert (twice.returncode, "not published" in twice.stderr) == (1, True)
     assert rules(lab, "whole") == before
     lab.graft("endpoint", "add", "ep-w", "type", "ipv4", "addr", HOST4, "port", "99", check=True)
-    assert lab.graft("rule", "add", "whole", "-i", "0.0.0.0:1=ep-w", "-i", "0.0.0.0:1=ep-w").returncode == 1
+    assert lab.graft("rule", "add", "whole", "-i", "0.0.0.0:1=ep-w", "-i", "0.0.0.0:1=ep-w").returncode == 2
     assert rules(lab, "whole") == before
     assert lab.graft("rule", "add", "whole", "-i", "0.0.0.0:1=ep-w").returncode == 0, "from the host's table"
     lab.graft("endpoint", "del", "ep-w", check=True)

@@ -102,7 +102,11 @@ def test_bad_publications(text, says):
         ("0.0.0.0:80=", "is empty"),
         ("0.0.0.0:80=a-15-byte-name-", None),
         ("0.0.0.0:80=a-16-byte-name--", "16 bytes long"),
-        ("::1:80=ep", "needs brackets"),
+        ("::1:80=ep", None),
+        (":::0-65535=ep", None),
+        ("0.0.0.0:80ep", "character 13: lacks '='"),
+        ("0.0.0.0:80-x=ep", "character 9: 'x' is not a port"),
+        ("0.0.0:80=ep", "character 1: '0.0.0' is not an IP address"),
         ("0.0.0.0:90-80=ep", "runs backwards"),
         ("0.0.0.0:x=ep", "'x' is not a port"),
         ("0.0.0.0:80=a b", "has a space"),
@@ -136,7 +140,8 @@ def test_bad_egress(text, says):
 def test_port_words():
     assert parse_endpoint_port("dynamic") == 0
     assert parse_endpoint_port("65535") == 65535
-    for bad in ("0", "65536", "", "http", "1.5", "-1"):
+    assert parse_endpoint_port("0") == 0
+    for bad in ("65536", "", "http", "1.5", "-1"):
         with pytest.raises(UsageError):
             parse_endpoint_port(bad)
 
@@ -144,9 +149,9 @@ def test_port_words():
 def test_publication_becomes_endpoints_of_both_families():
     taken: set[str] = set()
     pairs = published(parse_publication("9000-9010:100-110/udp"), taken, ipv6=True)
-    assert [str(e) for e, _ in pairs] == [
-        "udp-9000 type ipv4 addr 0.0.0.0 port 9000-9010",
-        "udp6-9000 type ipv6 addr :: port 9000-9010",
+    assert [(e.name, e.kind, e.where) for e, _ in pairs] == [
+        ("udp-9000", "ipv4", "0.0.0.0:9000-9010"),
+        ("udp6-9000", "ipv6", "[::]:9000-9010"),
     ]
     assert [str(r) for _, r in pairs] == ["0.0.0.0:100-110=udp-9000", "[::]:100-110=udp6-9000"]
     assert [r.address.raw for _, r in pairs] == [ANY4, ANY6]

@@ -43,13 +43,13 @@ def signed(value):
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-@pytest.mark.parametrize("family", [2, 10, 0x1_0000_0002, 0xFFFF_FFFF_0000_000A])
+@pytest.mark.parametrize("family", [2, 10, 4, 0x1_0000_0002, 0xFFFF_FFFF_0000_000A])
 @pytest.mark.parametrize("kind", [1, 2, 1 | 0o2000000, 2 | 0o4000, 0xDEAD_0000_0000_0001])
 def test_internet_sockets_are_trapped(family, kind):
     assert verdict(41, family, kind, 0) == NOTIFY
 
 
-@pytest.mark.parametrize("family", [1, 16, 17, 0, 4, 38, 40, 0x2_0000_0001])
+@pytest.mark.parametrize("family", [1, 16, 17, 0, 5, 38, 40, 0x2_0000_0001])
 def test_other_families_are_not(family):
     assert verdict(41, family, 1, 0) == ALLOW
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from graft import bpf, policy
+from graft import bpf, family, policy
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = r"""
@@ -17,12 +17,16 @@ PROGRAM = r"""
 int main(void)
 {
 	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
-	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served);
+	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served); SIZE(graft_family);
 	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
 	OFFSET(graft_denial, error); OFFSET(graft_denial, addr); OFFSET(graft_denial, comm); OFFSET(graft_stamp, flags);
 	VALUE(GRAFT_ABI); VALUE(SLICE4_NET); VALUE(SLICE_SHIFT); VALUE(SLICE_DYNAMIC); VALUE(SLICE_PORT_BASE);
 	VALUE(SLICE_SLOTS); VALUE(INGRESS_FIXED_BITS); VALUE(EGRESS_FIXED_BITS); VALUE(TENANT_EGRESS);
-	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_UNSTAMPED);
+	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_CONVERTED);
+	VALUE(TENANT_HOME); VALUE(TENANT_VERBOSE); VALUE(PLACE_UNIX); VALUE(FAMILY_QUEUE); VALUE(FAMILY_VALUE);
+	VALUE(STAMP_INGRESS); VALUE(STAMP_CONNECTED); VALUE(STAMP_FAMILY); VALUE(STAMP_NAMED); VALUE(STAMP_PERMIT);
+	VALUE(GRAFT_DEFAULT); OFFSET(graft_family, flags); OFFSET(graft_family, queue); OFFSET(graft_denial, real);
+	OFFSET(graft_stamp, place);
 	VALUE(GRAFT_INET); VALUE(GRAFT_INET6); VALUE(SLICE6_WORD0); VALUE(SLICE6_WORD1);
 	return 0;
 }
@@ -52,7 +56,23 @@ def test_layout(tmp_path):
         "graft_ingress_key.port_be": "28",
         "graft_denial.error": "8",
         "graft_denial.addr": "16",
-        "graft_denial.comm": "36",
+        "graft_denial.real": "36",
+        "graft_denial.comm": "56",
+        "graft_stamp.place": "8",
+        "graft_family.flags": "16",
+        "graft_family.queue": str(family.HEAD.size),
+        "sizeof graft_family": str(bpf.FAMILY_SIZE),
+        "TENANT_HOME": str(policy.TENANT_HOME),
+        "TENANT_VERBOSE": str(policy.TENANT_VERBOSE),
+        "PLACE_UNIX": str(policy.PLACE_UNIX),
+        "FAMILY_QUEUE": str(family.QUEUE_MAX),
+        "FAMILY_VALUE": str(family.VALUE_MAX),
+        "STAMP_INGRESS": str(bpf.STAMP_INGRESS),
+        "STAMP_CONNECTED": str(bpf.STAMP_CONNECTED),
+        "STAMP_FAMILY": str(bpf.STAMP_FAMILY),
+        "STAMP_NAMED": str(bpf.STAMP_NAMED),
+        "STAMP_PERMIT": str(bpf.STAMP_PERMIT),
+        "GRAFT_DEFAULT": str(policy.DEFAULT),
         "graft_stamp.flags": "4",
         "GRAFT_ABI": str(bpf.ABI),
         "SLICE4_NET": str(policy.SLICE4_NET),
@@ -67,7 +87,7 @@ def test_layout(tmp_path):
         "TENANT_REPLIES": str(policy.TENANT_REPLIES),
         "STAMP_V6ONLY": str(bpf.STAMP_V6ONLY),
         "OP_GUARD": str(len(bpf.OPS) - 1),
-        "REASON_UNSTAMPED": str(len(bpf.REASONS) - 1),
+        "REASON_CONVERTED": str(len(bpf.REASONS) - 1),
         "GRAFT_INET": str(policy.INET),
         "GRAFT_INET6": str(policy.INET6),
         "SLICE6_WORD0": str(int.from_bytes(policy.SLICE6_PREFIX[:4], "big")),

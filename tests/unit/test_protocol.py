@@ -20,7 +20,7 @@ RUNC = {
 
 
 def test_requests():
-    line = json.dumps({"op": "endpoint-add", "version": "1", "name": "a", "type": "ipv4", "addr": "x", "port": "1"})
+    line = json.dumps({"op": "endpoint-add", "version": "1", "endpoints": [{"name": "a", "words": ["type", "ipv4"]}]})
     assert isinstance(protocol.decode_request(line.encode()), protocol.EndpointAdd)
     for bad in (
         b"",
@@ -68,14 +68,14 @@ def test_journal_survives():
     slot = journal.take(3)
     assert slot is not None
     journal.slot(slot)[:] = notify.NOTIFICATION.pack(77, 4242, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
-    journal.injecting(slot, 4711)
+    journal.injecting(slot, 4711, notify.ANSWER_PROCEED)
     done = journal.take(4)
     assert done is not None
     journal.slot(done)[:] = notify.NOTIFICATION.pack(78, 1, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
     journal.release(done)
     successor = notify.Journal(journal.fd)
-    ((number, listener, call, inode),) = successor.pending()
-    assert inode == 4711
+    ((number, listener, call, inode, answer),) = successor.pending()
+    assert (inode, answer) == (4711, notify.ANSWER_PROCEED)
     assert (number, listener, call.id, call.pid, call.nr, call.args[:2]) == (slot, 3, 77, 4242, 41, (2, 1))
     assert slot not in successor.free
     successor.release(slot)

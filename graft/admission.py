@@ -1,0 +1,255 @@
+"""Who becomes a tenant, and with what: `graft run`, runtimes, the wrapper, programs that use the Python API."""
+
+import os
+from typing import TYPE_CHECKING
+
+from graft import host, linux, protocol, registry
+from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
+from graft.errors import Refused, UsageError
+from graft.log import log
+from graft.policy import check_rule
+from graft.registry import API, CONTAINER, WRAPPER, Registry, Tenant
+
+if TYPE_CHECKING:
+    from graft.daemon import Daemon
+
+NAME_MAX = 64
+EGRESS_DEFAULTS = ("host", "none")
+
+
+def refuse_targets(daemon: "Daemon", pid: int) -> None:
+    """A container's own processes may not give orders, whatever their uid.
+
+    They are under our filter, in a tenant's netns; a user namespace of their own would get them out of that
+    netns, so peers in another user namespace than graftd's are refused as well.
+    """
+    if not same_user_namespace(pid):
+        raise Refused("processes in another user namespace may not use the admin socket", code="EPERM")
+    netns = peer_netns(pid)
+    at_home = netns == daemon.registry.home  # where wrappers are no containers
+    inside = any(t.listeners and (t.kind == CONTAINER or not at_home) for t in daemon.registry.of_netns(netns))
+    if inside and _filtered(pid):
+        raise Refused("processes inside a graft container may not use the admin socket", code="EPERM")
+
+
+def same_user_namespace(pid: int) -> bool:
+    """Is this process in graftd's own user namespace?"""
+    try:
+        return os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
+    except OSError:
+        return False
+
+
+def _filtered(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return any(line.split() == ["Seccomp:", "2"] for line in status)
+    except OSError:
+        return True
+
+
+def peer_netns(pid: int) -> int:
+    """The netns of a peer, by its inode. Raises Refused if the peer has ended."""
+    try:
+        return linux.netns_inode(pid)
+    except OSError:
+        raise Refused("the peer is gone", code="ESRCH") from None
+
+
+def admit_target(
+    daemon: "Daemon", pid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
+) -> Tenant:
+    """Make or join the tenant of the netns of @pid. Raises GraftError, and then nothing has changed.
+
+    An untrusted peer gets the strict policy: conversions through endpoints of its own netns' table, which
+    only the admin fills; no publications, no egress of the host's.
+    """
+    check_listener(listener)
+    reg = daemon.registry
+    publications = [parse_publication(p) for p in wish.publish]
+    ingress = [parse_ingress(r) for r in wish.ingress]
+    egress = [parse_egress(r) for r in wish.egress]
+    if wish.egress_default not in (None, *EGRESS_DEFAULTS):
+        raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
+    if not trusted and (publications or wish.egress_default == "host"):
+        raise Refused("only root may publish ports or open egress", hint="use endpoints", code="EPERM")
+    argv = list(wish.argv) if isinstance(wish, protocol.Run) else []
+    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    netns = os.fstat(netns_fd).st_ino
+    tenant = reg.by_netns(netns)
+    joining = tenant is not None
+    before = tenant.rules() if tenant else None
+    try:
+        if tenant is None:
+            label = wish.name or (os.path.basename(argv[0]) if argv else "container")
+            name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
+            tenant = reg.admit(reg.table(netns, f"/proc/{pid}/ns/net"), name, argv)
+            tenant.pid, tenant.netns_fd = pid, netns_fd
+            narrowed = bool(egress) or not trusted
+            tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
+            tenant.strict = wish.strict or not trusted
+            tenant.trusted = trusted
+            tenant.swap = wish.swap
+            tenant.resolvers = host.loopback_resolvers()
+        elif wish.name and wish.name != tenant.name:
+            raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
+        elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
+            raise Refused(
+                f"container '{tenant.name}' runs with egress {'host' if tenant.egress_host else 'none'}",
+                hint="one namespace has one policy; leave --egress away",
+                code="EEXIST",
+            )
+        else:
+            os.close(netns_fd)
+            # `exec` and a second `graft run` say again what holds already
+            publications = [p for p in publications if p not in tenant.publications]
+            ingress = [r for r in ingress if r not in tenant.ingress]
+            egress = [r for r in egress if r not in tenant.egress]
+        if trusted:
+            import_endpoints(reg, tenant, endpoint_names(ingress, egress))
+        reg.add_rules(tenant, ingress, egress)
+        reg.publish(tenant, publications)
+        if joining:
+            reg.apply(tenant)
+        else:
+            reg.install(tenant)
+        daemon.adopt(tenant, listener)
+    except BaseException:
+        if tenant is not None and before is not None:
+            tenant.restore(before)
+        elif tenant is not None:
+            reg.remove(tenant)
+        else:
+            os.close(netns_fd)
+        raise
+    log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
+    return tenant
+
+
+def check_listener(fd: int) -> None:
+    """Raise UsageError unless @fd is a seccomp listener."""
+    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:seccomp notify":
+        raise UsageError("the descriptor is not a seccomp listener")
+
+
+def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
+    """Does a wrapper of @pid with these rules need the traps of the swap path? Raises GraftError for a bad rule."""
+    ingress, egress = _wrapper_rules(wish)
+    table = daemon.registry.tables.get(peer_netns(pid))
+    endpoints = table.endpoints if table else {}
+    rules: list[IngressRule | EgressRule] = [*ingress, *egress]
+    for rule in rules:
+        check_rule(rule, endpoints)
+    names = endpoint_names(ingress, egress)
+    return registry.needs_swap(endpoints, registry.common_place(endpoints, names), ingress, egress)
+
+
+def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[IngressRule], list[EgressRule]]:
+    ingress = [parse_ingress(r) for r in wish.ingress]
+    egress = [parse_egress(r) for r in wish.egress]
+    check_distinct(ingress, egress)
+    return ingress, egress
+
+
+def admit_wrapper(
+    daemon: "Daemon", pid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
+) -> Tenant:
+    """A tenant for `graft -i ... -e ... -- CMD`: its rules, the endpoints of the netns of @pid, and nothing else.
+
+    Without a listener the wrapper runs inside a container (or a wrapper): the one that is there supervises its
+    processes, which are known by the number in `scope`. Raises GraftError, and then nothing has changed.
+    """
+    if wish.publish or wish.egress_default or wish.name or wish.strict:
+        raise UsageError("a wrapper has ingress and egress rules alone")
+    if listener is not None:
+        check_listener(listener)
+    reg = daemon.registry
+    ingress, egress = _wrapper_rules(wish)
+    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    netns = os.fstat(netns_fd).st_ino
+    table = reg.table(netns, f"/proc/{pid}/ns/net")
+    tenant = None
+    try:
+        outer = None if listener is not None else _outer(reg, netns)
+        label = os.path.basename(wish.argv[0]) if wish.argv else WRAPPER
+        tenant = reg.admit(table, f"{label[:48]}-{reg.next_id}", [w[:256] for w in wish.argv[:256]])
+        tenant.kind, tenant.pid, tenant.netns_fd = WRAPPER, pid, netns_fd
+        tenant.strict, tenant.egress_host, tenant.trusted = True, False, trusted
+        tenant.home, tenant.verbose = netns == reg.home, wish.verbose
+        tenant.swap = outer.swap if outer else wish.swap
+        names = endpoint_names(ingress, egress)
+        tenant.place = registry.common_place(table.endpoints, names)
+        reg.add_rules(tenant, ingress, egress)
+        tenant.parent = outer or reg.by_netns(netns)
+        if outer:
+            reg.take_scope(tenant)
+        reg.install(tenant)
+        if listener is not None:
+            daemon.adopt(tenant, listener)
+    except BaseException:
+        if tenant is not None:
+            reg.remove(tenant)
+        else:
+            os.close(netns_fd)
+            reg.forget_empty(table)
+        raise
+    log.info("wrapper %s: pid %d, netns %d", tenant.name, pid, netns)
+    return tenant
+
+
+def _outer(reg: Registry, netns: int) -> Tenant:
+    """Whose listener the processes of a nested wrapper are under."""
+    running = [t for t in reg.of_netns(netns) if t.listeners]
+    if not running:
+        raise Refused(
+            "this process is under a seccomp listener that is not graft's",
+            hint="graft cannot supervise what another seccomp agent does",
+            code="EBUSY",
+        )
+    return next((t for t in running if t.kind == CONTAINER), running[0])
+
+
+def api_tenant(daemon: "Daemon", pid: int) -> Tenant:
+    """The policy of programs that ask for sockets by the agent socket: the container's, else one for the netns."""
+    reg = daemon.registry
+    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    netns = os.fstat(netns_fd).st_ino
+    found = reg.by_netns(netns) or next((t for t in reg.of_netns(netns) if t.kind == API), None)
+    if found:
+        os.close(netns_fd)
+        return found
+    table = reg.table(netns, f"/proc/{pid}/ns/net")
+    try:
+        tenant = reg.admit(table, f"api-{reg.next_id}", [])
+    except BaseException:
+        os.close(netns_fd)
+        reg.forget_empty(table)
+        raise
+    tenant.kind, tenant.pid, tenant.netns_fd = API, pid, netns_fd
+    tenant.strict, tenant.egress_host, tenant.home = True, False, netns == reg.home
+    reg.install(tenant)
+    return tenant
+
+
+def endpoint_names(ingress: list[IngressRule], egress: list[EgressRule]) -> list[str]:
+    """What the rules name."""
+    return [*(rule.endpoint for rule in ingress), *(rule.endpoint for rule in egress)]
+
+
+def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
+    """A fresh namespace has an empty table: what its rules name comes from the host's."""
+    home = reg.home_endpoints()
+    for name in names:
+        if name not in tenant.table.endpoints and name in home:
+            tenant.table.endpoints[name] = home[name]
+
+
+def parse_container_name(name: str) -> str:
+    """A container name: up to 64 of letters, digits, '_', '.', '-'."""
+    if not name or len(name) > NAME_MAX or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in name):
+        raise UsageError(
+            f"container name '{name}' is not valid", hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-'"
+        )
+    if name.isdigit():
+        raise UsageError(f"container name '{name}' looks like a pid", hint="add a letter")
+    return name

@@ -1,0 +1,90 @@
+"""AF_GRAFT's wrapper: `graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM`."""
+
+import os
+
+import click
+
+from graft.cli import netns_option
+from graft.endpoint import check_distinct, parse_egress, parse_ingress
+from graft.errors import UsageError
+from graft.launch import Plan, wrap
+
+CONTEXT = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "ignore_unknown_options": False,
+    "allow_interspersed_args": False,
+}
+
+
+@click.command(context_settings=CONTEXT)
+@netns_option
+@click.option("-v", "--verbose", is_flag=True, help="Say on standard error what is converted, as it happens.")
+@click.option(
+    "-i",
+    "--ingress",
+    multiple=True,
+    metavar="ADDR:PORT[-PORT]=ENDPOINT",
+    help="A bind to ADDR:PORT becomes a bind to the endpoint. The first rule that matches holds.",
+)
+@click.option(
+    "-e",
+    "--egress-rule",
+    "egress",
+    multiple=True,
+    metavar="PREFIX/LEN=ENDPOINT",
+    help="A connection to PREFIX leaves from the endpoint. The longest prefix holds.",
+)
+@click.argument("program", nargs=-1, type=click.UNPROCESSED)
+def command(
+    netns: str | None, verbose: bool, ingress: tuple[str, ...], egress: tuple[str, ...], program: tuple[str, ...]
+) -> None:
+    """Run PROGRAM in the current network namespace with its sockets on the host's stack, as the rules say.
+
+    Only what is listed is converted; any other bind or connection is refused. The endpoints are those of the
+    current namespace ('graft endpoint show'); no privilege is needed to use them.
+
+    \b
+    graft -i 0.0.0.0:80=ep-http -- nginx -g 'daemon off;'
+    graft -i 0.0.0.0:0-65535=ep-in4 -i '[::]:0-65535=ep-in6' -- iperf3 -s
+    graft -e 10.0.0.0/8=ep-lan -e 0.0.0.0/0=ep-out -- curl http://10.1.2.3/
+    graft -- ./written-for-af-graft
+
+    GRAFT_INGRESS_CONVERT and GRAFT_EGRESS_CONVERT hold rules, with spaces between, for when -i or -e is not
+    given; GRAFT_VERBOSE=1 is -v.
+    """
+    if not program or not program[0]:
+        raise UsageError("no program is given", hint="graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM [ARGS]...")
+    ingress, inward = _rules("-i", ingress, "GRAFT_INGRESS_CONVERT")
+    egress, outward = _rules("-e", egress, "GRAFT_EGRESS_CONVERT")
+    parsed_in, parsed_out = [], []
+    for at, text in enumerate(ingress):
+        with _naming(inward, at):
+            parsed_in.append(parse_ingress(text))
+    for at, text in enumerate(egress):
+        with _naming(outward, at):
+            parsed_out.append(parse_egress(text))
+    check_distinct(parsed_in, parsed_out)
+    verbose = verbose or os.environ.get("GRAFT_VERBOSE", "0") not in ("", "0")
+    wrap(Plan(list(program), netns=netns, ingress=ingress, egress=egress), verbose=verbose)
+
+
+def _rules(option: str, given: tuple[str, ...], variable: str) -> tuple[tuple[str, ...], str]:
+    if given:
+        return given, option
+    return tuple(os.environ.get(variable, "").split()), variable
+
+
+class _naming:  # noqa: N801 - reads as a statement
+    """Say which rule of which option or variable a complaint is about."""
+
+    def __init__(self, source: str, at: int) -> None:
+        self.source = source
+        self.at = at
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, UsageError):
+            raise UsageError(f"{self.source}, rule {self.at + 1}: {error.message}", hint=error.hint) from None

@@ -1,0 +1,429 @@
+"""AF_GRAFT's own interface (include/graft.h), for programs written to it, on a kernel that does not have it.
+
+A socket of the family is an ordinary grafted socket with a state beside its stamp: the endpoint it is bound to,
+setsockopt() calls that wait, two switches. The state is socket storage (`families`), so it goes where the
+socket goes and ends with it. Until bind() the socket is a stand-in of the family that `default-source` has; bind()
+makes it the endpoint's, or swaps in another (graft/swap.py).
+
+What a program sees, and where it comes from (AF_GRAFT's README, include/graft.h):
+
+socket()      STREAM and DGRAM. Its number is between FAMILY_FIRST and FAMILY_LAST where one is free.
+bind()        a sockaddr_gr: the endpoint of this namespace's table. ENOENT, EINVAL (short), EAFNOSUPPORT.
+connect()     a sockaddr_gr: the endpoint's address. Anything else as on any socket of the endpoint's
+              family. Unbound, it is bound to `default-source` first (ENOENT if there is none).
+sendto()      likewise; an unbound datagram socket that sends to an internet address is decided in the kernel.
+getsockname() the name, until GRAFT_NAME_TRANSPARENT is on: then the host socket's.
+options       level IPPROTO_GRAFT here; other levels before bind() wait (GRAFT_SO_DELAYED) or are EADDRNOTAVAIL.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from graft import linux, swap, target
+from graft.actions import PROCEED, Action, Answer, Inject
+from graft.bpf import FAMILY_SIZE, STAMP_FAMILY, STAMP_NAMED, STAMP_PERMIT, Map, Stamp
+from graft.endpoint import DEFAULT_SOURCE, Endpoint
+from graft.filter import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
+from graft.notify import Notification
+
+if TYPE_CHECKING:
+    from graft.supervisor import Supervisor, Tenant
+
+GRAFT_SO_DELAYED = 1
+GRAFT_SO_DELAYED_EXECUTE = 2
+GRAFT_SO_DELAYED_RESULT = 3
+GRAFT_SO_TRANSPARENT = 4
+GRAFT_NAME_TRANSPARENT = 5
+SSO_TRANS_SIZE = 128
+QUEUE_MAX = 64
+VALUE_MAX = 116
+DATAGRAM_MAX = 65507
+
+DELAYED, TRANSPARENT_NAME = 1, 2
+HEAD = struct.Struct("=16sII")
+WAITING = struct.Struct(f"=iiiHH{VALUE_MAX}s")
+RESULT = struct.Struct("=iii")
+TRANS = struct.Struct("=iiI")
+INT = struct.Struct("=i")
+
+
+class Option:
+    """A setsockopt() that waits for the host socket, or has been carried out."""
+
+    def __init__(self, level: int, name: int, value: bytes, *, result: int = 0, done: bool = False) -> None:
+        self.level = level
+        self.name = name
+        self.value = value
+        self.result = result
+        self.done = done
+
+
+@dataclass
+class State:
+    """struct graft_family."""
+
+    name: str = ""
+    flags: int = 0
+    queue: list[Option] = field(default_factory=list)
+
+    def pack(self) -> bytes:
+        """As the map has it."""
+        head = HEAD.pack(self.name.encode(errors="surrogateescape"), self.flags, len(self.queue))
+        queue = (WAITING.pack(o.level, o.name, o.result, len(o.value), o.done, o.value) for o in self.queue)
+        return (head + b"".join(queue)).ljust(FAMILY_SIZE, b"\0")
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "State":
+        """From the map."""
+        name, flags, count = HEAD.unpack_from(raw)
+        state = cls(name.split(b"\0", 1)[0].decode(errors="surrogateescape"), flags)
+        for at in range(min(count, QUEUE_MAX)):
+            level, option, result, length, done, value = WAITING.unpack_from(raw, HEAD.size + at * WAITING.size)
+            state.queue.append(Option(level, option, value[:length], result=result, done=bool(done)))
+        return state
+
+
+class Family:
+    """The calls on sockets of AF_GRAFT. What they raise as OSError, the target gets as its errno."""
+
+    def __init__(self, supervisor: "Supervisor", families: Map) -> None:
+        self.supervisor = supervisor
+        self.families = families
+
+    def state(self, sock: socket.socket) -> State | None:
+        """The state of a socket, None if it is not of the family."""
+        raw = self.families.get(sock.fileno().to_bytes(4, "little"))
+        return None if raw is None else State.unpack(raw)
+
+    def put(self, sock: socket.socket, state: State) -> None:
+        """Write the state of a socket."""
+        self.families.update(sock.fileno().to_bytes(4, "little"), state.pack())
+
+    def make(self, tenant: "Tenant", kind: int, flags: int) -> socket.socket:
+        """A stand-in, not bound to any endpoint. @kind and @flags as socket(2) has them."""
+        source = tenant.endpoints.get(DEFAULT_SOURCE)
+        inet = source if source and source.address else None
+        family = socket.AF_INET6 if inet and inet.kind == "ipv6" else socket.AF_INET
+        place = inet.place if inet else tenant.place
+        made = self.supervisor.make(tenant, family, kind, place=place, flags=flags, stamp_flags=STAMP_FAMILY)
+        try:
+            self.put(made, State())
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def create(self, call: Notification, tenant: "Tenant", kind: int, flags: int) -> Action:
+        """socket(AF_GRAFT, ...)."""
+        made = self.make(tenant, kind, flags & socket.SOCK_NONBLOCK)
+        return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), _free_number(call.pid))
+
+    # -- bind --
+
+    def bind(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:
+        """bind(2)."""
+        length = target.signed(call.args[2])
+        name, raw = target.read_name(call.pid, call.args[1], length)
+        if length < SOCKADDR_GR:
+            return Answer(error=errno.EINVAL)
+        if int.from_bytes(raw[:2], "little") != linux.AF_GRAFT or name is None:
+            return Answer(error=errno.EAFNOSUPPORT)
+        endpoint = tenant.endpoints.get(name.endpoint)
+        if endpoint is None:
+            return Answer(error=errno.ENOENT)
+        if state.name:
+            return Answer(error=errno.EINVAL)
+        new = self.attach(call.pid, tenant, sock, state, endpoint)
+        return self._done(call, sock, new, Answer())
+
+    def attach(
+        self, pid: int, tenant: "Tenant", sock: socket.socket, state: State, endpoint: Endpoint
+    ) -> socket.socket:
+        """Bind @sock to @endpoint for the thread @pid, or another socket in its stead, which is returned."""
+        new = self._fitting(tenant, sock, endpoint)
+        try:
+            for option in state.queue:
+                if new is not sock or not option.done:
+                    self._carry_out(pid, new, option)
+            if endpoint.address is None:
+                swap.bind_unix(new, endpoint.path, pid)
+                tenant.bound_path(endpoint.path)
+            else:
+                self._bind_inet(tenant, new, endpoint)
+            state.name = endpoint.name
+            self.put(new, state)
+        except BaseException:
+            if new is not sock:
+                new.close()
+            else:
+                self.put(sock, state)  # the results of what was carried out
+            raise
+        return new
+
+    def _fitting(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> socket.socket:
+        """@sock where it has the endpoint's family and place, else a new one with its options."""
+        family = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "unix": socket.AF_UNIX}[endpoint.kind]
+        stamp = self.supervisor.stamps.get(sock.fileno())
+        place = stamp.place if stamp else 0
+        if sock.family == family and (family == socket.AF_UNIX or place == endpoint.place):
+            return sock
+        new = self.supervisor.make(tenant, family, sock.type, place=endpoint.place, stamp_flags=STAMP_FAMILY)
+        swap.carry_options(sock, new)
+        return new
+
+    def _bind_inet(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> None:
+        assert endpoint.address is not None
+        stamps = self.supervisor.stamps
+        before = stamps.get(sock.fileno()) or Stamp(tenant.id)
+        real = (endpoint.address.raw, endpoint.port)
+        if sock.getsockname()[1] and before.flags & STAMP_NAMED and before.local_real == real:
+            return  # a graftd that was killed here had done it
+        stamps.put(sock.fileno(), before._replace(flags=before.flags | STAMP_NAMED, local_real=real))
+        try:
+            sock.bind(target.host_address(endpoint.address, endpoint.port))
+        except OSError:
+            stamps.put(sock.fileno(), before)
+            raise
+
+    def _default_source(self, pid: int, tenant: "Tenant", sock: socket.socket, state: State) -> socket.socket:
+        """Connect and send bind an unbound socket first."""
+        if state.name:
+            return sock
+        source = tenant.endpoints.get(DEFAULT_SOURCE)
+        if source is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return self.attach(pid, tenant, sock, state, source)
+
+    def _done(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Action:
+        return then if new is old else self.supervisor.replace(call, old, new, then)
+
+    # -- connect and send --
+
+    def connect(
+        self,
+        call: Notification,
+        tenant: "Tenant",
+        sock: socket.socket,
+        state: State,
+        waiting: Callable[[], bool],
+    ) -> Action:
+        """connect(2), to a name or to an address."""
+        length = target.signed(call.args[2])
+        name, raw = target.read_name(call.pid, call.args[1], length)
+        if int.from_bytes(raw[:2], "little") != linux.AF_GRAFT:
+            new = self._default_source(call.pid, tenant, sock, state)
+            return self._done(call, sock, new, PROCEED)
+        if name is None:
+            return Answer(error=errno.EINVAL)
+        endpoint = tenant.endpoints.get(name.endpoint)
+        if endpoint is None:
+            return Answer(error=errno.ENOENT)
+        if endpoint.address is None:
+            return self._connect_unix(call, tenant, sock, endpoint, waiting)
+        new = self._default_source(call.pid, tenant, sock, state)
+        try:
+            error = self.connect_inet(tenant, new, endpoint, waiting)
+        except BaseException:
+            if new is not sock:
+                new.close()
+            raise
+        return self._done(call, sock, new, Answer(error=error))
+
+    def _connect_unix(
+        self,
+        call: Notification,
+        tenant: "Tenant",
+        sock: socket.socket,
+        endpoint: Endpoint,
+        waiting: Callable[[], bool],
+    ) -> Action:
+        new = self._fitting(tenant, sock, endpoint)
+        try:
+            error = swap.connect_unix(new, endpoint.path, call.pid, waiting)
+            if new is not sock:
+                self.put(new, self.state(sock) or State())
+        except BaseException:
+            if new is not sock:
+                new.close()
+            raise
+        return self._done(call, sock, new, Answer(error=error))
+
+    def permit(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
+        """Let @sock reach the address of @endpoint, which is returned for connect() or sendto()."""
+        assert endpoint.address is not None
+        if sock.family != (socket.AF_INET if endpoint.kind == "ipv4" else socket.AF_INET6):
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        stamps = self.supervisor.stamps
+        stamp = stamps.get(sock.fileno()) or Stamp(tenant.id)
+        real = (endpoint.address.raw, endpoint.port)
+        stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_PERMIT, peer=real, peer_real=real))
+        return target.host_address(endpoint.address, endpoint.port)
+
+    def connect_inet(
+        self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint, waiting: Callable[[], bool]
+    ) -> int:
+        """Connect @sock to the endpoint's address; an errno, as the target shall see it."""
+        address = self.permit(tenant, sock, endpoint)
+        flags = fcntl.fcntl(sock, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(sock, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+            sock.connect(address)
+            return 0
+        except BlockingIOError as error:
+            if flags & os.O_NONBLOCK:
+                return error.errno or errno.EINPROGRESS
+        except OSError as error:
+            return error.errno or errno.EIO
+        finally:
+            fcntl.fcntl(sock, fcntl.F_SETFL, flags)
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        while waiting():
+            if poll.poll(1000):
+                return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        return errno.EINTR
+
+    def sendto(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:
+        """sendto(2) with an address of 18 bytes: to a name."""
+        name, _ = target.read_name(call.pid, call.args[4], target.signed(call.args[5]))
+        if name is None or name.family != linux.AF_GRAFT or sock.type != socket.SOCK_DGRAM:
+            return PROCEED
+        endpoint = tenant.endpoints.get(name.endpoint)
+        if endpoint is None:
+            return Answer(error=errno.ENOENT)
+        if call.args[2] > DATAGRAM_MAX:
+            return Answer(error=errno.EMSGSIZE)
+        new = self._default_source(call.pid, tenant, sock, state)
+        try:
+            data = linux.read_memory(call.pid, call.args[1], call.args[2]) if call.args[2] else b""
+            if len(data) < call.args[2]:
+                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            flags = target.signed(call.args[3]) | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            if endpoint.address:
+                address = self.permit(tenant, new, endpoint)
+                count = new.sendto(data, flags, address)
+            elif new.family != socket.AF_UNIX:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            else:
+                count = target.as_target(call.pid, lambda: new.sendto(data, flags, endpoint.path))
+        except BaseException:
+            if new is not sock:
+                new.close()
+            raise
+        return self._done(call, sock, new, Answer(count))
+
+    # -- names and options --
+
+    def getsockname(self, call: Notification, state: State) -> Action:
+        """getsockname(2): the endpoint's name, nothing before bind()."""
+        if state.flags & TRANSPARENT_NAME:
+            return PROCEED
+        family = linux.AF_GRAFT if state.name else 0
+        value = struct.pack("=H16s", family, state.name.encode(errors="surrogateescape"))
+        target.write_value(call.pid, call.args[1], call.args[2], value)
+        return Answer()
+
+    def setsockopt(self, call: Notification, sock: socket.socket, state: State) -> Action:
+        """setsockopt(2)."""
+        level, option = target.signed(call.args[1]), target.signed(call.args[2])
+        where, length = call.args[3], target.signed(call.args[4])
+        if level == socket.SOL_SOCKET:
+            return PROCEED  # of the stand-in: bind() keeps it or carries it over
+        if level != linux.IPPROTO_GRAFT:
+            if not state.flags & DELAYED:
+                return PROCEED if state.name else Answer(error=errno.EADDRNOTAVAIL)
+            if not 0 <= length <= VALUE_MAX:
+                return Answer(error=errno.EINVAL if length < 0 else errno.ENOBUFS)
+            return self._wait(sock, state, Option(level, option, _read(call.pid, where, length)))
+        if option in (GRAFT_SO_DELAYED, GRAFT_NAME_TRANSPARENT):
+            if not where or not 0 <= length <= INT.size:
+                return Answer(error=errno.EINVAL)
+            bit = DELAYED if option == GRAFT_SO_DELAYED else TRANSPARENT_NAME
+            (value,) = INT.unpack(_read(call.pid, where, INT.size))
+            state.flags = state.flags | bit if value > 0 else state.flags & ~bit
+            self.put(sock, state)
+            return Answer()
+        if option == GRAFT_SO_DELAYED_EXECUTE:
+            for waiting in state.queue:
+                if not waiting.done:
+                    self._carry_out(call.pid, sock, waiting)
+            self.put(sock, state)
+            return Answer()
+        if option == GRAFT_SO_TRANSPARENT:
+            if not where or not TRANS.size <= length <= SSO_TRANS_SIZE:
+                return Answer(error=errno.EINVAL)
+            raw = _read(call.pid, where, length)
+            inner_level, inner, size = TRANS.unpack_from(raw)
+            if size > length - TRANS.size:
+                return Answer(error=errno.EINVAL)
+            wanted = Option(inner_level, inner, raw[TRANS.size : TRANS.size + size])
+            if state.flags & DELAYED:
+                return self._wait(sock, state, wanted)
+            if not state.name:
+                return Answer(error=errno.EADDRNOTAVAIL)
+            self._carry_out(call.pid, sock, wanted)
+            return Answer(error=-wanted.result)
+        return Answer(error=errno.ENOPROTOOPT)
+
+    def _wait(self, sock: socket.socket, state: State, option: Option) -> Action:
+        if len(state.queue) >= QUEUE_MAX:
+            return Answer(error=errno.ENOBUFS)
+        state.queue.append(option)
+        self.put(sock, state)
+        return Answer()
+
+    def _carry_out(self, pid: int, sock: socket.socket, option: Option) -> None:
+        """Do what waited, with the target's powers and not graftd's; a failure is its result."""
+        option.done = True
+        option.result = 0
+        try:
+            target.as_target(pid, lambda: sock.setsockopt(option.level, option.name, option.value))
+        except OSError as error:
+            option.result = -(error.errno or errno.EIO)
+
+    def getsockopt(self, call: Notification, sock: socket.socket, state: State) -> Action:
+        """getsockopt(2)."""
+        level, option = target.signed(call.args[1]), target.signed(call.args[2])
+        if level != linux.IPPROTO_GRAFT:
+            return PROCEED if state.name or level == socket.SOL_SOCKET else Answer(error=errno.EADDRNOTAVAIL)
+        if option in (GRAFT_SO_DELAYED, GRAFT_NAME_TRANSPARENT):
+            bit = DELAYED if option == GRAFT_SO_DELAYED else TRANSPARENT_NAME
+            # the length is not read, and programs of the family do not always set it
+            if linux.write_memory(call.pid, call.args[3], INT.pack(bool(state.flags & bit))) < INT.size:
+                return Answer(error=errno.EFAULT)
+            linux.write_memory(call.pid, call.args[4], INT.pack(INT.size))
+            return Answer()
+        if option == GRAFT_SO_DELAYED_RESULT:
+            return self._results(call, sock, state)
+        return Answer(error=errno.ENOPROTOOPT)
+
+    def _results(self, call: Notification, sock: socket.socket, state: State) -> Action:
+        """What was carried out, as much as fits; it is told once."""
+        room = INT.unpack(_read(call.pid, call.args[4], INT.size))[0]
+        done = [option for option in state.queue if option.done]
+        told = done[: max(room, 0) // RESULT.size]
+        value = b"".join(RESULT.pack(option.level, option.name, option.result) for option in told)
+        target.write_value(call.pid, call.args[3], call.args[4], value)
+        state.queue = [option for option in state.queue if option not in told]
+        self.put(sock, state)
+        return Answer(error=0 if len(told) == len(done) else errno.ENOBUFS)
+
+
+def _read(pid: int, address: int, size: int) -> bytes:
+    raw = linux.read_memory(pid, address, size) if size else b""
+    if len(raw) < size:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    return raw
+
+
+def _free_number(pid: int) -> int | None:
+    """A descriptor number by which the filter knows the family's sockets; None if all are taken."""
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return next((n for n in range(FAMILY_FIRST, FAMILY_LAST + 1) if n not in taken), None)

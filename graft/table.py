@@ -1,0 +1,75 @@
+"""The endpoint table, from the commands' side: `graft endpoint` and `ip-graft` speak to graftd through here."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from graft import client
+from graft.endpoint import parse_endpoint_words
+from graft.host import open_netns
+from graft.protocol import DESCRIPTORS_MAX
+
+CHUNK = 2000  # endpoints in one message
+
+
+def add_endpoints(endpoints: Sequence[tuple[str, list[str]]], table: str | None) -> None:
+    """Add endpoints, by name and words, to the caller's table or that of the namespace @table.
+
+    A netns among the words is looked up here, since a PID means what it means to the caller. All endpoints
+    of one message are added or none; there is one message for up to 2,000 endpoints in up to 4 namespaces.
+    """
+    for part in _messages(endpoints):
+        numbers: dict[str, int] = {}
+        fds: list[int] = []
+        try:
+            for _, words in part:
+                netns = parse_endpoint_words(words).netns
+                if netns and netns not in numbers:
+                    fd, _ = open_netns(netns)
+                    numbers[netns] = len(fds)
+                    fds.append(fd)
+            document = [
+                {"name": name, "words": words, "netns": numbers.get(parse_endpoint_words(words).netns, -1)}
+                for name, words in part
+            ]
+            client.call("endpoint-add", fds=tuple(fds), netns=table, endpoints=document)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def _messages(endpoints: Sequence[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:
+    part: list[tuple[str, list[str]]] = []
+    seen: set[str] = set()
+    for name, words in endpoints:
+        netns = parse_endpoint_words(words).netns
+        if len(part) == CHUNK or (netns and len(seen | {netns}) > DESCRIPTORS_MAX):
+            yield part
+            part, seen = [], set()
+        part.append((name, words))
+        if netns:
+            seen.add(netns)
+    if part:
+        yield part
+
+
+def delete_endpoints(names: Sequence[str], table: str | None) -> None:
+    """Delete endpoints, up to 2,000 in one message: all or none of it."""
+    for at in range(0, len(names), CHUNK):
+        client.call("endpoint-del", netns=table, names=list(names[at : at + CHUNK]))
+
+
+def show_endpoints(name: str | None, table: str | None) -> list[dict[str, Any]]:
+    """The table, sorted by name, or one endpoint of it."""
+    found: list[dict[str, Any]] = client.call("endpoint-show", netns=table, name=name)
+    return found
+
+
+def describe(endpoint: dict[str, Any]) -> str:
+    """One line, as `ip graft show` prints it."""
+    if endpoint["type"] == "unix":
+        where = f"path {endpoint['path']}"
+    else:
+        where = f"addr {endpoint['addr']} port {endpoint['port']}"
+    netns = f" netns {endpoint['netns']}" if "netns" in endpoint else ""
+    return f"{endpoint['name']} type {endpoint['type']} {where}{netns}"

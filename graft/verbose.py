@@ -1,0 +1,58 @@
+"""`graft -v`: what the programs of a wrapper did, one line each, to whoever listens."""
+
+import errno
+from collections import OrderedDict
+
+from graft import policy
+from graft.bpf import CONVERTED, Denial
+from graft.connection import Connection
+from graft.endpoint import Address, Endpoint
+from graft.registry import Tenant
+
+REMEMBERED = 256  # destinations of datagrams, of which the first alone is told
+
+
+class Teller:
+    """One verbose tenant and its listener."""
+
+    def __init__(self, tenant: Tenant, connection: Connection) -> None:
+        self.tenant = tenant
+        self.connection = connection
+        self.sent: OrderedDict[str, None] = OrderedDict()
+
+    def tell(self, denial: Denial) -> None:
+        """Tell of a conversion or a refusal."""
+        line = self.describe(denial)
+        if denial.op == "send":
+            if line in self.sent:
+                return
+            self.sent[line] = None
+            if len(self.sent) > REMEMBERED:
+                self.sent.popitem(last=False)
+        self.connection.tell(line)
+
+    def describe(self, denial: Denial) -> str:
+        """The line."""
+        asked = Address(denial.address)
+        if denial.op == "setsockopt":
+            return (
+                f"{denial.comm}: setsockopt level {denial.port >> 16} option {denial.port & 0xFFFF} refused: "
+                f"{denial.reason} ({errno.errorcode.get(denial.error, denial.error)})"
+            )
+        what = f"{denial.comm}: {denial.op} {asked.with_port(denial.port)}"
+        if denial.reason != CONVERTED:
+            return f"{what} refused: {denial.reason} ({errno.errorcode.get(denial.error, denial.error)})"
+        real = Address(denial.real).with_port(denial.real_port or "dynamic")
+        endpoint = self._endpoint(denial, asked)
+        name = endpoint.name if endpoint else "?"
+        return f"{what} -> {name} ({real})" if denial.op == "bind" else f"{what} from {name} ({real})"
+
+    def _endpoint(self, denial: Denial, asked: Address) -> Endpoint | None:
+        tenant = self.tenant
+        if denial.op == "bind":
+            found = policy.match_ingress(tenant.ingress, tenant.endpoints, denial.protocol, asked, denial.port)
+            if found is None and asked.raw == bytes(16):
+                any4 = Address(bytes(10) + b"\xff\xff" + bytes(4))
+                found = policy.match_ingress(tenant.ingress, tenant.endpoints, denial.protocol, any4, denial.port)
+            return found
+        return policy.match_egress(tenant.egress, tenant.endpoints, policy.destination(asked))
