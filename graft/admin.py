@@ -216,7 +216,7 @@ class Admin:
             return named.table
         fd, label = host.open_netns(netns or str(connection.pid))
         try:
-            return self.daemon.registry.table(os.fstat(fd).st_ino, label)
+            return self.daemon.registry.table(fd, label)
         finally:
             os.close(fd)
 

@@ -83,7 +83,7 @@ def admit_target(
         if tenant is None:
             label = wish.name or (os.path.basename(argv[0]) if argv else "container")
             name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
-            tenant = reg.admit(reg.table(netns, f"/proc/{pid}/ns/net"), name, argv)
+            tenant = reg.admit(reg.table(netns_fd, f"/proc/{pid}/ns/net"), name, argv)
             tenant.pid, tenant.netns_fd = pid, netns_fd
             narrowed = bool(egress) or not trusted
             tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
@@ -135,8 +135,14 @@ def check_listener(fd: int) -> None:
 def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
     """Does a wrapper of @pid with these rules need the traps of the swap path? Raises GraftError for a bad rule."""
     ingress, egress = _wrapper_rules(wish)
-    table = daemon.registry.tables.get(peer_netns(pid))
-    endpoints = table.endpoints if table else {}
+    reg = daemon.registry
+    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
+        reg.forget_empty(table)
+    finally:
+        os.close(netns_fd)
+    endpoints = table.endpoints
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         check_rule(rule, endpoints)
@@ -167,7 +173,7 @@ def admit_wrapper(
     ingress, egress = _wrapper_rules(wish)
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     netns = os.fstat(netns_fd).st_ino
-    table = reg.table(netns, f"/proc/{pid}/ns/net")
+    table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
     tenant = None
     try:
         outer = None if listener is not None else _outer(reg, netns)
@@ -218,7 +224,7 @@ def api_tenant(daemon: "Daemon", pid: int) -> Tenant:
     if found:
         os.close(netns_fd)
         return found
-    table = reg.table(netns, f"/proc/{pid}/ns/net")
+    table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
     try:
         tenant = reg.admit(table, f"api-{reg.next_id}", [])
     except BaseException:
@@ -241,7 +247,7 @@ def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
     home = reg.home_endpoints()
     for name in names:
         if name not in tenant.table.endpoints and name in home:
-            tenant.table.endpoints[name] = home[name]
+            tenant.table.endpoints[name] = home[name]._replace(imported=True)
 
 
 def parse_container_name(name: str) -> str:

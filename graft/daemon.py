@@ -42,6 +42,7 @@ CONNECTIONS_MAX = 512
 CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
+PURGE_SECONDS = 30.0
 SCOPE_GRACE_SECONDS = 10.0
 
 
@@ -68,6 +69,7 @@ class Daemon:
         self.slow_lock = threading.Lock()
         self.last_used = time.monotonic()
         self.next_tick = 0.0
+        self.next_purge = 0.0
         self.calls = 0
         self.call_ns = 0
         self.sockets: list[tuple[str, int]] = []
@@ -143,9 +145,7 @@ class Daemon:
                 self._reopen_netns(tenant)
             if tenant.netns_fd < 0:
                 self.registry.remove(tenant)
-        for table in list(self.registry.tables.values()):
-            if not self.registry.of_netns(table.netns) and not host.netns_alive(table.netns, table.label):
-                del self.registry.tables[table.netns]
+        self.registry.forget_dead()
 
     def _reopen_netns(self, tenant: Tenant) -> None:
         """Nobody kept the namespace: while a process lives in it, its sockets keep their policy."""
@@ -227,6 +227,10 @@ class Daemon:
         for tenant in [t for t in self.registry.tenants.values() if not t.listeners]:
             if not self._alive(tenant, time.time()):
                 self._remove(tenant)
+        if now > self.next_purge:
+            self.next_purge = now + PURGE_SECONDS
+            self.registry.forget_dead()
+            self.keep_places()
         if self.registry.tenants or self.connections or self.registry.tables:
             self.last_used = now
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:

@@ -72,6 +72,7 @@ class Endpoint(NamedTuple):
     path: str = ""  # type unix
     netns: str = ""  # as the user named it
     place: int = 0  # which host netns that is: graft.registry numbers them, 0 is graftd's own
+    imported: bool = False  # from the host's table for a container: goes with it
 
     @property
     def kind(self) -> str:

@@ -141,6 +141,12 @@ def netns_cookie() -> int:
         return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, linux.SO_NETNS_COOKIE, 8), "little")
 
 
+def netns_cookie_of(fd: int) -> int:
+    """SO_NETNS_COOKIE of another network namespace: unlike its inode, it is not used again after its end."""
+    with linux.inside_netns(fd):
+        return netns_cookie()
+
+
 def processes_in_netns(netns: int) -> list[int]:
     """Processes whose network namespace has this inode."""
     found = []
@@ -183,10 +189,10 @@ def open_netns(text: str) -> tuple[int, str]:
 
 
 def netns_alive(netns: int, path: str) -> bool:
-    """Is the namespace that a table belongs to still the one at @path, or any process's?"""
+    """Does the namespace with this inode still exist: at @path, at another mount, or as any process's?"""
     try:
         if os.stat(path).st_ino == netns:
             return True
     except OSError:
         pass
-    return bool(processes_in_netns(netns))
+    return f" net:[{netns}] " in Path("/proc/self/mountinfo").read_text() or bool(processes_in_netns(netns))

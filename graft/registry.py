@@ -61,8 +61,9 @@ class Place(NamedTuple):
 class Table:
     """The endpoint table of one network namespace."""
 
-    def __init__(self, netns: int, label: str) -> None:
+    def __init__(self, netns: int, cookie: int, label: str) -> None:
         self.netns = netns
+        self.cookie = cookie
         self.label = label  # what the user called it: a path, a name, "pid N"
         self.endpoints: dict[str, Endpoint] = {}
 
@@ -147,11 +148,6 @@ class Tenant:
                 self._probes[family] = socket.socket(family, socket.SOCK_DGRAM)
         return self._probes[family]
 
-    def cookie(self) -> int:
-        """SO_NETNS_COOKIE of the tenant's own netns."""
-        with linux.inside_netns(self.netns_fd):
-            return host.netns_cookie()
-
     def compile(self) -> policy.Tables:
         """What the kernel shall have of this tenant."""
         return policy.compile_tables(
@@ -216,9 +212,28 @@ class Registry:
         """A tenant by its name."""
         return next((t for t in self.tenants.values() if t.name == name), None)
 
-    def table(self, netns: int, label: str) -> Table:
-        """The table of a namespace, made if need be."""
-        return self.tables.setdefault(netns, Table(netns, label))
+    def table(self, fd: int, label: str) -> Table:
+        """The table of the namespace @fd, made if need be.
+
+        A namespace may have the inode of one that has ended; that one's endpoints are not its own.
+        """
+        netns, cookie = os.fstat(fd).st_ino, host.netns_cookie_of(fd)
+        found = self.tables.get(netns)
+        if found is None or found.cookie != cookie:
+            found = self.tables[netns] = Table(netns, cookie, label)
+        return found
+
+    def forget_dead(self) -> None:
+        """Drop the tables of namespaces that have ended."""
+        dead = [
+            table
+            for table in self.tables.values()
+            if not self.of_netns(table.netns) and not host.netns_alive(table.netns, table.label)
+        ]
+        for table in dead:
+            del self.tables[table.netns]
+        if dead:
+            self.save()
 
     # -- tenants --
 
@@ -265,7 +280,7 @@ class Registry:
             self.remove(inner)
         if tenant.kind == CONTAINER:
             table = tenant.table
-            table.endpoints = {n: e for n, e in table.endpoints.items() if not e.published}
+            table.endpoints = {n: e for n, e in table.endpoints.items() if not e.published and not e.imported}
         self.forget_empty(tenant.table)
         self.save()
 
@@ -299,7 +314,7 @@ class Registry:
                 if old.get(key) != value:
                     maps[name].update(key, value)
         parent = tenant.parent.id if tenant.parent and not tenant.parent.strict else 0
-        value = TENANT.pack(tenant.cookie(), tenant.slot, tables.flags, parent, 0)
+        value = TENANT.pack(tenant.table.cookie, tenant.slot, tables.flags, parent, 0)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
         for new, old, name in named:
             for key in old.keys() - new.keys():
@@ -506,8 +521,12 @@ class Registry:
             "tables": [
                 {
                     "netns": table.netns,
+                    "cookie": table.cookie,
                     "label": table.label,
-                    "endpoints": [{**endpoint_document(e), "place": e.place} for e in table.endpoints.values()],
+                    "endpoints": [
+                        {**endpoint_document(e), "place": e.place, "imported": e.imported}
+                        for e in table.endpoints.values()
+                    ],
                 }
                 for table in self.tables.values()
             ],
@@ -558,7 +577,7 @@ class Registry:
         self.next_id = document["next_id"]
         self.next_slot = document["next_slot"]
         for saved in document["tables"]:
-            table = self.table(saved["netns"], saved["label"])
+            table = self.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
             for e in saved["endpoints"]:
                 table.endpoints[e["name"]] = _endpoint(e)
         self.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
@@ -641,17 +660,18 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
 
 def _endpoint(saved: dict[str, Any]) -> Endpoint:
     """Back from state.json."""
-    if saved["type"] == "unix":
-        return Endpoint(saved["name"], None, path=saved["path"], netns=saved.get("netns", ""), place=saved["place"])
-    port = 0 if saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
+    unix = saved["type"] == "unix"
+    port = 0 if unix or saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
     return Endpoint(
         saved["name"],
-        parse_address(saved["addr"]),
+        None if unix else parse_address(saved["addr"]),
         port,
         saved["span"],
         saved["published"],
+        path=saved.get("path", ""),
         netns=saved.get("netns", ""),
         place=saved["place"],
+        imported=saved["imported"],
     )
 
 
