@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import struct
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,22 +206,30 @@ class Map:
             attr.key = ctypes.addressof(current)
 
 
+class _Update(threading.local):
+    """What one thread's stamp() needs; prepared once, because it is part of every trapped socket()."""
+
+    def __init__(self, map_fd: int) -> None:
+        self.key = ctypes.c_int()
+        self.value = ctypes.create_string_buffer(STAMP.size)
+        self.attr = _Elem(map_fd, 0, ctypes.addressof(self.key), ctypes.addressof(self.value), 0)
+        self.reference = ctypes.byref(self.attr)
+        self.size = ctypes.c_uint32(ctypes.sizeof(self.attr))
+
+
 class Stamper:
-    """Writes stamps; prepared once, because it is part of every trapped socket()."""
+    """Reads and writes stamps, from any thread."""
 
     def __init__(self, stamps: Map) -> None:
         self._stamps = stamps
-        self._key = ctypes.c_int()
-        self._value = ctypes.create_string_buffer(STAMP.size)
-        self._attr = _Elem(stamps.fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), 0)
-        self._reference = ctypes.byref(self._attr)
-        self._size = ctypes.c_uint32(ctypes.sizeof(self._attr))
+        self._update = _Update(stamps.fd)
 
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
         """Give the socket @fd its tenant."""
-        self._key.value = fd
-        struct.pack_into("=III", self._value, 0, tenant, flags, place)
-        if libc.syscall(NR_BPF, BPF_MAP_UPDATE_ELEM, self._reference, self._size) < 0:
+        update = self._update
+        update.key.value = fd
+        struct.pack_into("=III", update.value, 0, tenant, flags, place)
+        if libc.syscall(NR_BPF, BPF_MAP_UPDATE_ELEM, update.reference, update.size) < 0:
             raise linux.oserror("stamp a socket")
 
     def get(self, fd: int) -> Stamp | None:

@@ -451,6 +451,7 @@ class Daemon:
             watch_again(call.pid, new, action.watches)
         for number, cloexec in action.numbers:
             listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
+        self.registry.saved = False  # a unix socket may be its tenant's to remove; the next tick writes it down
         if isinstance(then, Answer):
             listener.answer(call.id, then.value, then.error)
         else:
