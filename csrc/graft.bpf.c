@@ -374,7 +374,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 				  struct graft_addr *bound)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
-	struct graft_addr asked, from;
+	struct graft_addr asked;
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
 	bool strict;
@@ -425,11 +425,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
 	if (in_slices(bound))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (tenant->flags & TENANT_VERBOSE) {
-		__builtin_memcpy(from.ip, rule->ip, sizeof(from.ip));
-		from.port = rule->port;
-		converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, &from);
-	}
+	converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
 	if (stamp->flags & STAMP_INGRESS && asked_us(id, a))

@@ -140,9 +140,9 @@ struct graft_egress_key {
 };
 #define EGRESS_FIXED_BITS 64
 
-struct graft_egress {
-	__u32 ip[4]; /* source; unspecified: as the host routes */
-	__u32 port;  /* source port, 0: dynamic */
+struct graft_egress { /* begins as a graft_addr */
+	__u32 ip[4];  /* source; unspecified: as the host routes */
+	__u32 port;   /* source port, 0: dynamic */
 	__u32 place;
 };
 

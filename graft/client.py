@@ -128,8 +128,10 @@ def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[in
     return converse(sock, {"op": op, "version": __version__, **fields}, fds)
 
 
-def converse(sock: socket.socket, document: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
-    """As `exchange`, with a document of any shape."""
+def converse(
+    sock: socket.socket, document: dict[str, Any], fds: tuple[int, ...] = (), received: list[int] | None = None
+) -> Any:
+    """As `exchange`, with a document of any shape; descriptors in the reply go to @received."""
     message = json.dumps(document, ensure_ascii=False).encode(errors="replace") + b"\n"
     try:
         if fds:
@@ -139,7 +141,7 @@ def converse(sock: socket.socket, document: dict[str, Any], fds: tuple[int, ...]
             sock.sendall(message)
         reply = bytearray()
         while not reply.endswith(b"\n"):
-            data = sock.recv(65536)
+            data = sock.recv(65536) if received is None else _receive(sock, received)
             if not data or len(reply) > REPLY_MAX:
                 raise Failure("graftd closed the connection", hint=f"see {run_directory()}/graftd.log", code="EPIPE")
             reply += data
@@ -152,6 +154,14 @@ def converse(sock: socket.socket, document: dict[str, Any], fds: tuple[int, ...]
         told = answer["error"]
         raise CLASSES.get(told["status"], Failure)(told["message"], hint=told["hint"], code=told["code"])
     return answer["ok"]
+
+
+def _receive(sock: socket.socket, received: list[int]) -> bytes:
+    data, fds, _, _ = socket.recv_fds(sock, 65536, 4)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    received += fds
+    return data
 
 
 def call(op: str, *, start: bool = True, fds: tuple[int, ...] = (), **fields: Any) -> Any:

@@ -32,13 +32,35 @@ def pin_dir() -> Path:
 
 
 def enter_initial() -> None:
-    """Join the network and mount namespaces of the machine's first process, if this one is elsewhere."""
-    for name, kind in (("net", linux.CLONE_NEWNET), ("mnt", linux.CLONE_NEWNS)):
-        theirs = f"/proc/1/ns/{name}"
-        if os.stat(theirs).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
-            fd = os.open(theirs, os.O_RDONLY | os.O_CLOEXEC)
-            linux.setns(fd, kind)
+    """Join the network and mount namespaces of the machine's first process, if this one is elsewhere.
+
+    Where the first process may not be looked at (it has a capability that this root has not), those of the
+    oldest ancestor that may.
+    """
+    for pid in (1, *reversed(_ancestors())):
+        try:
+            opened = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), name) for name in ("net", "mnt")]
+        except OSError:
+            continue
+        for fd, name in opened:
+            if os.fstat(fd).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+                linux.setns(fd)
             os.close(fd)
+        return
+
+
+def _ancestors() -> list[int]:
+    """This process's parent, its parent, and so on."""
+    found = []
+    pid = os.getppid()
+    while pid > 1:
+        found.append(pid)
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                pid = int(stat.read().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return found
 
 
 def cgroup2_root() -> Path:

@@ -1,0 +1,200 @@
+"""Sockets by endpoint name, for Python programs: no wrapper, no container of graft's, nothing trapped.
+
+    import graft
+
+    server = graft.socket()
+    server.bind("ep-http")
+    server.listen()
+
+    client = graft.connect("ep-db")
+
+The program asks graftd over the agent socket (/run/graft/agent.sock, which a container needs mounted), and may
+use the endpoints of its own network namespace, whoever it is. What it gets is a socket of the host's stack.
+Standard library only, so that an image needs nothing but this package.
+
+The same from C: include/graft.h. Sources: AF_GRAFT (ANCS 2018), docs/af_graft.md.
+"""
+
+import errno
+import os
+import socket as _socket
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from graft import client
+from graft.errors import Failure, GraftError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+Address: TypeAlias = "tuple[Any, ...] | str | Buffer"
+
+
+class GraftOSError(OSError):
+    """graftd refused: `errno` says why, the text is graftd's."""
+
+
+class UnknownEndpoint(GraftOSError, FileNotFoundError):
+    """There is no endpoint of this name in the program's network namespace (ENOENT)."""
+
+
+class AddressInUse(GraftOSError):
+    """Another socket is at the endpoint (EADDRINUSE)."""
+
+
+class NotAllowed(GraftOSError, PermissionError):
+    """The container's policy, or who the caller is (EPERM, EACCES)."""
+
+
+class Unavailable(GraftOSError, ConnectionRefusedError):
+    """graftd does not run, or its agent socket is not mounted here (ECONNREFUSED)."""
+
+
+_KINDS: dict[int, type[GraftOSError]] = {
+    errno.ENOENT: UnknownEndpoint,
+    errno.EADDRINUSE: AddressInUse,
+    errno.EPERM: NotAllowed,
+    errno.EACCES: NotAllowed,
+}
+
+
+def _error(error: GraftError) -> GraftOSError:
+    number = getattr(errno, error.code, errno.EIO) if error.code else errno.EIO
+    if isinstance(error, Failure) and number == errno.ECONNREFUSED:
+        return Unavailable(number, error.message)
+    return _KINDS.get(number, GraftOSError)(number, error.message)
+
+
+def _ask(document: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], int]:
+    """One request to graftd: its answer, and a descriptor or -1. Raises GraftOSError."""
+    received: list[int] = []
+    try:
+        with client.connect_agent(start=False) as sock:
+            answer = client.converse(sock, document, fds, received)
+    except GraftError as error:
+        raise _error(error) from None
+    return answer, received[0] if received else -1
+
+
+class Socket(_socket.socket):
+    """A socket that takes its family from the endpoint it is bound or connected to (IPv4, IPv6 or unix).
+
+    Before that it is a stand-in: options set on it wait, and hold from bind() or connect() on, as with
+    GRAFT_SO_DELAYED. Afterwards it is a socket like any other, with the same descriptor number.
+    """
+
+    def __init__(self, type: int = _socket.SOCK_STREAM) -> None:  # noqa: A002 - socket.socket's own name
+        super().__init__(_socket.AF_INET, type)
+        self.endpoint: str | None = None
+        self._waiting: list[tuple[int, int, bytes]] = []
+
+    def setsockopt(self, level: int, optname: int, value: Any, *length: Any) -> None:
+        """As socket.setsockopt(); remembered until there is an endpoint.
+
+        Raises OSError: ENOPROTOOPT where the option does not exist, now; others from bind() or connect().
+        """
+        super().setsockopt(level, optname, value, *length)
+        if self.endpoint is None and value is not None:
+            raw = value.to_bytes(4, "little", signed=True) if isinstance(value, int) else bytes(value)
+            self._waiting.append((level, optname, raw))
+
+    def bind(self, address: Address) -> None:
+        """Bind to the endpoint of this name; an address is bound as by any socket, in this namespace.
+
+        Raises UnknownEndpoint, AddressInUse, NotAllowed, Unavailable; EINVAL where it is bound already.
+        """
+        if not isinstance(address, str):
+            super().bind(address)
+            return
+        if self.endpoint is not None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._open(bind=address)
+        self.endpoint = address
+
+    def connect(self, address: Address) -> None:
+        """Connect to the endpoint of this name, or to an address from the endpoint it is bound to.
+
+        Raises UnknownEndpoint, NotAllowed, Unavailable, and what connect(2) does.
+        """
+        target = self.permit(address) if isinstance(address, str) else address
+        if target is not None:
+            super().connect(target)
+
+    def connect_ex(self, address: Address) -> int:
+        """As connect(), with the errno as result."""
+        try:
+            target = self.permit(address) if isinstance(address, str) else address
+        except GraftOSError as error:
+            return error.errno or errno.EIO
+        return 0 if target is None else super().connect_ex(target)
+
+    def permit(self, name: str) -> tuple[Any, ...] | None:
+        """Become able to reach the endpoint @name; its address, for connect() or sendto().
+
+        None: it is of type unix, and this socket is connected to it now. An unbound socket leaves from the
+        endpoint `default-source` where there is one. Raises UnknownEndpoint, NotAllowed, Unavailable.
+        """
+        if self.endpoint is not None:
+            answer, _ = _ask({"op": "permit", "name": name}, (self.fileno(),))
+        else:
+            answer = self._open(connect=name)
+            self.endpoint = name
+        return tuple(answer["address"]) if "address" in answer else None
+
+    def _open(self, **what: str) -> dict[str, Any]:
+        options = [{"level": level, "name": name, "value": raw.hex()} for level, name, raw in self._waiting]
+        answer, fd = _ask({"op": "open", "type": int(self.type), "options": options, **what})
+        try:
+            os.dup2(fd, self.fileno(), inheritable=self.get_inheritable())
+        finally:
+            os.close(fd)
+        timeout, number, kind = self.gettimeout(), self.detach(), self.type
+        super().__init__(answer["family"], kind, 0, number)
+        self.settimeout(timeout)
+        self._waiting.clear()
+        return answer
+
+
+def socket(type: int = _socket.SOCK_STREAM) -> Socket:  # noqa: A002
+    """A socket to be bound or connected to an endpoint by name; @type is SOCK_STREAM or SOCK_DGRAM."""
+    return Socket(type)
+
+
+def bind(name: str, type: int = _socket.SOCK_STREAM, *, reuse_address: bool = True) -> Socket:  # noqa: A002
+    """A socket that is bound to the endpoint @name. Raises GraftOSError."""
+    sock = Socket(type)
+    try:
+        if reuse_address and type == _socket.SOCK_STREAM:
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        sock.bind(name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def create_server(name: str, *, backlog: int = 128) -> Socket:
+    """A listening stream socket at the endpoint @name. Raises GraftOSError."""
+    sock = bind(name)
+    try:
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(name: str, *, source: str | None = None, timeout: float | None = None) -> Socket:
+    """A stream socket connected to the endpoint @name, from the endpoint @source if given; @timeout in seconds.
+
+    Raises GraftOSError, and what connect(2) does.
+    """
+    sock = Socket()
+    try:
+        sock.settimeout(timeout)
+        if source is not None:
+            sock.bind(source)
+        sock.connect(name)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
