@@ -19,7 +19,7 @@ help:
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make bench         graft beside the host's own stack, in pairs"
 	@echo "make wheel         a wheel with the compiled BPF object"
-	@echo "make install       graft and graftd under PREFIX (/opt/graft), links in /usr/local/bin, systemd units"
+	@echo "make install       graft, ip-graft, graftd under PREFIX (/opt/graft), links in /usr/local/bin, graft.h, units"
 
 setup:
 	@scripts/setup.sh run

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.demo import nginx_config
 from bench.lab import GRAFT, HOST4, Lab, laboratory
+from bench.tables import compare
 
 GRAFTED, PLAIN = 7001, 7002
 
@@ -266,6 +267,10 @@ def main() -> int:
             middle = statistics.median(ratios)
             spread = f"{ratios[0]:.3f}-{ratios[-1]:.3f}"
             print(f"{name:38}{graft:10.2f}{host:10.2f}{middle:8.3f}  {spread}", flush=True)
+        if not options.case or any(text in "large table" for text in options.case):
+            for call, figures in compare(lab, options.pairs).items():
+                told = f"{figures['many_ns']:10.0f}{figures['few_ns']:10.0f}{1 / figures['ratio']:8.3f}"
+                print(f"{call + ' in a large table of 10,000, ns':38}{told}  beside a table of 2")
         if not options.case:
             for title, figures in (("ms", start_up(lab, 15)), ("us", supervisor(lab))):
                 for name, value in figures.items():

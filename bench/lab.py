@@ -78,6 +78,10 @@ class Lab:
     def _in(self, ns: str, argv: tuple[Any, ...]) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{ns}", *map(str, argv)]
 
+    def in_host(self, *argv: Any) -> list[str]:
+        """The argv of a command on the host."""
+        return self._in(self.host_ns, argv)
+
     def host(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on the host, to its end."""
         return self._run(self._in(self.host_ns, argv), options)

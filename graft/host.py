@@ -39,7 +39,9 @@ def enter_initial() -> None:
     """
     for pid in (1, *reversed(_ancestors())):
         try:
-            opened = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), name) for name in ("net", "mnt")]
+            opened = [
+                (os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), name) for name in ("net", "mnt")
+            ]
         except OSError:
             continue
         for fd, name in opened:

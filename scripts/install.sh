@@ -1,11 +1,12 @@
 #!/bin/bash
-# install.sh - graft and graftd under PREFIX (default /opt/graft), links in /usr/local/bin, manual pages, units.
+# install.sh - graft, ip-graft and graftd under PREFIX (default /opt/graft), links in /usr/local/bin, graft.h, units.
 # 'install.sh remove' takes it all away again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 prefix=${PREFIX:-/opt/graft}
 bindir=${BINDIR:-/usr/local/bin}
+includedir=${INCLUDEDIR:-/usr/local/include}
 units=/etc/systemd/system
 
 if [ "$(id -u)" != 0 ]; then
@@ -14,7 +15,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 if [ "${1:-}" = remove ]; then
-	rm -f "$bindir/graft" "$bindir/graftd" "$units"/graftd.service "$units"/graftd.socket "$units"/graftd-agent.socket
+	rm -f "$bindir/graft" "$bindir/graftd" "$bindir/ip-graft" "$includedir/graft.h" "$units"/graftd.service "$units"/graftd.socket "$units"/graftd-agent.socket
 	rm -f /usr/local/share/man/man1/graft.1 /usr/local/share/man/man8/graftd.8
 	rm -rf "$prefix"
 	echo "install: removed"
@@ -24,7 +25,8 @@ fi
 make --no-print-directory wheel
 python3 -m venv "$prefix"
 "$prefix/bin/python3" -m pip install -q --disable-pip-version-check --force-reinstall dist/graft-*.whl
-ln -sf "$prefix/bin/graft" "$prefix/bin/graftd" "$bindir/"
+ln -sf "$prefix/bin/graft" "$prefix/bin/graftd" "$prefix/bin/ip-graft" "$bindir/"
+install -m 644 -D include/graft.h "$includedir/graft.h"
 if [ -d "$units" ]; then
 	for unit in graftd.service graftd.socket graftd-agent.socket; do
 		sed "s|@BINDIR@|$bindir|" "contrib/systemd/$unit" >"$units/$unit"

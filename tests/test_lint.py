@@ -42,14 +42,14 @@ def test_codespell():
 
 
 def test_clang_format():
-    check(str(BIN / "clang-format"), "--dry-run", "--Werror", *files("csrc/*.c", "csrc/*.h"))
+    check(str(BIN / "clang-format"), "--dry-run", "--Werror", *files("*.c", "*.h"))
 
 
 def test_shellcheck():
     check("shellcheck", *files("*.sh", "bin/*"), ".ci/run")
 
 
-@pytest.mark.parametrize("page", ["man/graft.1.md", "man/graftd.8.md"])
+@pytest.mark.parametrize("page", ["man/graft.1.md", "man/ip-graft.8.md", "man/graftd.8.md"])
 def test_manual_pages_name_every_command_and_option(page):
     from graft.cli import COMMANDS
 
@@ -57,8 +57,11 @@ def test_manual_pages_name_every_command_and_option(page):
     if page == "man/graft.1.md":
         for name in COMMANDS:
             assert f"graft {name}" in text, name
-        for option in ("--publish", "--ingress", "--egress", "--netns", "--user", "--name"):
+        for option in ("--publish", "--ingress", "--egress", "--egress-rule", "--netns", "--user", "--name", "--verbose"):
             assert option in text, option
+    elif page == "man/ip-graft.8.md":
+        for word in ("add", "del", "show", "help", "type unix path", "dynamic", "netns", "-batch", "-force", "-json"):
+            assert word in text, word
     else:
         for option in ("--stop", "--force", "--idle-exit"):
             assert option in text, option

@@ -127,7 +127,11 @@ static void call(char *op)
 		n++;
 	snprintf(name, sizeof(name), "%s", word[0]);
 	if (!strcmp(name, "socket")) {
-		sock = socket(AF_GRAFT, strstr(op, "dgram") ? SOCK_DGRAM : strstr(op, "raw") ? SOCK_RAW : SOCK_STREAM, 0);
+		sock = socket(AF_GRAFT,
+			      strstr(op, "dgram") ? SOCK_DGRAM
+			      : strstr(op, "raw") ? SOCK_RAW
+						  : SOCK_STREAM,
+			      0);
 		result(name, sock < 0 ? -1 : 0);
 		if (sock < 0)
 			exit(1);

@@ -70,7 +70,9 @@ def shell(lab):
 
 def connected(output):
     """local and remote of iperf3's first connection."""
-    return re.search(r"local (\S+) port (\d+) connected to (\S+) port (\d+)", output).groups()
+    found = re.search(r"local (\S+) port (\d+) connected to (\S+) port (\d+)", output)
+    assert found, output
+    return found.groups()
 
 
 def test_the_readme(shell, lab):

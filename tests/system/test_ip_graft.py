@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -214,7 +215,7 @@ def test_it_starts_graftd_for_the_machine_and_not_for_a_namespace(tmp_path):
         assert done.returncode == 0, done.stderr
         shown = subprocess.run((IP_GRAFT, "-n", name, "show"), env=env, capture_output=True, text=True, timeout=60)
         assert shown.stdout == "ep-test type ipv4 addr 127.0.0.1 port 8080\n"
-        keeper = int(open("/run/graft/keeper.lock").read())
+        keeper = int(Path("/run/graft/keeper.lock").read_text())
         assert os.stat(f"/proc/{keeper}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
         subprocess.run((IP_GRAFT, "-n", name, "del", "ep-test"), env=env, check=True, timeout=60)
     finally:

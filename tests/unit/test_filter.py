@@ -34,9 +34,9 @@ def interpret(program: bytes, data: bytes) -> int:
             raise AssertionError(f"instruction {op:#x}")
 
 
-def verdict(nr, *args, arch=X86_64):
+def verdict(nr, *args, arch=X86_64, swap=False):
     values = [*args, 0, 0, 0, 0, 0, 0][:6]
-    return interpret(seccomp.program(), struct.pack("=iIQ6Q", nr, arch, 0x400000, *values))
+    return interpret(seccomp.program(swap=swap), struct.pack("=iIQ6Q", nr, arch, 0x400000, *values))
 
 
 def signed(value):
@@ -89,8 +89,48 @@ def test_other_conventions():
     assert verdict(41, 2, 1, arch=0xC00000B7) == KILL
 
 
-def test_every_jump_stays_inside():
-    code = list(struct.iter_unpack("=HBBI", seccomp.program()))
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_family_is_known_by_length_level_and_number(swap):
+    for nr in (42, 49):
+        assert verdict(nr, 5, 0x7F00, 18, swap=swap) == NOTIFY
+    assert verdict(44, 5, 0x7F00, 9, 0, 0x7F00, 18, swap=swap) == NOTIFY
+    for nr in (54, 55):
+        assert verdict(nr, 5, 254, 1, swap=swap) == NOTIFY
+    for nr in (42, 49, 51, 54, 55):
+        assert verdict(nr, 960, 1, 2, swap=swap) == NOTIFY
+        assert verdict(nr, 1023, 1, 2, swap=swap) == NOTIFY
+
+
+def test_what_costs_programs_of_other_families_nothing():
+    for nr in (42, 49):
+        for length in (0, 16, 28, 110):
+            assert verdict(nr, 5, 0x7F00, length) == ALLOW
+    assert verdict(44, 5, 0x7F00, 9, 0, 0x7F00, 16) == ALLOW
+    for nr in (51, 54, 55):
+        for number in (0, 5, 959, 1024, 5000, 0xFFFFFFFF):
+            assert verdict(nr, number, 6, 1) == ALLOW
+    for nr in (43, 45, 46, 47, 52):
+        assert verdict(nr, 960, 1, 2) == ALLOW
+
+
+def test_swap_traps_addresses_names_and_tcps_options():
+    for nr in (42, 49):
+        assert verdict(nr, 5, 0x7F00, 16, swap=True) == NOTIFY
+    for nr in (51, 52):
+        assert verdict(nr, 5, 0x7F00, swap=True) == NOTIFY
+    for nr in (54, 55):
+        for level, expected in ((0, NOTIFY), (6, NOTIFY), (41, NOTIFY), (1, ALLOW), (270, ALLOW)):
+            assert verdict(nr, 5, level, 1, swap=True) == expected
+    assert verdict(44, 5, 0x7F00, 9, 0, 0, 0, swap=True) == ALLOW, "a send without an address"
+    assert verdict(44, 5, 0x7F00, 9, 0, 0x7F00, 16, swap=True) == NOTIFY
+    assert verdict(44, 5, 0x7F00, 9, 0, 0x1_0000_0000, 16, swap=True) == NOTIFY, "its low half alone is 0"
+    for nr in (43, 45, 46, 47, 1, 3, 72):
+        assert verdict(nr, 5, 6, 7, swap=True) == ALLOW
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_every_jump_stays_inside(swap):
+    code = list(struct.iter_unpack("=HBBI", seccomp.program(swap=swap)))
     for at, (op, true, false, _) in enumerate(code):
         if op in (seccomp.JEQ_K, seccomp.JGE_K):
             assert at + 1 + max(true, false) < len(code)

@@ -75,7 +75,7 @@ def test_ingress_is_the_first_matching_rule(rules, address, port, protocol):
         assert look_up_ingress(entries, 7, protocol, address, probe) == expected
         assert look_up_ingress(entries, 8, protocol, address, probe) is None
         found = policy.match_ingress(rules, ENDPOINTS, protocol, address, probe)
-        assert (found.address.raw if found else None) == (expected[0] if expected else None)
+        assert (found and found.address and found.address.raw) == (expected and expected[0])
 
 
 @given(st.integers(0, 65535), st.integers(0, 65535))
@@ -143,7 +143,7 @@ def test_egress_is_the_longest_prefix(rules, destination, host):
     assert look_up_egress(entries, 10, destination) is None
     found = policy.match_egress(rules, ENDPOINTS, destination)
     expected = reference_egress(rules, ENDPOINTS, destination, host=False)
-    assert (found.address.raw if found else None) == (expected[0] if expected else None)
+    assert (found and found.address and found.address.raw) == (expected and expected[0])
 
 
 def test_first_of_equal_ranges_wins():

@@ -1,0 +1,79 @@
+"""Does a large table make bind() and connect() dearer? One endpoint and two rules against 10,000 of each.
+
+Two wrappers side by side, each in a namespace with a table of its own, measured in turn; the median of the
+ratios pair by pair. The kernel looks rules up in tries (docs/design.md), so the ratio should stay near 1.
+"""
+
+import statistics
+import subprocess
+import tempfile
+from pathlib import Path
+
+from bench.lab import CLIENT4, GRAFT, HOST4, ROOT, Lab
+
+MANY = 10000
+CALLS = {"bind": 300, "connect": 50000}
+
+
+def _compile(directory: Path) -> Path:
+    program = directory / "calls"
+    subprocess.run(("clang", "-O2", ROOT / "bench" / "calls.c", "-o", program), check=True)
+    return program
+
+
+def _rules(count: int) -> tuple[list[str], str]:
+    """Command-line rules and a batch of endpoints: half ingress, half egress; the ones in use are among them."""
+    half = max(count // 2, 1)
+    words: list[str] = []
+    lines: list[str] = []
+    for n in range(1, half + 1):
+        lines.append(f"add in-{n} type ipv4 addr {HOST4} port dynamic")
+        words += ["-i", f"0.0.0.0:{6000 + n}=in-{n}"]
+    for n in range(half):
+        lines.append(f"add out-{n} type ipv4 addr {HOST4} port dynamic")
+        prefix = f"{CLIENT4}/32" if n == 0 else f"10.{80 + n // 65536}.{n // 256 % 256}.{n % 256}/32"
+        words += ["-e", f"{prefix}=out-{n}"]
+    return words, "\n".join(lines)
+
+
+def compare(lab: Lab, pairs: int) -> dict[str, dict[str, float]]:
+    """Medians: nanoseconds with few and with many, and of the ratios."""
+    with tempfile.TemporaryDirectory(prefix="graft-bench-") as directory:
+        program = _compile(Path(directory))
+        running = []
+        namespaces = []
+        try:
+            for count in (2, MANY):
+                name = f"{lab.tag}-{count}"
+                lab.ip("netns", "add", name)
+                namespaces.append(name)
+                words, batch = _rules(count)
+                ip_graft = (ROOT / "bin" / "ip-graft", "-n", name, "-batch", "-")
+                subprocess.run(lab.in_host(*ip_graft), input=batch, text=True, check=True, env=lab.env)
+                wrapper = (GRAFT, "--netns", name, *words, "--", program, CLIENT4, "6001")
+                running.append(lab.spawn(*wrapper, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            return {call: _measure(running, call, calls, pairs) for call, calls in CALLS.items()}
+        finally:
+            for process in running:
+                lab.end(process)
+            for name in namespaces:
+                lab.ip("netns", "del", name)
+
+
+def _measure(running: list["subprocess.Popen[str]"], call: str, calls: int, pairs: int) -> dict[str, float]:
+    samples: list[list[float]] = [[], []]
+    for turn in range(pairs + 1):
+        order = (0, 1) if turn % 2 else (1, 0)
+        for which in order:
+            stdin, stdout = running[which].stdin, running[which].stdout
+            assert stdin
+            assert stdout
+            stdin.write(f"{call} {calls}\n")
+            stdin.flush()
+            samples[which].append(float(stdout.readline()))
+    few, many = samples[0][1:], samples[1][1:]  # the first pair warms up
+    return {
+        "few_ns": statistics.median(few),
+        "many_ns": statistics.median(many),
+        "ratio": statistics.median(b / a for a, b in zip(few, many, strict=True)),
+    }
