@@ -66,6 +66,7 @@ def add_default(lab, address="127.0.0.1", kind="ipv4", port="dynamic"):
     lab.graft("endpoint", "add", "default-source", "type", kind, "addr", address, "port", port, check=True)
 
 
+@pytest.mark.core
 def test_without_graft_the_family_is_not_there(lab, program):
     result = lab.host(program, "socket:stream")
     assert (result.returncode, result.stdout) == (1, "socket EAFNOSUPPORT\n")
@@ -117,6 +118,7 @@ def test_a_port_in_use_is_said(lab, program, table):
     lab.end(server)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["ep-test", "ep-six", "a-name-of-15-by"])
 def test_serve_and_connect_by_name(lab, program, table, name):
     """bind, listen, accept, getsockname in both modes; the client's connect to the name."""
@@ -302,6 +304,7 @@ def test_delayed_options(lab, program, table):
     ]
 
 
+@pytest.mark.core
 def test_delayed_options_go_to_the_socket_that_bind_makes(lab, program, table):
     """An IPv6 endpoint takes another socket than the stand-in; one of type unix has no TCP options."""
     delayed = (f"set:{GRAFT_LEVEL}:{DELAYED}:1", f"set:{TCP}:{TCP_KEEPIDLE}:77", f"trans:{SOL_SOCKET}:{SO_KEEPALIVE}:1")

@@ -67,6 +67,7 @@ c.close()
 """
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["wrapper", "run"])
 def test_a_server_on_a_unix_socket(lab, path, how):
     """bind(0.0.0.0:80) lands on a socket file; TCP's options succeed before, on and after it."""
@@ -175,6 +176,7 @@ e.unregister(s.fileno()); f.unregister(copy)
 """
 
 
+@pytest.mark.core
 def test_a_swap_carries_descriptors_flags_options_and_epoll(lab, path):
     """What nginx does as a proxy: registered with epoll before it connects; and a dup, watched elsewhere."""
     with socket.socket(socket.AF_UNIX) as listener:
@@ -244,6 +246,7 @@ def test_a_wrapper_connects_from_another_namespace(lab, away):
     lab.end(inner)
 
 
+@pytest.mark.core
 def test_endpoints_of_two_namespaces_in_one_program(lab, away):
     """The swap path: each bind and connect goes where its endpoint is, also after epoll and options."""
     lab.graft("endpoint", "add", "home-in", "type", "ipv4", "addr", HOST4, "port", "7083", check=True)

@@ -45,6 +45,7 @@ def endpoints(lab):
         lab.graft("endpoint", "del", name, *(("--netns", netns) if netns else ()))
 
 
+@pytest.mark.core
 def test_only_what_is_listed(lab, endpoints):
     endpoints(f"ep-a={HOST4}_8201", f"ep-out={HOST4}_dynamic")
     result = lab.graft("-i", "0.0.0.0:80=ep-a", "--", *python(BIND), "0.0.0.0_81", "127.0.0.1_80", f"{HOST4}_8201", "::_80", "0.0.0.0_0", "0.0.0.0_80")
@@ -219,6 +220,7 @@ def test_a_pipeline_in_a_shell(lab, endpoints):
     assert result.stdout == "A\nB\nC\n", result.stderr
 
 
+@pytest.mark.core
 def test_nested_wrappers(lab, endpoints):
     """The inner one's rules hold inside, the outer one's after it; also for what it leaves behind, and deeper."""
     endpoints(f"ep-a={HOST4}_8214", f"ep-b={HOST4}_8215")
