@@ -121,9 +121,12 @@ class Admin:
         publications = [parse_publication(p) for p in request.publish]
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
+        if publications and tenant.kind != registry.CONTAINER:
+            raise Refused(f"'{tenant.name}' is a wrapper, which publishes nothing", hint="give it -i", code="EINVAL")
         before = tenant.rules()
         try:
-            import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
+            if tenant.kind == registry.CONTAINER:
+                import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
             self.daemon.registry.add_rules(tenant, ingress, egress)
             self.daemon.registry.publish(tenant, publications)
             self.daemon.registry.apply(tenant)

@@ -13,7 +13,10 @@ from graft.registry import API, CONTAINER, WRAPPER, Registry, Tenant
 if TYPE_CHECKING:
     from graft.daemon import Daemon
 
+CAP_SYS_ADMIN = 21
 NAME_MAX = 64
+UNTRUSTED_RULES = 512  # of a wrapper whose user is not root of the host,
+UNTRUSTED_TENANTS = 64  # and such wrappers of one user
 EGRESS_DEFAULTS = ("host", "none")
 
 
@@ -38,6 +41,16 @@ def same_user_namespace(pid: int) -> bool:
         return os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
     except OSError:
         return False
+
+
+def administrates(pid: int) -> bool:
+    """Has this process CAP_SYS_ADMIN over the host, as root has outside containers, in whatever netns it is?"""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    except (OSError, StopIteration):
+        return False
+    return bool(effective >> CAP_SYS_ADMIN & 1) and same_user_namespace(pid)
 
 
 def _filtered(pid: int) -> bool:
@@ -158,7 +171,7 @@ def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[Ingre
 
 
 def admit_wrapper(
-    daemon: "Daemon", pid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
+    daemon: "Daemon", pid: int, uid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
 ) -> Tenant:
     """A tenant for `graft -i ... -e ... -- CMD`: its rules, the endpoints of the netns of @pid, and nothing else.
 
@@ -170,6 +183,8 @@ def admit_wrapper(
     if listener is not None:
         check_listener(listener)
     reg = daemon.registry
+    if not trusted:
+        _check_share(reg, uid, len(wish.ingress) + len(wish.egress))
     ingress, egress = _wrapper_rules(wish)
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     netns = os.fstat(netns_fd).st_ino
@@ -179,7 +194,7 @@ def admit_wrapper(
         outer = None if listener is not None else _outer(reg, netns)
         label = os.path.basename(wish.argv[0]) if wish.argv else WRAPPER
         tenant = reg.admit(table, f"{label[:48]}-{reg.next_id}", [w[:256] for w in wish.argv[:256]])
-        tenant.kind, tenant.pid, tenant.netns_fd = WRAPPER, pid, netns_fd
+        tenant.kind, tenant.pid, tenant.uid, tenant.netns_fd = WRAPPER, pid, uid, netns_fd
         tenant.strict, tenant.egress_host, tenant.trusted = True, False, trusted
         tenant.home, tenant.verbose = netns == reg.home, wish.verbose
         tenant.swap = outer.swap if outer else wish.swap
@@ -201,6 +216,14 @@ def admit_wrapper(
         raise
     log.info("wrapper %s: pid %d, netns %d", tenant.name, pid, netns)
     return tenant
+
+
+def _check_share(reg: Registry, uid: int, rules: int) -> None:
+    """What one unprivileged user may take of the kernel's tables and of graftd's time."""
+    if rules > UNTRUSTED_RULES:
+        raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
+    if sum(t.uid == uid and not t.trusted for t in reg.tenants.values()) >= UNTRUSTED_TENANTS:
+        raise Refused(f"{UNTRUSTED_TENANTS} wrappers of this user are running", code="ENOSPC")
 
 
 def _outer(reg: Registry, netns: int) -> Tenant:

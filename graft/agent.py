@@ -16,7 +16,14 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from graft import linux, protocol, swap
-from graft.admission import admit_target, admit_wrapper, api_tenant, required_traps, same_user_namespace
+from graft.admission import (
+    administrates,
+    admit_target,
+    admit_wrapper,
+    api_tenant,
+    required_traps,
+    same_user_namespace,
+)
 from graft.connection import Connection
 from graft.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.errors import GraftError, Refused, UsageError
@@ -69,9 +76,9 @@ class Agent:
         if len(fds) > 1:
             raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
         self.daemon.reap()
-        trusted = connection.uid == 0 and self._is_host(connection.pid)
+        trusted = connection.uid == 0 and administrates(connection.pid)
         listener = fds[0] if fds else None
-        tenant = admit_wrapper(self.daemon, connection.pid, listener, wish, trusted=trusted)
+        tenant = admit_wrapper(self.daemon, connection.pid, connection.uid, listener, wish, trusted=trusted)
         if wish.verbose:
             self.daemon.listen_in(tenant, connection)
         return {"name": tenant.name, "scope": tenant.scope}

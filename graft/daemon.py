@@ -63,7 +63,6 @@ class Daemon:
         self.connections: set[Connection] = set()
         self.denials: dict[int, deque[tuple[float, Denial]]] = {}
         self.tellers: dict[int, Teller] = {}
-        self.followed: dict[int, set[int]] = {}
         self.kept_places: set[int] = set()
         self.slow: Counter[int] = Counter()
         self.slow_lock = threading.Lock()
@@ -240,8 +239,8 @@ class Daemon:
     def _alive(self, tenant: Tenant, now: float) -> bool:
         """Has a tenant without a listener a process left?"""
         if tenant.kind == API:
-            self.followed[tenant.id] = {pid for pid in self.followed.get(tenant.id, ()) if _runs(pid, tenant.netns)}
-            return bool(self.followed[tenant.id])
+            tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
+            return bool(tenant.followers)
         pids = host.processes_in_netns(tenant.netns)
         if not tenant.scope:
             return bool(pids)
@@ -252,7 +251,6 @@ class Daemon:
             self._remove(inner)
         self.registry.remove(tenant)
         self.denials.pop(tenant.id, None)
-        self.followed.pop(tenant.id, None)
         teller = self.tellers.pop(tenant.id, None)
         if teller:
             teller.connection.close()
@@ -260,8 +258,9 @@ class Daemon:
 
     def follow(self, tenant: Tenant, pid: int) -> None:
         """A process has sockets of this tenant by the API: the tenant lives as long."""
-        if tenant.kind == API:
-            self.followed.setdefault(tenant.id, set()).add(pid)
+        if tenant.kind == API and pid not in tenant.followers:
+            tenant.followers.add(pid)
+            self.registry.save()
 
     def listen_in(self, tenant: Tenant, connection: Connection) -> None:
         """Tell @connection what the programs of a verbose wrapper do."""

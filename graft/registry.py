@@ -98,6 +98,8 @@ class Tenant:
         self.place = 0  # where its sockets are made
         self.parent: Tenant | None = None  # a wrapper inside a container has no listener of its own,
         self.scope = 0  # but a number by which its processes are known
+        self.uid = 0  # of who asked for it
+        self.followers: set[int] = set()  # processes that have its sockets by the API
         self.paths: dict[str, tuple[int, int]] = {}  # unix sockets that it has bound: device and inode
         self.trusted = True  # did root of the host hand its listener over?
         self.resolvers: list[Address] = []
@@ -541,6 +543,8 @@ class Registry:
                     "place": t.place,
                     "parent": t.parent.id if t.parent else 0,
                     "scope": t.scope,
+                    "uid": t.uid,
+                    "followers": list(t.followers),
                     "paths": t.paths,
                     "slot": t.slot,
                     "name": t.name,
@@ -595,6 +599,7 @@ class Registry:
             tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
             tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
             tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
+            tenant.uid, tenant.followers = saved["uid"], set(saved["followers"])
             tenant.parent = self.tenants.get(saved["parent"])
             tenant.paths = {path: (device, inode) for path, (device, inode) in saved["paths"].items()}
             if tenant.scope:
