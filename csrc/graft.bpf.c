@@ -242,10 +242,13 @@ static __always_inline bool has_source(const struct bpf_sock *sk)
 }
 
 /* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
-static __always_inline bool asked_us(__u32 tenant, const struct graft_addr *a)
+static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
 {
-	struct graft_asker_key key = {.tenant = tenant, .port = a->port};
+	struct graft_asker_key key = {.tenant = tenant};
 
+	if (!a)
+		return false;
+	key.port = a->port;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	return bpf_map_lookup_elem(&askers, &key) != NULL;
 }
@@ -275,6 +278,11 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	}
 	strict = tenant->flags & TENANT_STRICT;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
+		/* a published server answers a client on the host's loopback, which is not the container's */
+		if (proto == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && asked_us(id, &asked)) {
+			connected(stamp, &asked, a);
+			return ALLOW;
+		}
 		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
 		if (who == LOCAL_REFUSED) {
 			if (strict)
@@ -394,6 +402,8 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		return ALLOW;
 	strict = tenant->flags & TENANT_STRICT;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
+		if (stamp->flags & STAMP_INGRESS && asked_us(id, &asked))
+			return ALLOW;
 		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
 		if (who == LOCAL_REFUSED) {
 			if (strict)
@@ -561,7 +571,7 @@ static __always_inline void note_asker(struct graft_stamp *stamp, const struct g
 	if (!(stamp->flags & STAMP_INGRESS))
 		return;
 	tenant = tenant_of(stamp);
-	if (!tenant || !(tenant->flags & TENANT_REPLIES))
+	if (!tenant || (!(tenant->flags & TENANT_REPLIES) && (!is_loopback(a) || in_slices(a))))
 		return;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	now = bpf_ktime_get_ns();

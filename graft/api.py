@@ -24,9 +24,11 @@ from graft import client
 from graft.errors import Failure, GraftError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer as Buffer
+    from _typeshed import ReadableBuffer
 
-Address: TypeAlias = "tuple[Any, ...] | str | Buffer"
+    Address: TypeAlias = tuple[Any, ...] | str | ReadableBuffer
+else:
+    Address = tuple | str | bytes
 
 
 class GraftOSError(OSError):
@@ -49,6 +51,7 @@ class Unavailable(GraftOSError, ConnectionRefusedError):
     """graftd does not run, or its agent socket is not mounted here (ECONNREFUSED)."""
 
 
+DEFAULT_SOURCE = "default-source"
 _KINDS: dict[int, type[GraftOSError]] = {
     errno.ENOENT: UnknownEndpoint,
     errno.EADDRINUSE: AddressInUse,
@@ -80,31 +83,36 @@ class Socket(_socket.socket):
 
     Before that it is a stand-in: options set on it wait, and hold from bind() or connect() on, as with
     GRAFT_SO_DELAYED. Afterwards it is a socket like any other, with the same descriptor number.
+
+    Raises OSError, ESOCKTNOSUPPORT, unless @type is SOCK_STREAM or SOCK_DGRAM.
     """
 
     def __init__(self, type: int = _socket.SOCK_STREAM) -> None:  # noqa: A002 - socket.socket's own name
-        super().__init__(_socket.AF_INET, type)
+        if type not in (_socket.SOCK_STREAM, _socket.SOCK_DGRAM):
+            raise OSError(errno.ESOCKTNOSUPPORT, os.strerror(errno.ESOCKTNOSUPPORT))
+        super().__init__(_socket.AF_UNIX, type)  # internet sockets are trapped in containers of graft's
         self.endpoint: str | None = None
         self._waiting: list[tuple[int, int, bytes]] = []
 
     def setsockopt(self, level: int, optname: int, value: Any, *length: Any) -> None:
-        """As socket.setsockopt(); remembered until there is an endpoint.
-
-        Raises OSError: ENOPROTOOPT where the option does not exist, now; others from bind() or connect().
-        """
-        super().setsockopt(level, optname, value, *length)
-        if self.endpoint is None and value is not None:
+        """As socket.setsockopt(); it waits for the endpoint, and fails at bind() or connect() then."""
+        if self.endpoint is not None:
+            super().setsockopt(level, optname, value, *length)
+            return
+        if value is None:
+            raw = bytes(*length)
+        else:
             raw = value.to_bytes(4, "little", signed=True) if isinstance(value, int) else bytes(value)
-            self._waiting.append((level, optname, raw))
+        self._waiting.append((level, optname, raw))
 
     def bind(self, address: Address) -> None:
-        """Bind to the endpoint of this name; an address is bound as by any socket, in this namespace.
+        """Bind to the endpoint of this name.
 
-        Raises UnknownEndpoint, AddressInUse, NotAllowed, Unavailable; EINVAL where it is bound already.
+        Raises UnknownEndpoint, AddressInUse, NotAllowed, Unavailable; OSError: EINVAL where it is bound already,
+        EAFNOSUPPORT for what is no name.
         """
         if not isinstance(address, str):
-            super().bind(address)
-            return
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if self.endpoint is not None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._open(bind=address)
@@ -113,19 +121,27 @@ class Socket(_socket.socket):
     def connect(self, address: Address) -> None:
         """Connect to the endpoint of this name, or to an address from the endpoint it is bound to.
 
-        Raises UnknownEndpoint, NotAllowed, Unavailable, and what connect(2) does.
+        Unbound, it leaves from the endpoint `default-source`. Raises UnknownEndpoint, NotAllowed, Unavailable, and
+        what connect(2) does.
         """
-        target = self.permit(address) if isinstance(address, str) else address
+        target = self._target(address)
         if target is not None:
             super().connect(target)
 
     def connect_ex(self, address: Address) -> int:
         """As connect(), with the errno as result."""
         try:
-            target = self.permit(address) if isinstance(address, str) else address
+            target = self._target(address)
         except GraftOSError as error:
             return error.errno or errno.EIO
         return 0 if target is None else super().connect_ex(target)
+
+    def _target(self, address: Address) -> Address | None:
+        if isinstance(address, str):
+            return self.permit(address)
+        if self.endpoint is None:
+            self.bind(DEFAULT_SOURCE)
+        return address
 
     def permit(self, name: str) -> tuple[Any, ...] | None:
         """Become able to reach the endpoint @name; its address, for connect() or sendto().

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 from graft import __version__, host, linux
@@ -66,6 +67,7 @@ class Daemon:
         self.kept_places: set[int] = set()
         self.slow: Counter[int] = Counter()
         self.slow_lock = threading.Lock()
+        self.paused: list[tuple[int, Callable[[int], None]]] = []
         self.last_used = time.monotonic()
         self.next_tick = 0.0
         self.next_purge = 0.0
@@ -313,6 +315,8 @@ class Daemon:
         def ready(events: int) -> None:
             if events & ~1:  # EPOLLHUP: every process of the filter is gone
                 self._gone(listener, tenant)
+            elif self._pause(listener, tenant, ready):
+                return
             elif tenant.trusted:
                 self._receive(listener, tenant)
             else:
@@ -331,6 +335,15 @@ class Daemon:
             threading.Thread(target=work, daemon=True).start()
 
         self.loop.add(listener.fd, ready)
+
+    def _pause(self, listener: Listener, tenant: Tenant, ready: Callable[[int], None]) -> bool:
+        """Leave a tenant's calls waiting in the kernel while as many slow ones of it run as may."""
+        with self.slow_lock:
+            if self.slow[tenant.id] < SLOW_CALLS:
+                return False
+            self.loop.remove(listener.fd)
+            self.paused.append((listener.fd, ready))
+            return True
 
     def _gone(self, listener: Listener, tenant: Tenant) -> None:
         self.loop.remove(listener.fd)
@@ -369,6 +382,7 @@ class Daemon:
         self._dispatch(listener, tenant, parse(buffer), slot)
 
     def _dispatch(self, listener: Listener, tenant: Tenant, call: Notification, slot: int) -> None:
+        owner = tenant
         if self.registry.scopes:
             inner = self.registry.scopes.get(_scope(call.pid))
             if inner and inner.netns == tenant.netns:
@@ -381,8 +395,8 @@ class Daemon:
             self.call_ns += time.perf_counter_ns() - began
             return
         with self.slow_lock:
-            room = self.slow[tenant.id] < SLOW_CALLS and self.slow.total() < SLOW_CALLS_ALL
-            self.slow[tenant.id] += room
+            room = self.slow.total() < SLOW_CALLS_ALL
+            self.slow[owner.id] += room
         if not room:
             self._carry_out(listener, call, Answer(error=errno.EAGAIN), slot)
             self.journal.release(slot)
@@ -394,8 +408,11 @@ class Daemon:
             finally:
                 self.journal.release(slot)
                 with self.slow_lock:
-                    self.slow[tenant.id] -= 1
+                    self.slow[owner.id] -= 1
                     self.slow += Counter()  # drops what is zero
+                    paused, self.paused = self.paused, []
+                for fd, ready in paused:
+                    self.loop.add(fd, ready)
 
         threading.Thread(target=work, daemon=True).start()
 

@@ -287,7 +287,9 @@ class Family:
         poll.register(sock, select.POLLOUT)
         while waiting():
             if poll.poll(1000):
-                return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+                return sock.connect_ex(
+                    address
+                )  # ends it as a blocking connect() does; SO_ERROR would leave it half done
         return errno.EINTR
 
     def sendto(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:

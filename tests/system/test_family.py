@@ -172,6 +172,16 @@ def test_connect_and_its_errnos(lab, program, table):
     ]
 
 
+def test_connecting_again_says_what_tcp_says(lab, program, table):
+    add_default(lab)
+    again = ("connect:ep-test", "connect:ep-test")
+    assert calls(lab, program, "socket:stream", *again)[1:] == ["connect ECONNREFUSED"] * 2
+    server = lab.spawn(*python(f"import socket,time; s=socket.create_server(('127.0.0.1',{table.port})); time.sleep(60)"))
+    lab.wait_listening(table.port)
+    assert calls(lab, program, "socket:stream", *again)[1:] == ["connect 0", "connect EISCONN"]
+    lab.end(server)
+
+
 def test_connect_to_an_address_leaves_from_the_endpoint(lab, program, table):
     add_default(lab, HOST4, port="41234")
     server = lab.spawn(*python(f"import socket; s=socket.create_server(('{CLIENT4}',9001)); c,a=s.accept(); c.sendall(repr(a).encode()); c.close()"), client=True)

@@ -193,6 +193,23 @@ def test_a_swap_carries_descriptors_flags_options_and_epoll(lab, path):
     assert out.splitlines() == ["True", "[(True, True)]", "True (False, False, True)", "1 True", "[True]", "b'seen'", "1"]
 
 
+def test_many_threads_connect_at_once(lab, path):
+    """More than graftd works on at a time: they wait, as on any socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(500)
+        code = """
+import socket, threading
+told = []
+def work():
+    s = socket.socket(); told.append(s.connect_ex(('10.9.8.7', 80)))
+threads = [threading.Thread(target=work) for _ in range(60)]
+[t.start() for t in threads]; [t.join() for t in threads]
+print(sorted(set(told)), len(told))
+"""
+        assert lab.graft("-e", "10.9.8.0/24=ep-unix", "--", *python(code)).stdout == "[0] 60\n"
+
+
 def test_an_nginx_proxy_reaches_its_backend_through_a_unix_endpoint(lab, path):
     need("nginx", "curl")
     conf = lab.work / "nginx-proxy.conf"

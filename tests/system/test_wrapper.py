@@ -107,6 +107,21 @@ for family, to in ((2, '10.77.0.2'), (10, '2001:db8:77::2')):
     assert result.stdout.splitlines() == [f"b'{SECOND4}' ('{CLIENT4}', 8206)"] * 2 + [f"b'{HOST6}' ('2001:db8:77::2', 8206, 0, 0)"] * 2, result.stderr
 
 
+@pytest.mark.parametrize("connect", [False, True])
+@pytest.mark.parametrize("where", ["127.0.0.1", HOST4])
+def test_a_datagram_server_answers_whoever_asked(lab, endpoints, where, connect):
+    """With -i alone, and published by graft run: also a client on the host's loopback."""
+    endpoints(f"ep-udp={where}_8221")
+    answer = "s.connect(a); s.send(d)" if connect else "s.sendto(d, a)"
+    code = f"import socket; s=socket.socket(2,2); s.bind(('0.0.0.0',53)); d,a=s.recvfrom(99); {answer}"
+    ask = python(f"import socket; s=socket.socket(2,2); s.settimeout(5); s.connect(('{where}',8221)); s.send(b'x'); print(s.recv(9))")
+    for words in (("-i", "0.0.0.0:53=ep-udp", "--"), ("run", "-i", "0.0.0.0:53=ep-udp"), ("run", "-p", "8221:53/udp", "--egress", "none")):
+        server = lab.spawn(GRAFT, *words, *python(code))
+        lab.wait_listening(8221, udp=True)
+        assert lab.host(*ask).stdout == "b'x'\n", words
+        assert server.wait(10) == 0
+
+
 def test_loopback_needs_an_endpoint_there(lab, endpoints):
     """From another namespace than the host's: ep-any leaves from any address, and reaches no host loopback."""
     ns = lab.client_ns
