@@ -1,14 +1,14 @@
 """Who becomes a tenant, and with what: `graft run`, runtimes, the wrapper, programs that use the Python API."""
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graft import host, linux, protocol, registry
 from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
 from graft.errors import Refused, UsageError
 from graft.log import log
 from graft.policy import check_rule
-from graft.registry import API, CONTAINER, WRAPPER, Registry, Tenant
+from graft.registry import API, CONTAINER, WRAPPER, Registry, Table, Tenant
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
@@ -148,19 +148,29 @@ def check_listener(fd: int) -> None:
 def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
     """Does a wrapper of @pid with these rules need the traps of the swap path? Raises GraftError for a bad rule."""
     ingress, egress = _wrapper_rules(wish)
-    reg = daemon.registry
-    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
-        reg.forget_empty(table)
-    finally:
-        os.close(netns_fd)
-    endpoints = table.endpoints
+    endpoints = _peer_table(daemon.registry, pid).endpoints
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         check_rule(rule, endpoints)
     names = endpoint_names(ingress, egress)
     return registry.needs_swap(endpoints, registry.common_place(endpoints, names), ingress, egress)
+
+
+def _peer_table(reg: Registry, pid: int) -> Table:
+    """The table of a peer's netns, to look at."""
+    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
+        reg.forget_empty(table)
+        return table
+    finally:
+        os.close(netns_fd)
+
+
+def endpoints_of(daemon: "Daemon", pid: int) -> list[dict[str, Any]]:
+    """The endpoints that a peer may use, in JSON, by name."""
+    found = _peer_table(daemon.registry, pid).endpoints.values()
+    return [registry.endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
 
 
 def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[IngressRule], list[EgressRule]]:

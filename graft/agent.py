@@ -21,6 +21,7 @@ from graft.admission import (
     admit_target,
     admit_wrapper,
     api_tenant,
+    endpoints_of,
     required_traps,
     same_user_namespace,
 )
@@ -41,7 +42,7 @@ class Agent:
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
 
-    def serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any] | None:
+    def serve(self, connection: Connection, message: bytes, fds: list[int]) -> Any:
         """One message. Raises GraftError, which goes to the peer as well as to the log."""
         try:
             if protocol.is_agent_request(message):
@@ -85,11 +86,15 @@ class Agent:
 
     # -- the Python API --
 
-    def _answer(self, connection: Connection, request: protocol.AnyAgentRequest, fds: list[int]) -> dict[str, Any]:
+    def _answer(self, connection: Connection, request: protocol.AnyAgentRequest, fds: list[int]) -> Any:
         if isinstance(request, protocol.Traps):
             if fds:
                 raise UsageError("this request has no descriptors")
             return {"swap": required_traps(self.daemon, connection.pid, request)}
+        if isinstance(request, protocol.Endpoints):
+            if fds:
+                raise UsageError("this request has no descriptors")
+            return endpoints_of(self.daemon, connection.pid)
         tenant = api_tenant(self.daemon, connection.pid)
         self.daemon.follow(tenant, connection.pid)
         try:

@@ -139,6 +139,8 @@ class Socket(_socket.socket):
     def _target(self, address: Address) -> Address | None:
         if isinstance(address, str):
             return self.permit(address)
+        if not isinstance(address, tuple):
+            raise TypeError("an endpoint's name, or an address")
         if self.endpoint is None:
             self.bind(DEFAULT_SOURCE)
         return address

@@ -84,8 +84,8 @@ class Daemon:
         host.mount_bpffs()
         self.root = root
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
+        self._claim_namespace()  # before anything is made that a refused graftd would leave behind
         cgroup = host.enter_cgroup(root, managed=self.managed)
-        self._claim_namespace()
         self.kernel.install(cgroup, root)
         self.kernel.configure(host.netns_cookie())
         if self.registry.ipv6:

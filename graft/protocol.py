@@ -203,7 +203,11 @@ class Permit(AgentRequest, tag="permit"):
     name: str
 
 
-AnyAgentRequest = Traps | Open | Permit
+class Endpoints(AgentRequest, tag="endpoints"):
+    """The endpoint table of the peer's netns."""
+
+
+AnyAgentRequest = Traps | Open | Permit | Endpoints
 
 _state_decoder = msgspec.json.Decoder(ContainerProcessState)
 _agent_decoder = msgspec.json.Decoder(AnyAgentRequest)

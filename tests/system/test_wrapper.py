@@ -173,7 +173,11 @@ USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 def wrapped_as_user(lab, ns, rules, code, *arguments):
-    """The wrapper by an unprivileged user: from a place that it may read."""
+    return as_user(lab, ns, *rules, "--", *python(code), *arguments)
+
+
+def as_user(lab, ns, *words):
+    """graft by an unprivileged user: from a place that it may read."""
     import shutil
 
     tree = lab.work / "tree"
@@ -185,7 +189,7 @@ def wrapped_as_user(lab, ns, rules, code, *arguments):
     main = f"import sys; sys.path.insert(0, '{tree}'); from graft.cli import main; sys.exit(main())"
     command = ("nsenter", f"--net=/run/netns/{ns}", *USER, "/usr/bin/python3", "-I", "-c", main)
     return subprocess.run(
-        [str(w) for w in (*command, *rules, "--", *python(code), *arguments)], capture_output=True, text=True, env={**lab.env, "HOME": "/"}, cwd="/", timeout=60
+        [str(w) for w in (*command, *words)], capture_output=True, text=True, env={**lab.env, "HOME": "/"}, cwd="/", timeout=60
     )
 
 
@@ -206,6 +210,16 @@ def test_an_unprivileged_user_adds_no_endpoint(lab):
         capture_output=True, text=True,
     )
     assert "PermissionError" in denied.stderr
+
+
+def test_an_unprivileged_user_sees_its_own_table(lab, endpoints):
+    endpoints(f"ep-seen={HOST4}_83", netns=lab.client_ns)
+    endpoints(f"ep-hosts={HOST4}_84")
+    assert as_user(lab, lab.client_ns, "endpoint", "show").stdout == f"ep-seen type ipv4 addr {HOST4} port 83\n"
+    assert as_user(lab, lab.client_ns, "endpoint", "show", "ep-seen").stdout.startswith("ep-seen ")
+    assert as_user(lab, lab.client_ns, "endpoint", "show", "ep-hosts").returncode == 1
+    assert "no permission" in as_user(lab, lab.client_ns, "endpoint", "show", "--netns", lab.host_ns).stderr
+    assert "no permission" in as_user(lab, lab.client_ns, "endpoint", "del", "ep-seen").stderr
 
 
 def test_a_deleted_endpoint_stops_new_binds_and_keeps_open_sockets(lab, endpoints):
