@@ -118,6 +118,8 @@ class Agent:
         """A socket bound to an endpoint, or one that may connect to another, or both."""
         if request.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             raise UsageError(f"socket type {request.type} is not SOCK_STREAM or SOCK_DGRAM")
+        if request.bind is None and request.connect is None:
+            raise UsageError("neither bind nor connect names an endpoint")
         if len(request.options) > QUEUE_MAX:
             raise UsageError(f"more than {QUEUE_MAX} socket options")
         try:

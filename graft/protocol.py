@@ -12,13 +12,14 @@ A message is at most MESSAGE_MAX bytes with at most DESCRIPTORS_MAX descriptors.
 
 import json
 import socket
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from graft.errors import GraftError, UsageError
 
 MESSAGE_MAX = 1 << 20
+Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 DESCRIPTORS_MAX = 4
 
 
@@ -183,8 +184,8 @@ class Traps(AgentRequest, tag="traps"):
 class Option(msgspec.Struct, forbid_unknown_fields=True):
     """A socket option to set before bind; the value in hexadecimal."""
 
-    level: int
-    name: int
+    level: Int32
+    name: Int32
     value: str
 
 

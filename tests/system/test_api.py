@@ -1,5 +1,6 @@
 """The Python API, inside and outside containers, without any trap: the program is under no filter of graft's."""
 
+import os
 import shutil
 import subprocess
 
@@ -180,6 +181,35 @@ print(errno.errorcode[b.connect_ex(('{CLIENT4}', 9))])
     result = lab.graft("run", "-i", "0.0.0.0:1=ep-in", "--egress", "none", *program(package, code))
     assert result.stdout.splitlines() == [f"('{HOST4}', 8308)", "unknown", "ENETUNREACH"], result.stderr
     lab.graft("endpoint", "del", "ep-in", check=True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        '{"op":"open","type":1}',
+        '{"op":"open","type":9,"bind":"ep-http"}',
+        '{"op":"open","type":1,"bind":"ep-http","options":[{"level":99999999999,"name":2,"value":"00"}]}',
+        '{"op":"open","type":1,"bind":"ep-http","options":[{"level":1,"name":2,"value":"zz"}]}',
+        '{"op":"open","type":1,"bind":"ep-http","options":[{"level":1,"name":36,"value":"01000000"}]}',
+        '{"op":"permit","name":"ep-http"}',
+        '{"op":"x"}',
+        '{"op":5}',
+        '{"fds":[],"state":{"id":"x"},"metadata":"{\\"wrapper\\":true,\\"publish\\":[\\"1:1\\"]}"}',
+    ],
+)
+def test_malformed_requests(lab, table, message):
+    """An error each, with or without descriptors that do not belong; nothing is left open."""
+    pid = lab.daemon_pid()
+    send = """
+import json, os, socket, sys
+for fds in ([], [0], [socket.socket(1).detach()]):
+    s = socket.socket(1); s.settimeout(9); s.connect(sys.argv[1]); socket.send_fds(s, [sys.argv[2].encode()], fds)
+    print('error' in json.loads(s.recv(9999)))
+"""
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    result = lab.client(*python(send), lab.run_dir / "agent.sock", message)
+    assert result.stdout.split() == ["True"] * 3, result.stderr
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 2, "the descriptors to go")  # the API's tenant has two
 
 
 def test_the_policy_of_such_programs_ends_with_them(own_lab, package):
