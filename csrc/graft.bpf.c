@@ -241,18 +241,6 @@ static __always_inline bool has_source(const struct bpf_sock *sk)
 	return sk->src_port || sk->src_ip4;
 }
 
-/* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
-static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
-{
-	struct graft_asker_key key = {.tenant = tenant};
-
-	if (!a)
-		return false;
-	key.port = a->port;
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	return bpf_map_lookup_elem(&askers, &key) != NULL;
-}
-
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
 static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				     bool six)
@@ -278,11 +266,6 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	}
 	strict = tenant->flags & TENANT_STRICT;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
-		/* a published server answers a client on the host's loopback, which is not the container's */
-		if (proto == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && asked_us(id, &asked)) {
-			connected(stamp, &asked, a);
-			return ALLOW;
-		}
 		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
 		if (who == LOCAL_REFUSED) {
 			if (strict)
@@ -402,8 +385,6 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		return ALLOW;
 	strict = tenant->flags & TENANT_STRICT;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
-		if (stamp->flags & STAMP_INGRESS && asked_us(id, &asked))
-			return ALLOW;
 		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
 		if (who == LOCAL_REFUSED) {
 			if (strict)
@@ -412,7 +393,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		}
 		if (who == LOCAL_OWN) {
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
-			if ((in_slices(a) || is_loopback(a)) && is_any(bound->ip))
+			if (!strict && (in_slices(a) || is_loopback(a)) && is_any(bound->ip))
 				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
 		}
 		connected(stamp, &asked, a);

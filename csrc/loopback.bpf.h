@@ -74,6 +74,24 @@ static __noinline bool named_may(struct graft_stamp *stamp, struct graft_tenant 
 	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
 }
 
+/* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
+static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
+{
+	struct graft_asker_key key = {.tenant = tenant};
+
+	if (!a)
+		return false;
+	key.port = a->port;
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	return bpf_map_lookup_elem(&askers, &key) != NULL;
+}
+
+/* A published UDP server answers a client on the host's own loopback, which is not the container's. */
+static __always_inline bool answers(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+{
+	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && asked_us(stamp->tenant, a);
+}
+
 /* ---- the container's loopback ---- */
 
 /* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
@@ -277,7 +295,7 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	service.tenant = stamp->tenant;
 	service.port = asked.port;
 	__builtin_memcpy(service.ip, asked.ip, sizeof(service.ip));
-	if (bpf_map_lookup_elem(&services, &service)) {
+	if (bpf_map_lookup_elem(&services, &service) || answers(ctx, stamp, &asked)) {
 		*a = asked;
 		return LOCAL_HOST;
 	}
@@ -303,6 +321,8 @@ static __noinline int strict_local(struct bpf_sock_addr *ctx, struct graft_addr 
 		set_loopback(a);
 	if (in_slices(a))
 		return LOCAL_REFUSED;
+	if (answers(ctx, stamp, a))
+		return LOCAL_OWN;
 	if (stamp->flags & STAMP_NAMED) {
 		granted = is_loopback(&stamp->local_real);
 	} else {

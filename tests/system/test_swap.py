@@ -38,6 +38,12 @@ def away(lab):
         lab.graft("endpoint", "del", name, check=True)
 
 
+def answers(path):
+    """Does anybody listen there?"""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
 def speak(path, data=b"", timeout=20):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout)
@@ -98,7 +104,7 @@ def test_a_socket_file_left_behind_is_replaced_and_others_are_not(lab, path):
 def test_redis_serves_through_a_unix_endpoint(lab, path):
     need("redis-server", "redis-cli")
     lab.spawn(GRAFT, "-i", "0.0.0.0:6379=ep-unix", "--", "redis-server", "--bind", "0.0.0.0", "--save", "", "--protected-mode", "no", stdout=subprocess.DEVNULL)
-    wait_for(path.exists, "redis")
+    wait_for(partial(answers, path), "redis")
     assert wait_for(lambda: lab.host("redis-cli", "-s", path, "ping").stdout, "an answer") == "PONG\n"
     assert lab.host("redis-cli", "-s", path, "set", "a", "1").stdout == "OK\n"
     assert lab.host("redis-benchmark", "-s", path, "-q", "-n", "2000", "-c", "20", "-t", "get,set").returncode == 0
@@ -115,7 +121,7 @@ def test_nginx_serves_through_a_unix_endpoint(lab, path):
     lab.graft("endpoint", "add", "ep-six", "type", "ipv6", "addr", HOST6, "port", "8086", check=True)
     rules = ("-i", "0.0.0.0:80=ep-unix", "-i", "[::]:80=ep-six")
     server = lab.spawn(GRAFT, *rules, "--", "nginx", "-c", conf, stderr=subprocess.PIPE)
-    wait_for(path.exists, "nginx")
+    wait_for(partial(answers, path), "nginx")
     for _ in range(3):
         assert lab.host("curl", "-sS", "--unix-socket", path, "http://x/").stdout == "from nginx\n"
     assert lab.client("curl", "-sS", f"http://[{HOST6}]:8086/").stdout == "from nginx\n"
@@ -220,7 +226,7 @@ def test_an_nginx_proxy_reaches_its_backend_through_a_unix_endpoint(lab, path):
     )
     backend = "import socketserver,http.server,sys\nclass S(socketserver.ThreadingUnixStreamServer): allow_reuse_address=True\nclass H(http.server.BaseHTTPRequestHandler):\n  def do_GET(self):\n    self.send_response(200); self.end_headers(); self.wfile.write(b'from the backend\\n')\n  def address_string(self): return 'x'\n  def log_message(self, *a): pass\nS(sys.argv[1], H).serve_forever()"
     lab.spawn(*python(backend), path)
-    wait_for(path.exists, "the backend")
+    wait_for(partial(answers, path), "the backend")
     path.chmod(0o666)  # nginx's workers are another user
     lab.spawn_graft("--name", "proxy", "-p", "8087:80", "-e", "10.9.8.0/24=ep-unix", "nginx", "-c", conf, stderr=subprocess.DEVNULL)
     lab.wait_listening(8087)
@@ -338,7 +344,7 @@ def test_kill_9_in_the_middle_of_swaps(own_lab):
     own_lab.graft("endpoint", "add", "ep-unix", "type", "unix", "path", path, check=True)
     counted = "import socket,sys\ns=socket.socket(1); s.bind(sys.argv[1]); s.listen(512)\nwhile True:\n c,_=s.accept(); c.sendall(b'x'); c.close()"
     own_lab.spawn(*python(counted), path)
-    wait_for(path.exists, "the server")
+    wait_for(partial(answers, path), "the server")
     code = "import socket,time\nend=time.time()+6; n=0\nwhile time.time()<end:\n s=socket.socket(); s.settimeout(20); s.connect(('10.9.8.7',80)); assert s.recv(9)==b'x'; s.close(); n+=1\nprint(n)"
     clients = [own_lab.spawn(GRAFT, "-e", "10.0.0.0/8=ep-unix", "--", *python(code), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
     for _ in range(4):
