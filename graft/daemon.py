@@ -29,7 +29,7 @@ from graft.log import log
 from graft.loop import Loop
 from graft.notify import ANSWER_NUMBER, ANSWER_PROCEED, SLOTS, Journal, Listener, Notification, parse
 from graft.protocol import complete
-from graft.registry import API, Registry, Tenant
+from graft.registry import API, WRAPPER, Registry, Tenant
 from graft.scope import SCOPE_SLACK
 from graft.store import Store, exec_with, python_command
 from graft.supervisor import Supervisor
@@ -243,6 +243,8 @@ class Daemon:
         if tenant.kind == API:
             tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
             return bool(tenant.followers)
+        if tenant.kind == WRAPPER and not tenant.scope:  # its netns is not its own: the program is what there is
+            return _runs(tenant.pid, tenant.netns)
         pids = host.processes_in_netns(tenant.netns)
         if not tenant.scope:
             return bool(pids)

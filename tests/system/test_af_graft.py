@@ -24,7 +24,8 @@ class Shell:
     def __init__(self, lab):
         self.lab = lab
         self.env = {**lab.env, "PATH": f"{ROOT / 'bin'}:{os.environ['PATH']}"}
-        lab.graft("endpoint", "show", check=True)
+        lab.spawn_graft("--name", "hold", "sleep", "300")  # or graftd ends when idle, and starts again in there
+        wait_for(lambda: lab.containers() == ["hold"], "graftd")
         inside = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sleep", "300")
         self.init = lab.spawn(*inside)
         self.pid = wait_for(self._child, "its first process")
