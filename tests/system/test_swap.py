@@ -269,7 +269,6 @@ def test_a_wrapper_connects_from_another_namespace(lab, away):
     lab.end(inner)
 
 
-@pytest.mark.core
 def test_endpoints_of_two_namespaces_in_one_program(lab, away):
     """The swap path: each bind and connect goes where its endpoint is, also after epoll and options."""
     lab.graft("endpoint", "add", "home-in", "type", "ipv4", "addr", HOST4, "port", "7083", check=True)

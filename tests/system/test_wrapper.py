@@ -249,7 +249,6 @@ def test_a_pipeline_in_a_shell(lab, endpoints):
     assert result.stdout == "A\nB\nC\n", result.stderr
 
 
-@pytest.mark.core
 def test_nested_wrappers(lab, endpoints):
     """The inner one's rules hold inside, the outer one's after it; also for what it leaves behind, and deeper."""
     endpoints(f"ep-a={HOST4}_8214", f"ep-b={HOST4}_8215")
