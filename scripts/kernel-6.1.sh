@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=${GRAFT_KERNEL_CACHE:-/tmp/graft-kernel-6.1} # not under /run or /var: tmpfs in the guest
-limit=${GRAFT_KERNEL_TIMEOUT:-600}
+limit=${GRAFT_KERNEL_TIMEOUT:-900}
 must=${GRAFT_MUST_WORK:-0}
 
 lack() {
