@@ -7,6 +7,7 @@ CLANG ?= clang
 MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarch 2>/dev/null)
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
+HELPER := graft/graft-sup
 
 .PHONY: all demo test unit lint test-kernel bench build setup setup-test wheel install clean help
 
@@ -37,7 +38,11 @@ $(BPF_OBJECT): $(BPF_SOURCES)
 	@echo "graft: compile $@"
 	@$(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 
-build: .venv/stamp $(BPF_OBJECT)
+$(HELPER): csrc/sup.c csrc/sup.h csrc/graft.h
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $< -o $@
+
+build: .venv/stamp $(BPF_OBJECT) $(HELPER)
 
 demo: setup
 	@$(MAKE) --no-print-directory build
@@ -69,5 +74,5 @@ install: setup
 	@scripts/install.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER)
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -38,7 +38,7 @@ class Admin:
             connection.vetted = True
             return self._hello(connection, request)
         connection.vetted = False
-        self.daemon.reap()
+        self.daemon.calls.reap()
         reply: Reply = getattr(self, _method(type(request).__name__))(connection, request, fds)
         return reply
 
@@ -190,13 +190,14 @@ class Admin:
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For graft doctor and the benchmarks."""
         daemon = self.daemon
+        calls, ns = daemon.calls.counted()
         return {
             "version": __version__,
             "pid": os.getpid(),
             "kept": daemon.store.kept,
             "containers": len(daemon.registry.tenants),
-            "calls": daemon.calls,
-            "call_ns": daemon.call_ns,
+            "calls": calls,
+            "call_ns": ns,
         }
 
     def stop(self, _connection: Connection, request: protocol.Stop, _fds: list[int]) -> Reply:

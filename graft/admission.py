@@ -126,7 +126,7 @@ def admit_target(
             reg.apply(tenant)
         else:
             reg.install(tenant)
-        daemon.adopt(tenant, listener)
+        daemon.adopt(tenant, listener, trusted=trusted)
     except BaseException:
         if tenant is not None and before is not None:
             tenant.restore(before)
@@ -201,7 +201,7 @@ def admit_wrapper(
     table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
     tenant = None
     try:
-        outer = None if listener is not None else _outer(reg, netns)
+        outer = None if listener is not None else _outer(reg, netns, uid)
         label = os.path.basename(wish.argv[0]) if wish.argv else WRAPPER
         tenant = reg.admit(table, f"{label[:48]}-{reg.next_id}", [w[:256] for w in wish.argv[:256]])
         tenant.kind, tenant.pid, tenant.uid, tenant.netns_fd = WRAPPER, pid, uid, netns_fd
@@ -214,9 +214,10 @@ def admit_wrapper(
         tenant.parent = outer or reg.by_netns(netns)
         if outer:
             reg.take_scope(tenant)
+            daemon.calls.divide(outer)
         reg.install(tenant)
         if listener is not None:
-            daemon.adopt(tenant, listener)
+            daemon.adopt(tenant, listener, trusted=trusted)
     except BaseException:
         if tenant is not None:
             reg.remove(tenant)
@@ -236,9 +237,9 @@ def _check_share(reg: Registry, uid: int, rules: int) -> None:
         raise Refused(f"{UNTRUSTED_TENANTS} wrappers of this user are running", code="ENOSPC")
 
 
-def _outer(reg: Registry, netns: int) -> Tenant:
-    """Whose listener the processes of a nested wrapper are under."""
-    running = [t for t in reg.of_netns(netns) if t.listeners]
+def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
+    """Whose listener the processes of a nested wrapper are under: a container's, or a wrapper's of the same user."""
+    running = [t for t in reg.of_netns(netns) if t.listeners and (t.kind == CONTAINER or t.uid == uid)]
     if not running:
         raise Refused(
             "this process is under a seccomp listener that is not graft's",

@@ -64,9 +64,9 @@ class Agent:
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
         known = self.daemon.registry.by_name(wish.name) if trusted and wish.name else None
         if known and not (state.pid or state.state.pid):
-            self.daemon.adopt(known, listener)  # crun's exec names no process
+            self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process
             return {"name": known.name}
-        self.daemon.reap()
+        self.daemon.calls.reap()
         tenant = admit_target(self.daemon, pid, listener, wish, trusted=trusted)
         for fd in fds:
             if fd != listener:
@@ -76,7 +76,7 @@ class Agent:
     def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
         if len(fds) > 1:
             raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
-        self.daemon.reap()
+        self.daemon.calls.reap()
         trusted = connection.uid == 0 and administrates(connection.pid)
         listener = fds[0] if fds else None
         tenant = admit_wrapper(self.daemon, connection.pid, connection.uid, listener, wish, trusted=trusted)

@@ -90,6 +90,8 @@ def enter_cgroup(root: Path, *, managed: bool) -> Path:
     path = root / run_dir().name
     path.mkdir(exist_ok=True)
     (path / "cgroup.procs").write_text("0")
+    with contextlib.suppress(OSError):  # cgroup v2 with the controller on: many containers wait for it
+        (path / "cpu.weight").write_text("10000")
     return path
 
 
@@ -99,6 +101,25 @@ def leave_cgroup(root: Path, *, remove: bool) -> None:
     if remove:
         with contextlib.suppress(OSError):
             (root / run_dir().name).rmdir()
+
+
+def join_cgroups(pid: int, model: int) -> None:
+    """Put the process @pid into the CPU and memory cgroups of @model, where those are cgroup v1's.
+
+    In cgroup v2 that would take it out of graftd's own, whose programs the sockets that it makes are under.
+    """
+    roots = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        rest = fields[fields.index("-") + 1 :]
+        if rest[0] == "cgroup" and fields[3] == "/":
+            roots.update(dict.fromkeys(rest[2].split(","), Path(fields[4].encode().decode("unicode_escape"))))
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{model}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for name in {"cpu", "memory"}.intersection(controllers.split(",")) & roots.keys():
+                with contextlib.suppress(OSError):
+                    (roots[name] / path.lstrip("/") / "cgroup.procs").write_text(str(pid))
 
 
 def mount_bpffs() -> None:

@@ -2,7 +2,7 @@
 
 A received notification is delivered once. If graftd dies before it answers, the kernel does not deliver
 it again, but whoever holds the descriptor and knows the id can still answer. So notifications are received
-straight into the journal, a memfd that the keeper holds: the next graftd finds them there.
+straight into the journal of their listener, a memfd that the keeper holds: the next graftd finds them there.
 
 A descriptor is injected in two steps, ADDFD and then the answer with its number. SECCOMP_ADDFD_FLAG_SEND would
 do it in one and saves about a quarter of a trapped socket(), but it cannot be made safe: the kernel marks
@@ -25,9 +25,18 @@ NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif with its secco
 RESPONSE = struct.Struct("=QqiI")
 ADDFD = struct.Struct("=QIIII")
 
-SLOT = struct.Struct("=IiQ")  # listener number, the answer after an injection, inode of what is being injected
+# csrc/sup.h: struct sup_shared, one a listener
+SHARED = struct.Struct("=IIIIQIIQQ")
+SHARED_SIZE = 128
+SHARED_ABI = 1
+FLAGS_OFFSET = 24
+COUNTED = struct.Struct("=QQ")
+COUNTED_OFFSET = 32
+SUP_FORWARD = 1
+SLOT = struct.Struct("=IiQ")  # state, the answer after an injection, inode of what is being injected
 INJECTION = struct.Struct("=iQ")
 INJECTION_OFFSET = 4
+SLOT_FREE, SLOT_HELD, SLOT_FORWARDED = range(3)
 ANSWER_NUMBER, ANSWER_PROCEED = -1, -2  # else an errno, 0 for success
 SLOT_SIZE = 128
 SLOTS = 64
@@ -54,64 +63,119 @@ def parse(raw: bytes | bytearray | memoryview) -> Notification:
 
 
 class Journal:
-    """Notifications that were received and not yet answered, in memory that outlives graftd."""
+    """A listener's calls that were received and not yet answered, in memory that outlives graftd.
+
+    graft-sup receives into the same memory where it runs (csrc/sup.h): then the slots are its to take.
+    """
 
     def __init__(self, fd: int | None = None) -> None:
+        size = SHARED_SIZE + SLOT_SIZE * SLOTS
         if fd is None:
             fd = os.memfd_create("graft-journal", os.MFD_CLOEXEC)
-            os.ftruncate(fd, SLOT_SIZE * SLOTS)
+            os.ftruncate(fd, size)
         self.fd = fd
-        self.map = mmap.mmap(fd, SLOT_SIZE * SLOTS)
+        self.map = mmap.mmap(fd, size)
         self.view = memoryview(self.map)
-        self.free = list(range(SLOTS))
 
-    def slot(self, number: int) -> memoryview:
+    def describe(self, *, tenant: int, owner: int, flags6: int, netns: int, forward: bool) -> None:
+        """What graft-sup has to know of the listener's tenant."""
+        flags = SUP_FORWARD if forward else 0
+        SHARED.pack_into(self.map, 0, SHARED_ABI, tenant, owner, flags6, netns, flags, 0, 0, 0)
+
+    def forward(self, every: bool) -> None:
+        """Is graft-sup to leave every call to graftd?"""
+        struct.pack_into("=I", self.map, FLAGS_OFFSET, SUP_FORWARD if every else 0)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """The calls that graft-sup has answered, and the nanoseconds that they took."""
+        calls, ns = COUNTED.unpack_from(self.map, COUNTED_OFFSET)
+        return calls, ns
+
+    @staticmethod
+    def _at(number: int) -> int:
+        return SHARED_SIZE + number * SLOT_SIZE
+
+    def raw(self, number: int) -> memoryview:
         """The notification part of a slot."""
-        start = number * SLOT_SIZE + SLOT.size
+        start = self._at(number) + SLOT.size
         return self.view[start : start + NOTIFICATION.size]
 
-    def take(self, listener: int) -> int | None:
-        """Reserve a slot for a listener; None if all are in use."""
-        if not self.free:
-            return None
-        number = self.free.pop()
-        SLOT.pack_into(self.map, number * SLOT_SIZE, listener, ANSWER_NUMBER, 0)
-        return number
+    def take(self) -> "Slot | None":
+        """Reserve a slot, where no graft-sup takes any; None if all are in use."""
+        for number in range(SLOTS):
+            if self.map[self._at(number)] == SLOT_FREE:
+                SLOT.pack_into(self.map, self._at(number), SLOT_FORWARDED, ANSWER_NUMBER, 0)
+                return Slot(self, number)
+        return None
 
     def release(self, number: int) -> None:
         """Forget an answered notification."""
-        self.slot(number)[:] = EMPTY
-        SLOT.pack_into(self.map, number * SLOT_SIZE, 0, ANSWER_NUMBER, 0)
-        self.free.append(number)
+        self.raw(number)[:] = EMPTY
+        SLOT.pack_into(self.map, self._at(number), SLOT_FREE, ANSWER_NUMBER, 0)
 
-    def injecting(self, number: int, inode: int, answer: int = ANSWER_NUMBER) -> None:
+    def injecting(self, number: int, inode: int, answer: int) -> None:
         """Note which socket the target is about to get, and what its call returns then."""
-        INJECTION.pack_into(self.map, number * SLOT_SIZE + INJECTION_OFFSET, answer, inode)
+        INJECTION.pack_into(self.map, self._at(number) + INJECTION_OFFSET, answer, inode)
 
-    def pending(self) -> list["Pending"]:
-        """What a predecessor left; takes those slots."""
+    def forwarded(self, number: int) -> bool:
+        """Is there a call in this slot that graft-sup has left to graftd?"""
+        return number < SLOTS and self.map[self._at(number)] == SLOT_FORWARDED
+
+    def pending(self, *, held: bool) -> list["Pending"]:
+        """What was received and is graftd's to answer; with @held also what a graft-sup that is dead had."""
         found = []
         for number in range(SLOTS):
-            (listener, answer, inode) = SLOT.unpack_from(self.map, number * SLOT_SIZE)
-            notification = parse(self.slot(number))
-            if listener and notification.id:
-                self.free.remove(number)
-                found.append(Pending(number, listener, notification, inode, answer))
+            state, answer, inode = SLOT.unpack_from(self.map, self._at(number))
+            if state == SLOT_FREE or (state == SLOT_HELD and not held):
+                continue
+            if state == SLOT_HELD:
+                answer = ANSWER_NUMBER
+                SLOT.pack_into(self.map, self._at(number), SLOT_FORWARDED, answer, inode)
+            call = parse(self.raw(number))
+            if call.id:
+                found.append(Pending(Slot(self, number), call, inode, answer))
+            elif held:
+                self.release(number)  # it waited for a call when it died
         return found
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self.view.release()
+        self.map.close()
+        os.close(self.fd)
+
+
+class Slot(NamedTuple):
+    """Where a call is kept until it is answered."""
+
+    journal: Journal
+    number: int
+
+    def call(self) -> Notification:
+        """The call that was received into it."""
+        return parse(self.journal.raw(self.number))
+
+    def injecting(self, inode: int, answer: int = ANSWER_NUMBER) -> None:
+        """See Journal."""
+        self.journal.injecting(self.number, inode, answer)
+
+    def release(self) -> None:
+        """See Journal."""
+        self.journal.release(self.number)
 
 
 class Pending(NamedTuple):
     """A received and unanswered notification. `inode` of the socket under way, 0 if none was."""
 
-    slot: int
-    listener: int
+    slot: Slot
     call: Notification
     inode: int
     answer: int
 
 
 class Listener:
-    """One notification descriptor. `number` names it in the journal and the descriptor store."""
+    """One notification descriptor. `number` names it in the descriptor store."""
 
     def __init__(self, fd: int, number: int) -> None:
         self.fd = fd

@@ -74,14 +74,13 @@ def test_a_successor_answers_what_was_received(target):
     """The receiver dies between; whoever holds the descriptor and knows the id goes on."""
     pid, fd = target
     journal = notify.Journal()
-    slot = journal.take(7)
+    slot = journal.take()
     assert slot is not None
     if os.fork() == 0:
-        notify.Listener(fd, 7).receive(journal.slot(slot))
+        notify.Listener(fd, 7).receive(journal.raw(slot.number))
         os.kill(os.getpid(), signal.SIGKILL)
     os.wait()
-    ((_, listener, call, _, _),) = notify.Journal(journal.fd).pending()
-    assert listener == 7
+    ((_, call, _, _),) = notify.Journal(journal.fd).pending(held=False)
     assert notify.Listener(fd, 7).valid(call.id)
     assert notify.Listener(fd, 7).answer(call.id, error=errno.EPERM)
     assert status(pid) == errno.EPERM
@@ -94,7 +93,7 @@ def test_a_descriptor_that_was_injected_stays_found(target):
     sock = socket.socket()
     number = notify.Listener(fd, 1).inject(call.id, sock.fileno(), 0)
     assert number is not None
-    from graft.daemon import find_socket
+    from graft.calls import find_socket
 
     assert find_socket(call.pid, os.fstat(sock.fileno()).st_ino) == number
     assert notify.Listener(fd, 1).answer(call.id, number)
