@@ -8,6 +8,7 @@ MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiar
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 HELPER := graft/graft-sup
+SHIM := graft/graft-shim.so
 
 .PHONY: all demo test unit lint test-kernel bench build setup setup-test wheel install clean help
 
@@ -42,7 +43,12 @@ $(HELPER): csrc/sup.c csrc/sup.h csrc/graft.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $< -o $@
 
-build: .venv/stamp $(BPF_OBJECT) $(HELPER)
+$(SHIM): csrc/shim.c csrc/sup.h
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
+		-fvisibility=hidden $< -o $@
+
+build: .venv/stamp $(BPF_OBJECT) $(HELPER) $(SHIM)
 
 demo: setup
 	@$(MAKE) --no-print-directory build
@@ -74,5 +80,5 @@ install: setup
 	@scripts/install.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(SHIM)
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -103,7 +103,7 @@ static int stamp(int fd, int kind)
 	return (int)syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
 }
 
-/* A socket as graft/supervisor.py makes it; an errno, 0 for success. */
+/* A socket as graft/supervisor.py makes it, this process's fsuid for its owner; an errno, 0 for success. */
 static int make(int kind, struct made *result)
 {
 	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;
@@ -113,7 +113,7 @@ static int make(int kind, struct made *result)
 	if (fd < 0)
 		return errno;
 	if ((family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
-	    stamp(fd, kind) || fchown(fd, shared->owner, (gid_t)-1) || fstat(fd, &status)) {
+	    stamp(fd, kind) || fstat(fd, &status)) {
 		error = errno;
 		close(fd);
 		return error;
@@ -465,13 +465,18 @@ static void on_channel(const struct epoll_event *event)
 
 /* ---- start ---- */
 
-/* What is left: to stamp, to give sockets an owner, to see a target's netns. */
+/* What is left: to stamp and to see a target's netns; and a uid that is nobody's to make sockets of the tenant's. */
 static void drop_privileges(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct data[2] = {0};
-	const int kept[] = {CAP_BPF, CAP_CHOWN, CAP_SYS_PTRACE};
+	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE};
 
+	syscall(SYS_setfsuid, shared->owner);
+	if ((__u32)syscall(SYS_setfsuid, -1) != shared->owner) {
+		fputs("graft-sup: cannot take the owner's uid\n", stderr);
+		exit(1);
+	}
 	for (size_t n = 0; n < sizeof(kept) / sizeof(kept[0]); n++)
 		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);
 	data[0].effective = data[0].permitted;

@@ -13,11 +13,13 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from graft import client, filter, linux, scope
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 
+SHIM = Path(__file__).with_name("graft-shim.so")
 SHOWN_MAX = 256  # words, and characters of each, that `graft ps` may be asked to show
 
 
@@ -41,6 +43,7 @@ class Plan(NamedTuple):
     egress: tuple[str, ...] = ()
     egress_default: str | None = None
     user: User | None = None
+    accel: bool = False
 
 
 def _numeric(text: str) -> bool:
@@ -78,6 +81,8 @@ def run(plan: Plan) -> NoReturn:
     """Become the command. Raises GraftError where that fails."""
     if os.geteuid() != 0:
         raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
+    if plan.accel and not SHIM.exists():
+        raise Failure(f"--accel: {SHIM} is not built", hint="run 'make build'", code="ENOENT")
     executable = _find(plan.argv[0])
     swap = False
     if plan.ingress or plan.egress:
@@ -105,6 +110,8 @@ def run(plan: Plan) -> NoReturn:
     os.close(listener)
     if plan.user:
         _become(plan.user)
+    if plan.accel:
+        _preload(plan.user)
     _exec(executable, plan.argv)
 
 
@@ -266,6 +273,17 @@ def _become(user: User) -> None:
     os.environ["HOME"] = user.home
     if user.name:
         os.environ["USER"] = os.environ["LOGNAME"] = user.name
+
+
+def _preload(user: User | None) -> None:
+    """LD_PRELOAD, see ld.so(8): statically linked programs do without."""
+    if not os.access(SHIM, os.R_OK):
+        who = f"user {user.name or user.uid}" if user else "this user"
+        raise Failure(
+            f"--accel: {who} may not read {SHIM}", hint="'make install' puts it where all may", code="EACCES"
+        )
+    before = os.environ.get("LD_PRELOAD", "")
+    os.environ["LD_PRELOAD"] = f"{SHIM}:{before}" if before else str(SHIM)
 
 
 def _exec(executable: str, argv: list[str]) -> NoReturn:

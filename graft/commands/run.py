@@ -41,6 +41,7 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
     help="Connections out: as the host (default), or none. With -e: what is beside the rules.",
 )
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
+@click.option("--accel", is_flag=True, help="Preload a library that saves dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     name: str | None,
@@ -50,6 +51,7 @@ def command(
     egress_rules: tuple[str, ...],
     egress: str | None,
     user: str | None,
+    accel: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run COMMAND in a network namespace with nothing but lo; its sockets live on the host's stack.
@@ -63,6 +65,7 @@ def command(
     graft run -p 53:53/udp -p 53:53 --user nobody dnsserver
     graft run --name db --egress none redis-server
     graft run --netns blue curl http://example.org/
+    graft run --accel -p 8080:80 haproxy -f haproxy.cfg
 
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
@@ -88,5 +91,6 @@ def command(
             egress=egress_rules,
             egress_default=egress,
             user=find_user(user) if user is not None else None,
+            accel=accel,
         )
     )
