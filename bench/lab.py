@@ -124,8 +124,18 @@ class Lab:
 
     def daemon_pid(self) -> int:
         """graftd's pid."""
-        pids = (Path(self.cgroup()) / "cgroup.procs").read_text().split()
-        return int(pids[0]) if pids else 0
+        pids = [int(pid) for pid in (Path(self.cgroup()) / "cgroup.procs").read_text().split()]
+        return next((pid for pid in pids if pid not in self.helper_pids()), 0)
+
+    def helper_pids(self) -> list[int]:
+        """The pids of graft-sup, one a listener."""
+        found: list[int] = []
+        procs = Path(self.cgroup()) / "cgroup.procs"
+        for pid in procs.read_text().split() if procs.exists() else ():
+            with contextlib.suppress(OSError):
+                if Path("/proc", pid, "comm").read_text() == "graft-sup\n":
+                    found.append(int(pid))
+        return found
 
     def keeper_pid(self) -> int:
         """The keeper's pid."""

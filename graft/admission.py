@@ -214,8 +214,9 @@ def admit_wrapper(
         tenant.parent = outer or reg.by_netns(netns)
         if outer:
             reg.take_scope(tenant)
-            daemon.calls.divide(outer)
         reg.install(tenant)
+        if outer:
+            daemon.calls.divide(outer)
         if listener is not None:
             daemon.adopt(tenant, listener, trusted=trusted)
     except BaseException:

@@ -84,7 +84,7 @@ class Calls:
         self.lock = threading.Lock()
         self.slow: Counter[tuple[str, int]] = Counter()
         self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
-        self.starting: list[Watched] = []
+        self.starting: list[tuple[float, Watched]] = []  # from when on
         self.ending: list[Helper] = []
         self.calls = 0
         self.ns = 0
@@ -108,7 +108,7 @@ class Calls:
             forward=self._undivided(tenant),
         )
         if available() and not tenant.place:
-            self.starting.append(watched)
+            self.starting.append((0.0, watched))
 
     def _undivided(self, tenant: Tenant) -> bool:
         """Does what a socket() call gives depend on who calls?"""
@@ -135,7 +135,7 @@ class Calls:
         if f"sup-{number}" in named:
             self._attach(watched, Helper(socket.socket(fileno=named[f"sup-{number}"])))
         elif available() and not tenant.place:
-            self.starting.append(watched)
+            self.starting.append((0.0, watched))
 
     def held(self) -> list[tuple[str, int]]:
         """Everything that a successor needs, by name."""
@@ -225,10 +225,13 @@ class Calls:
 
     def tick(self) -> None:
         """Start what is to be started, after its listener's owner has had its answer; reap what has ended."""
-        while self.starting:
-            watched = self.starting.pop()
-            if watched.listener.number in self.watched and not watched.helper:
-                self._start(watched)
+        if self.starting:
+            now = time.monotonic()
+            due = [watched for when, watched in self.starting if when <= now]
+            self.starting = [entry for entry in self.starting if entry[0] > now]
+            for watched in due:
+                if watched.listener.number in self.watched and not watched.helper:
+                    self._start(watched)
         self.ending = [helper for helper in self.ending if not helper.ended()]
 
     def _start(self, watched: Watched) -> None:
@@ -266,10 +269,10 @@ class Calls:
         watched.restarts = [t for t in watched.restarts if now - t < RESTARTS_SECONDS] + [now]
         self.answer_pending(watched, helper_died=True)
         self._listen(watched)
-        if len(watched.restarts) <= RESTARTS:
-            self.starting.append(watched)
-        else:
-            log.error("graft-sup of %s ends again and again: graftd answers", watched.tenant.name)
+        often = len(watched.restarts) > RESTARTS
+        if often:
+            log.error("graft-sup of %s ends again and again: graftd answers for a while", watched.tenant.name)
+        self.starting.append((now + RESTARTS_SECONDS if often else 0.0, watched))
 
     def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
         """Answer what a predecessor, or a graft-sup that has died, had received and not answered."""

@@ -106,17 +106,19 @@ def start_daemon() -> bool:
     entry = "from graft.keeper import main; main(int(sys.argv[2]))"
     if "GRAFT_RUN_DIR" not in os.environ:
         entry = f"from graft.host import enter_initial; enter_initial(); {entry}"
+    # this process becomes the user's command, which must not find a child that it did not start
+    entry = f"import os; os.fork() and os._exit(0); os.setsid(); {entry}"
     with open(f"{directory}/graftd.log", "ab") as log:
-        subprocess.Popen(
+        started = subprocess.Popen(
             [*python_command(entry), str(told)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=(told,),
-            start_new_session=True,
             cwd="/",
             env={**os.environ, "GRAFT_IDLE_EXIT": "1"},
         )
+    started.wait()
     os.close(told)
     began = os.read(ready, 1)
     os.close(ready)
