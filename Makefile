@@ -52,7 +52,7 @@ build: .venv/stamp $(BPF_OBJECT) $(HELPER) $(SHIM)
 
 demo: setup
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m bench.demo
+	@$(PYTHON) -m graft.bench.demo
 
 test: setup-test
 	@$(MAKE) --no-print-directory build
@@ -70,7 +70,7 @@ test-kernel: setup-test
 
 bench: setup
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m bench
+	@$(PYTHON) -m graft.bench
 
 wheel: build
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .

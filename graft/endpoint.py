@@ -2,6 +2,7 @@
 
     endpoint      NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns {PID|NAME|PATH}]
                   NAME type unix path PATH [netns ...]
+                  NAME type local
     ingress rule  ADDR:PORT[-PORT]=EPNAME          -i, exact address, 0.0.0.0 and [::] mean the wildcard bind
     egress rule   PREFIX/LEN=EPNAME                -e, longest prefix wins
     publication   [HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]    -p
@@ -22,8 +23,8 @@ T = TypeVar("T")
 NAME_MAX = 15
 UNIX_PATH_MAX = 107  # bytes; sun_path holds 108 with the NUL (unix(7))
 DEFAULT_SOURCE = "default-source"  # AF_GRAFT: where a socket leaves from that was not bound
-TYPES = ("ipv4", "ipv6", "unix")
-ADD_FORM = "add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns ...], or type unix path PATH [netns ...]"
+TYPES = ("ipv4", "ipv6", "unix", "local")
+ADD_FORM = "add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns ...], or type unix path PATH [netns ...], or type local"
 MAPPED = bytes(10) + b"\xff\xff"
 IPPROTO = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 PROTOCOL_NAME = {number: name for name, number in IPPROTO.items()}
@@ -65,19 +66,22 @@ class Endpoint(NamedTuple):
     """A name for an address of a host netns. `span` ports follow each other (more than 1 only for `-p` ranges)."""
 
     name: str
-    address: Address | None  # None: type unix
+    address: Address | None  # None: type unix or local
     port: int = 0  # 0: dynamic
     span: int = 1
     published: bool = False  # made by -p: goes with the container
-    path: str = ""  # type unix
+    path: str = ""  # type unix and local
     netns: str = ""  # as the user named it
     place: int = 0  # which host netns that is: graft.registry numbers them, 0 is graftd's own
     imported: bool = False  # from the host's table for a container: goes with it
+    local: bool = False  # a unix socket whose path is graftd's own business
 
     @property
     def kind(self) -> str:
-        """ipv4, ipv6 or unix."""
-        return self.address.kind if self.address else "unix"
+        """ipv4, ipv6, unix or local."""
+        if self.address:
+            return self.address.kind
+        return "local" if self.local else "unix"
 
     @property
     def port_text(self) -> str:
@@ -220,7 +224,12 @@ def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
     if "type" not in found:
         raise UsageError("'type' is missing", hint=ADD_FORM)
     if found["type"] not in TYPES:
-        raise UsageError(f"endpoint type '{found['type']}' is unknown", hint="ipv4, ipv6 or unix")
+        raise UsageError(f"endpoint type '{found['type']}' is unknown", hint="ipv4, ipv6, unix or local")
+    if found["type"] == "local":
+        wrong = next((key for key in ("addr", "port", "path", "netns") if key in found), None)
+        if wrong:
+            raise UsageError(f"'{wrong}' does not go with type local", hint=ADD_FORM)
+        return EndpointWords("local")
     if "path" in found and ("addr" in found or "port" in found):
         raise UsageError("'path' does not go with 'addr' and 'port'", hint=ADD_FORM)
     unix = found["type"] == "unix"
@@ -240,8 +249,10 @@ def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
     return told
 
 
-def make_endpoint(name: str, words: EndpointWords, place: int = 0) -> Endpoint:
-    """The endpoint that checked words describe."""
+def make_endpoint(name: str, words: EndpointWords, place: int = 0, local_path: str = "") -> Endpoint:
+    """The endpoint that checked words describe; @local_path: where one of type local meets."""
+    if words.type == "local":
+        return Endpoint(parse_name(name), None, path=parse_path(local_path), local=True)
     if words.type == "unix":
         return Endpoint(parse_name(name), None, path=words.path, netns=words.netns, place=place)
     address = parse_address(words.addr, kind=words.type)

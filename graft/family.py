@@ -169,7 +169,8 @@ class Family:
 
     def _fitting(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> socket.socket:
         """@sock where it has the endpoint's family and place, else a new one with its options."""
-        family = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6, "unix": socket.AF_UNIX}[endpoint.kind]
+        families = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+        family = families.get(endpoint.kind, socket.AF_UNIX)
         stamp = self.supervisor.stamps.get(sock.fileno())
         place = stamp.place if stamp else 0
         if sock.family == family and (family == socket.AF_UNIX or place == endpoint.place):

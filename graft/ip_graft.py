@@ -20,6 +20,7 @@ USAGE = """\
 Usage: ip-graft [ OPTIONS ] add NAME
           type { ipv4 | ipv6 } addr ADDR port { PORT | dynamic }
           type unix path PATH
+          type local
           [ netns { PID | NETNSNAME } ]
 
        ip-graft del NAME

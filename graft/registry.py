@@ -440,7 +440,7 @@ class Registry:
         """
         added: dict[str, Endpoint] = {}
         for name, words, place in wanted:
-            endpoint = make_endpoint(name, words, place)
+            endpoint = make_endpoint(name, words, place, self._local_path(table, name))
             if name in table.endpoints or name in added:
                 raise Refused(
                     f"endpoint '{name}' exists in this namespace",
@@ -457,6 +457,12 @@ class Registry:
         table.endpoints.update(added)
         self._table_changed(table)
         return list(added.values())
+
+    def _local_path(self, table: Table, name: str) -> str:
+        """Where an endpoint of type local meets: whoever may not list the directory has to know the name."""
+        directory = self.state.parent / "local"
+        directory.mkdir(mode=0o711, exist_ok=True)
+        return str(directory / f"{table.netns}-{name}.sock")
 
     def delete_endpoints(self, table: Table, names: Sequence[str]) -> None:
         """`graft endpoint del`, all of them or none: no new bind or connect through it; open sockets stay."""
@@ -638,7 +644,7 @@ def needs_swap(
     egress: Iterable[EgressRule],
     *names: str,
 ) -> bool:
-    """Does one of the rules (or @names) name an endpoint of type unix, or of another place than @place?"""
+    """Does one of the rules (or @names) name an endpoint of type unix or local, or of another place than @place?"""
     wanted = [*(r.endpoint for r in ingress), *(r.endpoint for r in egress), *names]
     found = [endpoints[name] for name in wanted if name in endpoints]
     return any(e.address is None or e.place != place for e in found)
@@ -665,7 +671,7 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
 
 def _endpoint(saved: dict[str, Any]) -> Endpoint:
     """Back from state.json."""
-    unix = saved["type"] == "unix"
+    unix = saved["type"] in ("unix", "local")
     port = 0 if unix or saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
     return Endpoint(
         saved["name"],
@@ -677,6 +683,7 @@ def _endpoint(saved: dict[str, Any]) -> Endpoint:
         netns=saved.get("netns", ""),
         place=saved["place"],
         imported=saved["imported"],
+        local=saved["type"] == "local",
     )
 
 

@@ -83,6 +83,7 @@ class Tenant(Protocol):
 
 
 SOCK_TYPE_MASK = 0xF
+LOOPBACK_SEGMENT = 65483  # TCP's over lo: programs make buffers of it
 PROTOCOLS: dict[int, dict[int, int]] = {
     socket.SOCK_STREAM: {0: 0, socket.IPPROTO_TCP: 0, linux.IPPROTO_MPTCP: 0},
     socket.SOCK_DGRAM: {0: 0, socket.IPPROTO_UDP: 0},
@@ -414,9 +415,11 @@ def _may_be_family(call: Notification) -> bool:
 
 
 def _ignore_option(call: Notification) -> Action:
-    """A TCP or IP option of a unix socket: without effect, and 0 where it is read."""
+    """A TCP or IP option of a unix socket: without effect, and 0 where it is read, but for the segment size."""
     if call.nr == linux.NR_GETSOCKOPT:
-        target.write_value(call.pid, call.args[3], call.args[4], bytes(4))
+        segment = (target.signed(call.args[1]), target.signed(call.args[2])) == (socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        value = (LOOPBACK_SEGMENT if segment else 0).to_bytes(4, "little")
+        target.write_value(call.pid, call.args[3], call.args[4], value)
     return Answer()
 
 

@@ -42,12 +42,16 @@ BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 
 def carry_options(old: socket.socket, new: socket.socket) -> None:
     """Give @new what was set on @old; what is still at its default is left at the other's own."""
+    with socket.socket(old.family, old.type) as fresh:
+        default = {option: fresh.getsockopt(socket.SOL_SOCKET, option, 4) for option in BUFFERS}
     for level, option, size in OPTIONS:
         with contextlib.suppress(OSError):  # an option that one of the two does not have
             value = old.getsockopt(level, option, size)
             if value == new.getsockopt(level, option, size):
                 continue
             if level == socket.SOL_SOCKET and option in BUFFERS:  # the kernel shows twice what was asked (socket(7))
+                if value == default[option]:
+                    continue  # TCP's is small, to grow as needed; a unix socket's does not grow
                 value = (int.from_bytes(value, "little") // 2).to_bytes(4, "little")
             new.setsockopt(level, option, value)
     flags = fcntl.fcntl(old, fcntl.F_GETFL)

@@ -80,6 +80,8 @@ def show_endpoints(name: str | None, table: str | None) -> list[dict[str, Any]]:
 
 def describe(endpoint: dict[str, Any]) -> str:
     """One line, as `ip graft show` prints it."""
+    if endpoint["type"] == "local":
+        return f"{endpoint['name']} type local"
     if endpoint["type"] == "unix":
         where = f"path {endpoint['path']}"
     else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.lab import Lab, laboratory
+from graft.bench.lab import Lab, laboratory
 
 MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
 

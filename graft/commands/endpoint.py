@@ -8,7 +8,7 @@ from graft.cli import CONTEXT, json_option, netns_option, print_json
 from graft.endpoint import NAME_MAX, parse_endpoint_words, parse_name
 from graft.table import add_endpoints, delete_endpoints, describe, show_endpoints
 
-WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH [netns NS]"
+WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH | type local [netns NS]"
 
 
 @click.group(context_settings=CONTEXT)
@@ -19,6 +19,7 @@ def command() -> None:
     graft endpoint add ep-http type ipv4 addr 192.0.2.1 port 80
     graft endpoint add ep-out type ipv6 addr 2001:db8::7 port dynamic
     graft endpoint add ep-db type unix path /run/db/db.sock
+    graft endpoint add ep-cache type local
     graft endpoint add ep-in4 type ipv4 addr 127.0.0.1 port 8080 netns 1
     graft endpoint show --netns blue
     graft endpoint del ep-http
@@ -33,7 +34,8 @@ def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
     """Add endpoint NAME (at most 15 bytes) to the table of the caller's namespace, or of --netns.
 
     The word netns says in which namespace the address is, by PID, name or path; default: graftd's own, the
-    host's. A unix endpoint's path is the host's.
+    host's. A unix endpoint's path is the host's. At an endpoint of type local containers of this host meet
+    without TCP: a server's bind and its clients' connects to it become a unix socket's.
     """
     parse_name(name)
     parse_endpoint_words(words)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.lab import Lab, wait_for
+from graft.bench.lab import Lab, wait_for
 from tests.conftest import need_root
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.lab import CLIENT4, HOST4, HOST6, ROOT, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, HOST4, HOST6, ROOT, SECOND4, wait_for
 from tests.conftest import need
 from tests.system.test_clients import httpgo  # noqa: F401 - a fixture
 

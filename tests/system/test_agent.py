@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from bench.lab import HOST4, ROOT, wait_for
+from graft.bench.lab import HOST4, ROOT, wait_for
 from tests.conftest import need, python
 
 NOTIFY = {

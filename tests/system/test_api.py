@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from bench.lab import CLIENT4, HOST4, HOST6, ROOT, wait_for
+from graft.bench.lab import CLIENT4, HOST4, HOST6, ROOT, wait_for
 from tests.conftest import python
 
 

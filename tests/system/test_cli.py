@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from bench.lab import GRAFT, HOST4, ROOT, wait_for
+from graft.bench.lab import GRAFT, HOST4, ROOT, wait_for
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.lab import GRAFTD, HOST4, wait_for
+from graft.bench.lab import GRAFTD, HOST4, wait_for
 from graft import __version__
 from tests.conftest import python
 

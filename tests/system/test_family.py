@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, wait_for
 from tests.conftest import need, python
 
 SOL_SOCKET, SO_REUSEADDR, SO_KEEPALIVE, SO_BINDTODEVICE, SO_RCVBUF = 1, 2, 9, 25, 8

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 
-from bench.lab import GRAFT, HOST4, HOST6, wait_for
+from graft.bench.lab import GRAFT, HOST4, HOST6, wait_for
 from tests.conftest import python
 
 HOLD = "input()"

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bench.lab import GRAFTD, ROOT, wait_for
+from graft.bench.lab import GRAFTD, ROOT, wait_for
 from tests.conftest import python
 from tests.system.test_daemon import WORKER, another, server_on_client
 

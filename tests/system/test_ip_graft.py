@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.lab import HOST4, ROOT, wait_for
+from graft.bench.lab import HOST4, ROOT, wait_for
 from tests.conftest import lack
 
 IP_GRAFT = ROOT / "bin" / "ip-graft"

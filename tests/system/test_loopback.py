@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from bench.lab import HOST4, HOST6
+from graft.bench.lab import HOST4, HOST6
 from tests.conftest import python
 
 SERVE = """
@@ -59,7 +59,7 @@ def test_two_containers_and_the_host_on_one_port(lab, address, kind, connect):
 
 
 def lab_graft():
-    from bench.lab import GRAFT
+    from graft.bench.lab import GRAFT
 
     return GRAFT
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4, wait_for
 from tests.conftest import python
 
 TRY = """

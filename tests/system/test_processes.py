@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from bench.lab import GRAFT, HOST4, wait_for
+from graft.bench.lab import GRAFT, HOST4, wait_for
 from tests.conftest import python
 
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4
+from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4
 from tests.conftest import python
 
 ECHO = """
@@ -121,7 +121,7 @@ def test_port_of_the_host_in_use(lab, kind, other):
 )
 def test_two_containers_on_one_port(lab, first, second, clash):
     lab.spawn_graft("--name", "first", "-p", first, "sleep", "60")
-    from bench.lab import wait_for
+    from graft.bench.lab import wait_for
 
     wait_for(lambda: lab.containers() == ["first"], "the first container")
     result = lab.graft("run", "-p", second, "true")

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, ROOT, wait_for
+from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, ROOT, wait_for
 from tests.conftest import need, python
 
 NGINX = """

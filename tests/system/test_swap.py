@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from bench.lab import CLIENT4, GRAFT, HOST4, HOST6, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, wait_for
 from tests.conftest import need, python
 
 

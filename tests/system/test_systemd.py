@@ -2,7 +2,7 @@
 
 import subprocess
 
-from bench.lab import GRAFTD, ROOT, wait_for
+from graft.bench.lab import GRAFTD, ROOT, wait_for
 from tests.conftest import need
 
 

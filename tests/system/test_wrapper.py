@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, SECOND4, wait_for
 from tests.conftest import need, python
 
 BIND = """
@@ -346,7 +346,7 @@ def test_upstreams_way_without_dashes(lab, endpoints):
 def test_a_large_table_costs_nothing(own_lab):
     """10,000 endpoints and rules against 2, in pairs: bind and connect cost the same within a tenth."""
     need("clang")
-    from bench.tables import compare
+    from graft.bench.tables import compare
 
     worst = 9.0
     for _ in range(3):  # the machine is shared

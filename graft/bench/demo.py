@@ -6,7 +6,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from bench.lab import HOST4, HOST6, Lab, laboratory, wait_for
+from graft.bench.lab import HOST4, HOST6, Lab, laboratory, wait_for
 
 PAIRS = 5
 SECONDS = 2

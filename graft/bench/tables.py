@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.lab import CLIENT4, GRAFT, HOST4, ROOT, Lab
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, ROOT, Lab
 
 MANY = 10000
 CALLS = {"bind": 300, "connect": 50000}
@@ -17,7 +17,7 @@ CALLS = {"bind": 300, "connect": 50000}
 
 def _compile(directory: Path) -> Path:
     program = directory / "calls"
-    subprocess.run(("clang", "-O2", ROOT / "bench" / "calls.c", "-o", program), check=True)
+    subprocess.run(("clang", "-O2", Path(__file__).with_name("calls.c"), "-o", program), check=True)
     return program
 
 

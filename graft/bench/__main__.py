@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.demo import nginx_config
-from bench.lab import GRAFT, HOST4, Lab, laboratory
-from bench.tables import compare
+from graft.bench.demo import nginx_config
+from graft.bench.lab import GRAFT, HOST4, Lab, laboratory
+from graft.bench.tables import compare
 
 GRAFTED, PLAIN = 7001, 7002
 

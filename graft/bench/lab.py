@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 GRAFT = ROOT / "bin" / "graft"
 GRAFTD = ROOT / "bin" / "graftd"
 HOST4, CLIENT4, SECOND4 = "10.77.0.1", "10.77.0.2", "10.77.0.3"

@@ -1,0 +1,362 @@
+"""The cases: what is served in a peer, what is asked from where, and which figures come of it.
+
+A case is set up once in each peer and then measured in turn; a measurement returns all its figures. Figures are
+oriented by `better`: "more" for rates, "less" for times and costs.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graft.bench.lab import CLIENT4, GRAFTD, HOST4, wait_for
+from graft.bench.peers import Graft, Peer
+
+Figures = dict[str, float]
+Measure = Callable[[], Figures]
+KIB = 1024
+OUT_PORT = 9000
+LOCAL4 = "10.77.99.1"
+
+NGINX = """
+daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log warn;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off; keepalive_requests 1000000;
+    client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
+    server {{ listen {port} backlog=4096; root {root}; }}
+}}
+"""
+
+
+class Unit(NamedTuple):
+    """What a figure is in, and which way is better: more or less."""
+
+    name: str
+    better: str
+
+
+class Scale(NamedTuple):
+    """How long a measurement takes."""
+
+    seconds: int
+    count: int  # requests, connections
+
+
+class Case(NamedTuple):
+    """One case. @peers: the only ones that it is for, empty for all that serve to the outside."""
+
+    name: str
+    title: str
+    figures: dict[str, Unit]
+    setup: Callable[[Peer, Scale], Measure]
+    tools: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+
+
+def busy_seconds() -> float:
+    """CPU seconds that this machine has spent, but for idling (proc(5), /proc/stat)."""
+    with open("/proc/stat") as stat:
+        ticks = [int(word) for word in stat.readline().split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _iperf(peer: Peer, scale: Scale, *options: str) -> Measure:
+    address, port = peer.serve(0, ("iperf3", "-s", "-p", "{port}"))
+
+    def measure() -> Figures:
+        command = ("iperf3", "-c", address, "-p", port, "-t", scale.seconds, "-J", "--connect-timeout", 3000)
+        for _ in range(6):  # its server takes a moment between two clients
+            before = busy_seconds()
+            report = json.loads(peer.lab.client(*command, *options, timeout=scale.seconds + 20).stdout or "{}")
+            spent = busy_seconds() - before
+            if "end" in report and report["end"]:
+                return {**_throughput(report["end"]), "CPU": spent / max(_gigabytes(report["end"]), 1e-9)}
+            time.sleep(0.4)
+        raise RuntimeError(f"iperf3: {report.get('error', 'no report')}")
+
+    return measure
+
+
+def _gigabytes(end: dict[str, Any]) -> float:
+    total = end.get("sum_received") or end["sum"]
+    return float(total["bytes"]) / 1e9
+
+
+def _throughput(end: dict[str, Any]) -> Figures:
+    if "sum_received" in end and "jitter_ms" not in end.get("sum", {}):
+        return {"rate": float(end["sum_received"]["bits_per_second"]) / 1e9}
+    total = end["sum"]
+    received = 1 - float(total["lost_percent"]) / 100
+    return {
+        "rate": float(total["bits_per_second"]) / 1e9 * received,
+        "packets": float(total["packets"]) / float(total["seconds"]) * received,
+    }
+
+
+def _latency(peer: Peer, scale: Scale) -> Measure:
+    address, port = peer.serve(1, ("sockperf", "server", "--tcp", "-p", "{port}"))
+
+    def measure() -> Figures:
+        told = peer.lab.client("sockperf", "ping-pong", "--tcp", "-i", address, "-p", port, "-t", scale.seconds).stdout
+        text = re.sub(r"\x1b\[[0-9;]*m", "", told)
+        found = {}
+        for name in ("50.000", "99.000"):
+            match = re.search(rf"percentile {name} =\s+([0-9.]+)", text)
+            if not match:
+                raise RuntimeError(f"sockperf: {text[-300:]}")
+            found[f"p{name[:2]}"] = float(match[1])
+        return found
+
+    return measure
+
+
+def _near_latency(peer: Peer, scale: Scale) -> Measure:
+    """Not by sockperf: it names the peer in every send, which a unix socket refuses."""
+    _, port = peer.serve(1, (_load(peer), "answer", "{port}"))
+
+    def measure() -> Figures:
+        told = peer.run(_load(peer), "ask", peer.neighbour(), port, scale.count, check=True).stdout.split()
+        return {"p50": float(told[0]), "p99": float(told[1])}
+
+    return measure
+
+
+def _http(peer: Peer, scale: Scale, size: int, *, keep: bool) -> Measure:
+    root = peer.lab.work / "root"
+    root.mkdir(exist_ok=True)
+    (root / str(size)).write_bytes(bytes(size))
+    directory = peer.lab.work / f"nginx-{peer.name}-{size}-{keep}"
+    directory.mkdir(exist_ok=True)
+    config = directory / "nginx.conf"
+    port = peer.first + 2
+    config.write_text(NGINX.format(dir=directory, port=port, root=root))
+    address, _ = peer.serve(2, ("nginx", "-c", config))
+    header = () if keep else ("-H", "Connection: close")
+
+    def measure() -> Figures:
+        before = busy_seconds()
+        command = ("wrk", "-t1", "-c16", f"-d{scale.seconds}s", *header, f"http://{address}:{port}/{size}")
+        told = peer.lab.client(*command).stdout
+        spent = busy_seconds() - before
+        rate = re.search(r"Requests/sec:\s+([0-9.]+)", told)
+        total = re.search(r"(\d+) requests in", told)
+        if not rate or not total or not int(total[1]):
+            raise RuntimeError(f"wrk: {told}")
+        return {"rate": float(rate[1]), "CPU": spent / int(total[1]) * 1e5}
+
+    return measure
+
+
+def _redis_server(peer: Peer) -> tuple[str, int]:
+    command = ("redis-server", "--port", "{port}", "--save", "", "--protected-mode", "no", "--dir", peer.lab.work)
+    return peer.serve(3, command)
+
+
+def _redis(peer: Peer, scale: Scale, pipeline: int, *, near: bool = False) -> Measure:
+    address, port = _redis_server(peer)
+    run = peer.run if near else peer.lab.client
+    if near:
+        address = peer.neighbour()
+
+    def measure() -> Figures:
+        total = scale.count * 5 * (8 if pipeline > 1 else 1)
+        command = ("redis-benchmark", "-h", address, "-p", port, "-t", "set,get", "-c", 50, "-n", total, "--csv")
+        told = run(*command, "-P", pipeline).stdout
+        rows = {row[0]: row[1] for row in csv.reader(io.StringIO(told)) if len(row) > 1}
+        if not {"GET", "SET"} <= rows.keys():
+            raise RuntimeError(f"redis-benchmark: {told}")
+        return {name: float(rows[name]) for name in ("GET", "SET")}
+
+    return measure
+
+
+def _memcached(peer: Peer, scale: Scale) -> Measure:
+    address, port = peer.serve(4, ("memcached", "-u", "root", "-p", "{port}", "-U", "0", "-l", "0.0.0.0"))
+
+    def measure() -> Figures:
+        found = {}
+        for test in ("get", "set"):
+            each = scale.count // 4
+            words = (f"--servers={address}:{port}", "--concurrency=8", f"--execute-number={each}", f"--test={test}")
+            told = peer.lab.client("memcslap", *words, "--initial-load=1000").stdout
+            match = re.search(rf"Time to {test} +\d+ keys by +8 threads: +([0-9.]+) seconds", told)
+            if not match:
+                raise RuntimeError(f"memcslap: {told}")
+            found[test] = 8 * each / float(match[1])
+        return found
+
+    return measure
+
+
+def _load(peer: Peer) -> Path:
+    return peer.lab.work / "load"
+
+
+def _rate(told: str) -> Figures:
+    return {"rate": 1e6 / float(told.strip())}
+
+
+def _short_in(peer: Peer, scale: Scale, processes: int) -> Measure:
+    address, port = peer.serve(5, (_load(peer), "serve", "{port}"))
+    words = (scale.count // processes, processes)
+    return lambda: _rate(peer.lab.client(_load(peer), "connect", address, port, *words, check=True).stdout)
+
+
+def _short_out(peer: Peer, scale: Scale, processes: int, *, hogs: int = 0) -> Measure:
+    """The client is in the peer; a server on the client's host is there for all of them."""
+    lab = peer.lab
+    if not lab.client("ss", "-tlnH", f"sport = :{OUT_PORT}").stdout:
+        lab.spawn(_load(peer), "serve", OUT_PORT, client=True)
+        wait_for(lambda: lab.client("ss", "-tlnH", f"sport = :{OUT_PORT}").stdout, "the server")
+
+    def measure() -> Figures:
+        busy = [lab.spawn("sh", "-c", "while :; do :; done") for _ in range(hogs)]
+        try:
+            words = (scale.count // processes, processes)
+            return _rate(peer.run(_load(peer), "connect", CLIENT4, OUT_PORT, *words, check=True).stdout)
+        finally:
+            for process in busy:
+                lab.end(process)
+                lab.started.remove(process)
+
+    return measure
+
+
+def _near_bulk(peer: Peer, scale: Scale) -> Measure:
+    _, port = peer.serve(6, ("iperf3", "-s", "-p", "{port}"))
+
+    def measure() -> Figures:
+        for _ in range(6):
+            command = ("iperf3", "-c", peer.neighbour(), "-p", port, "-t", scale.seconds, "-l", "128K", "-J")
+            told = peer.run(*command).stdout
+            report = json.loads(told or "{}")
+            if report.get("end"):
+                return {"rate": _throughput(report["end"])["rate"]}
+            time.sleep(0.4)
+        raise RuntimeError(f"iperf3: {report.get('error', told)}")
+
+    return measure
+
+
+def _bystander(peer: Peer, scale: Scale) -> Measure:
+    """A host's own UDP and TCP server, with graft's programs loaded (a container runs) and without."""
+    lab = peer.lab
+    echo, serve = peer.first + 7, peer.first + 8
+    for words in (("echo", echo), ("serve", serve)):
+        peer.running.append(lab.spawn(_load(peer), *words))
+    wait_for(lambda: lab.listening(serve), "the server")
+
+    def measure() -> Figures:
+        container = None
+        if isinstance(peer, Graft):
+            container = lab.spawn_graft("--name", "bystander", "sleep", "600")
+            wait_for(lambda: "bystander" in lab.containers(), "a container")
+        elif (lab.run_dir / "graftd.sock").exists():
+            lab.host(GRAFTD, "--stop", check=True)
+            wait_for(lambda: not lab.pins().exists(), "graftd's end")
+        try:
+            udp = lab.host(_load(peer), "udp", HOST4, echo, scale.count, check=True).stdout
+            tcp = lab.host(_load(peer), "connect", HOST4, serve, scale.count // 2, 1, check=True).stdout
+        finally:
+            if container:
+                lab.end(container)
+                lab.started.remove(container)
+                wait_for(lambda: not lab.containers(), "its end")
+        return {"UDP": 1e6 / float(udp.strip()), "connections": 1e6 / float(tcp.strip())}
+
+    return measure
+
+
+GBIT = Unit("Gbit/s", "more")
+PER_SECOND = Unit("1/s", "more")
+CPU_GB = Unit("CPU s per GB", "less")
+CPU_REQUESTS = Unit("CPU s per 100,000", "less")
+MICROSECONDS = Unit("us", "less")
+NEAR = ("host", "graft", "graft-local", "docker")
+
+
+def _bulk(name: str, title: str, *options: str) -> Case:
+    figures = {"rate": GBIT, "CPU": CPU_GB}
+    return Case(name, title, figures, lambda peer, scale: _iperf(peer, scale, *options), ("iperf3",))
+
+
+def _udp(size: int) -> Case:
+    options = ("-u", "-b", "0", "-l", str(size))
+    figures = {"rate": GBIT, "packets": PER_SECOND}
+    return Case(f"udp-{size}", f"UDP in, {size} B", figures, lambda peer, scale: _iperf(peer, scale, *options), ("iperf3",))
+
+
+def _web(size: int, label: str, *, keep: bool) -> Case:
+    kind = "keep-alive" if keep else "one request a connection"
+    return Case(
+        f"http-{label.replace(' ', '').lower()}-{'keepalive' if keep else 'close'}",
+        f"nginx {label}, {kind}",
+        {"rate": PER_SECOND, "CPU": CPU_REQUESTS},
+        lambda peer, scale: _http(peer, scale, size, keep=keep),
+        ("nginx", "wrk"),
+    )
+
+
+def _requests(name: str, title: str, pipeline: int, *, near: bool = False) -> Case:
+    return Case(
+        name,
+        title,
+        {"GET": PER_SECOND, "SET": PER_SECOND},
+        lambda peer, scale: _redis(peer, scale, pipeline, near=near),
+        ("redis-server", "redis-benchmark"),
+        NEAR if near else (),
+    )
+
+
+def _connections(name: str, title: str, setup: Callable[[Peer, Scale], Measure]) -> Case:
+    return Case(name, title, {"rate": PER_SECOND}, setup, ("cc",))
+
+
+SIZES = ((64, "64 B"), (KIB, "1 KiB"), (64 * KIB, "64 KiB"), (KIB * KIB, "1 MiB"))
+CASES: tuple[Case, ...] = (
+    _bulk("tcp-in", "bulk TCP in, 1 flow"),
+    _bulk("tcp-in-8", "bulk TCP in, 8 flows", "-P", "8"),
+    _bulk("tcp-out", "bulk TCP out, 1 flow", "-R"),
+    _bulk("tcp-out-8", "bulk TCP out, 8 flows", "-R", "-P", "8"),
+    _udp(64),
+    _udp(1400),
+    Case("latency", "TCP request and response", {"p50": MICROSECONDS, "p99": MICROSECONDS}, _latency, ("sockperf",)),
+    *(_web(size, label, keep=keep) for keep in (True, False) for size, label in SIZES),
+    _requests("redis", "redis, 50 clients", 1),
+    _requests("redis-16", "redis, 50 clients, pipeline of 16", 16),
+    Case("memcached", "memcached, 8 clients", {"get": PER_SECOND, "set": PER_SECOND}, _memcached, ("memcached", "memcslap")),
+    _connections("short-in", "connections in, 1 client", lambda peer, scale: _short_in(peer, scale, 1)),
+    _connections("short-in-8", "connections in, 8 clients", lambda peer, scale: _short_in(peer, scale, 8)),
+    _connections("short-out", "connections out, 1 client", lambda peer, scale: _short_out(peer, scale, 1)),
+    _connections("short-out-8", "connections out, 8 clients", lambda peer, scale: _short_out(peer, scale, 8)),
+    _connections(
+        "short-out-hogs",
+        "connections out, 1 client, beside two busy loops",
+        lambda peer, scale: _short_out(peer, scale._replace(count=scale.count // 4), 1, hogs=2),
+    ),
+    Case("near-bulk", "container to container, bulk", {"rate": GBIT}, _near_bulk, ("iperf3",), NEAR),
+    Case(
+        "near-latency",
+        "container to container, request and response",
+        {"p50": MICROSECONDS, "p99": MICROSECONDS},
+        _near_latency,
+        ("cc",),
+        NEAR,
+    ),
+    _requests("near-redis", "container to container, redis, 50 clients", 1, near=True),
+    Case(
+        "bystander",
+        "a host's own servers, with graft loaded",
+        {"UDP": PER_SECOND, "connections": PER_SECOND},
+        _bystander,
+        ("cc",),
+        ("host", "graft"),
+    ),
+)

@@ -1,0 +1,334 @@
+"""What a user would pick: the same programs on the host, under graft, and behind everything that is installed here.
+
+A peer starts servers that the laboratory's client reaches, and runs clients of its own. Each has ports of its own,
+the same inside and outside; slirp4netns and pasta forward them all from the start.
+"""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, TIMEOUT, Lab, wait_for
+
+PORTS = 12  # of each peer
+BRIDGE = "172.30.{}"
+MACVLAN4 = "10.77.0.9"
+
+
+class Peer:
+    """The host's own stack; the base of the others. @reason says why it cannot run here, if it cannot."""
+
+    name = "host"
+    title = "the host's own stack"
+    needs: tuple[str, ...] = ()
+    servers_at = HOST4
+
+    def __init__(self, lab: Lab, index: int) -> None:
+        self.lab = lab
+        self.first = 20000 + 100 * index
+        self.running: list[subprocess.Popen[str]] = []
+
+    @classmethod
+    def reason(cls) -> str:
+        """Why it cannot run here; empty if it can."""
+        missing = [tool for tool in cls.needs if not shutil.which(tool)]
+        return f"not installed: {', '.join(missing)}" if missing else ""
+
+    def start(self) -> None:
+        """Build what it needs."""
+
+    def close(self) -> None:
+        """Take it away again."""
+
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+        """The command line that runs @argv in it, on the host; @ports are published."""
+        return list(map(str, argv))
+
+    def serve(self, slot: int, argv: tuple[Any, ...], *, udp: bool = False) -> tuple[str, int]:
+        """Start a server; {port} in @argv is its port. Address and port for the client."""
+        port = self.first + slot
+        command = tuple(str(word).replace("{port}", str(port)) for word in argv)
+        self.running.append(
+            self.lab.spawn(*self.wrap(command, (port,)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
+        if not udp:
+            wait_for(lambda: self._answers(port), f"{self.name}: {command[0]} on port {port}", 20)
+        else:
+            time.sleep(1.0)
+        return self.servers_at, port
+
+    def _answers(self, port: int) -> bool:
+        code = f"import socket; socket.create_connection(('{self.servers_at}', {port}), 1).close()"
+        return self.lab.client("/usr/bin/python3", "-I", "-c", code).returncode == 0
+
+    def run(self, *argv: Any, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run a client in it, to its end."""
+        return self.lab.host(*self.wrap(argv, ()), **options)
+
+    def neighbour(self) -> str:
+        """The address at which another container on this host reaches a server of this one."""
+        return "127.0.0.1"
+
+    def end_servers(self) -> None:
+        """End the servers of a case."""
+        for process in self.running:
+            self.lab.end(process)
+        self.running.clear()
+
+
+class Graft(Peer):
+    """graft run."""
+
+    name = "graft"
+    title = "graft run, any program"
+    options: tuple[str, ...] = ()
+
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+        words: list[str] = [str(GRAFT), "run", *self.options]
+        for port in ports:
+            words += ["-p", f"{port}:{port}", "-p", f"{port}:{port}/udp"]
+        return [*words, "--", *map(str, argv)]
+
+    def neighbour(self) -> str:
+        return HOST4
+
+
+class Accel(Graft):
+    """graft run --accel."""
+
+    name = "graft-accel"
+    title = "graft run --accel, dynamic programs"
+    options = ("--accel",)
+
+
+class Local(Graft):
+    """Two containers that meet at an endpoint of type local."""
+
+    name = "graft-local"
+    title = "graft, an endpoint of type local"
+    endpoint = "bench-local"
+    address = "10.77.99.1"
+
+    def start(self) -> None:
+        self.lab.graft("endpoint", "add", self.endpoint, "type", "local", check=True)
+
+    def close(self) -> None:
+        self.lab.graft("endpoint", "del", self.endpoint, check=True)
+
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+        rules = [f"--ingress=0.0.0.0:{port}={self.endpoint}" for port in ports]
+        if not ports:
+            rules = [f"--egress-rule={self.address}/32={self.endpoint}"]
+        return [str(GRAFT), "run", *rules, "--", *map(str, argv)]
+
+    def _answers(self, port: int) -> bool:
+        code = f"import socket; socket.create_connection(('{self.address}', {port}), 1).close()"
+        return self.run("/usr/bin/python3", "-I", "-c", code).returncode == 0
+
+    def neighbour(self) -> str:
+        return self.address
+
+
+class InNamespace(Peer):
+    """A container that is a netns of its own, made by hand."""
+
+    def start(self) -> None:
+        self.ns = f"{self.lab.tag}-{self.name[:2]}{self.first // 100 % 100}"
+        self.lab.ip("netns", "add", self.ns)
+        self.lab.ip("-n", self.ns, "link", "set", "lo", "up")
+        self.connect()
+
+    def connect(self) -> None:
+        """Join the namespace to the host."""
+
+    def close(self) -> None:
+        if Path("/run/netns", self.ns).exists():
+            self.lab.ip("netns", "del", self.ns)
+
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{self.ns}", *map(str, argv)]
+
+
+class Bridge(InNamespace):
+    """veth, bridge, DNAT and MASQUERADE, as container engines do it."""
+
+    name = "bridge"
+    title = "veth + bridge + NAT, by hand"
+    needs = ("iptables",)
+
+    def connect(self) -> None:
+        net, ip, host = BRIDGE.format(self.first // 100 % 100), self.lab.ip, self.lab.host_ns
+        veth = f"vb{self.first}"
+        ip("link", "add", veth, "netns", host, "type", "veth", "peer", "name", "eth0", "netns", self.ns)
+        ip("-n", host, "link", "add", "gbench0", "type", "bridge")
+        ip("-n", host, "link", "set", veth, "master", "gbench0")
+        ip("-n", host, "address", "add", f"{net}.1/24", "dev", "gbench0")
+        ip("-n", self.ns, "address", "add", f"{net}.2/24", "dev", "eth0")
+        for ns, link in ((host, veth), (host, "gbench0"), (self.ns, "eth0")):
+            ip("-n", ns, "link", "set", link, "up")
+        ip("-n", self.ns, "route", "add", "default", "via", f"{net}.1")
+        self.lab.host("sysctl", "-qw", "net.ipv4.ip_forward=1", check=True)
+        table = ("iptables", "-w", "-t", "nat", "-A")
+        ports = f"{self.first}:{self.first + PORTS - 1}"
+        for protocol in ("tcp", "udp"):
+            match = ("-m", "addrtype", "--dst-type", "LOCAL", "-p", protocol, "--dport", ports)
+            self.lab.host(*table, "PREROUTING", *match, "-j", "DNAT", "--to-destination", f"{net}.2", check=True)
+        masquerade = ("-s", f"{net}.0/24", "!", "-o", "gbench0", "-j", "MASQUERADE")
+        self.lab.host(*table, "POSTROUTING", *masquerade, check=True)
+        self.net = net
+
+    def neighbour(self) -> str:
+        return f"{self.net}.2"
+
+
+class Macvlan(InNamespace):
+    """macvlan in bridge mode on the host's device: an address of its own on the wire, no port mapping."""
+
+    name = "macvlan"
+    title = "macvlan, an address on the wire"
+    servers_at = MACVLAN4
+
+    def connect(self) -> None:
+        ip = self.lab.ip
+        ip("-n", self.lab.host_ns, "link", "add", "gmv0", "link", "veth0", "type", "macvlan", "mode", "bridge")
+        ip("-n", self.lab.host_ns, "link", "set", "gmv0", "netns", self.ns, "name", "eth0")
+        ip("-n", self.ns, "address", "add", f"{MACVLAN4}/24", "dev", "eth0")
+        ip("-n", self.ns, "link", "set", "eth0", "up")
+
+
+class Pasta(InNamespace):
+    """pasta(1), as rootless Podman uses it."""
+
+    name = "pasta"
+    title = "pasta"
+    needs = ("pasta",)
+
+    def connect(self) -> None:
+        last = self.first + PORTS - 1
+        self.lab.host(
+            *("pasta", "-q", "--runas", "0:0", "--config-net", "-4", "-i", "veth0", "-a", "10.0.2.100", "-n", "24"),
+            *("-g", "10.0.2.2", "-t", f"{self.first}-{last}", "-u", f"{self.first}-{last}", "-T", "none"),
+            *("-U", "none", "--netns", f"/run/netns/{self.ns}", "-P", self.lab.work / "pasta.pid"),
+            check=True,
+        )
+
+
+class Slirp(InNamespace):
+    """slirp4netns(1), with a large MTU, as rootless engines start it."""
+
+    name = "slirp4netns"
+    title = "slirp4netns"
+    needs = ("slirp4netns",)
+
+    def connect(self) -> None:
+        api = self.lab.work / "slirp.sock"
+        self.process = self.lab.spawn(
+            *("slirp4netns", "-c", "--mtu=65520", "--disable-dns", "--netns-type=path", "-a", api),
+            *(f"/run/netns/{self.ns}", "tap0"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(lambda: api.exists() and "10.0.2.100" in self._addresses(), "slirp4netns")
+        for port in range(self.first, self.first + PORTS):
+            for protocol in ("tcp", "udp"):
+                self._order(api, {"proto": protocol, "host_addr": "0.0.0.0", "host_port": port, "guest_port": port})
+
+    def _addresses(self) -> str:
+        return subprocess.run(
+            ("ip", "-n", self.ns, "-4", "address", "show", "tap0"), capture_output=True, text=True
+        ).stdout
+
+    @staticmethod
+    def _order(api: Path, arguments: dict[str, Any]) -> None:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(api))
+            sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+            sock.recv(4096)
+
+    def close(self) -> None:
+        self.lab.end(self.process)
+        super().close()
+
+
+class Docker(Peer):
+    """dockerd of its own in the laboratory's host, default bridge, userland proxy off."""
+
+    name = "docker"
+    title = "docker, bridge + NAT"
+    needs = ("dockerd", "docker")
+    image = "graft-bench"
+
+    def start(self) -> None:
+        self.root = self.lab.work / "docker"
+        self.root.mkdir()
+        self.names: list[str] = []
+        self.key_existed = Path("/etc/docker/key.json").exists()
+        self.address = f"unix://{self.root}/sock"
+        with open(self.root / "log", "w") as log:
+            self.daemon = self.lab.spawn(
+                *("dockerd", "-H", self.address, "--data-root", self.root / "data", "--exec-root", self.root / "exec"),
+                *("-p", self.root / "pid", "--storage-driver", "vfs", "--ip6tables=false", "--userland-proxy=false"),
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(lambda: self._docker("version").returncode == 0, "dockerd", 30)
+        self._import()
+
+    def _import(self) -> None:
+        """An image of nothing but mount points: the host's own programs run in it."""
+        tree = self.root / "image"
+        for path in ("usr", "etc", "dev", "proc", "sys", "root", "run", "tmp", "var/lib", "var/log"):
+            (tree / path).mkdir(parents=True)
+        for name in ("bin", "sbin", "lib", "lib64"):
+            (tree / name).symlink_to(f"usr/{name}")
+        archive = self.root / "image.tar"
+        subprocess.run(("tar", "-C", tree, "-cf", archive, "."), check=True, timeout=TIMEOUT)
+        self._docker("import", archive, self.image, check=True)
+
+    def _docker(self, *argv: Any, **options: Any) -> "subprocess.CompletedProcess[str]":
+        command = ("docker", "-H", self.address, *map(str, argv))
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, **options)
+
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+        work = self.lab.work
+        words = ["docker", "-H", self.address, "run", "--rm"]
+        for place in ("/usr:/usr:ro", "/etc:/etc:ro", f"{work}:{work}", "/var/lib:/var/lib:ro"):
+            words += ["-v", place]
+        for port in ports:
+            name = f"graft-bench-{port}"
+            self.names.append(name)
+            words += ["--name", name, "-p", f"{port}:{port}", "-p", f"{port}:{port}/udp"]
+        return [*words, "-w", str(work), self.image, *map(str, argv)]
+
+    def neighbour(self) -> str:
+        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        return self._docker("inspect", "-f", form, self.names[-1], check=True).stdout.strip()
+
+    def end_servers(self) -> None:
+        if self.names:
+            self._docker("rm", "-f", *self.names)
+            self.names.clear()
+        for process in self.running:
+            self.lab.end(process, signal.SIGKILL)
+        self.running.clear()
+
+    def close(self) -> None:
+        self.end_servers()
+        self.lab.end(self.daemon)
+        for place in (self.root / "exec/netns").glob("*"):
+            subprocess.run(("umount", place), capture_output=True)
+        if not self.key_existed:
+            Path("/etc/docker/key.json").unlink(missing_ok=True)
+        for path in sorted(Path("/sys/fs/cgroup").glob("*/docker"), reverse=True):
+            subprocess.run(("rmdir", path), capture_output=True)
+
+
+PEERS: tuple[type[Peer], ...] = (Peer, Graft, Accel, Local, Docker, Bridge, Macvlan, Pasta, Slirp)
+BY_NAME = {peer.name: peer for peer in PEERS}
+CLIENT = CLIENT4
