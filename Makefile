@@ -19,7 +19,7 @@ help:
 	@echo "make test          install what is missing, run every test"
 	@echo "make unit lint     the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
-	@echo "make bench         graft beside the host's own stack, in pairs"
+	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make install       graft, ip-graft, graftd under PREFIX (/opt/graft), links in /usr/local/bin, graft.h, units"
 
@@ -70,7 +70,7 @@ test-kernel: setup-test
 
 bench: setup
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m graft.bench
+	@bin/graft bench $(BENCH)
 
 wheel: build
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .

@@ -283,8 +283,8 @@ __attribute__((constructor)) static void start(void)
 
 		__asm__ volatile("syscall"
 				 : "=a"(page)
-				 : "a"(__NR_mmap), "D"(0), "S"(4096), "d"(PROT_READ | PROT_WRITE), "r"(flags), "r"(fd),
-				   "r"(offset)
+				 : "a"(__NR_mmap), "D"(0), "S"(4096), "d"(PROT_READ | PROT_WRITE), "r"(flags),
+				   "r"(fd), "r"(offset)
 				 : "rcx", "r11", "memory");
 	}
 	if (page < 0 && page > -4096)

@@ -24,7 +24,10 @@ NAME_MAX = 15
 UNIX_PATH_MAX = 107  # bytes; sun_path holds 108 with the NUL (unix(7))
 DEFAULT_SOURCE = "default-source"  # AF_GRAFT: where a socket leaves from that was not bound
 TYPES = ("ipv4", "ipv6", "unix", "local")
-ADD_FORM = "add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns ...], or type unix path PATH [netns ...], or type local"
+ADD_FORM = (
+    "add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns ...], "
+    "or type unix path PATH [netns ...], or type local"
+)
 MAPPED = bytes(10) + b"\xff\xff"
 IPPROTO = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 PROTOCOL_NAME = {number: name for name, number in IPPROTO.items()}

@@ -417,7 +417,10 @@ def _may_be_family(call: Notification) -> bool:
 def _ignore_option(call: Notification) -> Action:
     """A TCP or IP option of a unix socket: without effect, and 0 where it is read, but for the segment size."""
     if call.nr == linux.NR_GETSOCKOPT:
-        segment = (target.signed(call.args[1]), target.signed(call.args[2])) == (socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        segment = (target.signed(call.args[1]), target.signed(call.args[2])) == (
+            socket.IPPROTO_TCP,
+            socket.TCP_MAXSEG,
+        )
         value = (LOOPBACK_SEGMENT if segment else 0).to_bytes(4, "little")
         target.write_value(call.pid, call.args[3], call.args[4], value)
     return Answer()

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graft.bench.lab import CLIENT4, GRAFTD, HOST4, wait_for
+from graft.bench.lab import CLIENT4, HOST4, laboratory, wait_for
 from graft.bench.peers import Graft, Peer
 
 Figures = dict[str, float]
 Measure = Callable[[], Figures]
 KIB = 1024
 OUT_PORT = 9000
-LOCAL4 = "10.77.99.1"
 
 NGINX = """
 daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log warn;
@@ -46,7 +45,7 @@ class Scale(NamedTuple):
     """How long a measurement takes."""
 
     seconds: int
-    count: int  # requests, connections
+    requests: int  # or connections
 
 
 class Case(NamedTuple):
@@ -76,7 +75,7 @@ def _iperf(peer: Peer, scale: Scale, *options: str) -> Measure:
             before = busy_seconds()
             report = json.loads(peer.lab.client(*command, *options, timeout=scale.seconds + 20).stdout or "{}")
             spent = busy_seconds() - before
-            if "end" in report and report["end"]:
+            if report.get("end"):
                 return {**_throughput(report["end"]), "CPU": spent / max(_gigabytes(report["end"]), 1e-9)}
             time.sleep(0.4)
         raise RuntimeError(f"iperf3: {report.get('error', 'no report')}")
@@ -104,7 +103,9 @@ def _latency(peer: Peer, scale: Scale) -> Measure:
     address, port = peer.serve(1, ("sockperf", "server", "--tcp", "-p", "{port}"))
 
     def measure() -> Figures:
-        told = peer.lab.client("sockperf", "ping-pong", "--tcp", "-i", address, "-p", port, "-t", scale.seconds).stdout
+        told = peer.lab.client(
+            "sockperf", "ping-pong", "--tcp", "-i", address, "-p", port, "-t", scale.seconds
+        ).stdout
         text = re.sub(r"\x1b\[[0-9;]*m", "", told)
         found = {}
         for name in ("50.000", "99.000"):
@@ -122,7 +123,7 @@ def _near_latency(peer: Peer, scale: Scale) -> Measure:
     _, port = peer.serve(1, (_load(peer), "answer", "{port}"))
 
     def measure() -> Figures:
-        told = peer.run(_load(peer), "ask", peer.neighbour(), port, scale.count, check=True).stdout.split()
+        told = peer.run(_load(peer), "ask", peer.neighbour(), port, scale.requests, check=True).stdout.split()
         return {"p50": float(told[0]), "p99": float(told[1])}
 
     return measure
@@ -166,7 +167,7 @@ def _redis(peer: Peer, scale: Scale, pipeline: int, *, near: bool = False) -> Me
         address = peer.neighbour()
 
     def measure() -> Figures:
-        total = scale.count * 5 * (8 if pipeline > 1 else 1)
+        total = scale.requests * 5 * (8 if pipeline > 1 else 1)
         command = ("redis-benchmark", "-h", address, "-p", port, "-t", "set,get", "-c", 50, "-n", total, "--csv")
         told = run(*command, "-P", pipeline).stdout
         rows = {row[0]: row[1] for row in csv.reader(io.StringIO(told)) if len(row) > 1}
@@ -183,7 +184,7 @@ def _memcached(peer: Peer, scale: Scale) -> Measure:
     def measure() -> Figures:
         found = {}
         for test in ("get", "set"):
-            each = scale.count // 4
+            each = scale.requests // 4
             words = (f"--servers={address}:{port}", "--concurrency=8", f"--execute-number={each}", f"--test={test}")
             told = peer.lab.client("memcslap", *words, "--initial-load=1000").stdout
             match = re.search(rf"Time to {test} +\d+ keys by +8 threads: +([0-9.]+) seconds", told)
@@ -205,7 +206,7 @@ def _rate(told: str) -> Figures:
 
 def _short_in(peer: Peer, scale: Scale, processes: int) -> Measure:
     address, port = peer.serve(5, (_load(peer), "serve", "{port}"))
-    words = (scale.count // processes, processes)
+    words = (scale.requests // processes, processes)
     return lambda: _rate(peer.lab.client(_load(peer), "connect", address, port, *words, check=True).stdout)
 
 
@@ -219,7 +220,7 @@ def _short_out(peer: Peer, scale: Scale, processes: int, *, hogs: int = 0) -> Me
     def measure() -> Figures:
         busy = [lab.spawn("sh", "-c", "while :; do :; done") for _ in range(hogs)]
         try:
-            words = (scale.count // processes, processes)
+            words = (scale.requests // processes, processes)
             return _rate(peer.run(_load(peer), "connect", CLIENT4, OUT_PORT, *words, check=True).stdout)
         finally:
             for process in busy:
@@ -246,29 +247,20 @@ def _near_bulk(peer: Peer, scale: Scale) -> Measure:
 
 
 def _bystander(peer: Peer, scale: Scale) -> Measure:
-    """A host's own UDP and TCP server, with graft's programs loaded (a container runs) and without."""
-    lab = peer.lab
-    echo, serve = peer.first + 7, peer.first + 8
-    for words in (("echo", echo), ("serve", serve)):
-        peer.running.append(lab.spawn(_load(peer), *words))
-    wait_for(lambda: lab.listening(serve), "the server")
+    """A host's own UDP and TCP server, with graft's programs loaded and without, in a laboratory of its own."""
+    grafted = isinstance(peer, Graft)
 
     def measure() -> Figures:
-        container = None
-        if isinstance(peer, Graft):
-            container = lab.spawn_graft("--name", "bystander", "sleep", "600")
-            wait_for(lambda: "bystander" in lab.containers(), "a container")
-        elif (lab.run_dir / "graftd.sock").exists():
-            lab.host(GRAFTD, "--stop", check=True)
-            wait_for(lambda: not lab.pins().exists(), "graftd's end")
-        try:
-            udp = lab.host(_load(peer), "udp", HOST4, echo, scale.count, check=True).stdout
-            tcp = lab.host(_load(peer), "connect", HOST4, serve, scale.count // 2, 1, check=True).stdout
-        finally:
-            if container:
-                lab.end(container)
-                lab.started.remove(container)
-                wait_for(lambda: not lab.containers(), "its end")
+        with laboratory("bench") as lab:
+            if grafted:
+                lab.spawn_graft("--name", "bystander", "sleep", "600")
+                wait_for(lab.helper_pids, "a container")
+                time.sleep(0.3)
+            for words in (("echo", 7001), ("serve", 7002)):
+                lab.spawn(_load(peer), *words)
+            wait_for(lambda: lab.listening(7002), "the server")
+            udp = lab.host(_load(peer), "udp", HOST4, 7001, scale.requests * 2, check=True).stdout
+            tcp = lab.host(_load(peer), "connect", HOST4, 7002, scale.requests, 1, check=True).stdout
         return {"UDP": 1e6 / float(udp.strip()), "connections": 1e6 / float(tcp.strip())}
 
     return measure
@@ -290,7 +282,9 @@ def _bulk(name: str, title: str, *options: str) -> Case:
 def _udp(size: int) -> Case:
     options = ("-u", "-b", "0", "-l", str(size))
     figures = {"rate": GBIT, "packets": PER_SECOND}
-    return Case(f"udp-{size}", f"UDP in, {size} B", figures, lambda peer, scale: _iperf(peer, scale, *options), ("iperf3",))
+    return Case(
+        f"udp-{size}", f"UDP in, {size} B", figures, lambda peer, scale: _iperf(peer, scale, *options), ("iperf3",)
+    )
 
 
 def _web(size: int, label: str, *, keep: bool) -> Case:
@@ -331,7 +325,13 @@ CASES: tuple[Case, ...] = (
     *(_web(size, label, keep=keep) for keep in (True, False) for size, label in SIZES),
     _requests("redis", "redis, 50 clients", 1),
     _requests("redis-16", "redis, 50 clients, pipeline of 16", 16),
-    Case("memcached", "memcached, 8 clients", {"get": PER_SECOND, "set": PER_SECOND}, _memcached, ("memcached", "memcslap")),
+    Case(
+        "memcached",
+        "memcached, 8 clients",
+        {"get": PER_SECOND, "set": PER_SECOND},
+        _memcached,
+        ("memcached", "memcslap"),
+    ),
     _connections("short-in", "connections in, 1 client", lambda peer, scale: _short_in(peer, scale, 1)),
     _connections("short-in-8", "connections in, 8 clients", lambda peer, scale: _short_in(peer, scale, 8)),
     _connections("short-out", "connections out, 1 client", lambda peer, scale: _short_out(peer, scale, 1)),
@@ -339,7 +339,7 @@ CASES: tuple[Case, ...] = (
     _connections(
         "short-out-hogs",
         "connections out, 1 client, beside two busy loops",
-        lambda peer, scale: _short_out(peer, scale._replace(count=scale.count // 4), 1, hogs=2),
+        lambda peer, scale: _short_out(peer, scale._replace(requests=scale.requests // 4), 1, hogs=2),
     ),
     Case("near-bulk", "container to container, bulk", {"rate": GBIT}, _near_bulk, ("iperf3",), NEAR),
     Case(

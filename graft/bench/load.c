@@ -162,7 +162,9 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "answer"))
 		answer(atoi(argv[2]));
 	if (argc < 5 || inet_pton(AF_INET, argv[2], &peer.sin_addr) != 1) {
-		fputs("usage: load serve|echo|answer PORT | connect ADDR PORT COUNT PROCS | udp|ask ADDR PORT COUNT\n", stderr);
+		fputs("usage: load serve|echo|answer PORT | connect ADDR PORT COUNT PROCS | udp|ask ADDR PORT "
+		      "COUNT\n",
+		      stderr);
 		return 2;
 	}
 	peer.sin_port = htons((unsigned short)atoi(argv[3]));

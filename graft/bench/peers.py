@@ -45,7 +45,7 @@ class Peer:
     def close(self) -> None:
         """Take it away again."""
 
-    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:  # noqa: ARG002 - others publish
         """The command line that runs @argv in it, on the host; @ports are published."""
         return list(map(str, argv))
 
@@ -53,9 +53,8 @@ class Peer:
         """Start a server; {port} in @argv is its port. Address and port for the client."""
         port = self.first + slot
         command = tuple(str(word).replace("{port}", str(port)) for word in argv)
-        self.running.append(
-            self.lab.spawn(*self.wrap(command, (port,)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        null = subprocess.DEVNULL
+        self.running.append(self.lab.spawn(*self.wrap(command, (port,)), stdout=null, stderr=null))
         if not udp:
             wait_for(lambda: self._answers(port), f"{self.name}: {command[0]} on port {port}", 20)
         else:
@@ -78,6 +77,7 @@ class Peer:
         """End the servers of a case."""
         for process in self.running:
             self.lab.end(process)
+            self.lab.started.remove(process)
         self.running.clear()
 
 
@@ -150,7 +150,7 @@ class InNamespace(Peer):
         if Path("/run/netns", self.ns).exists():
             self.lab.ip("netns", "del", self.ns)
 
-    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
+    def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:  # noqa: ARG002 - forwarded already
         return ["nsenter", f"--net=/run/netns/{self.ns}", *map(str, argv)]
 
 
@@ -178,6 +178,8 @@ class Bridge(InNamespace):
         for protocol in ("tcp", "udp"):
             match = ("-m", "addrtype", "--dst-type", "LOCAL", "-p", protocol, "--dport", ports)
             self.lab.host(*table, "PREROUTING", *match, "-j", "DNAT", "--to-destination", f"{net}.2", check=True)
+        for way in ("-i", "-o"):  # beside a dockerd, which lets nothing else be forwarded
+            self.lab.host("iptables", "-w", "-I", "FORWARD", way, "gbench0", "-j", "ACCEPT", check=True)
         masquerade = ("-s", f"{net}.0/24", "!", "-o", "gbench0", "-j", "MASQUERADE")
         self.lab.host(*table, "POSTROUTING", *masquerade, check=True)
         self.net = net
@@ -272,7 +274,15 @@ class Docker(Peer):
         self.address = f"unix://{self.root}/sock"
         with open(self.root / "log", "w") as log:
             self.daemon = self.lab.spawn(
-                *("dockerd", "-H", self.address, "--data-root", self.root / "data", "--exec-root", self.root / "exec"),
+                *(
+                    "dockerd",
+                    "-H",
+                    self.address,
+                    "--data-root",
+                    self.root / "data",
+                    "--exec-root",
+                    self.root / "exec",
+                ),
                 *("-p", self.root / "pid", "--storage-driver", "vfs", "--ip6tables=false", "--userland-proxy=false"),
                 stdout=log,
                 stderr=log,
@@ -316,6 +326,7 @@ class Docker(Peer):
             self.names.clear()
         for process in self.running:
             self.lab.end(process, signal.SIGKILL)
+            self.lab.started.remove(process)
         self.running.clear()
 
     def close(self) -> None:

@@ -36,14 +36,14 @@ def _rules(count: int) -> tuple[list[str], str]:
     return words, "\n".join(lines)
 
 
-def compare(lab: Lab, pairs: int) -> dict[str, dict[str, float]]:
+def compare(lab: Lab, pairs: int, many: int = MANY) -> dict[str, dict[str, float]]:
     """Medians: nanoseconds with few and with many, and of the ratios."""
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as directory:
         program = _compile(Path(directory))
         running = []
         namespaces = []
         try:
-            for count in (2, MANY):
+            for count in (2, many):
                 name = f"{lab.tag}-{count}"
                 lab.ip("netns", "add", name)
                 namespaces.append(name)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import GRAFTD, HOST4, wait_for
 from graft import __version__
+from graft.bench.lab import GRAFTD, HOST4, wait_for
 from tests.conftest import python
 
 WORKER = """

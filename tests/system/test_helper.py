@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -30,11 +32,11 @@ def helper_of(lab):
 def test_a_helper_lives_as_long_as_its_container(own_lab):
     process = own_lab.spawn_graft("--name", "web", *python("import socket\nwhile True: socket.socket().close()"))
     pid = helper_of(own_lab)
-    assert open(f"/proc/{pid}/cmdline").read().split("\0")[:2] == ["graft-sup", "web"]
+    assert Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:2] == ["graft-sup", "web"]
     before = quick_calls(own_lab)
     time.sleep(0.3)
     assert quick_calls(own_lab) > before + 100
-    status = dict(line.split(":\t") for line in open(f"/proc/{pid}/status").read().splitlines())
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert status["NoNewPrivs"] == "1"
     assert int(status["CapEff"], 16) == 1 << 39 | 1 << 19  # CAP_BPF, CAP_SYS_PTRACE
     own_lab.end(process)
@@ -103,7 +105,7 @@ def test_kill_helper_and_graftd_at_once(own_lab):
         daemon = own_lab.daemon_pid()
         for pid in (*own_lab.helper_pids(), daemon):
             os.kill(pid, signal.SIGKILL)
-        wait_for(lambda daemon=daemon: another(own_lab.daemon_pid, daemon), "the next graftd")
+        wait_for(partial(another, own_lab.daemon_pid, daemon), "the next graftd")
         time.sleep(0.3)
     for worker in workers:
         done, failed = worker.communicate(timeout=20)[0].split()

@@ -70,7 +70,8 @@ def fill(slot, number):
 def test_journal_survives():
     journal = notify.Journal()
     slot, done = journal.take(), journal.take()
-    assert slot is not None and done is not None
+    assert slot is not None
+    assert done is not None
     fill(slot, 77)
     slot.injecting(4711, notify.ANSWER_PROCEED)
     fill(done, 78)
@@ -85,7 +86,7 @@ def test_journal_survives():
 
 def test_what_a_living_helper_holds_is_its_own():
     journal = notify.Journal()
-    slots = [journal.take() for _ in range(3)]
+    slots = [slot for slot in (journal.take(), journal.take(), journal.take()) if slot]
     for slot in slots[:2]:
         fill(slot, 90 + slot.number)
     for slot in slots[1:]:  # as graft-sup does: one call is its own, one it still waits for

@@ -1,0 +1,267 @@
+"""The benchmark: cases in peers, in interleaved rounds, with a live table.
+
+Every case is set up in all peers, then measured in turn, in an order that turns from round to round; ratios are
+taken pair by pair within a round, and their median is what counts. Shared machines change speed from minute to
+minute, but rarely within a round.
+"""
+
+import contextlib
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from graft import __version__
+from graft.bench import scale
+from graft.bench.cases import CASES, Case, Measure, Scale
+from graft.bench.lab import Lab, laboratory
+from graft.bench.peers import PEERS, Peer
+from graft.bench.result import FORMAT, Growth, Result, Row, Skipped, machine
+from graft.errors import Failure, UsageError
+
+FULL = Scale(2, 20000)
+QUICK = Scale(1, 2000)
+QUICK_EVERYWHERE = ("tcp-in", "http-1kib-close", "short-out")  # what --quick measures in peers other than graft's
+FAULTS = (RuntimeError, OSError, ValueError, KeyError, subprocess.SubprocessError, TimeoutError)
+NAMES = (*(case.name for case in CASES), *scale.CASES)
+
+
+class Choice(NamedTuple):
+    """What was asked for."""
+
+    cases: Sequence[str] = ()  # parts of names; empty: all
+    against: Sequence[str] = ()  # peers besides the host and graft; empty: all
+    rounds: int = 5
+    quick: bool = False
+
+    def wants(self, name: str) -> bool:
+        """Was the case of this name asked for?"""
+        return not self.cases or any(text == name or (text not in NAMES and text in name) for text in self.cases)
+
+    def peers(self) -> list[type[Peer]]:
+        """Whom to measure."""
+        always = ("host", "graft", "graft-accel", "graft-local")
+        return [peer for peer in PEERS if not self.against or peer.name in always or peer.name in self.against]
+
+
+class Board:
+    """What is shown while it runs: a table of medians against the host, and how far it is."""
+
+    def __init__(self, console: Console, peers: Sequence[type[Peer]], total: int) -> None:
+        self.console = console
+        self.peers = peers
+        self.rows: list[Row] = []
+        self.growth: list[Growth] = []
+        columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console)
+        self.task = self.progress.add_task("", total=total)
+
+    def doing(self, what: str) -> None:
+        """Say what is under way."""
+        self.progress.update(self.task, description=what)
+
+    def done(self, rows: Sequence[Row] = (), growth: Sequence[Growth] = ()) -> None:
+        """A case has ended."""
+        self.rows += rows
+        self.growth += growth
+        self.progress.advance(self.task)
+        if not self.console.is_terminal:
+            for row in rows:
+                self.console.print(self._line(row), highlight=False, soft_wrap=True)
+            for entry in growth:
+                text = f"{entry.title}: {entry.value:.4g} {entry.unit}"
+                self.console.print(f"{text} ({entry.note})" if entry.note else text, highlight=False, soft_wrap=True)
+
+    def _line(self, row: Row) -> str:
+        parts = (
+            [f"{row.title}, {row.figure}: host {row.median('host'):.5g} {row.unit}"] if "host" in row.samples else []
+        )
+        for peer in row.samples:
+            ratios = row.ratios(peer)
+            if peer != "host" and ratios:
+                parts.append(f"{peer} {statistics.median(ratios):.3f}")
+        return "; ".join(parts)
+
+    def __rich__(self) -> Group:
+        shown = self.rows[-max(self.console.size.height - 8, 5) :] if self.progress.finished is False else self.rows
+        return Group(self.table(shown), self.progress)
+
+    def table(self, rows: Sequence[Row]) -> Table:
+        """Medians of the ratios against the host; the host's own figure first."""
+        table = Table(title="against the host's own stack, 1.00: as good; more is better", title_justify="left")
+        table.add_column("case")
+        table.add_column("host", justify="right")
+        others = [peer.name for peer in self.peers if peer.name != "host"]
+        for name in others:
+            table.add_column(name, justify="right")
+        for row in rows:
+            own = f"{row.median('host'):.4g} {row.unit}" if "host" in row.samples else ""
+            cells = []
+            for name in others:
+                ratios = row.ratios(name)
+                cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+            table.add_row(f"{row.title}, {row.figure}", own, *cells)
+        return table
+
+
+def benchmark(choice: Choice, console: Console) -> Result:
+    """Measure. Raises GraftError for a choice that names nothing, and Failure where nothing can be measured."""
+    _check(choice)
+    began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    facts = machine()
+    cases = [case for case in CASES if choice.wants(case.name)]
+    growing = [name for name in scale.CASES if choice.wants(name)]
+    peers = choice.peers()
+    board = Board(console, peers, len(cases) + len(growing))
+    skipped: list[Skipped] = []
+    show = Live(board, console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext()
+    with show:
+        with laboratory("bench") as lab:
+            _compile(lab)
+            field = Field(lab, peers, choice, skipped)
+            try:
+                for case in cases:
+                    board.doing(case.title)
+                    board.done(field.measure(case))
+            finally:
+                field.close()
+        for name in growing:
+            board.doing(name)
+            with laboratory("bench") as lab:
+                _compile(lab)
+                board.done(growth=list(scale.CASES[name](lab, quick=choice.quick)))
+    return Result(
+        FORMAT,
+        __version__,
+        started,
+        round(time.monotonic() - began, 1),
+        choice.quick,
+        facts,
+        {peer.name: peer.title for peer in peers},
+        board.rows,
+        board.growth,
+        skipped,
+    )
+
+
+def _check(choice: Choice) -> None:
+    for text in choice.cases:
+        if not any(text in name for name in NAMES):
+            raise UsageError(f"no case is named '{text}'", hint=f"one of {', '.join(NAMES)}")
+    for name in choice.against:
+        if name not in {peer.name for peer in PEERS}:
+            raise UsageError(f"nothing is known of '{name}'", hint=f"one of {', '.join(p.name for p in PEERS)}")
+
+
+def _compile(lab: Lab) -> None:
+    source = Path(__file__).with_name("load.c")
+    result = subprocess.run(("cc", "-O2", source, "-o", lab.work / "load"), capture_output=True, text=True)
+    if result.returncode:
+        raise Failure(f"compile {source}: {result.stderr.strip()}", hint="apt-get install gcc libc6-dev")
+
+
+def _missing(case: Case) -> str:
+    missing = [tool for tool in case.tools if not shutil.which(tool)]
+    return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+class Field:
+    """The peers, built when a case first needs them, in one laboratory."""
+
+    def __init__(self, lab: Lab, kinds: Sequence[type[Peer]], choice: Choice, skipped: list[Skipped]) -> None:
+        self.lab = lab
+        self.choice = choice
+        self.skipped = skipped
+        self.kinds = {kind.name: (index, kind) for index, kind in enumerate(kinds, 1)}
+        self.built: dict[str, Peer] = {}
+        self.broken: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Take everything away."""
+        for peer in reversed(self.built.values()):
+            peer.end_servers()
+            peer.close()
+
+    def measure(self, case: Case) -> list[Row]:
+        """One case in all peers that it is for: its rows."""
+        reason = _missing(case)
+        if reason:
+            self.skipped.append(Skipped(case.name, "", reason))
+            return []
+        rows = [Row(case.name, f, case.title, unit.name, unit.better, {}) for f, unit in case.figures.items()]
+        try:
+            measures = self._set_up(case)
+            for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # the first round warms up
+                names = list(measures)
+                at = turn % max(len(names), 1)
+                for name in names[at:] + names[:at]:
+                    try:
+                        found = measures[name]()
+                    except FAULTS as error:
+                        self.skipped.append(Skipped(case.name, name, _told(error)))
+                        del measures[name]
+                        continue
+                    for row in rows if turn >= 0 else ():
+                        row.samples.setdefault(name, []).append(found[row.figure])
+        finally:
+            for peer in self.built.values():
+                peer.end_servers()
+        return [row for row in rows if row.samples]
+
+    def _takes_part(self, case: Case, name: str) -> bool:
+        if name not in case.peers if case.peers else name == "graft-local":
+            return False
+        if name == "graft-accel":
+            return case.name.startswith("short-out")  # the library is in the way of socket() alone
+        everywhere = not self.choice.quick or bool(self.choice.cases) or case.name in QUICK_EVERYWHERE
+        return everywhere or name.startswith(("host", "graft"))
+
+    def _set_up(self, case: Case) -> dict[str, Measure]:
+        measures: dict[str, Measure] = {}
+        for name in self.kinds:
+            if not self._takes_part(case, name):
+                continue
+            try:
+                peer = self._peer(name)
+                if peer:
+                    measures[name] = case.setup(peer, QUICK if self.choice.quick else FULL)
+            except FAULTS as error:
+                self.skipped.append(Skipped(case.name, name, _told(error)))
+            else:
+                if not peer:
+                    self.skipped.append(Skipped(case.name, name, self.broken[name]))
+        return measures
+
+    def _peer(self, name: str) -> Peer | None:
+        """The peer, built; None if it cannot be."""
+        if name in self.broken:
+            return None
+        if name not in self.built:
+            index, kind = self.kinds[name]
+            self.broken[name] = kind.reason()
+            if self.broken[name]:
+                return None
+            peer = kind(self.lab, index)
+            try:
+                peer.start()
+            except FAULTS as error:
+                self.broken[name] = _told(error)
+                return None
+            del self.broken[name]
+            self.built[name] = peer
+        return self.built[name]
+
+
+def _told(error: Exception) -> str:
+    """One line of an error; of a command that failed, what it said."""
+    said = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
+    return " ".join(said.split())[-300:]

@@ -1,0 +1,87 @@
+"""graft bench."""
+
+import os
+from pathlib import Path
+
+import click
+
+from graft.cli import CONTEXT
+from graft.errors import Failure, GraftError, Refused, from_oserror
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--quick", is_flag=True, help="One short round, the other set-ups in three cases: under two minutes.")
+@click.option(
+    "--case", "cases", multiple=True, metavar="NAME", help="Only this case (or those whose names contain it)."
+)
+@click.option(
+    "--against", multiple=True, metavar="PEER", help="Besides the host: docker, bridge, macvlan, pasta, slirp4netns."
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=None, metavar="N", help="Rounds of pairs; default 5.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write every sample to FILE."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the report, an HTML page, to FILE."
+)
+@click.option("--list", "listing", is_flag=True, help="Name the cases and the set-ups, and measure nothing.")
+def command(
+    quick: bool,
+    cases: tuple[str, ...],
+    against: tuple[str, ...],
+    rounds: int | None,
+    json_path: Path | None,
+    out: Path | None,
+    listing: bool,
+) -> None:
+    """Measure graft beside the host's own stack and whatever else is installed, in interleaved pairs.
+
+    A host and a client are played by network namespaces joined by a veth wire; nothing touches the machine's
+    own addresses, ports or containers. It takes the machine for itself: about 40 minutes, less with --case.
+
+    \b
+    graft bench --quick
+    graft bench --case short-out --case http --against docker --json result.json --out report.html
+    """
+    import msgspec
+    from rich.console import Console
+
+    from graft.bench import run, scale
+    from graft.bench.cases import CASES
+    from graft.bench.peers import PEERS
+    from graft.bench.report import page
+
+    if listing:
+        for case in CASES:
+            click.echo(f"{case.name:20} {case.title}")
+        for name, each in scale.CASES.items():
+            click.echo(f"{name:20} {(each.__doc__ or '').splitlines()[0]}")
+        for peer in PEERS:
+            click.echo(f"--against {peer.name:20} {peer.reason() or peer.title}")
+        return
+    if os.geteuid() != 0:
+        raise Refused("graft bench needs root", hint="sudo graft bench", code="EPERM")
+    for path in (json_path, out):
+        if path and not path.absolute().parent.is_dir():
+            raise Refused(
+                f"{path}: there is no directory {path.absolute().parent}", hint="make it first", code="ENOENT"
+            )
+    console = Console()
+    choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick)
+    try:
+        result = run.benchmark(choice, console)
+    except GraftError:
+        raise
+    except (AssertionError, RuntimeError, TimeoutError) as error:
+        raise Failure(f"the laboratory: {error}") from None
+    try:
+        if json_path:
+            json_path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+        if out:
+            out.write_text(page(result))
+    except OSError as error:
+        raise from_oserror(f"write {error.filename}", error) from None
+    for skip in result.skipped:
+        console.print(f"not measured: {skip.case} {skip.peer}: {skip.reason}", highlight=False, soft_wrap=True)
+    if not result.rows and not result.growth:
+        raise Failure("nothing could be measured", hint="see the reasons above")
