@@ -10,7 +10,7 @@ BPF_OBJECT := graft/graft.bpf.o
 HELPER := graft/graft-sup
 SHIM := graft/graft-shim.so
 
-.PHONY: all demo test unit lint test-kernel bench build setup setup-test wheel install clean help
+.PHONY: all compiled demo test unit lint test-kernel bench build setup setup-bench setup-test wheel install clean help
 
 all: build
 
@@ -26,8 +26,11 @@ help:
 setup:
 	@scripts/setup.sh run
 
+setup-bench:
+	@scripts/setup.sh run bench
+
 setup-test:
-	@scripts/setup.sh run test
+	@scripts/setup.sh run bench test
 
 .venv/stamp: pyproject.toml
 	@echo "graft: virtual environment in .venv"
@@ -48,7 +51,9 @@ $(SHIM): csrc/shim.c csrc/sup.h
 	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
 		-fvisibility=hidden $< -o $@
 
-build: .venv/stamp $(BPF_OBJECT) $(HELPER) $(SHIM)
+compiled: $(BPF_OBJECT) $(HELPER) $(SHIM)
+
+build: .venv/stamp compiled
 
 demo: setup
 	@$(MAKE) --no-print-directory build
@@ -68,7 +73,7 @@ test-kernel: setup-test
 	@$(MAKE) --no-print-directory build
 	@scripts/kernel-6.1.sh
 
-bench: setup
+bench: setup-bench
 	@$(MAKE) --no-print-directory build
 	@bin/graft bench $(BENCH)
 

@@ -278,6 +278,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			if (bind_source(ctx, &source, six))
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
 					    &asked);
+			stamp->flags |= STAMP_LOOPED; /* the source stays when the connection fails, or is given up */
 		}
 		if (who == LOCAL_OWN || !strict) {
 			connected(stamp, &asked, a);
@@ -301,13 +302,14 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	}
 	if (rule->place != stamp->place)
 		return deny(id, DENIED(OP_CONNECT, REASON_PLACE), ENETUNREACH, proto, &asked);
-	if (stamp->flags & STAMP_PRIVATE && ctx->sk && has_source(ctx->sk))
+	if (stamp->flags & (STAMP_PRIVATE | STAMP_LOOPED) && ctx->sk && has_source(ctx->sk))
 		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
 	__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
 	source.port = rule->port;
 	if (!is_any(source.ip) || source.port) {
 		if (ctx->sk && has_source(ctx->sk)) {
-			if (!is_any(source.ip) && !(stamp->flags & STAMP_CONNECTED) &&
+			if (!is_any(source.ip) &&
+			    (stamp->flags & STAMP_INGRESS || !(stamp->flags & STAMP_CONNECTED)) &&
 			    !same_ip(stamp->local_real.ip, source.ip))
 				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
 					    &asked);

@@ -66,6 +66,7 @@ enum stamp_flags {
 	STAMP_CONNECTED = 16, /* peer and peer_real are set */
 	STAMP_FAMILY = 32,    /* made as AF_GRAFT and not bound yet: leaves from `default-source` */
 	STAMP_NAMED = 64,     /* graftd binds it to an endpoint by name: local_real is that endpoint's */
+	STAMP_LOOPED = 256,   /* has connected to its own loopback, from a source there */
 	STAMP_PERMIT = 128,   /* graftd has looked a name up: peer_real may be connected or sent to */
 };
 

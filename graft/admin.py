@@ -60,7 +60,7 @@ class Admin:
         """A target hands over its listener; its netns is the peer's own."""
         if len(fds) != 1:
             raise UsageError("a run request carries one descriptor, the seccomp listener")
-        tenant = admit_target(self.daemon, connection.pid, fds[0], request, trusted=True)
+        tenant = admit_target(self.daemon, connection.pid, connection.uid, fds[0], request, trusted=True)
         return {"name": tenant.name, "id": tenant.id}
 
     # -- endpoints --

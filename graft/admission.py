@@ -70,7 +70,7 @@ def peer_netns(pid: int) -> int:
 
 
 def admit_target(
-    daemon: "Daemon", pid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
+    daemon: "Daemon", pid: int, uid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
 ) -> Tenant:
     """Make or join the tenant of the netns of @pid. Raises GraftError, and then nothing has changed.
 
@@ -87,21 +87,32 @@ def admit_target(
     if not trusted and (publications or wish.egress_default == "host"):
         raise Refused("only root may publish ports or open egress", hint="use endpoints", code="EPERM")
     argv = list(wish.argv) if isinstance(wish, protocol.Run) else []
+    if not trusted:
+        _check_share(reg, uid, len(ingress) + len(egress))
+        if wish.name:
+            raise Refused("only root may name a container", hint="leave the name away", code="EPERM")
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     netns = os.fstat(netns_fd).st_ino
     tenant = reg.by_netns(netns)
+    if not trusted and (netns == reg.home or (tenant and (tenant.trusted or tenant.uid != uid))):
+        os.close(netns_fd)
+        raise Refused(
+            "only root may put programs under the policy of this namespace",
+            hint="graft -i/-e -- COMMAND",
+            code="EPERM",
+        )
     joining = tenant is not None
     before = tenant.rules() if tenant else None
     try:
         if tenant is None:
-            label = wish.name or (os.path.basename(argv[0]) if argv else "container")
+            label = wish.name or (plain_name(os.path.basename(argv[0])) if argv else "container")
             name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
             tenant = reg.admit(reg.table(netns_fd, f"/proc/{pid}/ns/net"), name, argv)
             tenant.pid, tenant.netns_fd = pid, netns_fd
             narrowed = bool(egress) or not trusted
             tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
             tenant.strict = wish.strict or not trusted
-            tenant.trusted = trusted
+            tenant.trusted, tenant.uid = trusted, uid
             tenant.swap = wish.swap
             tenant.resolvers = host.loopback_resolvers()
         elif wish.name and wish.name != tenant.name:
@@ -202,7 +213,7 @@ def admit_wrapper(
     tenant = None
     try:
         outer = None if listener is not None else _outer(reg, netns, uid)
-        label = os.path.basename(wish.argv[0]) if wish.argv else WRAPPER
+        label = plain_name(os.path.basename(wish.argv[0])) if wish.argv else WRAPPER
         tenant = reg.admit(table, f"{label[:48]}-{reg.next_id}", [w[:256] for w in wish.argv[:256]])
         tenant.kind, tenant.pid, tenant.uid, tenant.netns_fd = WRAPPER, pid, uid, netns_fd
         tenant.strict, tenant.egress_host, tenant.trusted = True, False, trusted
@@ -231,7 +242,7 @@ def admit_wrapper(
 
 
 def _check_share(reg: Registry, uid: int, rules: int) -> None:
-    """What one unprivileged user may take of the kernel's tables and of graftd's time."""
+    """What one unprivileged user may take of the kernel's tables and of graftd's time, in wrappers and containers."""
     if rules > UNTRUSTED_RULES:
         raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
     if sum(t.uid == uid and not t.trusted for t in reg.tenants.values()) >= UNTRUSTED_TENANTS:
@@ -250,7 +261,7 @@ def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
     return next((t for t in running if t.kind == CONTAINER), running[0])
 
 
-def api_tenant(daemon: "Daemon", pid: int) -> Tenant:
+def api_tenant(daemon: "Daemon", pid: int, uid: int) -> Tenant:
     """The policy of programs that ask for sockets by the agent socket: the container's, else one for the netns."""
     reg = daemon.registry
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -261,12 +272,15 @@ def api_tenant(daemon: "Daemon", pid: int) -> Tenant:
         return found
     table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
     try:
+        if uid:
+            _check_share(reg, uid, 0)
         tenant = reg.admit(table, f"api-{reg.next_id}", [])
     except BaseException:
         os.close(netns_fd)
         reg.forget_empty(table)
         raise
     tenant.kind, tenant.pid, tenant.netns_fd = API, pid, netns_fd
+    tenant.uid, tenant.trusted = uid, uid == 0
     tenant.strict, tenant.egress_host, tenant.home = True, False, netns == reg.home
     reg.install(tenant)
     return tenant
@@ -283,6 +297,11 @@ def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
     for name in names:
         if name not in tenant.table.endpoints and name in home:
             tenant.table.endpoints[name] = home[name]._replace(imported=True)
+
+
+def plain_name(text: str) -> str:
+    """@text without what a terminal or a table would take for something else."""
+    return "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in text) or "_"
 
 
 def parse_container_name(name: str) -> str:

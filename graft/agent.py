@@ -13,6 +13,7 @@ pid shows, with the strict policy.
 import errno
 import os
 import socket
+import stat
 from typing import TYPE_CHECKING, Any
 
 from graft import linux, protocol, swap
@@ -29,6 +30,7 @@ from graft.connection import Connection
 from graft.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.errors import GraftError, Refused, UsageError
 from graft.family import QUEUE_MAX, VALUE_MAX, Option, State
+from graft.foreign import close_foreign
 from graft.log import log
 from graft.registry import Tenant
 
@@ -67,10 +69,10 @@ class Agent:
             self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process
             return {"name": known.name}
         self.daemon.calls.reap()
-        tenant = admit_target(self.daemon, pid, listener, wish, trusted=trusted)
+        tenant = admit_target(self.daemon, pid, connection.uid, listener, wish, trusted=trusted)
         for fd in fds:
             if fd != listener:
-                os.close(fd)
+                close_foreign(fd)
         return {"name": tenant.name}
 
     def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class Agent:
             if fds:
                 raise UsageError("this request has no descriptors")
             return endpoints_of(self.daemon, connection.pid)
-        tenant = api_tenant(self.daemon, connection.pid)
+        tenant = api_tenant(self.daemon, connection.pid, connection.uid)
         self.daemon.follow(tenant, connection.pid)
         try:
             if isinstance(request, protocol.Permit):
@@ -133,6 +135,8 @@ class Agent:
             source = DEFAULT_SOURCE
         reply: dict[str, Any] = {}
         kind = request.type
+        if to:
+            self.daemon.registry.check_leaving(tenant, to)
         if to and to.address is None:
             made = self.daemon.supervisor.make(tenant, socket.AF_UNIX, kind, place=0)
         elif to and source is None:
@@ -144,7 +148,7 @@ class Agent:
             new = made
             if source is not None and (to is None or to.address):
                 state = State(queue=options)
-                new = family.attach(connection.pid, tenant, made, state, self._endpoint(tenant, source))
+                new = family.attach(connection.peer, tenant, made, state, self._endpoint(tenant, source))
                 refused = next((o for o in state.queue if o.result), None)
                 if refused:
                     new.close()
@@ -153,7 +157,7 @@ class Agent:
                 reply["address"] = family.permit(tenant, new, to)
             elif to:
                 new.setblocking(False)
-                error = swap.connect_unix(new, to.path, connection.pid, lambda: False)
+                error = swap.connect_unix(new, to.path, connection.peer, lambda: False)
                 if error:
                     raise OSError(error, os.strerror(error))
             reply["family"] = int(new.family)
@@ -171,12 +175,15 @@ class Agent:
             raise Refused(
                 f"endpoint '{request.name}' is of type unix", hint="connect a new socket", code="EAFNOSUPPORT"
             )
+        self.daemon.registry.check_leaving(tenant, endpoint)
+        if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+            raise UsageError("the descriptor is not a socket")
         with socket.socket(fileno=os.dup(fds[0])) as sock:
             stamp = self.daemon.supervisor.stamps.get(sock.fileno())
             if stamp is None or stamp.tenant != tenant.id:
                 raise Refused("the socket is not one of graft's", code="EPERM")
             address = self.daemon.supervisor.family.permit(tenant, sock, endpoint)
-        os.close(fds[0])
+        close_foreign(fds[0])
         return {"address": address}
 
     @staticmethod

@@ -42,6 +42,7 @@ MAPS = (
     "denials",
 )
 
+DRAIN_MAX = 256
 NR_BPF = 321
 BPF_MAP_LOOKUP_ELEM = 1
 BPF_MAP_UPDATE_ELEM = 2
@@ -328,6 +329,7 @@ class Kernel:
         self.lib.libbpf_set_print(_print)
         self.maps: dict[str, Map] = {}
         self._ring: int | None = None
+        self._drained = 0
         self._sample: Callable[..., int] | None = None
 
     def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
@@ -418,7 +420,8 @@ class Kernel:
                 callback(
                     Denial(tenant, OPS[op], REASONS[reason], error, protocol, address, port, real, real_port, text)
                 )
-            return 0
+            self._drained += 1
+            return -1 if self._drained >= DRAIN_MAX else 0
 
         self._sample = _SAMPLE(sample)
         self._ring = self.lib.ring_buffer__new(self.maps["denials"].fd, self._sample, None, None)
@@ -428,7 +431,8 @@ class Kernel:
         return epoll_fd
 
     def drain(self) -> None:
-        """Hand what the ring buffer holds to the callback."""
+        """Hand what the ring buffer holds to the callback, at most DRAIN_MAX: a container may go on filling it."""
+        self._drained = 0
         self.lib.ring_buffer__consume(self._ring)
 
     def counters(self, tenant: int) -> dict[tuple[str, str], int]:

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from graft import protocol
-from graft.errors import GraftError, UsageError, from_oserror
+from graft.errors import GraftError, Refused, UsageError, from_oserror
+from graft.foreign import close_foreign
 from graft.log import log
 from graft.loop import Loop
+from graft.target import Owner
 
 IDLE_SECONDS = 30.0
 PIECES_MAX = 64  # an agent message is parsed as it comes, whole each time
@@ -54,6 +56,8 @@ class Connection:
         self.closed = closed
         self.deadline = now + IDLE_SECONDS
         self.pid, self.uid, self.gid = protocol.credentials(sock)
+        self.peer = Owner(self.uid, self.gid)
+        self.pidfd = protocol.peer_pidfd(sock, self.pid)
         self.incoming = bytearray()
         self.fds: list[int] = []
         self.pieces = 0
@@ -61,6 +65,8 @@ class Connection:
         self.vetted = False  # was the peer outside every container when it said Hello?
         self.told = False  # does it stay open, to be told what a verbose wrapper's programs do?
         self.replies: list[int] = []
+        self.service: Any = None  # which socket it came by, and
+        self.account: tuple[str, int] | None = None  # with whom it shares a limit
         sock.setblocking(False)
         loop.add(sock.fileno(), self.ready)
 
@@ -102,11 +108,13 @@ class Connection:
                 return
             fds, self.fds = self.fds, []
             try:
+                if not self.peer_lives():  # its pid may be another's by now, and /proc speak of that one
+                    raise Refused("the peer has ended", code="ESRCH")
                 answer = self.serve(self, bytes(self.incoming), fds)
             except BaseException as error:
                 for fd in fds:
                     with contextlib.suppress(OSError):
-                        os.close(fd)
+                        close_foreign(fd)
                 if isinstance(error, OSError):
                     raise from_oserror("graftd", error) from None
                 raise
@@ -117,6 +125,14 @@ class Connection:
             self._send({"ok": answer})
         except GraftError as error:
             self._send(protocol.error_document(error))
+
+    def peer_lives(self) -> bool:
+        """Is the process that connected still there? Its pid is nobody else's as long."""
+        if self.pidfd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def _send(self, document: dict[str, Any]) -> None:
         self.last = not (self.vetted or self.told) or "error" in document
@@ -154,9 +170,11 @@ class Connection:
         if self.sock.fileno() < 0:
             return
         for fd in self.fds:
-            os.close(fd)
+            close_foreign(fd)
         self.fds = []
         self._close_replies()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
         self.loop.remove(self.sock.fileno())
         self.sock.close()
         self.closed(self)

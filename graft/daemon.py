@@ -250,17 +250,29 @@ class Daemon:
                     time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
                     return
                 raise
-            if len(self.connections) >= CONNECTIONS_MAX:
+            if sum(c.service is service for c in self.connections) >= CONNECTIONS_MAX:
                 peer.close()
                 return
             whole = complete if service is self.agent else lambda text: text.endswith(b"\n")
             now = time.monotonic()
             connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
+            connection.service, connection.account = service, self._account(connection)
             self.connections.add(connection)
-            if connection.uid and sum(c.uid == connection.uid for c in self.connections) > CONNECTIONS_OF_A_USER:
+            same = sum(c.account == connection.account for c in self.connections)
+            if connection.account is not None and same > CONNECTIONS_OF_A_USER:
                 connection.close()
 
         self.loop.add(sock.fileno(), accept)
+
+    def _account(self, connection: Connection) -> tuple[str, int] | None:
+        """With whom a connection shares its limit: its user, or for a container's root the container."""
+        if connection.uid:
+            return "uid", connection.uid
+        try:
+            netns = linux.netns_inode(connection.pid)
+        except OSError:
+            return "uid", 0
+        return None if netns == self.registry.home else ("netns", netns)
 
     # -- tenants --
 

@@ -42,6 +42,9 @@ GRAFT_SO_DELAYED_RESULT = 3
 GRAFT_SO_TRANSPARENT = 4
 GRAFT_NAME_TRANSPARENT = 5
 SSO_TRANS_SIZE = 128
+# SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: their value holds a pointer or a descriptor of
+# the program's, which are others here
+POINTERS = (26, 50, 51, 52)
 QUEUE_MAX = 64
 VALUE_MAX = 116
 DATAGRAM_MAX = 65507
@@ -144,16 +147,21 @@ class Family:
         return self._done(call, sock, new, Answer())
 
     def attach(
-        self, pid: int, tenant: "Tenant", sock: socket.socket, state: State, endpoint: Endpoint
+        self,
+        who: "int | target.Owner",
+        tenant: "Tenant",
+        sock: socket.socket,
+        state: State,
+        endpoint: Endpoint,
     ) -> socket.socket:
-        """Bind @sock to @endpoint for the thread @pid, or another socket in its stead, which is returned."""
+        """Bind @sock to @endpoint for a thread or a user, or another socket in its stead, which is returned."""
         new = self._fitting(tenant, sock, endpoint)
         try:
             for option in state.queue:
                 if new is not sock or not option.done:
-                    self._carry_out(pid, new, option)
+                    self._carry_out(who, new, option)
             if endpoint.address is None:
-                swap.bind_unix(new, endpoint.path, pid)
+                swap.bind_unix(new, endpoint.path, who)
                 tenant.bound_path(endpoint.path)
             else:
                 self._bind_inet(tenant, new, endpoint)
@@ -263,6 +271,8 @@ class Family:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         stamps = self.supervisor.stamps
         stamp = stamps.get(sock.fileno()) or Stamp(tenant.id)
+        if stamp.place != endpoint.place:  # the same address in another namespace is another server
+            raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         real = (endpoint.address.raw, endpoint.port)
         stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_PERMIT, peer=real, peer_real=real))
         return target.host_address(endpoint.address, endpoint.port)
@@ -382,12 +392,14 @@ class Family:
         self.put(sock, state)
         return Answer()
 
-    def _carry_out(self, pid: int, sock: socket.socket, option: Option) -> None:
+    def _carry_out(self, who: "int | target.Owner", sock: socket.socket, option: Option) -> None:
         """Do what waited, with the target's powers and not graftd's; a failure is its result."""
         option.done = True
         option.result = 0
         try:
-            target.as_target(pid, lambda: sock.setsockopt(option.level, option.name, option.value))
+            if option.level == socket.SOL_SOCKET and option.name in POINTERS:
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            target.as_target(who, lambda: sock.setsockopt(option.level, option.name, option.value))
         except OSError as error:
             option.result = -(error.errno or errno.EIO)
 

@@ -10,12 +10,15 @@ is complete when it parses, because runc keeps the connection open. Or one of ou
 A message is at most MESSAGE_MAX bytes with at most DESCRIPTORS_MAX descriptors.
 """
 
+import errno
 import json
+import os
 import socket
 from typing import Annotated, Any
 
 import msgspec
 
+from graft import linux
 from graft.errors import GraftError, UsageError
 
 MESSAGE_MAX = 1 << 20
@@ -291,3 +294,19 @@ def credentials(connection: socket.socket) -> tuple[int, int, int]:
         int.from_bytes(raw[4:8], "little"),
         int.from_bytes(raw[8:], "little"),
     )
+
+
+def peer_pidfd(sock: socket.socket, pid: int) -> int:
+    """A pidfd of the process that connected a unix socket, -1 if it has ended (SO_PEERPIDFD, since Linux 6.5).
+
+    Before, one of whatever has its @pid now.
+    """
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, linux.SO_PEERPIDFD, 4), "little")
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            return -1
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1

@@ -311,11 +311,22 @@ class Registry:
         tables = tenant.compile()
         maps = self.kernel.maps
         named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(policy.KEY_SIZES)]
-        for new, old, name in named:
-            for key, value in new.items():
-                if old.get(key) != value:
-                    maps[name].update(key, value)
-        parent = tenant.parent.id if tenant.parent and not tenant.parent.strict else 0
+        written: list[tuple[str, bytes]] = []
+        try:
+            for new, old, name in named:
+                for key, value in new.items():
+                    if old.get(key) != value:
+                        maps[name].update(key, value)
+                        written.append((name, key))
+        except OSError:  # ENOSPC: what did not fit whole is not there at all
+            for _, old, name in named:
+                for key in (k for n, k in written if n == name):
+                    if key in old:
+                        maps[name].update(key, old[key])
+                    else:
+                        maps[name].delete(key)
+            raise
+        parent = tenant.parent.id if tenant.parent and tenant.parent.kind == CONTAINER else 0
         value = TENANT.pack(tenant.table.cookie, tenant.slot, tables.flags, parent, 0)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
         for new, old, name in named:
@@ -409,6 +420,8 @@ class Registry:
         rules: list[IngressRule | EgressRule] = [*ingress, *egress]
         for rule in rules:
             policy.check_rule(rule, tenant.table.endpoints)
+        for each in egress:
+            self.check_leaving(tenant, tenant.endpoints[each.endpoint])
         check_distinct([*tenant.ingress, *ingress], [*tenant.egress, *egress])
         if needs_swap(tenant.endpoints, tenant.place, ingress, egress) and not tenant.swap:
             rule = next(r for r in rules if needs_swap(tenant.endpoints, tenant.place, [], [], r.endpoint))
@@ -420,6 +433,21 @@ class Registry:
             )
         tenant.ingress += ingress
         tenant.egress += egress
+
+    def check_leaving(self, tenant: Tenant, endpoint: Endpoint) -> None:
+        """Raise Refused unless a program may connect through, or to, this endpoint of its table.
+
+        A publication, and an endpoint that came into the container's table for an ingress rule, name where a server
+        may be bound; to leave from there would reach what the container may not, the host's loopback for one.
+        """
+        container = tenant if tenant.kind == CONTAINER else self.by_netns(tenant.netns)
+        allowed = {rule.endpoint for rule in container.egress} if container else set()
+        if endpoint.published or (endpoint.imported and container is not tenant and endpoint.name not in allowed):
+            raise Refused(
+                f"endpoint '{endpoint.name}' is there to bind to, not to connect from",
+                hint="name another one, or give the container an egress rule with it",
+                code="EACCES",
+            )
 
     def delete_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
         """Remove rules; all of them must exist."""

@@ -60,6 +60,7 @@ class Tenant(Protocol):
 
     id: int
     netns: int
+    netns_fd: int
     place: int  # where its sockets are made
     ingress: list[IngressRule]
     egress: list[EgressRule]
@@ -209,8 +210,11 @@ class Supervisor:
     def make(
         self, tenant: Tenant, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
     ) -> socket.socket:
-        """A grafted socket of a tenant."""
-        if place and family != socket.AF_UNIX:
+        """A grafted socket of a tenant. A unix socket is in the tenant's own netns: abstract names are that one's."""
+        if family == socket.AF_UNIX:
+            with linux.inside_netns(tenant.netns_fd):
+                made = socket.socket(family, kind | flags)
+        elif place:
             with linux.inside_netns(self.places(place)):
                 made = socket.socket(family, kind | flags)
         else:

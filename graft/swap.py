@@ -58,13 +58,13 @@ def carry_options(old: socket.socket, new: socket.socket) -> None:
     fcntl.fcntl(new, fcntl.F_SETFL, flags & (os.O_NONBLOCK | os.O_ASYNC))
 
 
-def bind_unix(sock: socket.socket, path: str, pid: int) -> None:
-    """Bind to @path on the host, for the thread @pid. Raises OSError.
+def bind_unix(sock: socket.socket, path: str, who: "int | target.Owner") -> None:
+    """Bind to @path on the host, for a thread or a user. Raises OSError.
 
     A socket file that nobody listens behind, left by a server that has ended, is replaced: a TCP port would
     be free again as well.
     """
-    uid, gid = target.owner(pid)
+    uid, gid = target.owner(who)
 
     def work() -> None:
         linux.unshare(CLONE_FS)
@@ -95,15 +95,15 @@ def _stale(path: str, kind: int) -> bool:
     return False
 
 
-def connect_unix(sock: socket.socket, path: str, pid: int, waiting: Callable[[], bool]) -> int:
-    """Connect to @path as the thread @pid; an errno, 0 if connected. @waiting: does the target still?"""
+def connect_unix(sock: socket.socket, path: str, who: "int | target.Owner", waiting: Callable[[], bool]) -> int:
+    """Connect to @path as a thread, or a user; an errno, 0 if connected. @waiting: does the target still?"""
     blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
     sock.setblocking(False)
     deadline = time.monotonic() + CONNECT_PATIENCE
     try:
         while True:
             try:
-                target.as_target(pid, lambda: sock.connect(path))
+                target.as_target(who, lambda: sock.connect(path))
                 return 0
             except FileNotFoundError:
                 return errno.ECONNREFUSED  # what a port without a server says

@@ -243,12 +243,19 @@ def apart(work: Callable[[], T]) -> T:
     return result[0]
 
 
-def as_target(pid: int, work: Callable[[], T]) -> T:
-    """Run @work with the effective user and group of a thread and no capability.
+class Owner(NamedTuple):
+    """A user and group by number, where no thread's are meant: a program may exec another with other ones."""
+
+    uid: int
+    gid: int
+
+
+def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
+    """Run @work with the effective user and group of a thread, or of an Owner, and no capability.
 
     A unix socket tells its peer who connected (SO_PEERCRED), and graftd's own root must not be the answer.
     """
-    uid, gid = owner(pid)
+    uid, gid = owner(who)
 
     def body() -> T:
         for call, arguments in (
@@ -264,6 +271,9 @@ def as_target(pid: int, work: Callable[[], T]) -> T:
     return apart(body)
 
 
-def owner(pid: int) -> tuple[int, int]:
+def owner(who: "int | Owner") -> Owner:
     """Effective uid and gid of a thread, as graftd's user namespace sees them."""
-    return int(_status(pid, b"Uid:")[1]), int(_status(pid, b"Gid:")[1])
+    if isinstance(who, Owner):
+        return who
+    pid = who
+    return Owner(int(_status(pid, b"Uid:")[1]), int(_status(pid, b"Gid:")[1]))

@@ -1,10 +1,11 @@
 #!/bin/bash
-# setup.sh - install the Debian or Ubuntu packages that are missing: run | test, both may be given
+# setup.sh - install the Debian or Ubuntu packages that are missing: run, bench, test, any of them
 set -euo pipefail
 
 declare -A need=(
 	[run]="make gcc clang libbpf-dev libbpf1 libc6-dev iproute2 util-linux python3-venv nginx-light wrk curl iperf3"
-	[test]="redis-server redis-tools memcached golang-go dnsmasq-base strace qemu-system-x86 kmod shellcheck
+	[bench]="redis-server redis-tools memcached libmemcached-tools sockperf iptables docker.io passt slirp4netns"
+	[test]="golang-go chromium|chromium-browser dnsmasq-base strace qemu-system-x86 kmod shellcheck
 		bpftool|linux-tools-generic systemd runc busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
 		openjdk-17-jdk-headless|openjdk-21-jdk-headless|default-jdk-headless"
 )
@@ -23,6 +24,7 @@ for set in "$@"; do
 		done
 		[ "$choice" = nginx-light ] && command -v nginx >/dev/null && have=1
 		[[ "$choice" = bpftool* ]] && command -v bpftool >/dev/null && have=1
+		[ "$choice" = docker.io ] && command -v dockerd >/dev/null && have=1
 		[[ "$choice" = openjdk* ]] && command -v java >/dev/null && have=1
 		[ -n "$have" ] || missing+=("$choice")
 	done

@@ -135,7 +135,6 @@ def accelerated(lab, code, *options, **settings):
     return lab.graft("run", "--accel", *options, *python(code), **settings)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("arguments", ["", "socket.AF_INET6", "type=socket.SOCK_DGRAM", "socket.AF_INET6, socket.SOCK_DGRAM"])
 def test_accel_saves_the_traps(lab, arguments):
     lab.spawn_graft("--name", "hold", "sleep", "60")
@@ -160,6 +159,7 @@ print(*(look(k)[1] for k in (1, 1 | socket.SOCK_NONBLOCK, 1 | socket.SOCK_CLOEXE
     assert accelerated(lab, code, check=True).stdout == lab.graft("run", *python(code), check=True).stdout
 
 
+@pytest.mark.core
 def test_accel_is_under_the_same_policy(lab):
     """Whatever came by the channel may do what a trapped socket may."""
     code = """

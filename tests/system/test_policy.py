@@ -216,7 +216,6 @@ def test_identity_of_the_host_is_not_shown(lab):
     assert grafted == own
 
 
-@pytest.mark.core
 def test_device_ioctls_ask_the_containers_own_namespace(lab):
     told, _, _ = attempt(
         lab,

@@ -73,7 +73,6 @@ c.close()
 """
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("how", ["wrapper", "run"])
 def test_a_server_on_a_unix_socket(lab, path, how):
     """bind(0.0.0.0:80) lands on a socket file; TCP's options succeed before, on and after it."""

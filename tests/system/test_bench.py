@@ -1,0 +1,86 @@
+"""graft bench --quick: every case starts, ends and yields its figures; no threshold on any of them."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import msgspec
+import pytest
+
+from graft.bench import scale
+from graft.bench.cases import CASES
+from graft.bench.lab import GRAFT
+from graft.bench.result import FORMAT, Result
+from tests.conftest import need
+
+
+def bench(*words, timeout=60):
+    return subprocess.run((GRAFT, "bench", *words), capture_output=True, text=True, timeout=timeout)
+
+
+def test_quick(tmp_path):
+    need("iperf3", "nginx", "wrk", "redis-benchmark", "memcslap", "sockperf", "dockerd", "pasta", "slirp4netns", "iptables", "chromium")
+    found = bench("--quick", "--json", tmp_path / "r.json", "--out", tmp_path / "r.html", timeout=400)
+    assert found.returncode == 0, found.stderr
+    result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result, strict=True)
+    assert (result.format, result.quick) == (FORMAT, True)
+    assert result.skipped == []
+    figures = {(row.case, row.figure): row for row in result.rows}
+    assert set(figures) == {(case.name, figure) for case in CASES for figure in case.figures}
+    for case in CASES:
+        for figure in case.figures:
+            row = figures[case.name, figure]
+            assert {"host", "graft"} <= row.samples.keys()
+            assert all(len(samples) == 1 and samples[0] > 0 for samples in row.samples.values()), row
+            assert row.ratios("graft")
+    assert set(figures["tcp-in", "rate"].samples) == {"host", "graft", "docker", "bridge", "macvlan", "pasta", "slirp4netns"}
+    assert "graft-accel" in figures["short-out", "rate"].samples
+    assert "graft-local" in figures["near-redis", "GET"].samples
+    assert {entry.case for entry in result.growth} == set(scale.CASES)
+    assert result.machine["kernel"] == os.uname().release
+    opened = open_page(tmp_path / "r.html")
+    assert opened.count("<svg") == len(result.rows)
+
+
+def open_page(path):
+    """The page as a browser has it; AssertionError if the browser complains of anything."""
+    command = ("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0")
+    home = path.parent / "browser"
+    shown = subprocess.run(
+        (*command, f"--user-data-dir={home}", "--dump-dom", path.as_uri()), capture_output=True, text=True, timeout=90
+    )
+    shutil.rmtree(home, ignore_errors=True)
+    assert shown.returncode == 0, shown.stderr
+    assert not re.search(r"CONSOLE|Uncaught|ERR_FILE|Failed to load", shown.stderr), shown.stderr
+    return shown.stdout
+
+
+def test_one_case_against_one(tmp_path):
+    found = bench("--quick", "--case", "short-in", "--against", "bridge", "--json", tmp_path / "r.json")
+    assert found.returncode == 0, found.stderr
+    rows = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result).rows
+    assert [(row.case, sorted(row.samples)) for row in rows] == [("short-in", ["bridge", "graft", "host"])]
+    assert "connections in, 1 client, rate: host" in found.stdout
+
+
+def test_list():
+    listed = bench("--list").stdout
+    for name in (*(case.name for case in CASES), *scale.CASES, "docker", "slirp4netns"):
+        assert name in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--case", "nope"), "no case is named 'nope'"),
+        (("--against", "nope"), "nothing is known of 'nope'"),
+        (("--json", "/nowhere/r.json"), "there is no directory /nowhere"),
+        (("--rounds", "0"), "0 is not in the range"),
+    ],
+)
+def test_bad_choices(words, says):
+    found = bench("--quick", *words)
+    assert found.returncode in (1, 2)
+    assert says in found.stderr
+    assert "Traceback" not in found.stderr
