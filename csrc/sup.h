@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sup.h - what graft-sup shares with graftd (graft/helper.py) and with the preload library
+ * sup.h - what graft-sup shares with graftd (graft/notify.py) and with the preload library
  *
  * graftd makes a memfd of one sup_shared for each listener. It outlives both: whoever of the two dies, the other
  * finds there which calls were received and not answered. tests/unit/test_layout.py compares every size, offset
- * and constant with graft/helper.py.
+ * and constant with graft/notify.py.
  */
 #ifndef GRAFT_SUP_H
 #define GRAFT_SUP_H

@@ -136,9 +136,7 @@ def benchmark(choice: Choice, console: Console) -> Result:
                 field.close()
         for name in growing:
             board.doing(name)
-            with laboratory("bench") as lab:
-                _compile(lab)
-                board.done(growth=list(scale.CASES[name](lab, quick=choice.quick)))
+            board.done(growth=_grow(name, choice, skipped))
     return Result(
         FORMAT,
         __version__,
@@ -167,6 +165,18 @@ def _compile(lab: Lab) -> None:
     result = subprocess.run(("cc", "-O2", source, "-o", lab.work / "load"), capture_output=True, text=True)
     if result.returncode:
         raise Failure(f"compile {source}: {result.stderr.strip()}", hint="apt-get install gcc libc6-dev")
+
+
+def _grow(name: str, choice: Choice, skipped: list[Skipped]) -> list[Growth]:
+    """One of the scale cases; what it had found when something failed is kept."""
+    found: list[Growth] = []
+    try:
+        with laboratory("bench") as lab:
+            _compile(lab)
+            found.extend(scale.CASES[name](lab, quick=choice.quick))
+    except (*FAULTS, AssertionError) as error:
+        skipped.append(Skipped(name, "graft", _told(error)))
+    return found
 
 
 def _missing(case: Case) -> str:

@@ -43,8 +43,7 @@ def ask(lab, address, port, kind=1):
     return lab.client(*python(ASK.format(address=address, port=port, kind=kind)))
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("kind", [pytest.param(1, marks=pytest.mark.core), 2])
 @pytest.mark.parametrize(
     ("bind", "target", "sees"),
     [("0.0.0.0", HOST4, CLIENT4), ("::", HOST6, CLIENT6), ("::", HOST4, f"::ffff:{CLIENT4}")],

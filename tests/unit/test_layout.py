@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from graft import bpf, family, policy
+from graft import bpf, family, notify, policy
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = r"""
@@ -11,6 +11,7 @@ PROGRAM = r"""
 #include <stddef.h>
 #include <linux/types.h>
 #include "graft.h"
+#include "sup.h"
 #define SIZE(s) printf("sizeof " #s " %zu\n", sizeof(struct s))
 #define OFFSET(s, m) printf(#s "." #m " %zu\n", offsetof(struct s, m))
 #define VALUE(v) printf(#v " %lld\n", (long long)(v))
@@ -27,6 +28,9 @@ int main(void)
 	VALUE(STAMP_INGRESS); VALUE(STAMP_CONNECTED); VALUE(STAMP_FAMILY); VALUE(STAMP_NAMED); VALUE(STAMP_PERMIT);
 	VALUE(GRAFT_DEFAULT); OFFSET(graft_family, flags); OFFSET(graft_family, queue); OFFSET(graft_denial, real);
 	OFFSET(graft_stamp, place);
+	SIZE(sup_shared); SIZE(sup_slot); OFFSET(sup_shared, netns); OFFSET(sup_shared, flags); OFFSET(sup_shared, calls);
+	OFFSET(sup_shared, slots); OFFSET(sup_slot, answer); OFFSET(sup_slot, call);
+	VALUE(SUP_ABI); VALUE(SUP_SLOTS); VALUE(SUP_FORWARD); VALUE(SLOT_FREE); VALUE(SLOT_HELD); VALUE(SLOT_FORWARDED);
 	VALUE(GRAFT_INET); VALUE(GRAFT_INET6); VALUE(SLICE6_WORD0); VALUE(SLICE6_WORD1);
 	return 0;
 }
@@ -91,5 +95,19 @@ def test_layout(tmp_path):
         "GRAFT_INET": str(policy.INET),
         "GRAFT_INET6": str(policy.INET6),
         "SLICE6_WORD0": str(int.from_bytes(policy.SLICE6_PREFIX[:4], "big")),
+        "sizeof sup_shared": str(notify.SHARED_SIZE + notify.SLOTS * notify.SLOT_SIZE),
+        "sizeof sup_slot": str(notify.SLOT_SIZE),
+        "sup_shared.netns": "16",
+        "sup_shared.flags": str(notify.FLAGS_OFFSET),
+        "sup_shared.calls": str(notify.COUNTED_OFFSET),
+        "sup_shared.slots": str(notify.SHARED_SIZE),
+        "sup_slot.answer": str(notify.INJECTION_OFFSET),
+        "sup_slot.call": str(notify.SLOT.size),
+        "SUP_ABI": str(notify.SHARED_ABI),
+        "SUP_SLOTS": str(notify.SLOTS),
+        "SUP_FORWARD": str(notify.SUP_FORWARD),
+        "SLOT_FREE": str(notify.SLOT_FREE),
+        "SLOT_HELD": str(notify.SLOT_HELD),
+        "SLOT_FORWARDED": str(notify.SLOT_FORWARDED),
         "SLICE6_WORD1": str(int.from_bytes(policy.SLICE6_PREFIX[4:], "big")),
     }
