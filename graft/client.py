@@ -103,11 +103,10 @@ def start_daemon() -> bool:
 
     # an instance of its own (tests) lives where it is started; the machine's in the first process's namespaces,
     # whoever asks for it from wherever: 'ip netns exec NS graft ...' has another network and another /sys
-    entry = "from graft.keeper import main; main(int(sys.argv[2]))"
+    # the caller becomes the user's command, which must not find a child that it did not start
+    entry = "import os; os.fork() and os._exit(0); os.setsid(); from graft.keeper import main; main(int(sys.argv[2]))"
     if "GRAFT_RUN_DIR" not in os.environ:
         entry = f"from graft.host import enter_initial; enter_initial(); {entry}"
-    # this process becomes the user's command, which must not find a child that it did not start
-    entry = f"import os; os.fork() and os._exit(0); os.setsid(); {entry}"
     with open(f"{directory}/graftd.log", "ab") as log:
         started = subprocess.Popen(
             [*python_command(entry), str(told)],

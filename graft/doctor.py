@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from graft import bpf, client, filter, host, linux
+from graft import bpf, client, filter, helper, host, linux
 from graft.errors import Failure, GraftError, Refused
+from graft.launch import SHIM
 
 
 class Lack(Exception):
@@ -150,6 +151,18 @@ def _ip() -> str:
     return path
 
 
+def _helper() -> str:
+    if not helper.available():
+        raise Lack(f"{helper.PROGRAM} is not built", "'make build'; until then graftd answers every socket(), slower")
+    return str(helper.PROGRAM)
+
+
+def _shim() -> str:
+    if not SHIM.exists():
+        raise Lack(f"{SHIM} is not built", "'make build'; 'graft run --accel' needs it")
+    return str(SHIM)
+
+
 def _ipv6() -> str:
     if not host.has_ipv6():
         raise Lack("off on this host", "sysctl net.ipv6.conf.all.disable_ipv6=0; IPv4 works without")
@@ -207,6 +220,8 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("iproute2", True, _ip),
     ("graftd", True, _daemon),
     ("IPv6", False, _ipv6),
+    ("graft-sup", False, _helper),
+    ("preload library", False, _shim),
     ("wait-killable notification", False, _wait_killable),
     ("synchronous wake-up", False, _sync_wake_up),
     ("loopback routing", False, _route_localnet),

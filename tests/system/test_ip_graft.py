@@ -125,7 +125,7 @@ show
     file = lab.work / "batch"
     file.write_text("add ep-c type unix path /run/c.sock\nadd ep-d type ipv5 addr 1.2.3.4 port 1\n")
     bad = ip_graft(lab, "-batch", file)
-    assert (bad.returncode, bad.stderr) == (2, f"ip-graft: {file}, line 2: endpoint type 'ipv5' is unknown (ipv4, ipv6 or unix)\n")
+    assert (bad.returncode, bad.stderr) == (2, f"ip-graft: {file}, line 2: endpoint type 'ipv5' is unknown (ipv4, ipv6, unix or local)\n")
     assert "ep-c" not in ip_graft(lab, "show").stdout, "grammar is checked before anything is done"
     file.write_text("add ep-e type ipv4 addr 1.2.3.4 port 1\nadd ep-b type ipv4 addr 1.2.3.4 port 1\n")
     taken = ip_graft(lab, "-batch", file)
@@ -153,11 +153,13 @@ ADD = "add x type ipv4 addr 10.0.0.1 port 80"
 @pytest.mark.parametrize(
     ("command", "status", "says"),
     [
-        ("add x type ipv5 addr 10.0.0.1 port 80", 2, "endpoint type 'ipv5' is unknown (ipv4, ipv6 or unix)"),
+        ("add x type ipv5 addr 10.0.0.1 port 80", 2, "endpoint type 'ipv5' is unknown (ipv4, ipv6, unix or local)"),
         ("add x addr 10.0.0.1 port 80", 2, "'type' is missing"),
         ("add x type ipv4 port 80", 2, "'addr' is missing"),
         ("add x type ipv4 addr 10.0.0.1", 2, "'port' is missing"),
         ("add x type unix", 2, "'path' is missing"),
+        ("add x type local path /run/x", 2, "'path' does not go with type local"),
+        ("add x type local netns 1", 2, "'netns' does not go with type local"),
         ("add x type unix path /run/x addr 10.0.0.1 port 80", 2, "'path' does not go with 'addr' and 'port'"),
         ("add x type ipv4 addr 10.0.0.1 port 80 path /run/x", 2, "'path' does not go with 'addr' and 'port'"),
         ("add x type unix addr 10.0.0.1 port 80", 2, "'addr' does not go with type unix"),

@@ -354,3 +354,43 @@ def test_kill_9_in_the_middle_of_swaps(own_lab):
         out, err = client.communicate(timeout=60)
         assert err == "", err
         assert int(out) > 50
+
+
+def test_containers_meet_at_a_local_endpoint(own_lab):
+    """type local: TCP programs on both sides, a unix socket between them, nothing on the wire."""
+    need("redis-server", "redis-cli", "redis-benchmark", "iperf3")
+    own_lab.graft("endpoint", "add", "cache", "type", "local", check=True)
+    assert own_lab.graft("endpoint", "show").stdout == "cache type local\n"
+    command = ("redis-server", "--port", "6379", "--save", "", "--protected-mode", "no")
+    own_lab.spawn_graft("--name", "cache", "-i", "0.0.0.0:6379=cache", *command, stdout=-3)
+    client = ("run", "-e", "10.9.9.9/32=cache")
+    wait_for(lambda: own_lab.graft(*client, "redis-cli", "-h", "10.9.9.9", "ping").stdout == "PONG\n", "redis")
+    load = own_lab.graft(*client, "redis-benchmark", "-h", "10.9.9.9", "-q", "-n", "2000", "-t", "get,set")
+    assert load.returncode == 0, load.stderr
+    assert not own_lab.listening(6379)
+    names = """
+import socket
+s = socket.create_connection(('10.9.9.9', 6379))
+print(s.getpeername(), s.getsockname(), s.getsockopt(6, 2), s.family.name)
+"""
+    assert own_lab.graft(*client, *python(names)).stdout == "('10.9.9.9', 6379) ('0.0.0.0', 0) 65483 AF_INET\n"
+    other = own_lab.graft("run", "-e", "10.9.9.8/32=cache", *python("import socket; socket.create_connection(('10.9.9.9', 6379), 3)"))
+    assert "Network is unreachable" in other.stderr
+    own_lab.end(own_lab.started[0])
+    refused = own_lab.graft(*client, "redis-cli", "-h", "10.9.9.9", "ping")
+    assert "Connection refused" in refused.stderr
+    assert list((own_lab.run_dir / "local").iterdir()) == []
+
+
+def test_buffers_stay_the_families_own(lab, path):
+    """TCP's small defaults, which grow by themselves, are not carried over to a unix socket, which has no such."""
+    lab.graft("endpoint", "add", "ep-buffers", "type", "unix", "path", path, check=True)
+    code = "import socket; s = socket.socket(); {set}s.bind(('0.0.0.0', 80)); print(s.getsockopt(1, 7))"
+    try:
+        default = lab.graft("run", "-i", "0.0.0.0:80=ep-buffers", *python(code.format(set=""))).stdout
+        chosen = lab.graft("run", "-i", "0.0.0.0:80=ep-buffers", *python(code.format(set="s.setsockopt(1, 7, 30000); "))).stdout
+        plain = lab.host(*python("import socket; print(socket.socket(socket.AF_UNIX).getsockopt(1, 7))")).stdout
+    finally:
+        lab.graft("endpoint", "del", "ep-buffers", check=True)
+    assert default == plain
+    assert chosen == "60000\n"
