@@ -171,7 +171,9 @@ def main(ready_fd: int) -> bool:
     if ready_fd >= 0:
         os.write(ready_fd, b"1")
         os.close(ready_fd)
-    keeper.run()
-    for name in ("graftd.sock", "agent.sock", "notify.sock"):
-        (directory / name).unlink(missing_ok=True)
+    try:
+        keeper.run()
+    finally:  # also where graftd could not work: its sockets would promise one
+        for name in ("graftd.sock", "agent.sock", "notify.sock"):
+            (directory / name).unlink(missing_ok=True)
     return True

@@ -468,7 +468,9 @@ class Registry:
         """
         added: dict[str, Endpoint] = {}
         for name, words, place in wanted:
-            endpoint = make_endpoint(name, words, place, self._local_path(table, name))
+            endpoint = make_endpoint(
+                name, words, place, self._local_path(table, name) if words.type == "local" else ""
+            )
             if name in table.endpoints or name in added:
                 raise Refused(
                     f"endpoint '{name}' exists in this namespace",
