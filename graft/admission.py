@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CAP_SYS_ADMIN = 21
 NAME_MAX = 64
 UNTRUSTED_RULES = 512  # of a wrapper whose user is not root of the host,
+UNTRUSTED_LISTENERS = 16  # of one namespace
 UNTRUSTED_TENANTS = 64  # and such wrappers of one user
 EGRESS_DEFAULTS = ("host", "none")
 
@@ -101,6 +102,9 @@ def admit_target(
             hint="graft -i/-e -- COMMAND",
             code="EPERM",
         )
+    if not trusted and tenant and len(tenant.listeners) >= UNTRUSTED_LISTENERS:
+        os.close(netns_fd)
+        raise Refused(f"{UNTRUSTED_LISTENERS} listeners of this namespace are served", code="ENOSPC")
     joining = tenant is not None
     before = tenant.rules() if tenant else None
     try:

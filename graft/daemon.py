@@ -6,12 +6,14 @@ die with it, listeners, their journals and namespaces, is in the store (graft/st
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 from graft import __version__, host, linux
@@ -95,11 +97,12 @@ class Daemon:
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
 
     def _claim_namespace(self) -> None:
-        """One graftd a host namespace: two would refuse each other's sockets. Its abstract sockets are its own."""
-        self.claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        """One graftd a host namespace: two would refuse each other's sockets. Only root may hold this lock."""
+        self.claim_path = f"/run/graftd-netns-{host.netns_cookie()}.lock"
+        self.claim = os.open(self.claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            self.claim.bind("\0graftd")
-        except OSError:
+            fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
 
     def _restore(self, named: dict[str, int], inherited: list[tuple[str, int]]) -> None:
@@ -169,6 +172,7 @@ class Daemon:
 
     def cleanup(self) -> None:
         """Nothing is grafted: leave the host as it was."""
+        Path(self.claim_path).unlink(missing_ok=True)
         self.kernel.uninstall()
         host.remove_slice_route()
         if not self.managed:

@@ -77,6 +77,10 @@ class Rules(NamedTuple):
     endpoints: dict[str, Endpoint]
 
 
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
 class Tenant:
     """A policy, and the targets that it holds for."""
 
@@ -100,7 +104,7 @@ class Tenant:
         self.scope = 0  # but a number by which its processes are known
         self.uid = 0  # of who asked for it
         self.followers: set[int] = set()  # processes that have its sockets by the API
-        self.paths: dict[str, tuple[int, int]] = {}  # unix sockets that it has bound: device and inode
+        self.paths: dict[str, tuple[int, int, int]] = {}  # unix sockets that it has bound: device, inode, change time
         self.trusted = True  # did root of the host hand its listener over?
         self.resolvers: list[Address] = []
         self.argv: list[str] = []
@@ -124,7 +128,7 @@ class Tenant:
     def bound_path(self, path: str) -> None:
         """Remember a unix socket that it has bound, to remove it at the end."""
         found = os.lstat(path)
-        self.paths[path] = (found.st_dev, found.st_ino)
+        self.paths[path] = _identity(found)
 
     def binds_path(self, path: str) -> bool:
         """Has it bound this unix socket?"""
@@ -134,7 +138,7 @@ class Tenant:
         for path, identity in self.paths.items():
             try:
                 found = os.lstat(path)
-                if (found.st_dev, found.st_ino) == identity:
+                if _identity(found) == identity:  # inodes are used again at once
                     os.unlink(path)
             except OSError:
                 continue  # gone, or its directory is
@@ -637,7 +641,7 @@ class Registry:
             tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
             tenant.uid, tenant.followers = saved["uid"], set(saved["followers"])
             tenant.parent = self.tenants.get(saved["parent"])
-            tenant.paths = {path: (device, inode) for path, (device, inode) in saved["paths"].items()}
+            tenant.paths = {path: (kept[0], kept[1], kept[2]) for path, kept in saved["paths"].items()}
             if tenant.scope:
                 self.scopes[tenant.scope] = tenant
             self.tenants[tenant.id] = tenant

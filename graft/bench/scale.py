@@ -8,6 +8,7 @@ from pathlib import Path
 
 from graft.bench.cases import OUT_PORT
 from graft.bench.lab import CLIENT4, GRAFT, Lab, wait_for
+from graft.bench.peers import Docker
 from graft.bench.result import Growth
 from graft.bench.tables import compare
 
@@ -148,6 +149,15 @@ print(time.time_ns(), flush=True)
     plain = f"import os; os.execv('/bin/date', {date})"
     network = statistics.median(between(f"launch.run(launch.Plan({date}))") - between(plain) for _ in range(rounds))
     yield Growth("start", "a container's network, by graft", network, "ms")
+    if not Docker.reason():
+        docker = Docker(lab, 1)
+        docker.start()
+        try:
+            lab.host(*docker.wrap(("true",), ()), check=True)
+            whole = statistics.median(timed(*docker.wrap(("true",), ())) for _ in range(3 if quick else 9))
+        finally:
+            docker.close()
+        yield Growth("start", "docker run --rm of the same command, start to end", whole, "ms", "for comparison")
 
 
 CASES: dict[str, Callable[..., Iterator[Growth]]] = {

@@ -51,7 +51,7 @@ class Shell:
     def end(self, process):
         """^C."""
         for pid in self.lab.host("ip", "netns", "pids", self.lab.host_ns).stdout.split():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 if b"iperf3" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     subprocess.run(("kill", pid))
         process.wait(10)

@@ -129,6 +129,7 @@ input()
     wait_for(lambda: len(own_lab.containers()) == 2, "both")
     for pid in (own_lab.keeper_pid(), own_lab.daemon_pid()):
         os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not own_lab.helper_pids(), "the end of graft-sup")
     process.stdin.write("\n")
     process.stdin.flush()
     assert process.stdout.readline() == "ENOSYS\n"
