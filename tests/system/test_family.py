@@ -312,7 +312,6 @@ def test_delayed_options(lab, program, table):
     ]
 
 
-@pytest.mark.core
 def test_delayed_options_go_to_the_socket_that_bind_makes(lab, program, table):
     """An IPv6 endpoint takes another socket than the stand-in; one of type unix has no TCP options."""
     delayed = (f"set:{GRAFT_LEVEL}:{DELAYED}:1", f"set:{TCP}:{TCP_KEEPIDLE}:77", f"trans:{SOL_SOCKET}:{SO_KEEPALIVE}:1")

@@ -49,7 +49,6 @@ def get(lab, url, *, client=True):
     return (lab.client if client else lab.host)("curl", "-sS", "--max-time", "5", url)
 
 
-@pytest.mark.core
 def test_nginx_on_both_families_with_the_clients_address(lab):
     need("nginx", "wrk", "curl")
     directory, _ = nginx(lab, "web", "-p", "8080:80")
