@@ -126,9 +126,8 @@ class Calls:
         tenant = self.daemon.registry.tenants.get(int(owner))
         kept = named.get(f"journal-{number}")
         if tenant is None:
-            for each in (fd, kept, named.get(f"sup-{number}")):
-                if each is not None:
-                    os.close(each)
+            self.store.remove(name)
+            os.close(fd)
             return
         watched = Watched(Listener(fd, int(number)), Journal(kept), tenant, trusted=kind == "listener")
         self._watch(watched)
@@ -136,6 +135,14 @@ class Calls:
             self._attach(watched, Helper(socket.socket(fileno=named[f"sup-{number}"])))
         elif available() and not tenant.place:
             self.starting.append((0.0, watched))
+
+    def forget_strays(self, named: dict[str, int]) -> None:
+        """Journals and helpers whose listener ended while no graftd was there to see it."""
+        for name, fd in named.items():
+            kind, _, number = name.partition("-")
+            if kind in ("journal", "sup") and int(number) not in self.watched:
+                self.store.remove(name)
+                os.close(fd)
 
     def held(self) -> list[tuple[str, int]]:
         """Everything that a successor needs, by name."""
@@ -183,9 +190,10 @@ class Calls:
         threading.Thread(target=work, daemon=True).start()
 
     def _listen(self, watched: Watched) -> None:
-        """Receive in the loop, if nobody else does."""
-        with contextlib.suppress(OSError):  # the listener has gone meanwhile
-            self.loop.modify(watched.listener.fd, 0 if watched.helper else select.EPOLLIN)
+        """Receive in the loop, if nobody else does; from any thread."""
+        with self.lock, contextlib.suppress(OSError):  # its end is being noticed
+            if watched.listener.number in self.watched:  # else the number may be another's by now
+                self.loop.modify(watched.listener.fd, 0 if watched.helper else select.EPOLLIN)
 
     def _gone(self, watched: Watched) -> None:
         listener, tenant = watched.listener, watched.tenant

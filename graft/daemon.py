@@ -114,8 +114,12 @@ class Daemon:
                 places[int(rest)] = fd
             elif kind == "netns" and int(rest) in self.registry.tenants:
                 self.registry.tenants[int(rest)].netns_fd = fd
+            elif kind == "netns":
+                self.store.remove(name)
+                os.close(fd)
             elif kind in ("listener", "foreign"):
                 self.calls.restore(named, name, fd)
+        self.calls.forget_strays(named)
         for lost in self.registry.restore_places(places):
             log.warning("endpoint %s is lost: its namespace is gone", lost)
         self.keep_places()
@@ -124,6 +128,7 @@ class Daemon:
                 self._reopen_netns(tenant)
             if tenant.netns_fd < 0:
                 self.registry.remove(tenant)
+                self.store.remove(f"netns-{tenant.id}")
         self.registry.forget_dead()
 
     def _reopen_netns(self, tenant: Tenant) -> None:
@@ -219,6 +224,7 @@ class Daemon:
         for inner in self.registry.inner(tenant):
             self._remove(inner)
         self.registry.remove(tenant)
+        self.store.remove(f"netns-{tenant.id}")
         if tenant.parent and tenant.scope:
             self.calls.divide(tenant.parent)
         self.denials.pop(tenant.id, None)
@@ -288,7 +294,6 @@ class Daemon:
 
     def ended(self, tenant: Tenant) -> None:
         """The last process under a tenant's listeners is gone."""
-        self.store.remove(f"netns-{tenant.id}")
         self.kernel.drain()  # what its last processes did is told before its end
         self._remove(tenant)
         log.info("container %s ended", tenant.name)

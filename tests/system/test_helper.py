@@ -118,12 +118,33 @@ def test_a_helper_outlives_graftd(own_lab):
     code = "import socket\nwhile True:\n s = socket.socket(); s.listen(); s.close()"
     own_lab.spawn_graft("--name", "w", *python(code))
     helper = helper_of(own_lab)
+    assert quick_calls(own_lab) >= 0  # graftd has done with starting it
     daemon = own_lab.daemon_pid()
     os.kill(daemon, signal.SIGKILL)
     wait_for(lambda: another(own_lab.daemon_pid, daemon), "the next graftd")
     before = quick_calls(own_lab)
     wait_for(lambda: quick_calls(own_lab) > before + 50, "calls")
     assert own_lab.helper_pids() == [helper]
+
+
+def test_containers_that_end_while_graftd_is_away(own_lab):
+    """The keeper is left with nothing of theirs."""
+    for _ in range(3):
+        started = [own_lab.spawn_graft("--name", f"c{n}", "sleep", "60") for n in range(3)]
+        wait_for(lambda: len(own_lab.helper_pids()) == 3, "the helpers")
+        daemon = own_lab.daemon_pid()
+        for pid in (daemon, *(process.pid for process in started)):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(partial(another, own_lab.daemon_pid, daemon), "the next graftd")
+        wait_for(lambda: own_lab.containers() == [], "their end")
+        for process in started:
+            process.wait(5)
+
+    def kept():
+        links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{own_lab.keeper_pid()}/fd")]
+        return [link for link in links if "graft-journal" in link or "notify" in link or link.startswith("net:")]
+
+    wait_for(lambda: not kept(), "an empty store")
 
 
 # -- the preload library --
