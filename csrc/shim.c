@@ -10,11 +10,11 @@
  * itself gets what socket() gives it anyway. Whatever is out of the ordinary goes the way of the trap: a kind of
  * socket that is not kept here, an empty channel, a lock that is taken, a table of descriptors that is small.
  *
- * What a program may rely on stays as it is. socket() returns the lowest free number: sockets in waiting are kept
- * out of the way, above BASE, and duplicated to their place. They are close-on-exec. A child gives them up at
- * fork(), so that a connection ends when its owner closes it; it asks for its own. A program that closes, or
- * replaces, descriptors it does not know may do so: each is compared with the inode that came with it before it is
- * given away. A program that makes few sockets never opens a channel.
+ * What a program may rely on stays as it is, but for the lowest free number: a socket has one of those that were
+ * lowest when its message was taken. Sockets in waiting are close-on-exec. A child gives them up at fork(), so that a
+ * connection ends when its owner closes it; it asks for its own. A program that closes, or replaces, descriptors it
+ * does not know may do so: each is compared with the inode that came with it before it is given away. A program that
+ * makes few sockets never opens a channel.
  *
  * No libc is linked, so that the library loads under any; what it needs of one it takes where it is found.
  */
@@ -38,7 +38,7 @@
 #define FIRST_BATCH 8
 #define AGAIN 256 /* sockets until a channel that was lost is asked for again */
 #define SPINS 2000
-#define RESERVED (64 + SUP_KINDS * (SUP_BATCH + 1)) /* numbers below 1024 for AF_GRAFT, and for what waits here */
+#define RESERVED (64 + SUP_KINDS) /* numbers below 1024: AF_GRAFT's, and the channels */
 #define LIMIT_MIN 512
 
 struct kept {
@@ -111,7 +111,7 @@ static void in_child(void)
 	lock = 0;
 }
 
-/* Out of the way of the program's own numbers. */
+/* A channel stays: out of the way of the program's own numbers. */
 static int move_away(int fd)
 {
 	long moved = call(__NR_fcntl, fd, F_DUPFD_CLOEXEC, base);

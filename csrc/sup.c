@@ -250,7 +250,6 @@ static int open_channel(struct sup_slot *slot, int kind)
 	struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
 	struct stat status;
 	int ends[2], error;
-	bool given;
 
 	if (__atomic_load_n(&channels, __ATOMIC_RELAXED) >= CHANNELS)
 		return EMFILE;
@@ -264,9 +263,8 @@ static int open_channel(struct sup_slot *slot, int kind)
 		return error;
 	}
 	__atomic_add_fetch(&channels, 1, __ATOMIC_RELAXED); /* the main thread closes ends[0] when its peer is gone */
-	given = inject(slot, (struct made){ends[1], status.st_ino}, true);
+	inject(slot, (struct made){ends[1], status.st_ino}, true);
 	close(ends[1]);
-	(void)given;
 	return 0;
 }
 

@@ -42,6 +42,8 @@ class Choice(NamedTuple):
     against: Sequence[str] = ()  # peers besides the host and graft; empty: all
     rounds: int = 5
     quick: bool = False
+    rate: str = ""  # of the wire, as tc(8) takes it; empty: as fast as it goes
+    delay: str = ""  # one way
 
     def wants(self, name: str) -> bool:
         """Was the case of this name asked for?"""
@@ -117,7 +119,7 @@ def benchmark(choice: Choice, console: Console) -> Result:
     """Measure. Raises GraftError for a choice that names nothing, and Failure where nothing can be measured."""
     _check(choice)
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    facts = machine()
+    facts = {**machine(), "wire": f"veth, rate {choice.rate or 'unlimited'}, delay {choice.delay or 'none'}"}
     cases = [case for case in CASES if choice.wants(case.name)]
     growing = [name for name in scale.CASES if choice.wants(name)]
     peers = choice.peers()
@@ -127,6 +129,7 @@ def benchmark(choice: Choice, console: Console) -> Result:
     with show:
         with laboratory("bench") as lab:
             _compile(lab)
+            _shape(lab, choice)
             field = Field(lab, peers, choice, skipped)
             try:
                 for case in cases:
@@ -165,6 +168,24 @@ def _compile(lab: Lab) -> None:
     result = subprocess.run(("cc", "-O2", source, "-o", lab.work / "load"), capture_output=True, text=True)
     if result.returncode:
         raise Failure(f"compile {source}: {result.stderr.strip()}", hint="apt-get install gcc libc6-dev")
+
+
+def _shape(lab: Lab, choice: Choice) -> None:
+    """The wire's rate and delay, both ways (tc-netem(8), tc-tbf(8)). Raises Failure if this kernel cannot."""
+    if choice.delay:
+        words = ["netem", "delay", choice.delay, *(["rate", choice.rate] if choice.rate else []), "limit", "100000"]
+    elif choice.rate:
+        words = ["tbf", "rate", choice.rate, "burst", "1mb", "latency", "50ms"]
+    else:
+        return
+    for ns in (lab.host_ns, lab.client_ns):
+        command = ("tc", "-n", ns, "qdisc", "add", "dev", "veth0", "root", *words)
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            said = " ".join(result.stderr.split())
+            if "llegal" in said:
+                raise UsageError(said, hint="as tc(8) writes them: 1gbit, 5ms")
+            raise Failure(f"tc qdisc add {' '.join(words)}: {said}", hint=f"the kernel needs sch_{words[0]}")
 
 
 def _grow(name: str, choice: Choice, skipped: list[Skipped]) -> list[Growth]:

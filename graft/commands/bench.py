@@ -18,6 +18,10 @@ from graft.errors import Failure, GraftError, Refused, from_oserror
     "--against", multiple=True, metavar="PEER", help="Besides the host: docker, bridge, macvlan, pasta, slirp4netns."
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=None, metavar="N", help="Rounds of pairs; default 5.")
+@click.option("--rate", default="", metavar="RATE", help="Rate of the wire, as tc(8) takes it: 1gbit. Default: none.")
+@click.option(
+    "--delay", default="", metavar="TIME", help="Delay of the wire, one way: 5ms. Needs the kernel's netem."
+)
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write every sample to FILE."
 )
@@ -30,6 +34,8 @@ def command(
     cases: tuple[str, ...],
     against: tuple[str, ...],
     rounds: int | None,
+    rate: str,
+    delay: str,
     json_path: Path | None,
     out: Path | None,
     listing: bool,
@@ -67,7 +73,7 @@ def command(
                 f"{path}: there is no directory {path.absolute().parent}", hint="make it first", code="ENOENT"
             )
     console = Console()
-    choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick)
+    choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
     try:
         result = run.benchmark(choice, console)
     except GraftError:

@@ -64,6 +64,15 @@ def test_one_case_against_one(tmp_path):
     assert "connections in, 1 client, rate: host" in found.stdout
 
 
+def test_a_wire_with_a_rate(tmp_path):
+    found = bench("--quick", "--case", "tcp-in", "--against", "bridge", "--rate", "500mbit", "--json", tmp_path / "r.json")
+    assert found.returncode == 0, found.stderr
+    result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result)
+    (row,) = (row for row in result.rows if row.figure == "rate")
+    assert all(0.2 < samples[0] < 0.6 for samples in row.samples.values()), row
+    assert "500mbit" in result.machine["wire"]
+
+
 def test_list():
     listed = bench("--list").stdout
     for name in (*(case.name for case in CASES), *scale.CASES, "docker", "slirp4netns"):
@@ -77,6 +86,7 @@ def test_list():
         (("--against", "nope"), "nothing is known of 'nope'"),
         (("--json", "/nowhere/r.json"), "there is no directory /nowhere"),
         (("--rounds", "0"), "0 is not in the range"),
+        (("--rate", "much"), 'illegal value for "rate"'),
     ],
 )
 def test_bad_choices(words, says):
