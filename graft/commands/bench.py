@@ -1,12 +1,19 @@
 """graft bench."""
 
 import os
+import signal
 from pathlib import Path
 
 import click
 
 from graft.cli import CONTEXT
 from graft.errors import Failure, GraftError, Refused, from_oserror
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # one is enough, and cleaning up takes a moment
+    raise KeyboardInterrupt
 
 
 @click.command(context_settings=CONTEXT)
@@ -73,6 +80,8 @@ def command(
                 f"{path}: there is no directory {path.absolute().parent}", hint="make it first", code="ENOENT"
             )
     console = Console()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)  # what was built has to go
     choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
     try:
         result = run.benchmark(choice, console)

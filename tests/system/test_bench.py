@@ -3,14 +3,17 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from graft.bench import scale
 from graft.bench.cases import CASES
-from graft.bench.lab import GRAFT
+from graft.bench.lab import GRAFT, wait_for
 from graft.bench.result import FORMAT, Result
 from tests.conftest import need
 
@@ -71,6 +74,23 @@ def test_a_wire_with_a_rate(tmp_path):
     (row,) = (row for row in result.rows if row.figure == "rate")
     assert all(0.2 < samples[0] < 0.6 for samples in row.samples.values()), row
     assert "500mbit" in result.machine["wire"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(how):
+    def left():
+        names = subprocess.run(("ip", "netns", "list"), capture_output=True, text=True).stdout
+        places = (*Path("/run").glob("graft-bench-*"), *Path("/sys/fs/bpf").glob("graft-bench-*"))
+        return [line for line in names.split() if "graft-bench" in line] + [str(place) for place in places]
+
+    process = subprocess.Popen((GRAFT, "bench", "--case", "short"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any("/run/graft-bench" in entry for entry in left()), "the laboratory", 20)
+    time.sleep(3)
+    process.send_signal(how)
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    assert process.stderr.read().strip() == "graft: interrupted"
+    assert left() == []
 
 
 def test_list():
