@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from graft import host, linux, protocol, registry
 from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
 from graft.errors import Refused, UsageError
+from graft.foreign import is_listener
 from graft.log import log
 from graft.policy import check_rule
 from graft.registry import API, CONTAINER, WRAPPER, Registry, Table, Tenant
@@ -156,7 +157,7 @@ def admit_target(
 
 def check_listener(fd: int) -> None:
     """Raise UsageError unless @fd is a seccomp listener."""
-    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:seccomp notify":
+    if not is_listener(fd):
         raise UsageError("the descriptor is not a seccomp listener")
 
 

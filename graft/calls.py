@@ -22,7 +22,6 @@ from typing import Protocol
 
 from graft import linux
 from graft.actions import Action, Answer, Inject, Replace
-from graft.bpf import STAMP_V6ONLY
 from graft.helper import Helper, available
 from graft.log import log
 from graft.loop import Loop
@@ -30,7 +29,7 @@ from graft.notify import ANSWER_NUMBER, ANSWER_PROCEED, Journal, Listener, Notif
 from graft.registry import Registry, Tenant
 from graft.scope import SCOPE_SLACK
 from graft.store import Store
-from graft.supervisor import Supervisor, host_v6only
+from graft.supervisor import Supervisor
 from graft.target import watch_again
 
 SLOW_CALLS = 4
@@ -65,6 +64,11 @@ class Watched:
         self.restarts: list[float] = []
 
     @property
+    def stored(self) -> str:
+        """The name of the listener in the descriptor store."""
+        return f"{'listener' if self.trusted else 'foreign'}-{self.listener.number}-{self.tenant.id}"
+
+    @property
     def account(self) -> tuple[str, int]:
         """Whose share of the slow calls its calls take."""
         return ("tenant", self.tenant.id) if self.trusted else ("uid", self.tenant.uid)
@@ -78,7 +82,6 @@ class Calls:
         self.loop = daemon.loop
         self.store = daemon.store
         self.stamps = stamps
-        self.flags6 = STAMP_V6ONLY if host_v6only() else 0
         self.watched: dict[int, Watched] = {}
         self.next_number = 1
         self.lock = threading.Lock()
@@ -96,18 +99,22 @@ class Calls:
         number = self.next_number
         self.next_number += 1
         journal = Journal()
-        self.store.put(f"{'listener' if trusted else 'foreign'}-{number}-{tenant.id}", fd)
-        self.store.put(f"journal-{number}", journal.fd)
         watched = Watched(Listener(fd, number), journal, tenant, trusted=trusted)
+        self.store.put(watched.stored, fd)
+        self.store.put(f"journal-{number}", journal.fd)
         self._watch(watched)
         journal.describe(
             tenant=tenant.id,
             owner=tenant.owner,
-            flags6=self.flags6,
+            flags6=self.daemon.supervisor.v6_flags,
             netns=tenant.netns,
             forward=self._undivided(tenant),
         )
-        if available() and not tenant.place:
+        self._want_helper(watched)
+
+    def _want_helper(self, watched: Watched) -> None:
+        """graft-sup makes sockets in graftd's own netns alone."""
+        if available() and not watched.tenant.place:
             self.starting.append((0.0, watched))
 
     def _undivided(self, tenant: Tenant) -> bool:
@@ -133,8 +140,8 @@ class Calls:
         self._watch(watched)
         if f"sup-{number}" in named:
             self._attach(watched, Helper(socket.socket(fileno=named[f"sup-{number}"])))
-        elif available() and not tenant.place:
-            self.starting.append((0.0, watched))
+        else:
+            self._want_helper(watched)
 
     def forget_strays(self, named: dict[str, int]) -> None:
         """Journals and helpers whose listener ended while no graftd was there to see it."""
@@ -148,8 +155,7 @@ class Calls:
         """Everything that a successor needs, by name."""
         found = []
         for number, watched in self.watched.items():
-            kind = "listener" if watched.trusted else "foreign"
-            found.append((f"{kind}-{number}-{watched.tenant.id}", watched.listener.fd))
+            found.append((watched.stored, watched.listener.fd))
             found.append((f"journal-{number}", watched.journal.fd))
             if watched.helper:
                 found.append((f"sup-{number}", watched.helper.control.fileno()))
@@ -202,7 +208,7 @@ class Calls:
         calls, ns = watched.journal.counted
         self.calls, self.ns = self.calls + calls, self.ns + ns
         tenant.listeners.discard(listener.number)
-        self.store.remove(f"{'listener' if watched.trusted else 'foreign'}-{listener.number}-{tenant.id}")
+        self.store.remove(watched.stored)
         self.store.remove(f"journal-{listener.number}")
         with self.lock:
             del self.watched[listener.number]

@@ -298,9 +298,8 @@ class Family:
         poll.register(sock, select.POLLOUT)
         while waiting():
             if poll.poll(1000):
-                return sock.connect_ex(
-                    address
-                )  # ends it as a blocking connect() does; SO_ERROR would leave it half done
+                # ends it as a blocking connect() does; SO_ERROR would leave it half done
+                return sock.connect_ex(address)
         return errno.EINTR
 
     def sendto(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:

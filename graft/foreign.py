@@ -11,9 +11,14 @@ import threading
 LISTENER = "anon_inode:seccomp notify"
 
 
+def is_listener(fd: int) -> bool:
+    """Is it a seccomp listener, whatever its sender says?"""
+    return os.readlink(f"/proc/self/fd/{fd}") == LISTENER
+
+
 def close_foreign(fd: int) -> None:
     """Close a descriptor that a peer sent; the close of anything but a listener happens in a thread of its own."""
-    if os.readlink(f"/proc/self/fd/{fd}") == LISTENER:
+    if is_listener(fd):
         os.close(fd)
     else:
         threading.Thread(target=_close, args=(fd,), daemon=True).start()

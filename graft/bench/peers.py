@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from graft.bench.lab import CLIENT4, GRAFT, HOST4, TIMEOUT, Lab, wait_for
+from graft.bench.lab import GRAFT, HOST4, TIMEOUT, Lab, wait_for
 
 PORTS = 12  # of each peer
 BRIDGE = "172.30.{}"
@@ -342,4 +342,3 @@ class Docker(Peer):
 
 PEERS: tuple[type[Peer], ...] = (Peer, Graft, Accel, Local, Docker, Bridge, Macvlan, Pasta, Slirp)
 BY_NAME = {peer.name: peer for peer in PEERS}
-CLIENT = CLIENT4

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from graft.cli import CONTEXT
-from graft.errors import Failure, GraftError, Refused, from_oserror
+from graft.errors import Failure, Refused, from_oserror
 
 
 def _interrupted(_number: int, _frame: object) -> None:
@@ -85,8 +85,6 @@ def command(
     choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
     try:
         result = run.benchmark(choice, console)
-    except GraftError:
-        raise
     except (AssertionError, RuntimeError, TimeoutError) as error:
         raise Failure(f"the laboratory: {error}") from None
     try:
