@@ -21,6 +21,7 @@
 #define EPERM 1
 #define ENOENT 2
 #define EINVAL 22
+#define EADDRINUSE 98
 #define EADDRNOTAVAIL 99
 #define ENETUNREACH 101
 #define ECONNREFUSED 111
@@ -74,6 +75,14 @@ struct {
 	__type(key, struct graft_egress_key);
 	__type(value, struct graft_egress);
 } egress SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32[4]);
+	__type(value, struct graft_owner);
+} addresses SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -201,6 +210,11 @@ static __always_inline struct graft_stamp *stamp_of(struct bpf_sock *sk)
 	if (!msk)
 		return NULL;
 	return bpf_sk_storage_get(&stamps, msk, NULL, 0);
+}
+
+static __always_inline struct graft_owner *owner_of(const struct graft_addr *a)
+{
+	return bpf_map_lookup_elem(&addresses, a->ip);
 }
 
 static __always_inline struct graft_tenant *tenant_of(struct graft_stamp *stamp)

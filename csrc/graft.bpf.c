@@ -79,6 +79,55 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 	return bound(stamp, &asked, a, STAMP_PRIVATE);
 }
 
+/*
+ * A port of the container's own address, and a port that such a container publishes on the host's wildcard, may have
+ * the same number: with SO_REUSEPORT (graftd gives such sockets one owner) the kernel takes both, and the exact
+ * address gets what is sent to it. Two sockets of the container at one address stay a conflict, as everywhere;
+ * false for one of another container.
+ */
+static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant,
+				 __u32 id)
+{
+	struct graft_addr from = {};
+	struct graft_stamp *stamp;
+	struct bpf_sock *sk;
+	bool here = false, alien = false;
+	int on = 1;
+
+	if (!a || !tenant || !a->port || !(tenant->own4 || tenant->own6[0]))
+		return true;
+	if (is_v4(a))
+		set_v4(&from, 0);
+	sk = look_up(ctx, a, &from);
+	if (sk) {
+		stamp = stamp_of(sk);
+		here = stamp && same_addr(&stamp->local_real, a);
+		alien = here && stamp->tenant != id;
+		bpf_sk_release(sk);
+	}
+	if (alien)
+		return false;
+	if (!here)
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &on, sizeof(on));
+	return true;
+}
+
+/* A bind to the wildcard, or to an address of the container's own, that no rule names. */
+static __always_inline bool own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant, bool dual)
+{
+	if (!is_any(a->ip))
+		return is_own(id, a);
+	if (tenant->own4 && (dual || is_v4(a))) {
+		set_v4(a, tenant->own4);
+		return true;
+	}
+	if (tenant->own6[0] && !is_v4(a)) {
+		__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
+		return true;
+	}
+	return false;
+}
+
 /* Decide a bind to @a; on success the real address is in @a. @dual: IPv6 wildcard that takes IPv4 too. */
 static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				  bool dual)
@@ -120,17 +169,24 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
 		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
+		if (!share_port(ctx, a, tenant, stamp->tenant))
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
 		converted(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, asked.port);
 		return bound(stamp, &asked, a, STAMP_INGRESS);
 	}
-	if (!is_any(asked.ip) && !is_loopback(&asked))
-		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS)
 		return bound(stamp, &asked, a, STAMP_EPHEMERAL);
+	if (own_address(a, stamp->tenant, tenant, dual)) {
+		if (!share_port(ctx, a, tenant, stamp->tenant))
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		return bound(stamp, &asked, a, STAMP_INGRESS);
+	}
+	if (!is_any(asked.ip) && !is_loopback(&asked))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	return bind_private(ctx, a, stamp, tenant, dual);
 }
 
@@ -292,6 +348,15 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		return ALLOW;
 	}
 	rule = leave(stamp, tenant, a);
+	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
+	if (who == VISIT_FOREIGN)
+		return deny(id, DENIED(OP_CONNECT, REASON_NETWORK), ENETUNREACH, proto, &asked);
+	if (who == VISIT_NOBODY)
+		return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
+	if (who == VISIT_REACHED && !rule) {
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
 	if (!rule) {
 		if (stamp->flags & STAMP_FAMILY)
 			return deny(id, DENIED(OP_CONNECT, REASON_NO_DEFAULT), ENOENT, proto, &asked);
@@ -407,6 +472,16 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (named_may(stamp, tenant, a))
 		return ALLOW;
 	rule = leave(stamp, tenant, a);
+	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
+	if (who == VISIT_FOREIGN)
+		return deny(id, DENIED(OP_SEND, REASON_NETWORK), ENETUNREACH, IPPROTO_UDP, &asked);
+	if (who == VISIT_NOBODY)
+		return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
+	if (who == VISIT_REACHED) {
+		connected(stamp, &asked, a);
+		if (!rule)
+			return ALLOW;
+	}
 	if (!rule) {
 		if (stamp->flags & STAMP_FAMILY)
 			return deny(id, DENIED(OP_SEND, REASON_NO_DEFAULT), ENOENT, IPPROTO_UDP, &asked);
@@ -728,13 +803,17 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 
 /* ---- the guard, on the cgroup root ---- */
 
-static __always_inline int guard(struct bpf_sock_addr *ctx, const struct graft_addr *a)
+#define LED 3 /* allowed, to another address than the program's */
+
+/* Keeps the host's own programs out of private loopbacks, and leads them to containers' own addresses. */
+static __always_inline int guard(struct bpf_sock_addr *ctx, struct graft_addr *a)
 {
+	struct graft_owner *owner = in_slices(a) ? NULL : owner_of(a);
 	struct graft_config *conf;
 	struct graft_addr to;
 	__u32 zero = 0;
 
-	if (!in_slices(a))
+	if (!owner && !in_slices(a))
 		return ALLOW;
 	if (stamp_of(ctx->sk))
 		return ALLOW;
@@ -742,23 +821,35 @@ static __always_inline int guard(struct bpf_sock_addr *ctx, const struct graft_a
 	if (!conf || bpf_get_netns_cookie(ctx) != conf->host_cookie)
 		return ALLOW;
 	to = *a;
-	return deny(0, DENIED(OP_GUARD, REASON_SLICE), ECONNREFUSED, ctx->protocol, &to);
+	if (!owner)
+		return deny(0, DENIED(OP_GUARD, REASON_SLICE), ECONNREFUSED, ctx->protocol, &to);
+	if (!reach(ctx, owner->tenant, a))
+		return deny(0, DENIED(OP_GUARD, REASON_NOT_LISTENING), ECONNREFUSED, ctx->protocol, &to);
+	return LED;
 }
 
 static __always_inline int guard4(struct bpf_sock_addr *ctx)
 {
 	struct graft_addr a;
+	int verdict;
 
 	load4(ctx, &a);
-	return guard(ctx, &a);
+	verdict = guard(ctx, &a);
+	if (verdict == LED)
+		store4(ctx, &a);
+	return verdict & ALLOW;
 }
 
 static __always_inline int guard6(struct bpf_sock_addr *ctx)
 {
 	struct graft_addr a;
+	int verdict;
 
 	load6(ctx, &a);
-	return guard(ctx, &a);
+	verdict = guard(ctx, &a);
+	if (verdict == LED)
+		store6(ctx, &a);
+	return verdict & ALLOW;
 }
 
 SEC("cgroup/connect4")

@@ -11,7 +11,7 @@
 #ifndef GRAFT_H
 #define GRAFT_H
 
-#define GRAFT_ABI 2
+#define GRAFT_ABI 3
 #define GRAFT_OWN 0 /* the tenant in the stamp of graftd's own sockets: no policy */
 
 /*
@@ -55,7 +55,17 @@ struct graft_tenant {
 	__u32 slot;	    /* number of its loopback block */
 	__u32 flags;
 	__u32 parent; /* a wrapper inside a container: whose egress policy holds as well, 0: nobody's */
-	__u32 pad;
+	__u32 own4;   /* the address that wildcard binds go to, network order, 0: none */
+	__u32 own6[4];
+};
+
+/*
+ * addresses: whose own an address of the host's stack is. A connection there goes to its owner, at the host's port
+ * where the owner has published the port, and to nobody else who listens on the wildcard.
+ */
+struct graft_owner {
+	__u32 tenant;
+	__u32 network; /* only tenants with an address of the same network may connect, 0: whoever may go there */
 };
 
 enum stamp_flags {
@@ -207,6 +217,8 @@ enum graft_reason {
 	REASON_UNSTAMPED,      /* an accepted socket, put to another use */
 	REASON_PLACE,	       /* the rule's endpoint is in another netns than the socket */
 	REASON_NO_DEFAULT,     /* a socket of AF_GRAFT, unbound, and no endpoint `default-source` */
+	REASON_TAKEN,	       /* another container is bound there */
+	REASON_NETWORK,	       /* an address of a network that the tenant is not in */
 	REASON_CONVERTED,      /* not refused: TENANT_VERBOSE */
 };
 

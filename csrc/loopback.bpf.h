@@ -97,6 +97,34 @@ static __always_inline bool answers(struct bpf_sock_addr *ctx, struct graft_stam
 /* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
 enum { NOBODY, OWN, OWN_CHOSEN, ALIEN };
 
+/* The socket that gets what is sent to @a, an address of the host; @from finds connected UDP sockets. To be released.
+ */
+static __always_inline struct bpf_sock *look_up(struct bpf_sock_addr *ctx, const struct graft_addr *a,
+						const struct graft_addr *from)
+{
+	struct bpf_sock_tuple tuple = {};
+	__u32 size;
+
+	if (is_v4(a)) {
+		tuple.ipv4.saddr = from->ip[3];
+		tuple.ipv4.sport = bpf_htons((__u16)from->port);
+		tuple.ipv4.daddr = a->ip[3];
+		tuple.ipv4.dport = bpf_htons((__u16)a->port);
+		size = sizeof(tuple.ipv4);
+		if (ctx->protocol == IPPROTO_UDP)
+			return bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+		return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	}
+	__builtin_memcpy(tuple.ipv6.saddr, from->ip, sizeof(tuple.ipv6.saddr));
+	tuple.ipv6.sport = bpf_htons((__u16)from->port);
+	__builtin_memcpy(tuple.ipv6.daddr, a->ip, sizeof(tuple.ipv6.daddr));
+	tuple.ipv6.dport = bpf_htons((__u16)a->port);
+	size = sizeof(tuple.ipv6);
+	if (ctx->protocol == IPPROTO_UDP)
+		return bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+}
+
 /*
  * Who would get what is sent to @a, an address of the host? @from finds connected UDP sockets.
  *
@@ -105,35 +133,13 @@ enum { NOBODY, OWN, OWN_CHOSEN, ALIEN };
  */
 __noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
 {
-	struct bpf_sock_tuple tuple = {};
 	struct graft_stamp *stamp;
 	struct bpf_sock *sk;
 	int who = ALIEN;
-	__u32 size;
 
 	if (!a || !from)
 		return NOBODY;
-	if (is_v4(a)) {
-		tuple.ipv4.saddr = from->ip[3];
-		tuple.ipv4.sport = bpf_htons((__u16)from->port);
-		tuple.ipv4.daddr = a->ip[3];
-		tuple.ipv4.dport = bpf_htons((__u16)a->port);
-		size = sizeof(tuple.ipv4);
-		if (ctx->protocol == IPPROTO_UDP)
-			sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-		else
-			sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, from->ip, sizeof(tuple.ipv6.saddr));
-		tuple.ipv6.sport = bpf_htons((__u16)from->port);
-		__builtin_memcpy(tuple.ipv6.daddr, a->ip, sizeof(tuple.ipv6.daddr));
-		tuple.ipv6.dport = bpf_htons((__u16)a->port);
-		size = sizeof(tuple.ipv6);
-		if (ctx->protocol == IPPROTO_UDP)
-			sk = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-		else
-			sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	}
+	sk = look_up(ctx, a, from);
 	if (!sk)
 		return NOBODY;
 	stamp = stamp_of(sk);
@@ -198,11 +204,12 @@ static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct
 
 /*
  * Find the container's own server for the loopback destination @a and put its real address there.
- * In the order of what is most exact: a private bind to this port, a port that the kernel chose, a
- * published port, all of one family.
+ * In the order of what is most exact: a private bind to this port, a port that the kernel chose, the container's
+ * own address, a published port, all of one family.
  */
 __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slot)
 {
+	struct graft_tenant *own;
 	struct graft_addr from;
 	struct graft_addr
 	try
@@ -241,6 +248,19 @@ __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_ad
 			;
 		return OWN;
 	}
+	own = bpf_map_lookup_elem(&tenants, &tenant);
+	if (own && (v4 ? own->own4 : own->own6[0])) {
+		if (v4)
+			set_v4(&try, own->own4);
+		else
+			__builtin_memcpy(try.ip, own->own6, sizeof(try.ip));
+		if (receiver(ctx, tenant, &try, &from) == OWN) {
+			*a =
+			try
+				;
+			return OWN;
+		}
+	}
 	if (v4)
 		set_v4(&try, 0);
 	else
@@ -260,6 +280,85 @@ __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_ad
 		return OWN;
 	}
 	return who;
+}
+
+/* ---- containers' own addresses ---- */
+
+/*
+ * Lead what is sent to @a, which is @owner's, to where its server is: at the host's port where it has published the
+ * port, at its first address where it has several. False if somebody else would get it, on the host's wildcard.
+ */
+__noinline int reach(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *a)
+{
+	struct graft_dynamic_key key = {.tenant = owner};
+	struct graft_addr at = {}, from = {};
+	struct graft_tenant *tenant;
+	struct graft_ingress *rule;
+	__u32 *port;
+	int who;
+	bool v4;
+
+	if (!a)
+		return false;
+	v4 = is_v4(a);
+	if (v4)
+		set_v4(&at, 0);
+	at.port = a->port;
+	rule = ingress_rule(owner, ctx->protocol, &at);
+	if (rule && !rule->place) {
+		if (!is_any(rule->ip))
+			__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
+		a->port = ingress_port(rule, at.port);
+		if (!a->port) {
+			key.proto = ctx->protocol;
+			key.family = v4 ? GRAFT_INET : GRAFT_INET6;
+			key.port = at.port;
+			port = bpf_map_lookup_elem(&dynamic, &key);
+			a->port = port ? *port : at.port;
+		}
+	}
+	if (v4)
+		set_v4(&from, 0);
+	who = receiver(ctx, owner, a, &from);
+	if (who == NOBODY && !rule) {
+		tenant = bpf_map_lookup_elem(&tenants, &owner);
+		if (!tenant)
+			return false;
+		if (v4 && tenant->own4)
+			set_v4(a, tenant->own4);
+		else if (!v4 && tenant->own6[0])
+			__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
+		who = receiver(ctx, owner, a, &from);
+	}
+	return who != ALIEN;
+}
+
+enum { VISIT_ELSEWHERE, VISIT_REACHED, VISIT_NOBODY, VISIT_FOREIGN };
+
+/* Is @a an address of a container, and may this tenant go there, by @rule? Then the real one is put there. */
+static __noinline int visit(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_egress *rule)
+{
+	struct graft_owner *to, *from;
+
+	if (!a)
+		return VISIT_ELSEWHERE;
+	to = owner_of(a);
+	if (!to)
+		return VISIT_ELSEWHERE;
+	if (to->network && to->tenant != tenant) {
+		from = rule ? owner_of((struct graft_addr *)rule) : NULL;
+		if (!from || from->tenant != tenant || from->network != to->network)
+			return VISIT_FOREIGN;
+	}
+	return reach(ctx, to->tenant, a) ? VISIT_REACHED : VISIT_NOBODY;
+}
+
+/* Is @a the tenant's own? Leaving needs no rule then. */
+static __always_inline bool is_own(__u32 tenant, const struct graft_addr *a)
+{
+	struct graft_owner *owner = owner_of(a);
+
+	return owner && owner->tenant == tenant;
 }
 
 enum { LOCAL_REFUSED, LOCAL_OWN, LOCAL_HOST };

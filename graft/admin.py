@@ -235,6 +235,7 @@ class Admin:
         return tenant
 
     def _summary(self, tenant: Tenant) -> dict[str, Any]:
+        made = {e.name for e in tenant.endpoints.values() if e.published}
         return {
             "name": tenant.name,
             "id": tenant.id,
@@ -244,6 +245,8 @@ class Admin:
             "started": tenant.started,
             "command": tenant.argv,
             "publish": [str(p) for p in tenant.publications],
+            "addresses": [str(own.address) for own in tenant.owned],
+            "endpoints": sorted({rule.endpoint for rule in (*tenant.ingress, *tenant.egress)} - made),
             "kind": tenant.kind,
         }
 

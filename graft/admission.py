@@ -8,6 +8,7 @@ from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress
 from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
 from graft.log import log
+from graft.network import parse_own
 from graft.policy import check_rule
 from graft.registry import API, CONTAINER, WRAPPER, Registry, Table, Tenant
 
@@ -84,10 +85,13 @@ def admit_target(
     publications = [parse_publication(p) for p in wish.publish]
     ingress = [parse_ingress(r) for r in wish.ingress]
     egress = [parse_egress(r) for r in wish.egress]
+    owned = [parse_own(a) for a in wish.ip]
     if wish.egress_default not in (None, *EGRESS_DEFAULTS):
         raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
-    if not trusted and (publications or wish.egress_default == "host"):
-        raise Refused("only root may publish ports or open egress", hint="use endpoints", code="EPERM")
+    if not trusted and (publications or owned or wish.egress_default == "host"):
+        raise Refused(
+            "only root may publish ports, give addresses or open egress", hint="use endpoints", code="EPERM"
+        )
     argv = list(wish.argv) if isinstance(wish, protocol.Run) else []
     if not trusted:
         _check_share(reg, uid, len(ingress) + len(egress))
@@ -120,6 +124,14 @@ def admit_target(
             tenant.trusted, tenant.uid = trusted, uid
             tenant.swap = wish.swap
             tenant.resolvers = host.loopback_resolvers()
+            reg.attach(tenant)
+            reg.give(tenant, owned)
+        elif owned and [own for own in owned if own not in tenant.given]:
+            raise Refused(
+                f"this namespace runs container '{tenant.name}', which has its addresses",
+                hint="leave --ip away",
+                code="EEXIST",
+            )
         elif wish.name and wish.name != tenant.name:
             raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
         elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
@@ -204,7 +216,7 @@ def admit_wrapper(
     Without a listener the wrapper runs inside a container (or a wrapper): the one that is there supervises its
     processes, which are known by the number in `scope`. Raises GraftError, and then nothing has changed.
     """
-    if wish.publish or wish.egress_default or wish.name or wish.strict:
+    if wish.publish or wish.egress_default or wish.name or wish.strict or wish.ip:
         raise UsageError("a wrapper has ingress and egress rules alone")
     if listener is not None:
         check_listener(listener)

@@ -26,7 +26,7 @@ from graft.linux import libc
 from graft.log import log
 
 OBJECT = Path(__file__).with_name("graft.bpf.o")
-ABI = 2
+ABI = 3
 MAPS = (
     "stamps",
     "families",
@@ -35,6 +35,7 @@ MAPS = (
     "ingress",
     "egress",
     "services",
+    "addresses",
     "dynamic",
     "served",
     "askers",
@@ -51,7 +52,7 @@ BPF_MAP_GET_NEXT_KEY = 4
 BPF_OBJ_GET = 7
 
 CONFIG = struct.Struct("=QII")
-TENANT = struct.Struct("=QIIII")
+TENANT = struct.Struct("=QIII4s16s")
 COUNTER_KEY = struct.Struct("=IHH")
 SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
@@ -82,6 +83,8 @@ REASONS = (
     "an accepted socket put to another use",
     "the endpoint is in another namespace than the socket",
     "no endpoint 'default-source'",
+    "another container is bound there",
+    "an address of a network that the container is not in",
     "converted",
 )
 CONVERTED = REASONS[-1]

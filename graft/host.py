@@ -139,27 +139,51 @@ def has_ipv6() -> bool:
 
 def _ip(*arguments: str) -> None:
     try:
-        subprocess.run(("ip", "-6", *arguments), check=True, capture_output=True, text=True, timeout=10)
+        subprocess.run(("ip", *arguments), check=True, capture_output=True, text=True, timeout=10)
     except FileNotFoundError:
         raise Failure("the command 'ip' is not installed", hint="apt-get install iproute2") from None
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         reason = str(getattr(error, "stderr", "") or error).strip()
-        raise Failure(f"ip -6 {' '.join(arguments)}: {reason}") from None
+        raise Failure(f"ip {' '.join(arguments)}: {reason}") from None
 
 
 def add_slice_route() -> None:
     """Make the IPv6 slices local to this netns, for its own traffic only."""
     remove_slice_route()
-    _ip("route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "src", "::1", "table", ROUTE_TABLE)
-    _ip("rule", "add", "iif", "lo", "to", SLICE6_NETWORK, "lookup", ROUTE_TABLE, "pref", RULE_PREFERENCE)
+    _ip("-6", "route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "src", "::1", "table", ROUTE_TABLE)
+    _ip("-6", "rule", "add", "iif", "lo", "to", SLICE6_NETWORK, "lookup", ROUTE_TABLE, "pref", RULE_PREFERENCE)
 
 
 def remove_slice_route() -> None:
     """Undo add_slice_route(); nothing there is no error."""
     with contextlib.suppress(Failure):
-        _ip("rule", "del", "pref", RULE_PREFERENCE)
+        _ip("-6", "rule", "del", "pref", RULE_PREFERENCE)
     with contextlib.suppress(Failure):
-        _ip("route", "flush", "table", ROUTE_TABLE)
+        _ip("-6", "route", "flush", "table", ROUTE_TABLE)
+
+
+def has_address(address: Address) -> bool:
+    """Is it an address of this netns?"""
+    import psutil
+
+    found = (entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries)
+    return str(address) in found
+
+
+def add_address(address: Address) -> None:
+    """Put a container's own address on lo, unless a device has it. Raises Failure.
+
+    Its scope is the host, so that nothing of the host's own leaves from it unasked; it is reached all the same.
+    """
+    if not has_address(address):
+        extra = () if address.v4 else ("nodad",)
+        _ip("address", "add", f"{address}/{32 if address.v4 else 128}", "dev", "lo", "scope", "host", *extra)
+
+
+def remove_address(address: Address) -> None:
+    """Undo add_address(); another device's stays."""
+    with contextlib.suppress(Failure):
+        _ip("address", "del", f"{address}/{32 if address.v4 else 128}", "dev", "lo")
 
 
 def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     egress_default: str | None = None
     user: User | None = None
     accel: bool = False
+    ip: tuple[str, ...] = ()
 
 
 def _numeric(text: str) -> bool:
@@ -103,6 +104,7 @@ def run(plan: Plan) -> NoReturn:
             "egress_default": plan.egress_default,
             "argv": _shown(plan.argv),
             "swap": swap,
+            "ip": plan.ip,
         },
         (listener,),
     )

@@ -43,10 +43,20 @@ INGRESS_VALUE = struct.Struct("=16sHHII")
 EGRESS_KEY = struct.Struct("=III16s")
 EGRESS_VALUE = struct.Struct("=16sII")
 SERVICE_KEY = struct.Struct("=IH2x16s")
+OWNER = struct.Struct("=II")
 INGRESS_FIXED_BITS = 32 + 32 + 128
 EGRESS_FIXED_BITS = 64
 
 DNS_PORT = 53
+
+
+class Own(NamedTuple):
+    """An address of a container's own (graft/network.py)."""
+
+    address: Address
+    prefix: Address  # destinations in prefix/length see it as the source
+    length: int
+    network: int = 0  # only tenants with an address of the same network reach it; 0: whoever may go there
 
 
 class Segment(NamedTuple):
@@ -63,17 +73,22 @@ class Tables(NamedTuple):
     ingress: dict[bytes, bytes]
     egress: dict[bytes, bytes]
     services: dict[bytes, bytes]
+    addresses: dict[bytes, bytes]
     flags: int
 
-    def maps(self) -> tuple[dict[bytes, bytes], dict[bytes, bytes], dict[bytes, bytes]]:
+    def maps(self) -> tuple[dict[bytes, bytes], ...]:
         """The entries alone, in the order of KEY_SIZES."""
-        return self.ingress, self.egress, self.services
+        return self.ingress, self.egress, self.services, self.addresses
+
+
+NOTHING = Tables({}, {}, {}, {}, 0)
 
 
 KEY_SIZES = (
     ("ingress", INGRESS_KEY.size),
     ("egress", EGRESS_KEY.size),
     ("services", SERVICE_KEY.size),
+    ("addresses", 16),
 )
 
 
@@ -156,9 +171,11 @@ def compile_ingress(
 
 
 def compile_egress(
-    tenant: int, rules: Sequence[EgressRule], endpoints: Mapping[str, Endpoint], *, host: bool
+    tenant: int, rules: Sequence[EgressRule], endpoints: Mapping[str, Endpoint], owned: Iterable[Own], *, host: bool
 ) -> dict[bytes, bytes]:
     """Entries of the map `egress`; @host adds a default that leaves as the host routes.
+
+    What an address of the container's own is for leaves from it, unless a rule says otherwise.
 
     The endpoint `default-source`, if there is one, has a key of its own: it is for sockets of the family
     AF_GRAFT, which no rule matches.
@@ -176,6 +193,11 @@ def compile_egress(
     if source:
         key = EGRESS_KEY.pack(EGRESS_FIXED_BITS, tenant, DEFAULT, bytes(16))
         entries[key] = EGRESS_VALUE.pack(_address(source), source.port, _place(source))
+    for own in owned:
+        if own.length or host:
+            bits = own.length + (96 if own.address.v4 else 0)
+            key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, INET if own.address.v4 else INET6, own.prefix.raw)
+            entries.setdefault(key, EGRESS_VALUE.pack(own.address.raw, 0, 0))
     if host:
         for family, raw, bits in ((INET, ANY4, 96), (INET6, ANY6, 0)):
             key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, raw)
@@ -257,12 +279,13 @@ def compile_tables(
     home: bool = False,
     verbose: bool = False,
     resolvers: Sequence[Address] = (),
+    owned: Sequence[Own] = (),
 ) -> Tables:
     """Everything that one tenant's policy is in the kernel.
 
     @home: its namespace is the host's own, whose loopback it may reach anyway.
     """
-    out = compile_egress(tenant, egress, endpoints, host=egress_host)
+    out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
     if not egress_host:
@@ -271,6 +294,7 @@ def compile_tables(
         compile_ingress(tenant, ingress, endpoints),
         out,
         compile_services(tenant, resolvers) if egress_host else {},
+        {own.address.raw: OWNER.pack(tenant, own.network) for own in owned},
         flags,
     )
 

@@ -9,10 +9,12 @@ from graft.endpoint import PROTOCOL_NAME, Address, Publication
 from graft.errors import Refused
 
 
-def check_publication(publication: Publication, addresses: list[Address], own: Callable[[int], None]) -> None:
+def check_publication(
+    publication: Publication, addresses: list[Address], own: Callable[[socket.socket], None]
+) -> None:
     """Try each host port of @publication at each of @addresses, in the current netns.
 
-    @own exempts a socket, by its descriptor, from the policy of the cgroup that it is made in.
+    @own exempts a socket from the policy of the cgroup that it is made in.
 
     Raises Refused naming the holder of a port in use (EADDRINUSE), or an address that is not the host's
     (EADDRNOTAVAIL).
@@ -22,11 +24,11 @@ def check_publication(publication: Publication, addresses: list[Address], own: C
             _check(publication, address, port, own)
 
 
-def _check(publication: Publication, address: Address, port: int, own: Callable[[int], None]) -> None:
+def _check(publication: Publication, address: Address, port: int, own: Callable[[socket.socket], None]) -> None:
     family = socket.AF_INET if address.v4 else socket.AF_INET6
     tcp = publication.protocol == socket.IPPROTO_TCP
     with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as probe:
-        own(probe.fileno())
+        own(probe)
         if tcp:  # connections in TIME_WAIT do not hold the port against a server
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not address.v4:

@@ -54,6 +54,7 @@ class Run(Request, tag="run"):
     argv: list[str] = []
     strict: bool = False
     swap: bool = False
+    ip: list[str] = []
 
 
 class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
@@ -171,6 +172,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     wrapper: bool = False
     verbose: bool = False
     argv: list[str] = []
+    ip: list[str] = []
 
 
 class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graft import host, linux, policy, ports
+from graft import host, linux, network, policy, ports
 from graft.bpf import OWN_TENANT, TENANT, Kernel, Stamper
 from graft.endpoint import (
     ANY4,
@@ -41,10 +41,12 @@ from graft.endpoint import (
 )
 from graft.errors import Failure, Refused
 from graft.log import log
+from graft.network import Attachment
+from graft.policy import Own
 
 OWNER_BASE = 0x70000000
 BLOCKS = policy.SLICE_SLOTS - 1
-STATE_VERSION = 2
+STATE_VERSION = 3
 SCOPES, SCOPES_INSIDE = 40000, 256
 CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
@@ -107,12 +109,14 @@ class Tenant:
         self.paths: dict[str, tuple[int, int, int]] = {}  # unix sockets that it has bound: device, inode, change time
         self.trusted = True  # did root of the host hand its listener over?
         self.resolvers: list[Address] = []
+        self.given: list[Own] = []  # by --ip
+        self.attached: list[Attachment] = []  # by an engine
         self.argv: list[str] = []
         self.pid = 0
         self.started = time.time()
         self.netns_fd = -1
         self.listeners: set[int] = set()
-        self.installed = policy.Tables({}, {}, {}, 0)
+        self.installed = policy.NOTHING
         self._probes: dict[int, socket.socket] = {}
 
     @property
@@ -122,8 +126,13 @@ class Tenant:
 
     @property
     def owner(self) -> int:
-        """The uid that owns this tenant's sockets."""
-        return OWNER_BASE + self.slot
+        """The uid that owns this tenant's sockets; those with an address of their own share one, and port numbers."""
+        return OWNER_BASE + (0 if self.owned else self.slot)
+
+    @property
+    def owned(self) -> list[Own]:
+        """The addresses of its own; wildcard binds go to the first of a family."""
+        return [*self.given, *(own for attachment in self.attached for own in attachment.addresses)]
 
     def bound_path(self, path: str) -> None:
         """Remember a unix socket that it has bound, to remove it at the end."""
@@ -166,6 +175,7 @@ class Tenant:
             home=self.home,
             verbose=self.verbose,
             resolvers=self.resolvers,
+            owned=self.owned,
         )
 
     def rules(self) -> Rules:
@@ -197,6 +207,8 @@ class Registry:
         self.tenants: dict[int, Tenant] = {}
         self.places: dict[int, Place] = {}
         self.scopes: dict[int, Tenant] = {}
+        self.attachments: dict[str, Attachment] = {}
+        self.networks: list[str] = []  # an engine's network is known to the kernel by its place here, from 1
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.home = linux.netns_inode()
         self.saved = True
@@ -282,6 +294,8 @@ class Registry:
         self.tenants.pop(tenant.id, None)
         self.scopes.pop(tenant.scope, None)
         tenant.close()
+        for own in tenant.given:
+            host.remove_address(own.address)
         for inner in self.inner(tenant):
             self.remove(inner)
         if tenant.kind == CONTAINER:
@@ -331,7 +345,9 @@ class Registry:
                         maps[name].delete(key)
             raise
         parent = tenant.parent.id if tenant.parent and tenant.parent.kind == CONTAINER else 0
-        value = TENANT.pack(tenant.table.cookie, tenant.slot, tables.flags, parent, 0)
+        own4 = next((own.address.raw[12:] for own in tenant.owned if own.address.v4), bytes(4))
+        own6 = next((own.address.raw for own in tenant.owned if not own.address.v4), ANY6)
+        value = TENANT.pack(tenant.table.cookie, tenant.slot, tables.flags, parent, own4, own6)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
         for new, old, name in named:
             for key in old.keys() - new.keys():
@@ -353,7 +369,7 @@ class Registry:
                 self.kernel.maps["tenants"].delete(key)
                 self.kernel.forget(int.from_bytes(key, "little"))
         for tenant in self.tenants.values():
-            tenant.installed = policy.Tables({}, {}, {}, 0)
+            tenant.installed = policy.NOTHING
             self.apply(tenant)
 
     # -- rules --
@@ -367,10 +383,7 @@ class Registry:
             pairs = published(publication, taken, ipv6=self.ipv6)
             addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
             self._check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
-            for other in self.tenants.values():
-                if other is not tenant:
-                    self._check_conflicts(publication, addresses, other.publications, other.name)
-            ports.check_publication(publication, addresses, self._own)
+            self.check_free(publication, addresses, netns=tenant.netns, shared=bool(tenant.owned))
             made += pairs
             accepted.append(publication)
         for endpoint, rule in made:
@@ -378,8 +391,26 @@ class Registry:
             tenant.ingress.append(rule)
         tenant.publications += accepted
 
-    def _own(self, fd: int) -> None:
-        Stamper(self.kernel.maps["stamps"]).stamp(fd, OWN_TENANT, 0)
+    def check_free(self, publication: Publication, addresses: list[Address], *, netns: int, shared: bool) -> None:
+        """Raise Refused, naming the holder, unless a container in @netns may publish this.
+
+        @shared: it has an address of its own, so that its sockets share port numbers with others that have one.
+        """
+        for other in self.tenants.values():
+            if other.netns != netns:
+                self._check_conflicts(publication, addresses, other.publications, other.name)
+        for attachment in self.attachments.values():
+            if not attachment.netns or attachment.netns != netns:
+                name = attachment.names[0] if attachment.names else attachment.key
+                self._check_conflicts(publication, addresses, attachment.publications, name)
+
+        def own(probe: socket.socket) -> None:
+            Stamper(self.kernel.maps["stamps"]).stamp(probe.fileno(), OWN_TENANT, 0)
+            if shared:
+                os.fchown(probe.fileno(), OWNER_BASE, -1)
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+        ports.check_publication(publication, addresses, own)
 
     def _check_conflicts(
         self, publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str
@@ -397,6 +428,87 @@ class Registry:
                     hint="publish another host port",
                     code="EADDRINUSE",
                 )
+
+    # -- addresses of containers' own --
+
+    def give(self, tenant: Tenant, owned: Iterable[Own]) -> None:
+        """`--ip`: put addresses on the host's stack for a tenant. Raises Refused if another has one."""
+        for own in owned:
+            self.check_unowned(own.address)
+            tenant.given.append(own)
+            host.add_address(own.address)
+
+    def check_unowned(self, address: Address) -> None:
+        """Raise Refused if a container has this address."""
+        for other in self.tenants.values():
+            if any(own.address == address for own in other.owned):
+                raise Refused(
+                    f"{address} is the address of container '{other.name}'", hint="use another", code="EADDRINUSE"
+                )
+        for attachment in self.attachments.values():
+            if any(own.address == address for own in attachment.addresses):
+                raise Refused(f"{address} is in use in network '{attachment.network}'", code="EADDRINUSE")
+
+    def network(self, name: str) -> int:
+        """The number of an engine's network."""
+        if name not in self.networks:
+            self.networks.append(name)
+        return self.networks.index(name) + 1
+
+    def add_attachment(self, attachment: Attachment) -> None:
+        """An engine attaches a namespace: take the addresses, reserve the ports. Raises Refused; then all is as before."""
+        for own in attachment.addresses:
+            self.check_unowned(own.address)
+        accepted: list[Publication] = []
+        for publication in attachment.publications:
+            addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
+            self._check_conflicts(publication, addresses, accepted, "this one")
+            self.check_free(publication, addresses, netns=attachment.netns, shared=bool(attachment.addresses))
+            accepted.append(publication)
+        done: list[Own] = []
+        try:
+            for own in attachment.addresses:
+                host.add_address(own.address)
+                done.append(own)
+        except BaseException:
+            for own in done:
+                host.remove_address(own.address)
+            raise
+        self.attachments[attachment.key] = attachment
+        self.save()
+
+    def attach(self, tenant: Tenant) -> None:
+        """Give a container what engines attached to its namespace."""
+        for attachment in self.attachments.values():
+            if attachment.netns == tenant.netns and attachment not in tenant.attached:
+                tenant.attached.append(attachment)
+                self.publish(tenant, attachment.publications)
+
+    def join(self, attachment: Attachment, netns: int) -> None:
+        """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""
+        attachment.netns = netns
+        tenant = self.by_netns(netns) if netns else None
+        if tenant:
+            self.attach(tenant)
+            self.apply(tenant)
+        else:
+            self.save()
+
+    def detach(self, key: str) -> None:
+        """An engine takes an attachment back; one that is not there is no error."""
+        attachment = self.attachments.pop(key, None)
+        if attachment is None:
+            return
+        for tenant in self.tenants.values():
+            if attachment in tenant.attached:
+                tenant.attached.remove(attachment)
+                for publication in attachment.publications:
+                    if publication in tenant.publications:
+                        self.unpublish(tenant, publication)
+                self.apply(tenant)
+        for own in attachment.addresses:
+            host.remove_address(own.address)
+        self.save()
 
     def unpublish(self, tenant: Tenant, publication: Publication) -> None:
         """Take a publication back; what is bound through it stays open."""
@@ -573,6 +685,8 @@ class Registry:
                 for table in self.tables.values()
             ],
             "places": [[p.number, p.inode, p.label] for p in self.places.values()],
+            "networks": self.networks,
+            "attachments": [attachment.document() for attachment in self.attachments.values()],
             "tenants": [
                 {
                     "id": t.id,
@@ -596,6 +710,8 @@ class Registry:
                     "strict": t.strict,
                     "trusted": t.trusted,
                     "resolvers": [str(a) for a in t.resolvers],
+                    "given": [network.own_document(own) for own in t.given],
+                    "attached": [attachment.key for attachment in t.attached],
                     "argv": t.argv,
                     "pid": t.pid,
                     "started": t.started,
@@ -625,6 +741,9 @@ class Registry:
             for e in saved["endpoints"]:
                 table.endpoints[e["name"]] = _endpoint(e)
         self.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
+        self.networks = document["networks"]
+        for saved in document["attachments"]:
+            self.attachments[saved["key"]] = network.restore_attachment(saved)
         for saved in document["tenants"]:
             tenant = Tenant(saved["id"], saved["slot"], saved["name"], self.tables[saved["netns"]])
             tenant.ingress = [
@@ -636,6 +755,8 @@ class Registry:
             tenant.strict = saved["strict"]
             tenant.trusted = saved["trusted"]
             tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
+            tenant.given = [network.restore_own(own) for own in saved["given"]]
+            tenant.attached = [self.attachments[key] for key in saved["attached"]]
             tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
             tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
             tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]

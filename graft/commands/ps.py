@@ -10,7 +10,7 @@ from graft.cli import CONTEXT, json_option, print_json
 from graft.client import call
 from graft.errors import Failure
 
-COLUMNS = ("NAME", "PID", "STATUS", "PORTS", "COMMAND")
+COLUMNS = ("NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND")
 COMMAND_WIDTH = 40
 
 
@@ -44,7 +44,8 @@ def _row(c: dict[str, Any]) -> tuple[str, ...]:
     if len(line) > COMMAND_WIDTH:
         line = line[: COMMAND_WIDTH - 3] + "..."
     status = f"{c['status']} {_ago(time.time() - c['started'])}"
-    return (c["name"], str(c["pid"]), status, ",".join(c["publish"]) or "-", line)
+    lists = (",".join(c[key]) or "-" for key in ("addresses", "publish", "endpoints"))
+    return (c["name"], str(c["pid"]), status, *lists, line)
 
 
 def _ago(seconds: float) -> str:

@@ -6,6 +6,7 @@ from graft.cli import CONTEXT, netns_option
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import UsageError
 from graft.launch import Plan, find_user, run
+from graft.network import parse_own
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -40,6 +41,12 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
     type=click.Choice(["host", "none"]),
     help="Connections out: as the host (default), or none. With -e: what is beside the rules.",
 )
+@click.option(
+    "--ip",
+    multiple=True,
+    metavar="ADDR",
+    help="An address of its own on the host's stack: wildcard binds go there, connections leave from it.",
+)
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
 @click.option("--accel", is_flag=True, help="Preload a library that saves dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -50,6 +57,7 @@ def command(
     ingress: tuple[str, ...],
     egress_rules: tuple[str, ...],
     egress: str | None,
+    ip: tuple[str, ...],
     user: str | None,
     accel: bool,
     command: tuple[str, ...],
@@ -64,6 +72,7 @@ def command(
     graft run -p 127.0.0.1:5432:5432 -p '[::1]:5432:5432' postgres -D /srv/db
     graft run -p 53:53/udp -p 53:53 --user nobody dnsserver
     graft run --name db --egress none redis-server
+    graft run --ip 10.88.0.5 nginx -g 'daemon off;'
     graft run --netns blue curl http://example.org/
     graft run --accel -p 8080:80 haproxy -f haproxy.cfg
 
@@ -73,6 +82,7 @@ def command(
         ("-p", publish, parse_publication),
         ("-i", ingress, parse_ingress),
         ("-e", egress_rules, parse_egress),
+        ("--ip", ip, parse_own),
     ):
         for text in texts:
             try:
@@ -92,5 +102,6 @@ def command(
             egress_default=egress,
             user=find_user(user) if user is not None else None,
             accel=accel,
+            ip=ip,
         )
     )

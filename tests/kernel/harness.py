@@ -53,9 +53,10 @@ class World:
         host.leave_cgroup(self.root, remove=False)
         self.cgroup.rmdir()
 
-    def tenant(self, flags: int) -> None:
-        """Set the tenant's flags."""
-        self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), TENANT.pack(0, SLOT, flags, 0, 0))
+    def tenant(self, flags: int, own4: str = "0.0.0.0", own6: str = "::") -> None:
+        """Set the tenant's flags and its own addresses."""
+        value = TENANT.pack(0, SLOT, flags, 0, parse_address(own4).raw[12:], parse_address(own6).raw)
+        self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), value)
 
     def egress(self, prefix: str, bits: int, source: str | None = None) -> None:
         """Allow a destination."""

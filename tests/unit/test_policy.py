@@ -138,7 +138,7 @@ destinations = st.sampled_from(
 @given(egress_rules, destinations, st.booleans())
 def test_egress_is_the_longest_prefix(rules, destination, host):
     rules = [r for r in rules if not (r.prefix.raw.startswith(MAPPED) and not r.prefix.v4)]
-    entries = policy.compile_egress(9, rules, ENDPOINTS, host=host)
+    entries = policy.compile_egress(9, rules, ENDPOINTS, (), host=host)
     assert look_up_egress(entries, 9, destination) == reference_egress(rules, ENDPOINTS, destination, host=host)
     assert look_up_egress(entries, 10, destination) is None
     found = policy.match_egress(rules, ENDPOINTS, destination)
@@ -167,7 +167,7 @@ def test_what_the_hooks_cannot_do_compiles_to_another_place():
         policy.check_rule(rule, endpoints)
     values = policy.compile_ingress(1, rules, endpoints).values()
     assert {policy.INGRESS_VALUE.unpack(v)[4] for v in values} == {policy.PLACE_UNIX, 3}
-    entries = policy.compile_egress(1, [parse_egress("10.0.0.0/8=unix")], endpoints, host=False)
+    entries = policy.compile_egress(1, [parse_egress("10.0.0.0/8=unix")], endpoints, (), host=False)
     assert {policy.EGRESS_VALUE.unpack(v)[2] for v in entries.values()} == {policy.PLACE_UNIX, 2}
 
 

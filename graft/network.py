@@ -1,0 +1,97 @@
+"""Addresses of containers' own, and what an engine attached to a namespace: pure values.
+
+An own address lives on the host's stack, on `lo`. A container's wildcard binds go to it under their own port numbers,
+and its connections to a part of the net leave from it: to all of it for `graft run --ip`, to the engine's network for
+an address that Docker, Podman or containerd handed out, so that those need no route back to a private address.
+
+An attachment is a container's place in an engine's network: addresses, published ports, names. The engine makes it
+before the container's first process is there (Docker's network driver, CNI ADD), and may while it runs. Container
+and attachment find each other by the network namespace.
+"""
+
+from typing import Any
+
+from graft.endpoint import ANY4, ANY6, Address, Publication, parse_address, parse_publication
+from graft.errors import UsageError
+from graft.policy import SLICE4_NET, SLICE6_PREFIX, Own
+
+
+class Attachment:
+    """A namespace's place in one network of an engine."""
+
+    def __init__(self, key: str, network: str) -> None:
+        self.key = key  # of the engine: "docker/ENDPOINT", "cni/CONTAINER/IFNAME"
+        self.network = network
+        self.netns = 0  # its inode; 0: not known yet
+        self.addresses: list[Own] = []
+        self.publications: list[Publication] = []
+        self.names: list[str] = []
+
+    def document(self) -> dict[str, Any]:
+        """As state.json has it."""
+        return {
+            "key": self.key,
+            "network": self.network,
+            "netns": self.netns,
+            "addresses": [own_document(own) for own in self.addresses],
+            "publications": [str(p) for p in self.publications],
+            "names": self.names,
+        }
+
+
+def own_document(own: Own) -> list[Any]:
+    """As state.json has an address."""
+    return [str(own.address), str(own.prefix), own.length, own.network]
+
+
+def restore_own(saved: list[Any]) -> Own:
+    """Back from state.json."""
+    address, prefix, length, network = saved
+    return Own(parse_address(address), parse_address(prefix), length, network)
+
+
+def restore_attachment(saved: dict[str, Any]) -> Attachment:
+    """Back from state.json."""
+    attachment = Attachment(saved["key"], saved["network"])
+    attachment.netns, attachment.names = saved["netns"], saved["names"]
+    attachment.addresses = [restore_own(own) for own in saved["addresses"]]
+    attachment.publications = [parse_publication(p) for p in saved["publications"]]
+    return attachment
+
+
+def parse_own(text: str) -> Own:
+    """`--ip ADDR`: an address from which everything leaves. Raises UsageError for one that no host can have."""
+    address = parse_address(text)
+    check_own(address)
+    return Own(address, Address(ANY4 if address.v4 else ANY6), 0)
+
+
+def check_own(address: Address) -> None:
+    """Raise UsageError unless @address can be one host's, and is not of a loopback."""
+    raw = address.raw
+    v4 = int.from_bytes(raw[12:], "big")
+    wrong = ""
+    if address.any:
+        wrong = "is the wildcard"
+    elif (address.v4 and v4 >> 24 == SLICE4_NET >> 24) or str(address) == "::1" or raw.startswith(SLICE6_PREFIX):
+        wrong = "is a loopback address"
+    elif (address.v4 and (v4 >> 28 >= 0xE or v4 >> 24 == 0)) or raw[0] == 0xFF:
+        wrong = "is not an address of one host"
+    elif not address.v4 and raw[0] == 0xFE and raw[1] & 0xC0 == 0x80:
+        wrong = "is a link-local address"
+    if wrong:
+        raise UsageError(f"{address} {wrong}", hint="an address of the container's own, like 10.88.0.5")
+
+
+def network_of(text: str, network: int) -> Own:
+    """ADDR/LEN, as engines give it: the address, and the network that it is in."""
+    bare, slash, length_text = text.partition("/")
+    address = parse_address(bare)
+    longest = 32 if address.v4 else 128
+    if not slash or not length_text.isascii() or not length_text.isdigit() or int(length_text) > longest:
+        raise UsageError(f"'{text}' is not an address with its prefix length", hint="like 10.77.0.5/16")
+    check_own(address)
+    length = int(length_text)
+    mask = (1 << 128) - (1 << (longest - length))
+    prefix = (int.from_bytes(address.raw, "big") & mask).to_bytes(16, "big")
+    return Own(address, Address(prefix), length, network)
