@@ -1,0 +1,265 @@
+"""graft's traps in any OCI seccomp profile (runtime-spec config-linux.md, "Seccomp"). Pure.
+
+libseccomp knows no precedence inside one filter: of an unconditional ALLOW and a conditional NOTIFY the latter is
+dropped without a word, and of two rules that overlap either may win. So the rules of a call that graft traps are
+taken out of the profile and put back disjoint: the space of each argument that decides is cut into aligned ranges
+(one SCMP_CMP_MASKED_EQ each, over 32 bits, as the kernel reads these arguments), at the borders of graft's traps and
+of the profile's own conditions; on each range the profile's verdict is looked up, and where it is ALLOW and graft
+traps, it becomes NOTIFY. What the profile refuses stays refused.
+
+What is trapped is what graft/filter.py traps, without the names and addresses of the family AF_GRAFT, whose tests are
+too many for this form: a container that uses it asks for `family`, and has those calls trapped whole. In addition
+options of the levels IP and SOCKET that the policy knows are trapped, because the i386 call does not run
+cgroup/setsockopt: the supervisor lets the native one proceed, and refuses the other.
+"""
+
+import copy
+import errno
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from graft.errors import Refused
+
+ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
+PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
+ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
+TOP = (1 << 32) - 1
+ORDERED = ("SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_GE", "SCMP_CMP_GT")
+
+Range = tuple[int, int]
+Profile = dict[str, Any]
+
+
+class Trap(NamedTuple):
+    """Which values of an argument are trapped; `inside` narrows the values of one range by another argument."""
+
+    index: int
+    ranges: tuple[Range, ...]
+    inside: tuple[tuple[Range, "Trap"], ...] = ()
+
+
+def _except(*values: int) -> tuple[Range, ...]:
+    """Everything but single values."""
+    return tuple(_gaps([(value, value) for value in sorted(values)]))
+
+
+def _gaps(taken: Sequence[Range]) -> Iterable[Range]:
+    """What sorted, disjoint ranges leave of 32 bits."""
+    at = 0
+    for first, last in taken:
+        if at < first:
+            yield at, first - 1
+        at = last + 1
+    if at <= TOP:
+        yield at, TOP
+
+
+FAMILIES = Trap(0, ((2, 2), (4, 4), (10, 10)))  # AF_INET, AF_GRAFT, AF_INET6
+DEVICES = Trap(1, ((0x8908, 0x89FF), (0x8B00, 0x8BFF)))  # SIOC*, linux/sockios.h
+OPTIONS = Trap(
+    1,
+    ((0, 0),),  # IPPROTO_IP, whole
+    (
+        ((1, 1), Trap(2, ((16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: what sets buffers and timeouts is not
+        ((6, 6), Trap(2, ((16, 31),))),  # IPPROTO_TCP: TCP_REPAIR and its like
+        ((41, 41), Trap(2, _except(26))),  # IPPROTO_IPV6: IPV6_V6ONLY is not; Go sets it on every socket
+    ),
+)
+ADDRESSED = Trap(4, _except(0))  # sendto() with an address
+
+WHOLE: tuple[str, ...] = ("listen",)
+PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "setsockopt": OPTIONS}
+SWAPPED_WHOLE = (*WHOLE, "bind", "connect", "getsockname", "getpeername", "setsockopt", "getsockopt")
+SWAPPED_PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "sendto": ADDRESSED}
+REFUSED = {"io_uring_setup": errno.EPERM, "socketcall": errno.ENOSYS}  # the latter is i386's alone
+
+
+class Rule(NamedTuple):
+    """What the profile says of one call."""
+
+    action: str
+    error: int | None
+    conditions: tuple[dict[str, Any], ...]
+
+
+def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool = False) -> Profile:
+    """The profile with graft's traps, to be told to the agent at @listener with @metadata. @profile is not changed.
+
+    None is a container without a profile (unconfined). @swap: also the calls that need another socket than socket()
+    gave (endpoints of type unix, in another namespace, the family AF_GRAFT). Raises Refused for a profile that has a
+    listener of its own, or whose conditions cannot be told apart from graft's.
+    """
+    merged: Profile = copy.deepcopy(profile) if profile else {"defaultAction": ALLOW}
+    if merged.get("listenerPath") or any(r.get("action") == NOTIFY for r in merged.get("syscalls") or ()):
+        raise Refused(
+            "the container's seccomp profile has a listener of its own",
+            hint="the kernel gives a process one; run it without graft, or with another profile",
+            code="EBUSY",
+        )
+    default = Rule(merged["defaultAction"], merged.get("defaultErrnoRet"), ())
+    if not profile:
+        merged["architectures"] = list(ARCHITECTURES)
+    whole = SWAPPED_WHOLE if swap else WHOLE
+    partly = SWAPPED_PARTLY if swap else PARTLY
+    found = _take(merged, {*whole, *partly, *REFUSED})
+    # first: libseccomp adds every rule for socket() to i386's socketcall() as well, where they would collide
+    made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
+    for name in whole:
+        made += _leaf(name, found[name], [], default, caught=True)
+    for name, trap in partly.items():
+        made += _cut(name, trap, found[name], [], default)
+    plain = {(default.action, default.error), (default.action, None)}
+    merged["syscalls"] += [rule for rule in made if (rule["action"], rule.get("errnoRet")) not in plain]
+    merged["listenerPath"], merged["listenerMetadata"] = listener, metadata
+    return merged
+
+
+def _unlike(number: int, default: Rule) -> int:
+    """An errno that is not the default's: runtimes leave out a rule that says what holds anyway."""
+    known = errno.EPERM if default.error is None else default.error
+    return number if default.action != ERRNO or number != known else errno.EACCES
+
+
+def _take(profile: Profile, names: set[str]) -> dict[str, list[Rule]]:
+    """Remove what the profile says of these calls, and return it."""
+    found: dict[str, list[Rule]] = {name: [] for name in names}
+    kept = []
+    for rule in profile.get("syscalls") or ():
+        for name in names.intersection(rule["names"]):
+            found[name] += _split(rule)
+        rest = [name for name in rule["names"] if name not in names]
+        if rest:
+            kept.append({**rule, "names": rest})
+    profile["syscalls"] = kept
+    return found
+
+
+def _split(rule: dict[str, Any]) -> list[Rule]:
+    """As runc and crun read a rule: two conditions on one argument are two rules."""
+    conditions = rule.get("args") or []
+    indexes = [c["index"] for c in conditions]
+    groups = [(c,) for c in conditions] if len(set(indexes)) < len(indexes) else [tuple(conditions)]
+    return [Rule(rule["action"], rule.get("errnoRet"), group) for group in groups]
+
+
+def _trapped(rule: Rule) -> Rule:
+    return rule._replace(action=NOTIFY, error=None) if rule.action in PERMISSIVE else rule
+
+
+def _cut(
+    name: str, trap: Trap, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule
+) -> list[dict[str, Any]]:
+    """Rules for one call, disjoint in the arguments that @trap and those around it (@cells) look at."""
+    made = []
+    narrowed = dict(trap.inside)
+    borders = {0}
+    for first, last in (*trap.ranges, *narrowed):
+        borders |= {first, last + 1}
+    for rule in rules:
+        for condition in rule.conditions:
+            if condition["index"] == trap.index:
+                borders |= {condition["value"], condition["value"] + 1}
+    edges = [*sorted(b for b in borders if b <= TOP), TOP + 1]
+    for first, after in zip(edges, edges[1:], strict=False):
+        piece = (first, after - 1)
+        here = [*cells, (trap.index, piece)]
+        inner = next((t for (low, high), t in narrowed.items() if low <= piece[0] and piece[1] <= high), None)
+        if inner:
+            made += _cut(name, inner, rules, here, default)
+            continue
+        caught = any(low <= piece[0] and piece[1] <= high for low, high in trap.ranges)
+        made += _leaf(name, rules, here, default, caught=caught)
+    return made
+
+
+def _leaf(
+    name: str, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule, *, caught: bool
+) -> list[dict[str, Any]]:
+    """Rules for the part of a call's space that @cells are. @caught: graft traps all of it."""
+    surviving = _surviving(rules, cells, default)
+    undecided = next((c["index"] for rule in surviving for c in rule.conditions), None)
+    if caught and undecided is not None and default.action in PERMISSIVE:
+        # where no condition holds the default does, and that is trapped: cut there as well
+        return _cut(name, Trap(undecided, ((0, TOP),)), rules, cells, default)
+    return [
+        _emit(name, _trapped(rule) if caught else rule, (*masks, *rule.conditions))
+        for rule in surviving
+        for masks in _product(cells)
+    ]
+
+
+def _surviving(rules: list[Rule], cells: list[tuple[int, Range]], default: Rule) -> list[Rule]:
+    """What of @rules can hold on @cells, with the conditions that are left; one without any wins alone."""
+    left = []
+    for rule in rules:
+        open_conditions = []
+        for condition in rule.conditions:
+            piece = next((p for index, p in cells if index == condition["index"]), None)
+            held = _decide(condition, piece) if piece else None
+            if held is False:
+                break
+            if held is None:
+                open_conditions.append(condition)
+        else:
+            left.append(rule._replace(conditions=tuple(open_conditions)))
+    return next(([rule] for rule in left if not rule.conditions), left or [default])
+
+
+def _decide(condition: dict[str, Any], piece: Range) -> bool:
+    """Does a condition hold on a range that its own borders have cut?"""
+    operator, value = condition["op"], condition["value"]
+    first, last = piece
+    if operator == "SCMP_CMP_MASKED_EQ":  # mask, datum
+        datum = condition.get("valueTwo", 0)
+        if first == last:
+            return bool(first & value == datum)
+        fixed = TOP ^ ((1 << (first ^ last).bit_length()) - 1)
+        if value & ~fixed & TOP == 0:
+            return bool(first & value == datum)
+        raise Refused(
+            f"the container's seccomp profile compares argument {condition['index']} by the mask {value:#x}",
+            hint="graft traps that call by the same argument; write the values out in the profile",
+            code="EINVAL",
+        )
+    return {
+        "SCMP_CMP_EQ": first == value == last,
+        "SCMP_CMP_NE": not first <= value <= last,
+        "SCMP_CMP_LT": last < value,
+        "SCMP_CMP_LE": last <= value,
+        "SCMP_CMP_GE": first >= value,
+        "SCMP_CMP_GT": first > value,
+    }[operator]
+
+
+def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]:
+    """The conditions of all combinations of the aligned parts of each range."""
+    combined: list[tuple[dict[str, Any], ...]] = [()]
+    for index, piece in cells:
+        parts = [
+            {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+            for value, mask in aligned(*piece)
+        ]
+        combined = [(*before, part) for before in combined for part in parts]
+    return combined
+
+
+def aligned(first: int, last: int) -> list[tuple[int, int]]:
+    """The fewest (value, mask) of 32 bits that cover first..last."""
+    found = []
+    while first <= last:
+        size = first & -first or 1 << 32
+        while size > last - first + 1:
+            size >>= 1
+        found.append((first, TOP ^ (size - 1)))
+        first += size
+    return found
+
+
+def _emit(name: str, rule: Rule, conditions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    emitted: dict[str, Any] = {"names": [name], "action": rule.action}
+    if rule.error is not None:
+        emitted["errnoRet"] = rule.error
+    args = list(conditions)
+    if args:
+        emitted["args"] = args
+    return emitted
