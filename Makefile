@@ -9,6 +9,8 @@ BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 HELPER := graft/graft-sup
 SHIM := graft/graft-shim.so
+RUNTIME := graft/graft-runtime
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 
 .PHONY: all compiled demo test unit lint test-kernel bench build setup setup-bench setup-test wheel install clean help
 
@@ -51,7 +53,11 @@ $(SHIM): csrc/shim.c csrc/sup.h
 	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
 		-fvisibility=hidden $< -o $@
 
-compiled: $(BPF_OBJECT) $(HELPER) $(SHIM)
+$(RUNTIME): csrc/runtime.c graft/__init__.py
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' $< -o $@
+
+compiled: $(BPF_OBJECT) $(HELPER) $(SHIM) $(RUNTIME)
 
 build: .venv/stamp compiled
 
@@ -85,5 +91,5 @@ install: setup
 	@scripts/install.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(SHIM)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(SHIM) $(RUNTIME)
 	find . -name __pycache__ -prune -exec rm -rf {} +

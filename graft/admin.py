@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graft import __version__, bpf, host, linux, protocol, registry
-from graft.admission import admit_target, endpoint_names, import_endpoints, refuse_targets
+from graft import __version__, bpf, host, linux, oci, protocol, registry
+from graft.admission import admit_target, endpoint_names, expect_target, import_endpoints, refuse_targets
 from graft.connection import Connection
 from graft.endpoint import Address, parse_egress, parse_endpoint_words, parse_ingress, parse_publication
-from graft.errors import Refused, UsageError
+from graft.errors import GraftError, Refused, UsageError
+from graft.log import log
 from graft.registry import Table, Tenant
 
 if TYPE_CHECKING:
@@ -187,6 +189,28 @@ class Admin:
             ],
         }
 
+    # -- engines --
+
+    def bundle(self, connection: Connection, request: protocol.Bundle, _fds: list[int]) -> Reply:
+        """graft-runtime, before the real runtime's create."""
+        path = Path(request.bundle, "config.json")
+        oci.write(path, self._edited(connection.pid, oci.read(path), request.id))
+        return {}
+
+    def hook(self, connection: Connection, request: protocol.Hook, _fds: list[int]) -> Reply:
+        """Podman's precreate hook."""
+        return self._edited(linux.parent(connection.pid), request.config, "")
+
+    def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
+        container = oci.identify(config, number)
+        try:
+            asked = oci.wish(container)
+            expect_target(self.daemon, asked, oci.netns(config), creator)
+            return oci.edit(config, asked, str(self.daemon.directory / "agent.sock"))
+        except GraftError as error:
+            log.warning("container %s: %s", container.name, error)
+            raise
+
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For graft doctor and the benchmarks."""
         daemon = self.daemon
@@ -246,7 +270,7 @@ class Admin:
             "command": tenant.argv,
             "publish": [str(p) for p in tenant.publications],
             "addresses": [str(own.address) for own in tenant.owned],
-            "endpoints": sorted({rule.endpoint for rule in (*tenant.ingress, *tenant.egress)} - made),
+            "endpoints": sorted(set(endpoint_names(tenant.ingress, tenant.egress)) - made),
             "kind": tenant.kind,
         }
 

@@ -10,13 +10,14 @@ from graft.foreign import is_listener
 from graft.log import log
 from graft.network import parse_own
 from graft.policy import check_rule
-from graft.registry import API, CONTAINER, WRAPPER, Registry, Table, Tenant
+from graft.registry import API, CONTAINER, WRAPPER, Expected, Member, Registry, Table, Tenant
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
 
 CAP_SYS_ADMIN = 21
 NAME_MAX = 64
+ENGINE_NAME = 51  # and a hyphen, and 12 digits of the id
 UNTRUSTED_RULES = 512  # of a wrapper whose user is not root of the host,
 UNTRUSTED_LISTENERS = 16  # of one namespace
 UNTRUSTED_TENANTS = 64  # and such wrappers of one user
@@ -92,7 +93,11 @@ def admit_target(
         raise Refused(
             "only root may publish ports, give addresses or open egress", hint="use endpoints", code="EPERM"
         )
-    argv = list(wish.argv) if isinstance(wish, protocol.Run) else []
+    argv = list(wish.argv)
+    engine = wish.container if isinstance(wish, protocol.Metadata) else ""
+    if engine and not trusted:
+        raise Refused("only root may speak for an engine", code="EPERM")
+    reg.unexpect(engine)
     if not trusted:
         _check_share(reg, uid, len(ingress) + len(egress))
         if wish.name:
@@ -116,6 +121,8 @@ def admit_target(
         if tenant is None:
             label = wish.name or (plain_name(os.path.basename(argv[0])) if argv else "container")
             name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
+            if engine and reg.by_name(name):
+                name = f"{name[:ENGINE_NAME]}-{engine[:12]}"
             tenant = reg.admit(reg.table(netns_fd, f"/proc/{pid}/ns/net"), name, argv)
             tenant.pid, tenant.netns_fd = pid, netns_fd
             narrowed = bool(egress) or not trusted
@@ -132,7 +139,7 @@ def admit_target(
                 hint="leave --ip away",
                 code="EEXIST",
             )
-        elif wish.name and wish.name != tenant.name:
+        elif wish.name and wish.name != tenant.name and not engine:
             raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
         elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
             raise Refused(
@@ -146,6 +153,8 @@ def admit_target(
             publications = [p for p in publications if p not in tenant.publications]
             ingress = [r for r in ingress if r not in tenant.ingress]
             egress = [r for r in egress if r not in tenant.egress]
+        if isinstance(wish, protocol.Metadata) and wish.container:
+            tenant.members[wish.container] = Member(wish.engine, wish.name or "", wish.directory)
         if trusted:
             import_endpoints(reg, tenant, endpoint_names(ingress, egress))
         reg.add_rules(tenant, ingress, egress)
@@ -165,6 +174,35 @@ def admit_target(
         raise
     log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
     return tenant
+
+
+def expect_target(daemon: "Daemon", wish: protocol.Metadata, netns: int, creator: int) -> None:
+    """An engine's process @creator is about to create a container with these wishes, in @netns if that is known.
+
+    Raises GraftError for what would be refused once its first process is there; its ports are taken from now on.
+    `wish.swap` is set if one of its rules needs that.
+    """
+    reg = daemon.registry
+    publications = [parse_publication(p) for p in wish.publish]
+    ingress = [parse_ingress(r) for r in wish.ingress]
+    egress = [parse_egress(r) for r in wish.egress]
+    check_distinct(ingress, egress)
+    joined = reg.by_netns(netns) if netns else None
+    endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}
+    rules: list[IngressRule | EgressRule] = [*ingress, *egress]
+    for rule in rules:
+        check_rule(rule, endpoints)
+    wish.swap = wish.swap or registry.needs_swap(endpoints, 0, ingress, egress)
+    for text in wish.ip:
+        own = parse_own(text)
+        if joined is None or own not in joined.given:
+            reg.check_unowned(own.address)
+    pidfd = os.pidfd_open(creator)
+    try:
+        reg.expect(wish.container, Expected(pidfd, wish.name or wish.container, netns, publications))
+    except BaseException:
+        os.close(pidfd)
+        raise
 
 
 def check_listener(fd: int) -> None:

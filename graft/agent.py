@@ -64,7 +64,9 @@ class Agent:
         listener = fds[state.fds.index("seccompFd")]
         trusted = connection.uid == 0 and self._is_host(connection.pid)
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
-        known = self.daemon.registry.by_name(wish.name) if trusted and wish.name else None
+        known = self.daemon.registry.by_container(state.state.id) if trusted else None
+        if known is None and trusted and wish.name:
+            known = self.daemon.registry.by_name(wish.name)
         if known and not (state.pid or state.state.pid):
             self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process
             return {"name": known.name}

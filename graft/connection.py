@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from graft import protocol
+from graft import linux, protocol
 from graft.errors import GraftError, Refused, UsageError, from_oserror
 from graft.foreign import close_foreign
 from graft.log import log
@@ -128,11 +128,7 @@ class Connection:
 
     def peer_lives(self) -> bool:
         """Is the process that connected still there? Its pid is nobody else's as long."""
-        if self.pidfd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return linux.alive(self.pidfd)
 
     def _send(self, document: dict[str, Any]) -> None:
         self.last = not (self.vetted or self.told) or "error" in document

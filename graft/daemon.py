@@ -201,8 +201,9 @@ class Daemon:
         if now > self.next_purge:
             self.next_purge = now + PURGE_SECONDS
             self.registry.forget_dead()
+            self.registry.forget_expected()
             self.keep_places()
-        if self.registry.tenants or self.connections or self.registry.tables:
+        if self.registry.tenants or self.connections or self.registry.tables or self.registry.attachments:
             self.last_used = now
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
             self.loop.running = False

@@ -58,8 +58,7 @@ def _ancestors() -> list[int]:
     while pid > 1:
         found.append(pid)
         try:
-            with open(f"/proc/{pid}/stat") as stat:
-                pid = int(stat.read().rpartition(")")[2].split()[1])
+            pid = linux.parent(pid)
         except OSError:
             break
     return found

@@ -7,6 +7,7 @@ Names are the kernel's. Every wrapper raises OSError with the call's name; none 
 import contextlib
 import ctypes
 import os
+import select
 import struct
 from collections.abc import Iterator
 
@@ -172,6 +173,21 @@ def read_memory(pid: int, address: int, size: int) -> bytes:
 def write_memory(pid: int, address: int, data: bytes) -> int:
     """process_vm_writev(2); the number of bytes written."""
     return _remote("process_vm_writev", pid, ctypes.create_string_buffer(data, len(data)), address)
+
+
+def alive(pidfd: int) -> bool:
+    """Is the process of this pidfd, -1 for none, still there?"""
+    if pidfd < 0:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)
+
+
+def parent(pid: int) -> int:
+    """The parent of a process. Raises OSError."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
 
 
 def netns_inode(pid: int | str = "self") -> int:

@@ -117,6 +117,19 @@ class Status(Request, tag="status"):
     """What graftd is, for graft doctor and graft bench."""
 
 
+class Bundle(Request, tag="bundle"):
+    """graft-runtime: an OCI runtime is about to create this container; put the traps into its config.json."""
+
+    bundle: str
+    id: str
+
+
+class Hook(Request, tag="hook"):
+    """An OCI hook of the stage `precreate`: config.json goes in, and comes back with the traps."""
+
+    config: dict[str, Any]
+
+
 class Stop(Request, tag="stop"):
     """graftd --stop."""
 
@@ -135,6 +148,8 @@ AnyRequest = (
     | Ps
     | Inspect
     | Status
+    | Bundle
+    | Hook
     | Stop
 )
 _decoder = msgspec.json.Decoder(AnyRequest)
@@ -173,6 +188,9 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     verbose: bool = False
     argv: list[str] = []
     ip: list[str] = []
+    container: str = ""  # the engine's id of it,
+    engine: str = ""  # and which one that is
+    directory: str = ""  # Docker's, where the names are
 
 
 class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):

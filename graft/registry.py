@@ -70,6 +70,23 @@ class Table:
         self.endpoints: dict[str, Endpoint] = {}
 
 
+class Member(NamedTuple):
+    """A container of an engine."""
+
+    engine: str
+    name: str
+    directory: str  # Docker's, where its names are
+
+
+class Expected(NamedTuple):
+    """A container that an engine is creating: its ports are taken while the creating process lives."""
+
+    pidfd: int
+    name: str
+    netns: int
+    publications: list[Publication]
+
+
 class Rules(NamedTuple):
     """A tenant's rules and its table at one moment."""
 
@@ -111,6 +128,7 @@ class Tenant:
         self.resolvers: list[Address] = []
         self.given: list[Own] = []  # by --ip
         self.attached: list[Attachment] = []  # by an engine
+        self.members: dict[str, Member] = {}  # an engine's containers that share the namespace, by their ids
         self.argv: list[str] = []
         self.pid = 0
         self.started = time.time()
@@ -208,6 +226,7 @@ class Registry:
         self.places: dict[int, Place] = {}
         self.scopes: dict[int, Tenant] = {}
         self.attachments: dict[str, Attachment] = {}
+        self.expected: dict[str, Expected] = {}
         self.networks: list[str] = []  # an engine's network is known to the kernel by its place here, from 1
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.home = linux.netns_inode()
@@ -225,6 +244,10 @@ class Registry:
     def of_netns(self, netns: int) -> list[Tenant]:
         """All tenants of a namespace: the container, wrappers, users of the API."""
         return [t for t in self.tenants.values() if t.netns == netns]
+
+    def by_container(self, number: str) -> Tenant | None:
+        """The tenant that an engine's container belongs to, by the engine's id."""
+        return next((t for t in self.tenants.values() if number in t.members), None)
 
     def by_name(self, name: str) -> Tenant | None:
         """A tenant by its name."""
@@ -404,6 +427,10 @@ class Registry:
                 name = attachment.names[0] if attachment.names else attachment.key
                 self._check_conflicts(publication, addresses, attachment.publications, name)
 
+        for expected in self.expected.values():
+            if linux.alive(expected.pidfd) and (not expected.netns or expected.netns != netns):
+                self._check_conflicts(publication, addresses, expected.publications, expected.name)
+
         def own(probe: socket.socket) -> None:
             Stamper(self.kernel.maps["stamps"]).stamp(probe.fileno(), OWN_TENANT, 0)
             if shared:
@@ -456,7 +483,7 @@ class Registry:
         return self.networks.index(name) + 1
 
     def add_attachment(self, attachment: Attachment) -> None:
-        """An engine attaches a namespace: take the addresses, reserve the ports. Raises Refused; then all is as before."""
+        """An engine attaches a namespace: take addresses and ports. Raises Refused; then all is as before."""
         for own in attachment.addresses:
             self.check_unowned(own.address)
         accepted: list[Publication] = []
@@ -509,6 +536,25 @@ class Registry:
         for own in attachment.addresses:
             host.remove_address(own.address)
         self.save()
+
+    def expect(self, number: str, expected: Expected) -> None:
+        """An engine is creating a container. Raises Refused if its ports are not free."""
+        self.unexpect(number)
+        for publication in expected.publications:
+            addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
+            self.check_free(publication, addresses, netns=expected.netns, shared=False)
+        self.expected[number] = expected
+
+    def unexpect(self, number: str) -> None:
+        """It is there, or will not come."""
+        expected = self.expected.pop(number, None)
+        if expected:
+            os.close(expected.pidfd)
+
+    def forget_expected(self) -> None:
+        """Those whose creators have ended."""
+        for number in [n for n, expected in self.expected.items() if not linux.alive(expected.pidfd)]:
+            self.unexpect(number)
 
     def unpublish(self, tenant: Tenant, publication: Publication) -> None:
         """Take a publication back; what is bound through it stays open."""
@@ -711,6 +757,7 @@ class Registry:
                     "trusted": t.trusted,
                     "resolvers": [str(a) for a in t.resolvers],
                     "given": [network.own_document(own) for own in t.given],
+                    "members": t.members,
                     "attached": [attachment.key for attachment in t.attached],
                     "argv": t.argv,
                     "pid": t.pid,
@@ -756,6 +803,7 @@ class Registry:
             tenant.trusted = saved["trusted"]
             tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
             tenant.given = [network.restore_own(own) for own in saved["given"]]
+            tenant.members = {number: Member(*member) for number, member in saved["members"].items()}
             tenant.attached = [self.attachments[key] for key in saved["attached"]]
             tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
             tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]

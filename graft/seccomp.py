@@ -15,6 +15,7 @@ cgroup/setsockopt: the supervisor lets the native one proceed, and refuses the o
 
 import copy
 import errno
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,6 @@ ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
 ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
 TOP = (1 << 32) - 1
-ORDERED = ("SCMP_CMP_LT", "SCMP_CMP_LE", "SCMP_CMP_GE", "SCMP_CMP_GT")
 
 Range = tuple[int, int]
 Profile = dict[str, Any]
@@ -33,7 +33,7 @@ Profile = dict[str, Any]
 class Trap(NamedTuple):
     """Which values of an argument are trapped; `inside` narrows the values of one range by another argument."""
 
-    index: int
+    argument: int
     ranges: tuple[Range, ...]
     inside: tuple[tuple[Range, "Trap"], ...] = ()
 
@@ -157,12 +157,12 @@ def _cut(
         borders |= {first, last + 1}
     for rule in rules:
         for condition in rule.conditions:
-            if condition["index"] == trap.index:
+            if condition["index"] == trap.argument:
                 borders |= {condition["value"], condition["value"] + 1}
     edges = [*sorted(b for b in borders if b <= TOP), TOP + 1]
-    for first, after in zip(edges, edges[1:], strict=False):
+    for first, after in itertools.pairwise(edges):
         piece = (first, after - 1)
-        here = [*cells, (trap.index, piece)]
+        here = [*cells, (trap.argument, piece)]
         inner = next((t for (low, high), t in narrowed.items() if low <= piece[0] and piece[1] <= high), None)
         if inner:
             made += _cut(name, inner, rules, here, default)
@@ -221,14 +221,17 @@ def _decide(condition: dict[str, Any], piece: Range) -> bool:
             hint="graft traps that call by the same argument; write the values out in the profile",
             code="EINVAL",
         )
-    return {
+    verdicts: dict[str, bool] = {
         "SCMP_CMP_EQ": first == value == last,
         "SCMP_CMP_NE": not first <= value <= last,
         "SCMP_CMP_LT": last < value,
         "SCMP_CMP_LE": last <= value,
         "SCMP_CMP_GE": first >= value,
         "SCMP_CMP_GT": first > value,
-    }[operator]
+    }
+    if operator not in verdicts:
+        raise Refused(f"the container's seccomp profile has an unknown comparison '{operator}'", code="EINVAL")
+    return verdicts[operator]
 
 
 def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]:

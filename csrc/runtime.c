@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * graft-runtime - an OCI runtime: runc or crun, with graft's traps in the container's seccomp profile
+ *
+ * For `create` and `run` it asks graftd, over its admin socket, to put the traps into the bundle's config.json, and
+ * becomes the real runtime; all other verbs go straight through. As graft-hook it is an OCI hook of the stage
+ * `precreate` (oci-hooks(5)): config.json from stdin to stdout. In C because an engine waits for it at every create:
+ * a Python interpreter takes longer to start than runc needs for the container.
+ *
+ * What graftd refuses is the engine's own error: it goes to stderr and, as runc's does, to the file of --log, which
+ * containerd reads. Without graftd nothing is created.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define REPLY_SECONDS 30
+#define ROOM (4 << 20)
+
+static const char *log_file;
+static const char *run_dir = "/run/graft";
+static int told = STDERR_FILENO;
+
+/* A string as JSON has it. */
+static void put_string(FILE *to, const char *text)
+{
+	fputc('"', to);
+	for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+		if (*c == '"' || *c == '\\')
+			fprintf(to, "\\%c", *c);
+		else if (*c < 0x20)
+			fprintf(to, "\\u%04x", *c);
+		else
+			fputc(*c, to);
+	}
+	fputc('"', to);
+}
+
+static void __attribute__((noreturn)) fail(const char *why, const char *hint)
+{
+	char text[8192], when[40];
+	time_t now = time(NULL);
+	struct tm utc;
+	FILE *log;
+
+	snprintf(text, sizeof(text), hint && *hint ? "graft: %s (%s)" : "graft: %s", why, hint);
+	dprintf(told, "%s\n", text);
+	log = log_file ? fopen(log_file, "ae") : NULL;
+	if (log) {
+		strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+		fprintf(log, "{\"level\":\"error\",\"msg\":");
+		put_string(log, text);
+		fprintf(log, ",\"time\":\"%s\"}\n", when);
+		fclose(log);
+	}
+	exit(1);
+}
+
+static int dial(void)
+{
+	struct timeval patience = {.tv_sec = REPLY_SECONDS};
+	struct sockaddr_un to = {.sun_family = AF_UNIX};
+	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (snprintf(to.sun_path, sizeof(to.sun_path), "%s/graftd.sock", run_dir) >= (int)sizeof(to.sun_path))
+		fail("the path of graftd's directory is too long", run_dir);
+	setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+	if (sock < 0 || connect(sock, (struct sockaddr *)&to, sizeof(to))) {
+		if (errno == ENOENT || errno == ECONNREFUSED)
+			fail("graftd is not running", "start it: systemctl start graftd, or graftd as root");
+		fail(strerror(errno), to.sun_path);
+	}
+	return sock;
+}
+
+/* The string after @key in a reply, which is JSON in ASCII; "" without one. */
+static void get_string(const char *reply, const char *key, char *to, size_t room)
+{
+	const char *at = strstr(reply, key);
+	char *end = to + room - 1;
+
+	for (at = at ? at + strlen(key) : ""; *at && *at != '"' && to < end; at++) {
+		if (*at == '\\' && at[1]) {
+			at++;
+			if (*at == 'u' && strnlen(at, 5) == 5) {
+				*to++ = '?';
+				at += 4;
+				continue;
+			}
+			*to++ = *at == 'n' || *at == 't' ? ' ' : *at;
+			continue;
+		}
+		*to++ = *at;
+	}
+	*to = 0;
+}
+
+/* Send a request, which is freed, and return what follows "ok": in the reply, without the end of the line. */
+static char *ask(char *request, size_t size)
+{
+	char *reply = malloc(ROOM), why[4096], hint[2048];
+	int sock = dial();
+	ssize_t got;
+	size_t have = 0;
+
+	for (size_t sent = 0; sent < size; sent += (size_t)got) {
+		got = send(sock, request + sent, size - sent, MSG_NOSIGNAL);
+		if (got < 0)
+			fail("graftd does not take the request", strerror(errno));
+	}
+	free(request);
+	while (have + 1 < ROOM && (!have || reply[have - 1] != '\n')) {
+		got = recv(sock, reply + have, ROOM - 1 - have, 0);
+		if (got <= 0)
+			fail("graftd does not answer", got ? strerror(errno) : "see its log");
+		have += (size_t)got;
+	}
+	close(sock);
+	reply[have] = 0;
+	if (strncmp(reply, "{\"ok\": ", 7)) {
+		get_string(reply, "\"message\": \"", why, sizeof(why));
+		get_string(reply, "\"hint\": \"", hint, sizeof(hint));
+		fail(*why ? why : reply, hint);
+	}
+	reply[have - 2] = 0; /* the brace and the newline */
+	memmove(reply, reply + 7, have - 8);
+	return reply;
+}
+
+static void prepare(const char *bundle, const char *id)
+{
+	char *request = NULL, *path = realpath(bundle, NULL);
+	FILE *text;
+	size_t size = 0;
+
+	if (!path)
+		fail(strerror(errno), bundle);
+	text = open_memstream(&request, &size);
+	fprintf(text, "{\"op\":\"bundle\",\"version\":\"" VERSION "\",\"bundle\":");
+	put_string(text, path);
+	fprintf(text, ",\"id\":");
+	put_string(text, id);
+	fprintf(text, "}\n");
+	fclose(text);
+	free(ask(request, size));
+	free(path);
+}
+
+/* oci-hooks(5), precreate. Podman shows nothing of a hook's stderr: what went wrong goes to its own. */
+static int hook(void)
+{
+	char *config = malloc(ROOM), *request = NULL, *reply, theirs[40];
+	size_t have = 0, size = 0;
+	ssize_t got;
+	FILE *text;
+
+	snprintf(theirs, sizeof(theirs), "/proc/%d/fd/2", (int)getppid());
+	told = open(theirs, O_WRONLY | O_APPEND | O_CLOEXEC);
+	if (told < 0)
+		told = STDERR_FILENO;
+	while (have < ROOM - 1 && (got = read(STDIN_FILENO, config + have, ROOM - 1 - have)) > 0)
+		have += (size_t)got;
+	while (have && (config[have - 1] == '\n' || config[have - 1] == ' '))
+		have--;
+	config[have] = 0;
+	if (!have || memchr(config, '\n', have))
+		fail("config.json came in a form that graft does not know", "an OCI hook of the stage precreate");
+	text = open_memstream(&request, &size);
+	fprintf(text, "{\"op\":\"hook\",\"version\":\"" VERSION "\",\"config\":%s}\n", config);
+	fclose(text);
+	reply = ask(request, size);
+	return puts(reply) < 0 || fflush(stdout) ? 1 : 0;
+}
+
+/* The value of an option in either form, and the number of words that it takes. */
+static int option(char **word, const char *name, const char **value)
+{
+	size_t length = strlen(name);
+
+	if (strncmp(*word, name, length))
+		return 0;
+	if ((*word)[length] == '=') {
+		*value = *word + length + 1;
+		return 1;
+	}
+	if ((*word)[length] || !word[1])
+		return 0;
+	*value = word[1];
+	return 2;
+}
+
+/* runc's and crun's options that are followed by a value. */
+static bool takes_value(const char *word)
+{
+	static const char *const names[] = {
+		"--root",     "--criu",		"--rootless",	    "--log-format", "--console-socket",
+		"--pid-file", "--preserve-fds", "--cgroup-manager", "--config",	    "-f",
+		NULL};
+
+	for (int i = 0; names[i]; i++)
+		if (!strcmp(word, names[i]))
+			return true;
+	return false;
+}
+
+int main(int argc, char **argv)
+{
+	const char *runtime = "runc", *bundle = ".", *id = NULL, *verb = NULL, *name = strrchr(argv[0], '/');
+	int first = 1, used;
+
+	for (; first < argc; first += used) {
+		used = option(argv + first, "--graft-runtime", &runtime);
+		if (!used)
+			used = option(argv + first, "--graft-run-dir", &run_dir);
+		if (!used)
+			break;
+	}
+	if (!strcmp(name ? name + 1 : argv[0], "graft-hook"))
+		return hook();
+	for (int i = first; i < argc; i += used) {
+		used = option(argv + i, "--log", &log_file);
+		if (!used && verb)
+			used = option(argv + i, "--bundle", &bundle);
+		if (!used && verb)
+			used = option(argv + i, "-b", &bundle);
+		if (used)
+			continue;
+		used = takes_value(argv[i]) ? 2 : 1;
+		if (argv[i][0] == '-')
+			continue;
+		if (!verb)
+			verb = argv[i];
+		else
+			id = argv[i];
+	}
+	if (verb && (!strcmp(verb, "create") || !strcmp(verb, "run"))) {
+		if (!id)
+			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");
+		prepare(bundle, id);
+	}
+	argv += first - 1;
+	argv[0] = (char *)runtime;
+	execvp(runtime, argv);
+	fail(strerror(errno), runtime);
+}

@@ -1,0 +1,247 @@
+"""OCI bundles: which container is it, what does it want of graft, and its config.json with graft's traps in it.
+
+What a container wants is said by settings: labels of Docker, annotations of Podman, Kubernetes and plain OCI.
+
+    graft.publish          [HADDR:]HPORT:PORT[/tcp|/udp], ...          as `graft run -p`
+    graft.ingress          ADDR:PORT[-PORT]=ENDPOINT, ...              as `graft run -i`
+    graft.endpoint.NAME    [ADDR:]PORT[-PORT]                          a bind there becomes one to endpoint NAME
+    graft.egress           host | none | PREFIX/LEN=ENDPOINT, ...      as `graft run --egress` and `-e`
+    graft.ip               ADDR, ...                                   as `graft run --ip`
+    graft.family           on                                          for programs of the family AF_GRAFT
+    graft                  on, or what graft.publish has               (Podman: what selects the container)
+
+Nothing here trusts what is in the container: Docker's labels are read with those of the image left out, since an
+image must not publish ports of the host.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from graft import protocol, seccomp
+from graft.endpoint import parse_egress, parse_ingress, parse_publication
+from graft.errors import GraftError, Refused, UsageError
+from graft.network import parse_own
+
+Document = dict[str, Any]
+PREFIX = "graft"
+SETTINGS = ("publish", "ingress", "egress", "ip", "family")
+ON = ("", "on", "1", "true", "yes")
+OFF = ("off", "0", "false", "no")
+DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
+CRI = "io.kubernetes.cri."
+ARGV_MAX = 256  # words, and characters of each, that `graft ps` may show
+NAME_ROOM = 51  # a name of 64 with a hyphen and 12 digits of the id
+
+
+class Container(NamedTuple):
+    """What an engine says about a container that is about to be."""
+
+    engine: str  # docker, podman, cri, oci
+    id: str
+    name: str
+    settings: dict[str, str]
+    directory: str = ""  # where Docker keeps what it knows
+
+
+def read(path: Path) -> Document:
+    """A JSON document that an engine wrote. Raises Refused."""
+    try:
+        document: Document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
+    return document
+
+
+def identify(config: Document, number: str) -> Container:
+    """Whose bundle is this? @number: the id that the runtime was given; "" in a hook of Podman."""
+    annotations: dict[str, str] = config.get("annotations") or {}
+    mounts = {m.get("destination"): m.get("source", "") for m in config.get("mounts") or ()}
+    if f"{CRI}container-type" in annotations:
+        name = annotations.get(f"{CRI}sandbox-name", number[:12])
+        space = annotations.get(f"{CRI}sandbox-namespace", "default")
+        return Container("cri", number, f"{space}_{name}", _ours(annotations))
+    if annotations.get("io.container.manager") == "libpod":
+        number = number or os.path.basename(config["linux"]["cgroupsPath"]).removeprefix("libpod-")
+        return Container("podman", number, _podman_name(mounts.get("/dev/shm", ""), number), _ours(annotations))
+    for name in DOCKER_FILES:
+        directory = os.path.dirname(mounts.get(f"/etc/{name}", ""))
+        if os.path.basename(directory) == number and os.path.exists(f"{directory}/config.v2.json"):
+            return _docker(directory, number)
+    return Container("oci", number, number[:64], _ours(annotations))
+
+
+def _ours(labels: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in labels.items() if k == PREFIX or k.startswith(f"{PREFIX}.")}
+
+
+def _podman_name(shm: str, number: str) -> str:
+    """By containers.json of containers/storage; the container is in it before its hooks run."""
+    storage = Path(shm).parents[2] if shm.count("/") > 3 else Path("/")
+    try:
+        entries = json.loads((storage / "containers.json").read_bytes())
+        return str(next(e["names"][0] for e in entries if e["id"] == number))
+    except (OSError, ValueError, KeyError, IndexError, StopIteration):
+        return number[:12]
+
+
+def _docker(directory: str, number: str) -> Container:
+    known = read(Path(directory, "config.v2.json"))
+    host = read(Path(directory, "hostconfig.json"))
+    labels = _ours((known.get("Config") or {}).get("Labels") or {})
+    if labels:
+        _check_image(known, Path(directory).parents[1], labels)
+    mode = host.get("NetworkMode") or "default"
+    if mode in ("default", "bridge", "host"):
+        raise Refused(
+            f"network '{mode}' is not graft's",
+            hint="--network none, or a network made by 'docker network create -d graft NAME'",
+            code="EINVAL",
+        )
+    if mode == "none":
+        bound = ",".join(_bindings(host))
+        if bound:
+            labels["graft.publish"] = ",".join(filter(None, (labels.get("graft.publish", ""), bound)))
+    return Container("docker", number, str(known.get("Name", "")).lstrip("/"), labels, directory)
+
+
+def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
+    """Refuse settings that an image brought: who runs it decides, not who built it."""
+    kind, _, digest = str(known.get("Image", "")).partition(":")
+    path = root / "image" / str(known.get("Driver", "")) / "imagedb/content" / kind / digest
+    brought: dict[str, str] = (read(path).get("config") or {}).get("Labels") or {}
+    for label, value in labels.items():
+        if brought.get(label) == value:
+            raise Refused(
+                f"label '{label}' is the image's, which may not ask for the host's network",
+                hint=f"take it over with another value, or out with --label {label}=",
+                code="EPERM",
+            )
+
+
+def _bindings(host: Document) -> list[str]:
+    """`docker run -p` with --network none, as publications."""
+    found = []
+    for port, places in (host.get("PortBindings") or {}).items():
+        number, _, protocol_name = port.partition("/")
+        for place in places or ():
+            address = place.get("HostIp") or ""
+            address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
+            if address in ("0.0.0.0:", "[::]:"):
+                address = ""
+            if not place.get("HostPort"):
+                raise Refused(
+                    f"-p {number}: the host's port is missing",
+                    hint=f"-p HPORT:{number}, or a network of driver graft",
+                )
+            found.append(f"{address}{place['HostPort']}:{number}/{protocol_name or 'tcp'}")
+    return found
+
+
+def wish(container: Container) -> protocol.Metadata:
+    """What a container's settings ask for. Raises UsageError that names the setting."""
+    asked: dict[str, Any] = {"publish": [], "ingress": [], "egress": [], "ip": []}
+    what = "label" if container.engine == "docker" else "annotation"
+    for key, value in sorted(container.settings.items()):
+        try:
+            _setting(asked, key, value)
+        except GraftError as error:
+            raise UsageError(f"{what} '{key}={value}': {error.message}", hint=error.hint, code=error.code) from None
+    return protocol.Metadata(
+        **asked,
+        name=_name(container),
+        container=container.id,
+        engine=container.engine,
+        directory=container.directory,
+    )
+
+
+def _name(container: Container) -> str:
+    """One that `graft ps` can show."""
+    plain = "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in container.name)
+    if len(plain) > 64:
+        plain = f"{plain[:NAME_ROOM]}-{container.id[:12]}"
+    return plain if plain and not plain.isdigit() else f"c-{plain or container.id[:12]}"
+
+
+def _items(value: str) -> list[str]:
+    return value.replace(",", " ").split()
+
+
+def _setting(asked: dict[str, Any], key: str, value: str) -> None:
+    name = key.removeprefix(PREFIX).removeprefix(".")
+    if not name:
+        if value.lower() in (*ON, *OFF):
+            return
+        name = "publish"
+    if name == "publish":
+        for item in _items(value):
+            parse_publication(item)
+            asked["publish"].append(item)
+    elif name == "ingress":
+        for item in _items(value):
+            parse_ingress(item)
+            asked["ingress"].append(item)
+    elif name.startswith("endpoint."):
+        for item in _items(value):
+            where = item if ":" in item else f"0.0.0.0:{item}"
+            rule = f"{where}={name.removeprefix('endpoint.')}"
+            parse_ingress(rule)
+            asked["ingress"].append(rule)
+    elif name == "egress":
+        for item in _items(value):
+            if item in ("host", "none"):
+                asked["egress_default"] = item
+            else:
+                parse_egress(item)
+                asked["egress"].append(item)
+    elif name == "ip":
+        for item in _items(value):
+            parse_own(item)
+            asked["ip"].append(item)
+    elif name == "family":
+        if value.lower() not in (*ON, *OFF):
+            raise UsageError("neither on nor off")
+        asked["swap"] = value.lower() in ON
+    else:
+        known = ", ".join(f"{PREFIX}.{s}" for s in SETTINGS)
+        raise UsageError("graft has no such setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
+
+
+def netns(config: Document) -> int:
+    """The inode of the namespace that the container joins; 0 if it gets one of its own, or that cannot be seen."""
+    for namespace in (config.get("linux") or {}).get("namespaces") or ():
+        if namespace["type"] == "network" and namespace.get("path"):
+            try:
+                return os.stat(namespace["path"]).st_ino
+            except OSError:
+                return 0
+    return 0
+
+
+def edit(config: Document, asked: protocol.Metadata, agent: str) -> Document:
+    """config.json with graft's traps, told to the agent socket @agent. Raises Refused."""
+    linux: Document = config.get("linux") or {}
+    namespaces = {n["type"]: n.get("path", "") for n in linux.get("namespaces") or ()}
+    if "network" not in namespaces:
+        raise Refused(
+            "the container has the host's network",
+            hint="give it a namespace of its own: --network none",
+            code="EINVAL",
+        )
+    asked.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
+    metadata = msgspec.json.encode(asked).decode()
+    merged = seccomp.merge(linux.get("seccomp"), listener=agent, metadata=metadata, swap=asked.swap)
+    return {**config, "linux": {**linux, "seccomp": merged}}
+
+
+def write(path: Path, config: Document) -> None:
+    """Replace config.json: whole or not at all."""
+    temporary = path.with_name(path.name + ".graft")
+    temporary.write_text(json.dumps(config))
+    temporary.chmod(path.stat().st_mode & 0o777)
+    temporary.rename(path)
