@@ -328,7 +328,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 				return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
 			return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
 		}
-		if (who == LOCAL_OWN && ctx->sk && !has_source(ctx->sk) && in_slices(a)) {
+		if ((who == LOCAL_NAMED || (who == LOCAL_OWN && in_slices(a))) && ctx->sk && !has_source(ctx->sk)) {
 			slice_ip(&source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
 			source.port = 0;
 			if (bind_source(ctx, &source, six))
@@ -458,7 +458,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 				return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
 			return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
 		}
-		if (who == LOCAL_OWN) {
+		if (who == LOCAL_OWN || who == LOCAL_NAMED) {
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 			if (!strict && (in_slices(a) || is_loopback(a)) && is_any(bound->ip))
 				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);

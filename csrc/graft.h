@@ -157,7 +157,12 @@ struct graft_egress { /* begins as a graft_addr */
 	__u32 place;
 };
 
-/* services: what a tenant may reach on the host's own loopback (the stub resolver). */
+/*
+ * services: what a tenant may reach on the host's own loopback (the stub resolver). Of SERVICE_NAMED, graftd's own
+ * resolver, a client's source is in its tenant's block, so that the resolver knows whose it is.
+ */
+#define SERVICE_PLAIN 1
+#define SERVICE_NAMED 2
 struct graft_service_key {
 	__u32 tenant;
 	__u16 port;

@@ -361,7 +361,7 @@ static __always_inline bool is_own(__u32 tenant, const struct graft_addr *a)
 	return owner && owner->tenant == tenant;
 }
 
-enum { LOCAL_REFUSED, LOCAL_OWN, LOCAL_HOST };
+enum { LOCAL_REFUSED, LOCAL_OWN, LOCAL_HOST, LOCAL_NAMED };
 
 /*
  * Resolve a loopback destination. An IPv6 socket that may speak IPv4 finds the server of a dual-stack
@@ -373,6 +373,7 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 {
 	struct graft_service_key service = {};
 	struct graft_addr asked;
+	__u32 *kind;
 	int who;
 
 	if (!a || !stamp || !tenant)
@@ -394,9 +395,10 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	service.tenant = stamp->tenant;
 	service.port = asked.port;
 	__builtin_memcpy(service.ip, asked.ip, sizeof(service.ip));
-	if (bpf_map_lookup_elem(&services, &service) || answers(ctx, stamp, &asked)) {
+	kind = bpf_map_lookup_elem(&services, &service);
+	if (kind || answers(ctx, stamp, &asked)) {
 		*a = asked;
-		return LOCAL_HOST;
+		return kind && *kind == SERVICE_NAMED ? LOCAL_NAMED : LOCAL_HOST;
 	}
 	if (who == ALIEN)
 		return LOCAL_REFUSED;

@@ -22,6 +22,8 @@ from graft.agent import Agent
 from graft.bpf import CONVERTED, Denial, Kernel, Stamper
 from graft.calls import Calls, scope_of
 from graft.connection import Connection
+from graft.dns import Resolver
+from graft.docker import Docker
 from graft.errors import Failure, GraftError
 from graft.log import log
 from graft.loop import Loop
@@ -52,6 +54,8 @@ class Daemon:
         self.registry = Registry(self.kernel, self.directory / "state.json")
         self.admin = Admin(self)
         self.agent = Agent(self)
+        self.docker = Docker(self)
+        self.resolver = Resolver(self)
         self.connections: set[Connection] = set()
         self.denials: dict[int, deque[tuple[float, Denial]]] = {}
         self.tellers: dict[int, Teller] = {}
@@ -89,6 +93,9 @@ class Daemon:
             elif name in ("admin", "agent"):
                 self.sockets.append((name, fd))
                 self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
+        self.docker.start(next((fd for name, fd in inherited if name == "docker"), -1))
+        if self.registry.attachments:
+            self.resolver.start()
         if not any(name == "admin" for name, _ in inherited):
             raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
         for watched in list(self.calls.watched.values()):
@@ -160,7 +167,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.loop.run(self._tick)
-        if not self.registry.tenants:
+        if not self.registry.tenants and not self.registry.attachments:
             self.cleanup()
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
@@ -169,7 +176,7 @@ class Daemon:
     def _keeper_gone(self) -> None:
         """Start another keeper with everything this process holds; it starts a graftd, and this one ends."""
         log.warning("the keeper has died, starting another")
-        held = [*self.sockets, *self.calls.held()]
+        held = [*self.sockets, *self.docker.held(), *self.calls.held()]
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
         held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
         host.leave_cgroup(self.root, remove=False)
@@ -178,6 +185,7 @@ class Daemon:
     def cleanup(self) -> None:
         """Nothing is grafted: leave the host as it was."""
         Path(self.claim_path).unlink(missing_ok=True)
+        self.docker.cleanup()
         self.kernel.uninstall()
         host.remove_slice_route()
         if not self.managed:

@@ -161,12 +161,18 @@ def remove_slice_route() -> None:
         _ip("-6", "route", "flush", "table", ROUTE_TABLE)
 
 
-def has_address(address: Address) -> bool:
-    """Is it an address of this netns?"""
+def addresses() -> list[str]:
+    """The IP addresses of this netns."""
     import psutil
 
-    found = (entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries)
-    return str(address) in found
+    inet = (socket.AF_INET, socket.AF_INET6)
+    found = (entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in inet)
+    return [entry.address.partition("%")[0] for entry in found]
+
+
+def has_address(address: Address) -> bool:
+    """Is it an address of this netns?"""
+    return str(address) in addresses()
 
 
 def add_address(address: Address) -> None:

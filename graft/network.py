@@ -9,6 +9,8 @@ before the container's first process is there (Docker's network driver, CNI ADD)
 and attachment find each other by the network namespace.
 """
 
+import contextlib
+import os
 from typing import Any
 
 from graft.endpoint import ANY4, ANY6, Address, Publication, parse_address, parse_publication
@@ -22,10 +24,20 @@ class Attachment:
     def __init__(self, key: str, network: str) -> None:
         self.key = key  # of the engine: "docker/ENDPOINT", "cni/CONTAINER/IFNAME"
         self.network = network
-        self.netns = 0  # its inode; 0: not known yet
+        self.netns = 0  # its inode; 0: not known yet,
+        self.sandbox: list[str] = []  # but where it is going to be mounted
         self.addresses: list[Own] = []
         self.publications: list[Publication] = []
         self.names: list[str] = []
+
+    def in_netns(self, netns: int) -> bool:
+        """Is it the attachment of this namespace?"""
+        if not self.netns and netns:
+            for path in self.sandbox:
+                with contextlib.suppress(OSError):
+                    if os.stat(path).st_ino == netns:
+                        self.netns = netns
+        return bool(netns) and self.netns == netns
 
     def document(self) -> dict[str, Any]:
         """As state.json has it."""
@@ -33,6 +45,7 @@ class Attachment:
             "key": self.key,
             "network": self.network,
             "netns": self.netns,
+            "sandbox": self.sandbox,
             "addresses": [own_document(own) for own in self.addresses],
             "publications": [str(p) for p in self.publications],
             "names": self.names,
@@ -53,7 +66,7 @@ def restore_own(saved: list[Any]) -> Own:
 def restore_attachment(saved: dict[str, Any]) -> Attachment:
     """Back from state.json."""
     attachment = Attachment(saved["key"], saved["network"])
-    attachment.netns, attachment.names = saved["netns"], saved["names"]
+    attachment.netns, attachment.names, attachment.sandbox = saved["netns"], saved["names"], saved["sandbox"]
     attachment.addresses = [restore_own(own) for own in saved["addresses"]]
     attachment.publications = [parse_publication(p) for p in saved["publications"]]
     return attachment

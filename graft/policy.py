@@ -47,7 +47,10 @@ OWNER = struct.Struct("=II")
 INGRESS_FIXED_BITS = 32 + 32 + 128
 EGRESS_FIXED_BITS = 64
 
+SERVICE_PLAIN = 1
+SERVICE_NAMED = 2
 DNS_PORT = 53
+RESOLVER = Address(ANY4[:12] + bytes((127, 0, 0, 11)))  # graft/dns.py; Docker's number
 
 
 class Own(NamedTuple):
@@ -205,9 +208,12 @@ def compile_egress(
     return entries
 
 
-def compile_services(tenant: int, resolvers: Iterable[Address]) -> dict[bytes, bytes]:
-    """Entries of the map `services`: the host's stub resolvers, which the container may ask."""
-    return {SERVICE_KEY.pack(tenant, DNS_PORT, address.raw): struct.pack("=I", 1) for address in resolvers}
+def compile_services(tenant: int, resolvers: Iterable[Address], *, named: bool = False) -> dict[bytes, bytes]:
+    """Entries of the map `services`: the host's stub resolvers, which the container may ask; @named: graftd's own."""
+    kinds = dict.fromkeys(resolvers, SERVICE_PLAIN)
+    if named:
+        kinds[RESOLVER] = SERVICE_NAMED
+    return {SERVICE_KEY.pack(tenant, DNS_PORT, a.raw): struct.pack("=I", kind) for a, kind in kinds.items()}
 
 
 def check_rule(rule: IngressRule | EgressRule, endpoints: Mapping[str, Endpoint]) -> None:
@@ -280,10 +286,11 @@ def compile_tables(
     verbose: bool = False,
     resolvers: Sequence[Address] = (),
     owned: Sequence[Own] = (),
+    named: bool = False,
 ) -> Tables:
     """Everything that one tenant's policy is in the kernel.
 
-    @home: its namespace is the host's own, whose loopback it may reach anyway.
+    @home: its namespace is the host's own, whose loopback it may reach anyway. @named: graftd knows names for it.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
@@ -293,7 +300,7 @@ def compile_tables(
     return Tables(
         compile_ingress(tenant, ingress, endpoints),
         out,
-        compile_services(tenant, resolvers) if egress_host else {},
+        compile_services(tenant, resolvers if egress_host else (), named=named),
         {own.address.raw: OWNER.pack(tenant, own.network) for own in owned},
         flags,
     )

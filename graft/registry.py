@@ -194,6 +194,7 @@ class Tenant:
             verbose=self.verbose,
             resolvers=self.resolvers,
             owned=self.owned,
+            named=bool(self.attached),
         )
 
     def rules(self) -> Rules:
@@ -423,7 +424,7 @@ class Registry:
             if other.netns != netns:
                 self._check_conflicts(publication, addresses, other.publications, other.name)
         for attachment in self.attachments.values():
-            if not attachment.netns or attachment.netns != netns:
+            if not attachment.in_netns(netns):
                 name = attachment.names[0] if attachment.names else attachment.key
                 self._check_conflicts(publication, addresses, attachment.publications, name)
 
@@ -507,25 +508,24 @@ class Registry:
     def attach(self, tenant: Tenant) -> None:
         """Give a container what engines attached to its namespace."""
         for attachment in self.attachments.values():
-            if attachment.netns == tenant.netns and attachment not in tenant.attached:
+            if attachment.in_netns(tenant.netns) and attachment not in tenant.attached:
                 tenant.attached.append(attachment)
                 self.publish(tenant, attachment.publications)
 
-    def join(self, attachment: Attachment, netns: int) -> None:
+    def join(self, attachment: Attachment) -> None:
         """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""
-        attachment.netns = netns
-        tenant = self.by_netns(netns) if netns else None
+        tenant = next(
+            (t for t in self.tenants.values() if t.kind == CONTAINER and attachment.in_netns(t.netns)), None
+        )
         if tenant:
             self.attach(tenant)
             self.apply(tenant)
         else:
             self.save()
 
-    def detach(self, key: str) -> None:
-        """An engine takes an attachment back; one that is not there is no error."""
-        attachment = self.attachments.pop(key, None)
-        if attachment is None:
-            return
+    def leave(self, attachment: Attachment) -> None:
+        """An attachment's container goes on without it; address and ports stay taken."""
+        attachment.netns, attachment.sandbox = 0, []
         for tenant in self.tenants.values():
             if attachment in tenant.attached:
                 tenant.attached.remove(attachment)
@@ -533,6 +533,14 @@ class Registry:
                     if publication in tenant.publications:
                         self.unpublish(tenant, publication)
                 self.apply(tenant)
+        self.save()
+
+    def detach(self, key: str) -> None:
+        """An engine takes an attachment back; one that is not there is no error."""
+        attachment = self.attachments.pop(key, None)
+        if attachment is None:
+            return
+        self.leave(attachment)
         for own in attachment.addresses:
             host.remove_address(own.address)
         self.save()

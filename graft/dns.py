@@ -1,0 +1,298 @@
+"""Names of the containers on a network: graftd's own resolver, at 127.0.0.11 as Docker's is.
+
+A container asks 127.0.0.11 of its own loopback, and the kernel's half lets that through to here with a source in the
+container's private block, which says who asks. Names are those of the containers that share a network with it: the
+container's name, its aliases, its short id. What Docker knows is read from its files when somebody asks, because a
+container may be connected to networks, with new aliases, while it runs. All other names go to the host's nameservers,
+unchanged, if the container may leave as the host does.
+
+Of UDP and TCP; a message of the latter is answered in one go, so a forwarded one waits in a thread of its own.
+"""
+
+import json
+import os
+import random
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from graft.bpf import OWN_TENANT, Stamper
+from graft.endpoint import MAPPED, Address
+from graft.log import log
+from graft.policy import DNS_PORT, RESOLVER, SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
+from graft.registry import Tenant
+
+if TYPE_CHECKING:
+    import dns.message
+    import dns.name
+
+    from graft.daemon import Daemon
+
+TTL = 5  # seconds; containers come and go
+WAITING_MAX = 4096
+PATIENCE = 5.0  # seconds for a nameserver
+THREADS_MAX = 32
+MESSAGE_MAX = 65535
+
+
+class Resolver:
+    """The server, made when the first network has a member."""
+
+    def __init__(self, daemon: "Daemon") -> None:
+        self.daemon = daemon
+        self.udp: socket.socket | None = None
+        self.tcp: socket.socket | None = None
+        self.upstream: socket.socket | None = None
+        self.waiting: dict[int, tuple[int, tuple[str, int]]] = {}  # our id → the client's, and who it is
+        self.threads = threading.BoundedSemaphore(THREADS_MAX)
+        self.files: dict[str, tuple[int, list[str]]] = {}
+
+    def start(self) -> None:
+        """Listen, if that has not been done. Containers do without names where the address is taken."""
+        if self.udp:
+            return
+        try:
+            self.udp = self._socket(socket.SOCK_DGRAM)
+            self.udp.bind((str(RESOLVER), DNS_PORT))
+            self.tcp = self._socket(socket.SOCK_STREAM)
+            self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.tcp.bind((str(RESOLVER), DNS_PORT))
+            self.tcp.listen(64)
+            self.upstream = self._socket(socket.SOCK_DGRAM)
+        except OSError as error:
+            log.error("%s:%d for names of containers: %s", RESOLVER, DNS_PORT, error.strerror)
+            self.stop()
+            return
+        self.daemon.loop.add(self.udp.fileno(), self._asked)
+        self.daemon.loop.add(self.tcp.fileno(), self._called)
+        self.daemon.loop.add(self.upstream.fileno(), self._answered)
+
+    def _socket(self, kind: int) -> socket.socket:
+        made = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        Stamper(self.daemon.kernel.maps["stamps"]).stamp(made.fileno(), OWN_TENANT, 0)
+        return made
+
+    def stop(self) -> None:
+        """Let go of the sockets."""
+        for sock in (self.udp, self.tcp, self.upstream):
+            if sock:
+                sock.close()
+        self.udp = self.tcp = self.upstream = None
+
+    # -- UDP --
+
+    def _asked(self, _events: int) -> None:
+        assert self.udp
+        try:
+            query, client = self.udp.recvfrom(MESSAGE_MAX)
+            tenant = self._tenant(client[0])
+            if tenant is None or len(query) < 12:
+                return
+            reply = self.answer(tenant, query)
+            if reply is not None:
+                self.udp.sendto(reply, client)
+            elif not self._forward(query, client):
+                self.udp.sendto(_failed(query), client)
+        except OSError as error:
+            log.debug("names: %s", error)
+
+    def _forward(self, query: bytes, client: tuple[str, int]) -> bool:
+        servers = nameservers()
+        if not servers or not self.upstream:
+            return False
+        if len(self.waiting) >= WAITING_MAX:  # the oldest: its server has not answered
+            del self.waiting[next(iter(self.waiting))]
+        number = random.randrange(1 << 16)  # noqa: S311 - what is answered goes to a container that asked
+        self.waiting[number] = (int.from_bytes(query[:2], "big"), client)
+        self.upstream.sendto(number.to_bytes(2, "big") + query[2:], (servers[0], DNS_PORT))
+        return True
+
+    def _answered(self, _events: int) -> None:
+        assert self.upstream
+        assert self.udp
+        try:
+            reply, _ = self.upstream.recvfrom(MESSAGE_MAX)
+            known = self.waiting.pop(int.from_bytes(reply[:2], "big"), None)
+            if known:
+                number, client = known
+                self.udp.sendto(number.to_bytes(2, "big") + reply[2:], client)
+        except OSError as error:
+            log.debug("names: %s", error)
+
+    # -- TCP --
+
+    def _called(self, _events: int) -> None:
+        assert self.tcp
+        try:
+            peer, client = self.tcp.accept()
+        except OSError:
+            return
+        tenant = self._tenant(client[0])
+        if tenant is None or not self.threads.acquire(blocking=False):
+            peer.close()
+            return
+        threading.Thread(target=self._converse, args=(peer, tenant), daemon=True).start()
+
+    def _converse(self, peer: socket.socket, tenant: Tenant) -> None:
+        try:
+            with peer:
+                peer.settimeout(PATIENCE)
+                query = _read(peer)
+                reply = self.answer(tenant, query) or self._relay(query)
+                peer.sendall(struct.pack(">H", len(reply)) + reply)
+        except (OSError, ValueError) as error:
+            log.debug("names: %s", error)
+        finally:
+            self.threads.release()
+
+    def _relay(self, query: bytes) -> bytes:
+        for server in nameservers():
+            with socket.socket() as out:
+                Stamper(self.daemon.kernel.maps["stamps"]).stamp(out.fileno(), OWN_TENANT, 0)
+                out.settimeout(PATIENCE)
+                out.connect((server, DNS_PORT))
+                out.sendall(struct.pack(">H", len(query)) + query)
+                return _read(out)
+        return _failed(query)
+
+    # -- names --
+
+    def _tenant(self, client: str) -> Tenant | None:
+        """Who asks, by the source that the kernel's half gave it."""
+        raw = socket.inet_aton(client)
+        number = int.from_bytes(raw, "big")
+        registry = self.daemon.registry
+        slot = (number ^ SLICE4_NET) >> SLICE_SHIFT
+        if 0 <= slot < SLICE_SLOTS:
+            return next((t for t in registry.tenants.values() if t.slot == slot), None)
+        address = Address(MAPPED + raw)
+        return next((t for t in registry.tenants.values() if any(o.address == address for o in t.owned)), None)
+
+    def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
+        """The reply for a name of a network of the tenant's; None: it is not for us to say."""
+        import dns.exception
+        import dns.flags
+        import dns.message
+        import dns.rcode
+        import dns.rdatatype
+        import dns.reversename
+        import dns.rrset
+
+        try:
+            message = dns.message.from_wire(query)
+        except dns.exception.DNSException:
+            return _failed(query)
+        if len(message.question) != 1:
+            return _failed(query)
+        question = message.question[0]
+        reply = dns.message.make_response(message)
+        reply.flags |= dns.flags.RA
+        name = question.name.to_text(omit_final_dot=True).lower()
+        found: list[str] = []
+        if question.rdtype == dns.rdatatype.PTR:
+            found = [f"{n}." for n in self._names_at(tenant, question.name, dns.reversename.to_address)]
+        addresses = self._addresses(tenant, name) if not found else []
+        if question.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
+            found = [str(a) for a in addresses if a.v4 == (question.rdtype == dns.rdatatype.A)]
+        if found:
+            reply.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", question.rdtype, found))
+            return reply.to_wire()
+        if addresses:
+            return reply.to_wire()  # the name is there, without such an address
+        if not tenant.egress_host:
+            reply.set_rcode(dns.rcode.NXDOMAIN)  # what it may not reach has no name for it
+            return reply.to_wire()
+        return None
+
+    def _neighbours(self, tenant: Tenant) -> list[tuple[Tenant, list[Address]]]:
+        """Who shares networks with a tenant, itself included, with the addresses there."""
+        networks = {attachment.network for attachment in tenant.attached}
+        found = []
+        for other in self.daemon.registry.tenants.values():
+            addresses = [o.address for a in other.attached if a.network in networks for o in a.addresses]
+            if addresses:
+                found.append((other, addresses))
+        return found
+
+    def _addresses(self, tenant: Tenant, name: str) -> list[Address]:
+        return [
+            address
+            for other, addresses in self._neighbours(tenant)
+            if name in self.names(other)
+            for address in addresses
+        ]
+
+    def _names_at(
+        self, tenant: Tenant, pointer: "dns.name.Name", to_address: Callable[["dns.name.Name"], str]
+    ) -> list[str]:
+        try:
+            text = to_address(pointer)
+        except Exception:  # dnspython: any of a dozen for what is no address
+            return []
+        for other, addresses in self._neighbours(tenant):
+            if text in map(str, addresses):
+                return [other.name]
+        return []
+
+    def names(self, tenant: Tenant) -> set[str]:
+        """All names of a container, in lower case."""
+        found = {n for attachment in tenant.attached for n in attachment.names}
+        for number, member in tenant.members.items():
+            found |= {member.name, number[:12]}
+            if member.directory:
+                found.update(self._docker_names(member.directory))
+        return {n.lower() for n in found if n}
+
+    def _docker_names(self, directory: str) -> list[str]:
+        """The name and aliases in Docker's file, which is read again when it has changed."""
+        path = f"{directory}/config.v2.json"
+        try:
+            changed = os.stat(path).st_mtime_ns
+            if self.files.get(path, (0, []))[0] != changed:
+                with open(path, "rb") as file:
+                    self.files[path] = (changed, docker_names(json.load(file)))
+        except (OSError, ValueError):
+            self.files.pop(path, None)
+        return self.files.get(path, (0, []))[1]
+
+
+def docker_names(known: dict[str, Any]) -> list[str]:
+    """A container's name, host name and aliases in Docker's config.v2.json."""
+    found = [str(known.get("Name", "")).lstrip("/"), (known.get("Config") or {}).get("Hostname") or ""]
+    for network in ((known.get("NetworkSettings") or {}).get("Networks") or {}).values():
+        for key in ("Aliases", "DNSNames"):
+            found += (network or {}).get(key) or []
+    return found
+
+
+def nameservers() -> list[str]:
+    """The host's IPv4 nameservers (resolv.conf(5))."""
+    found = []
+    try:
+        with open("/etc/resolv.conf", errors="replace") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        fields = line.split()
+        if len(fields) > 1 and fields[0] == "nameserver" and ":" not in fields[1]:
+            found.append(fields[1])
+    return found
+
+
+def _failed(query: bytes) -> bytes:
+    """SERVFAIL for a query, whatever it says."""
+    return query[:2] + b"\x81\x82" + bytes(8)
+
+
+def _read(sock: socket.socket) -> bytes:
+    """A message with its length before it (RFC 1035, 4.2.2). Raises ValueError if it ends early."""
+    data = b""
+    while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+        more = sock.recv(MESSAGE_MAX)
+        if not more:
+            raise ValueError("a message ended early")
+        data += more
+    return data[2 : 2 + int.from_bytes(data[:2], "big")]
