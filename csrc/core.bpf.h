@@ -95,6 +95,13 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
+	__type(key, struct graft_client_key);
+	__type(value, __u32);
+} clients SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
 	__type(key, struct graft_dynamic_key);
 	__type(value, __u32);
 } dynamic SEC(".maps");

@@ -297,6 +297,18 @@ static __always_inline bool has_source(const struct bpf_sock *sk)
 	return sk->src_port || sk->src_ip4;
 }
 
+/* A client of graftd's resolver that was bound before: its port says whose it is. */
+static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
+{
+	struct graft_client_key key = {.proto = ctx->protocol};
+
+	if (!ctx->sk)
+		return 0;
+	key.port = ctx->sk->src_port;
+	bpf_map_update_elem(&clients, &key, &tenant, BPF_ANY);
+	return 0;
+}
+
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
 static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				     bool six)
@@ -335,6 +347,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
 					    &asked);
 			stamp->flags |= STAMP_LOOPED; /* the source stays when the connection fails, or is given up */
+		} else if (who == LOCAL_NAMED) {
+			note_client(ctx, id);
 		}
 		if (who == LOCAL_OWN || !strict) {
 			connected(stamp, &asked, a);

@@ -170,6 +170,12 @@ struct graft_service_key {
 	__u32 ip[4];
 };
 
+/* clients: whose socket it is that asks graftd's resolver, where it had a source before it did. */
+struct graft_client_key {
+	__u32 proto;
+	__u32 port;
+};
+
 /* dynamic: the host port that the kernel chose for a bind through a `dynamic` endpoint. */
 struct graft_dynamic_key {
 	__u32 tenant;

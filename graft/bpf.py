@@ -36,6 +36,7 @@ MAPS = (
     "egress",
     "services",
     "addresses",
+    "clients",
     "dynamic",
     "served",
     "askers",
@@ -56,6 +57,7 @@ TENANT = struct.Struct("=QIII4s16s")
 COUNTER_KEY = struct.Struct("=IHH")
 SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
+CLIENT_KEY = struct.Struct("=II")
 DENIAL = struct.Struct("=IHHiI16sI16sI16s")
 STAMP = struct.Struct("=III" + "16sI" * 4)
 FAMILY_SIZE = 16 + 8 + 64 * 132
@@ -357,6 +359,7 @@ class Kernel:
             "families": FAMILY_SIZE,
             "tenants": TENANT.size,
             "counters": 8,
+            "clients": 4,
             "dynamic": 4,
             "served": SERVED.size,
         }

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from graft.bpf import OWN_TENANT, Stamper
+from graft.bpf import CLIENT_KEY, OWN_TENANT, Stamper
 from graft.endpoint import MAPPED, Address
 from graft.log import log
 from graft.policy import DNS_PORT, RESOLVER, SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
@@ -87,7 +87,7 @@ class Resolver:
         assert self.udp
         try:
             query, client = self.udp.recvfrom(MESSAGE_MAX)
-            tenant = self._tenant(client[0])
+            tenant = self._tenant(client, socket.IPPROTO_UDP)
             if tenant is None or len(query) < 12:
                 return
             reply = self.answer(tenant, query)
@@ -129,7 +129,7 @@ class Resolver:
             peer, client = self.tcp.accept()
         except OSError:
             return
-        tenant = self._tenant(client[0])
+        tenant = self._tenant(client, socket.IPPROTO_TCP)
         if tenant is None or not self.threads.acquire(blocking=False):
             peer.close()
             return
@@ -159,16 +159,20 @@ class Resolver:
 
     # -- names --
 
-    def _tenant(self, client: str) -> Tenant | None:
-        """Who asks, by the source that the kernel's half gave it."""
-        raw = socket.inet_aton(client)
+    def _tenant(self, client: tuple[str, int], kind: int) -> Tenant | None:
+        """Who asks, by the source that the kernel's half gave it, or by what it noted of the port."""
+        raw = socket.inet_aton(client[0])
         number = int.from_bytes(raw, "big")
         registry = self.daemon.registry
         slot = (number ^ SLICE4_NET) >> SLICE_SHIFT
         if 0 <= slot < SLICE_SLOTS:
             return next((t for t in registry.tenants.values() if t.slot == slot), None)
         address = Address(MAPPED + raw)
-        return next((t for t in registry.tenants.values() if any(o.address == address for o in t.owned)), None)
+        for tenant in registry.tenants.values():
+            if any(own.address == address for own in tenant.owned):
+                return tenant
+        noted = self.daemon.kernel.maps["clients"].get(CLIENT_KEY.pack(kind, client[1]))
+        return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
 
     def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
         """The reply for a name of a network of the tenant's; None: it is not for us to say."""

@@ -132,12 +132,28 @@ class Docker:
         for text in (interface.get("Address"), interface.get("AddressIPv6")):
             if text and not text.startswith(("0.0.0.0", "::/")):
                 attachment.addresses.append(network_of(text, number))
-        for entry in (request.get("Options") or {}).get(PORTMAP) or ():
-            attachment.publications.append(self._publication(attachment, entry))
+        mappings = (request.get("Options") or {}).get(PORTMAP) or []
+        attachment.offered = sorted(mappings, key=json.dumps)
+        if not self._twins(attachment):
+            attachment.publications = self._publications(attachment)
         registry.add_attachment(attachment)
         return {"Interface": {}}
 
-    def _publication(self, attachment: Attachment, entry: Document) -> Publication:
+    def _twins(self, attachment: Attachment) -> list[Attachment]:
+        """Endpoints in other networks with the same ports: of the same container, perhaps. Join tells."""
+        return [
+            other
+            for other in self.daemon.registry.attachments.values()
+            if attachment.offered and other.network != attachment.network and other.offered == attachment.offered
+        ]
+
+    def _publications(self, attachment: Attachment) -> list[Publication]:
+        found: list[Publication] = []
+        for entry in attachment.offered:
+            found.append(self._publication(attachment, entry, found))
+        return found
+
+    def _publication(self, attachment: Attachment, entry: Document, others: list[Publication]) -> Publication:
         """A port mapping of Docker's; where it leaves the host's port open, the first that is free."""
         protocol_number = entry.get("Proto", socket.IPPROTO_TCP)
         if protocol_number not in PROTOCOL_NAME:
@@ -151,18 +167,19 @@ class Docker:
         for port in wanted:
             publication = Publication(address, port, entry["Port"], 1, protocol_number)
             try:
-                self._check(attachment, publication)
+                self._check(attachment, publication, others)
             except Refused as error:
                 refused = refused or error
             else:
                 return publication
         raise refused or Refused("no port of the host is free", code="EADDRINUSE")
 
-    def _check(self, attachment: Attachment, publication: Publication) -> None:
+    def _check(self, attachment: Attachment, publication: Publication, others: list[Publication]) -> None:
         registry = self.daemon.registry
-        taken = {(p.host_first, p.protocol) for p in attachment.publications}
-        if (publication.host_first, publication.protocol) in taken:
-            raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
+        for other in others:
+            same = (other.protocol, other.address) == (publication.protocol, publication.address)
+            if same and other.host_first == publication.host_first:
+                raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
         addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
         registry.check_free(publication, addresses, netns=0, shared=bool(attachment.addresses))
 
@@ -176,13 +193,23 @@ class Docker:
         attachment = self._attachment(request)
         key = request["SandboxKey"]
         attachment.sandbox, attachment.netns = [key, f"/proc/{pid}/root{key}"], 0
+        if not attachment.publications and not any(key in twin.sandbox for twin in self._twins(attachment)):
+            attachment.publications = self._publications(attachment)
         self.daemon.registry.join(attachment)
         self.daemon.resolver.start()
         return {"DisableGatewayService": True}
 
     def _leave(self, request: Document, _pid: int) -> Document:
-        with contextlib.suppress(Refused):
-            self.daemon.registry.leave(self._attachment(request))
+        registry = self.daemon.registry
+        attachment = registry.attachments.get(f"docker/{request['EndpointID']}")
+        if attachment is None:
+            return {}
+        key = attachment.sandbox[0] if attachment.sandbox else ""
+        registry.leave(attachment)
+        for twin in self._twins(attachment):
+            if key in twin.sandbox and attachment.publications and not twin.publications:
+                twin.publications, attachment.publications = attachment.publications, []
+                registry.republish(twin)
         return {}
 
     def _delete_endpoint(self, request: Document, _pid: int) -> Document:

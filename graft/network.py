@@ -28,6 +28,7 @@ class Attachment:
         self.sandbox: list[str] = []  # but where it is going to be mounted
         self.addresses: list[Own] = []
         self.publications: list[Publication] = []
+        self.offered: list[dict[str, Any]] = []  # Docker's port mappings, which every endpoint of a container has
         self.names: list[str] = []
 
     def in_netns(self, netns: int) -> bool:
@@ -49,6 +50,7 @@ class Attachment:
             "addresses": [own_document(own) for own in self.addresses],
             "publications": [str(p) for p in self.publications],
             "names": self.names,
+            "offered": self.offered,
         }
 
 
@@ -67,6 +69,7 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     """Back from state.json."""
     attachment = Attachment(saved["key"], saved["network"])
     attachment.netns, attachment.names, attachment.sandbox = saved["netns"], saved["names"], saved["sandbox"]
+    attachment.offered = saved["offered"]
     attachment.addresses = [restore_own(own) for own in saved["addresses"]]
     attachment.publications = [parse_publication(p) for p in saved["publications"]]
     return attachment

@@ -415,6 +415,11 @@ class Registry:
             tenant.ingress.append(rule)
         tenant.publications += accepted
 
+    def _label(self, attachment: Attachment) -> str:
+        """What to call whose attachment it is."""
+        tenant = next((t for t in self.tenants.values() if attachment in t.attached), None)
+        return tenant.name if tenant else next(iter(attachment.names), attachment.key)
+
     def check_free(self, publication: Publication, addresses: list[Address], *, netns: int, shared: bool) -> None:
         """Raise Refused, naming the holder, unless a container in @netns may publish this.
 
@@ -425,8 +430,7 @@ class Registry:
                 self._check_conflicts(publication, addresses, other.publications, other.name)
         for attachment in self.attachments.values():
             if not attachment.in_netns(netns):
-                name = attachment.names[0] if attachment.names else attachment.key
-                self._check_conflicts(publication, addresses, attachment.publications, name)
+                self._check_conflicts(publication, addresses, attachment.publications, self._label(attachment))
 
         for expected in self.expected.values():
             if linux.alive(expected.pidfd) and (not expected.netns or expected.netns != netns):
@@ -522,6 +526,14 @@ class Registry:
             self.apply(tenant)
         else:
             self.save()
+
+    def republish(self, attachment: Attachment) -> None:
+        """An attachment has got ports; its container gets them."""
+        for tenant in self.tenants.values():
+            if attachment in tenant.attached:
+                self.publish(tenant, attachment.publications)
+                self.apply(tenant)
+        self.save()
 
     def leave(self, attachment: Attachment) -> None:
         """An attachment's container goes on without it; address and ports stay taken."""

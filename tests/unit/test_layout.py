@@ -17,7 +17,7 @@ PROGRAM = r"""
 #define VALUE(v) printf(#v " %lld\n", (long long)(v))
 int main(void)
 {
-	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_owner); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
+	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_owner); SIZE(graft_client_key); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
 	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served); SIZE(graft_family);
 	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
 	OFFSET(graft_denial, error); OFFSET(graft_denial, addr); OFFSET(graft_denial, comm); OFFSET(graft_stamp, flags);
@@ -45,6 +45,7 @@ def test_layout(tmp_path):
     assert dict(line.rsplit(" ", 1) for line in lines) == {
         "sizeof graft_config": str(bpf.CONFIG.size),
         "sizeof graft_tenant": str(bpf.TENANT.size),
+        "sizeof graft_client_key": str(bpf.CLIENT_KEY.size),
         "sizeof graft_owner": str(policy.OWNER.size),
         "sizeof graft_stamp": str(bpf.STAMP.size),
         "sizeof graft_ingress_key": str(policy.INGRESS_KEY.size),
