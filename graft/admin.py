@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 from graft import __version__, bpf, host, linux, oci, protocol, registry
 from graft.admission import admit_target, endpoint_names, expect_target, import_endpoints, refuse_targets
 from graft.connection import Connection
-from graft.endpoint import Address, parse_egress, parse_endpoint_words, parse_ingress, parse_publication
+from graft.endpoint import (
+    Address,
+    parse_address,
+    parse_egress,
+    parse_endpoint_words,
+    parse_ingress,
+    parse_publication,
+)
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
+from graft.network import Attachment, network_of
 from graft.registry import Table, Tenant
 
 if TYPE_CHECKING:
@@ -204,12 +212,73 @@ class Admin:
     def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
         container = oci.identify(config, number)
         try:
+            self._check_network(container, oci.netns(config))
             asked = oci.wish(container)
             expect_target(self.daemon, asked, oci.netns(config), creator)
             return oci.edit(config, asked, str(self.daemon.directory / "agent.sock"))
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise
+
+    def _check_network(self, container: oci.Container, netns: int) -> None:
+        """Refuse a container that another network's plugin has given an interface: its ports would lead nowhere."""
+        if container.network:
+            attached = [a for t in self.daemon.registry.tenants.values() for a in t.attached]
+            if all(a in attached or not a.sandbox for a in self.daemon.registry.attachments.values()):
+                raise Refused(
+                    f"network '{container.network}' is not graft's",
+                    hint="--network none, or a network made by 'docker network create -d graft NAME'",
+                    code="EINVAL",
+                )
+        if netns and netns != self.daemon.registry.home:
+            names = [n for n in oci.devices(container.path) if n != "lo"]
+            if names:
+                raise Refused(
+                    f"the container has a network of its own ({names[0]})",
+                    hint="--network none, or a network of graft",
+                    code="EINVAL",
+                )
+
+    def attach(self, _connection: Connection, request: protocol.Attach, fds: list[int]) -> Reply:
+        """graft-cni ADD."""
+        if len(fds) != 1:
+            raise UsageError("attach carries one descriptor, the namespace")
+        registry_ = self.daemon.registry
+        linux.check_netns(fds[0])
+        attachment = Attachment(request.key, f"cni/{request.network}")
+        attachment.netns = os.fstat(fds[0]).st_ino
+        if attachment.netns == registry_.home:
+            raise UsageError("the namespace is the host's own")
+        number = registry_.network(attachment.network)
+        attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
+        attachment.publications = [parse_publication(p) for p in request.publish]
+        attachment.names = [n for n in request.names if n]
+        if request.resolver:
+            attachment.resolver = parse_address(request.resolver)
+        registry_.detach(request.key)
+        registry_.add_attachment(attachment)
+        try:
+            registry_.join(attachment)
+        except BaseException:
+            registry_.detach(request.key)
+            raise
+        self.daemon.resolver.start()
+        os.close(fds[0])
+        return {}
+
+    def attached(self, _connection: Connection, request: protocol.Attached, _fds: list[int]) -> Reply:
+        """graft-cni CHECK."""
+        attachment = self.daemon.registry.attachments.get(request.key)
+        if attachment is None:
+            raise Refused("the container is not attached", code="ENOENT")
+        here = host.addresses()
+        return {"addresses": [str(own.address) for own in attachment.addresses if str(own.address) in here]}
+
+    def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
+        """graft-cni DEL."""
+        self.daemon.registry.detach(request.key)
+        self.daemon.resolver.start()
+        return {}
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For graft doctor and the benchmarks."""

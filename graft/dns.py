@@ -6,6 +6,7 @@ container's name, its aliases, its short id. What Docker knows is read from its 
 container may be connected to networks, with new aliases, while it runs. All other names go to the host's nameservers,
 unchanged, if the container may leave as the host does.
 
+A network of CNI has its gateway's address for it instead: Podman leaves a loopback address out of resolv.conf.
 Of UDP and TCP; a message of the latter is answered in one go, so a forwarded one waits in a thread of its own.
 """
 
@@ -18,8 +19,10 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from graft import host
 from graft.bpf import CLIENT_KEY, OWN_TENANT, Stamper
 from graft.endpoint import MAPPED, Address
+from graft.errors import Failure
 from graft.log import log
 from graft.policy import DNS_PORT, RESOLVER, SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
 from graft.registry import Tenant
@@ -38,95 +41,100 @@ MESSAGE_MAX = 65535
 
 
 class Resolver:
-    """The server, made when the first network has a member."""
+    """The server, which listens while there are networks with members."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
-        self.udp: socket.socket | None = None
-        self.tcp: socket.socket | None = None
+        self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
         self.upstream: socket.socket | None = None
-        self.waiting: dict[int, tuple[int, tuple[str, int]]] = {}  # our id → the client's, and who it is
+        self.waiting: dict[int, tuple[int, tuple[str, int], socket.socket]] = {}  # our id → the client's, who, where
         self.threads = threading.BoundedSemaphore(THREADS_MAX)
         self.files: dict[str, tuple[int, list[str]]] = {}
 
     def start(self) -> None:
-        """Listen, if that has not been done. Containers do without names where the address is taken."""
-        if self.udp:
-            return
-        try:
-            self.udp = self._socket(socket.SOCK_DGRAM)
-            self.udp.bind((str(RESOLVER), DNS_PORT))
-            self.tcp = self._socket(socket.SOCK_STREAM)
-            self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self.tcp.bind((str(RESOLVER), DNS_PORT))
-            self.tcp.listen(64)
+        """Listen where containers look for names, and nowhere else; without an address they do without."""
+        attachments = self.daemon.registry.attachments.values()
+        wanted = {a.resolver or RESOLVER for a in attachments}
+        for address in self.places.keys() - wanted:
+            self._stop(address)
+        for address in wanted - self.places.keys():
+            try:
+                self._listen(address)
+            except (OSError, Failure) as error:
+                log.error("%s for names of containers: %s", address.with_port(DNS_PORT), error)
+                self._stop(address)
+        if self.places and self.upstream is None:
             self.upstream = self._socket(socket.SOCK_DGRAM)
-        except OSError as error:
-            log.error("%s:%d for names of containers: %s", RESOLVER, DNS_PORT, error.strerror)
-            self.stop()
-            return
-        self.daemon.loop.add(self.udp.fileno(), self._asked)
-        self.daemon.loop.add(self.tcp.fileno(), self._called)
-        self.daemon.loop.add(self.upstream.fileno(), self._answered)
+            self.daemon.loop.add(self.upstream.fileno(), self._answered)
+
+    def _listen(self, address: Address) -> None:
+        if address != RESOLVER:
+            host.add_address(address)
+        pair = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
+        udp, tcp = pair
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for sock in pair:
+            sock.bind((str(address), DNS_PORT))
+        tcp.listen(64)
+        self.daemon.loop.add(udp.fileno(), lambda _events: self._asked(udp))
+        self.daemon.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
 
     def _socket(self, kind: int) -> socket.socket:
         made = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
         Stamper(self.daemon.kernel.maps["stamps"]).stamp(made.fileno(), OWN_TENANT, 0)
         return made
 
-    def stop(self) -> None:
-        """Let go of the sockets."""
-        for sock in (self.udp, self.tcp, self.upstream):
-            if sock:
-                sock.close()
-        self.udp = self.tcp = self.upstream = None
+    def _stop(self, address: Address) -> None:
+        for sock in self.places.pop(address, ()):
+            if sock.fileno() in self.daemon.loop.callbacks:
+                self.daemon.loop.remove(sock.fileno())
+            sock.close()
+        if address != RESOLVER:
+            host.remove_address(address)
 
     # -- UDP --
 
-    def _asked(self, _events: int) -> None:
-        assert self.udp
+    def _asked(self, udp: socket.socket) -> None:
         try:
-            query, client = self.udp.recvfrom(MESSAGE_MAX)
+            query, client = udp.recvfrom(MESSAGE_MAX)
             tenant = self._tenant(client, socket.IPPROTO_UDP)
             if tenant is None or len(query) < 12:
                 return
             reply = self.answer(tenant, query)
             if reply is not None:
-                self.udp.sendto(reply, client)
-            elif not self._forward(query, client):
-                self.udp.sendto(_failed(query), client)
+                udp.sendto(reply, client)
+            elif not self._forward(query, client, udp):
+                udp.sendto(_failed(query), client)
         except OSError as error:
             log.debug("names: %s", error)
 
-    def _forward(self, query: bytes, client: tuple[str, int]) -> bool:
+    def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket) -> bool:
         servers = nameservers()
         if not servers or not self.upstream:
             return False
         if len(self.waiting) >= WAITING_MAX:  # the oldest: its server has not answered
             del self.waiting[next(iter(self.waiting))]
         number = random.randrange(1 << 16)  # noqa: S311 - what is answered goes to a container that asked
-        self.waiting[number] = (int.from_bytes(query[:2], "big"), client)
+        self.waiting[number] = (int.from_bytes(query[:2], "big"), client, udp)
         self.upstream.sendto(number.to_bytes(2, "big") + query[2:], (servers[0], DNS_PORT))
         return True
 
     def _answered(self, _events: int) -> None:
         assert self.upstream
-        assert self.udp
         try:
             reply, _ = self.upstream.recvfrom(MESSAGE_MAX)
             known = self.waiting.pop(int.from_bytes(reply[:2], "big"), None)
             if known:
-                number, client = known
-                self.udp.sendto(number.to_bytes(2, "big") + reply[2:], client)
+                number, client, udp = known
+                udp.sendto(number.to_bytes(2, "big") + reply[2:], client)
         except OSError as error:
             log.debug("names: %s", error)
 
     # -- TCP --
 
-    def _called(self, _events: int) -> None:
-        assert self.tcp
+    def _called(self, tcp: socket.socket) -> None:
         try:
-            peer, client = self.tcp.accept()
+            peer, client = tcp.accept()
         except OSError:
             return
         tenant = self._tenant(client, socket.IPPROTO_TCP)

@@ -214,6 +214,7 @@ class Docker:
 
     def _delete_endpoint(self, request: Document, _pid: int) -> Document:
         self.daemon.registry.detach(f"docker/{request['EndpointID']}")
+        self.daemon.resolver.start()
         return {}
 
     # -- the IPAM driver --

@@ -30,6 +30,7 @@ class Attachment:
         self.publications: list[Publication] = []
         self.offered: list[dict[str, Any]] = []  # Docker's port mappings, which every endpoint of a container has
         self.names: list[str] = []
+        self.resolver: Address | None = None  # where its containers find graftd's, if not at 127.0.0.11
 
     def in_netns(self, netns: int) -> bool:
         """Is it the attachment of this namespace?"""
@@ -50,6 +51,7 @@ class Attachment:
             "addresses": [own_document(own) for own in self.addresses],
             "publications": [str(p) for p in self.publications],
             "names": self.names,
+            "resolver": str(self.resolver) if self.resolver else None,
             "offered": self.offered,
         }
 
@@ -69,6 +71,7 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     """Back from state.json."""
     attachment = Attachment(saved["key"], saved["network"])
     attachment.netns, attachment.names, attachment.sandbox = saved["netns"], saved["names"], saved["sandbox"]
+    attachment.resolver = parse_address(saved["resolver"]) if saved["resolver"] else None
     attachment.offered = saved["offered"]
     attachment.addresses = [restore_own(own) for own in saved["addresses"]]
     attachment.publications = [parse_publication(p) for p in saved["publications"]]
@@ -99,8 +102,11 @@ def check_own(address: Address) -> None:
         raise UsageError(f"{address} {wrong}", hint="an address of the container's own, like 10.88.0.5")
 
 
-def network_of(text: str, network: int) -> Own:
-    """ADDR/LEN, as engines give it: the address, and the network that it is in."""
+def network_of(text: str, network: int, within: str = "") -> Own:
+    """ADDR/LEN, as engines give it: the address, and the network that it is in; or PREFIX/LEN @within, if it is."""
+    if within and ("." in within) == ("." in text):
+        own, wide = network_of(text, network), network_of(within, network)
+        return own._replace(prefix=wide.prefix, length=wide.length)
     bare, slash, length_text = text.partition("/")
     address = parse_address(bare)
     longest = 32 if address.v4 else 128

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import psutil
 
-from graft import protocol, seccomp
+from graft import linux, protocol, seccomp
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import GraftError, Refused, UsageError
 from graft.network import parse_own
@@ -46,6 +47,8 @@ class Container(NamedTuple):
     name: str
     settings: dict[str, str]
     directory: str = ""  # where Docker keeps what it knows
+    network: str = ""  # Docker's name of it, if it has one
+    path: str = ""  # of the namespace, if that exists
 
 
 def read(path: Path) -> Document:
@@ -59,6 +62,10 @@ def read(path: Path) -> Document:
 
 def identify(config: Document, number: str) -> Container:
     """Whose bundle is this? @number: the id that the runtime was given; "" in a hook of Podman."""
+    return _identify(config, number)._replace(path=netns_path(config))
+
+
+def _identify(config: Document, number: str) -> Container:
     annotations: dict[str, str] = config.get("annotations") or {}
     mounts = {m.get("destination"): m.get("source", "") for m in config.get("mounts") or ()}
     if f"{CRI}container-type" in annotations:
@@ -106,7 +113,8 @@ def _docker(directory: str, number: str) -> Container:
         bound = ",".join(_bindings(host))
         if bound:
             labels["graft.publish"] = ",".join(filter(None, (labels.get("graft.publish", ""), bound)))
-    return Container("docker", number, str(known.get("Name", "")).lstrip("/"), labels, directory)
+    user = "" if mode == "none" or mode.startswith("container:") else mode
+    return Container("docker", number, str(known.get("Name", "")).lstrip("/"), labels, directory, user)
 
 
 def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
@@ -212,21 +220,35 @@ def _setting(asked: dict[str, Any], key: str, value: str) -> None:
         raise UsageError("graft has no such setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
 
 
+def netns_path(config: Document) -> str:
+    """Where the namespace is that the container joins; "" if it gets one of its own."""
+    namespaces = (config.get("linux") or {}).get("namespaces") or ()
+    return next((n.get("path") or "" for n in namespaces if n["type"] == "network"), "")
+
+
 def netns(config: Document) -> int:
     """The inode of the namespace that the container joins; 0 if it gets one of its own, or that cannot be seen."""
-    for namespace in (config.get("linux") or {}).get("namespaces") or ():
-        if namespace["type"] == "network" and namespace.get("path"):
-            try:
-                return os.stat(namespace["path"]).st_ino
-            except OSError:
-                return 0
-    return 0
+    try:
+        return os.stat(netns_path(config)).st_ino
+    except OSError:
+        return 0
+
+
+def devices(path: str) -> list[str]:
+    """The network devices that are up in the namespace at @path; none if that is not one, or cannot be seen."""
+    try:
+        with open(path, "rb") as file:
+            linux.check_netns(file.fileno())
+            with linux.inside_netns(file.fileno()):
+                return [name for name, state in psutil.net_if_stats().items() if state.isup]
+    except OSError:
+        return []
 
 
 def edit(config: Document, asked: protocol.Metadata, agent: str) -> Document:
     """config.json with graft's traps, told to the agent socket @agent. Raises Refused."""
-    linux: Document = config.get("linux") or {}
-    namespaces = {n["type"]: n.get("path", "") for n in linux.get("namespaces") or ()}
+    section: Document = config.get("linux") or {}
+    namespaces = {n["type"]: n.get("path", "") for n in section.get("namespaces") or ()}
     if "network" not in namespaces:
         raise Refused(
             "the container has the host's network",
@@ -235,8 +257,8 @@ def edit(config: Document, asked: protocol.Metadata, agent: str) -> Document:
         )
     asked.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
     metadata = msgspec.json.encode(asked).decode()
-    merged = seccomp.merge(linux.get("seccomp"), listener=agent, metadata=metadata, swap=asked.swap)
-    return {**config, "linux": {**linux, "seccomp": merged}}
+    merged = seccomp.merge(section.get("seccomp"), listener=agent, metadata=metadata, swap=asked.swap)
+    return {**config, "linux": {**section, "seccomp": merged}}
 
 
 def write(path: Path, config: Document) -> None:

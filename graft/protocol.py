@@ -130,6 +130,30 @@ class Hook(Request, tag="hook"):
     config: dict[str, Any]
 
 
+class Attach(Request, tag="attach"):
+    """graft-cni ADD. The descriptor is the namespace; @within: where connections leave from the addresses."""
+
+    key: str
+    network: str
+    addresses: list[str] = []
+    within: str = ""
+    publish: list[str] = []
+    names: list[str] = []
+    resolver: str = ""
+
+
+class Attached(Request, tag="attached"):
+    """graft-cni CHECK."""
+
+    key: str
+
+
+class Detach(Request, tag="detach"):
+    """graft-cni DEL."""
+
+    key: str
+
+
 class Stop(Request, tag="stop"):
     """graftd --stop."""
 
@@ -150,6 +174,9 @@ AnyRequest = (
     | Status
     | Bundle
     | Hook
+    | Attach
+    | Attached
+    | Detach
     | Stop
 )
 _decoder = msgspec.json.Decoder(AnyRequest)

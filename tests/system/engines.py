@@ -1,6 +1,8 @@
 """Container engines of the distribution, each an instance of its own in a laboratory's host."""
 
+import json
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -112,3 +114,84 @@ class Dockerd(Engine):
                     os.rmdir(path)
         if not self.key_existed:
             Path("/etc/docker/key.json").unlink(missing_ok=True)
+
+
+class Podman(Engine):
+    """Podman with nothing of the machine's: storage, networks, hooks, configuration."""
+
+    CONFIG = """
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
+log_driver = "k8s-file"
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["{root}/cni"]
+network_config_dir = "{root}/net"
+default_network = "graft"
+[engine]
+runtime = "{runtime}"
+cgroup_manager = "cgroupfs"
+events_logger = "none"
+lock_type = "file"
+enable_port_reservation = false
+hooks_dir = ["{root}/hooks"]
+infra_image = "localhost/pause:1"
+static_dir = "{root}/data/libpod"
+volume_path = "{root}/data/volumes"
+tmp_dir = "{root}/tmp"
+image_copy_tmp_dir = "{root}/tmp"
+"""
+
+    def __init__(self, lab: Lab, directory: Path, runtime: str = "runc") -> None:
+        super().__init__(lab, directory)
+        self.cache_existed = Path("/var/lib/containers/cache").exists()
+        for name in ("cni", "net", "hooks", "tmp"):
+            (self.root / name).mkdir()
+        (self.root / "containers.conf").write_text(self.CONFIG.format(root=self.root, runtime=runtime))
+        for name in ("host-local", "loopback"):
+            (self.root / "cni" / name).symlink_to(f"/usr/lib/cni/{name}")
+        plugin = self.root / "cni/graft-cni"
+        plugin.write_text(f"#!/bin/sh\nGRAFT_RUN_DIR={lab.run_dir} exec {ROOT}/bin/graft-cni\n")
+        plugin.chmod(0o755)
+        self.network("graft", "10.97.0.0/24")
+        hook = {
+            "version": "1.0.0",
+            "hook": {"path": str(RUNTIME), "args": ["graft-hook", f"--graft-run-dir={lab.run_dir}"]},
+            "when": {"annotations": {r"^graft(\..*)?$": ".*"}},
+            "stages": ["precreate"],
+        }
+        (self.root / "hooks/graft.json").write_text(json.dumps(hook))
+        archive = image(self.root / "image.tar")
+        self("import", "-q", "-c", "STOPSIGNAL SIGKILL", "-c", "ENV PATH=/usr/bin:/bin", archive, "localhost/host:1")
+        entry = 'ENTRYPOINT ["/busybox","sleep","100000"]'
+        self("import", "-q", "-c", entry, "-c", "STOPSIGNAL SIGKILL", archive, "localhost/pause:1")
+
+    def network(self, name: str, subnet: str) -> None:
+        """A network of graft's."""
+        ipam = {"type": "host-local", "subnet": subnet, "dataDir": str(self.root / "ipam")}
+        plugin = {"type": "graft-cni", "capabilities": {"portMappings": True, "aliases": True, "ips": True}, "ipam": ipam}
+        document = {"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}
+        (self.root / f"net/{name}.conflist").write_text(json.dumps(document))
+
+    def command(self, *argv: Any) -> list[str]:
+        root = self.root
+        places = ("--root", root / "data", "--runroot", root / "run", "--tmpdir", root / "tmp", "--storage-driver", "vfs")
+        return self.lab.in_host("env", f"CONTAINERS_CONF={root}/containers.conf", "podman", *places, *argv)
+
+    def run(self, *options: Any, argv: Sequence[Any], check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """`podman run` with the host's programs."""
+        return self("run", *HOST_PROGRAMS, *options, "localhost/host:1", *argv, check=check)
+
+    def stop(self) -> None:
+        """End all containers; leave nothing."""
+        self("pod", "rm", "-f", "-a", "-t", "0", check=False)
+        self("rm", "-f", "-a", "-t", "0", check=False)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for place in reversed([m for m in mounts if m.startswith(f"{self.root}/")]):
+            subprocess.run(("umount", place), capture_output=True)
+        for directory in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
+            for path in sorted((d for d in directory.rglob("*") if d.is_dir()), reverse=True):
+                os.rmdir(path)
+            os.rmdir(directory)
+        if not self.cache_existed:
+            shutil.rmtree("/var/lib/containers", ignore_errors=True)
