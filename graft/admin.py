@@ -35,6 +35,7 @@ class Admin:
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
         """One request → the value of "ok". Raises GraftError."""
+        connection.check_peer()
         if not connection.vetted:
             refuse_targets(self.daemon, connection.pid)
         request = protocol.decode_request(line)
@@ -215,7 +216,7 @@ class Admin:
             self._check_network(container, oci.netns(config))
             asked = oci.wish(container)
             expect_target(self.daemon, asked, oci.netns(config), creator)
-            return oci.edit(config, asked, str(self.daemon.directory / "agent.sock"))
+            return oci.edit(config, asked, self.daemon.directory)
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise

@@ -5,9 +5,9 @@ what graft shall do as `metadata`. The runtime never reads an answer. A connecti
 message is an aborted create, and normal. The wrapper sends the same message, and the Python API asks for
 sockets (graft/protocol.py, AgentRequest).
 
-Who asks decides what is believed. A peer that is root in the host's user namespace (a runtime) may name
-another process as the target and publish ports; anybody else speaks for itself, in the netns that its own
-pid shows, with the strict policy.
+Who asks decides what is believed. A peer that is root in the host's user namespace (a runtime), or that brings what
+graftd sealed, may name another process as the target and publish ports; anybody else speaks for itself, in the
+netns that its own pid shows, with the strict policy.
 """
 
 import errno
@@ -33,6 +33,7 @@ from graft.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.foreign import close_foreign
 from graft.log import log
 from graft.registry import Tenant
+from graft.seal import is_sealed
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
@@ -48,6 +49,7 @@ class Agent:
         """One message. Raises GraftError, which goes to the peer as well as to the log."""
         try:
             if protocol.is_agent_request(message):
+                connection.check_peer()
                 return self._answer(connection, protocol.decode_agent_request(message), fds)
             return self._serve(connection, message, fds)
         except GraftError as error:
@@ -56,13 +58,16 @@ class Agent:
 
     def _serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any]:
         state = protocol.decode_state(message)
+        sealed = is_sealed(state.metadata, self.daemon.directory)
+        if not sealed:
+            connection.check_peer()
         wish = protocol.decode_metadata(state.metadata)
         if wish.wrapper:
             return self._wrapper(connection, wish, fds)
         if "seccompFd" not in state.fds or len(fds) != len(state.fds):
             raise UsageError(f"{len(state.fds)} names and {len(fds)} descriptors", hint="send one 'seccompFd'")
         listener = fds[state.fds.index("seccompFd")]
-        trusted = connection.uid == 0 and self._is_host(connection.pid)
+        trusted = sealed or (connection.uid == 0 and self._is_host(connection.pid))
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
         known = self.daemon.registry.by_container(state.state.id) if trusted else None
         if known is None and trusted and wish.name:

@@ -24,6 +24,8 @@ COMMANDS = {
     "rule": "Rules of a running container: publish, ingress, egress.",
     "ps": "List running containers.",
     "inspect": "Everything about one container, in JSON.",
+    "install": "Make graft known to Docker, Podman or containerd.",
+    "uninstall": "Undo that.",
     "bench": "Measure graft beside the host and everything that is installed.",
     "doctor": "What this machine has, lacks, and how to get it.",
     "completion": "Shell completion.",

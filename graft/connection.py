@@ -108,8 +108,6 @@ class Connection:
                 return
             fds, self.fds = self.fds, []
             try:
-                if not self.peer_lives():  # its pid may be another's by now, and /proc speak of that one
-                    raise Refused("the peer has ended", code="ESRCH")
                 answer = self.serve(self, bytes(self.incoming), fds)
             except BaseException as error:
                 for fd in fds:
@@ -125,6 +123,11 @@ class Connection:
             self._send({"ok": answer})
         except GraftError as error:
             self._send(protocol.error_document(error))
+
+    def check_peer(self) -> None:
+        """Raise Refused if the peer has ended: its pid may be another's by now, and /proc speak of that one."""
+        if not self.peer_lives():
+            raise Refused("the peer has ended", code="ESRCH")
 
     def peer_lives(self) -> bool:
         """Is the process that connected still there? Its pid is nobody else's as long."""

@@ -20,13 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import psutil
 
 from graft import linux, protocol, seccomp
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import GraftError, Refused, UsageError
 from graft.network import parse_own
+from graft.seal import seal
 
 Document = dict[str, Any]
 PREFIX = "graft"
@@ -245,8 +245,8 @@ def devices(path: str) -> list[str]:
         return []
 
 
-def edit(config: Document, asked: protocol.Metadata, agent: str) -> Document:
-    """config.json with graft's traps, told to the agent socket @agent. Raises Refused."""
+def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Document:
+    """config.json with graft's traps, told to the agent socket in graftd's @directory. Raises Refused."""
     section: Document = config.get("linux") or {}
     namespaces = {n["type"]: n.get("path", "") for n in section.get("namespaces") or ()}
     if "network" not in namespaces:
@@ -256,8 +256,8 @@ def edit(config: Document, asked: protocol.Metadata, agent: str) -> Document:
             code="EINVAL",
         )
     asked.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
-    metadata = msgspec.json.encode(asked).decode()
-    merged = seccomp.merge(section.get("seccomp"), listener=agent, metadata=metadata, swap=asked.swap)
+    listener, metadata = str(directory / "agent.sock"), seal(asked, directory)
+    merged = seccomp.merge(section.get("seccomp"), listener=listener, metadata=metadata, swap=asked.swap)
     return {**config, "linux": {**section, "seccomp": merged}}
 
 

@@ -218,6 +218,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     container: str = ""  # the engine's id of it,
     engine: str = ""  # and which one that is
     directory: str = ""  # Docker's, where the names are
+    seal: str = ""  # graftd's own hand, graft/seal.py
 
 
 class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):

@@ -197,7 +197,7 @@ class Containerd(Engine):
     def call(self, method: str, service: str = "RuntimeService", **fields: Any) -> dict[str, Any]:
         """One call; fields as JSON has them. Raises grpc.RpcError."""
         request = json_format.ParseDict(fields, _message(f"{method}Request")())
-        function = self.channel.unary_unary(
+        function: Any = self.channel.unary_unary(
             f"/{PACKAGE}.{service}/{method}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=_message(f"{method}Response").FromString,

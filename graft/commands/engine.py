@@ -1,0 +1,99 @@
+"""graft install and graft uninstall: one command line, two directions."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from graft import engines
+from graft.cli import CONTEXT
+from graft.errors import Failure, Refused
+
+INSTALL = """Make graft known to an engine. What is changed is shown first; nothing is restarted unasked.
+
+\b
+sudo graft install docker                  then: docker run --runtime graft ...
+sudo graft install podman                  then: podman run --annotation graft=on --network graft ...
+sudo graft install containerd --reload     then: a RuntimeClass with the handler 'graft'
+graft install docker --dry-run             only look
+"""
+UNINSTALL = """Take out of an engine's configuration what 'graft install' put there, and nothing else.
+
+\b
+sudo graft uninstall docker
+graft uninstall containerd --dry-run       only look
+"""
+
+
+def make(*, install: bool) -> click.Command:
+    """The command."""
+
+    @click.command(context_settings=CONTEXT, help=INSTALL if install else UNINSTALL)
+    @click.argument("engine", type=click.Choice(list(engines.ENGINES)))
+    @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+    @click.option("-n", "--dry-run", is_flag=True, help="Show the change, make none.")
+    @click.option("--reload", "reload_", is_flag=True, help="Tell the engine: systemctl reload, or restart.")
+    @click.option(
+        "--runtime", type=click.Choice(["runc", "crun"]), default="runc", help="What graft-runtime becomes."
+    )
+    @click.option("--subnet", default="", metavar="CIDR", help="Addresses of the CNI network (Podman, containerd).")
+    @click.option("--root", type=Path, default=Path("/"), hidden=True)
+    def command(engine: str, yes: bool, dry_run: bool, reload_: bool, runtime: str, subnet: str, root: Path) -> None:
+        if install:
+            engines.check_version(engine)
+        if subnet:
+            _check_subnet(subnet)
+        plan = engines.ENGINES[engine](engines.Options(root, runtime, subnet), install=install)
+        if not plan.changes:
+            click.echo(f"{engine}: graft is {'installed already' if install else 'not installed'}")
+            return
+        for change in plan.changes:
+            click.echo(change.diff, nl=False)
+        if dry_run:
+            return
+        _check_permission(root)
+        if not yes:
+            if not sys.stdin.isatty():
+                raise Refused("nobody is there to say yes", hint="--yes, or --dry-run", code="ENOTTY")
+            click.confirm("Make this change?", abort=True)
+        done: list[engines.Change] = []
+        try:
+            for change in plan.changes:
+                change.make()
+                done.append(change)
+        except Failure:
+            for change in reversed(done):
+                engines.Change(change.path, change.after, change.before, change.link).make()
+            raise
+        _tell(engine, plan, reload_=reload_)
+
+    return command
+
+
+def _check_subnet(text: str) -> None:
+    import ipaddress
+
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as error:
+        raise click.UsageError(f"--subnet: {error}") from None
+
+
+def _check_permission(root: Path) -> None:
+    if root == Path("/") and os.geteuid() != 0:
+        raise Refused("this needs root", hint="sudo, or --dry-run", code="EPERM")
+
+
+def _tell(engine: str, plan: engines.Plan, *, reload_: bool) -> None:
+    words = " ".join(plan.reload)
+    if not plan.reload:
+        click.echo(f"{engine}: done")
+    elif reload_:
+        done = subprocess.run(plan.reload, capture_output=True, text=True)
+        if done.returncode:
+            raise Failure(f"{words}: {(done.stderr or done.stdout).strip()}", hint="the configuration is changed")
+        click.echo(f"{engine}: done, and told to {plan.reload[1]}")
+    else:
+        click.echo(f"{engine}: done; when it suits you: {words} ({plan.note})")

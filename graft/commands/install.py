@@ -1,0 +1,5 @@
+"""graft install."""
+
+from graft.commands.engine import make
+
+command = make(install=True)

@@ -1,0 +1,5 @@
+"""graft uninstall."""
+
+from graft.commands.engine import make
+
+command = make(install=False)
