@@ -4,7 +4,7 @@ A plan is made and shown before anything is written; a file that was there is ke
 NAME.before-graft. A plan to uninstall takes out what is graft's and leaves what others have written since.
 
 Docker      daemon.json gets a runtime (dockerd(8))
-Podman      a hook (oci-hooks(5)), a CNI network, a drop-in of containers.conf(5): conmon must not hold published ports
+Podman      a hook (oci-hooks(5)), a CNI network, a drop-in of containers.conf(5): conmon must not hold the ports
 containerd  config.toml gets a runtime handler with CNI networks of its own, between two marks
 """
 
@@ -43,14 +43,13 @@ class Change(NamedTuple):
     @property
     def diff(self) -> str:
         """As diff(1) -u shows it."""
-        lines = [(text or "").splitlines(keepends=True) for text in (self.before, self.after)]
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.before, self.after))
         if self.link:
             return f"{'link' if self.after else 'remove'} {self.path}{f' -> {self.after}' if self.after else ''}\n"
         old = str(self.path) if self.before is not None else "/dev/null"
         new = str(self.path) if self.after is not None else "/dev/null"
-        return "".join(
-            line if line.endswith("\n") else f"{line}\n" for line in difflib.unified_diff(*lines, old, new)
-        )
+        lines = difflib.unified_diff(before, after, old, new)
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
     def make(self) -> None:
         """Write, link or remove; whole or not at all. Raises Failure."""
@@ -236,11 +235,10 @@ def containerd(options: Options, *, install: bool) -> Plan:
         raise Refused(f"{path} has a runtime '{NAME}' that graft did not write", hint="take it out", code="EEXIST")
     place = Path((cri.get("cni") or {}).get("bin_dir") or "/opt/cni/bin")
     nets = "/etc/cni/graft.d"
-    after = without.rstrip("\n") + "\n\n" + _handler(table, nets, options.runtime) if install else without
+    after: str | None = None if before is None else without
     if install:
+        after = f"{without.rstrip()}\n\n{_handler(table, nets, options.runtime)}"
         _toml(path, after)
-    elif before is None:
-        after = None
     podman_uses = _under(root, "/etc/cni/net.d/88-graft.conflist").exists()
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
     changes = _linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
