@@ -1,0 +1,182 @@
+"""graft's traps in any profile: nothing is loosened, nothing breaks, and what is allowed is trapped."""
+
+import copy
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from graft import seccomp
+from graft.errors import Refused
+from tests.unit.libseccomp import ARCHITECTURES, build, verdict
+
+NUMBERS = {
+    "socket": 41,
+    "connect": 42,
+    "sendto": 44,
+    "bind": 49,
+    "listen": 50,
+    "getsockname": 51,
+    "getpeername": 52,
+    "setsockopt": 54,
+    "getsockopt": 55,
+    "ioctl": 16,
+    "io_uring_setup": 425,
+}
+I386 = ARCHITECTURES["SCMP_ARCH_X86"]
+ALL = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
+CALLS = [*NUMBERS, "socketcall", "read", "write", "close"]
+
+
+def merged(profile, **options):
+    return seccomp.merge(profile, listener="/run/graft/agent.sock", metadata="{}", **options)
+
+
+def allow(names, *args, action="SCMP_ACT_ALLOW", error=None):
+    rule = {"names": names, "action": action}
+    if args:
+        rule["args"] = [{"index": i, "value": v, "op": f"SCMP_CMP_{op}"} for i, op, v in args]
+    return rule | ({"errnoRet": error} if error is not None else {})
+
+
+def profile(*rules, default="SCMP_ACT_ERRNO", error=None):
+    made = {"defaultAction": default, "architectures": ALL, "syscalls": list(rules)}
+    return made | ({"defaultErrnoRet": error} if error is not None else {})
+
+
+PODMAN = profile(
+    allow([c for c in CALLS if c not in ("socket", "io_uring_setup")]),
+    allow(["socket"], (0, "EQ", 16), (2, "EQ", 9), action="SCMP_ACT_ERRNO", error=22),
+    allow(["socket"], (2, "NE", 9)),
+    allow(["socket"], (0, "NE", 16)),
+    allow(["socket"], (2, "NE", 9)),
+    error=38,
+)
+PROFILES = {
+    "unconfined": None,
+    "docker": profile(allow(CALLS)),
+    "docker without AF_VSOCK": profile(allow([c for c in CALLS if c != "socket"]), allow(["socket"], (0, "NE", 40))),
+    "podman": PODMAN,
+}
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_engines_profiles(name):
+    program = build(merged(PROFILES[name]))
+    for family in (2, 10, 2 | 1 << 32):
+        assert verdict(program, 41, family, 1) == "NOTIFY"
+    for family in (0, 1, 3, 11, 16, 17, 38, 45, 100, 1 << 31):
+        assert verdict(program, 41, family, 1) == "ALLOW"
+    assert verdict(program, 41, 40, 1) == ("ERRNO 1" if "VSOCK" in name else "ALLOW")
+    assert verdict(program, 41, 16, 3, 9) == ("ERRNO 22" if name == "podman" else "ALLOW")
+    assert verdict(program, 50, 3, 1) == "NOTIFY"
+    for request in (0x8908, 0x8913, 0x8946, 0x89FF, 0x8B01, 0x1_0000_8913):
+        assert verdict(program, 16, 3, request) == "NOTIFY"
+    for request in (0x5401, 0x5421, 0x8905, 0x8907, 0x8A00, 0x8C00, 0x80047601):
+        assert verdict(program, 16, 3, request) == "ALLOW"
+    for option in ((6, 1), (1, 2), (1, 9), (1, 15), (1, 20), (41, 26), (6, 13)):
+        assert verdict(program, 54, 3, *option) == "ALLOW"
+    for option in ((1, 25), (1, 36), (0, 35), (41, 78), (6, 19)):
+        assert verdict(program, 54, 3, *option) == "NOTIFY"
+    assert verdict(program, 49, 3) == verdict(program, 42, 3) == verdict(program, 1) == "ALLOW"
+    assert verdict(program, 425).startswith("ERRNO")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_32_bit_programs_get_no_grafted_socket(name):
+    program = build(merged(PROFILES[name]))
+    assert verdict(program, 359, 2, 1, arch=I386) == "NOTIFY"  # which graftd refuses
+    for call in (1, 14):  # SYS_SOCKET, SYS_SETSOCKOPT
+        assert verdict(program, 102, call, arch=I386).startswith("ERRNO")
+    assert verdict(program, 366, 3, 1, 25, arch=I386) == "NOTIFY"
+
+
+def test_what_was_refused_stays_refused():
+    program = build(merged(profile(allow(["socket"], (0, "EQ", 1)), allow(["read", "ioctl"]))))
+    assert [verdict(program, 41, f, 1) for f in (1, 2, 10, 16)] == ["ALLOW", "ERRNO 1", "ERRNO 1", "ERRNO 1"]
+    assert verdict(program, 50) == "ERRNO 1"
+    killed = allow(["socket"], (1, "EQ", 3), action="SCMP_ACT_KILL")
+    program = build(merged(profile(killed, default="SCMP_ACT_ALLOW")))
+    assert [verdict(program, 41, 2, kind) for kind in (1, 2, 3)] == ["NOTIFY", "NOTIFY", "KILL"]
+    tiocsti = allow(["ioctl"], (1, "EQ", 0x5412), action="SCMP_ACT_ERRNO", error=1)
+    program = build(merged(profile(tiocsti, default="SCMP_ACT_ALLOW")))
+    assert [verdict(program, 16, 0, r) for r in (0x5412, 0x5413, 0x8913)] == ["ERRNO 1", "ALLOW", "NOTIFY"]
+
+
+def test_with_endpoints_elsewhere_more_is_trapped():
+    program = build(merged(PROFILES["docker"], swap=True))
+    for call in ("bind", "connect", "getsockname", "getpeername", "setsockopt", "getsockopt"):
+        assert verdict(program, NUMBERS[call], 3, 1, 1) == "NOTIFY"
+    assert verdict(program, 44, 3, 1, 1, 0, 0) == "ALLOW"
+    assert verdict(program, 44, 3, 1, 1, 0, 0x7FFF12345678) == "NOTIFY"
+
+
+def test_the_profile_is_not_changed():
+    before = copy.deepcopy(PODMAN)
+    made = merged(PODMAN)
+    assert before == PODMAN
+    assert (made["listenerPath"], made["listenerMetadata"]) == ("/run/graft/agent.sock", "{}")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"listenerPath": "/run/other.sock"},
+        {"syscalls": [allow(["mknod"], action="SCMP_ACT_NOTIFY")]},
+    ],
+)
+def test_another_listener_is_refused(own):
+    with pytest.raises(Refused, match="has a listener of its own"):
+        merged(profile() | own)
+
+
+def test_a_mask_across_a_trap_is_refused():
+    odd = {"index": 0, "value": 8, "valueTwo": 8, "op": "SCMP_CMP_MASKED_EQ"}
+    with pytest.raises(Refused, match="compares argument 0 by the mask 0x8"):
+        merged(profile({"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [odd]}))
+
+
+VALUES = {0: (0, 1, 2, 3, 4, 10, 16, 40), 1: (0, 1, 2, 3, 41, 0x5412, 0x8913), 2: (0, 1, 6, 9, 25)}
+conditions = st.sampled_from([(i, v) for i, values in VALUES.items() for v in values]).flatmap(
+    lambda iv: st.tuples(st.just(iv[0]), st.sampled_from(("EQ", "NE", "LT", "LE", "GE", "GT")), st.just(iv[1]))
+)
+
+
+@st.composite
+def rules(draw):
+    names = draw(st.lists(st.sampled_from([*NUMBERS, "read", "write"]), min_size=1, max_size=3, unique=True))
+    args = draw(st.lists(conditions, max_size=2, unique_by=lambda c: c[0]))
+    action = draw(st.sampled_from(("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL")))
+    return allow(names, *args, action=action, error=draw(st.sampled_from((13, 22))) if "ERRNO" in action else None)
+
+
+calls = st.tuples(
+    st.sampled_from([*NUMBERS.values(), 0, 1]),
+    st.sampled_from(VALUES[0]),
+    st.sampled_from((*VALUES[1], 0x8901, 0x89A0, 6, 0)),
+    st.sampled_from(VALUES[2]),
+    st.sampled_from((0, 1)),
+    st.sampled_from((0, 1)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rules(), max_size=3), st.sampled_from(("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO")), st.lists(calls, min_size=20))
+def test_any_profile(made, default, tried):
+    """A call has its old verdict, or, where that was ALLOW, NOTIFY; io_uring, and what no rule can express, aside."""
+    before = profile(*made, default=default)
+    try:
+        old = build(before)
+    except OSError:
+        assume(False)
+    new = build(merged(before))
+    for number, *args in tried:
+        was, now = verdict(old, number, *args), verdict(new, number, *args)
+        if number == NUMBERS["io_uring_setup"]:
+            assert now != "ALLOW"
+        elif was == "ALLOW" and number == NUMBERS["socket"]:
+            assert now == ("NOTIFY" if args[0] in (2, 4, 10) else "ALLOW")
+        elif was == "ALLOW":
+            assert now in ("ALLOW", "NOTIFY")
+        else:
+            assert now == was
