@@ -183,6 +183,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (own_address(a, stamp->tenant, tenant, dual)) {
 		if (!share_port(ctx, a, tenant, stamp->tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		if (proto == IPPROTO_TCP && a->port)
+			note_served(stamp->tenant, a, a->port); /* another's wildcard may have the number */
 		return bound(stamp, &asked, a, STAMP_INGRESS);
 	}
 	if (!is_any(asked.ip) && !is_loopback(&asked))

@@ -1,0 +1,182 @@
+"""graft run --ip: an address of the container's own on the host's stack."""
+
+import json
+
+import pytest
+
+from graft.bench.lab import HOST4, wait_for
+from tests.conftest import python
+
+SERVER = """
+import socket, sys
+s = socket.socket(*([socket.AF_INET6] if len(sys.argv) > 2 else []))
+s.bind(('::' if len(sys.argv) > 2 else '', int(sys.argv[1])))
+s.listen()
+print(s.getsockname()[1], flush=True)
+while True:
+    c, p = s.accept()
+    c.sendall(repr((p[0], *c.getsockname()[:2])).encode()); c.close()
+"""
+CLIENT = """
+import errno, socket, sys
+for where in sys.argv[1:]:
+    host, _, port = where.rpartition('_')
+    try:
+        s = socket.create_connection((host, int(port)), 5)
+        told = eval(s.recv(200).decode())
+        print(s.getsockname()[0], s.getpeername()[0], s.getpeername()[1], *told)
+    except OSError as error:
+        print(errno.errorcode.get(error.errno, error))
+"""
+UDP_SERVER = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 53)); print('ready', flush=True)
+while True:
+    d, p = s.recvfrom(100); s.sendto(repr(p[0]).encode(), p)
+"""
+UDP_CLIENT = """
+import socket, sys
+for connected in (False, True):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)
+    if connected:
+        s.connect((sys.argv[1], 53)); s.send(b'x'); print(s.recv(100).decode(), s.getpeername())
+    else:
+        s.sendto(b'x', (sys.argv[1], 53)); print(*s.recvfrom(100))
+"""
+
+
+def spawn(lab, *options, code=SERVER, args=()):
+    process = lab.spawn_graft(*options, *python(code), *args, stdout=-1)
+    assert process.stdout.readline(), "the server did not start"
+    return process
+
+
+@pytest.fixture
+def servers(lab):
+    started = [
+        spawn(lab, "--name", "own-a", "--ip", "10.88.0.5", args=("80",)),
+        spawn(lab, "--name", "own-b", "--ip", "10.88.0.6", "-p", "8080:80", args=("80",)),
+    ]
+    yield started
+    for process in started:
+        lab.end(process)
+    wait_for(lambda: "10.88.0" not in lab.host("ip", "address", "show", "lo").stdout, "the addresses' end")
+
+
+def test_two_on_one_port(lab, servers):
+    listening = lab.host("ss", "-tlnH").stdout
+    assert "10.88.0.5:80 " in listening
+    assert "0.0.0.0:8080 " in listening
+    assert "inet 10.88.0.5/32" in lab.host("ip", "address", "show", "lo").stdout
+    targets = ("10.88.0.5_80", "10.88.0.6_80", "10.88.0.6_8080", "10.88.0.5_81")
+    told = lab.graft("run", "--ip", "10.88.0.7", *python(CLIENT), *targets).stdout.splitlines()
+    assert told == [
+        "10.88.0.7 10.88.0.5 80 10.88.0.7 10.88.0.5 80",
+        "10.88.0.7 10.88.0.6 80 10.88.0.7 10.88.0.6 80",
+        "10.88.0.7 10.88.0.6 8080 10.88.0.7 10.88.0.6 80",
+        "ECONNREFUSED",
+    ]
+
+
+def test_from_the_host_and_from_elsewhere(lab, servers):
+    told = lab.host(*python(CLIENT), "10.88.0.5_80", "10.88.0.6_80", "10.88.0.6_81").stdout.splitlines()
+    assert [line.split()[-2:] for line in told] == [["10.88.0.5", "80"], ["10.88.0.6", "80"], ["ECONNREFUSED"]]
+    lab.client("ip", "route", "add", "10.88.0.0/16", "via", HOST4, check=True)
+    try:
+        told = lab.client(*python(CLIENT), "10.88.0.5_80", f"{HOST4}_8080").stdout.splitlines()
+        assert told == ["10.77.0.2 10.88.0.5 80 10.77.0.2 10.88.0.5 80", "10.77.0.2 10.77.0.1 8080 10.77.0.2 10.77.0.1 80"]
+    finally:
+        lab.client("ip", "route", "del", "10.88.0.0/16")
+
+
+def test_nobody_elses_server_answers(lab, servers):
+    """A host's server on the wildcard is not at a container's address."""
+    code = "import socket, time; s = socket.socket(); s.bind(('', 8622)); s.listen(); time.sleep(60)"
+    process = lab.spawn(*python(code))
+    lab.wait_listening(8622)
+    told = lab.graft("run", *python(CLIENT), "10.88.0.5_8622").stdout
+    assert (told, lab.host(*python(CLIENT), "10.88.0.5_8622").stdout) == ("ECONNREFUSED\n", "ECONNREFUSED\n")
+    lab.end(process)
+
+
+def test_a_published_port_and_anothers_own(lab, servers):
+    """Port 8080 of the host is own-b's, port 8080 of its own address own-c's, whichever comes first."""
+    process = spawn(lab, "--name", "own-c", "--ip", "10.88.0.8", args=("8080",))
+    told = lab.host(*python(CLIENT), "10.88.0.8_8080", "10.88.0.6_80").stdout.splitlines()
+    assert [line.split()[-2:] for line in told] == [["10.88.0.8", "8080"], ["10.88.0.6", "80"]]
+    later = spawn(lab, "--name", "own-d", "--ip", "10.88.0.9", "-p", "8090:80", args=("80",))
+    lab.end(later)
+    lab.end(process)
+
+
+def test_a_port_is_taken_once(lab):
+    code = """
+import socket
+for port in (80, 8080):
+    a = socket.socket(); a.bind(('', port)); a.listen()
+    b = socket.socket()
+    try: b.bind(('', port)); print('bound twice')
+    except OSError as error: print(error.errno)
+"""
+    done = lab.graft("run", "--ip", "10.88.0.5", "-p", "8631:80", *python(code))
+    assert done.stdout == "98\n98\n", done.stderr
+
+
+def test_own_loopback_and_own_name(lab):
+    code = """
+import socket
+s = socket.socket(); s.bind(('10.88.0.5', 80)); s.listen(); print(s.getsockname())
+for host in ('127.0.0.1', '10.88.0.5', '0.0.0.0'):
+    c = socket.create_connection((host, 80)); p, _ = s.accept(); print(c.getpeername()[0]); c.close(); p.close()
+l = socket.socket(); l.bind(('127.0.0.1', 81)); l.listen()
+try: socket.create_connection(('10.88.0.5', 81)); print('reached')
+except OSError as error: print(error.errno)
+try: socket.socket().bind(('10.88.0.77', 82)); print('bound')
+except OSError as error: print(error.errno)
+"""
+    done = lab.graft("run", "--ip", "10.88.0.5", "--egress", "none", *python(code))
+    told = done.stdout.splitlines()
+    assert told == ["('10.88.0.5', 80)", "127.0.0.1", "10.88.0.5", "0.0.0.0", "111", "99"], done.stderr
+
+
+def test_udp(lab):
+    server = spawn(lab, "--name", "own-u", "--ip", "10.88.0.5", code=UDP_SERVER)
+    told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
+    assert told == ["b\"'10.88.0.7'\" ('10.88.0.5', 53)", "'10.88.0.7' ('10.88.0.5', 53)"]
+    lab.end(server)
+    server = spawn(lab, "--name", "own-v", "--ip", "10.88.0.5", "-p", "5399:53/udp", code=UDP_SERVER)
+    told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
+    assert told == ["b\"'10.88.0.7'\" ('10.88.0.5', 53)", "'10.88.0.7' ('10.88.0.5', 53)"]
+    lab.end(server)
+
+
+def test_ipv6(lab):
+    server = spawn(lab, "--name", "own-6", "--ip", "fd88::5", args=("80", "6"))
+    told = lab.graft("run", "--ip", "fd88::7", *python(CLIENT), "fd88::5_80").stdout
+    assert told == "fd88::7 fd88::5 80 fd88::7 fd88::5 80\n"
+    lab.end(server)
+    both = spawn(lab, "--name", "own-46", "--ip", "10.88.0.5", "--ip", "fd88::5", args=("80", "6"))
+    told = lab.graft("run", "--ip", "10.88.0.7", *python(CLIENT), "10.88.0.5_80").stdout
+    assert told.startswith("10.88.0.7 10.88.0.5 80 ::ffff:10.88.0.7")
+    lab.end(both)
+
+
+def test_refusals(lab, servers):
+    for address, message in (
+        ("10.88.0.5", "10.88.0.5 is the address of container 'own-a'"),
+        ("127.0.0.1", "--ip: 127.0.0.1 is a loopback address"),
+        ("0.0.0.0", "--ip: 0.0.0.0 is the wildcard"),
+        ("224.0.0.1", "--ip: 224.0.0.1 is not an address of one host"),
+        ("fe80::1", "--ip: fe80::1 is a link-local address"),
+        ("web", "--ip: 'web' is not an IP address"),
+    ):
+        done = lab.graft("run", "--ip", address, "true")
+        assert done.returncode in (1, 2)
+        assert done.stderr.startswith(f"graft: {message}")
+    seen = json.loads(lab.graft("inspect", "own-b").stdout)
+    assert seen["addresses"] == ["10.88.0.6"]
+
+
+def test_an_address_of_a_device_stays(lab):
+    lab.graft("run", "--ip", HOST4, "true", check=True)
+    assert f"inet {HOST4}/" in lab.host("ip", "address").stdout
