@@ -82,8 +82,9 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 /*
  * A port of the container's own address, and a port that such a container publishes on the host's wildcard, may have
  * the same number: with SO_REUSEPORT (graftd gives such sockets one owner) the kernel takes both, and the exact
- * address gets what is sent to it. Two sockets of the container at one address stay a conflict, as everywhere;
- * false for one of another container.
+ * address gets what is sent to it. With SO_REUSEADDR the connections of the container that had the address before
+ * stand in nobody's way, as in a fresh namespace. Two sockets of the container at one address stay a conflict, as
+ * everywhere; false for one of another container.
  */
 static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant,
 				 __u32 id)
@@ -107,8 +108,11 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 	}
 	if (alien)
 		return false;
-	if (!here)
-		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &on, sizeof(on));
+	if (here)
+		return true;
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &on, sizeof(on));
+	if (ctx->protocol == IPPROTO_TCP)
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &on, sizeof(on));
 	return true;
 }
 

@@ -18,6 +18,7 @@
 #define SO_NETNS_COOKIE_ 71
 #define SO_BINDTOIFINDEX_ 62
 #define SO_PRIORITY_ 12
+#define SO_REUSEADDR_ 2
 #define SO_REUSEPORT_ 15
 #define TCP_ULP_ 31
 

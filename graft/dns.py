@@ -116,7 +116,11 @@ class Resolver:
             del self.waiting[next(iter(self.waiting))]
         number = random.randrange(1 << 16)  # noqa: S311 - what is answered goes to a container that asked
         self.waiting[number] = (int.from_bytes(query[:2], "big"), client, udp)
-        self.upstream.sendto(number.to_bytes(2, "big") + query[2:], (servers[0], DNS_PORT))
+        try:
+            self.upstream.sendto(number.to_bytes(2, "big") + query[2:], (servers[0], DNS_PORT))
+        except OSError as error:
+            log.debug("nameserver %s: %s", servers[0], error.strerror)
+            return False
         return True
 
     def _answered(self, _events: int) -> None:
