@@ -11,6 +11,7 @@ and attachment find each other by the network namespace.
 
 import contextlib
 import os
+import time
 from typing import Any
 
 from graft.endpoint import ANY4, ANY6, Address, Publication, parse_address, parse_publication
@@ -26,6 +27,7 @@ class Attachment:
         self.network = network
         self.netns = 0  # its inode; 0: not known yet,
         self.sandbox: list[str] = []  # but where it is going to be mounted
+        self.since = time.time()
         self.addresses: list[Own] = []
         self.publications: list[Publication] = []
         self.offered: list[dict[str, Any]] = []  # Docker's port mappings, which every endpoint of a container has
@@ -48,6 +50,7 @@ class Attachment:
             "network": self.network,
             "netns": self.netns,
             "sandbox": self.sandbox,
+            "since": self.since,
             "addresses": [own_document(own) for own in self.addresses],
             "publications": [str(p) for p in self.publications],
             "names": self.names,
@@ -72,6 +75,7 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     attachment = Attachment(saved["key"], saved["network"])
     attachment.netns, attachment.names, attachment.sandbox = saved["netns"], saved["names"], saved["sandbox"]
     attachment.resolver = parse_address(saved["resolver"]) if saved["resolver"] else None
+    attachment.since = saved["since"]
     attachment.offered = saved["offered"]
     attachment.addresses = [restore_own(own) for own in saved["addresses"]]
     attachment.publications = [parse_publication(p) for p in saved["publications"]]

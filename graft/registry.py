@@ -47,6 +47,7 @@ from graft.policy import Own
 OWNER_BASE = 0x70000000
 BLOCKS = policy.SLICE_SLOTS - 1
 STATE_VERSION = 3
+FORGOTTEN_SECONDS = 60.0
 SCOPES, SCOPES_INSIDE = 40000, 256
 CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
@@ -274,6 +275,10 @@ class Registry:
         ]
         for table in dead:
             del self.tables[table.netns]
+        for attachment in list(self.attachments.values()):  # of an engine that was killed before it could say so
+            old = time.time() - attachment.since > FORGOTTEN_SECONDS
+            if attachment.netns and old and not host.netns_alive(attachment.netns, ""):
+                self.detach(attachment.key)
         if dead:
             self.save()
 

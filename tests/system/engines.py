@@ -145,6 +145,11 @@ image_copy_tmp_dir = "{root}/tmp"
     def __init__(self, lab: Lab, directory: Path, runtime: str = "runc") -> None:
         super().__init__(lab, directory)
         self.cache_existed = Path("/var/lib/containers/cache").exists()
+        self.inside: list[str] = []
+        if runtime == "crun" and Path("/sys/fs/cgroup/unified").is_dir():  # it refuses cgroup v1 beside v2
+            self.holder = lab.spawn("unshare", "-m", "sh", "-c", "umount /sys/fs/cgroup/unified; exec sleep 1000")
+            wait_for(self._without_unified, "a namespace without cgroup2")
+            self.inside = ["nsenter", "-m", "-t", str(self.holder.pid)]
         for name in ("cni", "net", "hooks", "tmp"):
             (self.root / name).mkdir()
         (self.root / "containers.conf").write_text(self.CONFIG.format(root=self.root, runtime=runtime))
@@ -162,9 +167,12 @@ image_copy_tmp_dir = "{root}/tmp"
         }
         (self.root / "hooks/graft.json").write_text(json.dumps(hook))
         archive = image(self.root / "image.tar")
-        self("import", "-q", "-c", "STOPSIGNAL SIGKILL", "-c", "ENV PATH=/usr/bin:/bin", archive, "localhost/host:1")
+        self("import", "-q", "-c", "STOPSIGNAL SIGKILL", "-c", "ENV PATH=/usr/sbin:/usr/bin:/bin", archive, "localhost/host:1")
         entry = 'ENTRYPOINT ["/busybox","sleep","100000"]'
         self("import", "-q", "-c", entry, "-c", "STOPSIGNAL SIGKILL", archive, "localhost/pause:1")
+
+    def _without_unified(self) -> bool:
+        return " /sys/fs/cgroup/unified " not in Path(f"/proc/{self.holder.pid}/mounts").read_text()
 
     def network(self, name: str, subnet: str) -> None:
         """A network of graft's."""
@@ -176,7 +184,7 @@ image_copy_tmp_dir = "{root}/tmp"
     def command(self, *argv: Any) -> list[str]:
         root = self.root
         places = ("--root", root / "data", "--runroot", root / "run", "--tmpdir", root / "tmp", "--storage-driver", "vfs")
-        return self.lab.in_host("env", f"CONTAINERS_CONF={root}/containers.conf", "podman", *places, *argv)
+        return self.lab.in_host(*self.inside, "env", f"CONTAINERS_CONF={root}/containers.conf", "podman", *places, *argv)
 
     def run(self, *options: Any, argv: Sequence[Any], check: bool = True) -> "subprocess.CompletedProcess[str]":
         """`podman run` with the host's programs."""
@@ -195,3 +203,5 @@ image_copy_tmp_dir = "{root}/tmp"
             os.rmdir(directory)
         if not self.cache_existed:
             shutil.rmtree("/var/lib/containers", ignore_errors=True)
+        if self.inside:
+            self.lab.end(self.holder)

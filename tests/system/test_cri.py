@@ -1,0 +1,157 @@
+"""Kubernetes' way in: containerd's CRI, a runtime handler, a CNI plugin."""
+
+import json
+import os
+import subprocess
+
+import grpc
+import pytest
+
+from graft.bench.lab import HOST4, laboratory, wait_for
+from tests.conftest import need, need_root, python
+from tests.system.cri import Containerd
+from tests.system.engines import ROOT
+from tests.system.test_docker import CURL, reach
+
+WRITE = ("-o", "/dev/null", "-w", "%{http_code} %{local_ip} %{remote_ip}")
+SERVER = ("/usr/bin/python3", "-m", "http.server", "80")
+
+
+@pytest.fixture(scope="module")
+def host():
+    need_root()
+    with laboratory("cri") as one:
+        one.graft("endpoint", "add", "ep-pod", "type", "ipv4", "addr", HOST4, "port", "8910", check=True)
+        yield one
+        one.graft("endpoint", "del", "ep-pod")
+
+
+@pytest.fixture(scope="module")
+def containerd(host):
+    need("containerd", "ctr", "runc", "busybox", "containerd-shim-runc-v2")
+    engine = Containerd(host, host.work / "containerd")
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def listening(host, ip, port=80):
+    wait_for(lambda: f"{ip}:{port} " in host.host("ss", "-tlnH").stdout, f"{ip}:{port}")
+
+
+def test_two_pods_on_port_80(containerd, host):
+    one, two = containerd.pod("one"), containerd.pod("two", ports=[{"container_port": 80, "host_port": 8901}])
+    first, second = one.container("main", *SERVER), two.container("main", *SERVER)
+    side = one.container("side", "/busybox", "sleep", "100")
+    listening(host, one.ip)
+    host.wait_listening(8901)
+    assert one.exec(first, *CURL, *WRITE, f"http://{two.ip}/") == f"200 {one.ip} {two.ip}"
+    assert two.exec(second, *CURL, *WRITE, f"http://{one.ip}/") == f"200 {two.ip} {one.ip}"
+    assert one.exec(side, *CURL, *WRITE, "http://127.0.0.1/").startswith("200")  # containers of a pod share localhost
+    devices = one.exec(side, "/busybox", "ip", "-o", "link").splitlines()
+    assert [line.split()[1] for line in devices] == ["lo:"]
+    assert "Directory listing" in reach(host, 8901)
+    assert "10.77.0.2 - -" in (containerd.root / "log/two-main.log").read_text()
+    assert host.host(*CURL, *WRITE, f"http://{one.ip}/").stdout.startswith("200")
+    with pytest.raises(grpc.RpcError, match="host port is published by container 'default_two'"):
+        containerd.pod("three", ports=[{"container_port": 80, "host_port": 8901}])
+    ip = one.ip
+    one.remove()
+    two.remove()
+    wait_for(lambda: not host.containers(), "their end")
+    assert f"inet {ip}/" not in host.host("ip", "address").stdout
+
+
+def test_annotations(containerd, host):
+    settings = {"graft_endpoint_ep-pod": "80", "graft_egress": "none", "graft_publish": "8902:81"}
+    pod = containerd.pod("noted", **settings)
+    container = pod.container("main", *SERVER)
+    host.wait_listening(8910)
+    shown = json.loads(host.graft("inspect", "default_noted").stdout)
+    assert shown["publish"] == ["8902:81/tcp"]
+    assert shown["rules"]["egress_default"] == "none"
+    code = "import socket\ntry: socket.create_connection(('10.77.0.2', 9), 5)\nexcept OSError as e: print(e.errno)"
+    assert pod.exec(container, *python(code)) == "101\n"
+    pod.remove()
+    for annotations, message in (
+        ({"graft_publish": "x"}, "annotation 'graft.publish=x': publication 'x' names one port"),
+        ({"graft_endpoint_nope": "80"}, "names an unknown endpoint 'nope'"),
+    ):
+        with pytest.raises(grpc.RpcError, match=message):
+            containerd.pod("bad", **annotations)
+
+
+def cni(host, command, config, **environment):
+    """graft-cni as a runtime calls it."""
+    env = {
+        "PATH": os.environ["PATH"],
+        "GRAFT_RUN_DIR": str(host.run_dir),
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": "abc",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/usr/lib/cni",
+        **environment,
+    }
+    text = config if isinstance(config, str) else json.dumps(config)
+    done = subprocess.run(
+        host.in_host(ROOT / "bin/graft-cni"), input=text, capture_output=True, text=True, env=env, timeout=20
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None
+
+
+def test_the_plugin_alone(host, tmp_path):
+    """The specification's commands, by hand: chained, alone, twice, with bad input."""
+    names = (f"{host.tag}-c1", f"{host.tag}-c2")
+    for name in names:
+        subprocess.run(("ip", "netns", "add", name), check=True)
+    path, other = (f"/run/netns/{name}" for name in names)
+    ipam = {"type": "host-local", "subnet": "10.98.0.0/24", "dataDir": str(tmp_path)}
+    config = {"cniVersion": "1.0.0", "name": "n", "type": "graft-cni", "ipam": ipam}
+    ports = {"runtimeConfig": {"portMappings": [{"hostPort": 8920, "containerPort": 80, "protocol": "tcp"}]}}
+    try:
+        status, told = cni(host, "VERSION", {"cniVersion": "1.0.0"})
+        assert (status, told["supportedVersions"][-1]) == (0, "1.0.0")
+        status, added = cni(host, "ADD", config | ports, CNI_NETNS=path)
+        assert (status, added["ips"][0]["address"], added["cniVersion"]) == (0, "10.98.0.2/24", "1.0.0")
+        assert cni(host, "CHECK", config | {"prevResult": added}, CNI_NETNS=path) == (0, None)
+        again = cni(host, "ADD", config | ports, CNI_NETNS=other, CNI_CONTAINERID="def")
+        assert again[0] == 1
+        assert "host port is published by container" in again[1]["msg"]
+        host.host("ip", "address", "del", "10.98.0.2/32", "dev", "lo", check=True)
+        status, told = cni(host, "CHECK", config | {"prevResult": added}, CNI_NETNS=path)
+        assert (status, told["msg"]) == (1, "graft: 10.98.0.2/24: not an address of this container any more")
+        for netns in (path, ""):
+            assert cni(host, "DEL", config | {"prevResult": added}, CNI_NETNS=netns) == (0, None)
+        status, told = cni(host, "CHECK", config | {"prevResult": added}, CNI_NETNS=path)
+        assert (status, told["msg"]) == (1, "graft: the container is not attached")
+
+        plain = {"cniVersion": "0.4.0", "name": "n", "type": "graft-cni"}
+        before = {"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.98.0.9/24"}]}
+        status, chained = cni(host, "ADD", plain | {"prevResult": before}, CNI_NETNS=path)
+        assert (status, chained["ips"][0]["address"]) == (0, "10.98.0.9/24")
+        assert "inet 10.98.0.9/32" in host.host("ip", "address").stdout
+        assert cni(host, "DEL", plain, CNI_NETNS="")[0] == 0
+        inside = before | {"interfaces": [{"name": "eth0", "sandbox": path}]}
+        status, chained = cni(host, "ADD", plain | {"prevResult": inside}, CNI_NETNS=path)
+        assert (status, chained["interfaces"]) == (0, inside["interfaces"])
+        assert "10.98.0.9" not in host.host("ip", "address").stdout
+        assert cni(host, "DEL", plain, CNI_NETNS="")[0] == 0
+
+        for arguments, code, message in (
+            (("ADD", "{"), 6, "the network configuration is not JSON"),
+            (("ADD", {"cniVersion": "9.9", "name": "n"}), 1, "cniVersion '9.9' is unknown"),
+            (("ADD", {"cniVersion": "1.0.0"}), 7, "the configuration has no name"),
+            (("ADD", config), 4, "CNI_NETNS is not set"),
+            (("NO", config), 4, "CNI_COMMAND 'NO' is unknown"),
+            (("CHECK", config), 7, "CHECK without prevResult"),
+            (("ADD", config | {"ipam": {"type": "nosuch"}}), 7, "IPAM plugin 'nosuch' is not in CNI_PATH"),
+        ):
+            netns = {"CNI_NETNS": path} if "nosuch" in str(arguments) else {}
+            status, told = cni(host, *arguments, **netns)
+            assert (status, told["code"], told["msg"]) == (1, code, f"graft: {message}")
+        status, told = cni(host, "ADD", config, CNI_NETNS=path, GRAFT_RUN_DIR=str(tmp_path))
+        assert (status, told["code"], told["msg"]) == (1, 11, "graft: graftd is not running")
+    finally:
+        for name in names:
+            subprocess.run(("ip", "netns", "del", name), check=True)

@@ -1,0 +1,162 @@
+"""Podman by an OCI hook and a CNI plugin: networks, names, pods, exec, kube play; runc and crun."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from graft.bench.lab import HOST4, laboratory, wait_for
+from tests.conftest import need, need_root, python
+from tests.system.engines import Podman
+from tests.system.test_clients import httpgo  # noqa: F401 - a fixture
+from tests.system.test_docker import APP, CURL, NGINX, nginx_conf, reach
+
+GRAFT = ("--annotation", "graft=on")
+KUBE = """
+apiVersion: v1
+kind: Pod
+metadata:
+  name: played
+  annotations: {{graft: "on"}}
+spec:
+  containers:
+  - name: web
+    image: localhost/host:1
+    command: [/usr/bin/python3, -m, http.server, "80"]
+    ports: [{{containerPort: 80, hostPort: 8811}}]
+    volumeMounts: [{{name: usr, mountPath: /usr}}, {{name: etc, mountPath: /etc}}]
+  volumes:
+  - {{name: usr, hostPath: {{path: /usr}}}}
+  - {{name: etc, hostPath: {{path: /etc}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def host():
+    need_root()
+    with laboratory("podman") as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=["runc", "crun"])
+def podman(request, host):
+    need("podman", "runc", "crun", "conmon", "busybox")
+    host.graft("endpoint", "show", check=True)
+    engine = Podman(host, host.work / request.param, request.param)
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+@pytest.fixture(autouse=True)
+def _no_container_is_left(podman, host):
+    yield
+    podman("pod", "rm", "-f", "-a", "-t", "0")
+    podman("rm", "-f", "-a", "-t", "0")
+    wait_for(lambda: not host.containers(), "the end of all containers")
+    wait_for(lambda: "10.97." not in host.host("ip", "address").stdout, "the addresses' end")
+
+
+def test_a_published_server(podman, host):
+    podman.run("-d", "--name", "web", *GRAFT, "-p", "8801:80", *nginx_conf(host), argv=("nginx", "-c", "/nginx.conf"))
+    host.wait_listening(8801)
+    assert reach(host, 8801) == "from nginx\n"
+    assert "10.77.0.2 - -" in podman("logs", "web").stdout
+    assert "0.0.0.0:8801->80/tcp" in podman("ps").stdout
+    devices = podman("exec", "web", "/busybox", "ip", "-o", "link").stdout.splitlines()
+    assert [line.split()[1] for line in devices] == ["lo:"]
+    assert podman("exec", "web", *CURL, "http://127.0.0.1/").stdout == "from nginx\n"
+    code = "import os, socket; s = socket.socket(); print(os.fstat(s.fileno()).st_uid >> 28)"
+    assert podman("exec", "web", "/usr/bin/python3", "-I", "-c", code).stdout == "7\n"
+    shown = json.loads(host.graft("ps", "-j").stdout)
+    assert [(c["name"], c["publish"]) for c in shown] == [("web", ["8801:80/tcp"])]
+    podman("restart", "-t", "0", "web")
+    wait_for(lambda: reach(host, 8801) == "from nginx\n", "the restarted server")
+    done = podman.run("--rm", "--name", "late", *GRAFT, "-p", "8801:80", argv=("true",), check=False)
+    assert done.returncode == 126
+    assert "graft: -p 8801:80/tcp: host port is published by container 'web'" in done.stderr
+
+
+def test_two_by_name(podman, host):
+    podman.run("-d", "--name", "srv", "--network-alias", "al", *GRAFT, argv=("python3", "-m", "http.server", "80"))
+    wait_for(lambda: "10.97." in host.host("ss", "-tlnH", "sport = :80").stdout, "the server")
+    script = "for n in srv al; do curl -sS -o /dev/null -w '%{http_code} ' http://$n/; done; getent hosts al"
+    done = podman.run("--rm", *GRAFT, argv=("/busybox", "sh", "-c", script))
+    assert done.stdout.startswith("200 200 10.97.0."), done.stderr
+
+
+def test_three_services(podman, host):
+    """What a compose file would say: web, app, redis; the app's own port is the number that web publishes."""
+    more = "location /app { proxy_pass http://app:8802/; proxy_set_header X-Real-IP $remote_addr; }"
+    (host.work / "app.py").write_text(APP.replace("8713", "8802"))
+    podman.run("-d", "--name", "redis", *GRAFT, argv=("redis-server", "--save", "", "--protected-mode", "no"))
+    work = ("-v", f"{host.work}:/work:ro")
+    podman.run("-d", "--name", "app", *GRAFT, *work, argv=("/usr/bin/python3", "-I", "/work/app.py"))
+    (host.work / "nginx.conf").write_text(NGINX % more)
+    podman.run("-d", "--name", "web", *GRAFT, "-p", "8802:80", *work, argv=("nginx", "-c", "/work/nginx.conf"))
+    wait_for(lambda: "hit" in host.client(*CURL, f"http://{HOST4}:8802/app").stdout, "the app")
+    assert "from 10.77.0.2" in host.client(*CURL, f"http://{HOST4}:8802/app").stdout
+
+
+def test_servers(podman, host, httpgo):  # noqa: F811
+    """Without a network: ports by annotation; a static Go server, another user, no capabilities."""
+    podman.run(
+        *("-d", "--network", "none", "--annotation", "graft=8803:80", "-v", f"{httpgo}:/httpgo:ro"),
+        *("--user", "65534", "--cap-drop", "ALL"),
+        argv=("/httpgo", "serve", ":80"),
+    )
+    host.wait_listening(8803)
+    assert host.client(*CURL, "-o", "/dev/null", "-w", "%{http_code}", f"http://{HOST4}:8803/").stdout == "200"
+
+
+def test_a_pod(podman, host):
+    podman("pod", "create", "--name", "both", "-p", "8804:80", "--network", "graft")
+    podman.run("-d", "--pod", "both", *GRAFT, argv=("python3", "-m", "http.server", "80"))
+    host.wait_listening(8804)
+    assert "Directory listing" in reach(host, 8804)
+    done = podman.run("--rm", "--pod", "both", *GRAFT, argv=(*CURL, "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1/"))
+    assert done.stdout == "200"
+    other = podman.run("--rm", *GRAFT, argv=(*CURL, "-o", "/dev/null", "-w", "%{http_code}", "http://both/"))
+    assert other.stdout == "200"
+
+
+def test_kube_play(podman, host):
+    path = host.work / "pod.yml"
+    path.write_text(KUBE.format())
+    podman("kube", "play", "--network", "graft", path)
+    host.wait_listening(8811)
+    assert "Directory listing" in reach(host, 8811)
+    podman("kube", "down", path)
+    wait_for(lambda: not host.listening(8811), "its end")
+
+
+def test_refusals(podman):
+    for annotation, message in (
+        ("graft=nonsense", "graft: annotation 'graft=nonsense': publication 'nonsense' names one port"),
+        ("graft.endpoint.nope=80", "graft: rule '0.0.0.0:80=nope' names an unknown endpoint 'nope'"),
+        ("graft.egress=all", "graft: annotation 'graft.egress=all': egress rule 'all', character 4: lacks '='"),
+    ):
+        done = podman.run("--rm", "--network", "none", "--annotation", annotation, argv=("true",), check=False)
+        assert done.returncode == 126
+        assert message in done.stderr
+
+
+def test_many_at_once(podman, host):
+    code = python("import socket; s = socket.socket(); s.bind(('', 80)); s.listen(); print('up')")
+    began = time.monotonic()
+    started = [
+        subprocess.Popen(
+            podman.command("run", "--rm", *GRAFT, "-p", f"{8820 + n}:80", "-v", "/usr:/usr:ro", "localhost/host:1", *code),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(8)
+    ]
+    done = [p.communicate(timeout=60) for p in started]
+    assert [out for out, _ in done] == ["up\n"] * 8, done
+    assert time.monotonic() - began < 60
+    assert not list(Path("/run/netns").glob("netns-*"))
