@@ -231,18 +231,19 @@ def containerd(options: Options, *, install: bool) -> Plan:
         raise Refused(f"{path} is of version {version}", hint="containerd config migrate", code="EPROTONOSUPPORT")
     table = CRI_TABLES[version]
     cri = (document.get("plugins") or {}).get(table) or {}
-    if NAME in ((cri.get("containerd") or {}).get("runtimes") or {}):
+    runtimes = (cri.get("containerd") or {}).get("runtimes") or {}
+    if NAME in runtimes:
         raise Refused(f"{path} has a runtime '{NAME}' that graft did not write", hint="take it out", code="EEXIST")
     place = Path((cri.get("cni") or {}).get("bin_dir") or "/opt/cni/bin")
     nets = "/etc/cni/graft.d"
     after: str | None = None if before is None else without
     if install:
-        after = f"{without.rstrip()}\n\n{_handler(table, nets, options.runtime)}"
+        after = f"{without.rstrip()}\n\n{_handler(table, nets, options.runtime, alone=not runtimes)}"
         _toml(path, after)
     podman_uses = _under(root, "/etc/cni/net.d/88-graft.conflist").exists()
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
     changes = _linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
-    conflist = _conflist("graft-pods", options.subnet or "10.96.0.0/16", resolver=False) if install else None
+    conflist = _conflist("graft-pods", options.subnet or "10.86.0.0/16", resolver=False) if install else None
     changes += _changed(_under(root, f"{nets}/10-graft.conflist"), conflist)
     changes += _changed(path, after)
     return Plan(
@@ -250,13 +251,16 @@ def containerd(options: Options, *, install: bool) -> Plan:
     )
 
 
-def _handler(table: str, nets: str, runtime: str) -> str:
-    where = f'plugins."{table}".containerd.runtimes.{NAME}'
+def _handler(table: str, nets: str, runtime: str, *, alone: bool) -> str:
+    """@alone: the file names no runtime, and containerd forgets its own default as soon as one does."""
+    runtimes = f'plugins."{table}".containerd.runtimes'
+    where = f"{runtimes}.{NAME}"
+    default = f'[{runtimes}.runc]\n  runtime_type = "io.containerd.runc.v2"\n' if alone else ""
     binary = program("graft-runtime")
     if runtime != "runc":
         raise UsageError(f"containerd calls graft-runtime without options, so its runtime is runc, not '{runtime}'")
     return f"""{BEGIN}
-[{where}]
+{default}[{where}]
   runtime_type = "io.containerd.runc.v2"
   pod_annotations = ["graft.*", "graft.*.*"]
   container_annotations = ["graft.*", "graft.*.*"]

@@ -412,6 +412,7 @@ class Registry:
             pairs = published(publication, taken, ipv6=self.ipv6)
             addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
             self._check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
+            self._check_inside(publication, addresses, [*tenant.publications, *accepted])
             self.check_free(publication, addresses, netns=tenant.netns, shared=bool(tenant.owned))
             made += pairs
             accepted.append(publication)
@@ -419,6 +420,22 @@ class Registry:
             tenant.table.endpoints[endpoint.name] = endpoint
             tenant.ingress.append(rule)
         tenant.publications += accepted
+
+    def _check_inside(self, publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
+        """Refuse a port of the container that is published already: its socket has one address of a family."""
+        for other in others:
+            theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
+            if (
+                other.protocol == publication.protocol
+                and other.first < publication.first + publication.span
+                and publication.first < other.first + other.span
+                and any(a.v4 == b.v4 for a in addresses for b in theirs)
+            ):
+                raise Refused(
+                    f"-p {publication}: the container's port is published already (-p {other})",
+                    hint="a socket has one address; publish it once",
+                    code="EINVAL",
+                )
 
     def _label(self, attachment: Attachment) -> str:
         """What to call whose attachment it is."""
@@ -500,6 +517,7 @@ class Registry:
         for publication in attachment.publications:
             addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
             self._check_conflicts(publication, addresses, accepted, "this one")
+            self._check_inside(publication, addresses, accepted)
             self.check_free(publication, addresses, netns=attachment.netns, shared=bool(attachment.addresses))
             accepted.append(publication)
         done: list[Own] = []
@@ -565,9 +583,12 @@ class Registry:
     def expect(self, number: str, expected: Expected) -> None:
         """An engine is creating a container. Raises Refused if its ports are not free."""
         self.unexpect(number)
+        accepted: list[Publication] = []
         for publication in expected.publications:
             addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
+            self._check_inside(publication, addresses, accepted)
             self.check_free(publication, addresses, netns=expected.netns, shared=False)
+            accepted.append(publication)
         self.expected[number] = expected
 
     def unexpect(self, number: str) -> None:

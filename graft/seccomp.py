@@ -101,7 +101,7 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
         merged["architectures"] = list(ARCHITECTURES)
     whole = SWAPPED_WHOLE if swap else WHOLE
     partly = SWAPPED_PARTLY if swap else PARTLY
-    found = _take(merged, {*whole, *partly, *REFUSED})
+    found = _take(merged, {*whole, *partly, *REFUSED}, default)
     # first: libseccomp adds every rule for socket() to i386's socketcall() as well, where they would collide
     made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
     for name in whole:
@@ -120,18 +120,23 @@ def _unlike(number: int, default: Rule) -> int:
     return number if default.action != ERRNO or number != known else errno.EACCES
 
 
-def _take(profile: Profile, names: set[str]) -> dict[str, list[Rule]]:
-    """Remove what the profile says of these calls, and return it."""
+def _take(profile: Profile, names: set[str], default: Rule) -> dict[str, list[Rule]]:
+    """Remove what the profile says of these calls, and return it; without what is the default, as runtimes do."""
     found: dict[str, list[Rule]] = {name: [] for name in names}
     kept = []
     for rule in profile.get("syscalls") or ():
         for name in names.intersection(rule["names"]):
-            found[name] += _split(rule)
+            found[name] += [r for r in _split(rule) if not _same(r, default)]
         rest = [name for name in rule["names"] if name not in names]
         if rest:
             kept.append({**rule, "names": rest})
     profile["syscalls"] = kept
     return found
+
+
+def _same(rule: Rule, default: Rule) -> bool:
+    errors = (errno.EPERM if r.error is None and r.action == ERRNO else r.error for r in (rule, default))
+    return rule.action == default.action and len(set(errors)) == 1
 
 
 def _split(rule: dict[str, Any]) -> list[Rule]:

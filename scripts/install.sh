@@ -15,7 +15,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 if [ "${1:-}" = remove ]; then
-	rm -f "$bindir/graft" "$bindir/graftd" "$bindir/ip-graft" "$includedir/graft.h" "$units"/graftd.service "$units"/graftd.socket "$units"/graftd-agent.socket
+	rm -f "$bindir/graft" "$bindir/graftd" "$bindir/ip-graft" "$bindir/graft-cni" "$includedir/graft.h" "$units"/graftd.service "$units"/graftd.socket "$units"/graftd-agent.socket "$units"/graftd-docker.socket
 	rm -f /usr/local/share/man/man1/graft.1 /usr/local/share/man/man8/graftd.8
 	rm -rf "$prefix"
 	echo "install: removed"
@@ -25,10 +25,10 @@ fi
 make --no-print-directory wheel
 python3 -m venv "$prefix"
 "$prefix/bin/python3" -m pip install -q --disable-pip-version-check --force-reinstall dist/graft-*.whl
-ln -sf "$prefix/bin/graft" "$prefix/bin/graftd" "$prefix/bin/ip-graft" "$bindir/"
+ln -sf "$prefix/bin/graft" "$prefix/bin/graftd" "$prefix/bin/ip-graft" "$prefix/bin/graft-cni" "$bindir/"
 install -m 644 -D include/graft.h "$includedir/graft.h"
 if [ -d "$units" ]; then
-	for unit in graftd.service graftd.socket graftd-agent.socket; do
+	for unit in graftd.service graftd.socket graftd-agent.socket graftd-docker.socket; do
 		sed "s|@BINDIR@|$bindir|" "contrib/systemd/$unit" >"$units/$unit"
 	done
 	echo "install: systemctl enable --now graftd.socket graftd-agent.socket"

@@ -124,6 +124,8 @@ def test_the_plugin_alone(host, tmp_path):
         for netns in (path, ""):
             assert cni(host, "DEL", config | {"prevResult": added}, CNI_NETNS=netns) == (0, None)
         status, told = cni(host, "CHECK", config | {"prevResult": added}, CNI_NETNS=path)
+        assert (status, told["msg"].split(":")[1]) == (1, " host-local")
+        status, told = cni(host, "CHECK", {k: v for k, v in config.items() if k != "ipam"} | {"prevResult": added})
         assert (status, told["msg"]) == (1, "graft: the container is not attached")
 
         plain = {"cniVersion": "0.4.0", "name": "n", "type": "graft-cni"}
@@ -147,8 +149,8 @@ def test_the_plugin_alone(host, tmp_path):
             (("CHECK", config), 7, "CHECK without prevResult"),
             (("ADD", config | {"ipam": {"type": "nosuch"}}), 7, "IPAM plugin 'nosuch' is not in CNI_PATH"),
         ):
-            netns = {"CNI_NETNS": path} if "nosuch" in str(arguments) else {}
-            status, told = cni(host, *arguments, **netns)
+            given = {"CNI_NETNS": path} if "nosuch" in str(arguments) else {}
+            status, told = cni(host, *arguments, **given)
             assert (status, told["code"], told["msg"]) == (1, code, f"graft: {message}")
         status, told = cni(host, "ADD", config, CNI_NETNS=path, GRAFT_RUN_DIR=str(tmp_path))
         assert (status, told["code"], told["msg"]) == (1, 11, "graft: graftd is not running")

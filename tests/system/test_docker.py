@@ -165,6 +165,8 @@ def test_ports_of_all_kinds(docker, host, gnet):
         (("--network", "none", "--label", "graft.colour=red"), "graft has no such setting (graft.publish, graft.ingress"),
         (("--network", "none", "-p", "8709:80"), "-p 8709:80/tcp: host port 0.0.0.0:8709/tcp is in use by python3 (pid"),
         (("--network", "gnet", "-p", "8709:80"), "-p 8709:80/tcp: host port 0.0.0.0:8709/tcp is in use by python3 (pid"),
+        (("--network", "gnet", "-p", "8714:80", "-p", "8715:80"), "the container's port is published already (-p 871"),
+        (("--network", "none", "-p", "8714:80", "-p", "8715:80"), "the container's port is published already (-p 871"),
         ((), "graft: network 'default' is not graft's (--network none, or a network made by 'docker network create"),
         (("--network", "host"), "graft: network 'host' is not graft's"),
         (("--network", "plain"), "graft: network 'plain' is not graft's"),

@@ -5,6 +5,8 @@ import subprocess
 from graft.bench.lab import GRAFTD, ROOT, wait_for
 from tests.conftest import need
 
+UNITS = ("graftd.service", "graftd.socket", "graftd-agent.socket", "graftd-docker.socket")
+
 
 def test_socket_activation(own_lab):
     need("systemd-socket-activate")
@@ -20,10 +22,10 @@ def test_socket_activation(own_lab):
 
 def test_units(tmp_path):
     need("systemd-analyze")
-    for unit in ("graftd.service", "graftd.socket", "graftd-agent.socket"):
+    for unit in UNITS:
         text = (ROOT / "contrib/systemd" / unit).read_text().replace("@BINDIR@", "/bin").replace("/bin/graftd", "/bin/true")
         (tmp_path / unit).write_text(text)
-    names = [str(tmp_path / unit) for unit in ("graftd.service", "graftd.socket", "graftd-agent.socket")]
+    names = [str(tmp_path / unit) for unit in UNITS]
     result = subprocess.run(("systemd-analyze", "verify", "--man=no", *names), capture_output=True, text=True)
     ours = [line for line in (result.stdout + result.stderr).splitlines() if "graftd" in line]
     assert ours == []

@@ -1,0 +1,144 @@
+"""graft install and uninstall: shown, idempotent, reversible, and nobody else's lines touched."""
+
+import json
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from graft import engines
+from graft.bench.lab import ROOT
+from graft.cli import graft
+from graft.errors import Refused
+
+DAEMON = '{\n    "log-driver": "journald",\n    "runtimes": {"nvidia": {"path": "/usr/bin/nvidia"}}\n}\n'
+CONTAINERD = 'version = 2\n\n# kept\n[plugins."io.containerd.grpc.v1.cri".cni]\n  bin_dir = "/usr/lib/cni"\n'
+
+
+def tree(root):
+    return {
+        str(p.relative_to(root)): p.readlink() if p.is_symlink() else p.read_text()
+        for p in sorted(root.rglob("*"))
+        if p.is_symlink() or (p.is_file() and not p.name.endswith(engines.BACKUP))
+    }
+
+
+def change(engine, root, *, install):
+    plan = engines.ENGINES[engine](engines.Options(root), install=install)
+    for one in plan.changes:
+        one.make()
+    return plan
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, text in (("etc/docker/daemon.json", DAEMON), ("etc/containerd/config.toml", CONTAINERD)):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "usr/lib/cni").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("engine", engines.ENGINES)
+def test_there_and_back(root, engine):
+    before = tree(root)
+    assert change(engine, root, install=True).changes
+    during = tree(root)
+    assert during != before
+    assert not change(engine, root, install=True).changes
+    change(engine, root, install=False)
+    assert not change(engine, root, install=False).changes
+    after = tree(root)
+    if engine == "docker":  # dockerd's file is JSON: its layout is ours, its content is not
+        assert json.loads(after.pop("etc/docker/daemon.json")) == json.loads(before.pop("etc/docker/daemon.json"))
+    assert after == before
+
+
+def test_docker(root):
+    change("docker", root, install=True)
+    document = json.loads((root / "etc/docker/daemon.json").read_text())
+    assert document["log-driver"] == "journald"
+    assert set(document["runtimes"]) == {"nvidia", "graft"}
+    assert Path(document["runtimes"]["graft"]["path"]).name == "graft-runtime"
+    assert (root / "etc/docker/daemon.json.before-graft").read_text() == DAEMON
+    plan = engines.docker(engines.Options(root, "crun"), install=True)
+    assert '"--graft-runtime=crun"' in plan.changes[0].diff
+
+
+def test_podman_and_containerd_share_the_plugin(root):
+    change("podman", root, install=True)
+    change("containerd", root, install=True)
+    link = root / "usr/lib/cni/graft-cni"
+    change("podman", root, install=False)
+    assert link.is_symlink()
+    change("podman", root, install=True)
+    change("containerd", root, install=False)
+    assert link.is_symlink()
+    change("podman", root, install=False)
+    assert not link.is_symlink()
+
+
+def test_containerd_reads_it(root):
+    change("containerd", root, install=True)
+    path = root / "etc/containerd/config.toml"
+    assert "# kept" in path.read_text()
+    cri = tomllib.loads(path.read_text())["plugins"]["io.containerd.grpc.v1.cri"]
+    assert cri["containerd"]["runtimes"]["graft"]["options"]["BinaryName"].endswith("/graft-runtime")
+    if shutil.which("containerd"):
+        dumped = subprocess.run(("containerd", "-c", path, "config", "dump"), capture_output=True, text=True)
+        runtimes = tomllib.loads(dumped.stdout)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+        assert (runtimes["graft"]["cni_conf_dir"], "runc" in runtimes) == ("/etc/cni/graft.d", True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "path", "text", "message"),
+    [
+        ("docker", "etc/docker/daemon.json", '{"a": ', "daemon.json: Expecting value"),
+        ("docker", "etc/docker/daemon.json", "[]", "is not what dockerd reads"),
+        ("containerd", "etc/containerd/config.toml", "version = ", "config.toml: Invalid value"),
+        ("containerd", "etc/containerd/config.toml", "version = 1\n", "is of version 1"),
+        ("containerd", "etc/containerd/config.toml", f"version = 2\n{engines.BEGIN}\n", "of graft's two marks one is"),
+    ],
+)
+def test_a_file_that_is_not_understood_stays(root, engine, path, text, message):
+    (root / path).write_text(text)
+    with pytest.raises(Refused, match=message):
+        change(engine, root, install=True)
+    assert (root / path).read_text() == text
+
+
+def test_anothers_plugin_stays(root):
+    (root / "usr/lib/cni/graft-cni").write_text("not ours")
+    with pytest.raises(Refused, match="is there, and not graft's"):
+        change("podman", root, install=True)
+
+
+def test_the_commands(root):
+    runner = CliRunner()
+    before = tree(root)
+    shown = runner.invoke(graft, ["uninstall", "docker", "--dry-run", "--root", str(root)])
+    assert (shown.exit_code, shown.output) == (0, "docker: graft is not installed\n")
+    for words, text in (
+        (["install", "kubernetes"], "'kubernetes' is not one of"),
+        (["install", "podman", "--subnet", "10.0.0.1/8"], "has host bits set"),
+    ):
+        done = runner.invoke(graft, words)
+        assert (done.exit_code, text in done.output) == (2, True), done.output
+    told = subprocess.run((ROOT / "bin/graft", "uninstall", "docker", "--root", root), capture_output=True, text=True)
+    assert told.stdout == "docker: graft is not installed\n"
+    assert tree(root) == before
+
+
+def test_old_engines_are_refused(monkeypatch, tmp_path):
+    for said, message in (("Docker version 19.03.1, build x", "docker 19.03 is not supported"), ("what", "names no version")):
+        (tmp_path / "dockerd").write_text(f"#!/bin/sh\necho '{said}'\n")
+        (tmp_path / "dockerd").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(Refused, match=message):
+            engines.check_version("docker")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(Refused, match="dockerd is not installed"):
+        engines.check_version("docker")
