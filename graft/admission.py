@@ -97,7 +97,7 @@ def admit_target(
     engine = wish.container if isinstance(wish, protocol.Metadata) else ""
     if engine and not trusted:
         raise Refused("only root may speak for an engine", code="EPERM")
-    reg.unexpect(engine)
+    reg.no_longer_expect(engine)
     if not trusted:
         _check_share(reg, uid, len(ingress) + len(egress))
         if wish.name:

@@ -421,7 +421,8 @@ class Registry:
             tenant.ingress.append(rule)
         tenant.publications += accepted
 
-    def _check_inside(self, publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
+    @staticmethod
+    def _check_inside(publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
         """Refuse a port of the container that is published already: its socket has one address of a family."""
         for other in others:
             theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
@@ -582,7 +583,7 @@ class Registry:
 
     def expect(self, number: str, expected: Expected) -> None:
         """An engine is creating a container. Raises Refused if its ports are not free."""
-        self.unexpect(number)
+        self.no_longer_expect(number)
         accepted: list[Publication] = []
         for publication in expected.publications:
             addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
@@ -591,7 +592,7 @@ class Registry:
             accepted.append(publication)
         self.expected[number] = expected
 
-    def unexpect(self, number: str) -> None:
+    def no_longer_expect(self, number: str) -> None:
         """It is there, or will not come."""
         expected = self.expected.pop(number, None)
         if expected:
@@ -600,7 +601,7 @@ class Registry:
     def forget_expected(self) -> None:
         """Those whose creators have ended."""
         for number in [n for n, expected in self.expected.items() if not linux.alive(expected.pidfd)]:
-            self.unexpect(number)
+            self.no_longer_expect(number)
 
     def unpublish(self, tenant: Tenant, publication: Publication) -> None:
         """Take a publication back; what is bound through it stays open."""
