@@ -6,7 +6,8 @@ declare -A need=(
 	[run]="make gcc clang libbpf-dev libbpf1 libc6-dev iproute2 util-linux python3-venv nginx-light wrk curl iperf3"
 	[bench]="redis-server redis-tools memcached libmemcached-tools sockperf iptables docker.io passt slirp4netns"
 	[test]="golang-go chromium|chromium-browser dnsmasq-base strace qemu-system-x86 kmod shellcheck
-		bpftool|linux-tools-generic systemd runc busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
+		bpftool|linux-tools-generic systemd runc crun containerd podman conmon containernetworking-plugins
+		docker-compose libseccomp2 busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
 		openjdk-17-jdk-headless|openjdk-21-jdk-headless|default-jdk-headless"
 )
 
