@@ -340,7 +340,7 @@ class Admin:
             "command": tenant.argv,
             "publish": [str(p) for p in tenant.publications],
             "addresses": [str(own.address) for own in tenant.owned],
-            "endpoints": sorted(set(endpoint_names(tenant.ingress, tenant.egress)) - made),
+            "named_endpoints": sorted(set(endpoint_names(tenant.ingress, tenant.egress)) - made),
             "kind": tenant.kind,
         }
 

@@ -44,7 +44,7 @@ def _row(c: dict[str, Any]) -> tuple[str, ...]:
     if len(line) > COMMAND_WIDTH:
         line = line[: COMMAND_WIDTH - 3] + "..."
     status = f"{c['status']} {_ago(time.time() - c['started'])}"
-    lists = (",".join(c[key]) or "-" for key in ("addresses", "publish", "endpoints"))
+    lists = (",".join(c[key]) or "-" for key in ("addresses", "publish", "named_endpoints"))
     return (c["name"], str(c["pid"]), status, *lists, line)
 
 

@@ -138,7 +138,7 @@ told(lambda: socket.socket().connect(('10.77.0.2', 83)))
     ("metadata", "says"),
     [
         ({"publish": ["8080:80"]}, "only root may publish"),
-        ({"egress_default": "host"}, "only root may publish ports or open egress"),
+        ({"egress_default": "host"}, "only root may publish ports, give addresses or open egress"),
         ({"ingress": ["0.0.0.0:80=nope"]}, "unknown endpoint"),
         ({"surprise": 1}, "unknown field"),
         ({"ingress": ["nonsense"]}, "lacks '='"),

@@ -81,9 +81,9 @@ def test_ps_and_inspect(lab):
     lab.spawn_graft("--name", "web", "-p", "8080:80", "-p", "127.0.0.1:5353:53/udp", "sleep", "61")
     wait_for(lambda: lab.containers() == ["web"], "the container")
     head, row = lab.graft("ps").stdout.splitlines()
-    assert head.split() == ["NAME", "PID", "STATUS", "PORTS", "COMMAND"]
+    assert head.split() == ["NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND"]
     assert row.split()[2] == "running"
-    assert row.split()[4:] == ["8080:80/tcp,127.0.0.1:5353:53/udp", "sleep", "61"]
+    assert row.split()[4:] == ["-", "8080:80/tcp,127.0.0.1:5353:53/udp", "-", "sleep", "61"]
     (listed,) = json.loads(lab.graft("ps", "-j").stdout)
     seen = json.loads(lab.graft("inspect", "web").stdout)
     assert listed.items() <= seen.items()

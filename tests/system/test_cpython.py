@@ -1,6 +1,7 @@
 """CPython's own network tests: under graft the same tests pass as on the host."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,8 +25,9 @@ def test_test_socket_passes_as_on_the_host(lab):
     if probe.returncode:
         lack("python3 has no test package (libpython3-testsuite)")
     command = ("python3", "-m", "test", "-v", "test_socket", *LEAVE_OUT)
-    host = lab.host(*command, timeout=180)
-    grafted = lab.graft("run", *command, timeout=180)
+    with ThreadPoolExecutor() as pool:
+        both = (pool.submit(lab.host, *command, timeout=180), pool.submit(lab.graft, "run", *command, timeout=180))
+    host, grafted = (one.result() for one in both)
     on_host, under_graft = results(host.stdout), results(grafted.stdout)
     assert len(on_host) > 500, host.stdout[-2000:]
     differ = {name: (on_host[name], under_graft.get(name)) for name in on_host if on_host[name] != under_graft.get(name)}

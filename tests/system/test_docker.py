@@ -206,7 +206,7 @@ def test_labels(docker, host):
     host.wait_listening(8710)
     code = "import socket; print(socket.create_connection(('10.77.0.1', 8710)).recv(9))"
     shown = json.loads(host.graft("ps", "-j").stdout)[0]
-    assert (shown["endpoints"], shown["addresses"]) == (["ep-keep"], ["10.79.1.5"])
+    assert (shown["named_endpoints"], shown["addresses"]) == (["ep-keep"], ["10.79.1.5"])
     refused = docker("exec", "ends", *python("import socket; socket.create_connection(('10.77.0.2', 9))"), check=False)
     assert "Network is unreachable" in refused.stderr
     assert host.client(*python(code)).stdout == "b'here'\n"

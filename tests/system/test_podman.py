@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import HOST4, laboratory, wait_for
+from graft.bench.lab import GRAFTD, HOST4, laboratory, wait_for
 from tests.conftest import need, need_root, python
 from tests.system.engines import Podman
 from tests.system.test_clients import httpgo  # noqa: F401 - a fixture
@@ -43,7 +43,8 @@ def host():
 @pytest.fixture(scope="module", params=["runc", "crun"])
 def podman(request, host):
     need("podman", "runc", "crun", "conmon", "busybox")
-    host.graft("endpoint", "show", check=True)
+    host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
+    wait_for((host.run_dir / "graftd.sock").exists, "graftd")
     engine = Podman(host, host.work / request.param, request.param)
     try:
         yield engine

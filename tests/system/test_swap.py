@@ -90,6 +90,7 @@ def test_a_socket_file_left_behind_is_replaced_and_others_are_not(lab, path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert lab.graft(*wrapped).stdout == "bound\n"
+    wait_for(lambda: not path.exists(), "the socket to go with its program")
     with socket.socket(socket.AF_UNIX) as living:
         living.bind(str(path))
         living.listen()
