@@ -226,8 +226,8 @@ class Resolver:
         """Who shares networks with a tenant, itself included, with the addresses there."""
         networks = {attachment.network for attachment in tenant.attached}
         found = []
-        for other in self.daemon.registry.tenants.values():
-            addresses = [o.address for a in other.attached if a.network in networks for o in a.addresses]
+        for other in list(self.daemon.registry.tenants.values()):  # threads of TCP clients look here as well
+            addresses = [o.address for a in list(other.attached) if a.network in networks for o in a.addresses]
             if addresses:
                 found.append((other, addresses))
         return found

@@ -538,7 +538,11 @@ class Registry:
         for attachment in self.attachments.values():
             if attachment.in_netns(tenant.netns) and attachment not in tenant.attached:
                 tenant.attached.append(attachment)
-                self.publish(tenant, attachment.publications)
+                try:
+                    self.publish(tenant, attachment.publications)
+                except BaseException:
+                    tenant.attached.remove(attachment)
+                    raise
 
     def join(self, attachment: Attachment) -> None:
         """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""

@@ -38,7 +38,7 @@ kernel=$(compgen -G "$cache/tree/boot/vmlinuz-*" | head -1)
 
 out=$(mktemp -d /tmp/graft-kernel-out-XXXX)
 trap 'rm -rf "$out"' EXIT
-tests=(tests/kernel tests/system -m "core or kernel")
+tests=(tests/kernel tests/system -m "core or kernel" --durations=12)
 command="cd $PWD; GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=10 PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
 command+=" -p no:cacheprovider -o timeout=300 $(printf '%q ' "${tests[@]}")"
 echo "kernel-6.1: boot ${kernel##*/vmlinuz-} and run the core of the tests"

@@ -180,7 +180,7 @@ class Lab:
             left.append(f"a traceback in graftd's log:\n{log.read_text()[-4000:]}")
         for path in (self.run_dir, self.work):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.pins(), self.cgroup()):
+        for path in (self.pins(), self.cgroup(), Path("/run/docker/plugins", f"{self.tag}.sock")):
             if path.exists():
                 left.append(str(path))
         return left

@@ -63,6 +63,7 @@ def servers(lab):
     wait_for(lambda: "10.88.0" not in lab.host("ip", "address", "show", "lo").stdout, "the addresses' end")
 
 
+@pytest.mark.core
 def test_two_on_one_port(lab, servers):
     listening = lab.host("ss", "-tlnH").stdout
     assert "10.88.0.5:80 " in listening
@@ -99,6 +100,7 @@ def test_nobody_elses_server_answers(lab, servers):
     lab.end(process)
 
 
+@pytest.mark.core
 def test_a_published_port_and_anothers_own(lab, servers):
     """Port 8080 of the host is own-b's, port 8080 of its own address own-c's, whichever comes first."""
     process = spawn(lab, "--name", "own-c", "--ip", "10.88.0.8", args=("8080",))
@@ -139,6 +141,7 @@ except OSError as error: print(error.errno)
     assert told == ["('10.88.0.5', 80)", "127.0.0.1", "10.88.0.5", "0.0.0.0", "111", "99"], done.stderr
 
 
+@pytest.mark.core
 def test_udp(lab):
     server = spawn(lab, "--name", "own-u", "--ip", "10.88.0.5", code=UDP_SERVER)
     told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
