@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graft import __version__, bpf, host, linux, oci, protocol, registry
+from graft import __version__, attachments, bpf, host, linux, oci, protocol, registry
 from graft.admission import admit_target, endpoint_names, expect_target, import_endpoints, refuse_targets
 from graft.connection import Connection
 from graft.endpoint import (
@@ -250,18 +250,18 @@ class Admin:
         attachment.netns = os.fstat(fds[0]).st_ino
         if attachment.netns == registry_.home:
             raise UsageError("the namespace is the host's own")
-        number = registry_.network(attachment.network)
+        number = attachments.number(registry_, attachment.network)
         attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
         attachment.publications = [parse_publication(p) for p in request.publish]
         attachment.names = [n for n in request.names if n]
         if request.resolver:
             attachment.resolver = parse_address(request.resolver)
-        registry_.detach(request.key)
-        registry_.add_attachment(attachment)
+        attachments.detach(registry_, request.key)
+        attachments.add(registry_, attachment)
         try:
-            registry_.join(attachment)
+            attachments.join(registry_, attachment)
         except BaseException:
-            registry_.detach(request.key)
+            attachments.detach(registry_, request.key)
             raise
         self.daemon.resolver.start()
         os.close(fds[0])
@@ -277,7 +277,7 @@ class Admin:
 
     def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
         """graft-cni DEL."""
-        self.daemon.registry.detach(request.key)
+        attachments.detach(self.daemon.registry, request.key)
         self.daemon.resolver.start()
         return {}
 

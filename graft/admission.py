@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from graft import host, linux, protocol, registry
+from graft import attachments, host, linux, protocol, registry
 from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
 from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
@@ -97,7 +97,7 @@ def admit_target(
     engine = wish.container if isinstance(wish, protocol.Metadata) else ""
     if engine and not trusted:
         raise Refused("only root may speak for an engine", code="EPERM")
-    reg.no_longer_expect(engine)
+    attachments.no_longer_expect(reg, engine)
     if not trusted:
         _check_share(reg, uid, len(ingress) + len(egress))
         if wish.name:
@@ -131,8 +131,8 @@ def admit_target(
             tenant.trusted, tenant.uid = trusted, uid
             tenant.swap = wish.swap
             tenant.resolvers = host.loopback_resolvers()
-            reg.attach(tenant)
-            reg.give(tenant, owned)
+            attachments.attach(reg, tenant)
+            attachments.give(reg, tenant, owned)
         elif owned and [own for own in owned if own not in tenant.given]:
             raise Refused(
                 f"this namespace runs container '{tenant.name}', which has its addresses",
@@ -196,10 +196,10 @@ def expect_target(daemon: "Daemon", wish: protocol.Metadata, netns: int, creator
     for text in wish.ip:
         own = parse_own(text)
         if joined is None or own not in joined.given:
-            reg.check_unowned(own.address)
+            attachments.check_unowned(reg, own.address)
     pidfd = os.pidfd_open(creator)
     try:
-        reg.expect(wish.container, Expected(pidfd, wish.name or wish.container, netns, publications))
+        attachments.expect(reg, wish.container, Expected(pidfd, wish.name or wish.container, netns, publications))
     except BaseException:
         os.close(pidfd)
         raise

@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from graft import __version__, host, linux
+from graft import __version__, attachments, host, linux
 from graft.admin import Admin
 from graft.agent import Agent
 from graft.bpf import CONVERTED, Denial, Kernel, Stamper
@@ -209,7 +209,8 @@ class Daemon:
         if now > self.next_purge:
             self.next_purge = now + PURGE_SECONDS
             self.registry.forget_dead()
-            self.registry.forget_expected()
+            attachments.forget_dead(self.registry)
+            attachments.forget_expected(self.registry)
             self.keep_places()
         if self.registry.tenants or self.connections or self.registry.tables or self.registry.attachments:
             self.last_used = now

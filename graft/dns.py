@@ -19,7 +19,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from graft import host
 from graft.bpf import CLIENT_KEY, OWN_TENANT, Stamper
 from graft.endpoint import MAPPED, Address
 from graft.errors import Failure
@@ -69,7 +68,7 @@ class Resolver:
 
     def _listen(self, address: Address) -> None:
         if address != RESOLVER:
-            host.add_address(address)
+            self.daemon.registry.add_address(address)
         pair = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
         udp, tcp = pair
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +89,7 @@ class Resolver:
                 self.daemon.loop.remove(sock.fileno())
             sock.close()
         if address != RESOLVER:
-            host.remove_address(address)
+            self.daemon.registry.remove_address(address)
 
     # -- UDP --
 

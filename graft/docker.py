@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 
-from graft import host, protocol
+from graft import attachments, host, protocol
 from graft.endpoint import PROTOCOL_NAME, Publication, parse_address, published
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
@@ -128,7 +128,7 @@ class Docker:
         registry = self.daemon.registry
         attachment = Attachment(f"docker/{request['EndpointID']}", request["NetworkID"])
         interface = request.get("Interface") or {}
-        number = registry.network(attachment.network)
+        number = attachments.number(registry, attachment.network)
         for text in (interface.get("Address"), interface.get("AddressIPv6")):
             if text and not text.startswith(("0.0.0.0", "::/")):
                 attachment.addresses.append(network_of(text, number))
@@ -136,7 +136,7 @@ class Docker:
         attachment.offered = sorted(mappings, key=json.dumps)
         if not self._twins(attachment):
             attachment.publications = self._publications(attachment)
-        registry.add_attachment(attachment)
+        attachments.add(registry, attachment)
         return {"Interface": {}}
 
     def _twins(self, attachment: Attachment) -> list[Attachment]:
@@ -195,7 +195,7 @@ class Docker:
         attachment.sandbox, attachment.netns = [key, f"/proc/{pid}/root{key}"], 0
         if not attachment.publications and not any(key in twin.sandbox for twin in self._twins(attachment)):
             attachment.publications = self._publications(attachment)
-        self.daemon.registry.join(attachment)
+        attachments.join(self.daemon.registry, attachment)
         self.daemon.resolver.start()
         return {"DisableGatewayService": True}
 
@@ -205,15 +205,15 @@ class Docker:
         if attachment is None:
             return {}
         key = attachment.sandbox[0] if attachment.sandbox else ""
-        registry.leave(attachment)
+        attachments.leave(registry, attachment)
         for twin in self._twins(attachment):
             if key in twin.sandbox and attachment.publications and not twin.publications:
                 twin.publications, attachment.publications = attachment.publications, []
-                registry.republish(twin)
+                attachments.republish(registry, twin)
         return {}
 
     def _delete_endpoint(self, request: Document, _pid: int) -> Document:
-        self.daemon.registry.detach(f"docker/{request['EndpointID']}")
+        attachments.detach(self.daemon.registry, f"docker/{request['EndpointID']}")
         self.daemon.resolver.start()
         return {}
 

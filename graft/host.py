@@ -175,18 +175,20 @@ def has_address(address: Address) -> bool:
     return str(address) in addresses()
 
 
-def add_address(address: Address) -> None:
-    """Put a container's own address on lo, unless a device has it. Raises Failure.
+def add_address(address: Address) -> bool:
+    """Put a container's own address on lo, unless a device has it, which is false. Raises Failure.
 
     Its scope is the host, so that nothing of the host's own leaves from it unasked; it is reached all the same.
     """
-    if not has_address(address):
-        extra = () if address.v4 else ("nodad",)
-        _ip("address", "add", f"{address}/{32 if address.v4 else 128}", "dev", "lo", "scope", "host", *extra)
+    if has_address(address):
+        return False
+    extra = () if address.v4 else ("nodad",)
+    _ip("address", "add", f"{address}/{32 if address.v4 else 128}", "dev", "lo", "scope", "host", *extra)
+    return True
 
 
 def remove_address(address: Address) -> None:
-    """Undo add_address(); another device's stays."""
+    """Undo add_address() that was true; nothing there is no error."""
     with contextlib.suppress(Failure):
         _ip("address", "del", f"{address}/{32 if address.v4 else 128}", "dev", "lo")
 

@@ -3,9 +3,9 @@
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from graft.endpoint import PROTOCOL_NAME, Address, Publication
+from graft.endpoint import ANY4, ANY6, PROTOCOL_NAME, Address, Publication
 from graft.errors import Refused
 
 
@@ -56,6 +56,42 @@ def _check(publication: Publication, address: Address, port: int, own: Callable[
             reason = os.strerror(error.errno or 0)
             code = errno.errorcode.get(error.errno or 0, "")
             raise Refused(f"-p {publication}: cannot bind {where}: {reason}", code=code) from None
+
+
+def check_conflicts(
+    publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str
+) -> None:
+    """Refuse a host port that @others, which are @name's, have published."""
+    for other in others:
+        theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
+        if (
+            other.protocol == publication.protocol
+            and other.host_first < publication.host_first + publication.span
+            and publication.host_first < other.host_first + other.span
+            and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in theirs)
+        ):
+            raise Refused(
+                f"-p {publication}: host port is published by container '{name}' (-p {other})",
+                hint="publish another host port",
+                code="EADDRINUSE",
+            )
+
+
+def check_inside(publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
+    """Refuse a port of the container that is published already: its socket has one address of a family."""
+    for other in others:
+        theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
+        if (
+            other.protocol == publication.protocol
+            and other.first < publication.first + publication.span
+            and publication.first < other.first + other.span
+            and any(a.v4 == b.v4 for a in addresses for b in theirs)
+        ):
+            raise Refused(
+                f"-p {publication}: the container's port is published already (-p {other})",
+                hint="a socket has one address; publish it once",
+                code="EINVAL",
+            )
 
 
 def holder(port: int, protocol: int) -> str:

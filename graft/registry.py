@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graft import host, linux, network, policy, ports
+from graft import host, linux, policy, ports
 from graft.bpf import OWN_TENANT, TENANT, Kernel, Stamper
 from graft.endpoint import (
     ANY4,
@@ -33,10 +33,6 @@ from graft.endpoint import (
     Publication,
     check_distinct,
     make_endpoint,
-    parse_address,
-    parse_egress,
-    parse_ingress,
-    parse_publication,
     published,
 )
 from graft.errors import Failure, Refused
@@ -46,8 +42,6 @@ from graft.policy import Own
 
 OWNER_BASE = 0x70000000
 BLOCKS = policy.SLICE_SLOTS - 1
-STATE_VERSION = 3
-FORGOTTEN_SECONDS = 60.0
 SCOPES, SCOPES_INSIDE = 40000, 256
 CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
@@ -229,6 +223,7 @@ class Registry:
         self.scopes: dict[int, Tenant] = {}
         self.attachments: dict[str, Attachment] = {}
         self.expected: dict[str, Expected] = {}
+        self.added: set[Address] = set()  # what graft has put on lo
         self.networks: list[str] = []  # an engine's network is known to the kernel by its place here, from 1
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.home = linux.netns_inode()
@@ -275,10 +270,6 @@ class Registry:
         ]
         for table in dead:
             del self.tables[table.netns]
-        for attachment in list(self.attachments.values()):  # of an engine that was killed before it could say so
-            old = time.time() - attachment.since > FORGOTTEN_SECONDS
-            if attachment.netns and old and not host.netns_alive(attachment.netns, ""):
-                self.detach(attachment.key)
         if dead:
             self.save()
 
@@ -324,7 +315,7 @@ class Registry:
         self.scopes.pop(tenant.scope, None)
         tenant.close()
         for own in tenant.given:
-            host.remove_address(own.address)
+            self.remove_address(own.address)
         for inner in self.inner(tenant):
             self.remove(inner)
         if tenant.kind == CONTAINER:
@@ -332,6 +323,19 @@ class Registry:
             table.endpoints = {n: e for n, e in table.endpoints.items() if not e.published and not e.imported}
         self.forget_empty(tenant.table)
         self.save()
+
+    def add_address(self, address: Address) -> None:
+        """Put an address on the host's stack, unless it is there. Raises Failure."""
+        if host.add_address(address):
+            self.added.add(address)
+            self.save()
+
+    def remove_address(self, address: Address) -> None:
+        """Take an address away that graft has put there."""
+        if address in self.added:
+            self.added.discard(address)
+            host.remove_address(address)
+            self.save()
 
     def forget_empty(self, table: Table) -> None:
         """Drop a table that says nothing and that no tenant has."""
@@ -411,8 +415,8 @@ class Registry:
         for publication in publications:
             pairs = published(publication, taken, ipv6=self.ipv6)
             addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
-            self._check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
-            self._check_inside(publication, addresses, [*tenant.publications, *accepted])
+            ports.check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
+            ports.check_inside(publication, addresses, [*tenant.publications, *accepted])
             self.check_free(publication, addresses, netns=tenant.netns, shared=bool(tenant.owned))
             made += pairs
             accepted.append(publication)
@@ -420,23 +424,6 @@ class Registry:
             tenant.table.endpoints[endpoint.name] = endpoint
             tenant.ingress.append(rule)
         tenant.publications += accepted
-
-    @staticmethod
-    def _check_inside(publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
-        """Refuse a port of the container that is published already: its socket has one address of a family."""
-        for other in others:
-            theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
-            if (
-                other.protocol == publication.protocol
-                and other.first < publication.first + publication.span
-                and publication.first < other.first + other.span
-                and any(a.v4 == b.v4 for a in addresses for b in theirs)
-            ):
-                raise Refused(
-                    f"-p {publication}: the container's port is published already (-p {other})",
-                    hint="a socket has one address; publish it once",
-                    code="EINVAL",
-                )
 
     def _label(self, attachment: Attachment) -> str:
         """What to call whose attachment it is."""
@@ -450,14 +437,14 @@ class Registry:
         """
         for other in self.tenants.values():
             if other.netns != netns:
-                self._check_conflicts(publication, addresses, other.publications, other.name)
+                ports.check_conflicts(publication, addresses, other.publications, other.name)
         for attachment in self.attachments.values():
             if not attachment.in_netns(netns):
-                self._check_conflicts(publication, addresses, attachment.publications, self._label(attachment))
+                ports.check_conflicts(publication, addresses, attachment.publications, self._label(attachment))
 
         for expected in self.expected.values():
             if linux.alive(expected.pidfd) and (not expected.netns or expected.netns != netns):
-                self._check_conflicts(publication, addresses, expected.publications, expected.name)
+                ports.check_conflicts(publication, addresses, expected.publications, expected.name)
 
         def own(probe: socket.socket) -> None:
             Stamper(self.kernel.maps["stamps"]).stamp(probe.fileno(), OWN_TENANT, 0)
@@ -466,146 +453,6 @@ class Registry:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
         ports.check_publication(publication, addresses, own)
-
-    def _check_conflicts(
-        self, publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str
-    ) -> None:
-        for other in others:
-            theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
-            if (
-                other.protocol == publication.protocol
-                and other.host_first < publication.host_first + publication.span
-                and publication.host_first < other.host_first + other.span
-                and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in theirs)
-            ):
-                raise Refused(
-                    f"-p {publication}: host port is published by container '{name}' (-p {other})",
-                    hint="publish another host port",
-                    code="EADDRINUSE",
-                )
-
-    # -- addresses of containers' own --
-
-    def give(self, tenant: Tenant, owned: Iterable[Own]) -> None:
-        """`--ip`: put addresses on the host's stack for a tenant. Raises Refused if another has one."""
-        for own in owned:
-            self.check_unowned(own.address)
-            tenant.given.append(own)
-            host.add_address(own.address)
-
-    def check_unowned(self, address: Address) -> None:
-        """Raise Refused if a container has this address."""
-        for other in self.tenants.values():
-            if any(own.address == address for own in other.owned):
-                raise Refused(
-                    f"{address} is the address of container '{other.name}'", hint="use another", code="EADDRINUSE"
-                )
-        for attachment in self.attachments.values():
-            if any(own.address == address for own in attachment.addresses):
-                raise Refused(f"{address} is in use in network '{attachment.network}'", code="EADDRINUSE")
-
-    def network(self, name: str) -> int:
-        """The number of an engine's network."""
-        if name not in self.networks:
-            self.networks.append(name)
-        return self.networks.index(name) + 1
-
-    def add_attachment(self, attachment: Attachment) -> None:
-        """An engine attaches a namespace: take addresses and ports. Raises Refused; then all is as before."""
-        for own in attachment.addresses:
-            self.check_unowned(own.address)
-        accepted: list[Publication] = []
-        for publication in attachment.publications:
-            addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
-            self._check_conflicts(publication, addresses, accepted, "this one")
-            self._check_inside(publication, addresses, accepted)
-            self.check_free(publication, addresses, netns=attachment.netns, shared=bool(attachment.addresses))
-            accepted.append(publication)
-        done: list[Own] = []
-        try:
-            for own in attachment.addresses:
-                host.add_address(own.address)
-                done.append(own)
-        except BaseException:
-            for own in done:
-                host.remove_address(own.address)
-            raise
-        self.attachments[attachment.key] = attachment
-        self.save()
-
-    def attach(self, tenant: Tenant) -> None:
-        """Give a container what engines attached to its namespace."""
-        for attachment in self.attachments.values():
-            if attachment.in_netns(tenant.netns) and attachment not in tenant.attached:
-                tenant.attached.append(attachment)
-                try:
-                    self.publish(tenant, attachment.publications)
-                except BaseException:
-                    tenant.attached.remove(attachment)
-                    raise
-
-    def join(self, attachment: Attachment) -> None:
-        """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""
-        tenant = next(
-            (t for t in self.tenants.values() if t.kind == CONTAINER and attachment.in_netns(t.netns)), None
-        )
-        if tenant:
-            self.attach(tenant)
-            self.apply(tenant)
-        else:
-            self.save()
-
-    def republish(self, attachment: Attachment) -> None:
-        """An attachment has got ports; its container gets them."""
-        for tenant in self.tenants.values():
-            if attachment in tenant.attached:
-                self.publish(tenant, attachment.publications)
-                self.apply(tenant)
-        self.save()
-
-    def leave(self, attachment: Attachment) -> None:
-        """An attachment's container goes on without it; address and ports stay taken."""
-        attachment.netns, attachment.sandbox = 0, []
-        for tenant in self.tenants.values():
-            if attachment in tenant.attached:
-                tenant.attached.remove(attachment)
-                for publication in attachment.publications:
-                    if publication in tenant.publications:
-                        self.unpublish(tenant, publication)
-                self.apply(tenant)
-        self.save()
-
-    def detach(self, key: str) -> None:
-        """An engine takes an attachment back; one that is not there is no error."""
-        attachment = self.attachments.pop(key, None)
-        if attachment is None:
-            return
-        self.leave(attachment)
-        for own in attachment.addresses:
-            host.remove_address(own.address)
-        self.save()
-
-    def expect(self, number: str, expected: Expected) -> None:
-        """An engine is creating a container. Raises Refused if its ports are not free."""
-        self.no_longer_expect(number)
-        accepted: list[Publication] = []
-        for publication in expected.publications:
-            addresses = [e.address for e, _ in published(publication, set(), ipv6=self.ipv6) if e.address]
-            self._check_inside(publication, addresses, accepted)
-            self.check_free(publication, addresses, netns=expected.netns, shared=False)
-            accepted.append(publication)
-        self.expected[number] = expected
-
-    def no_longer_expect(self, number: str) -> None:
-        """It is there, or will not come."""
-        expected = self.expected.pop(number, None)
-        if expected:
-            os.close(expected.pidfd)
-
-    def forget_expected(self) -> None:
-        """Those whose creators have ended."""
-        for number in [n for n, expected in self.expected.items() if not linux.alive(expected.pidfd)]:
-            self.no_longer_expect(number)
 
     def unpublish(self, tenant: Tenant, publication: Publication) -> None:
         """Take a publication back; what is bound through it stays open."""
@@ -765,106 +612,26 @@ class Registry:
             self.saved = False
 
     def _write(self) -> None:
-        document = {
-            "version": STATE_VERSION,
-            "next_id": self.next_id,
-            "next_slot": self.next_slot,
-            "tables": [
-                {
-                    "netns": table.netns,
-                    "cookie": table.cookie,
-                    "label": table.label,
-                    "endpoints": [
-                        {**endpoint_document(e), "place": e.place, "imported": e.imported}
-                        for e in table.endpoints.values()
-                    ],
-                }
-                for table in self.tables.values()
-            ],
-            "places": [[p.number, p.inode, p.label] for p in self.places.values()],
-            "networks": self.networks,
-            "attachments": [attachment.document() for attachment in self.attachments.values()],
-            "tenants": [
-                {
-                    "id": t.id,
-                    "kind": t.kind,
-                    "home": t.home,
-                    "verbose": t.verbose,
-                    "swap": t.swap,
-                    "place": t.place,
-                    "parent": t.parent.id if t.parent else 0,
-                    "scope": t.scope,
-                    "uid": t.uid,
-                    "followers": list(t.followers),
-                    "paths": t.paths,
-                    "slot": t.slot,
-                    "name": t.name,
-                    "netns": t.netns,
-                    "ingress": [{"rule": str(r), "protocols": list(r.protocols)} for r in t.ingress],
-                    "egress": [str(r) for r in t.egress],
-                    "publications": [str(p) for p in t.publications],
-                    "egress_host": t.egress_host,
-                    "strict": t.strict,
-                    "trusted": t.trusted,
-                    "resolvers": [str(a) for a in t.resolvers],
-                    "given": [network.own_document(own) for own in t.given],
-                    "members": t.members,
-                    "attached": [attachment.key for attachment in t.attached],
-                    "argv": t.argv,
-                    "pid": t.pid,
-                    "started": t.started,
-                }
-                for t in self.tenants.values()
-            ],
-        }
+        from graft.state import dump  # it knows this module's classes
+
         temporary = self.state.with_suffix(".new")
-        temporary.write_text(json.dumps(document))
+        temporary.write_text(json.dumps(dump(self)))
         temporary.rename(self.state)
 
     def load(self) -> None:
         """Read state.json back; tenants come without descriptors. An absent file is an empty state."""
+        from graft.state import VERSION, restore
+
         try:
             document: dict[str, Any] = json.loads(self.state.read_text())
         except FileNotFoundError:
             return
-        if document["version"] != STATE_VERSION:
+        if document["version"] != VERSION:
             raise Failure(
                 f"{self.state} is of another version of graft",
                 hint=f"end its containers with the graftd that wrote it, or remove {self.state}",
             )
-        self.next_id = document["next_id"]
-        self.next_slot = document["next_slot"]
-        for saved in document["tables"]:
-            table = self.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
-            for e in saved["endpoints"]:
-                table.endpoints[e["name"]] = _endpoint(e)
-        self.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
-        self.networks = document["networks"]
-        for saved in document["attachments"]:
-            self.attachments[saved["key"]] = network.restore_attachment(saved)
-        for saved in document["tenants"]:
-            tenant = Tenant(saved["id"], saved["slot"], saved["name"], self.tables[saved["netns"]])
-            tenant.ingress = [
-                parse_ingress(r["rule"])._replace(protocols=tuple(r["protocols"])) for r in saved["ingress"]
-            ]
-            tenant.egress = [parse_egress(r) for r in saved["egress"]]
-            tenant.publications = [parse_publication(p) for p in saved["publications"]]
-            tenant.egress_host = saved["egress_host"]
-            tenant.strict = saved["strict"]
-            tenant.trusted = saved["trusted"]
-            tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
-            tenant.given = [network.restore_own(own) for own in saved["given"]]
-            tenant.members = {number: Member(*member) for number, member in saved["members"].items()}
-            tenant.attached = [self.attachments[key] for key in saved["attached"]]
-            tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
-            tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
-            tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
-            tenant.uid, tenant.followers = saved["uid"], set(saved["followers"])
-            tenant.parent = self.tenants.get(saved["parent"])
-            tenant.paths = {path: (kept[0], kept[1], kept[2]) for path, kept in saved["paths"].items()}
-            if tenant.scope:
-                self.scopes[tenant.scope] = tenant
-            self.tenants[tenant.id] = tenant
+        restore(self, document)
 
     def restore_places(self, kept: dict[int, int]) -> list[str]:
         """After `load`: @kept are descriptors by number, from the store. Names of endpoints that are lost.
@@ -921,24 +688,6 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.netns:
         document["netns"] = endpoint.netns
     return {**document, "span": endpoint.span, "published": endpoint.published}
-
-
-def _endpoint(saved: dict[str, Any]) -> Endpoint:
-    """Back from state.json."""
-    unix = saved["type"] in ("unix", "local")
-    port = 0 if unix or saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
-    return Endpoint(
-        saved["name"],
-        None if unix else parse_address(saved["addr"]),
-        port,
-        saved["span"],
-        saved["published"],
-        path=saved.get("path", ""),
-        netns=saved.get("netns", ""),
-        place=saved["place"],
-        imported=saved["imported"],
-        local=saved["type"] == "local",
-    )
 
 
 def rule_documents(tenant: Tenant) -> dict[str, Any]:

@@ -181,5 +181,8 @@ def test_refusals(lab, servers):
 
 
 def test_an_address_of_a_device_stays(lab):
-    lab.graft("run", "--ip", HOST4, "true", check=True)
-    assert f"inet {HOST4}/" in lab.host("ip", "address").stdout
+    lab.host("ip", "address", "add", "10.88.2.1/32", "dev", "lo", check=True)
+    for address in (HOST4, "10.88.2.1"):
+        lab.graft("run", "--ip", address, "true", check=True)
+        assert f"inet {address}/" in lab.host("ip", "address").stdout
+    lab.host("ip", "address", "del", "10.88.2.1/32", "dev", "lo", check=True)

@@ -1,0 +1,159 @@
+"""What engines attach to namespaces, and what they are about to create: addresses and ports that are taken.
+
+An attachment and the container of its namespace find each other here, whichever comes first. Every change ends with
+the registry's own `apply`, or its `save`.
+"""
+
+import os
+import time
+from collections.abc import Iterable
+
+from graft import host, linux, ports
+from graft.endpoint import Address, Publication, published
+from graft.errors import Refused
+from graft.network import Attachment
+from graft.policy import Own
+from graft.registry import CONTAINER, Expected, Registry, Tenant
+
+FORGOTTEN_SECONDS = 60.0
+
+
+def give(registry: Registry, tenant: Tenant, owned: Iterable[Own]) -> None:
+    """`--ip`: put addresses on the host's stack for a tenant. Raises Refused if another has one."""
+    for own in owned:
+        check_unowned(registry, own.address)
+        tenant.given.append(own)
+        registry.add_address(own.address)
+
+
+def check_unowned(registry: Registry, address: Address) -> None:
+    """Raise Refused if a container has this address."""
+    for other in registry.tenants.values():
+        if any(own.address == address for own in other.owned):
+            raise Refused(
+                f"{address} is the address of container '{other.name}'", hint="use another", code="EADDRINUSE"
+            )
+    for attachment in registry.attachments.values():
+        if any(own.address == address for own in attachment.addresses):
+            raise Refused(f"{address} is in use in network '{attachment.network}'", code="EADDRINUSE")
+
+
+def number(registry: Registry, name: str) -> int:
+    """The number of an engine's network."""
+    if name not in registry.networks:
+        registry.networks.append(name)
+    return registry.networks.index(name) + 1
+
+
+def add(registry: Registry, attachment: Attachment) -> None:
+    """An engine attaches a namespace: take addresses and ports. Raises Refused; then all is as before."""
+    for own in attachment.addresses:
+        check_unowned(registry, own.address)
+    accepted: list[Publication] = []
+    for publication in attachment.publications:
+        addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
+        ports.check_conflicts(publication, addresses, accepted, "this one")
+        ports.check_inside(publication, addresses, accepted)
+        registry.check_free(publication, addresses, netns=attachment.netns, shared=bool(attachment.addresses))
+        accepted.append(publication)
+    done: list[Own] = []
+    try:
+        for own in attachment.addresses:
+            registry.add_address(own.address)
+            done.append(own)
+    except BaseException:
+        for own in done:
+            registry.remove_address(own.address)
+        raise
+    registry.attachments[attachment.key] = attachment
+    registry.save()
+
+
+def attach(registry: Registry, tenant: Tenant) -> None:
+    """Give a container what engines attached to its namespace."""
+    for attachment in registry.attachments.values():
+        if attachment.in_netns(tenant.netns) and attachment not in tenant.attached:
+            tenant.attached.append(attachment)
+            try:
+                registry.publish(tenant, attachment.publications)
+            except BaseException:
+                tenant.attached.remove(attachment)
+                raise
+
+
+def join(registry: Registry, attachment: Attachment) -> None:
+    """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""
+    tenant = next(
+        (t for t in registry.tenants.values() if t.kind == CONTAINER and attachment.in_netns(t.netns)), None
+    )
+    if tenant:
+        attach(registry, tenant)
+        registry.apply(tenant)
+    else:
+        registry.save()
+
+
+def republish(registry: Registry, attachment: Attachment) -> None:
+    """An attachment has got ports; its container gets them."""
+    for tenant in registry.tenants.values():
+        if attachment in tenant.attached:
+            registry.publish(tenant, attachment.publications)
+            registry.apply(tenant)
+    registry.save()
+
+
+def leave(registry: Registry, attachment: Attachment) -> None:
+    """An attachment's container goes on without it; address and ports stay taken."""
+    attachment.netns, attachment.sandbox = 0, []
+    for tenant in registry.tenants.values():
+        if attachment in tenant.attached:
+            tenant.attached.remove(attachment)
+            for publication in attachment.publications:
+                if publication in tenant.publications:
+                    registry.unpublish(tenant, publication)
+            registry.apply(tenant)
+    registry.save()
+
+
+def detach(registry: Registry, key: str) -> None:
+    """An engine takes an attachment back; one that is not there is no error."""
+    attachment = registry.attachments.pop(key, None)
+    if attachment is None:
+        return
+    leave(registry, attachment)
+    for own in attachment.addresses:
+        registry.remove_address(own.address)
+    registry.save()
+
+
+def forget_dead(registry: Registry) -> None:
+    """Drop those whose namespace has ended: their engine was killed before it could say so."""
+    for attachment in list(registry.attachments.values()):
+        old = time.time() - attachment.since > FORGOTTEN_SECONDS
+        if attachment.netns and old and not host.netns_alive(attachment.netns, ""):
+            detach(registry, attachment.key)
+
+
+def expect(registry: Registry, number: str, expected: Expected) -> None:
+    """An engine is creating a container. Raises Refused if its ports are not free."""
+    no_longer_expect(registry, number)
+    accepted: list[Publication] = []
+    for publication in expected.publications:
+        addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
+        ports.check_inside(publication, addresses, accepted)
+        registry.check_free(publication, addresses, netns=expected.netns, shared=False)
+        accepted.append(publication)
+    registry.expected[number] = expected
+
+
+def no_longer_expect(registry: Registry, number: str) -> None:
+    """It is there, or will not come."""
+    expected = registry.expected.pop(number, None)
+    if expected:
+        os.close(expected.pidfd)
+
+
+def forget_expected(registry: Registry) -> None:
+    """Those whose creators have ended."""
+    for number in [n for n, expected in registry.expected.items() if not linux.alive(expected.pidfd)]:
+        no_longer_expect(registry, number)

@@ -1,0 +1,125 @@
+"""state.json: what graftd knows, for the graftd that comes after it.
+
+It speaks of namespaces, which do not outlive a boot; nor does the run directory.
+"""
+
+from typing import Any
+
+from graft import network
+from graft.endpoint import Endpoint, parse_address, parse_egress, parse_ingress, parse_publication
+from graft.registry import Member, Registry, Table, Tenant, endpoint_document
+
+VERSION = 3
+
+
+def dump(registry: Registry) -> dict[str, Any]:
+    """The whole registry in JSON's types."""
+    return {
+        "version": VERSION,
+        "next_id": registry.next_id,
+        "next_slot": registry.next_slot,
+        "tables": [
+            {
+                "netns": table.netns,
+                "cookie": table.cookie,
+                "label": table.label,
+                "endpoints": [
+                    {**endpoint_document(e), "place": e.place, "imported": e.imported}
+                    for e in table.endpoints.values()
+                ],
+            }
+            for table in registry.tables.values()
+        ],
+        "places": [[p.number, p.inode, p.label] for p in registry.places.values()],
+        "networks": registry.networks,
+        "added": [str(address) for address in registry.added],
+        "attachments": [attachment.document() for attachment in registry.attachments.values()],
+        "tenants": [
+            {
+                "id": t.id,
+                "kind": t.kind,
+                "home": t.home,
+                "verbose": t.verbose,
+                "swap": t.swap,
+                "place": t.place,
+                "parent": t.parent.id if t.parent else 0,
+                "scope": t.scope,
+                "uid": t.uid,
+                "followers": list(t.followers),
+                "paths": t.paths,
+                "slot": t.slot,
+                "name": t.name,
+                "netns": t.netns,
+                "ingress": [{"rule": str(r), "protocols": list(r.protocols)} for r in t.ingress],
+                "egress": [str(r) for r in t.egress],
+                "publications": [str(p) for p in t.publications],
+                "egress_host": t.egress_host,
+                "strict": t.strict,
+                "trusted": t.trusted,
+                "resolvers": [str(a) for a in t.resolvers],
+                "given": [network.own_document(own) for own in t.given],
+                "members": t.members,
+                "attached": [attachment.key for attachment in t.attached],
+                "argv": t.argv,
+                "pid": t.pid,
+                "started": t.started,
+            }
+            for t in registry.tenants.values()
+        ],
+    }
+
+
+def restore(registry: Registry, document: dict[str, Any]) -> None:
+    """Fill an empty registry; tenants come without descriptors."""
+    registry.next_id = document["next_id"]
+    registry.next_slot = document["next_slot"]
+    for saved in document["tables"]:
+        table = registry.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
+        for e in saved["endpoints"]:
+            table.endpoints[e["name"]] = _endpoint(e)
+    registry.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
+    registry.networks = document["networks"]
+    registry.added = {parse_address(a) for a in document["added"]}
+    for saved in document["attachments"]:
+        registry.attachments[saved["key"]] = network.restore_attachment(saved)
+    for saved in document["tenants"]:
+        tenant = Tenant(saved["id"], saved["slot"], saved["name"], registry.tables[saved["netns"]])
+        tenant.ingress = [
+            parse_ingress(r["rule"])._replace(protocols=tuple(r["protocols"])) for r in saved["ingress"]
+        ]
+        tenant.egress = [parse_egress(r) for r in saved["egress"]]
+        tenant.publications = [parse_publication(p) for p in saved["publications"]]
+        tenant.egress_host = saved["egress_host"]
+        tenant.strict = saved["strict"]
+        tenant.trusted = saved["trusted"]
+        tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
+        tenant.given = [network.restore_own(own) for own in saved["given"]]
+        tenant.members = {number: Member(*member) for number, member in saved["members"].items()}
+        tenant.attached = [registry.attachments[key] for key in saved["attached"]]
+        tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
+        tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
+        tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
+        tenant.uid, tenant.followers = saved["uid"], set(saved["followers"])
+        tenant.parent = registry.tenants.get(saved["parent"])
+        tenant.paths = {path: (kept[0], kept[1], kept[2]) for path, kept in saved["paths"].items()}
+        if tenant.scope:
+            registry.scopes[tenant.scope] = tenant
+        registry.tenants[tenant.id] = tenant
+
+
+def _endpoint(saved: dict[str, Any]) -> Endpoint:
+    """Back from state.json."""
+    unix = saved["type"] in ("unix", "local")
+    port = 0 if unix or saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
+    return Endpoint(
+        saved["name"],
+        None if unix else parse_address(saved["addr"]),
+        port,
+        saved["span"],
+        saved["published"],
+        path=saved.get("path", ""),
+        netns=saved.get("netns", ""),
+        place=saved["place"],
+        imported=saved["imported"],
+        local=saved["type"] == "local",
+    )
