@@ -116,6 +116,16 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 	return true;
 }
 
+/* Two containers may have one endpoint: there the owner that those with addresses share must not let both in. */
+static __noinline int keep_port(struct bpf_sock_addr *ctx, struct graft_tenant *tenant)
+{
+	int off = 0;
+
+	if (tenant && (tenant->own4 || tenant->own6[0]))
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &off, sizeof(off));
+	return true;
+}
+
 /* A bind to the wildcard, or to an address of the container's own, that no rule names. */
 static __always_inline bool own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant, bool dual)
 {
@@ -173,7 +183,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
 		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
-		if (!share_port(ctx, a, tenant, stamp->tenant))
+		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !keep_port(ctx, tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
 		converted(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
@@ -363,7 +373,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	} else if (in_slices(a)) {
 		return deny(id, DENIED(OP_CONNECT, REASON_SLICE), ENETUNREACH, proto, &asked);
 	}
-	if (named_may(stamp, tenant, a)) {
+	if (named_may(stamp, tenant, a) && !owner_of(a)) {
 		connected(stamp, &asked, a);
 		return ALLOW;
 	}
@@ -393,7 +403,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	source.port = rule->port;
 	if (!is_any(source.ip) || source.port) {
 		if (ctx->sk && has_source(ctx->sk)) {
-			if (!is_any(source.ip) &&
+			if (!is_any(source.ip) && !(who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL) &&
 			    (stamp->flags & STAMP_INGRESS || !(stamp->flags & STAMP_CONNECTED)) &&
 			    !same_ip(stamp->local_real.ip, source.ip))
 				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
@@ -402,6 +412,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto, &asked);
 		}
 	}
+	if (who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL)
+		note_client(ctx, id); /* its source will be the one that it connects to */
 	converted(id, tenant, OP_CONNECT << 16 | proto, &asked, &source);
 	connected(stamp, &asked, a);
 	return ALLOW;
@@ -466,7 +478,8 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!tenant)
 		return deny(id, DENIED(OP_SEND, REASON_NO_TENANT), ENETUNREACH, IPPROTO_UDP, a);
 	asked = *a;
-	if (is_loopback(source) || in_slices(source) || (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)))
+	if (is_loopback(source) || in_slices(source) || (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) ||
+	    is_anothers(id, source))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real))
 		return ALLOW;
@@ -489,7 +502,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	} else if (in_slices(a)) {
 		return deny(id, DENIED(OP_SEND, REASON_SLICE), ENETUNREACH, IPPROTO_UDP, &asked);
 	}
-	if (named_may(stamp, tenant, a))
+	if (named_may(stamp, tenant, a) && !owner_of(a))
 		return ALLOW;
 	rule = leave(stamp, tenant, a);
 	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
@@ -539,7 +552,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	set_v4(&bound, ctx->sk->src_ip4);
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
 		/* connected, with a control message: the destination was decided at connect() */
-		if (is_loopback(&source))
+		if (is_loopback(&source) || is_anothers(stamp->tenant, &source))
 			ctx->msg_src_ip4 = bound.ip[3];
 		return ALLOW;
 	}
@@ -813,6 +826,7 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	if (stamp && in_slices(&here) && stamp->flags & STAMP_PRIVATE)
 		return 1;
 	if (stamp && stamp->flags & STAMP_INGRESS && same_ip(here.ip, stamp->local_real.ip) &&
+	    !is_anothers(stamp->tenant, &here) && tenant_of(stamp) &&
 	    (!stamp->local_real.port || here.port == stamp->local_real.port))
 		return 1;
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));

@@ -140,6 +140,7 @@ struct graft_ingress {
 	__u16 first; /* the rule's first port; a bind to first + n goes to port + n if span is set */
 	__u32 span;  /* 0: every port of the rule goes to the one endpoint port */
 	__u32 place;
+	__u32 exclusive; /* a publication: no other container has this endpoint */
 };
 
 /* egress: LPM. prefixlen covers tenant and family exactly and 0 to 128 bits of the address. */

@@ -339,18 +339,32 @@ enum { VISIT_ELSEWHERE, VISIT_REACHED, VISIT_NOBODY, VISIT_FOREIGN };
 static __noinline int visit(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_egress *rule)
 {
 	struct graft_owner *to, *from;
+	struct graft_tenant *who;
 
 	if (!a)
 		return VISIT_ELSEWHERE;
 	to = owner_of(a);
-	if (!to)
+	from = rule ? owner_of((struct graft_addr *)rule) : NULL;
+	if (!to) {
+		/* a network's rule leads to its members; where egress is narrowed, to nobody else in its prefix */
+		who = bpf_map_lookup_elem(&tenants, &tenant);
+		if (from && from->network && who && who->flags & TENANT_REPLIES)
+			return VISIT_FOREIGN;
 		return VISIT_ELSEWHERE;
+	}
 	if (to->network && to->tenant != tenant) {
-		from = rule ? owner_of((struct graft_addr *)rule) : NULL;
 		if (!from || from->tenant != tenant || from->network != to->network)
 			return VISIT_FOREIGN;
 	}
 	return reach(ctx, to->tenant, a) ? VISIT_REACHED : VISIT_NOBODY;
+}
+
+/* Is @a another container's, or the resolver's? */
+static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a)
+{
+	struct graft_owner *owner = owner_of(a);
+
+	return owner && owner->tenant != tenant;
 }
 
 /* Is @a the tenant's own? Leaving needs no rule then. */

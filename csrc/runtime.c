@@ -182,6 +182,19 @@ static int hook(void)
 	return puts(reply) < 0 || fflush(stdout) ? 1 : 0;
 }
 
+/* A word that is a verb, wherever it stands: options with values that are not known here come before it. */
+static bool is_verb(const char *word)
+{
+	static const char *const verbs[] = {"create", "run",  "restore",  "start",	"exec",	 "kill",   "delete",
+					    "state",  "list", "ps",	  "events",	"pause", "resume", "update",
+					    "spec",   "init", "features", "checkpoint", NULL};
+
+	for (int i = 0; verbs[i]; i++)
+		if (!strcmp(word, verbs[i]))
+			return true;
+	return false;
+}
+
 /* The value of an option in either form, and the number of words that it takes. */
 static int option(char **word, const char *name, const char **value)
 {
@@ -238,9 +251,9 @@ int main(int argc, char **argv)
 		used = takes_value(argv[i]) ? 2 : 1;
 		if (argv[i][0] == '-')
 			continue;
-		if (!verb)
+		if (!verb && is_verb(argv[i]))
 			verb = argv[i];
-		else
+		else if (verb)
 			id = argv[i];
 	}
 	if (verb && (!strcmp(verb, "create") || !strcmp(verb, "run"))) {
@@ -248,6 +261,8 @@ int main(int argc, char **argv)
 			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");
 		prepare(bundle, id);
 	}
+	if (verb && !strcmp(verb, "restore"))
+		fail("a checkpoint cannot be restored", "its sockets were the host's; start the container anew");
 	argv += first - 1;
 	argv[0] = (char *)runtime;
 	execvp(runtime, argv);

@@ -213,15 +213,15 @@ class Admin:
     def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
         container = oci.identify(config, number)
         try:
-            self._check_network(container, oci.netns(config))
+            self._check_network(container)
             asked = oci.wish(container)
-            expect_target(self.daemon, asked, oci.netns(config), creator)
+            expect_target(self.daemon, asked, container, creator)
             return oci.edit(config, asked, self.daemon.directory)
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise
 
-    def _check_network(self, container: oci.Container, netns: int) -> None:
+    def _check_network(self, container: oci.Container) -> None:
         """Refuse a container that another network's plugin has given an interface: its ports would lead nowhere."""
         if container.network:
             attached = [a for t in self.daemon.registry.tenants.values() for a in t.attached]
@@ -231,7 +231,7 @@ class Admin:
                     hint="--network none, or a network made by 'docker network create -d graft NAME'",
                     code="EINVAL",
                 )
-        if netns and netns != self.daemon.registry.home:
+        if container.where[0] not in (0, self.daemon.registry.home):
             names = [n for n in oci.devices(container.path) if n != "lo"]
             if names:
                 raise Refused(
@@ -247,7 +247,7 @@ class Admin:
         registry_ = self.daemon.registry
         linux.check_netns(fds[0])
         attachment = Attachment(request.key, f"cni/{request.network}")
-        attachment.netns = os.fstat(fds[0]).st_ino
+        attachment.netns, attachment.cookie = os.fstat(fds[0]).st_ino, host.netns_cookie_of(fds[0])
         if attachment.netns == registry_.home:
             raise UsageError("the namespace is the host's own")
         number = attachments.number(registry_, attachment.network)

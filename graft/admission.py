@@ -1,6 +1,7 @@
 """Who becomes a tenant, and with what: `graft run`, runtimes, the wrapper, programs that use the Python API."""
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from graft import attachments, host, linux, protocol, registry
@@ -9,6 +10,7 @@ from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
 from graft.log import log
 from graft.network import parse_own
+from graft.oci import Container
 from graft.policy import check_rule
 from graft.registry import API, CONTAINER, WRAPPER, Expected, Member, Registry, Table, Tenant
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from graft.daemon import Daemon
 
 CAP_SYS_ADMIN = 21
+CREATE_SECONDS = 60.0  # for an engine, from create to the container's first process
 NAME_MAX = 64
 ENGINE_NAME = 51  # and a hyphen, and 12 digits of the id
 UNTRUSTED_RULES = 512  # of a wrapper whose user is not root of the host,
@@ -154,6 +157,8 @@ def admit_target(
             ingress = [r for r in ingress if r not in tenant.ingress]
             egress = [r for r in egress if r not in tenant.egress]
         if isinstance(wish, protocol.Metadata) and wish.container:
+            if wish.container in tenant.members:  # `exec`: what has been taken back meanwhile stays so
+                publications, ingress, egress = [], [], []
             tenant.members[wish.container] = Member(wish.engine, wish.name or "", wish.directory)
         if trusted:
             import_endpoints(reg, tenant, endpoint_names(ingress, egress))
@@ -176,8 +181,8 @@ def admit_target(
     return tenant
 
 
-def expect_target(daemon: "Daemon", wish: protocol.Metadata, netns: int, creator: int) -> None:
-    """An engine's process @creator is about to create a container with these wishes, in @netns if that is known.
+def expect_target(daemon: "Daemon", wish: protocol.Metadata, container: Container, creator: int) -> None:
+    """An engine's process @creator is about to create a container with these wishes.
 
     Raises GraftError for what would be refused once its first process is there; its ports are taken from now on.
     `wish.swap` is set if one of its rules needs that.
@@ -187,19 +192,30 @@ def expect_target(daemon: "Daemon", wish: protocol.Metadata, netns: int, creator
     ingress = [parse_ingress(r) for r in wish.ingress]
     egress = [parse_egress(r) for r in wish.egress]
     check_distinct(ingress, egress)
+    netns, cookie = container.where
     joined = reg.by_netns(netns) if netns else None
     endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         check_rule(rule, endpoints)
     wish.swap = wish.swap or registry.needs_swap(endpoints, 0, ingress, egress)
-    for text in wish.ip:
-        own = parse_own(text)
-        if joined is None or own not in joined.given:
-            attachments.check_unowned(reg, own.address)
+    owned = [own for own in map(parse_own, wish.ip) if joined is None or own not in joined.given]
+    networked = bool(container.network) or any(a.in_netns(netns, cookie) for a in reg.attachments.values())
     pidfd = os.pidfd_open(creator)
     try:
-        attachments.expect(reg, wish.container, Expected(pidfd, wish.name or wish.container, netns, publications))
+        attachments.expect(
+            reg,
+            wish.container,
+            Expected(
+                pidfd,
+                wish.name or wish.container,
+                container.where,
+                publications,
+                owned,
+                networked or bool(wish.ip),
+                time.monotonic() + CREATE_SECONDS,
+            ),
+        )
     except BaseException:
         os.close(pidfd)
         raise

@@ -70,7 +70,7 @@ class Agent:
         trusted = sealed or (connection.uid == 0 and self._is_host(connection.pid))
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
         known = self.daemon.registry.by_container(state.state.id) if trusted else None
-        if known is None and trusted and wish.name:
+        if known is None and trusted and wish.name and not wish.container:
             known = self.daemon.registry.by_name(wish.name)
         if known and not (state.pid or state.state.pid):
             self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process

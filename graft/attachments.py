@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterable
 
-from graft import host, linux, ports
+from graft import host, ports
 from graft.endpoint import Address, Publication, published
 from graft.errors import Refused
 from graft.network import Attachment
@@ -36,6 +36,15 @@ def check_unowned(registry: Registry, address: Address) -> None:
     for attachment in registry.attachments.values():
         if any(own.address == address for own in attachment.addresses):
             raise Refused(f"{address} is in use in network '{attachment.network}'", code="EADDRINUSE")
+    for expected in registry.expected.values():
+        if expected.holds() and any(own.address == address for own in expected.owned):
+            raise Refused(f"{address} is the address of container '{expected.name}'", code="EADDRINUSE")
+
+
+def check_foreign(registry: Registry, address: Address) -> None:
+    """Raise Refused for an address that the host has for itself: an engine's settings may not take that over."""
+    if address not in registry.added and host.has_address(address):
+        raise Refused(f"{address} is the host's own address", hint="use one that no device has", code="EADDRINUSE")
 
 
 def number(registry: Registry, name: str) -> int:
@@ -49,12 +58,15 @@ def add(registry: Registry, attachment: Attachment) -> None:
     """An engine attaches a namespace: take addresses and ports. Raises Refused; then all is as before."""
     for own in attachment.addresses:
         check_unowned(registry, own.address)
+        check_foreign(registry, own.address)
     accepted: list[Publication] = []
     for publication in attachment.publications:
         addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
         ports.check_conflicts(publication, addresses, accepted, "this one")
         ports.check_inside(publication, addresses, accepted)
-        registry.check_free(publication, addresses, netns=attachment.netns, shared=bool(attachment.addresses))
+        registry.check_free(
+            publication, addresses, where=(attachment.netns, attachment.cookie), shared=bool(attachment.addresses)
+        )
         accepted.append(publication)
     done: list[Own] = []
     try:
@@ -70,9 +82,11 @@ def add(registry: Registry, attachment: Attachment) -> None:
 
 
 def attach(registry: Registry, tenant: Tenant) -> None:
-    """Give a container what engines attached to its namespace."""
+    """Give a container what engines attached to its namespace; one that an unprivileged user made has none."""
+    if not tenant.trusted:
+        return
     for attachment in registry.attachments.values():
-        if attachment.in_netns(tenant.netns) and attachment not in tenant.attached:
+        if attachment.in_netns(tenant.netns, tenant.table.cookie) and attachment not in tenant.attached:
             tenant.attached.append(attachment)
             try:
                 registry.publish(tenant, attachment.publications)
@@ -84,7 +98,12 @@ def attach(registry: Registry, tenant: Tenant) -> None:
 def join(registry: Registry, attachment: Attachment) -> None:
     """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""
     tenant = next(
-        (t for t in registry.tenants.values() if t.kind == CONTAINER and attachment.in_netns(t.netns)), None
+        (
+            t
+            for t in registry.tenants.values()
+            if t.kind == CONTAINER and attachment.in_netns(t.netns, t.table.cookie)
+        ),
+        None,
     )
     if tenant:
         attach(registry, tenant)
@@ -104,7 +123,7 @@ def republish(registry: Registry, attachment: Attachment) -> None:
 
 def leave(registry: Registry, attachment: Attachment) -> None:
     """An attachment's container goes on without it; address and ports stay taken."""
-    attachment.netns, attachment.sandbox = 0, []
+    attachment.netns, attachment.cookie, attachment.sandbox = 0, 0, []
     for tenant in registry.tenants.values():
         if attachment in tenant.attached:
             tenant.attached.remove(attachment)
@@ -112,6 +131,8 @@ def leave(registry: Registry, attachment: Attachment) -> None:
                 if publication in tenant.publications:
                     registry.unpublish(tenant, publication)
             registry.apply(tenant)
+            for own in attachment.addresses:
+                host.end_connections(own.address)
     registry.save()
 
 
@@ -141,8 +162,11 @@ def expect(registry: Registry, number: str, expected: Expected) -> None:
     for publication in expected.publications:
         addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
         ports.check_inside(publication, addresses, accepted)
-        registry.check_free(publication, addresses, netns=expected.netns, shared=False)
+        registry.check_free(publication, addresses, where=expected.where, shared=expected.shared)
         accepted.append(publication)
+    for own in expected.owned:
+        check_unowned(registry, own.address)
+        check_foreign(registry, own.address)
     registry.expected[number] = expected
 
 
@@ -154,6 +178,6 @@ def no_longer_expect(registry: Registry, number: str) -> None:
 
 
 def forget_expected(registry: Registry) -> None:
-    """Those whose creators have ended."""
-    for number in [n for n, expected in registry.expected.items() if not linux.alive(expected.pidfd)]:
+    """Those whose creators have ended, or have taken too long."""
+    for number in [n for n, expected in registry.expected.items() if not expected.holds()]:
         no_longer_expect(registry, number)

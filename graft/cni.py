@@ -54,10 +54,16 @@ def main() -> int:
             config = json.loads(text or "{}")
         except ValueError as error:
             raise CniError(DECODING, "the network configuration is not JSON", str(error)) from None
+        if not isinstance(config, dict):
+            raise CniError(INVALID_CONFIG, "the network configuration is not an object")
         version = config.get("cniVersion") or "0.1.0"
         result = _command(os.environ.get("CNI_COMMAND", ""), config, text)
     except CniError as error:
         return _refuse(version, error.code, error.message, error.details)
+    except subprocess.TimeoutExpired as error:
+        return _refuse(version, TRY_LATER, f"{error.cmd[0]} took too long", "")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        return _refuse(version, INVALID_CONFIG, "the network configuration is malformed", repr(error))
     except GraftError as error:
         return _refuse(version, TRY_LATER if error.code == "ECONNREFUSED" else OWN, error.message, error.hint)
     if result is not None:

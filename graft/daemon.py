@@ -201,6 +201,7 @@ class Daemon:
         self.next_tick = now + TICK_SECONDS
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
+        self.resolver.expire()
         if not self.registry.saved:
             self.registry.save()
         for tenant in [t for t in self.registry.tenants.values() if not t.listeners]:

@@ -10,14 +10,17 @@ A network of CNI has its gateway's address for it instead: Podman leaves a loopb
 Of UDP and TCP; a message of the latter is answered in one go, so a forwarded one waits in a thread of its own.
 """
 
+import errno
 import json
 import os
-import random
+import secrets
 import socket
 import struct
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graft.bpf import CLIENT_KEY, OWN_TENANT, Stamper
 from graft.endpoint import MAPPED, Address
@@ -33,10 +36,24 @@ if TYPE_CHECKING:
     from graft.daemon import Daemon
 
 TTL = 5  # seconds; containers come and go
-WAITING_MAX = 4096
-PATIENCE = 5.0  # seconds for a nameserver
-THREADS_MAX = 32
+WAITING_MAX, WAITING_OF_ONE = 1024, 64  # forwarded queries, of one container
+PATIENCE = 5.0  # seconds for a nameserver, and for a TCP client to say what it wants
+THREADS_MAX, THREADS_OF_ONE = 32, 4
 MESSAGE_MAX = 65535
+QUERY_MAX = 512  # a name has 255 bytes, an OPT record few
+NAME_MAX = 255
+
+
+class Waiting(NamedTuple):
+    """A query that was forwarded."""
+
+    out: socket.socket
+    tenant: int
+    number: bytes
+    query: bytes
+    client: tuple[str, int]
+    udp: socket.socket
+    until: float  # monotonic seconds
 
 
 class Resolver:
@@ -45,9 +62,9 @@ class Resolver:
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
-        self.upstream: socket.socket | None = None
-        self.waiting: dict[int, tuple[int, tuple[str, int], socket.socket]] = {}  # our id → the client's, who, where
-        self.threads = threading.BoundedSemaphore(THREADS_MAX)
+        self.waiting: dict[int, Waiting] = {}  # by the descriptor that asks
+        self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
+        self.lock = threading.Lock()
         self.files: dict[str, tuple[int, list[str]]] = {}
 
     def start(self) -> None:
@@ -62,13 +79,11 @@ class Resolver:
             except (OSError, Failure) as error:
                 log.error("%s for names of containers: %s", address.with_port(DNS_PORT), error)
                 self._stop(address)
-        if self.places and self.upstream is None:
-            self.upstream = self._socket(socket.SOCK_DGRAM)
-            self.daemon.loop.add(self.upstream.fileno(), self._answered)
 
     def _listen(self, address: Address) -> None:
         if address != RESOLVER:
             self.daemon.registry.add_address(address)
+            self.daemon.registry.reserve(address)
         pair = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
         udp, tcp = pair
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,6 +104,7 @@ class Resolver:
                 self.daemon.loop.remove(sock.fileno())
             sock.close()
         if address != RESOLVER:
+            self.daemon.registry.release(address)
             self.daemon.registry.remove_address(address)
 
     # -- UDP --
@@ -97,41 +113,64 @@ class Resolver:
         try:
             query, client = udp.recvfrom(MESSAGE_MAX)
             tenant = self._tenant(client, socket.IPPROTO_UDP)
-            if tenant is None or len(query) < 12:
+            if tenant is None:
                 return
             reply = self.answer(tenant, query)
-            if reply is not None:
+            if reply is None:
+                self._forward(query, client, udp, tenant)
+            elif reply:
                 udp.sendto(reply, client)
-            elif not self._forward(query, client, udp):
-                udp.sendto(_failed(query), client)
         except OSError as error:
             log.debug("names: %s", error)
 
-    def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket) -> bool:
-        servers = nameservers()
-        if not servers or not self.upstream:
-            return False
-        if len(self.waiting) >= WAITING_MAX:  # the oldest: its server has not answered
-            del self.waiting[next(iter(self.waiting))]
-        number = random.randrange(1 << 16)  # noqa: S311 - what is answered goes to a container that asked
-        self.waiting[number] = (int.from_bytes(query[:2], "big"), client, udp)
+    def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:
+        """Ask the host's nameserver from a socket of the query's own: a forger has to guess its port, too."""
+        own = [w for w in self.waiting.values() if w.tenant == tenant.id]
+        if len(own) >= WAITING_OF_ONE:
+            self._forget(own[0])
+        elif len(self.waiting) >= WAITING_MAX:
+            udp.sendto(_failed(query), client)
+            return
+        out = self._socket(socket.SOCK_DGRAM)
         try:
-            self.upstream.sendto(number.to_bytes(2, "big") + query[2:], (servers[0], DNS_PORT))
-        except OSError as error:
-            log.debug("nameserver %s: %s", servers[0], error.strerror)
-            return False
-        return True
-
-    def _answered(self, _events: int) -> None:
-        assert self.upstream
-        try:
-            reply, _ = self.upstream.recvfrom(MESSAGE_MAX)
-            known = self.waiting.pop(int.from_bytes(reply[:2], "big"), None)
-            if known:
-                number, client, udp = known
-                udp.sendto(number.to_bytes(2, "big") + reply[2:], client)
+            server = next(iter(nameservers()), "")
+            if not server:
+                raise OSError(errno.ENOENT, "no nameserver")
+            out.connect((server, DNS_PORT))
+            number = secrets.token_bytes(2)
+            out.send(number + query[2:])
         except OSError as error:
             log.debug("names: %s", error)
+            out.close()
+            udp.sendto(_failed(query), client)
+            return
+        waiting = Waiting(out, tenant.id, number, query, client, udp, time.monotonic() + PATIENCE)
+        self.waiting[out.fileno()] = waiting
+        self.daemon.loop.add(out.fileno(), lambda _events: self._answered(waiting))
+
+    def _answered(self, waiting: Waiting) -> None:
+        try:
+            reply = waiting.out.recv(MESSAGE_MAX)
+            question = waiting.query[12 : question_end(waiting.query)]
+            if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
+                return  # not to what was asked; the true one may still come
+            waiting.udp.sendto(waiting.query[:2] + reply[2:], waiting.client)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.debug("names: %s", error)
+        self._forget(waiting)
+
+    def expire(self) -> None:
+        """Give up what no nameserver has answered."""
+        now = time.monotonic()
+        for waiting in [w for w in self.waiting.values() if w.until < now]:
+            self._forget(waiting)
+
+    def _forget(self, waiting: Waiting) -> None:
+        if self.waiting.pop(waiting.out.fileno(), None):
+            self.daemon.loop.remove(waiting.out.fileno())
+            waiting.out.close()
 
     # -- TCP --
 
@@ -141,31 +180,45 @@ class Resolver:
         except OSError:
             return
         tenant = self._tenant(client, socket.IPPROTO_TCP)
-        if tenant is None or not self.threads.acquire(blocking=False):
+        if tenant is None or not self._admit(tenant):
             peer.close()
             return
         threading.Thread(target=self._converse, args=(peer, tenant), daemon=True).start()
 
+    def _admit(self, tenant: Tenant) -> bool:
+        with self.lock:
+            if self.threads[tenant.id] >= THREADS_OF_ONE or self.threads.total() >= THREADS_MAX:
+                return False
+            self.threads[tenant.id] += 1
+            return True
+
     def _converse(self, peer: socket.socket, tenant: Tenant) -> None:
         try:
             with peer:
-                peer.settimeout(PATIENCE)
-                query = _read(peer)
-                reply = self.answer(tenant, query) or self._relay(query)
-                peer.sendall(struct.pack(">H", len(reply)) + reply)
+                query = _read(peer, time.monotonic() + PATIENCE)
+                reply = self.answer(tenant, query)
+                if reply is None:
+                    reply = self._relay(query)
+                if reply:
+                    peer.settimeout(PATIENCE)
+                    peer.sendall(struct.pack(">H", len(reply)) + reply)
         except (OSError, ValueError) as error:
             log.debug("names: %s", error)
         finally:
-            self.threads.release()
+            with self.lock:
+                self.threads[tenant.id] -= 1
 
     def _relay(self, query: bytes) -> bytes:
         for server in nameservers():
-            with socket.socket() as out:
-                Stamper(self.daemon.kernel.maps["stamps"]).stamp(out.fileno(), OWN_TENANT, 0)
-                out.settimeout(PATIENCE)
-                out.connect((server, DNS_PORT))
-                out.sendall(struct.pack(">H", len(query)) + query)
-                return _read(out)
+            try:
+                with socket.socket() as out:
+                    Stamper(self.daemon.kernel.maps["stamps"]).stamp(out.fileno(), OWN_TENANT, 0)
+                    out.settimeout(PATIENCE)
+                    out.connect((server, DNS_PORT))
+                    out.sendall(struct.pack(">H", len(query)) + query)
+                    return _read(out, time.monotonic() + PATIENCE)
+            except (OSError, ValueError) as error:
+                log.debug("nameserver %s: %s", server, error)
         return _failed(query)
 
     # -- names --
@@ -186,8 +239,18 @@ class Resolver:
         return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
 
     def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
-        """The reply for a name of a network of the tenant's; None: it is not for us to say."""
+        """The reply for a name of the tenant's networks; empty for what is no query; None: not for us to say."""
         import dns.exception
+
+        if not is_query(query):
+            return b"" if len(query) < 12 or query[2] & 0x80 else _failed(query)
+        try:
+            return self._answer(tenant, query)
+        except (dns.exception.DNSException, ValueError) as error:
+            log.debug("names: %s: %s", tenant.name, error)
+            return _failed(query)
+
+    def _answer(self, tenant: Tenant, query: bytes) -> bytes | None:
         import dns.flags
         import dns.message
         import dns.rcode
@@ -195,12 +258,7 @@ class Resolver:
         import dns.reversename
         import dns.rrset
 
-        try:
-            message = dns.message.from_wire(query)
-        except dns.exception.DNSException:
-            return _failed(query)
-        if len(message.question) != 1:
-            return _failed(query)
+        message = dns.message.from_wire(query)
         question = message.question[0]
         reply = dns.message.make_response(message)
         reply.flags |= dns.flags.RA
@@ -232,12 +290,12 @@ class Resolver:
         return found
 
     def _addresses(self, tenant: Tenant, name: str) -> list[Address]:
-        return [
-            address
-            for other, addresses in self._neighbours(tenant)
-            if name in self.names(other)
-            for address in addresses
-        ]
+        found = []
+        for other, addresses in self._neighbours(tenant):
+            if name in self.names(other):
+                # a socket has one address: with both families it is the IPv4 one
+                found += [a for a in addresses if a.v4] or addresses
+        return found
 
     def _names_at(
         self, tenant: Tenant, pointer: "dns.name.Name", to_address: Callable[["dns.name.Name"], str]
@@ -302,10 +360,26 @@ def _failed(query: bytes) -> bytes:
     return query[:2] + b"\x81\x82" + bytes(8)
 
 
-def _read(sock: socket.socket) -> bytes:
-    """A message with its length before it (RFC 1035, 4.2.2). Raises ValueError if it ends early."""
+def question_end(query: bytes) -> int:
+    """Where the one question of a message ends; 0 if it is malformed (RFC 1035, 4.1.2)."""
+    at = 12
+    while at < len(query) and 0 < query[at] < 64:
+        at += 1 + query[at]
+    return at + 5 if at + 5 <= len(query) and query[at] == 0 and at - 12 < NAME_MAX else 0
+
+
+def is_query(query: bytes) -> bool:
+    """One question and at most an OPT record (RFC 6891): all that a resolver's client sends, and quick to read."""
+    if not 12 <= len(query) <= QUERY_MAX or query[2] & 0xF8:  # a response, or no standard query
+        return False
+    return struct.unpack(">4H", query[4:12]) in ((1, 0, 0, 0), (1, 0, 0, 1)) and bool(question_end(query))
+
+
+def _read(sock: socket.socket, until: float) -> bytes:
+    """A message with its length before it (RFC 1035, 4.2.2), by @until. Raises ValueError, OSError."""
     data = b""
     while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+        sock.settimeout(max(until - time.monotonic(), 0.001))
         more = sock.recv(MESSAGE_MAX)
         if not more:
             raise ValueError("a message ended early")

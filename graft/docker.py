@@ -181,7 +181,7 @@ class Docker:
             if same and other.host_first == publication.host_first:
                 raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
         addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
-        registry.check_free(publication, addresses, netns=0, shared=bool(attachment.addresses))
+        registry.check_free(publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
 
     def _attachment(self, request: Document) -> Attachment:
         attachment = self.daemon.registry.attachments.get(f"docker/{request['EndpointID']}")
@@ -192,7 +192,8 @@ class Docker:
     def _join(self, request: Document, pid: int) -> Document:
         attachment = self._attachment(request)
         key = request["SandboxKey"]
-        attachment.sandbox, attachment.netns = [key, f"/proc/{pid}/root{key}"], 0
+        attachment.sandbox = [key, f"/proc/{pid}/root{key}"]
+        attachment.netns = attachment.cookie = 0
         if not attachment.publications and not any(key in twin.sandbox for twin in self._twins(attachment)):
             attachment.publications = self._publications(attachment)
         attachments.join(self.daemon.registry, attachment)

@@ -193,6 +193,12 @@ def remove_address(address: Address) -> None:
         _ip("address", "del", f"{address}/{32 if address.v4 else 128}", "dev", "lo")
 
 
+def end_connections(address: Address) -> None:
+    """End what is open at an address that its container has no more (SOCK_DESTROY, sock_diag(7)); best effort."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(("ss", "-K", "-tanH", "src", str(address)), capture_output=True, timeout=10)
+
+
 def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
     """The nameservers of resolv.conf(5) that are stubs on the host's own loopback."""
     try:

@@ -25,7 +25,7 @@ class Attachment:
     def __init__(self, key: str, network: str) -> None:
         self.key = key  # of the engine: "docker/ENDPOINT", "cni/CONTAINER/IFNAME"
         self.network = network
-        self.netns = 0  # its inode; 0: not known yet,
+        self.netns = self.cookie = 0  # its inode, which may be used again, and its cookie; 0: not known yet,
         self.sandbox: list[str] = []  # but where it is going to be mounted
         self.since = time.time()
         self.addresses: list[Own] = []
@@ -34,21 +34,21 @@ class Attachment:
         self.names: list[str] = []
         self.resolver: Address | None = None  # where its containers find graftd's, if not at 127.0.0.11
 
-    def in_netns(self, netns: int) -> bool:
+    def in_netns(self, netns: int, cookie: int) -> bool:
         """Is it the attachment of this namespace?"""
         if not self.netns and netns:
             for path in self.sandbox:
                 with contextlib.suppress(OSError):
                     if os.stat(path).st_ino == netns:
-                        self.netns = netns
-        return bool(netns) and self.netns == netns
+                        self.netns, self.cookie = netns, cookie
+        return bool(netns) and (self.netns, self.cookie) == (netns, cookie)
 
     def document(self) -> dict[str, Any]:
         """As state.json has it."""
         return {
             "key": self.key,
             "network": self.network,
-            "netns": self.netns,
+            "netns": [self.netns, self.cookie],
             "sandbox": self.sandbox,
             "since": self.since,
             "addresses": [own_document(own) for own in self.addresses],
@@ -73,7 +73,8 @@ def restore_own(saved: list[Any]) -> Own:
 def restore_attachment(saved: dict[str, Any]) -> Attachment:
     """Back from state.json."""
     attachment = Attachment(saved["key"], saved["network"])
-    attachment.netns, attachment.names, attachment.sandbox = saved["netns"], saved["names"], saved["sandbox"]
+    attachment.netns, attachment.cookie = saved["netns"]
+    attachment.names, attachment.sandbox = saved["names"], saved["sandbox"]
     attachment.resolver = parse_address(saved["resolver"]) if saved["resolver"] else None
     attachment.since = saved["since"]
     attachment.offered = saved["offered"]

@@ -10,19 +10,22 @@ What a container wants is said by settings: labels of Docker, annotations of Pod
     graft.family           on                                          for programs of the family AF_GRAFT
     graft                  on, or what graft.publish has               (Podman: what selects the container)
 
-Nothing here trusts what is in the container: Docker's labels are read with those of the image left out, since an
-image must not publish ports of the host.
+An image may bring labels and, with Podman, annotations: those are refused, since an image must not publish ports of
+the host.
 """
 
 import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
-from graft import linux, protocol, seccomp
+from graft import host, linux, protocol, seccomp
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import GraftError, Refused, UsageError
 from graft.network import parse_own
@@ -34,6 +37,7 @@ SETTINGS = ("publish", "ingress", "egress", "ip", "family")
 ON = ("", "on", "1", "true", "yes")
 OFF = ("off", "0", "false", "no")
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
+DOCKER_HOOK = "libnetwork-setkey"
 CRI = "io.kubernetes.cri."
 ARGV_MAX = 256  # words, and characters of each, that `graft ps` may show
 NAME_ROOM = 51  # a name of 64 with a hyphen and 12 digits of the id
@@ -48,13 +52,17 @@ class Container(NamedTuple):
     settings: dict[str, str]
     directory: str = ""  # where Docker keeps what it knows
     network: str = ""  # Docker's name of it, if it has one
-    path: str = ""  # of the namespace, if that exists
+    path: str = ""  # of the namespace, if that exists,
+    where: tuple[int, int] = (0, 0)  # with inode and cookie, if those can be seen
 
 
 def read(path: Path) -> Document:
-    """A JSON document that an engine wrote. Raises Refused."""
+    """A JSON document that an engine wrote: a file, and no link. Raises Refused."""
     try:
-        document: Document = json.loads(path.read_bytes())
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Refused(f"{path} is not a file", code="EINVAL")
+            document: Document = json.loads(file.read())
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
     return document
@@ -62,7 +70,8 @@ def read(path: Path) -> Document:
 
 def identify(config: Document, number: str) -> Container:
     """Whose bundle is this? @number: the id that the runtime was given; "" in a hook of Podman."""
-    return _identify(config, number)._replace(path=netns_path(config))
+    path = netns_path(config)
+    return _identify(config, number)._replace(path=path, where=_where(path))
 
 
 def _identify(config: Document, number: str) -> Container:
@@ -73,12 +82,12 @@ def _identify(config: Document, number: str) -> Container:
         space = annotations.get(f"{CRI}sandbox-namespace", "default")
         return Container("cri", number, f"{space}_{name}", _ours(annotations))
     if annotations.get("io.container.manager") == "libpod":
-        number = number or os.path.basename(config["linux"]["cgroupsPath"]).removeprefix("libpod-")
-        return Container("podman", number, _podman_name(mounts.get("/dev/shm", ""), number), _ours(annotations))
-    for name in DOCKER_FILES:
-        directory = os.path.dirname(mounts.get(f"/etc/{name}", ""))
-        if os.path.basename(directory) == number and os.path.exists(f"{directory}/config.v2.json"):
-            return _docker(directory, number)
+        return _podman(config, number, mounts.get("/dev/shm", ""), _ours(annotations))
+    directory = _docker_directory(config, number, mounts)
+    if directory:
+        return _docker(directory, number)
+    if DOCKER_HOOK in json.dumps(config.get("hooks") or {}):
+        raise Refused("what Docker knows of this container is not to be found", hint="is its data root visible?")
     return Container("oci", number, number[:64], _ours(annotations))
 
 
@@ -86,14 +95,54 @@ def _ours(labels: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in labels.items() if k == PREFIX or k.startswith(f"{PREFIX}.")}
 
 
-def _podman_name(shm: str, number: str) -> str:
-    """By containers.json of containers/storage; the container is in it before its hooks run."""
-    storage = Path(shm).parents[2] if shm.count("/") > 3 else Path("/")
-    try:
-        entries = json.loads((storage / "containers.json").read_bytes())
-        return str(next(e["names"][0] for e in entries if e["id"] == number))
-    except (OSError, ValueError, KeyError, IndexError, StopIteration):
-        return number[:12]
+def _podman(config: Document, number: str, shm: str, settings: dict[str, str]) -> Container:
+    """Its id is in the cgroup's name, its name and image in containers/storage, where it is before its hooks run."""
+    path = (config.get("linux") or {}).get("cgroupsPath") or ""
+    found = re.search(r"([0-9a-f]{64})(\.scope)?$", path) or re.search(r"/([0-9a-f]{64})/userdata/shm$", shm)
+    number = number or (found[1] if found else "")
+    if not number:
+        raise Refused("Podman's container has no id", hint="--cgroups=disabled is not supported", code="EINVAL")
+    storage = _podman_storage(Path((config.get("root") or {}).get("path") or "/"), shm)
+    entry: Document = {}
+    if storage:
+        entries: Any = read(storage / "containers.json")
+        entry = next((e for e in entries if e.get("id") == number), {})
+    if settings and (not storage or entry.get("image")):
+        _check_annotations(storage, entry.get("image") or "", settings)
+    return Container("podman", number, str(next(iter(entry.get("names") or ()), number[:12])), settings)
+
+
+def _podman_storage(root: Path, shm: str) -> Path | None:
+    """The directory DRIVER-containers, by a container's /dev/shm or the layer that it has for its root."""
+    if re.search(r"/[0-9a-f]{64}/userdata/shm$", shm):
+        return Path(shm).parents[2]
+    pairs = zip((root, *root.parents), root.parents, strict=False)
+    return next((p / f"{c.name}-containers" for c, p in pairs if (p / f"{c.name}-containers").is_dir()), None)
+
+
+def _check_annotations(storage: Path | None, image: str, settings: dict[str, str]) -> None:
+    """Podman 4 hands an image's annotations on to its containers: refuse those."""
+    if storage is None:
+        raise Refused("what Podman knows of this container's image is not to be found", code="EINVAL")
+    manifest = storage.with_name(storage.name.replace("-containers", "-images")) / image / "manifest"
+    brought: dict[str, str] = read(manifest).get("annotations") or {}
+    for key, value in settings.items():
+        if brought.get(key) == value:
+            raise Refused(
+                f"annotation '{key}' is the image's, which may not ask for the host's network",
+                hint=f"take it over with another value, or out with --annotation {key}=",
+                code="EPERM",
+            )
+
+
+def _docker_directory(config: Document, number: str, mounts: dict[Any, str]) -> str:
+    """Where Docker keeps what it knows of a container: beside what it mounts, or above its root file system."""
+    beside = [os.path.dirname(os.path.dirname(mounts.get(f"/etc/{name}", ""))) for name in DOCKER_FILES]
+    above = Path((config.get("root") or {}).get("path") or "/").parents
+    roots = [str(p / "containers") for p in above]
+    return next(
+        (f"{place}/{number}" for place in (*beside, *roots) if os.path.exists(f"{place}/{number}/config.v2.json")), ""
+    )
 
 
 def _docker(directory: str, number: str) -> Container:
@@ -226,12 +275,14 @@ def netns_path(config: Document) -> str:
     return next((n.get("path") or "" for n in namespaces if n["type"] == "network"), "")
 
 
-def netns(config: Document) -> int:
-    """The inode of the namespace that the container joins; 0 if it gets one of its own, or that cannot be seen."""
+def _where(path: str) -> tuple[int, int]:
+    """Inode and cookie of the namespace at @path; zeros if that is none, or cannot be seen."""
     try:
-        return os.stat(netns_path(config)).st_ino
+        with open(path, "rb") as file:
+            linux.check_netns(file.fileno())
+            return os.fstat(file.fileno()).st_ino, host.netns_cookie_of(file.fileno())
     except OSError:
-        return 0
+        return 0, 0
 
 
 def devices(path: str) -> list[str]:
@@ -263,7 +314,8 @@ def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Documen
 
 def write(path: Path, config: Document) -> None:
     """Replace config.json: whole or not at all."""
-    temporary = path.with_name(path.name + ".graft")
-    temporary.write_text(json.dumps(config))
-    temporary.chmod(path.stat().st_mode & 0o777)
+    temporary = path.with_name(f"{path.name}.graft-{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(temporary, flags, path.stat().st_mode & 0o777), "w") as file:
+        file.write(json.dumps(config))
     temporary.rename(path)

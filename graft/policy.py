@@ -39,7 +39,7 @@ INET6 = 6
 PLACE_UNIX = 0xFFFFFFFF
 
 INGRESS_KEY = struct.Struct("=IIBBH16s2s2x")
-INGRESS_VALUE = struct.Struct("=16sHHII")
+INGRESS_VALUE = struct.Struct("=16sHHIII")
 EGRESS_KEY = struct.Struct("=III16s")
 EGRESS_VALUE = struct.Struct("=16sII")
 SERVICE_KEY = struct.Struct("=IH2x16s")
@@ -164,7 +164,8 @@ def compile_ingress(
             rule = segment.rule
             endpoint = endpoints[rule.endpoint]
             span = endpoint.span if endpoint.span > 1 else 0
-            value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, _place(endpoint))
+            place, exclusive = _place(endpoint), int(endpoint.published)
+            value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, place, exclusive)
             family = INET if rule.address.v4 else INET6
             for port, bits in port_prefixes(segment.first, segment.last):
                 length = INGRESS_FIXED_BITS + bits

@@ -78,8 +78,15 @@ class Expected(NamedTuple):
 
     pidfd: int
     name: str
-    netns: int
+    where: tuple[int, int]  # namespace and cookie, (0, 0) if not known
     publications: list[Publication]
+    owned: list[Own]
+    shared: bool  # will its sockets share port numbers?
+    until: float  # monotonic seconds
+
+    def holds(self) -> bool:
+        """Is it still to be expected?"""
+        return linux.alive(self.pidfd) and time.monotonic() < self.until
 
 
 class Rules(NamedTuple):
@@ -324,6 +331,14 @@ class Registry:
         self.forget_empty(tenant.table)
         self.save()
 
+    def reserve(self, address: Address) -> None:
+        """Let an address be graftd's own: the kernel leads to nobody else there."""
+        self.kernel.maps["addresses"].update(address.raw, policy.OWNER.pack(OWN_TENANT, 0))
+
+    def release(self, address: Address) -> None:
+        """Undo reserve()."""
+        self.kernel.maps["addresses"].delete(address.raw)
+
     def add_address(self, address: Address) -> None:
         """Put an address on the host's stack, unless it is there. Raises Failure."""
         if host.add_address(address):
@@ -417,7 +432,9 @@ class Registry:
             addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
             ports.check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
             ports.check_inside(publication, addresses, [*tenant.publications, *accepted])
-            self.check_free(publication, addresses, netns=tenant.netns, shared=bool(tenant.owned))
+            self.check_free(
+                publication, addresses, where=(tenant.netns, tenant.table.cookie), shared=bool(tenant.owned)
+            )
             made += pairs
             accepted.append(publication)
         for endpoint, rule in made:
@@ -430,20 +447,22 @@ class Registry:
         tenant = next((t for t in self.tenants.values() if attachment in t.attached), None)
         return tenant.name if tenant else next(iter(attachment.names), attachment.key)
 
-    def check_free(self, publication: Publication, addresses: list[Address], *, netns: int, shared: bool) -> None:
-        """Raise Refused, naming the holder, unless a container in @netns may publish this.
+    def check_free(
+        self, publication: Publication, addresses: list[Address], *, where: tuple[int, int], shared: bool
+    ) -> None:
+        """Raise Refused, naming the holder, unless a container in the namespace @where may publish this.
 
         @shared: it has an address of its own, so that its sockets share port numbers with others that have one.
         """
         for other in self.tenants.values():
-            if other.netns != netns:
+            if (other.netns, other.table.cookie) != where:
                 ports.check_conflicts(publication, addresses, other.publications, other.name)
         for attachment in self.attachments.values():
-            if not attachment.in_netns(netns):
+            if not attachment.in_netns(*where):
                 ports.check_conflicts(publication, addresses, attachment.publications, self._label(attachment))
 
         for expected in self.expected.values():
-            if linux.alive(expected.pidfd) and (not expected.netns or expected.netns != netns):
+            if expected.holds() and (expected.where == (0, 0) or expected.where != where):
                 ports.check_conflicts(publication, addresses, expected.publications, expected.name)
 
         def own(probe: socket.socket) -> None:

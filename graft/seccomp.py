@@ -60,7 +60,7 @@ OPTIONS = Trap(
     1,
     ((0, 0),),  # IPPROTO_IP, whole
     (
-        ((1, 1), Trap(2, ((16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: what sets buffers and timeouts is not
+        ((1, 1), Trap(2, ((1, 1), (12, 12), (16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: buffers, timeouts are not
         ((6, 6), Trap(2, ((16, 31),))),  # IPPROTO_TCP: TCP_REPAIR and its like
         ((41, 41), Trap(2, _except(26))),  # IPPROTO_IPV6: IPV6_V6ONLY is not; Go sets it on every socket
     ),

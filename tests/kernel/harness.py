@@ -80,7 +80,7 @@ class World:
             wildcard.raw,
             port.to_bytes(2, "big"),
         )
-        self.kernel.maps["ingress"].update(key, policy.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0))
+        self.kernel.maps["ingress"].update(key, policy.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0, 1))
 
     def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A stamped socket."""
