@@ -45,6 +45,7 @@ def podman(request, host):
     need("podman", "runc", "crun", "conmon", "busybox")
     host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
     wait_for((host.run_dir / "graftd.sock").exists, "graftd")
+    (host.work / "empty").mkdir(exist_ok=True)
     engine = Podman(host, host.work / request.param, request.param)
     try:
         yield engine
@@ -143,6 +144,17 @@ def test_refusals(podman):
         done = podman.run("--rm", "--network", "none", "--annotation", annotation, argv=("true",), check=False)
         assert done.returncode == 126
         assert message in done.stderr
+
+
+def test_an_image_may_not_publish(podman, host):
+    """Podman hands an image's annotations on to its containers."""
+    (host.work / "Containerfile").write_text("FROM localhost/host:1\n")
+    words = ("--isolation", "chroot", "--annotation", "graft.publish=8805:80", "-t", "greedy")
+    podman("build", "-q", *words, "-f", host.work / "Containerfile", host.work / "empty")
+    done = podman("run", "--rm", "--network", "none", "greedy", "/busybox", "true", check=False)
+    assert "graft: annotation 'graft.publish' is the image's, which may not ask for the host's" in done.stderr
+    podman("run", "--rm", "--network", "none", "--annotation", "graft.publish=", "greedy", "/busybox", "true")
+    podman("rmi", "-f", "greedy")
 
 
 def test_many_at_once(podman, host):

@@ -33,7 +33,7 @@ def look_up_ingress(entries, tenant, protocol, address, port):
     value = longest_prefix(entries, data)
     if value is None:
         return None
-    raw, base, first, span, _ = policy.INGRESS_VALUE.unpack(value)
+    raw, base, first, span, *_ = policy.INGRESS_VALUE.unpack(value)
     return raw, base + port - first if span else base
 
 

@@ -1,0 +1,199 @@
+"""Hostile containers on engines' networks, and what engines leave behind."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from graft.bench.lab import HOST4, wait_for
+from tests.conftest import lack, python
+from tests.system.test_cri import cni
+from tests.system.test_docker import _no_container_is_left, docker, gnet, host  # noqa: F401 - fixtures
+from tests.unit.test_dns import query
+
+SPOOF = """
+import socket, struct, sys
+peer, source = sys.argv[1:]
+info = [(socket.IPPROTO_IP, 8, struct.pack('=i4s4s', 0, socket.inet_aton(source), bytes(4)))]  # IP_PKTINFO
+for how in ('plain', 'bound', 'connected', 'both'):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if how in ('bound', 'both'): s.bind(('', 5353 + len(how)))
+    if how in ('connected', 'both'): s.connect((peer, 53))
+    to = [] if how in ('connected', 'both') else [(peer, 53)]
+    s.sendmsg([how.encode()], info, 0, *to)
+"""
+HEAR = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 53)); s.settimeout(20)
+for _ in range(4):
+    data, peer = s.recvfrom(99); print(data.decode(), peer[0], flush=True)
+"""
+
+
+def test_a_neighbours_address_is_no_source(docker, host, gnet):  # noqa: F811
+    docker.run("-d", "--name", "victim", "--network", gnet, "--ip", "10.79.0.31", argv=("/busybox", "sleep", "60"))
+    docker.run("-d", "--name", "ear", "--network", gnet, "--ip", "10.79.0.30", argv=python(HEAR))
+    wait_for(lambda: "10.79.0.30:53 " in host.host("ss", "-ulnH").stdout, "the ear")
+    docker.run("--rm", "--network", gnet, "--ip", "10.79.0.32", argv=(*python(SPOOF), "10.79.0.30", "10.79.0.31"))
+    heard = dict(line.split() for line in docker("logs", "ear").stdout.splitlines())
+    assert set(heard) == {"plain", "bound", "connected", "both"}
+    assert set(heard.values()) == {"10.79.0.32"}
+
+
+SLEEPER = """
+import os, socket, time
+s = socket.socket(); s.bind(('', 80))
+t = socket.socket(); t.bind(('', 81)); t.listen()
+print('bound', flush=True)
+while not os.path.exists('/tmp/go'): time.sleep(.02)
+s.listen(); print('listening', flush=True)
+while True: s.accept()[0].sendall(b'A')
+"""
+VICTIM = """
+import socket
+s = socket.socket(); s.bind(('', 80)); s.listen(64)
+t = socket.socket(); t.bind(('', 81)); t.listen()
+print('ready', flush=True)
+while True: s.accept()[0].sendall(b'V')
+"""
+
+
+def test_sockets_do_not_outlive_an_address(docker, host, gnet):  # noqa: F811
+    """Bound before the network was left, made to listen after somebody else has the address."""
+    docker.run("-d", "--name", "sleeper", "--network", gnet, "--ip", "10.79.0.50", argv=python(SLEEPER))
+    wait_for(lambda: "bound" in docker("logs", "sleeper").stdout, "the sleeper")
+    docker("network", "disconnect", gnet, "sleeper")
+    docker.run("-d", "--name", "owner", "--network", gnet, "--ip", "10.79.0.50", argv=python(VICTIM))
+    wait_for(lambda: "ready" in docker("logs", "owner").stdout, "its new owner")
+    docker("exec", "sleeper", "/busybox", "touch", "/tmp/go")
+    wait_for(lambda: "listening" in docker("logs", "sleeper").stdout, "the sleeper's listen()")
+    host.client("ip", "route", "add", "10.79.0.0/24", "via", HOST4, check=True)
+    try:
+        code = "import socket\nfor _ in range(20): print(socket.create_connection(('10.79.0.50', 80), 5).recv(1).decode())"
+        for where in (host.client, host.host):
+            assert set(where(*python(code)).stdout.split()) == {"V"}
+    finally:
+        host.client("ip", "route", "del", "10.79.0.0/24")
+
+
+ASK = """
+import socket, sys
+for text in sys.argv[1:]:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3)
+    s.connect(('127.0.0.11', 53)); s.send(bytes.fromhex(text))
+    try: print(s.recv(600)[3] & 15)
+    except OSError: print('-')
+"""
+
+
+def test_queries_that_are_none(docker, host, gnet):  # noqa: F811
+    """Answered by an error or not at all, at once, and without a word in graftd's log."""
+    good = query("probe")
+    bad = {
+        "a response": good[:2] + b"\x81" + good[3:],
+        "short": good[:11],
+        "two questions": good[:4] + b"\0\2" + good[6:] + good[12:],
+        "a label too long": query("x" * 63).replace(b"\x3fxx", b"\x40xx"),
+        "many records": good[:6] + b"\x0f\xa0" + good[8:] + bytes(400),
+        "a pointer": good[:12] + b"\xc0\x0c\0\1\0\1",
+        "huge": good + bytes(20000),
+    }
+    texts = [data.hex() for data in (*bad.values(), good)]
+    done = docker.run("--rm", "--name", "probe", "--network", gnet, argv=(*python(ASK), *texts))
+    assert done.stdout.split() == ["-", "-", "2", "2", "2", "2", "2", "0"]
+    log = host.run_dir / "graftd.log"
+    assert not log.exists() or "Traceback" not in log.read_text()
+
+
+def test_what_was_revoked_stays_so(docker, host, gnet):  # noqa: F811
+    docker.run("-d", "--name", "ex", "--network", "none", "-p", "8797:80", argv=("/busybox", "sleep", "60"))
+    host.graft("rule", "del", "ex", "-p", "8797:80", check=True)
+    docker("exec", "ex", "/busybox", "true")
+    assert json.loads(host.graft("ps", "-j").stdout)[0]["publish"] == []
+
+
+def test_a_container_is_known_however_it_is_mounted(docker, host, gnet):  # noqa: F811
+    """By another's namespace, or with its own resolv.conf, hostname and hosts."""
+    docker.run("-d", "--name", "first", "--network", "none", argv=("/busybox", "sleep", "60"))
+    join = ("--network", "container:first", "--label", "graft.publish=8799:80")
+    docker.run("-d", "--name", "second", *join, argv=("/busybox", "sleep", "60"))
+    assert json.loads(host.graft("ps", "-j").stdout)[0]["publish"] == ["8799:80/tcp"]
+    own = []
+    for name in ("resolv.conf", "hostname", "hosts"):
+        (host.work / name).write_text("")
+        own += ["-v", f"{host.work / name}:/etc/{name}"]
+    bare = ("run", "--runtime", "graft", *own)
+    docker(*bare, "-d", "--name", "third", "--network", "none", "-p", "8798:80", "host", "/busybox", "sleep", "60")
+    assert {c["name"]: c["publish"] for c in json.loads(host.graft("ps", "-j").stdout)}["third"] == ["8798:80/tcp"]
+    done = docker(*bare, "--rm", "host", "/busybox", "true", check=False)
+    assert "graft: network 'default' is not graft's" in done.stderr
+
+
+def test_the_hosts_address_is_no_containers(docker, host):  # noqa: F811
+    label = f"graft.ip={HOST4}"
+    done = docker.run("--rm", "--network", "none", "--label", label, argv=("/busybox", "true"), check=False)
+    assert f"graft: {HOST4} is the host's own address" in done.stderr
+    done = docker("network", "create", "-d", docker.driver, "--subnet", "10.77.0.0/24", "lan", check=False)
+    if not done.returncode:
+        done = docker.run("--rm", "--network", "lan", "--ip", HOST4, argv=("/busybox", "true"), check=False)
+        docker("network", "rm", "lan")
+    assert done.returncode
+
+
+@pytest.fixture
+def attached(host, tmp_path):  # noqa: F811
+    """A namespace that graft-cni has attached."""
+    name = f"{host.tag}-at"
+    subprocess.run(("ip", "netns", "add", name), check=True)
+    ipam = {"type": "host-local", "subnet": "10.98.1.0/24", "dataDir": str(tmp_path)}
+    config = {"cniVersion": "1.0.0", "name": "at", "type": "graft-cni", "ipam": ipam}
+    config["runtimeConfig"] = {"portMappings": [{"hostPort": 8555, "containerPort": 80}]}
+    status, added = cni(host, "ADD", config, CNI_NETNS=f"/run/netns/{name}")
+    assert status == 0, added
+    yield name, added["ips"][0]["address"].partition("/")[0]
+    assert cni(host, "DEL", config, CNI_NETNS="") == (0, None)
+    subprocess.run(("ip", "netns", "del", name), capture_output=True)
+
+
+def test_a_namespace_that_has_ended_leaves_nothing_to_the_next(host, attached):  # noqa: F811
+    """Inodes of namespaces are used again; the engine was killed before it could say DEL."""
+    name, ip = attached
+    inode = os.stat(f"/run/netns/{name}").st_ino
+    subprocess.run(("ip", "netns", "del", name), check=True)
+    others = []
+    try:
+        for n in range(50):
+            others.append(f"{host.tag}-o{n}")
+            subprocess.run(("ip", "netns", "add", others[-1]), check=True)
+            if os.stat(f"/run/netns/{others[-1]}").st_ino == inode:
+                break
+        else:
+            lack("no inode of a namespace came again")
+        shown = host.spawn_graft("--netns", others[-1], "--name", "next", "sleep", "30")
+        wait_for(lambda: host.containers() == ["next"], "the next one")
+        seen = json.loads(host.graft("ps", "-j").stdout)[0]
+        assert (seen["publish"], seen["addresses"]) == ([], [])
+        host.end(shown)
+        assert f"inet {ip}/" in host.host("ip", "address").stdout  # until DEL
+    finally:
+        for other in others:
+            subprocess.run(("ip", "netns", "del", other), check=True)
+
+
+def test_egress_none_on_a_network(host, attached):  # noqa: F811
+    """Its members and names alone: not the host by its gateway's address, nor what nobody has."""
+    name, _ = attached
+    server = host.spawn(*python("import socket, time; s = socket.create_server(('', 8622)); time.sleep(60)"))
+    host.wait_listening(8622)
+    code = """
+import errno, socket, sys
+for where in (('10.98.1.1', 8622), ('10.98.1.77', 80), ('10.77.0.1', 8622)):
+    try: socket.create_connection(where, 3); print('reached')
+    except OSError as error: print(errno.errorcode.get(error.errno, error))
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.connect(('10.98.1.1', 53))
+s.send(bytes.fromhex(sys.argv[1])); print(s.recv(600)[3] & 15)
+"""
+    done = host.graft("run", "--netns", name, "--egress", "none", *python(code), query("nobody").hex())
+    assert done.stdout.split() == ["ECONNREFUSED", "ENETUNREACH", "ENETUNREACH", "3"], done.stderr
+    host.end(server)

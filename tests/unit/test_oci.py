@@ -1,0 +1,95 @@
+"""Whose bundle it is, and what its settings ask for."""
+
+import json
+
+import pytest
+
+from graft import oci
+from graft.errors import GraftError, Refused
+
+ID = "0123456789abcdef" * 4
+LIBPOD = {"io.container.manager": "libpod"}
+
+
+def libpod(path, storage=None, **more):
+    mounts = [{"destination": "/dev/shm", "source": f"{storage}/{ID}/userdata/shm" if storage else "/dev/shm"}]
+    return {"annotations": LIBPOD | more, "linux": {"cgroupsPath": path}, "mounts": mounts}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/libpod_parent/libpod-{ID}",
+        f"machine.slice:libpod:{ID}",
+        f"/user.slice/libpod-payload-{ID}",
+        f"/machine.slice/libpod-{ID}.scope",
+    ],
+)
+def test_podmans_id(path):
+    found = oci.identify(libpod(path), "")
+    assert (found.engine, found.id, found.name) == ("podman", ID, ID[:12])
+
+
+def test_podman_without_a_cgroup(tmp_path):
+    with pytest.raises(Refused, match="has no id"):
+        oci.identify(libpod(""), "")
+    storage = tmp_path / "vfs-containers"
+    storage.mkdir()
+    (storage / "containers.json").write_text(json.dumps([{"id": ID, "names": ["web"], "image": "i1"}]))
+    assert oci.identify(libpod("", storage), "").name == "web"
+
+
+def test_an_image_that_cannot_be_read(tmp_path):
+    storage = tmp_path / "overlay-containers"
+    storage.mkdir()
+    (storage / "containers.json").write_text(json.dumps([{"id": ID, "names": ["web"], "image": "i1"}]))
+    config = libpod(f"/libpod-{ID}", storage, graft="on")
+    with pytest.raises(Refused, match="overlay-images/i1/manifest: No such file"):
+        oci.identify(config, "")
+    manifest = tmp_path / "overlay-images/i1/manifest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"annotations": {"graft": "on"}}))
+    with pytest.raises(Refused, match="annotation 'graft' is the image's"):
+        oci.identify(config, "")
+    manifest.write_text("{}")
+    assert oci.identify(config, "").settings == {"graft": "on"}
+
+
+def test_docker_that_cannot_be_found():
+    hooks = {"prestart": [{"path": "/proc/1/exe", "args": ["libnetwork-setkey", ID]}]}
+    with pytest.raises(Refused, match="what Docker knows of this container is not to be found"):
+        oci.identify({"hooks": hooks}, ID)
+
+
+def test_wishes():
+    settings = {
+        "graft": "8080:80, 8443:443",
+        "graft.egress": "none,10.0.0.0/8=out",
+        "graft.endpoint.web": "81 127.0.0.1:82-84",
+        "graft.ip": "10.1.2.3",
+        "graft.family": "on",
+    }
+    asked = oci.wish(oci.Container("podman", ID, "a b/ü", settings))
+    assert asked.publish == ["8080:80", "8443:443"]
+    assert asked.ingress == ["0.0.0.0:81=web", "127.0.0.1:82-84=web"]
+    assert (asked.egress_default, asked.egress, asked.ip, asked.swap) == ("none", ["10.0.0.0/8=out"], ["10.1.2.3"], True)
+    assert asked.name == "a_b__"
+    assert oci.wish(oci.Container("oci", ID, "7" * 80, {})).name == "7" * 51 + "-" + ID[:12]
+    with pytest.raises(GraftError, match=r"annotation 'graft\.ip=x': 'x' is not an IP address"):
+        oci.wish(oci.Container("podman", ID, "n", {"graft.ip": "x"}))
+
+
+def test_a_bundle_is_files_alone(tmp_path):
+    path = tmp_path / "config.json"
+    (tmp_path / "other").write_text("{}")
+    path.symlink_to(tmp_path / "other")
+    with pytest.raises(Refused, match="Too many levels of symbolic links"):
+        oci.read(path)
+    path.unlink()
+    (tmp_path / "pipe").mkdir()
+    with pytest.raises(Refused, match="pipe"):
+        oci.read(tmp_path / "pipe")
+    path.write_text('{"a": 1}')
+    path.chmod(0o640)
+    oci.write(path, {"a": 2})
+    assert (oci.read(path), path.stat().st_mode & 0o777, len(list(tmp_path.iterdir()))) == ({"a": 2}, 0o640, 3)
