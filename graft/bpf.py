@@ -359,6 +359,7 @@ class Kernel:
             "families": FAMILY_SIZE,
             "tenants": TENANT.size,
             "counters": 8,
+            "addresses": 8,
             "clients": 4,
             "dynamic": 4,
             "served": SERVED.size,

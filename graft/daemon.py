@@ -81,7 +81,9 @@ class Daemon:
         if self.registry.ipv6:
             host.add_slice_route()
         stamper = Stamper(self.kernel.maps["stamps"])
-        self.supervisor = Supervisor(stamper, self.kernel.maps["families"], self._place)
+        self.supervisor = Supervisor(
+            stamper, self.kernel.maps["families"], self.kernel.maps["addresses"], self._place
+        )
         self.calls = Calls(self, self.kernel.maps["stamps"].fd)
         self.registry.load()
         self._restore(dict(inherited), inherited)

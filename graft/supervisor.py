@@ -158,8 +158,9 @@ class Supervisor:
     @places gives the descriptor of a place's netns, by its number.
     """
 
-    def __init__(self, stamps: Stamps, families: Map, places: Callable[[int], int]) -> None:
+    def __init__(self, stamps: Stamps, families: Map, owners: Map, places: Callable[[int], int]) -> None:
         self.stamps = stamps
+        self.owners = owners  # of containers' own addresses
         self.family = Family(self, families)
         self.places = places
         self.v6_flags = STAMP_V6ONLY if host_v6only() else 0
@@ -248,6 +249,8 @@ class Supervisor:
         with sock:
             if self.stamps.tenant_of(sock.fileno()) is None or sock.type != socket.SOCK_STREAM:
                 return PROCEED
+            if self._has_left(sock):
+                return Answer(error=errno.EADDRNOTAVAIL)
             state = self.family.state(sock)
             if state and not state.name:
                 return Answer(error=errno.EADDRNOTAVAIL)
@@ -259,6 +262,12 @@ class Supervisor:
                     sock.bind((any_address, 0))
             sock.listen(target.signed(call.args[1]))
         return Answer()
+
+    def _has_left(self, sock: socket.socket) -> bool:
+        """Is the address that a socket was bound to another container's by now?"""
+        stamp = self.stamps.get(sock.fileno())
+        owner = self.owners.get(stamp.local_real[0]) if stamp and stamp.flags & STAMP_INGRESS else None
+        return owner is not None and stamp is not None and policy.OWNER.unpack(owner)[0] != stamp.tenant
 
     # -- addresses and options: AF_GRAFT, and endpoints that need another socket --
 
