@@ -125,12 +125,16 @@ def _check_annotations(storage: Path | None, image: str, settings: dict[str, str
     if storage is None:
         raise Refused("what Podman knows of this container's image is not to be found", code="EINVAL")
     manifest = storage.with_name(storage.name.replace("-containers", "-images")) / image / "manifest"
-    brought: dict[str, str] = read(manifest).get("annotations") or {}
+    _check_brought("annotation", read(manifest).get("annotations") or {}, settings)
+
+
+def _check_brought(what: str, brought: Mapping[str, str], settings: Mapping[str, str]) -> None:
+    """Refuse settings that an image brought: who runs it decides, not who built it."""
     for key, value in settings.items():
         if brought.get(key) == value:
             raise Refused(
-                f"annotation '{key}' is the image's, which may not ask for the host's network",
-                hint=f"take it over with another value, or out with --annotation {key}=",
+                f"{what} '{key}' is the image's, which may not ask for the host's network",
+                hint=f"take it over with another value, or out with --{what} {key}=",
                 code="EPERM",
             )
 
@@ -167,17 +171,9 @@ def _docker(directory: str, number: str) -> Container:
 
 
 def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
-    """Refuse settings that an image brought: who runs it decides, not who built it."""
     kind, _, digest = str(known.get("Image", "")).partition(":")
     path = root / "image" / str(known.get("Driver", "")) / "imagedb/content" / kind / digest
-    brought: dict[str, str] = (read(path).get("config") or {}).get("Labels") or {}
-    for label, value in labels.items():
-        if brought.get(label) == value:
-            raise Refused(
-                f"label '{label}' is the image's, which may not ask for the host's network",
-                hint=f"take it over with another value, or out with --label {label}=",
-                code="EPERM",
-            )
+    _check_brought("label", (read(path).get("config") or {}).get("Labels") or {}, labels)
 
 
 def _bindings(host: Document) -> list[str]:

@@ -95,14 +95,14 @@ KEY_SIZES = (
 )
 
 
-def port_prefixes(first: int, last: int) -> list[tuple[int, int]]:
-    """The fewest (port, bits) prefixes that cover first..last: bits of 16 are fixed."""
+def port_prefixes(first: int, last: int, width: int = 16) -> list[tuple[int, int]]:
+    """The fewest (port, bits) prefixes that cover first..last: bits of @width are fixed."""
     prefixes = []
     while first <= last:
-        size = first & -first or 1 << 16
+        size = first & -first or 1 << width
         while size > last - first + 1:
             size >>= 1
-        prefixes.append((first, 17 - size.bit_length()))
+        prefixes.append((first, width + 1 - size.bit_length()))
         first += size
     return prefixes
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from graft.errors import Refused
+from graft.policy import port_prefixes
 
 ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
@@ -253,14 +254,7 @@ def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]
 
 def aligned(first: int, last: int) -> list[tuple[int, int]]:
     """The fewest (value, mask) of 32 bits that cover first..last."""
-    found = []
-    while first <= last:
-        size = first & -first or 1 << 32
-        while size > last - first + 1:
-            size >>= 1
-        found.append((first, TOP ^ (size - 1)))
-        first += size
-    return found
+    return [(value, TOP ^ (TOP >> bits)) for value, bits in port_prefixes(first, last, 32)]
 
 
 def _emit(name: str, rule: Rule, conditions: Iterable[dict[str, Any]]) -> dict[str, Any]:
