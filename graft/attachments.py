@@ -149,7 +149,8 @@ def detach(registry: Registry, key: str) -> None:
 
 def forget_dead(registry: Registry) -> None:
     """Drop those whose namespace has ended: their engine was killed before it could say so."""
-    for attachment in list(registry.attachments.values()):
+    running = {attachment.key for tenant in registry.tenants.values() for attachment in tenant.attached}
+    for attachment in [a for a in registry.attachments.values() if a.key not in running]:
         old = time.time() - attachment.since > FORGOTTEN_SECONDS
         if attachment.netns and old and not host.netns_alive(attachment.netns, ""):
             detach(registry, attachment.key)
