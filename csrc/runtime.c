@@ -170,11 +170,12 @@ static int hook(void)
 		told = STDERR_FILENO;
 	while (have < ROOM - 1 && (got = read(STDIN_FILENO, config + have, ROOM - 1 - have)) > 0)
 		have += (size_t)got;
-	while (have && (config[have - 1] == '\n' || config[have - 1] == ' '))
-		have--;
 	config[have] = 0;
-	if (!have || memchr(config, '\n', have))
-		fail("config.json came in a form that graft does not know", "an OCI hook of the stage precreate");
+	if (!have)
+		fail("there is no config.json on standard input", "this is an OCI hook of the stage precreate");
+	for (char *c = config; *c; c++)
+		if (*c == '\n')
+			*c = ' '; /* between words: in a string it is written \\n */
 	text = open_memstream(&request, &size);
 	fprintf(text, "{\"op\":\"hook\",\"version\":\"" VERSION "\",\"config\":%s}\n", config);
 	fclose(text);

@@ -211,6 +211,13 @@ class Admin:
         return self._edited(linux.parent(connection.pid), request.config, "")
 
     def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
+        try:
+            return self._edit(creator, config, number)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            log.warning("container %s: %r", number, error)
+            raise UsageError(f"config.json is not what the runtime specification has: {error!r}") from None
+
+    def _edit(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
         container = oci.identify(config, number)
         try:
             self._check_network(container)

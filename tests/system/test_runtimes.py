@@ -215,3 +215,15 @@ def test_create_takes_10_ms_more_at_most(lab, bundle):
         bare = seconds(["/bin/true", "create", "--bundle", bundle, "x"])
         added.append(seconds([*ours, "create", "--bundle", bundle, "x"]) - bare)
     assert statistics.median(added) < 0.010
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"linux": 5}', '{"linux": {"namespaces": [{}]}}', '{"annotations": 1}'])
+def test_a_bundle_that_is_none(lab, bundle, text):
+    path = bundle / "config.json"
+    before = path.read_text()
+    path.write_text(text)
+    done = lab.host(*command(lab, "runc"), "create", "--bundle", bundle, f"{lab.tag}-bad")
+    assert (done.returncode, path.read_text()) == (1, text)
+    assert done.stderr.startswith("graft: ")
+    assert "does not answer" not in done.stderr
+    path.write_text(before)
