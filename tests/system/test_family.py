@@ -117,7 +117,7 @@ def test_a_port_in_use_is_said(lab, program, table):
     lab.end(server)
 
 
-@pytest.mark.parametrize("name", ["ep-test", pytest.param("ep-six", marks=pytest.mark.core), "a-name-of-15-by"])
+@pytest.mark.parametrize("name", ["ep-test", "ep-six", "a-name-of-15-by"])
 def test_serve_and_connect_by_name(lab, program, table, name):
     """bind, listen, accept, getsockname in both modes; the client's connect to the name."""
     host = {

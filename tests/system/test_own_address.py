@@ -141,7 +141,6 @@ except OSError as error: print(error.errno)
     assert told == ["('10.88.0.5', 80)", "127.0.0.1", "10.88.0.5", "0.0.0.0", "111", "99"], done.stderr
 
 
-@pytest.mark.core
 def test_udp(lab):
     server = spawn(lab, "--name", "own-u", "--ip", "10.88.0.5", code=UDP_SERVER)
     told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
