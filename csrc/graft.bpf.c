@@ -662,7 +662,10 @@ static __always_inline void note_asker(struct graft_stamp *stamp, const struct g
 	if (!(stamp->flags & STAMP_INGRESS))
 		return;
 	tenant = tenant_of(stamp);
-	if (!tenant || (!(tenant->flags & TENANT_REPLIES) && (!is_loopback(a) || in_slices(a))))
+	if (!tenant)
+		return;
+	if (!(tenant->flags & TENANT_REPLIES) && (!is_loopback(a) || in_slices(a)) &&
+	    !((tenant->own4 || tenant->own6[0]) && owner_of(a)))
 		return;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	now = bpf_ktime_get_ns();

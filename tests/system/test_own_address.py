@@ -146,10 +146,11 @@ def test_udp(lab):
     told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
     assert told == ["b\"'10.88.0.7'\" ('10.88.0.5', 53)", "'10.88.0.7' ('10.88.0.5', 53)"]
     lab.end(server)
-    server = spawn(lab, "--name", "own-v", "--ip", "10.88.0.5", "-p", "5399:53/udp", code=UDP_SERVER)
-    told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
-    assert told == ["b\"'10.88.0.7'\" ('10.88.0.5', 53)", "'10.88.0.7' ('10.88.0.5', 53)"]
-    lab.end(server)
+    for published in ("5399:53/udp", "127.0.0.1:5399:53/udp"):
+        server = spawn(lab, "--name", "own-v", "--ip", "10.88.0.5", "-p", published, code=UDP_SERVER)
+        told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
+        assert told == ["b\"'10.88.0.7'\" ('10.88.0.5', 53)", "'10.88.0.7' ('10.88.0.5', 53)"]
+        lab.end(server)
 
 
 def test_ipv6(lab):
