@@ -529,7 +529,9 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
-	if (stamp->flags & STAMP_INGRESS && asked_us(id, a))
+	/* an answer leaves from where it was asked, which on the wildcard only the kernel knows; a neighbour knows
+	 * the rule's */
+	if (stamp->flags & STAMP_INGRESS && asked_us(id, a) && !(is_any(bound->ip) && owner_of(a)))
 		return ALLOW;
 	if (!is_any(bound->ip))
 		return deny(id, DENIED(OP_SEND, REASON_WRONG_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
@@ -665,7 +667,7 @@ static __always_inline void note_asker(struct graft_stamp *stamp, const struct g
 	if (!tenant)
 		return;
 	if (!(tenant->flags & TENANT_REPLIES) && (!is_loopback(a) || in_slices(a)) &&
-	    !((tenant->own4 || tenant->own6[0]) && owner_of(a)))
+	    !(tenant->own4 || tenant->own6[0]))
 		return;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	now = bpf_ktime_get_ns();

@@ -74,7 +74,7 @@ class Docker:
 
     def cleanup(self) -> None:
         """No graftd will follow."""
-        if self.sock:
+        if self.sock and not self.daemon.managed:  # systemd's stay, to start the next one
             self.path.unlink(missing_ok=True)
             self.daemon.store.remove("docker")
 

@@ -150,6 +150,9 @@ def test_udp(lab):
         server = spawn(lab, "--name", "own-v", "--ip", "10.88.0.5", "-p", published, code=UDP_SERVER)
         told = lab.graft("run", "--ip", "10.88.0.7", *python(UDP_CLIENT), "10.88.0.5").stdout.splitlines()
         assert told == ["b\"'10.88.0.7'\" ('10.88.0.5', 53)", "'10.88.0.7' ('10.88.0.5', 53)"]
+        if published == "5399:53/udp":
+            outside = lab.client(*python(UDP_CLIENT.replace("53)", "5399)")), HOST4).stdout.splitlines()
+            assert outside == ["b\"'10.77.0.2'\" ('10.77.0.1', 5399)", "'10.77.0.2' ('10.77.0.1', 5399)"]
         lab.end(server)
 
 
