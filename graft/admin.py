@@ -260,6 +260,9 @@ class Admin:
         number = attachments.number(registry_, attachment.network)
         attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
         attachment.publications = [parse_publication(p) for p in request.publish]
+        attachment.offered = [{"publish": str(p)} for p in attachment.publications]
+        if attachments.twins_inside(registry_, attachment):  # one container in several networks, all with its ports
+            attachment.publications = []
         attachment.names = [n for n in request.names if n]
         if request.resolver:
             attachment.resolver = parse_address(request.resolver)
@@ -284,7 +287,11 @@ class Admin:
 
     def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
         """graft-cni DEL."""
-        attachments.detach(self.daemon.registry, request.key)
+        registry_ = self.daemon.registry
+        gone = registry_.attachments.get(request.key)
+        if gone:
+            attachments.hand_on(registry_, gone, attachments.twins_inside(registry_, gone))
+        attachments.detach(registry_, request.key)
         self.daemon.resolver.start()
         return {}
 

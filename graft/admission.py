@@ -9,7 +9,7 @@ from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress
 from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
 from graft.log import log
-from graft.network import parse_own
+from graft.network import check_families, parse_own
 from graft.oci import Container
 from graft.policy import check_rule
 from graft.registry import API, CONTAINER, WRAPPER, Expected, Member, Registry, Table, Tenant
@@ -90,6 +90,7 @@ def admit_target(
     ingress = [parse_ingress(r) for r in wish.ingress]
     egress = [parse_egress(r) for r in wish.egress]
     owned = [parse_own(a) for a in wish.ip]
+    check_families(owned)
     if wish.egress_default not in (None, *EGRESS_DEFAULTS):
         raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
     if not trusted and (publications or owned or wish.egress_default == "host"):

@@ -10,8 +10,10 @@ graftd sealed, may name another process as the target and publish ports; anybody
 netns that its own pid shows, with the strict policy.
 """
 
+import contextlib
 import errno
 import os
+import signal
 import socket
 import stat
 from typing import TYPE_CHECKING, Any
@@ -76,11 +78,27 @@ class Agent:
             self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process
             return {"name": known.name}
         self.daemon.calls.reap()
-        tenant = admit_target(self.daemon, pid, connection.uid, listener, wish, trusted=trusted)
+        try:
+            tenant = admit_target(self.daemon, pid, connection.uid, listener, wish, trusted=trusted)
+        except GraftError as error:
+            if sealed:
+                self._end(pid, wish.name or "", error)
+            raise
         for fd in fds:
             if fd != listener:
                 close_foreign(fd)
         return {"name": tenant.name}
+
+    def _end(self, pid: int, name: str, why: GraftError) -> None:
+        """What an engine has started and graft refuses does not go on without a policy: its engine sees it end."""
+        log.error("container %s is ended: %s", name, why)
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if linux.netns_inode(pid) != self.daemon.registry.home:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
 
     def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
         if len(fds) > 1:

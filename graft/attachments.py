@@ -121,6 +121,28 @@ def republish(registry: Registry, attachment: Attachment) -> None:
     registry.save()
 
 
+def twins_inside(registry: Registry, attachment: Attachment) -> list[Attachment]:
+    """The attachments of the same namespace that were given the same ports."""
+    return [
+        other
+        for other in registry.attachments.values()
+        if other is not attachment
+        and attachment.offered
+        and other.offered == attachment.offered
+        and other.in_netns(attachment.netns, attachment.cookie)
+    ]
+
+
+def hand_on(registry: Registry, attachment: Attachment, twins: Iterable[Attachment]) -> None:
+    """An attachment goes: its ports are those of the container's next network."""
+    twin = next((t for t in twins if not t.publications), None)
+    if twin and attachment.publications:
+        twin.publications = attachment.publications
+        leave(registry, attachment)
+        attachment.publications = []
+        republish(registry, twin)
+
+
 def leave(registry: Registry, attachment: Attachment) -> None:
     """An attachment's container goes on without it; address and ports stay taken."""
     attachment.netns, attachment.cookie, attachment.sandbox = 0, 0, []
@@ -151,8 +173,10 @@ def forget_dead(registry: Registry) -> None:
     """Drop those whose namespace has ended: their engine was killed before it could say so."""
     running = {attachment.key for tenant in registry.tenants.values() for attachment in tenant.attached}
     for attachment in [a for a in registry.attachments.values() if a.key not in running]:
-        old = time.time() - attachment.since > FORGOTTEN_SECONDS
-        if attachment.netns and old and not host.netns_alive(attachment.netns, ""):
+        if time.time() - attachment.since < FORGOTTEN_SECONDS:
+            continue
+        known = attachment.netns and host.netns_alive(attachment.netns, "")
+        if not known and (attachment.netns or not any(map(os.path.exists, attachment.sandbox))):
             detach(registry, attachment.key)
 
 
@@ -160,9 +184,11 @@ def expect(registry: Registry, number: str, expected: Expected) -> None:
     """An engine is creating a container. Raises Refused if its ports are not free."""
     no_longer_expect(registry, number)
     accepted: list[Publication] = []
+    here = [p for a in registry.attachments.values() if a.in_netns(*expected.where) for p in a.publications]
     for publication in expected.publications:
         addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
-        ports.check_inside(publication, addresses, accepted)
+        ports.check_conflicts(publication, addresses, [*here, *accepted], "this one")
+        ports.check_inside(publication, addresses, [*here, *accepted])
         registry.check_free(publication, addresses, where=expected.where, shared=expected.shared)
         accepted.append(publication)
     for own in expected.owned:

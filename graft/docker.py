@@ -111,7 +111,10 @@ class Docker:
     # -- the network driver --
 
     def _create_network(self, request: Document, _pid: int) -> Document:
-        generic = (request.get("Options") or {}).get(GENERIC) or {}
+        options = request.get("Options") or {}
+        if options.get("com.docker.network.internal"):
+            raise UsageError("--internal is not supported", hint="--label graft.egress=none for the containers")
+        generic = options.get(GENERIC) or {}
         for key in generic:
             raise UsageError(f"option '{key}' is unknown", hint="a network of graft has no options")
         for data in (*(request.get("IPv4Data") or ()), *(request.get("IPv6Data") or ())):
@@ -206,11 +209,8 @@ class Docker:
         if attachment is None:
             return {}
         key = attachment.sandbox[0] if attachment.sandbox else ""
+        attachments.hand_on(registry, attachment, [t for t in self._twins(attachment) if key in t.sandbox])
         attachments.leave(registry, attachment)
-        for twin in self._twins(attachment):
-            if key in twin.sandbox and attachment.publications and not twin.publications:
-                twin.publications, attachment.publications = attachment.publications, []
-                attachments.republish(registry, twin)
         return {}
 
     def _delete_endpoint(self, request: Document, _pid: int) -> Document:

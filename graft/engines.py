@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 BACKUP = ".before-graft"
 NAME = "graft"
 BEGIN, END = "# graft: begin (graft uninstall containerd takes this out)", "# graft: end"
+PODMAN_NETWORK = "/etc/cni/net.d/88-graft.conflist"
 CNI_PLACES = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 LEAST = {"docker": (20, 10), "podman": (4, 0), "containerd": (1, 6)}
 PROGRAMS = {"docker": "dockerd", "podman": "podman", "containerd": "containerd"}
@@ -163,7 +164,7 @@ def docker(options: Options, *, install: bool) -> Plan:
     else:
         runtimes.pop(NAME, None)
     if runtimes == document.get("runtimes", {}):
-        return Plan([], [], "")
+        return Plan([], ["systemctl", "reload", "docker"], "")
     changed = {**document, "runtimes": runtimes}
     if not runtimes:
         del changed["runtimes"]
@@ -186,6 +187,14 @@ def _conflist(name: str, subnet: str, **options: Any) -> str:
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
 
 
+def _subnet(path: Path) -> str:
+    """The subnet of a conflist of ours that is there."""
+    try:
+        return str(json.loads(_text(path) or "")["plugins"][0]["ipam"]["subnet"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+
+
 def _cni_place(root: Path) -> Path:
     return next((p for place in CNI_PLACES if (p := _under(root, place)).is_dir()), _under(root, CNI_PLACES[0]))
 
@@ -203,7 +212,7 @@ def podman(options: Options, *, install: bool) -> Plan:
     conf = "# conmon would hold the ports that the container's own sockets are to have\n[engine]\n"
     files = {
         "/usr/share/containers/oci/hooks.d/graft.json": json.dumps(hook, indent=2) + "\n",
-        "/etc/cni/net.d/88-graft.conflist": _conflist(NAME, options.subnet or "10.97.0.0/16"),
+        PODMAN_NETWORK: _conflist(NAME, options.subnet or _subnet(_under(root, PODMAN_NETWORK)) or "10.97.0.0/16"),
         "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",
     }
     changes = _linked(_cni_place(root) / "graft-cni", cni if install or _containerd_uses(root) else None)
@@ -240,11 +249,12 @@ def containerd(options: Options, *, install: bool) -> Plan:
     if install:
         after = f"{without.rstrip()}\n\n{_handler(table, nets, options.runtime, alone=not runtimes)}"
         _toml(path, after)
-    podman_uses = _under(root, "/etc/cni/net.d/88-graft.conflist").exists()
+    podman_uses = _under(root, PODMAN_NETWORK).exists()
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
     changes = _linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
-    conflist = _conflist("graft-pods", options.subnet or "10.86.0.0/16", resolver=False) if install else None
-    changes += _changed(_under(root, f"{nets}/10-graft.conflist"), conflist)
+    pods = _under(root, f"{nets}/10-graft.conflist")
+    subnet = options.subnet or _subnet(pods) or "10.86.0.0/16"
+    changes += _changed(pods, _conflist("graft-pods", subnet, resolver=False) if install else None)
     changes += _changed(path, after)
     return Plan(
         changes, ["systemctl", "restart", "containerd"], "containerd reads it when it starts; pods keep running"

@@ -90,6 +90,14 @@ def parse_own(text: str) -> Own:
     return Own(address, Address(ANY4 if address.v4 else ANY6), 0)
 
 
+def check_families(owned: list[Own]) -> None:
+    """Raise UsageError for two addresses of one family: a wildcard bind goes to one."""
+    for v4 in (True, False):
+        same = [str(own.address) for own in owned if own.address.v4 == v4]
+        if len(same) > 1:
+            raise UsageError(f"{' and '.join(same)} are of one family", hint="one address of each")
+
+
 def check_own(address: Address) -> None:
     """Raise UsageError unless @address can be one host's, and is not of a loopback."""
     raw = address.raw

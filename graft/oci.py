@@ -14,6 +14,7 @@ An image may bring labels and, with Podman, annotations: those are refused, sinc
 the host.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -26,9 +27,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from graft import host, linux, protocol, seccomp
-from graft.endpoint import parse_egress, parse_ingress, parse_publication
+from graft.endpoint import PROTOCOL_NAME, parse_egress, parse_ingress, parse_publication
 from graft.errors import GraftError, Refused, UsageError
-from graft.network import parse_own
+from graft.network import check_families, parse_own
 from graft.seal import seal
 
 Document = dict[str, Any]
@@ -166,6 +167,8 @@ def _docker(directory: str, number: str) -> Container:
         bound = ",".join(_bindings(host))
         if bound:
             labels["graft.publish"] = ",".join(filter(None, (labels.get("graft.publish", ""), bound)))
+    else:
+        _check_twice(host, labels)
     user = "" if mode == "none" or mode.startswith("container:") else mode
     return Container("docker", number, str(known.get("Name", "")).lstrip("/"), labels, directory, user)
 
@@ -174,6 +177,21 @@ def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
     kind, _, digest = str(known.get("Image", "")).partition(":")
     path = root / "image" / str(known.get("Driver", "")) / "imagedb/content" / kind / digest
     _check_brought("label", (read(path).get("config") or {}).get("Labels") or {}, labels)
+
+
+def _check_twice(host: Document, labels: dict[str, str]) -> None:
+    """Refuse a port that `-p` and a label publish: on a network, Docker tells the one to its driver."""
+    bound = {p.partition("/")[0::2] for p in host.get("PortBindings") or {}}
+    for item in _items(labels.get("graft.publish", "")):
+        with contextlib.suppress(UsageError):  # wish() says what is wrong
+            p = parse_publication(item)
+            for port in range(p.first, p.first + p.span):
+                if (str(port), PROTOCOL_NAME[p.protocol]) in bound:
+                    raise Refused(
+                        f"label 'graft.publish={item}': -p publishes port {port} already",
+                        hint="a socket has one address; publish it once",
+                        code="EINVAL",
+                    )
 
 
 def _bindings(host: Document) -> list[str]:
@@ -228,8 +246,10 @@ def _items(value: str) -> list[str]:
 def _setting(asked: dict[str, Any], key: str, value: str) -> None:
     name = key.removeprefix(PREFIX).removeprefix(".")
     if not name:
-        if value.lower() in (*ON, *OFF):
+        if value.lower() in ON:
             return
+        if value.lower() in OFF:
+            raise UsageError("a container is graft's or has no such setting", hint="leave it away")
         name = "publish"
     if name == "publish":
         for item in _items(value):
@@ -253,9 +273,8 @@ def _setting(asked: dict[str, Any], key: str, value: str) -> None:
                 parse_egress(item)
                 asked["egress"].append(item)
     elif name == "ip":
-        for item in _items(value):
-            parse_own(item)
-            asked["ip"].append(item)
+        asked["ip"] += _items(value)
+        check_families([parse_own(item) for item in asked["ip"]])
     elif name == "family":
         if value.lower() not in (*ON, *OFF):
             raise UsageError("neither on nor off")

@@ -31,6 +31,6 @@ if [ -d "$units" ]; then
 	for unit in graftd.service graftd.socket graftd-agent.socket graftd-docker.socket; do
 		sed "s|@BINDIR@|$bindir|" "contrib/systemd/$unit" >"$units/$unit"
 	done
-	echo "install: systemctl enable --now graftd.socket graftd-agent.socket"
+	[ ! -d /run/systemd/system ] || echo "install: systemctl enable --now graftd.socket graftd-agent.socket (graftd-docker.socket for Docker)"
 fi
 echo "install: $("$bindir/graft" --version) in $bindir"

@@ -27,6 +27,9 @@ graft uninstall containerd --dry-run       only look
 """
 
 
+BY_HAND = {"docker": "without systemd: kill -HUP dockerd", "containerd": "without systemd: start it again"}
+
+
 def make(*, install: bool) -> click.Command:
     """The command."""
 
@@ -48,6 +51,9 @@ def make(*, install: bool) -> click.Command:
         plan = engines.ENGINES[engine](engines.Options(root, runtime, subnet), install=install)
         if not plan.changes:
             click.echo(f"{engine}: graft is {'installed already' if install else 'not installed'}")
+            if reload_ and plan.reload and not dry_run:
+                _check_permission(root)
+                _tell(engine, plan, reload_=True)
             return
         for change in plan.changes:
             click.echo(change.diff, nl=False)
@@ -56,8 +62,9 @@ def make(*, install: bool) -> click.Command:
         _check_permission(root)
         if not yes:
             if not sys.stdin.isatty():
-                raise Refused("nobody is there to say yes", hint="--yes, or --dry-run", code="ENOTTY")
-            click.confirm("Make this change?", abort=True)
+                raise Refused("standard input is no terminal to ask on", hint="--yes, or --dry-run", code="ENOTTY")
+            if not click.confirm("Make this change?"):
+                raise Refused("nothing is changed", code="ECANCELED")
         done: list[engines.Change] = []
         try:
             for change in plan.changes:
@@ -93,7 +100,10 @@ def _tell(engine: str, plan: engines.Plan, *, reload_: bool) -> None:
     elif reload_:
         done = subprocess.run(plan.reload, capture_output=True, text=True)
         if done.returncode:
-            raise Failure(f"{words}: {(done.stderr or done.stdout).strip()}", hint="the configuration is changed")
+            raise Failure(
+                f"{words}: {(done.stderr or done.stdout).strip()}",
+                hint=f"the configuration is changed; {BY_HAND[engine]}",
+            )
         click.echo(f"{engine}: done, and told to {plan.reload[1]}")
     else:
         click.echo(f"{engine}: done; when it suits you: {words} ({plan.note})")

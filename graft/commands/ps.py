@@ -1,5 +1,6 @@
 """graft ps."""
 
+import json
 import shlex
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import click
 
 from graft.cli import CONTEXT, json_option, print_json
-from graft.client import call
+from graft.client import call, run_directory
 from graft.errors import Failure
 
 COLUMNS = ("NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND")
@@ -28,7 +29,8 @@ def command(as_json: bool) -> None:
     except Failure as error:
         if error.code != "ECONNREFUSED":
             raise
-        containers = []  # no daemon, so nothing runs
+        containers = []
+        _check_none_is_left()
     if as_json:
         print_json(containers)
         return
@@ -36,6 +38,18 @@ def command(as_json: bool) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
     for row in rows:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+
+
+def _check_none_is_left() -> None:
+    """Without graftd nothing runs, unless it was stopped or killed with its keeper. Raises Failure."""
+    try:
+        with open(f"{run_directory()}/state.json") as state:
+            left = json.load(state)["tenants"]
+    except (OSError, ValueError, KeyError):
+        return
+    if left:
+        names = ", ".join(t["name"] for t in left[:5])
+        raise Failure(f"graftd is not running, and was supervising {len(left)}: {names}", hint="start it: graftd")
 
 
 def _row(c: dict[str, Any]) -> tuple[str, ...]:

@@ -166,6 +166,17 @@ def test_stop_and_idle_exit(own_lab):
     assert (again.returncode, again.stderr) == (1, "graftd: graftd is not running\n")
 
 
+def test_ps_without_graftd_says_what_was_running(own_lab):
+    left = own_lab.spawn_graft("--name", "left", "sleep", "30")
+    wait_for(lambda: own_lab.containers() == ["left"], "the container")
+    own_lab.host(GRAFTD, "--stop", "--force", check=True)
+    wait_for(lambda: own_lab.graft("ps").returncode, "its end")
+    assert own_lab.graft("ps").stderr == "graft: graftd is not running, and was supervising 1: left (start it: graftd)\n"
+    own_lab.end(left)
+    own_lab.graft("endpoint", "show", check=True)  # starts one, which cleans up
+    assert own_lab.containers() == []
+
+
 def test_many_starts_at_once(own_lab):
     processes = [own_lab.spawn_graft("true") for _ in range(8)]
     assert [p.wait(30) for p in processes] == [0] * 8

@@ -167,6 +167,9 @@ def test_ports_of_all_kinds(docker, host, gnet):
         (("--network", "gnet", "-p", "8709:80"), "-p 8709:80/tcp: host port 0.0.0.0:8709/tcp is in use by python3 (pid"),
         (("--network", "gnet", "-p", "8714:80", "-p", "8715:80"), "the container's port is published already (-p 871"),
         (("--network", "none", "-p", "8714:80", "-p", "8715:80"), "the container's port is published already (-p 871"),
+        (("--network", "none", "-p", "8714:80", "-p", "8714:81"), "host port is published by container 'this one'"),
+        (("--network", "gnet", "-p", "8714:80", "--label", "graft.publish=8715:80"), "-p publishes port 80 already"),
+        (("--network", "none", "--label", "graft.ip=10.9.9.1,10.9.9.2"), "10.9.9.1 and 10.9.9.2 are of one family"),
         ((), "graft: network 'default' is not graft's (--network none, or a network made by 'docker network create"),
         (("--network", "host"), "graft: network 'host' is not graft's"),
         (("--network", "plain"), "graft: network 'plain' is not graft's"),
@@ -183,6 +186,11 @@ def test_refusals(docker, host, gnet, options, message):
     finally:
         docker("network", "rm", "plain")
         host.end(holder)
+
+
+def test_an_internal_network_is_refused(docker):
+    done = docker("network", "create", "-d", docker.driver, "--internal", "inner", check=False)
+    assert "--internal is not supported (--label graft.egress=none for the containers)" in done.stderr
 
 
 def test_an_image_may_not_publish(docker, host):

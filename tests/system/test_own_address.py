@@ -179,6 +179,8 @@ def test_refusals(lab, servers):
         done = lab.graft("run", "--ip", address, "true")
         assert done.returncode in (1, 2)
         assert done.stderr.startswith(f"graft: {message}")
+    done = lab.graft("run", "--ip", "10.88.0.7", "--ip", "10.88.0.8", "true")
+    assert (done.returncode, done.stderr) == (2, "graft: 10.88.0.7 and 10.88.0.8 are of one family (one address of each)\n")
     seen = json.loads(lab.graft("inspect", "own-b").stdout)
     assert seen["addresses"] == ["10.88.0.6"]
 

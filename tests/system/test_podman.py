@@ -125,6 +125,21 @@ def test_a_pod(podman, host):
     assert other.stdout == "200"
 
 
+def test_two_networks(podman, host):
+    """Both are told the ports, which are the container's."""
+    podman.network("two", "10.97.1.0/24")
+    podman.run("-d", "--name", "m1", *GRAFT, "--network", "graft,two", "-p", "8806:80", argv=("python3", "-m", "http.server", "80"))
+    host.wait_listening(8806)
+    podman.run("-d", "--name", "m2", *GRAFT, "-p", "8807:80", argv=("python3", "-m", "http.server", "80"))
+    podman("network", "connect", "two", "m2")
+    shown = {c["name"]: (c["publish"], len(c["addresses"])) for c in json.loads(host.graft("ps", "-j").stdout)}
+    assert shown == {"m1": (["8806:80/tcp"], 2), "m2": (["8807:80/tcp"], 2)}
+    podman("network", "disconnect", "graft", "m2")
+    shown = {c["name"]: (c["publish"], len(c["addresses"])) for c in json.loads(host.graft("ps", "-j").stdout)}
+    assert shown["m2"] == (["8807:80/tcp"], 1)
+    assert "Directory listing" in reach(host, 8807)
+
+
 def test_kube_play(podman, host):
     path = host.work / "pod.yml"
     path.write_text(KUBE.format())
@@ -139,6 +154,7 @@ def test_refusals(podman):
     for annotation, message in (
         ("graft=nonsense", "graft: annotation 'graft=nonsense': publication 'nonsense' names one port"),
         ("graft.endpoint.nope=80", "graft: rule '0.0.0.0:80=nope' names an unknown endpoint 'nope'"),
+        ("graft=off", "graft: annotation 'graft=off': a container is graft's or has no such setting"),
         ("graft.egress=all", "graft: annotation 'graft.egress=all': egress rule 'all', character 4: lacks '='"),
     ):
         done = podman.run("--rm", "--network", "none", "--annotation", annotation, argv=("true",), check=False)

@@ -110,6 +110,12 @@ def test_a_file_that_is_not_understood_stays(root, engine, path, text, message):
     assert (root / path).read_text() == text
 
 
+def test_a_subnet_that_was_chosen_stays(root):
+    for one in engines.podman(engines.Options(root, subnet="10.98.0.0/16"), install=True).changes:
+        one.make()
+    assert not engines.podman(engines.Options(root), install=True).changes
+
+
 def test_anothers_plugin_stays(root):
     (root / "usr/lib/cni/graft-cni").write_text("not ours")
     with pytest.raises(Refused, match="is there, and not graft's"):
