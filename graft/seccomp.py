@@ -26,6 +26,7 @@ ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
 ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
 TOP = (1 << 32) - 1
+RULES_MAX = 600  # engines' profiles come to 250; libseccomp needs seconds for a thousand, and minutes for three
 
 Range = tuple[int, int]
 Profile = dict[str, Any]
@@ -109,6 +110,12 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
         made += _leaf(name, found[name], [], default, caught=True)
     for name, trap in partly.items():
         made += _cut(name, trap, found[name], [], default)
+    if len(made) > RULES_MAX:
+        raise Refused(
+            f"the container's seccomp profile comes to {len(made)} rules with graft's traps",
+            hint="it has conditions on arguments of socket calls, and allows by default; turn one of the two round",
+            code="E2BIG",
+        )
     plain = {(default.action, default.error), (default.action, None)}
     merged["syscalls"] += [rule for rule in made if (rule["action"], rule.get("errnoRet")) not in plain]
     merged["listenerPath"], merged["listenerMetadata"] = listener, metadata
