@@ -135,7 +135,8 @@ input()
     assert process.stdout.readline() == "ENOSYS\n"
     process.stdout.readline()
     own_lab.end(own_lab.started[1], signal.SIGKILL)
-    assert own_lab.graft("ps").returncode == 0
+    told = own_lab.graft("ps")
+    assert (told.returncode, "was supervising 2: left, gone" in told.stderr) == (125, True)
     own_lab.graft("run", "true", check=True)
     rows = [line.split()[:3] for line in own_lab.graft("ps").stdout.splitlines()[1:]]
     assert rows == [["left", str(process.pid), "unsupervised"]]
