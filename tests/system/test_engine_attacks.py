@@ -1,13 +1,12 @@
 """Hostile containers on engines' networks, and what engines leave behind."""
 
 import json
-import os
 import subprocess
 
 import pytest
 
 from graft.bench.lab import HOST4, wait_for
-from tests.conftest import lack, python
+from tests.conftest import python
 from tests.system.test_cri import cni
 from tests.system.test_docker import _no_container_is_left, docker, gnet, host  # noqa: F401 - fixtures
 from tests.unit.test_dns import query
@@ -156,31 +155,6 @@ def attached(host, tmp_path):  # noqa: F811
     yield name, added["ips"][0]["address"].partition("/")[0]
     assert cni(host, "DEL", config, CNI_NETNS="") == (0, None)
     subprocess.run(("ip", "netns", "del", name), capture_output=True)
-
-
-def test_a_namespace_that_has_ended_leaves_nothing_to_the_next(host, attached):  # noqa: F811
-    """Inodes of namespaces are used again; the engine was killed before it could say DEL."""
-    name, ip = attached
-    inode = os.stat(f"/run/netns/{name}").st_ino
-    subprocess.run(("ip", "netns", "del", name), check=True)
-    others = []
-    try:
-        for n in range(50):
-            others.append(f"{host.tag}-o{n}")
-            subprocess.run(("ip", "netns", "add", others[-1]), check=True)
-            if os.stat(f"/run/netns/{others[-1]}").st_ino == inode:
-                break
-        else:
-            lack("no inode of a namespace came again")
-        shown = host.spawn_graft("--netns", others[-1], "--name", "next", "sleep", "30")
-        wait_for(lambda: host.containers() == ["next"], "the next one")
-        seen = json.loads(host.graft("ps", "-j").stdout)[0]
-        assert (seen["publish"], seen["addresses"]) == ([], [])
-        host.end(shown)
-        assert f"inet {ip}/" in host.host("ip", "address").stdout  # until DEL
-    finally:
-        for other in others:
-            subprocess.run(("ip", "netns", "del", other), check=True)
 
 
 def test_egress_none_on_a_network(host, attached):  # noqa: F811
