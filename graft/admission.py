@@ -10,7 +10,7 @@ from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
 from graft.log import log
 from graft.network import check_families, parse_own
-from graft.oci import Container
+from graft.oci import NAME_ROOM, Container, plain_name
 from graft.policy import check_rule
 from graft.registry import API, CONTAINER, WRAPPER, Expected, Member, Registry, Table, Tenant
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 CAP_SYS_ADMIN = 21
 CREATE_SECONDS = 60.0  # for an engine, from create to the container's first process
 NAME_MAX = 64
-ENGINE_NAME = 51  # and a hyphen, and 12 digits of the id
 UNTRUSTED_RULES = 512  # of a wrapper whose user is not root of the host,
 UNTRUSTED_LISTENERS = 16  # of one namespace
 UNTRUSTED_TENANTS = 64  # and such wrappers of one user
@@ -126,7 +125,7 @@ def admit_target(
             label = wish.name or (plain_name(os.path.basename(argv[0])) if argv else "container")
             name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
             if engine and reg.by_name(name):
-                name = f"{name[:ENGINE_NAME]}-{engine[:12]}"
+                name = f"{name[:NAME_ROOM]}-{engine[:12]}"
             tenant = reg.admit(reg.table(netns_fd, f"/proc/{pid}/ns/net"), name, argv)
             tenant.pid, tenant.netns_fd = pid, netns_fd
             narrowed = bool(egress) or not trusted
@@ -369,11 +368,6 @@ def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
     for name in names:
         if name not in tenant.table.endpoints and name in home:
             tenant.table.endpoints[name] = home[name]._replace(imported=True)
-
-
-def plain_name(text: str) -> str:
-    """@text without what a terminal or a table would take for something else."""
-    return "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in text) or "_"
 
 
 def parse_container_name(name: str) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 from graft import host, ports
-from graft.endpoint import Address, Publication, published
+from graft.endpoint import Address, Publication, host_addresses
 from graft.errors import Refused
 from graft.network import Attachment
 from graft.policy import Own
@@ -59,15 +59,8 @@ def add(registry: Registry, attachment: Attachment) -> None:
     for own in attachment.addresses:
         check_unowned(registry, own.address)
         check_foreign(registry, own.address)
-    accepted: list[Publication] = []
-    for publication in attachment.publications:
-        addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
-        ports.check_conflicts(publication, addresses, accepted, "this one")
-        ports.check_inside(publication, addresses, accepted)
-        registry.check_free(
-            publication, addresses, where=(attachment.netns, attachment.cookie), shared=bool(attachment.addresses)
-        )
-        accepted.append(publication)
+    where = (attachment.netns, attachment.cookie)
+    _check_ports(registry, attachment.publications, [], where=where, shared=bool(attachment.addresses))
     done: list[Own] = []
     try:
         for own in attachment.addresses:
@@ -79,6 +72,24 @@ def add(registry: Registry, attachment: Attachment) -> None:
         raise
     registry.attachments[attachment.key] = attachment
     registry.save()
+
+
+def _check_ports(
+    registry: Registry,
+    publications: Iterable[Publication],
+    taken: Iterable[Publication],
+    *,
+    where: tuple[int, int],
+    shared: bool,
+) -> None:
+    """Raise Refused unless one container may publish these beside @taken, its own (Registry.check_free)."""
+    accepted = list(taken)
+    for publication in publications:
+        addresses = host_addresses(publication, ipv6=registry.ipv6)
+        ports.check_conflicts(publication, addresses, accepted, "this one")
+        ports.check_inside(publication, addresses, accepted)
+        registry.check_free(publication, addresses, where=where, shared=shared)
+        accepted.append(publication)
 
 
 def attach(registry: Registry, tenant: Tenant) -> None:
@@ -166,7 +177,6 @@ def detach(registry: Registry, key: str) -> None:
     leave(registry, attachment)
     for own in attachment.addresses:
         registry.remove_address(own.address)
-    registry.save()
 
 
 def forget_dead(registry: Registry) -> None:
@@ -183,14 +193,8 @@ def forget_dead(registry: Registry) -> None:
 def expect(registry: Registry, number: str, expected: Expected) -> None:
     """An engine is creating a container. Raises Refused if its ports are not free."""
     no_longer_expect(registry, number)
-    accepted: list[Publication] = []
     here = [p for a in registry.attachments.values() if a.in_netns(*expected.where) for p in a.publications]
-    for publication in expected.publications:
-        addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
-        ports.check_conflicts(publication, addresses, [*here, *accepted], "this one")
-        ports.check_inside(publication, addresses, [*here, *accepted])
-        registry.check_free(publication, addresses, where=expected.where, shared=expected.shared)
-        accepted.append(publication)
+    _check_ports(registry, expected.publications, here, where=expected.where, shared=expected.shared)
     for own in expected.owned:
         check_unowned(registry, own.address)
         check_foreign(registry, own.address)

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from graft import host
 from graft.bpf import CLIENT_KEY, OWN_TENANT, Stamper
 from graft.endpoint import MAPPED, Address
 from graft.errors import Failure
@@ -211,8 +212,7 @@ class Resolver:
     def _relay(self, query: bytes) -> bytes:
         for server in nameservers():
             try:
-                with socket.socket() as out:
-                    Stamper(self.daemon.kernel.maps["stamps"]).stamp(out.fileno(), OWN_TENANT, 0)
+                with self._socket(socket.SOCK_STREAM) as out:
                     out.settimeout(PATIENCE)
                     out.connect((server, DNS_PORT))
                     out.sendall(struct.pack(">H", len(query)) + query)
@@ -341,18 +341,8 @@ def docker_names(known: dict[str, Any]) -> list[str]:
 
 
 def nameservers() -> list[str]:
-    """The host's IPv4 nameservers (resolv.conf(5))."""
-    found = []
-    try:
-        with open("/etc/resolv.conf", errors="replace") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        fields = line.split()
-        if len(fields) > 1 and fields[0] == "nameserver" and ":" not in fields[1]:
-            found.append(fields[1])
-    return found
+    """The host's IPv4 nameservers."""
+    return [str(address) for address in host.nameservers() if address.v4]
 
 
 def _failed(query: bytes) -> bytes:

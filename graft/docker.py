@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import h11
 
 from graft import attachments, host, protocol
-from graft.endpoint import PROTOCOL_NAME, Publication, parse_address, published
+from graft.endpoint import PROTOCOL_NAME, Publication, host_addresses, parse_address
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
 from graft.loop import Loop
@@ -119,13 +119,8 @@ class Docker:
             raise UsageError(f"option '{key}' is unknown", hint="a network of graft has no options")
         for data in (*(request.get("IPv4Data") or ()), *(request.get("IPv6Data") or ())):
             if data.get("Pool"):
-                self._check_pool(data["Pool"])
+                network_of(data["Pool"], 0)
         return {}
-
-    @staticmethod
-    def _check_pool(pool: str) -> None:
-        address, _, length = pool.partition("/")
-        network_of(f"{address}/{length}", 0)
 
     def _create_endpoint(self, request: Document, _pid: int) -> Document:
         registry = self.daemon.registry
@@ -183,7 +178,7 @@ class Docker:
             same = (other.protocol, other.address) == (publication.protocol, publication.address)
             if same and other.host_first == publication.host_first:
                 raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
-        addresses = [e.address for e, _ in published(publication, set(), ipv6=registry.ipv6) if e.address]
+        addresses = host_addresses(publication, ipv6=registry.ipv6)
         registry.check_free(publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
 
     def _attachment(self, request: Document) -> Attachment:
@@ -225,7 +220,7 @@ class Docker:
         if request.get("V6") and not wanted:
             raise UsageError("IPv6 needs --subnet", hint="like --subnet fd00:77::/64")
         network = ipaddress.ip_network(wanted) if wanted else self._free_pool()
-        self._check_pool(str(network))
+        network_of(str(network), 0)
         pool = Pool(network, request.get("SubPool") or "")
         self.pools[str(network)] = pool
         return {"PoolID": str(network), "Pool": str(network), "Data": {}}

@@ -363,17 +363,20 @@ def parse_publication(text: str) -> Publication:
     return Publication(address, host_first, first, last - first + 1, IPPROTO[protocol or "tcp"])
 
 
+def host_addresses(publication: Publication, *, ipv6: bool = True) -> list[Address]:
+    """Where on the host a publication is: without an address the wildcard of both families, if the host has IPv6."""
+    if publication.address is not None:
+        return [publication.address]
+    return [Address(ANY4), Address(ANY6)] if ipv6 else [Address(ANY4)]
+
+
 def published(publication: Publication, taken: set[str], *, ipv6: bool) -> list[tuple[Endpoint, IngressRule]]:
     """The endpoints and rules that `-p` stands for; names avoid @taken and are added to it.
 
     Without a host address both families are published, if the host has IPv6.
     """
-    if publication.address is not None:
-        addresses = [publication.address]
-    else:
-        addresses = [Address(ANY4), Address(ANY6)] if ipv6 else [Address(ANY4)]
     made = []
-    for address in addresses:
+    for address in host_addresses(publication, ipv6=ipv6):
         base = f"{PROTOCOL_NAME[publication.protocol]}{'' if address.v4 else '6'}-{publication.host_first}"
         name, n = base, 1
         while name in taken:

@@ -200,7 +200,12 @@ def end_connections(address: Address) -> None:
 
 
 def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
-    """The nameservers of resolv.conf(5) that are stubs on the host's own loopback."""
+    """The nameservers that are stubs on the host's own loopback."""
+    return [a for a in nameservers(path) if (a.v4 and a.raw[12] == 127) or str(a) == "::1"]
+
+
+def nameservers(path: str = "/etc/resolv.conf") -> list[Address]:
+    """The nameservers of resolv.conf(5)."""
     try:
         lines = Path(path).read_text(errors="replace").splitlines()
     except OSError:
@@ -211,9 +216,7 @@ def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
         if len(fields) < 2 or fields[0] != "nameserver":
             continue
         with contextlib.suppress(UsageError):
-            address = parse_address(fields[1].partition("%")[0])
-            if (address.v4 and address.raw[12] == 127) or str(address) == "::1":
-                found.append(address)
+            found.append(parse_address(fields[1].partition("%")[0]))
     return found
 
 

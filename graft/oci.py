@@ -233,10 +233,15 @@ def wish(container: Container) -> protocol.Metadata:
 
 def _name(container: Container) -> str:
     """One that `graft ps` can show."""
-    plain = "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in container.name)
+    plain = plain_name(container.name) if container.name else ""
     if len(plain) > 64:
         plain = f"{plain[:NAME_ROOM]}-{container.id[:12]}"
     return plain if plain and not plain.isdigit() else f"c-{plain or container.id[:12]}"
+
+
+def plain_name(text: str) -> str:
+    """@text without what a terminal or a table would take for something else."""
+    return "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in text) or "_"
 
 
 def _items(value: str) -> list[str]:

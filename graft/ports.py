@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 
-from graft.endpoint import ANY4, ANY6, PROTOCOL_NAME, Address, Publication
+from graft.endpoint import PROTOCOL_NAME, Address, Publication, host_addresses
 from graft.errors import Refused
 
 
@@ -63,12 +63,11 @@ def check_conflicts(
 ) -> None:
     """Refuse a host port that @others, which are @name's, have published."""
     for other in others:
-        theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
         if (
             other.protocol == publication.protocol
             and other.host_first < publication.host_first + publication.span
             and publication.host_first < other.host_first + other.span
-            and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in theirs)
+            and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in host_addresses(other))
         ):
             raise Refused(
                 f"-p {publication}: host port is published by container '{name}' (-p {other})",
@@ -80,12 +79,11 @@ def check_conflicts(
 def check_inside(publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
     """Refuse a port of the container that is published already: its socket has one address of a family."""
     for other in others:
-        theirs = [other.address] if other.address else [Address(ANY4), Address(ANY6)]
         if (
             other.protocol == publication.protocol
             and other.first < publication.first + publication.span
             and publication.first < other.first + other.span
-            and any(a.v4 == b.v4 for a in addresses for b in theirs)
+            and any(a.v4 == b.v4 for a in addresses for b in host_addresses(other))
         ):
             raise Refused(
                 f"-p {publication}: the container's port is published already (-p {other})",

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from graft import host, linux, policy, ports
 from graft.bpf import OWN_TENANT, TENANT, Kernel, Stamper
 from graft.endpoint import (
-    ANY4,
     ANY6,
     PROTOCOL_NAME,
     Address,
@@ -32,6 +31,7 @@ from graft.endpoint import (
     IngressRule,
     Publication,
     check_distinct,
+    host_addresses,
     make_endpoint,
     published,
 )
@@ -479,7 +479,7 @@ class Registry:
             raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
         tenant.publications.remove(publication)
         last = publication.first + publication.span - 1
-        addresses = [publication.address] if publication.address else [Address(ANY4), Address(ANY6)]
+        addresses = host_addresses(publication)
         gone = [
             rule
             for rule in tenant.ingress

@@ -95,10 +95,10 @@ def test_three_services(podman, host):
     more = "location /app { proxy_pass http://app:8802/; proxy_set_header X-Real-IP $remote_addr; }"
     (host.work / "app.py").write_text(APP.replace("8713", "8802"))
     podman.run("-d", "--name", "redis", *GRAFT, argv=("redis-server", "--save", "", "--protected-mode", "no"))
-    work = ("-v", f"{host.work}:/work:ro")
-    podman.run("-d", "--name", "app", *GRAFT, *work, argv=("/usr/bin/python3", "-I", "/work/app.py"))
+    work = ("-v", f"{host.work}:/srv:ro")
+    podman.run("-d", "--name", "app", *GRAFT, *work, argv=("/usr/bin/python3", "-I", "/srv/app.py"))
     (host.work / "nginx.conf").write_text(NGINX % more)
-    podman.run("-d", "--name", "web", *GRAFT, "-p", "8802:80", *work, argv=("nginx", "-c", "/work/nginx.conf"))
+    podman.run("-d", "--name", "web", *GRAFT, "-p", "8802:80", *work, argv=("nginx", "-c", "/srv/nginx.conf"))
     wait_for(lambda: "hit" in host.client(*CURL, f"http://{HOST4}:8802/app").stdout, "the app")
     assert "from 10.77.0.2" in host.client(*CURL, f"http://{HOST4}:8802/app").stdout
 
