@@ -2,7 +2,7 @@
 /*
  * graft-sup - answers the socket() calls of one container, beside it
  *
- * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors; started by graftd)
+ * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors) SOCKET (a path); started by graftd
  *
  * Theory of operation
  *
@@ -19,6 +19,9 @@
  * answered. Should this process be killed, graftd finds it there; should graftd be killed, its successor finds
  * what was handed over. A descriptor is injected in two steps, ADDFD and then the answer with its number; why
  * not in one with SECCOMP_ADDFD_FLAG_SEND is told in graft/notify.py.
+ *
+ * Nobody left. The keeper holds copies of what graftd holds. Should both be killed, this process has the only
+ * ones. It goes on answering, and shows what it has to whoever listens at SOCKET next, until a graftd takes it.
  *
  * The preload library of `graft run --accel` asks for a channel instead (sup.h), which the main thread keeps
  * filled with such sockets. That is no privilege: they are what socket() gives, and the hooks decide on them.
@@ -45,6 +48,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,6 +61,8 @@
 #define POOL 32
 #define CHANNELS 128
 #define SETTLE_NS 20000000 /* a moment for a slot to become free */
+#define SHOW_MS 50	   /* between two attempts to find a graftd */
+#define SHOW_SECONDS 10	   /* for it to answer */
 
 #define AF_GRAFT 4
 #define TYPE_MASK 0xf
@@ -75,7 +81,8 @@ struct made {
 };
 
 static struct sup_shared *shared;
-static int listener, stamps, control, events;
+static int listener, memory, stamps, control, events;
+static struct sockaddr_un graftd = {.sun_family = AF_UNIX};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t parked = PTHREAD_COND_INITIALIZER;
@@ -411,17 +418,32 @@ static void *serve(void *unused)
 	return NULL;
 }
 
+/* ---- descriptors in messages ---- */
+
+static bool send_fds(int sock, const void *text, size_t length, const int *fds, int count)
+{
+	char control_text[CMSG_SPACE(SUP_BATCH * sizeof(int))] = {0};
+	struct iovec vector = {(void *)text, length};
+	struct msghdr message = {.msg_iov = &vector,
+				 .msg_iovlen = 1,
+				 .msg_control = control_text,
+				 .msg_controllen = CMSG_SPACE((size_t)count * sizeof(int))};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
+	memcpy(CMSG_DATA(header), fds, (size_t)count * sizeof(int));
+	return sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
 /* ---- channels ---- */
 
 /* One message of @count sockets; false if the channel is of no use any more. */
 static bool fill(int channel, int kind, int count)
 {
-	char control_text[CMSG_SPACE(SUP_BATCH * sizeof(int))] = {0};
-	struct iovec text = {0};
-	struct msghdr message = {.msg_iov = &text, .msg_iovlen = 1, .msg_control = control_text};
 	__u64 inodes[SUP_BATCH];
 	int fds[SUP_BATCH], n, unread;
-	struct cmsghdr *header;
 	struct made socket;
 	bool sent;
 
@@ -434,14 +456,7 @@ static bool fill(int channel, int kind, int count)
 	}
 	if (!n)
 		return false;
-	text = (struct iovec){inodes, (size_t)n * sizeof(inodes[0])};
-	message.msg_controllen = CMSG_SPACE((size_t)n * sizeof(int));
-	header = CMSG_FIRSTHDR(&message);
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN((size_t)n * sizeof(int));
-	memcpy(CMSG_DATA(header), fds, (size_t)n * sizeof(int));
-	sent = sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 || errno == EAGAIN;
+	sent = send_fds(channel, inodes, (size_t)n * sizeof(inodes[0]), fds, n) || errno == EAGAIN;
 	while (n)
 		close(fds[--n]);
 	return sent;
@@ -459,6 +474,45 @@ static void on_channel(const struct epoll_event *event)
 		return;
 	close(channel);
 	__atomic_sub_fetch(&channels, 1, __ATOMIC_RELAXED);
+}
+
+/* ---- nobody left ---- */
+
+static void watch(int fd, __u32 mask)
+{
+	struct epoll_event event = {.events = mask, .data.u64 = (__u32)fd};
+
+	if (epoll_ctl(events, EPOLL_CTL_ADD, fd, &event)) {
+		perror("graft-sup: epoll");
+		exit(1);
+	}
+}
+
+/* Show a graftd what there is; true once it has taken it. Ends where it has no use for it. */
+static bool show(void)
+{
+	struct timeval patience = {.tv_sec = SHOW_SECONDS};
+	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), ends[2];
+	bool connected, taken = false;
+	char verdict = 0;
+
+	if (sock < 0)
+		return false;
+	syscall(SYS_setfsuid, 0); /* the socket is root's; of this thread alone */
+	connected = !connect(sock, (struct sockaddr *)&graftd, sizeof(graftd));
+	syscall(SYS_setfsuid, shared->owner);
+	if (connected && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
+		const int fds[] = {listener, memory, ends[1]};
+
+		setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+		if (send_fds(sock, "graft-sup", 9, fds, 3) && recv(sock, &verdict, 1, 0) == 1 && verdict == 'n')
+			exit(1);
+		taken = verdict == 'y' && dup3(ends[0], control, O_CLOEXEC) == control;
+		close(ends[0]);
+		close(ends[1]);
+	}
+	close(sock);
+	return taken;
 }
 
 /* ---- start ---- */
@@ -485,28 +539,22 @@ static void drop_privileges(void)
 	}
 }
 
-static void watch(int fd, __u32 mask)
-{
-	struct epoll_event event = {.events = mask, .data.u64 = (__u32)fd};
-
-	if (epoll_ctl(events, EPOLL_CTL_ADD, fd, &event)) {
-		perror("graft-sup: epoll");
-		exit(1);
-	}
-}
-
 int main(int argc, char **argv)
 {
 	struct epoll_event event;
+	bool alone = false;
+	char order;
 
-	if (argc != 6) {
-		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (graftd starts it)\n", stderr);
+	if (argc != 7 || strlen(argv[6]) >= sizeof(graftd.sun_path)) {
+		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET (graftd starts it)\n", stderr);
 		return 2;
 	}
 	listener = atoi(argv[2]);
+	memory = atoi(argv[3]);
 	stamps = atoi(argv[4]);
 	control = atoi(argv[5]);
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, atoi(argv[3]), 0);
+	strcpy(graftd.sun_path, argv[6]);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
 	if (shared == MAP_FAILED || shared->abi != SUP_ABI) {
 		fputs("graft-sup: this is not the memory that graftd shares\n", stderr);
 		return 1;
@@ -517,16 +565,27 @@ int main(int argc, char **argv)
 	/* 6.6 and later; graftd has asked for it as well */
 	ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (long)SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);
 	events = epoll_create1(EPOLL_CLOEXEC);
-	watch(control, EPOLLRDHUP);
+	watch(control, EPOLLIN | EPOLLRDHUP);
 	watch(listener, 0); /* hang-up: every process under the filter is gone */
 	threads = WAITERS;
 	for (int n = 0; n < WAITERS; n++)
 		start_thread();
 	for (;;) {
-		if (epoll_wait(events, &event, 1, -1) <= 0)
+		if (alone && show()) {
+			alone = false;
+			watch(control, EPOLLIN | EPOLLRDHUP);
+		}
+		if (epoll_wait(events, &event, 1, alone ? SHOW_MS : -1) <= 0)
 			continue;
-		if (event.data.u64 == (__u32)control || event.data.u64 == (__u32)listener)
+		if (event.data.u64 == (__u32)listener)
 			return 0;
-		on_channel(&event);
+		if (event.data.u64 != (__u32)control) {
+			on_channel(&event);
+			continue;
+		}
+		if (recv(control, &order, 1, MSG_DONTWAIT) > 0) /* graftd ends for good, and its containers with it */
+			return 0;
+		epoll_ctl(events, EPOLL_CTL_DEL, control, NULL);
+		alone = true;
 	}
 }

@@ -12,7 +12,7 @@
 #include <linux/seccomp.h>
 #include <linux/types.h>
 
-#define SUP_ABI 1
+#define SUP_ABI 2
 #define SUP_SLOTS 64
 
 enum sup_flags {
@@ -42,9 +42,12 @@ struct sup_shared {
 	__u64 netns;  /* inode of the container's; from any other, socket() proceeds */
 	__u32 flags;
 	__u32 pad;
-	__u64 calls; /* answered by graft-sup, */
-	__u64 ns;    /* and the time that took */
-	__u8 rest[80];
+	__u64 calls;	/* answered by graft-sup, */
+	__u64 ns;	/* and the time that took */
+	__u32 number;	/* of the listener, */
+	__u32 trusted;	/* did root hand it over? */
+	__u8 token[32]; /* by which graftd knows its own memory again */
+	__u8 rest[40];
 	struct sup_slot slots[SUP_SLOTS];
 };
 

@@ -39,10 +39,10 @@ class Admin:
         if not connection.vetted:
             refuse_targets(self.daemon, connection.pid)
         request = protocol.decode_request(line)
-        if request.version != __version__:
+        if request.version != __version__ and not isinstance(request, protocol.Stop):
             raise Refused(
                 f"graftd {__version__} is running, this is graft {request.version}",
-                hint="restart graftd with this version: 'graftd --stop', then run again",
+                hint="replace it by this version: graftd --replace",
                 code="EPROTO",
             )
         if isinstance(request, protocol.Hello):
@@ -309,14 +309,21 @@ class Admin:
         }
 
     def stop(self, _connection: Connection, request: protocol.Stop, _fds: list[int]) -> Reply:
-        """graftd --stop: refused while containers run, unless forced (their next socket() fails then)."""
+        """graftd --stop: refused while containers run, unless forced (their next socket() fails then).
+
+        graftd --replace: the containers wait for another graftd.
+        """
+        if request.replace and self.daemon.managed:
+            raise Refused("a service manager keeps this graftd", hint="systemctl restart graftd", code="EBUSY")
         names = [t.name for t in self.daemon.registry.tenants.values()]
-        if names and not request.force:
+        if names and not request.force and not request.replace:
             raise Refused(
                 f"{len(names)} containers run: {', '.join(names[:5])}",
                 hint="end them first, or give --force: their new sockets will fail",
                 code="EBUSY",
             )
+        if not request.replace:
+            self.daemon.calls.end_helpers()
         self.daemon.loop.running = False
         return {"pid": os.getpid()}
 

@@ -12,20 +12,22 @@ of them wait their turn.
 
 import contextlib
 import errno
+import hmac
 import os
 import select
 import socket
 import threading
 import time
 from collections import Counter, deque
+from pathlib import Path
 from typing import Protocol
 
-from graft import linux
+from graft import linux, seal
 from graft.actions import Action, Answer, Inject, Replace
 from graft.helper import Helper, available
 from graft.log import log
 from graft.loop import Loop
-from graft.notify import ANSWER_NUMBER, ANSWER_PROCEED, Journal, Listener, Notification, Slot
+from graft.notify import ANSWER_NUMBER, ANSWER_PROCEED, Described, Journal, Listener, Notification, Slot
 from graft.registry import Registry, Tenant
 from graft.scope import SCOPE_SLACK
 from graft.store import Store
@@ -77,11 +79,13 @@ class Watched:
 class Calls:
     """The listeners and what comes from them."""
 
-    def __init__(self, daemon: Host, stamps: int) -> None:
+    def __init__(self, daemon: Host, stamps: int, directory: Path) -> None:
         self.daemon = daemon
         self.loop = daemon.loop
         self.store = daemon.store
         self.stamps = stamps
+        self.directory = directory
+        self.helpers = directory / "helpers.sock"
         self.watched: dict[int, Watched] = {}
         self.next_number = 1
         self.lock = threading.Lock()
@@ -108,14 +112,24 @@ class Calls:
             owner=tenant.owner,
             flags6=self.daemon.supervisor.v6_flags,
             netns=tenant.netns,
-            forward=self._undivided(tenant),
+            forward=self._undivided(tenant) or bool(tenant.place),
+            number=number,
+            trusted=trusted,
+            token=self._token(tenant.id, number, trusted),
         )
         self._want_helper(watched)
 
     def _want_helper(self, watched: Watched) -> None:
-        """graft-sup makes sockets in graftd's own netns alone."""
-        if available() and not watched.tenant.place:
+        """graft-sup makes sockets in graftd's own netns alone; beside a tenant of another it forwards and keeps."""
+        if available():
             self.starting.append((0.0, watched))
+
+    def _token(self, tenant: int, number: int, trusted: bool) -> bytes:
+        return seal.token(f"listener {tenant} {number} {trusted:d}", self.directory)
+
+    def is_ours(self, found: Described) -> bool:
+        """Did a graftd of this run directory write this journal's head?"""
+        return hmac.compare_digest(found.token, self._token(found.tenant, found.number, found.trusted))
 
     def _undivided(self, tenant: Tenant) -> bool:
         """Does what a socket() call gives depend on who calls?"""
@@ -124,7 +138,7 @@ class Calls:
     def divide(self, tenant: Tenant) -> None:
         """Wrappers inside a tenant have come or gone."""
         for number in tenant.listeners:
-            self.watched[number].journal.forward(self._undivided(tenant))
+            self.watched[number].journal.forward(self._undivided(tenant) or bool(tenant.place))
 
     def restore(self, named: dict[str, int], name: str, fd: int) -> None:
         """Listen again on what a predecessor had stored as @name; @named is all that it had stored."""
@@ -142,6 +156,34 @@ class Calls:
             self._attach(watched, Helper(socket.socket(fileno=named[f"sup-{number}"])))
         else:
             self._want_helper(watched)
+
+    def take_over(self, found: Described, listener: int, journal: int, control: int) -> bool:
+        """Go on with what a graft-sup has kept alone; False if its tenant is gone, or somebody else supervises it."""
+        tenant = self.daemon.registry.tenants.get(found.tenant)
+        known = {os.fstat(watched.journal.fd).st_ino for watched in self.watched.values()}
+        if tenant is None or found.inode in known:
+            return False
+        number = self.next_number
+        self.next_number += 1
+        watched = Watched(Listener(listener, number), Journal(journal), tenant, trusted=found.trusted)
+        watched.journal.renumber(number, self._token(tenant.id, number, found.trusted))
+        helper = Helper(socket.socket(fileno=control))
+        self.store.put(watched.stored, listener)
+        self.store.put(f"journal-{number}", journal)
+        self.store.put(f"sup-{number}", control)
+        if not tenant.listeners:
+            self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
+        self._watch(watched)
+        self._attach(watched, helper)
+        self.answer_pending(watched, helper_died=False)
+        log.info("container %s has its supervisor again", tenant.name)
+        return True
+
+    def end_helpers(self) -> None:
+        """Nobody is to come after this graftd."""
+        for watched in self.watched.values():
+            if watched.helper:
+                watched.helper.end()
 
     def forget_strays(self, named: dict[str, int]) -> None:
         """Journals and helpers whose listener ended while no graftd was there to see it."""
@@ -250,7 +292,10 @@ class Calls:
 
     def _start(self, watched: Watched) -> None:
         helper = Helper.start(
-            watched.tenant.name, (watched.listener.fd, watched.journal.fd, self.stamps), watched.tenant.pid
+            watched.tenant.name,
+            (watched.listener.fd, watched.journal.fd, self.stamps),
+            self.helpers,
+            watched.tenant.pid,
         )
         if helper:
             self.store.put(f"sup-{watched.listener.number}", helper.control.fileno())

@@ -39,14 +39,8 @@ def connect(*, start: bool) -> socket.socket:
             return sock
         except OSError as error:
             sock.close()
-            if error.errno == errno.EACCES:
-                raise Refused(
-                    f"no permission for {path}", hint="be root or in the group 'graft'", code="EACCES"
-                ) from None
-            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
-                raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
-            if not start:
-                raise Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED") from None
+            if not start or error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                raise _unreachable(error, path) from None
             if starts == STARTS_MAX:
                 raise Failure(f"graftd ends at once: {_last_log_line()}", hint="try 'graft doctor'") from None
             starts += start_daemon()
@@ -163,6 +157,26 @@ def _receive(sock: socket.socket, received: list[int]) -> bytes:
         os.set_inheritable(fd, False)
     received += fds
     return data
+
+
+def order(op: str, **fields: Any) -> Any:
+    """One request to a graftd of whatever version, if one runs."""
+    path = f"{run_directory()}/graftd.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(REPLY_TIMEOUT)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            raise _unreachable(error, path) from None
+        return exchange(sock, op, fields)
+
+
+def _unreachable(error: OSError, path: str) -> GraftError:
+    if error.errno == errno.EACCES:
+        return Refused(f"no permission for {path}", hint="be root or in the group 'graft'", code="EACCES")
+    if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+        return Failure(f"connect to graftd at {path}: {error.strerror}")
+    return Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED")
 
 
 def call(op: str, *, start: bool = True, fds: tuple[int, ...] = (), **fields: Any) -> Any:

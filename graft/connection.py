@@ -20,7 +20,7 @@ IDLE_SECONDS = 30.0
 PIECES_MAX = 64  # an agent message is parsed as it comes, whole each time
 
 
-def _receive(sock: socket.socket) -> tuple[bytes, list[int], int]:
+def receive_fds(sock: socket.socket) -> tuple[bytes, list[int], int]:
     """recvmsg(2) with descriptors, close-on-exec; socket.recv_fds() drops its flags (cpython 3.11)."""
     fds = array.array("i")
     room = socket.CMSG_LEN(protocol.DESCRIPTORS_MAX * fds.itemsize)
@@ -88,7 +88,7 @@ class Connection:
             self.close()
 
     def _read(self) -> None:
-        data, fds, flags = _receive(self.sock)
+        data, fds, flags = receive_fds(self.sock)
         self.fds += fds
         self.incoming += data
         self.pieces += 1

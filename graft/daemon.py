@@ -27,9 +27,10 @@ from graft.docker import Docker
 from graft.errors import Failure, GraftError
 from graft.log import log
 from graft.loop import Loop
+from graft.orphans import Orphans
 from graft.protocol import complete
-from graft.registry import API, WRAPPER, Registry, Tenant
-from graft.store import Store, exec_with, python_command
+from graft.registry import API, CONTAINER, WRAPPER, Registry, Tenant
+from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
 from graft.supervisor import Supervisor
 from graft.verbose import Teller
 
@@ -40,6 +41,7 @@ IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
 SCOPE_GRACE_SECONDS = 5.0
+ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for one each 50 ms
 
 
 class Daemon:
@@ -64,6 +66,7 @@ class Daemon:
         self.next_tick = 0.0
         self.next_purge = 0.0
         self.sockets: list[tuple[str, int]] = []
+        self.guards: list[int] = []  # nothing is written there: the guard sees who is alive
 
     # -- start and end --
 
@@ -84,14 +87,18 @@ class Daemon:
         self.supervisor = Supervisor(
             stamper, self.kernel.maps["families"], self.kernel.maps["addresses"], self._place
         )
-        self.calls = Calls(self, self.kernel.maps["stamps"].fd)
+        self.calls = Calls(self, self.kernel.maps["stamps"].fd, self.directory)
         self.registry.load()
         self._restore(dict(inherited), inherited)
         self.registry.reconcile()
+        self.orphans = Orphans(self.loop, self.calls)
+        self.alone_until = time.monotonic() + ORPHAN_SECONDS
         self.loop.add(self.kernel.denials(self._denied), lambda _events: self.kernel.drain())
         for name, fd in inherited:
             if name == "keeper":
                 self.loop.add(fd, lambda _events: self._keeper_gone())
+            elif name == "guard":
+                self.guards.append(fd)
             elif name in ("admin", "agent"):
                 self.sockets.append((name, fd))
                 self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
@@ -145,7 +152,6 @@ class Daemon:
         for pid in host.processes_in_netns(tenant.netns):
             with contextlib.suppress(OSError):
                 tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)
                 return
 
     def _place(self, number: int) -> int:
@@ -181,12 +187,14 @@ class Daemon:
         held = [*self.sockets, *self.docker.held(), *self.calls.held()]
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
         held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
+        held += [("guard", fd) for fd in self.guards]
         host.leave_cgroup(self.root, remove=False)
-        exec_with(python_command("from graft.keeper import main; main(-1)"), held)
+        exec_with(python_command(KEEPER_ENTRY), held)
 
     def cleanup(self) -> None:
         """Nothing is grafted: leave the host as it was."""
         Path(self.claim_path).unlink(missing_ok=True)
+        self.calls.helpers.unlink(missing_ok=True)
         self.docker.cleanup()
         self.kernel.uninstall()
         host.remove_slice_route()
@@ -206,9 +214,14 @@ class Daemon:
         self.resolver.expire()
         if not self.registry.saved:
             self.registry.save()
-        for tenant in [t for t in self.registry.tenants.values() if not t.listeners]:
+        alone = [t for t in self.registry.tenants.values() if not t.listeners]
+        for tenant in alone:
             if not self._alive(tenant, time.time()):
                 self._remove(tenant)
+            elif tenant.kind == CONTAINER and self.alone_until < now:
+                log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)
+        if self.alone_until < now:
+            self.alone_until = float("inf")
         if now > self.next_purge:
             self.next_purge = now + PURGE_SECONDS
             self.registry.forget_dead()

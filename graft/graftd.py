@@ -17,25 +17,32 @@ from graft.errors import Failure, Refused
 @click.command(context_settings=CONTEXT)
 @click.option("--stop", is_flag=True, help="End the running graftd; refused while containers run.")
 @click.option("--force", is_flag=True, help="With --stop: although containers run. Their new sockets fail then.")
+@click.option("--replace", is_flag=True, help="End the running graftd and start this one; no call is lost.")
 @click.option("--idle-exit", is_flag=True, help="End when nothing has run for 5 seconds.")
 @click.version_option(__version__, "-V", "--version", message="graftd %(version)s")
-def command(stop: bool, force: bool, idle_exit: bool) -> None:
+def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
     """Supervise grafted containers.
 
     \b
     graftd                 in the foreground; 'graft run' starts one by itself where none runs
     graftd --stop          end it
+    graftd --replace       put this version in its place, in the background, while containers run
     systemctl enable --now graftd.socket      where systemd runs: started on demand, upgraded in place
     """
     from graft import client
 
-    if stop:
+    if stop and replace:
+        raise click.UsageError("--stop and --replace exclude each other")
+    if stop or replace:
         try:
-            client.call("stop", start=False, force=force)
+            client.order("stop", force=force, replace=replace)
         except Failure as error:
             if error.code != "ECONNREFUSED":
                 raise
-            raise Refused("graftd is not running", code="ECONNREFUSED") from None
+            if stop:
+                raise Refused("graftd is not running", code="ECONNREFUSED") from None
+        if replace:
+            client.connect(start=True).close()
         return
     if force:
         raise click.UsageError("--force goes with --stop")

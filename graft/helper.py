@@ -1,5 +1,6 @@
 """graft-sup (csrc/sup.c): the program that answers the socket() calls of one listener beside its container."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,7 +14,10 @@ MESSAGE_SIZE = 4
 
 
 class Helper:
-    """One graft-sup, by its control socket; it ends when no copy of our end is left, or its listener hangs up."""
+    """One graft-sup, by its control socket; it ends when its listener hangs up, or when it is told to.
+
+    When no copy of our end is left it looks for another graftd.
+    """
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
         self.control = control
@@ -21,17 +25,18 @@ class Helper:
         control.setblocking(False)
 
     @classmethod
-    def start(cls, name: str, given: tuple[int, int, int], pid: int) -> "Helper | None":
+    def start(cls, name: str, given: tuple[int, int, int], path: Path, pid: int) -> "Helper | None":
         """Start one in the CPU and memory cgroups of the process @pid; None if that cannot be done.
 
-        @given: the descriptors of the listener, its journal, and the map of stamps.
+        @given: the descriptors of the listener, its journal, and the map of stamps; @path: where it finds a graftd
+        when it has lost this one.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             fds = (*given, theirs.fileno())
             try:
                 process = subprocess.Popen(
-                    (PROGRAM.name, name, *map(str, fds)),
+                    (PROGRAM.name, name, *map(str, fds), str(path)),
                     executable=PROGRAM,
                     pass_fds=fds,
                     stdin=subprocess.DEVNULL,
@@ -46,6 +51,11 @@ class Helper:
                 return None
         host.join_cgroups(process.pid, pid)
         return cls(ours, process)
+
+    def end(self) -> None:
+        """Tell it to end: without this graftd there is to be none."""
+        with contextlib.suppress(OSError):
+            self.control.send(b"e")
 
     def forwarded(self) -> int | None:
         """The number of a slot that it has handed over, -1 if there is none. None: it is dead."""

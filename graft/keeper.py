@@ -5,8 +5,11 @@ keeps the descriptors that graftd stores (FDSTORE=1 of sd_notify(3)) and starts 
 it dies. It never reads what it keeps, and takes no other order. Under systemd the service manager does the
 same, and there is no keeper.
 
-An exit status of 0 means that graftd has cleaned up and wants to end; anything else starts it again, at
-most START_LIMIT times within START_INTERVAL seconds.
+An exit status of 0 means that graftd has cleaned up and wants to end; anything else starts it again, after a pause
+where that has been START_LIMIT times within START_INTERVAL seconds.
+
+The guard is a shell that waits for the end of the keeper and of graftd both, killed together, and becomes a keeper;
+the graft-sups have kept what it needs (graft/orphans.py).
 """
 
 import contextlib
@@ -17,16 +20,19 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from graft.host import run_dir
-from graft.store import Store, exec_with, python_command
+from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
 
 START_LIMIT = 10
 START_INTERVAL = 10.0
+PAUSE = 1.0
 STORE_MAX = 65536
+GUARD = 'read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
 
 
 class Keeper:
@@ -42,6 +48,7 @@ class Keeper:
         self.ready = False  # has graftd come up under this keeper?
         self.poll = select.epoll()
         self.alive = os.pipe2(os.O_CLOEXEC)  # its reading end tells graftd when this process is gone
+        self.guard = -1  # writing end of its standard input
 
     def bind(self, inherited: list[tuple[str, int]]) -> None:
         """Make the sockets, or take over those of a graftd whose keeper has died, with all it holds.
@@ -53,7 +60,8 @@ class Keeper:
         if inherited:
             listening = ("admin", "agent")
             self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
-            self.store = [(name, fd) for name, fd in inherited if name not in listening]
+            self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard")]
+            self.guard = next((fd for name, fd in inherited if name == "guard"), -1)
             for _, fd in self.store:
                 self._watch(fd)
             return
@@ -76,13 +84,29 @@ class Keeper:
             sock.listen(1024)
         return sock
 
+    def start_guard(self) -> None:
+        """A shell, with nothing of ours open but the reading end of a pipe."""
+        if self.guard >= 0:
+            return
+        reading, self.guard = os.pipe2(os.O_CLOEXEC)
+        python, *_, entry, tree = python_command(KEEPER_ENTRY)
+        environment = {**os.environ, "GRAFT_PYTHON": python, "GRAFT_ENTRY": entry, "GRAFT_TREE": tree}
+        with open(reading, "rb") as stdin:
+            subprocess.Popen(
+                ("graft-guard", "-c", GUARD), executable="/bin/sh", stdin=stdin, cwd="/", env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        self._watch(self.guard)
+
     def start(self) -> None:
         """Start graftd with the sockets and the store."""
+        self.start_guard()
         now = time.monotonic()
         self.starts = [t for t in self.starts if now - t < START_INTERVAL] + [now]
         if len(self.starts) > START_LIMIT:
-            sys.exit("graftd: ends again and again, giving up; its log says why")
-        passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store + [("keeper", self.alive[0])]
+            time.sleep(PAUSE)  # containers wait for it: it is not given up
+        passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
+        passed += [("keeper", self.alive[0]), ("guard", self.guard)]
         self.child = os.fork()
         if self.child == 0:
             signal.set_wakeup_fd(-1)
@@ -122,6 +146,14 @@ class Keeper:
             self.poll.unregister(entry[1])
         os.close(entry[1])
 
+    def _reap(self) -> int | None:
+        """The status of graftd if it has ended; guards, and what a predecessor left, are waited for as well."""
+        found = None
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                found = ended[1] if ended[0] == self.child else found
+        return found
+
     def run(self) -> None:
         """Until graftd ends by its own will."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -138,11 +170,16 @@ class Keeper:
                 elif fd == wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake_read, 4096)
+                elif fd == self.guard:  # the guard is dead; graftd gets to know the next one's at its next start
+                    self.poll.unregister(fd)
+                    os.close(fd)
+                    self.guard = -1
+                    self.start_guard()
                 else:  # all processes of a stored listener are gone
                     for entry in [e for e in self.store if e[1] == fd]:
                         self._drop(entry)
-            pid, status = os.waitpid(self.child, os.WNOHANG)
-            if pid:
+            status = self._reap()
+            if status is not None:
                 if os.waitstatus_to_exitcode(status) == 0:
                     return
                 while select.select([self.notify], [], [], 0)[0]:
@@ -174,6 +211,8 @@ def main(ready_fd: int) -> bool:
     try:
         keeper.run()
     finally:  # also where graftd could not work: its sockets would promise one
+        with contextlib.suppress(OSError):
+            os.write(keeper.guard, b"end\n")
         for name in ("graftd.sock", "agent.sock", "notify.sock"):
             (directory / name).unlink(missing_ok=True)
     return True

@@ -26,12 +26,14 @@ RESPONSE = struct.Struct("=QqiI")
 ADDFD = struct.Struct("=QIIII")
 
 # csrc/sup.h: struct sup_shared, one a listener
-SHARED = struct.Struct("=IIIIQIIQQ")
+SHARED = struct.Struct("=IIIIQIIQQII32s")
 SHARED_SIZE = 128
-SHARED_ABI = 1
+SHARED_ABI = 2
 FLAGS_OFFSET = 24
 COUNTED = struct.Struct("=QQ")
 COUNTED_OFFSET = 32
+NUMBER_OFFSET = 48
+TOKEN_OFFSET = 56
 SUP_FORWARD = 1
 SLOT = struct.Struct("=IiQ")  # state, the answer after an injection, inode of what is being injected
 INJECTION = struct.Struct("=iQ")
@@ -62,6 +64,31 @@ def parse(raw: bytes | bytearray | memoryview) -> Notification:
     return Notification(fields[0], fields[1], fields[3], fields[4], fields[6:])
 
 
+class Described(NamedTuple):
+    """Whose a journal is: the head of its memory."""
+
+    tenant: int
+    number: int
+    trusted: bool
+    token: bytes
+    inode: int
+
+
+def described(fd: int) -> Described | None:
+    """What a journal that somebody brings says of itself; None for anything that is none of this version's.
+
+    Raises OSError.
+    """
+    status = os.fstat(fd)
+    head = os.pread(fd, SHARED.size, 0)
+    if status.st_size != SHARED_SIZE + SLOT_SIZE * SLOTS or len(head) != SHARED.size:
+        return None
+    fields = SHARED.unpack(head)
+    if fields[0] != SHARED_ABI:
+        return None
+    return Described(fields[1], fields[9], bool(fields[10]), fields[11], status.st_ino)
+
+
 class Journal:
     """A listener's calls that were received and not yet answered, in memory that outlives graftd.
 
@@ -77,10 +104,27 @@ class Journal:
         self.map = mmap.mmap(fd, size)
         self.view = memoryview(self.map)
 
-    def describe(self, *, tenant: int, owner: int, flags6: int, netns: int, forward: bool) -> None:
-        """What graft-sup has to know of the listener's tenant."""
+    def describe(
+        self,
+        *,
+        tenant: int,
+        owner: int,
+        flags6: int,
+        netns: int,
+        forward: bool,
+        number: int,
+        trusted: bool,
+        token: bytes,
+    ) -> None:
+        """What graft-sup has to know of the listener's tenant, and a graftd that finds nothing but graft-sup."""
         flags = SUP_FORWARD if forward else 0
-        SHARED.pack_into(self.map, 0, SHARED_ABI, tenant, owner, flags6, netns, flags, 0, 0, 0)
+        head = (SHARED_ABI, tenant, owner, flags6, netns, flags, 0, 0, 0, number, trusted, token)
+        SHARED.pack_into(self.map, 0, *head)
+
+    def renumber(self, number: int, token: bytes) -> None:
+        """Another graftd has another number for the listener."""
+        struct.pack_into("=I", self.map, NUMBER_OFFSET, number)
+        struct.pack_into("=32s", self.map, TOKEN_OFFSET, token)
 
     def forward(self, every: bool) -> None:
         """Is graft-sup to leave every call to graftd?"""

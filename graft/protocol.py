@@ -158,6 +158,7 @@ class Stop(Request, tag="stop"):
     """graftd --stop."""
 
     force: bool = False
+    replace: bool = False
 
 
 AnyRequest = (

@@ -13,6 +13,7 @@ from typing import NoReturn
 from graft.log import log
 
 LISTEN_FDS_START = 3
+KEEPER_ENTRY = "from graft.keeper import main; main(-1)"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
