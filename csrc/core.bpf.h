@@ -61,6 +61,14 @@ struct {
 } tenants SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_usage);
+} usage SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1048576);
@@ -237,6 +245,13 @@ static __always_inline int unstamped(struct bpf_sock_addr *ctx, __u32 op, struct
 	return deny(GRAFT_OWN, DENIED(op, REASON_UNSTAMPED), EPERM, ctx->protocol, a);
 }
 
+static __always_inline struct graft_usage *usage_of(struct graft_stamp *stamp)
+{
+	__u32 id = stamp->tenant;
+
+	return bpf_map_lookup_elem(&usage, &id);
+}
+
 /* ---- one form for both families ---- */
 
 static __always_inline void load4(struct bpf_sock_addr *ctx, struct graft_addr *a)
@@ -252,6 +267,23 @@ static __always_inline void load6(struct bpf_sock_addr *ctx, struct graft_addr *
 	a->ip[2] = ctx->user_ip6[2];
 	a->ip[3] = ctx->user_ip6[3];
 	a->port = bpf_ntohs((__u16)ctx->user_port);
+}
+
+/* Where the socket itself is bound, or connected from. */
+static __always_inline void load_source(const struct bpf_sock_addr *ctx, struct graft_addr *a, bool six)
+{
+	if (!ctx->sk) {
+		set_v4(a, 0);
+		return;
+	}
+	if (!six) {
+		set_v4(a, ctx->sk->src_ip4);
+		return;
+	}
+	a->ip[0] = ctx->sk->src_ip6[0];
+	a->ip[1] = ctx->sk->src_ip6[1];
+	a->ip[2] = ctx->sk->src_ip6[2];
+	a->ip[3] = ctx->sk->src_ip6[3];
 }
 
 static __always_inline void store4(struct bpf_sock_addr *ctx, const struct graft_addr *a)

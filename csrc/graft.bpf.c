@@ -55,6 +55,23 @@ static __always_inline int bound(struct graft_stamp *stamp, const struct graft_a
 }
 
 /*
+ * The options by which UDP sockets share a port hold where a rule, an address of its own or the container's loopback
+ * lets one bind. For a port that the kernel chooses it would choose a host's or another's that has set them, too.
+ */
+static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
+{
+	int addr, port;
+
+	if (!stamp || ctx->protocol != IPPROTO_UDP)
+		return 0;
+	addr = allowed && stamp->flags & STAMP_REUSEADDR;
+	port = allowed && stamp->flags & STAMP_REUSEPORT;
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &addr, sizeof(addr));
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &port, sizeof(port));
+	return 0;
+}
+
+/*
  * Into the tenant's block. A port that the kernel has chosen for another socket of the container stands at
  * SLICE_DYNAMIC; a bind to the same number goes there too, so that the kernel decides whether both can be.
  */
@@ -153,9 +170,14 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 
 	if (!a || !stamp)
 		return DENY;
+	if (ctx->sk && ctx->sk->src_port) { /* bound: the kernel will refuse, and the stamp is to stay */
+		bpf_set_retval(-EINVAL);
+		return DENY;
+	}
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
+	set_reuse(ctx, stamp, a->port);
 	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
 		stamp->flags &= ~STAMP_FAMILY;
 		return bound(stamp, a, a, STAMP_INGRESS);
@@ -333,8 +355,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
 	__u32 proto = ctx->protocol;
+	bool strict, inside;
 	__u32 id;
-	bool strict;
 	int who;
 
 	if (!a || !stamp)
@@ -362,7 +384,6 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			if (bind_source(ctx, &source, six))
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
 					    &asked);
-			stamp->flags |= STAMP_LOOPED; /* the source stays when the connection fails, or is given up */
 		} else if (who == LOCAL_NAMED) {
 			note_client(ctx, id);
 		}
@@ -373,7 +394,10 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	} else if (in_slices(a)) {
 		return deny(id, DENIED(OP_CONNECT, REASON_SLICE), ENETUNREACH, proto, &asked);
 	}
-	if (named_may(stamp, tenant, a) && !owner_of(a)) {
+	/* a source on the loopback stays when a connection there fails, or is given up */
+	load_source(ctx, &source, six);
+	inside = !is_loopback(a) && (is_loopback(&source) || in_slices(&source));
+	if (!inside && named_may(stamp, tenant, a) && !owner_of(a)) {
 		connected(stamp, &asked, a);
 		return ALLOW;
 	}
@@ -390,31 +414,32 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (!rule) {
 		if (stamp->flags & STAMP_FAMILY)
 			return deny(id, DENIED(OP_CONNECT, REASON_NO_DEFAULT), ENOENT, proto, &asked);
-		if (proto != IPPROTO_UDP || !(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
+		if (proto != IPPROTO_UDP || inside || !(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
 			return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
 		connected(stamp, &asked, a);
 		return ALLOW;
 	}
 	if (rule->place != stamp->place)
 		return deny(id, DENIED(OP_CONNECT, REASON_PLACE), ENETUNREACH, proto, &asked);
-	if (stamp->flags & (STAMP_PRIVATE | STAMP_LOOPED) && ctx->sk && has_source(ctx->sk))
+	if (inside)
 		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
-	__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
-	source.port = rule->port;
-	if (!is_any(source.ip) || source.port) {
+	if (!is_any(rule->ip) || rule->port) {
 		if (ctx->sk && has_source(ctx->sk)) {
-			if (!is_any(source.ip) && !(who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL) &&
-			    (stamp->flags & STAMP_INGRESS || !(stamp->flags & STAMP_CONNECTED)) &&
-			    !same_ip(stamp->local_real.ip, source.ip))
+			if (!is_any(rule->ip) && !(who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL) &&
+			    !same_ip(source.ip, rule->ip))
 				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
 					    &asked);
-		} else if (bind_source(ctx, &source, six)) {
-			return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto, &asked);
+		} else {
+			__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
+			source.port = rule->port;
+			if (bind_source(ctx, &source, six))
+				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
+					    &asked);
 		}
 	}
 	if (who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL)
 		note_client(ctx, id); /* its source will be the one that it connects to */
-	converted(id, tenant, OP_CONNECT << 16 | proto, &asked, &source);
+	converted(id, tenant, OP_CONNECT << 16 | proto, &asked, (struct graft_addr *)rule);
 	connected(stamp, &asked, a);
 	return ALLOW;
 }
@@ -457,8 +482,8 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 
 /*
  * Decide a datagram to @a. @bound is the socket's own address, unspecified if it has none. @source is what
- * the kernel would use: @bound, or what a control message asked for. A program may choose among the host's
- * addresses, but never a loopback one: that would make it look like another container's neighbour.
+ * the kernel would use: @bound, or what a control message asked for. A program on the wildcard may choose among the
+ * host's addresses, but never a loopback one: that would make it look like another container's neighbour.
  */
 static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source,
 				  struct graft_addr *bound)
@@ -478,8 +503,8 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!tenant)
 		return deny(id, DENIED(OP_SEND, REASON_NO_TENANT), ENETUNREACH, IPPROTO_UDP, a);
 	asked = *a;
-	if (is_loopback(source) || in_slices(source) || (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) ||
-	    is_anothers(id, source))
+	if (!is_any(bound->ip) || is_loopback(source) || in_slices(source) ||
+	    (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) || is_anothers(id, source))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real))
 		return ALLOW;
@@ -524,7 +549,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (rule->place != stamp->place)
 		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (in_slices(bound))
+	if (!is_loopback(a) && (is_loopback(bound) || in_slices(bound)))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
 	converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
@@ -554,8 +579,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	set_v4(&bound, ctx->sk->src_ip4);
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
 		/* connected, with a control message: the destination was decided at connect() */
-		if (is_loopback(&source) || is_anothers(stamp->tenant, &source))
-			ctx->msg_src_ip4 = bound.ip[3];
+		ctx->msg_src_ip4 = bound.ip[3];
 		return ALLOW;
 	}
 	if (!decide_send(ctx, &a, &source, &bound))
@@ -733,6 +757,16 @@ static __always_inline bool is_internet(const struct bpf_sock *sk)
 	return sk && (sk->family == AF_INET || sk->family == AF_INET6);
 }
 
+static __always_inline void set_flag(struct graft_stamp *stamp, __u32 flag, __u32 value)
+{
+	stamp->flags = value ? stamp->flags | flag : stamp->flags & ~flag;
+}
+
+static __always_inline __u32 reuse_flag(__s32 name)
+{
+	return name == SO_REUSEADDR_ ? STAMP_REUSEADDR : name == SO_REUSEPORT_ ? STAMP_REUSEPORT : 0;
+}
+
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
@@ -748,12 +782,37 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 		what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
 		return deny(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0, &what);
 	}
-	if (stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && value + 4 <= end) {
-		if (*(__u32 *)value)
-			stamp->flags |= STAMP_V6ONLY;
-		else
-			stamp->flags &= ~STAMP_V6ONLY;
+	if (!stamp || value + 4 > end)
+		return ALLOW;
+	if (ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && !ctx->sk->src_port)
+		set_flag(stamp, STAMP_V6ONLY, *(__u32 *)value); /* of a bound socket the kernel refuses it */
+	if (ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname)) {
+		set_flag(stamp, reuse_flag(ctx->optname), *(__u32 *)value);
+		ctx->optlen = -1; /* not the kernel's to set, see set_reuse() */
 	}
+	return ALLOW;
+}
+
+/* Answer who stamped the socket, and count it, once. */
+static __always_inline int probe(struct bpf_sockopt *ctx, struct graft_stamp *stamp)
+{
+	struct graft_probe *answer = ctx->optval;
+	struct graft_usage *used = usage_of(stamp);
+
+	if ((void *)(answer + 1) > ctx->optval_end)
+		return ALLOW;
+	answer->tenant = stamp->tenant;
+	answer->over = 0;
+	if (used && !(stamp->flags & STAMP_COUNTED)) {
+		stamp->flags |= STAMP_COUNTED;
+		__sync_fetch_and_add(&used->sockets, 1);
+		if (ctx->sk->protocol == IPPROTO_UDP)
+			__sync_fetch_and_add(&used->udp, 1);
+		answer->over = used->sockets > used->sockets_max || used->udp > used->udp_max;
+	}
+	ctx->optlen = sizeof(*answer);
+	*(volatile __s32 *)&ctx->retval =
+		0; /* volatile: clang would store both at once, which the verifier refuses */
 	return ALLOW;
 }
 
@@ -764,14 +823,39 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	struct graft_tenant *tenant;
 	struct graft_stamp *stamp;
 
-	if (ctx->level != SOL_SOCKET_ || ctx->optname != SO_NETNS_COOKIE_)
-		return ALLOW;
-	if (ctx->retval || !is_internet(ctx->sk))
+	if (!is_internet(ctx->sk))
 		return ALLOW;
 	stamp = stamp_on(ctx->sk);
-	tenant = stamp ? tenant_of(stamp) : NULL;
-	if (value + 8 <= end)
+	if (ctx->level == GRAFT_LEVEL && ctx->optname == GRAFT_PROBE && stamp)
+		return probe(ctx, stamp);
+	if ((ctx->level == SOL_IP_ && ctx->optname >= IP_FIREWALL_) ||
+	    (ctx->level == SOL_IPV6_ && ipv6_reads_firewall(ctx->optname)))
+		return stamp && stamp->tenant == GRAFT_OWN;
+	if (ctx->retval || ctx->level != SOL_SOCKET_)
+		return ALLOW;
+	if (ctx->optname == SO_NETNS_COOKIE_ && value + 8 <= end) {
+		tenant = stamp ? tenant_of(stamp) : NULL;
 		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
+	}
+	if (stamp && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) && value + 4 <= end)
+		*(__u32 *)value = !!(stamp->flags & reuse_flag(ctx->optname));
+	return ALLOW;
+}
+
+SEC("cgroup/sock_release")
+int graft_sock_release(struct bpf_sock *sk)
+{
+	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_usage *used;
+
+	if (!stamp || !(stamp->flags & STAMP_COUNTED))
+		return ALLOW;
+	used = usage_of(stamp);
+	if (used) {
+		__sync_fetch_and_add(&used->sockets, -1);
+		if (sk->protocol == IPPROTO_UDP)
+			__sync_fetch_and_add(&used->udp, -1);
+	}
 	return ALLOW;
 }
 
@@ -793,7 +877,11 @@ int graft_egress(struct __sk_buff *skb)
 		return packet[0] == 0x45 && (lo || packet[16] != 127);
 	if (packet + 40 > end)
 		return ALLOW;
-	return packet[6] != IPPROTO_ROUTING && (lo || packet[24] != 0xfd || packet[25] != 0x67);
+	if (!lo && packet[24] == 0xfd && packet[25] == 0x67)
+		return DENY;
+	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel's own, of a packet beyond 64 KiB (BIG TCP) */
+		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
+	return packet[6] == IPPROTO_TCP || packet[6] == IPPROTO_UDP;
 }
 
 /*

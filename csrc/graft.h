@@ -11,7 +11,7 @@
 #ifndef GRAFT_H
 #define GRAFT_H
 
-#define GRAFT_ABI 3
+#define GRAFT_ABI 4
 #define GRAFT_OWN 0 /* the tenant in the stamp of graftd's own sockets: no policy */
 
 /*
@@ -73,11 +73,35 @@ enum stamp_flags {
 	STAMP_INGRESS = 2,   /* bound through an ingress rule */
 	STAMP_EPHEMERAL = 4, /* UDP, bound to a port that the kernel chose, to send from */
 	STAMP_V6ONLY = 8,
-	STAMP_CONNECTED = 16, /* peer and peer_real are set */
-	STAMP_FAMILY = 32,    /* made as AF_GRAFT and not bound yet: leaves from `default-source` */
-	STAMP_NAMED = 64,     /* graftd binds it to an endpoint by name: local_real is that endpoint's */
-	STAMP_LOOPED = 256,   /* has connected to its own loopback, from a source there */
-	STAMP_PERMIT = 128,   /* graftd has looked a name up: peer_real may be connected or sent to */
+	STAMP_CONNECTED = 16,  /* peer and peer_real are set */
+	STAMP_FAMILY = 32,     /* made as AF_GRAFT and not bound yet: leaves from `default-source` */
+	STAMP_NAMED = 64,      /* graftd binds it to an endpoint by name: local_real is that endpoint's */
+	STAMP_PERMIT = 128,    /* graftd has looked a name up: peer_real may be connected or sent to */
+	STAMP_REUSEADDR = 256, /* what the program of a UDP socket set; it holds where a rule lets it bind, */
+	STAMP_REUSEPORT = 512, /* never for a port that the kernel chooses */
+	STAMP_COUNTED = 1024,  /* is in its tenant's usage */
+};
+
+/*
+ * usage: the sockets that a tenant has from socket() and not closed yet, accepted ones are not among them, and how
+ * many it may have.
+ */
+struct graft_usage {
+	__u64 sockets;
+	__u64 udp;
+	__u64 sockets_max;
+	__u64 udp_max;
+};
+
+/*
+ * Whoever stamps a socket asks by getsockopt() of this name whether the policy runs for it, and is answered by the
+ * policy: where the programs are not attached, or others are, there is no such option.
+ */
+#define GRAFT_LEVEL 254
+#define GRAFT_PROBE 1
+struct graft_probe {
+	__u32 tenant;
+	__u32 over; /* the tenant has more sockets than it may */
 };
 
 /*

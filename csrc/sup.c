@@ -59,7 +59,7 @@
 #define WAITERS 2
 #define STACK (128 * 1024)
 #define POOL 32
-#define CHANNELS 128
+#define CHANNELS 16
 #define SETTLE_NS 20000000 /* a moment for a slot to become free */
 #define SHOW_MS 50	   /* between two attempts to find a graftd */
 #define SHOW_SECONDS 10	   /* for it to answer */
@@ -110,6 +110,21 @@ static int stamp(int fd, int kind)
 	return (int)syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
 }
 
+/*
+ * Does the policy run for this socket? An errno, 0 for yes: ENFILE, its tenant has more than it may. Where the
+ * programs are not attached, or stamps are kept elsewhere by now, this process is of no use; graftd starts another
+ * and answers what it had.
+ */
+static int vouch(int fd)
+{
+	struct graft_probe answer = {0};
+	socklen_t size = sizeof(answer);
+
+	if (getsockopt(fd, GRAFT_LEVEL, GRAFT_PROBE, &answer, &size) || answer.tenant != shared->tenant)
+		_exit(1);
+	return answer.over ? ENFILE : 0;
+}
+
 /* A socket as graft/supervisor.py makes it, this process's fsuid for its owner; an errno, 0 for success. */
 static int make(int kind, struct made *result)
 {
@@ -125,8 +140,11 @@ static int make(int kind, struct made *result)
 		close(fd);
 		return error;
 	}
+	error = vouch(fd);
+	if (error)
+		close(fd);
 	*result = (struct made){fd, status.st_ino};
-	return 0;
+	return error;
 }
 
 static int take(int kind, struct made *result)
@@ -524,6 +542,11 @@ static void drop_privileges(void)
 	struct __user_cap_data_struct data[2] = {0};
 	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE};
 
+	/* the real one counts descriptors in messages (unix(7), ETOOMANYREFS), which are not to be root's */
+	if (syscall(SYS_setresuid, shared->owner, -1, -1)) {
+		perror("graft-sup: setresuid");
+		exit(1);
+	}
 	syscall(SYS_setfsuid, shared->owner);
 	if ((__u32)syscall(SYS_setfsuid, -1) != shared->owner) {
 		fputs("graft-sup: cannot take the owner's uid\n", stderr);

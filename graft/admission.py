@@ -8,6 +8,7 @@ from graft import attachments, host, linux, protocol, registry
 from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
 from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
+from graft.limits import parse_limits
 from graft.log import log
 from graft.network import check_families, parse_own
 from graft.oci import NAME_ROOM, Container, plain_name
@@ -89,6 +90,7 @@ def admit_target(
     ingress = [parse_ingress(r) for r in wish.ingress]
     egress = [parse_egress(r) for r in wish.egress]
     owned = [parse_own(a) for a in wish.ip]
+    limits = parse_limits(wish.limits, daemon.limits)
     check_families(owned)
     if wish.egress_default not in (None, *EGRESS_DEFAULTS):
         raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
@@ -132,6 +134,7 @@ def admit_target(
             tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
             tenant.strict = wish.strict or not trusted
             tenant.trusted, tenant.uid = trusted, uid
+            tenant.limits = limits if trusted else limits.lowest(daemon.limits)
             tenant.swap = wish.swap
             tenant.resolvers = host.loopback_resolvers()
             attachments.attach(reg, tenant)
@@ -290,6 +293,7 @@ def admit_wrapper(
         tenant.strict, tenant.egress_host, tenant.trusted = True, False, trusted
         tenant.home, tenant.verbose = netns == reg.home, wish.verbose
         tenant.swap = outer.swap if outer else wish.swap
+        tenant.limits = daemon.limits
         names = endpoint_names(ingress, egress)
         tenant.place = registry.common_place(table.endpoints, names)
         reg.add_rules(tenant, ingress, egress)

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import shutil
+import socket
 import struct
 import threading
 from collections import deque
@@ -22,16 +23,18 @@ from typing import NamedTuple
 
 from graft import linux
 from graft.errors import Failure
+from graft.limits import Limits
 from graft.linux import libc
 from graft.log import log
 
 OBJECT = Path(__file__).with_name("graft.bpf.o")
-ABI = 3
+ABI = 4
 MAPS = (
     "stamps",
     "families",
     "config",
     "tenants",
+    "usage",
     "ingress",
     "egress",
     "services",
@@ -50,10 +53,13 @@ BPF_MAP_LOOKUP_ELEM = 1
 BPF_MAP_UPDATE_ELEM = 2
 BPF_MAP_DELETE_ELEM = 3
 BPF_MAP_GET_NEXT_KEY = 4
+BPF_OBJ_PIN = 6
 BPF_OBJ_GET = 7
 
 CONFIG = struct.Struct("=QII")
 TENANT = struct.Struct("=QIII4s16s")
+USAGE = struct.Struct("=QQQQ")
+PROBE = struct.Struct("=II")
 COUNTER_KEY = struct.Struct("=IHH")
 SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
@@ -68,6 +74,7 @@ STAMP_CONNECTED = 16
 STAMP_FAMILY = 32
 STAMP_NAMED = 64
 STAMP_PERMIT = 128
+GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt() of whoever stamps a socket
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
@@ -146,8 +153,8 @@ class _Elem(ctypes.Structure):
     )
 
 
-class _ObjGet(ctypes.Structure):
-    """union bpf_attr, BPF_OBJ_GET."""
+class _Obj(ctypes.Structure):
+    """union bpf_attr, BPF_OBJ_PIN and BPF_OBJ_GET."""
 
     _fields_ = (("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32), ("file_flags", ctypes.c_uint32))
 
@@ -237,6 +244,20 @@ class Stamper:
         struct.pack_into("=III", update.value, 0, tenant, flags, place)
         if libc.syscall(NR_BPF, BPF_MAP_UPDATE_ELEM, update.reference, update.size) < 0:
             raise linux.oserror("stamp a socket")
+
+    def vouch(self, sock: socket.socket, tenant: int) -> None:
+        """After stamp(): does the policy run for this socket? It is counted with its tenant's then.
+
+        Raises OSError: ENFILE beyond the tenant's limit, EIO where the programs are not attached.
+        """
+        try:
+            stamped, over = PROBE.unpack(sock.getsockopt(GRAFT_LEVEL, GRAFT_PROBE, PROBE.size))
+        except OSError as error:
+            raise OSError(errno.EIO, "the policy is not attached") from error
+        if stamped != tenant:
+            raise OSError(errno.EIO, "another policy is attached")
+        if over:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
 
     def get(self, fd: int) -> Stamp | None:
         """The stamp of the socket @fd, None if it is not grafted."""
@@ -333,6 +354,7 @@ class Kernel:
         self.lib = _libbpf()
         self.lib.libbpf_set_print(_print)
         self.maps: dict[str, Map] = {}
+        self.links: dict[Path, int] = {}  # kept open: the programs stay attached when the pins are removed
         self._ring: int | None = None
         self._drained = 0
         self._sample: Callable[..., int] | None = None
@@ -346,6 +368,8 @@ class Kernel:
         links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         if (links / "graft_bind4").exists() and (links / "guard_sendmsg6").exists():
             self._open_pinned()
+            for path in links.iterdir():
+                self.links[path] = self._open_pin(path)
             return True
         self._load(links, policy_cgroup, root_cgroup)
         for old in self.pins.glob("links-*"):
@@ -360,15 +384,32 @@ class Kernel:
             "tenants": TENANT.size,
             "counters": 8,
             "addresses": 8,
+            "usage": USAGE.size,
             "clients": 4,
             "dynamic": 4,
             "served": SERVED.size,
         }
         for name in MAPS:
-            path = os.fsencode(self.pins / name)
-            kept = ctypes.create_string_buffer(path)
-            fd = _bpf(BPF_OBJ_GET, _ObjGet(ctypes.addressof(kept), 0, 0), f"open pinned map {name}")
-            self.maps[name] = Map(fd, name, sizes.get(name, 0))
+            self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
+
+    @staticmethod
+    def _open_pin(path: Path) -> int:
+        name = ctypes.create_string_buffer(os.fsencode(path))
+        return _bpf(BPF_OBJ_GET, _Obj(ctypes.addressof(name), 0, 0), f"open {path}")
+
+    def is_pinned(self) -> bool:
+        """Are the pins there that a next graftd will look for?"""
+        return all(path.exists() for path in self.links)
+
+    def pin_again(self) -> None:
+        """Somebody removed the pins: put them back. Raises OSError."""
+        for directory in {self.pins, *(path.parent for path in self.links)}:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        held = {self.pins / name: kept.fd for name, kept in self.maps.items()} | self.links
+        for path, fd in held.items():
+            if not path.exists():
+                name = ctypes.create_string_buffer(os.fsencode(path))
+                _bpf(BPF_OBJ_PIN, _Obj(ctypes.addressof(name), fd, 0), f"pin {path}")
 
     def _load(self, links: Path, policy_cgroup: Path, root_cgroup: Path) -> None:
         self.pins.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -407,7 +448,8 @@ class Kernel:
             result = self.lib.bpf_link__pin(link, os.fsencode(pin))
             if result:
                 raise OSError(-result, f"pin {name}: {os.strerror(-result)}")
-            self.lib.bpf_link__destroy(link)
+            self.lib.bpf_link__destroy(link)  # of the library's own descriptor
+            self.links[pin] = self._open_pin(pin)
         finally:
             os.close(fd)
 
@@ -442,6 +484,18 @@ class Kernel:
         self._drained = 0
         self.lib.ring_buffer__consume(self._ring)
 
+    def limit(self, tenant: int, limits: Limits) -> None:
+        """Set how many sockets a tenant may have; what it has is not touched."""
+        key = tenant.to_bytes(4, "little")
+        kept = self.maps["usage"].get(key)
+        sockets, udp = USAGE.unpack(kept)[:2] if kept else (0, 0)
+        self.maps["usage"].update(key, USAGE.pack(sockets, udp, *limits))
+
+    def used(self, tenant: int) -> Limits:
+        """How many sockets a tenant has."""
+        kept = self.maps["usage"].get(tenant.to_bytes(4, "little"))
+        return Limits(*USAGE.unpack(kept)[:2]) if kept else Limits(0, 0)
+
     def counters(self, tenant: int) -> dict[tuple[str, str], int]:
         """Refused calls of a tenant, by operation and reason."""
         counts = {}
@@ -454,6 +508,7 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Drop a removed tenant's counters, and where it served."""
+        self.maps["usage"].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["served"].keys(SERVED_KEY.size)):
             value = self.maps["served"].get(key)
             if value and SERVED.unpack(value)[0] == tenant:
@@ -464,5 +519,8 @@ class Kernel:
 
     def uninstall(self) -> None:
         """Detach the programs and drop the maps."""
+        for fd in self.links.values():
+            os.close(fd)
+        self.links.clear()
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self.pins)

@@ -19,12 +19,13 @@ from typing import Any
 from graft import __version__, attachments, host, linux
 from graft.admin import Admin
 from graft.agent import Agent
-from graft.bpf import CONVERTED, Denial, Kernel, Stamper
+from graft.bpf import CONVERTED, OWN_TENANT, Denial, Kernel, Stamper
 from graft.calls import Calls, scope_of
 from graft.connection import Connection
 from graft.dns import Resolver
 from graft.docker import Docker
 from graft.errors import Failure, GraftError
+from graft.limits import Limits, parse_limits
 from graft.log import log
 from graft.loop import Loop
 from graft.orphans import Orphans
@@ -66,6 +67,7 @@ class Daemon:
         self.next_tick = 0.0
         self.next_purge = 0.0
         self.sockets: list[tuple[str, int]] = []
+        self.failed = False
         self.guards: list[int] = []  # nothing is written there: the guard sees who is alive
 
     # -- start and end --
@@ -76,6 +78,7 @@ class Daemon:
         root = host.cgroup2_root()
         host.mount_bpffs()
         self.root = root
+        self.limits = parse_limits(filter(None, [os.environ.get("GRAFT_LIMITS")]), Limits())
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         self._claim_namespace()  # before anything is made that a refused graftd would leave behind
         cgroup = host.enter_cgroup(root, managed=self.managed)
@@ -175,6 +178,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.loop.run(self._tick)
+        if self.failed:
+            sys.exit(1)
         if not self.registry.tenants and not self.registry.attachments:
             self.cleanup()
 
@@ -212,6 +217,7 @@ class Daemon:
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
         self.resolver.expire()
+        self._check_policy()
         if not self.registry.saved:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]
@@ -233,6 +239,24 @@ class Daemon:
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
             self.loop.running = False
         return TICK_SECONDS
+
+    def _check_policy(self) -> None:
+        """Somebody may have removed the pins, or taken this process out of the cgroup that has the policy."""
+        if not self.kernel.is_pinned():
+            log.error("%s was removed: its pins are put there again", self.kernel.pins)
+            try:
+                host.mount_bpffs()
+                self.kernel.pin_again()
+            except OSError as error:
+                log.error("%s", error)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                self.supervisor.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
+                self.supervisor.stamps.vouch(probe, OWN_TENANT)
+        except OSError as error:
+            log.error("%s: no more sockets are given away; starting again", error.strerror)
+            self.failed = True
+            self.loop.running = False
 
     def _alive(self, tenant: Tenant, now: float) -> bool:
         """Has a tenant without a listener a process left?"""

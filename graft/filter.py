@@ -46,8 +46,9 @@ OFFSET_NR = 0
 OFFSET_ARCH = 4
 OFFSET_ARGS = 16
 
-# i386 numbers (asm/unistd_32.h) by which a 32-bit program would reach an internet socket
-I386_REFUSED = (102, 359, 361, 362, 363, 366, 425)  # socketcall socket bind connect listen setsockopt io_uring_setup
+# i386 numbers (asm/unistd_32.h) by which a 32-bit program would reach an internet socket: socketcall socket bind
+# connect listen getsockopt setsockopt io_uring_setup
+I386_REFUSED = (102, 359, 361, 362, 363, 365, 366, 425)
 
 # Below 1024, the soft limit that programs start with; above what all but servers with that many connections use.
 FAMILY_FIRST = 960

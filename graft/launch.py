@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     user: User | None = None
     accel: bool = False
     ip: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
 
 def _numeric(text: str) -> bool:
@@ -105,6 +106,7 @@ def run(plan: Plan) -> NoReturn:
             "argv": _shown(plan.argv),
             "swap": swap,
             "ip": plan.ip,
+            "limits": plan.limits,
         },
         (listener,),
     )

@@ -7,6 +7,7 @@ What a container wants is said by settings: labels of Docker, annotations of Pod
     graft.endpoint.NAME    [ADDR:]PORT[-PORT]                          a bind there becomes one to endpoint NAME
     graft.egress           host | none | PREFIX/LEN=ENDPOINT, ...      as `graft run --egress` and `-e`
     graft.ip               ADDR, ...                                   as `graft run --ip`
+    graft.limit            sockets=N, udp=N                            as `graft run --limit`
     graft.family           on                                          for programs of the family AF_GRAFT
     graft                  on, or what graft.publish has               (Podman: what selects the container)
 
@@ -29,12 +30,13 @@ import psutil
 from graft import host, linux, protocol, seccomp
 from graft.endpoint import PROTOCOL_NAME, parse_egress, parse_ingress, parse_publication
 from graft.errors import GraftError, Refused, UsageError
+from graft.limits import Limits, parse_limits
 from graft.network import check_families, parse_own
 from graft.seal import seal
 
 Document = dict[str, Any]
 PREFIX = "graft"
-SETTINGS = ("publish", "ingress", "egress", "ip", "family")
+SETTINGS = ("publish", "ingress", "egress", "ip", "limit", "family")
 ON = ("", "on", "1", "true", "yes")
 OFF = ("off", "0", "false", "no")
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
@@ -215,7 +217,7 @@ def _bindings(host: Document) -> list[str]:
 
 def wish(container: Container) -> protocol.Metadata:
     """What a container's settings ask for. Raises UsageError that names the setting."""
-    asked: dict[str, Any] = {"publish": [], "ingress": [], "egress": [], "ip": []}
+    asked: dict[str, Any] = {"publish": [], "ingress": [], "egress": [], "ip": [], "limits": []}
     what = "label" if container.engine == "docker" else "annotation"
     for key, value in sorted(container.settings.items()):
         try:
@@ -280,6 +282,9 @@ def _setting(asked: dict[str, Any], key: str, value: str) -> None:
     elif name == "ip":
         asked["ip"] += _items(value)
         check_families([parse_own(item) for item in asked["ip"]])
+    elif name == "limit":
+        parse_limits(_items(value), Limits())
+        asked["limits"] += _items(value)
     elif name == "family":
         if value.lower() not in (*ON, *OFF):
             raise UsageError("neither on nor off")

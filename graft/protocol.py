@@ -55,6 +55,7 @@ class Run(Request, tag="run"):
     strict: bool = False
     swap: bool = False
     ip: list[str] = []
+    limits: list[str] = []
 
 
 class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
@@ -216,6 +217,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     verbose: bool = False
     argv: list[str] = []
     ip: list[str] = []
+    limits: list[str] = []
     container: str = ""  # the engine's id of it,
     engine: str = ""  # and which one that is
     directory: str = ""  # Docker's, where the names are

@@ -36,6 +36,7 @@ from graft.endpoint import (
     published,
 )
 from graft.errors import Failure, Refused
+from graft.limits import Limits
 from graft.log import log
 from graft.network import Attachment
 from graft.policy import Own
@@ -134,6 +135,7 @@ class Tenant:
         self.argv: list[str] = []
         self.pid = 0
         self.started = time.time()
+        self.limits = Limits()
         self.netns_fd = -1
         self.listeners: set[int] = set()
         self.installed = policy.NOTHING
@@ -396,6 +398,8 @@ class Registry:
         own4 = next((own.address.raw[12:] for own in tenant.owned if own.address.v4), bytes(4))
         own6 = next((own.address.raw for own in tenant.owned if not own.address.v4), ANY6)
         value = TENANT.pack(tenant.table.cookie, tenant.slot, tables.flags, parent, own4, own6)
+        if tenant.installed is policy.NOTHING:
+            self.kernel.limit(tenant.id, tenant.limits)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
         for new, old, name in named:
             for key in old.keys() - new.keys():

@@ -7,9 +7,10 @@ from typing import Any
 
 from graft import network
 from graft.endpoint import Endpoint, parse_address, parse_egress, parse_ingress, parse_publication
+from graft.limits import Limits, parse_limits
 from graft.registry import Member, Registry, Table, Tenant, endpoint_document
 
-VERSION = 3
+VERSION = 4
 
 
 def dump(registry: Registry) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def dump(registry: Registry) -> dict[str, Any]:
                 "argv": t.argv,
                 "pid": t.pid,
                 "started": t.started,
+                "limits": str(t.limits),
             }
             for t in registry.tenants.values()
         ],
@@ -96,6 +98,7 @@ def restore(registry: Registry, document: dict[str, Any]) -> None:
         tenant.given = [network.restore_own(own) for own in saved["given"]]
         tenant.members = {number: Member(*member) for number, member in saved["members"].items()}
         tenant.attached = [registry.attachments[key] for key in saved["attached"]]
+        tenant.limits = parse_limits([saved["limits"]], Limits())
         tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
         tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
         tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]

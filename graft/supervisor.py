@@ -142,6 +142,9 @@ class Stamps(Protocol):
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
         """Give a socket its tenant."""
 
+    def vouch(self, sock: socket.socket, tenant: int) -> None:
+        """See that the policy runs for a socket, and count it."""
+
     def get(self, fd: int) -> Stamp | None:
         """The stamp of a socket."""
 
@@ -228,6 +231,8 @@ class Supervisor:
             self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
             # SO_REUSEPORT is shared by owner: no tenant may join a host's or another tenant's listener
             os.fchown(made.fileno(), tenant.owner, -1)
+            if family != socket.AF_UNIX:
+                self.stamps.vouch(made, tenant.id)
         except BaseException:
             made.close()
             raise

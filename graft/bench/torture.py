@@ -1,7 +1,7 @@
 """make torture: kill -9 graftd, its keeper, both, and replace it, while containers open and close connections.
 
-No call may fail or hang, no connection that is open may notice, no endpoint may go, and neither descriptors nor memory
-may grow.
+No call may fail or hang, no connection that is open may notice, no endpoint may go, and neither descriptors
+nor memory may grow.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def torture(lab: Lab, rounds: int, seed: int, *, tell: bool = False) -> dict[str
     slowest = max(r["slowest"] for r in reports)
     assert slowest < PATIENCE, f"a call took {slowest:.1f} s"
     assert all(r["held"] for r in reports), "an open connection was touched"
-    first, last = list(weights.values())[0], list(weights.values())[-1]
+    first, last = (weights[n] for n in (min(weights), max(weights)))
     for name, (fds, size) in last.items():
         assert fds <= first[name][0] + 4, f"{name}: {first[name][0]} descriptors became {fds}"
         assert size <= first[name][1] + MEMORY_GROWTH, f"{name}: {first[name][1]} bytes became {size}"

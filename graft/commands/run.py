@@ -6,6 +6,7 @@ from graft.cli import CONTEXT, netns_option
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import UsageError
 from graft.launch import Plan, find_user, run
+from graft.limits import Limits, parse_limits
 from graft.network import parse_own
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -47,6 +48,9 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
     metavar="ADDR",
     help="An address of its own on the host's stack: wildcard binds go there, connections leave from it.",
 )
+@click.option(
+    "--limit", multiple=True, metavar="sockets=N|udp=N", help="How many sockets it may have; default: graftd's."
+)
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
 @click.option("--accel", is_flag=True, help="Preload a library that saves dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -58,6 +62,7 @@ def command(
     egress_rules: tuple[str, ...],
     egress: str | None,
     ip: tuple[str, ...],
+    limit: tuple[str, ...],
     user: str | None,
     accel: bool,
     command: tuple[str, ...],
@@ -83,6 +88,7 @@ def command(
         ("-i", ingress, parse_ingress),
         ("-e", egress_rules, parse_egress),
         ("--ip", ip, parse_own),
+        ("--limit", limit, lambda text: parse_limits([text], Limits())),
     ):
         for text in texts:
             try:
@@ -103,5 +109,6 @@ def command(
             user=find_user(user) if user is not None else None,
             accel=accel,
             ip=ip,
+            limits=limit,
         )
     )

@@ -82,7 +82,7 @@ def test_listen_and_io_uring():
 def test_other_conventions():
     assert verdict(signed(0x40000029), 2, 1) == ENOSYS  # x32 socket
     assert verdict(0x40000000) == ENOSYS
-    for number in (102, 359, 361, 362, 363, 366, 425):
+    for number in (102, 359, 361, 362, 363, 365, 366, 425):
         assert verdict(number, 2, 1, arch=I386) == ENOSYS
     assert verdict(4, arch=I386) == ALLOW
     assert verdict(54, 3, 0x8912, arch=I386) == NOTIFY

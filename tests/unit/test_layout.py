@@ -17,6 +17,8 @@ PROGRAM = r"""
 #define VALUE(v) printf(#v " %lld\n", (long long)(v))
 int main(void)
 {
+	SIZE(graft_usage); SIZE(graft_probe); OFFSET(graft_usage, udp); OFFSET(graft_usage, sockets_max); VALUE(GRAFT_LEVEL);
+	VALUE(GRAFT_PROBE); OFFSET(sup_shared, number); OFFSET(sup_shared, token);
 	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_owner); SIZE(graft_client_key); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
 	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served); SIZE(graft_family);
 	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
@@ -68,6 +70,14 @@ def test_layout(tmp_path):
         "graft_family.flags": "16",
         "graft_family.queue": str(family.HEAD.size),
         "sizeof graft_family": str(bpf.FAMILY_SIZE),
+        "sizeof graft_usage": str(bpf.USAGE.size),
+        "graft_usage.udp": "8",
+        "graft_usage.sockets_max": "16",
+        "sizeof graft_probe": str(bpf.PROBE.size),
+        "GRAFT_LEVEL": str(bpf.GRAFT_LEVEL),
+        "GRAFT_PROBE": str(bpf.GRAFT_PROBE),
+        "sup_shared.number": str(notify.NUMBER_OFFSET),
+        "sup_shared.token": str(notify.TOKEN_OFFSET),
         "TENANT_HOME": str(policy.TENANT_HOME),
         "TENANT_VERBOSE": str(policy.TENANT_VERBOSE),
         "PLACE_UNIX": str(policy.PLACE_UNIX),
