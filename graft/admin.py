@@ -16,7 +16,7 @@ from graft.endpoint import (
     parse_ingress,
     parse_publication,
 )
-from graft.errors import GraftError, Refused, UsageError
+from graft.errors import Failure, GraftError, Refused, UsageError
 from graft.log import log
 from graft.network import Attachment, network_of
 from graft.registry import Table, Tenant
@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from graft.daemon import Daemon
 
 Reply = dict[str, Any] | list[Any]
+
+
+READING = (
+    protocol.Hello,
+    protocol.EndpointShow,
+    protocol.RuleShow,
+    protocol.Ps,
+    protocol.Inspect,
+    protocol.Bundle,
+    protocol.Attached,
+    protocol.Status,
+    protocol.Stop,
+)
 
 
 class Admin:
@@ -49,9 +62,25 @@ class Admin:
             connection.vetted = True
             return self._hello(connection, request)
         connection.vetted = False
+        if fds and not isinstance(request, protocol.Run | protocol.EndpointAdd | protocol.Attach):
+            raise UsageError("this request has no descriptors")
+        changes = not isinstance(request, READING)
+        if changes:
+            self._saved(f"nothing was changed: {self.daemon.registry.state} cannot be written")
         self.daemon.calls.reap()
         reply: Reply = getattr(self, _method(type(request).__name__))(connection, request, fds)
+        if changes:
+            self._saved(
+                f"done, but {self.daemon.registry.state} cannot be written: a restart of graftd would undo it"
+            )
         return reply
+
+    def _saved(self, otherwise: str) -> None:
+        registry = self.daemon.registry
+        if not registry.saved:
+            registry.save()
+        if not registry.saved:
+            raise Failure(otherwise, hint="make room there", code="ENOSPC")
 
     def _hello(self, connection: Connection, request: protocol.Hello) -> Reply:
         if not request.ingress and not request.egress:

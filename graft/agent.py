@@ -24,6 +24,7 @@ from graft.admission import (
     admit_target,
     admit_wrapper,
     api_tenant,
+    check_listener,
     endpoints_of,
     required_traps,
     same_user_namespace,
@@ -75,6 +76,7 @@ class Agent:
         if known is None and trusted and wish.name and not wish.container:
             known = self.daemon.registry.by_name(wish.name)
         if known and not (state.pid or state.state.pid):
+            check_listener(listener)
             self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process
             return {"name": known.name}
         self.daemon.calls.reap()

@@ -4,10 +4,10 @@ Every listener has a journal, memory that outlives graftd (graft/notify.py). Whe
 container, it receives, answers socket() and forwards the rest; graftd then watches the listener for its end alone.
 Where it does not, or has died, graftd receives itself, and first answers what is in the journal.
 
-A call that is decided from registers alone is answered in the loop; one that touches the target's memory or
-waits for a socket's lock has a thread of its own, at most SLOW_CALLS at a time for a container (or an
-unprivileged user's wrappers together), because another program may serve that memory and never come back. More
-of them wait their turn.
+A call is decided and answered by a thread, at most SLOW_CALLS at a time for a container (or an unprivileged user's
+wrappers together): another program may serve the memory that it reads, or hold the socket's lock, and never come
+back, and a descriptor is added when the target runs again, which others may keep it from. More of them wait their
+turn.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,7 @@ from graft.scope import SCOPE_SLACK
 from graft.store import Store
 from graft.supervisor import Supervisor
 from graft.target import watch_again
+from graft.workers import Workers
 
 SLOW_CALLS = 4
 SLOW_CALLS_ALL = 512
@@ -89,6 +91,8 @@ class Calls:
         self.watched: dict[int, Watched] = {}
         self.next_number = 1
         self.lock = threading.Lock()
+        self.workers = Workers(SLOW_CALLS_ALL)
+        self.receivers = Workers(SLOW_CALLS_ALL)
         self.slow: Counter[tuple[str, int]] = Counter()
         self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
         self.starting: list[tuple[float, Watched]] = []  # from when on
@@ -235,7 +239,11 @@ class Calls:
             finally:
                 self._listen(watched)
 
-        threading.Thread(target=work, daemon=True).start()
+        try:
+            self.receivers.run(work)
+        except RuntimeError:  # no thread to be had: tried again with the listener's next event
+            self._forget(watched, slot)
+            self._listen(watched)
 
     def _listen(self, watched: Watched) -> None:
         """Receive in the loop, if nobody else does; from any thread."""
@@ -289,6 +297,8 @@ class Calls:
                 if watched.listener.number in self.watched and not watched.helper:
                     self._start(watched)
         self.ending = [helper for helper in self.ending if not helper.ended()]
+        if self.queues:
+            self._next(None)
 
     def _start(self, watched: Watched) -> None:
         helper = Helper.start(
@@ -370,35 +380,44 @@ class Calls:
                 tenant = inner
         with self.lock:
             watched.claimed.add(slot.number)
-        if Supervisor.quick(call):
-            began = time.perf_counter_ns()
-            self._answer(watched, slot, call, tenant)
-            self.calls += 1
-            self.ns += time.perf_counter_ns() - began
-            return
         account = watched.account
         with self.lock:
             if self.slow[account] >= SLOW_CALLS or self.slow.total() >= SLOW_CALLS_ALL:
                 self.queues.setdefault(account, deque()).append((watched, slot))
                 return
             self.slow[account] += 1
-        threading.Thread(target=self._work, args=(account, watched, slot, call, tenant), daemon=True).start()
+        try:
+            self.workers.run(partial(self._work, account, watched, slot, call, tenant))
+        except RuntimeError:  # the next tick tries again
+            with self.lock:
+                self.slow[account] -= 1
+                self.queues.setdefault(account, deque()).appendleft((watched, slot))
 
     def _work(
         self, account: tuple[str, int], watched: Watched, slot: Slot, call: Notification, tenant: Tenant
     ) -> None:
-        """A slow call, and then one that waits for its end."""
+        """A call, and then one that waits for its end."""
+        began = time.perf_counter_ns()
         try:
             self._answer(watched, slot, call, tenant)
         finally:
             with self.lock:
+                if call.nr == linux.NR_SOCKET:
+                    self.calls += 1
+                    self.ns += time.perf_counter_ns() - began
                 self.slow[account] -= 1
                 self.slow += Counter()  # drops what is zero
-                queue = self.queues.get(account) or next((q for q in self.queues.values() if q), None)
-                following = queue.popleft() if queue else None
-                self.queues = {key: q for key, q in self.queues.items() if q}
-            if following:
-                self._dispatch(*following)
+            self._next(account)
+
+    def _next(self, account: tuple[str, int] | None) -> None:
+        """Let one go on that waits: of this account, else of another that has its share free."""
+        with self.lock:
+            free = [key for key, waiting in self.queues.items() if waiting and self.slow[key] < SLOW_CALLS]
+            key = account if account in free else next(iter(free), None)
+            following = self.queues[key].popleft() if key else None
+            self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}
+        if following:
+            self._dispatch(*following)
 
     def _answer(self, watched: Watched, slot: Slot, call: Notification, tenant: Tenant) -> None:
         """Decide a call and answer it."""

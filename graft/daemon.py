@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from graft import __version__, attachments, host, linux
+from graft import __version__, attachments, host, linux, protocol
 from graft.admin import Admin
 from graft.agent import Agent
 from graft.bpf import CONVERTED, OWN_TENANT, Denial, Kernel, Stamper
@@ -29,7 +29,6 @@ from graft.limits import Limits, parse_limits
 from graft.log import log
 from graft.loop import Loop
 from graft.orphans import Orphans
-from graft.protocol import complete
 from graft.registry import API, CONTAINER, WRAPPER, Registry, Tenant
 from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
 from graft.supervisor import Supervisor
@@ -37,6 +36,7 @@ from graft.verbose import Teller
 
 DENIALS_KEPT = 32
 CONNECTIONS_MAX = 512
+CONNECTIONS_OF_USERS = 448  # the rest is for root
 CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
@@ -68,7 +68,7 @@ class Daemon:
         self.next_purge = 0.0
         self.sockets: list[tuple[str, int]] = []
         self.failed = False
-        self.guards: list[int] = []  # nothing is written there: the guard sees who is alive
+        self.passed_on: list[tuple[str, int]] = []  # the keeper's: the guard sees who is alive, the lock who it is
 
     # -- start and end --
 
@@ -100,8 +100,8 @@ class Daemon:
         for name, fd in inherited:
             if name == "keeper":
                 self.loop.add(fd, lambda _events: self._keeper_gone())
-            elif name == "guard":
-                self.guards.append(fd)
+            elif name in ("guard", "lock"):
+                self.passed_on.append((name, fd))
             elif name in ("admin", "agent"):
                 self.sockets.append((name, fd))
                 self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
@@ -192,7 +192,7 @@ class Daemon:
         held = [*self.sockets, *self.docker.held(), *self.calls.held()]
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
         held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
-        held += [("guard", fd) for fd in self.guards]
+        held += self.passed_on
         host.leave_cgroup(self.root, remove=False)
         exec_with(python_command(KEEPER_ENTRY), held)
 
@@ -217,6 +217,7 @@ class Daemon:
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
         self.resolver.expire()
+        self.store.flush()
         self._check_policy()
         if not self.registry.saved:
             self.registry.save()
@@ -310,10 +311,11 @@ class Daemon:
                     time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
                     return
                 raise
-            if sum(c.service is service for c in self.connections) >= CONNECTIONS_MAX:
+            here = sum(c.service is service for c in self.connections)
+            if here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and protocol.credentials(peer)[1]):
                 peer.close()
                 return
-            whole = complete if service is self.agent else lambda text: text.endswith(b"\n")
+            whole = protocol.complete if service is self.agent else lambda text: text.endswith(b"\n")
             now = time.monotonic()
             connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
             connection.service, connection.account = service, self._account(connection)
@@ -367,18 +369,10 @@ def _runs(pid: int, netns: int) -> bool:
         return False
 
 
-def raise_descriptor_limit() -> None:
-    """A listener is two or three descriptors; take what the hard limit allows."""
-    import resource
-
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def main() -> None:
     """Run as graftd: the sockets and the store come from the keeper or the service manager."""
     try:
-        raise_descriptor_limit()
+        host.raise_descriptor_limit()
         daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")
         daemon.start()
         daemon.run()

@@ -341,7 +341,7 @@ class Conversation:
         except GraftError as error:
             log.warning("docker: %s: %s", method, error)
             return {"Err": str(error)}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning("docker: %s: malformed request: %r", method, error)
             return {"Err": f"graft: malformed request {method}: {error}"}
 

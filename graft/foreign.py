@@ -6,9 +6,17 @@ whoever serves its file system.
 
 import contextlib
 import os
-import threading
+import socket
+import stat
+import struct
+from functools import partial
+
+from graft.workers import Workers
 
 LISTENER = "anon_inode:seccomp notify"
+DO_NOT_LINGER = struct.pack("=ii", 0, 0)
+
+_closers = Workers(32)
 
 
 def is_listener(fd: int) -> bool:
@@ -17,11 +25,18 @@ def is_listener(fd: int) -> bool:
 
 
 def close_foreign(fd: int) -> None:
-    """Close a descriptor that a peer sent; the close of anything but a listener happens in a thread of its own."""
+    """Close a descriptor that a peer sent; the close of anything but a listener happens in another thread."""
     if is_listener(fd):
         os.close(fd)
-    else:
-        threading.Thread(target=_close, args=(fd,), daemon=True).start()
+        return
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DO_NOT_LINGER)
+    try:
+        _closers.run(partial(_close, fd))
+    except RuntimeError:  # no thread to be had: then here, after all
+        _close(fd)
 
 
 def _close(fd: int) -> None:

@@ -31,7 +31,11 @@ class Helper:
         @given: the descriptors of the listener, its journal, and the map of stamps; @path: where it finds a graftd
         when it has lost this one.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            log.error("graft-sup of %s: %s", name, error.strerror)
+            return None
         with theirs:
             fds = (*given, theirs.fileno())
             try:

@@ -243,6 +243,14 @@ def processes_in_netns(netns: int) -> list[int]:
     return found
 
 
+def raise_descriptor_limit() -> None:
+    """A listener is two or three descriptors; take what the hard limit allows."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def open_netns(text: str) -> tuple[int, str]:
     """A namespace by PID, by name (ip-netns(8)) or by path: an open descriptor and what to call it.
 
@@ -255,7 +263,9 @@ def open_netns(text: str) -> tuple[int, str]:
     else:
         path = f"/run/netns/{text}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO
+    except ValueError:
+        raise Refused("the name of a network namespace has no NUL", code="EINVAL") from None
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         if isinstance(error, ProcessLookupError):

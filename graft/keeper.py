@@ -25,7 +25,8 @@ import sys
 import time
 from pathlib import Path
 
-from graft.host import run_dir
+from graft.host import raise_descriptor_limit, run_dir
+from graft.log import log
 from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
 
 START_LIMIT = 10
@@ -38,9 +39,10 @@ GUARD = 'read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
 class Keeper:
     """The sockets, the store and the child."""
 
-    def __init__(self, directory: Path, command: list[str]) -> None:
+    def __init__(self, directory: Path, command: list[str], lock: int) -> None:
         self.directory = directory
         self.command = command
+        self.lock = lock  # graftd has it as well: while it lives nobody else becomes the keeper
         self.store: list[tuple[str, int]] = []
         self.sockets: list[tuple[str, socket.socket]] = []
         self.starts: list[float] = []
@@ -60,7 +62,7 @@ class Keeper:
         if inherited:
             listening = ("admin", "agent")
             self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
-            self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard")]
+            self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard", "lock")]
             self.guard = next((fd for name, fd in inherited if name == "guard"), -1)
             for _, fd in self.store:
                 self._watch(fd)
@@ -106,8 +108,14 @@ class Keeper:
         if len(self.starts) > START_LIMIT:
             time.sleep(PAUSE)  # containers wait for it: it is not given up
         passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
-        passed += [("keeper", self.alive[0]), ("guard", self.guard)]
-        self.child = os.fork()
+        passed += [("keeper", self.alive[0]), ("guard", self.guard), ("lock", self.lock)]
+        try:
+            self.child = os.fork()
+        except OSError as error:  # EAGAIN: a limit of processes; the containers wait
+            log.error("cannot start graftd: %s; trying again", error.strerror)
+            time.sleep(PAUSE)
+            self.start()
+            return
         if self.child == 0:
             signal.set_wakeup_fd(-1)
             notify = str(self.directory / "notify.sock")
@@ -196,15 +204,19 @@ def main(ready_fd: int) -> bool:
     """
     directory = run_dir()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    raise_descriptor_limit()
+    inherited = Store.inherited()
+    lock = next((fd for name, fd in inherited if name == "lock"), -1)
+    if lock < 0:
+        lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
-    keeper = Keeper(directory, python_command("from graft.daemon import main; main()"))
-    keeper.bind(Store.inherited())
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    keeper = Keeper(directory, python_command("from graft.daemon import main; main()"), lock)
+    keeper.bind(inherited)
     if ready_fd >= 0:
         os.write(ready_fd, b"1")
         os.close(ready_fd)

@@ -1,21 +1,57 @@
-"""graftd's log: standard error, with journald's priority prefix under systemd (sd-daemon(3))."""
+"""graftd's log: standard error, with journald's priority prefix under systemd (sd-daemon(3)).
+
+What others make graftd write is short, on one line, and no more than RATE lines a second after BURST.
+"""
 
 import logging
 import os
+import time
 
+LENGTH = 400
+RATE, BURST = 20.0, 200.0
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+def one_line(text: str) -> str:
+    """@text without control characters, cut to LENGTH."""
+    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:LENGTH])
+    return plain if len(text) <= LENGTH else f"{plain}..."
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = one_line(record.getMessage())
+        if record.exc_info:
+            text += f"\n{self.formatException(record.exc_info)}"
         if "JOURNAL_STREAM" in os.environ:
             return f"<{_PRIORITY.get(record.levelno, 6)}>{text}"
         return f"graftd: {text}"
 
 
+class _Limit(logging.Filter):
+    """A token bucket; what it held back is counted in the next line that passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.at, self.dropped = BURST, time.monotonic(), 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        self.tokens, self.at = min(BURST, self.tokens + (now - self.at) * RATE), now
+        if self.tokens < 1:
+            self.dropped += 1
+            return False
+        self.tokens -= 1
+        if self.dropped:
+            record.msg = f"{record.getMessage()} ({self.dropped} lines before it were dropped)"
+            record.args, self.dropped = (), 0
+        return True
+
+
 log = logging.getLogger("graftd")
 _handler = logging.StreamHandler()
 _handler.setFormatter(_Formatter("%(message)s"))
+_handler.addFilter(_Limit())
 log.addHandler(_handler)
-log.setLevel(os.environ.get("GRAFT_LOG", "INFO").upper())
+_level = os.environ.get("GRAFT_LOG", "INFO").upper()
+log.setLevel(_level if _level in logging.getLevelNamesMapping() else "INFO")

@@ -300,10 +300,15 @@ def netns_path(config: Document) -> str:
     return next((n.get("path") or "" for n in namespaces if n["type"] == "network"), "")
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """It may be a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _where(path: str) -> tuple[int, int]:
     """Inode and cookie of the namespace at @path; zeros if that is none, or cannot be seen."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             linux.check_netns(file.fileno())
             return os.fstat(file.fileno()).st_ino, host.netns_cookie_of(file.fileno())
     except OSError:
@@ -313,7 +318,7 @@ def _where(path: str) -> tuple[int, int]:
 def devices(path: str) -> list[str]:
     """The network devices that are up in the namespace at @path; none if that is not one, or cannot be seen."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             linux.check_netns(file.fileno())
             with linux.inside_netns(file.fileno()):
                 return [name for name, state in psutil.net_if_stats().items() if state.isup]

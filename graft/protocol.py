@@ -316,6 +316,8 @@ def decode_metadata(text: str) -> Metadata:
 
 def complete(text: bytes) -> bool:
     """Is @text a whole JSON document (or hopeless, which decoding will tell)?"""
+    if text[:1] == b"{" and text.count(b"{") > text.count(b"}"):
+        return False  # most pieces of a long one, at the cost of a look
     try:
         json.loads(text)
     except json.JSONDecodeError as error:

@@ -35,7 +35,7 @@ from graft.endpoint import (
     make_endpoint,
     published,
 )
-from graft.errors import Failure, Refused
+from graft.errors import Failure, GraftError, Refused
 from graft.limits import Limits
 from graft.log import log
 from graft.network import Attachment
@@ -226,6 +226,11 @@ class Registry:
     def __init__(self, kernel: Kernel, state: Path) -> None:
         self.kernel = kernel
         self.state = state
+        self.home = linux.netns_inode()
+        self.ipv6 = host.has_ipv6()
+        self._begin()
+
+    def _begin(self) -> None:
         self.tables: dict[int, Table] = {}
         self.tenants: dict[int, Tenant] = {}
         self.places: dict[int, Place] = {}
@@ -235,11 +240,9 @@ class Registry:
         self.added: set[Address] = set()  # what graft has put on lo
         self.networks: list[str] = []  # an engine's network is known to the kernel by its place here, from 1
         self.lost_places: dict[int, tuple[int, str]] = {}
-        self.home = linux.netns_inode()
         self.saved = True
         self.next_id = 1
         self.next_slot = random.randrange(BLOCKS)  # noqa: S311 - spreads, protects nothing
-        self.ipv6 = host.has_ipv6()
 
     # -- look up --
 
@@ -415,6 +418,8 @@ class Registry:
             for key in list(self.kernel.maps[name].keys(key_size)):
                 if key not in keep:
                     self.kernel.maps[name].delete(key)
+        used = [int.from_bytes(key, "little") for key in self.kernel.maps["tenants"].keys(4)]
+        self.next_id = max([self.next_id, *(number + 1 for number in used)])  # a lost tenant's sockets are nobody's
         known = {tenant.to_bytes(4, "little") for tenant in self.tenants}
         for key in list(self.kernel.maps["tenants"].keys(4)):
             if key not in known:
@@ -647,14 +652,22 @@ class Registry:
 
         try:
             document: dict[str, Any] = json.loads(self.state.read_text())
+            version = document["version"]
+            if version == VERSION:
+                restore(self, document)
+                return
         except FileNotFoundError:
             return
-        if document["version"] != VERSION:
-            raise Failure(
-                f"{self.state} is of another version of graft",
-                hint=f"end its containers with the graftd that wrote it, or remove {self.state}",
-            )
-        restore(self, document)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, GraftError) as error:
+            aside = self.state.with_suffix(".unreadable")
+            log.error("%s is unreadable (%s): moved to %s; what it told is lost", self.state, error, aside.name)
+            self.state.rename(aside)
+            self._begin()
+            return
+        raise Failure(
+            f"{self.state} is of another version of graft",
+            hint=f"end its containers with the graftd that wrote it, or remove {self.state}",
+        )
 
     def restore_places(self, kept: dict[int, int]) -> list[str]:
         """After `load`: @kept are descriptors by number, from the store. Names of endpoints that are lost.

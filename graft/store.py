@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -47,17 +48,33 @@ class Store:
     def __init__(self) -> None:
         self.path = os.environ.get("NOTIFY_SOCKET", "")
         self.kept = bool(self.path) and ("GRAFT_KEEPER" in os.environ or int(os.environ.get("FDSTORE", "0")) > 0)
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # for a keeper that is stopped, or slow
 
     def _notify(self, message: str, fds: tuple[int, ...] = ()) -> None:
         if not self.path:
             return
+        self.waiting.append((message, tuple(os.dup(fd) for fd in fds)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what could not be sent before; never waits."""
+        while self.waiting:
+            message, fds = self.waiting[0]
+            try:
+                self._send(message, fds)
+            except BlockingIOError:
+                return
+            except OSError as error:  # a keeper that has died is replaced with all that graftd holds
+                log.warning("the descriptor store at %s: %s", self.path, error.strerror)
+            self.waiting.popleft()
+            for fd in fds:
+                os.close(fd)
+
+    def _send(self, message: str, fds: tuple[int, ...]) -> None:
         address = "\0" + self.path[1:] if self.path.startswith("@") else self.path
-        try:
-            self.sock.connect(address)
-            socket.send_fds(self.sock, [message.encode()], fds)
-        except OSError as error:  # a keeper that has died is replaced with all that graftd holds
-            log.warning("the descriptor store at %s: %s", self.path, error.strerror)
+        self.sock.connect(address)
+        socket.send_fds(self.sock, [message.encode()], fds)
 
     def put(self, name: str, fd: int) -> None:
         """Store a copy of @fd under @name (no colon)."""

@@ -184,13 +184,6 @@ class Supervisor:
             return Answer(error=error.errno or errno.EIO)
         return Answer(error=errno.ENOSYS)
 
-    @staticmethod
-    def quick(call: Notification) -> bool:
-        """Can `handle` not block? What takes a socket's lock or reads memory can: the target may hold the one
-        in a send from a page that it never serves, and keep back the other.
-        """
-        return call.arch == linux.AUDIT_ARCH_X86_64 and call.nr == linux.NR_SOCKET
-
     def create(self, call: Notification, tenant: Tenant) -> Action:
         """socket(2): make it here, stamp it, hand it over."""
         family = call.args[0] & 0xFFFFFFFF
