@@ -12,6 +12,7 @@ The guard is a shell that waits for the end of the keeper and of graftd both, ki
 the graft-sups have kept what it needs (graft/orphans.py).
 """
 
+import array
 import contextlib
 import errno
 import fcntl
@@ -20,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -33,6 +35,8 @@ START_LIMIT = 10
 START_INTERVAL = 10.0
 PAUSE = 1.0
 STORE_MAX = 65536
+FDS_MAX = 16
+CREDENTIALS = struct.Struct("=iII")
 GUARD = 'read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
 
 
@@ -58,6 +62,7 @@ class Keeper:
         Whatever is at their paths otherwise is a dead predecessor's.
         """
         self.notify = self._socket("notify.sock", socket.SOCK_DGRAM, 0o600)
+        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.poll.register(self.notify, select.EPOLLIN)
         if inherited:
             listening = ("admin", "agent")
@@ -122,10 +127,14 @@ class Keeper:
             exec_with(self.command, passed, NOTIFY_SOCKET=notify, GRAFT_KEEPER="1")
 
     def receive(self) -> None:
-        """One sd_notify datagram: FDSTORE=1 with FDNAME=, or FDSTOREREMOVE=1 with FDNAME=."""
+        """One sd_notify datagram of graftd's: FDSTORE=1 with FDNAME=, or FDSTOREREMOVE=1 with FDNAME=."""
         try:
-            message, fds, _, _ = socket.recv_fds(self.notify, 4096, 16)
+            message, fds, sender = self._receive()
         except BlockingIOError:
+            return
+        if sender != self.child:
+            for fd in fds:
+                os.close(fd)
             return
         self.ready = self.ready or b"READY=1" in message
         fields = dict(line.partition("=")[::2] for line in message.decode(errors="replace").splitlines())
@@ -140,6 +149,19 @@ class Keeper:
         if fields.get("FDSTOREREMOVE") == "1":
             for entry in [e for e in self.store if e[0] == name]:
                 self._drop(entry)
+
+    def _receive(self) -> tuple[bytes, list[int], int]:
+        """A datagram, its descriptors, and whose it is (SCM_CREDENTIALS, unix(7))."""
+        fds = array.array("i")
+        room = socket.CMSG_LEN(FDS_MAX * fds.itemsize) + socket.CMSG_SPACE(CREDENTIALS.size)
+        message, ancillary, _, _ = self.notify.recvmsg(4096, room, socket.MSG_CMSG_CLOEXEC)
+        sender = 0
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                sender = CREDENTIALS.unpack(data)[0]
+        return message, list(fds), sender
 
     def _watch(self, fd: int) -> None:
         try:
@@ -213,8 +235,7 @@ def main(ready_fd: int) -> bool:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    os.ftruncate(lock, os.pwrite(lock, f"{os.getpid()}\n".encode(), 0))
     keeper = Keeper(directory, python_command("from graft.daemon import main; main()"), lock)
     keeper.bind(inherited)
     if ready_fd >= 0:

@@ -643,7 +643,10 @@ class Registry:
         from graft.state import dump  # it knows this module's classes
 
         temporary = self.state.with_suffix(".new")
-        temporary.write_text(json.dumps(dump(self)))
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # through nobody's link
+        with open(temporary, "w", opener=lambda path, _flags: os.open(path, flags, 0o600)) as file:
+            file.write(json.dumps(dump(self)))
         temporary.rename(self.state)
 
     def load(self) -> None:

@@ -26,7 +26,8 @@ def _key(directory: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         temporary = directory / f"{KEY_FILE}.{os.getpid()}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
         temporary.rename(path)
         return path.read_bytes()

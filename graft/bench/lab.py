@@ -139,7 +139,7 @@ class Lab:
 
     def keeper_pid(self) -> int:
         """The keeper's pid."""
-        return int((self.run_dir / "keeper.lock").read_text() or 0)
+        return int((self.run_dir / "keeper.lock").read_text().splitlines()[0])
 
     def cgroup(self) -> Path:
         """graftd's cgroup2 directory."""

@@ -1,0 +1,184 @@
+"""The attack suite: each attack by each kind of hostile program, the refusal inside, and the host as it was.
+
+An attack is a function of programs/attacks.py or attacks.c. What the host has (addresses, routes, rules, devices,
+groups, firewall, listeners) is compared before and after each, and who has been at the host's servers is told by a
+witness there.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft.bench.lab import CLIENT4, HOST4, HOST6, SECOND4, laboratory
+from tests.attack.programs.attacks import ATTACKS
+from tests.conftest import need, need_root
+
+PROGRAMS = Path(__file__).parent / "programs"
+DOCKER = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,audit_write,setfcap"
+
+
+def capabilities(names):
+    kept = ",".join(f"+{name}" for name in names.split(","))
+    return ("setpriv", f"--bounding-set=-all,{kept}", "--no-new-privs")
+
+
+PROFILES = {
+    "root": capabilities(DOCKER),
+    "admin": capabilities(f"{DOCKER},net_admin"),
+    "userns": ("setpriv", "--no-new-privs", "unshare", "--user", "--map-root-user"),
+    "user": ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "--no-new-privs"),
+}
+# What an attack comes to unless EXPECTED says otherwise: refused, or there is no such thing
+REFUSED = {
+    "EADDRNOTAVAIL", "ENETUNREACH", "ECONNREFUSED", "EPERM", "EACCES",
+    "ENOPROTOOPT", "ENODEV", "EOPNOTSUPP", "ENOTTY",
+}  # fmt: skip
+EXPECTED = {
+    "bind_a_port_of_the_hosts": {"OK"},  # on its own loopback: the host's listeners are compared
+    "v6only_after_autobind": {"OK", "EADDRNOTAVAIL"},  # the first where no rule names it: the loopback again
+    "listen_without_bind": {"0.0.0.0"},
+    "listen_without_bind_6": {"::"},
+    "reuseport_with_the_host": {"NEVER"},
+    "udp_port_by_chance": {"NEVER"},
+    "udp_port_by_chance_autobound": {"NEVER"},
+    "fork_bomb_of_sockets": {"ENFILE"},
+    "sockets_are_given_back": {"SERVED"},
+    "hosts_loopback_by_udp": {"OK", "ECONNREFUSED"},  # to nobody: the witness has seen none
+    "reconnect_after_disconnecting": {"OK", "ECONNREFUSED"},
+    "race_bind": {"HELD"},
+    "race_bind_shared": {"HELD"},
+    "race_connect": {"HELD", "NEVER"},
+    "race_connect_shared": {"HELD", "NEVER"},
+    "race_sendto": {"HELD", "NEVER"},
+    "killed_in_flight": {"SERVED"},
+    "descriptors_in_flight": {"RIGHT"},
+    "listener_of_ones_own": {"EBUSY"},
+    "filter_on_top": {"OK"},  # binds to port 22 of its loopback, as above
+    "filter_allows": {"OK"},
+    "garbage": {"SERVED"},
+    "flood_of_calls": {"SERVED"},
+    "flood_of_connections": {"SERVED"},
+    "descriptor_limit_of_nothing": {"EMFILE"},
+    "netns_cookie": {"OWN"},
+    "supervisors_socket": {"REFUSED", "EACCES"},
+    "list_the_devices": {"lo"},
+    "netlink_sees_only_lo": {"lo"},
+    "netlink_changes_nothing": {"FAILED"},
+}
+OTHER_ABI = (
+    "i386_socket", "i386_socketcall", "i386_bind", "i386_connect", "i386_listen", "i386_setsockopt", "i386_getsockopt",
+    "x32_socket", "x32_setsockopt",
+)  # fmt: skip
+MESSAGES = (
+    "agent_message_malformed", "agent_message_deep", "agent_message_huge", "agent_message_publishes",
+    "agent_message_names_anothers_process", "forged_metadata",
+)  # fmt: skip
+EXPECTED |= {attack: {"ENOSYS"} for attack in OTHER_ABI} | {attack: {"REFUSED"} for attack in MESSAGES}
+# With the host's files in reach root may write to them, with graft or without; these are an ordinary user's
+FILES = {"links_in_the_run_directory", "run_directory_is_not_ours", "keepers_socket"}
+# Where the host may be spoken to these arrive, from the address that the route gives
+MAY_ARRIVE = {
+    "bind_twice", "source_by_pktinfo", "source_by_pktinfo_connected", "closed_to_the_host", "reuseport_with_the_host",
+}  # fmt: skip
+
+
+class Container:
+    """One of hostile programs, that tries what it is told."""
+
+    def __init__(self, lab, profile, egress, place):
+        options = ["--name", f"{profile}-{egress}", "--egress", egress, "--limit", "udp=512"]
+        if egress == "host":
+            options += ["-p", f"{8080 + place}:80", "-p", f"[::]:{8060 + place}:54/udp"]
+        self.process = lab.spawn_graft(
+            *options, *PROFILES[profile], "/usr/bin/python3", "-I", lab.work / "attacks.py",
+            HOST4, CLIENT4, SECOND4, HOST6, lab.other, lab.work / "attacks", stdin=-1, stdout=-1,
+        )  # fmt: skip
+        assert self.process.stdout.readline() == "up\n"
+
+    def tries(self, attack):
+        self.process.stdin.write(attack + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+
+class World:
+    """The laboratory, what the host is like, and who has seen whom."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=38000 40999", check=True)  # 40000 comes up soon
+        for name in ("attacks.py", "witness.py"):
+            (lab.work / name).write_bytes((PROGRAMS / name).read_bytes())
+        subprocess.run(("gcc", "-O1", "-pthread", PROGRAMS / "attacks.c", "-o", lab.work / "attacks"), check=True)
+        self.witness = lab.spawn("/usr/bin/python3", "-I", lab.work / "witness.py", HOST4, stdin=-1, stdout=-1)
+        assert self.witness.stdout.readline() == "up\n"
+        code = (
+            "import socket; l = [socket.socket() for _ in range(2)]\n"
+            "[s.setsockopt(1, 15, 1) for s in l]; l[0].bind(('0.0.0.0', 80)); l[1].bind(('127.0.0.1', 5000))\n"
+            "[s.listen() for s in l]; print('up', flush=True); input()"
+        )
+        other = lab.spawn_graft("--name", "other", "-p", "9300:80", sys.executable, "-c", code, stdin=-1, stdout=-1)
+        other.stdout.readline()
+        told = lab.host("ss", "-tlnH").stdout.split()
+        lab.other = next(word for word in told if word.startswith("127.") and not word.startswith("127.0.0.1:"))
+        self.containers = {}
+        for profile in PROFILES:
+            for egress in ("none", "host"):
+                place = len(self.containers)
+                self.containers[profile, egress] = Container(lab, profile, egress, place)
+        self.last = self.state()
+
+    def state(self):
+        """The host, but for what its containers have."""
+        look = (
+            "ip -o address; ip -o -6 route show table all; ip route show table all; ip rule; ip -6 rule; ip maddress;"
+            "ip -o link; ip neighbour show nud permanent; nft list ruleset; cat /proc/net/ip6_flowlabel; ss -tulnH | sort;"
+            "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_local_port_range"
+        )
+        told = self.lab.host("sh", "-c", look).stdout
+        return [" ".join(line.split()) for line in told.splitlines()]
+
+    def visitors(self):
+        self.witness.stdin.write("\n")
+        self.witness.stdin.flush()
+        return json.loads(self.witness.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def world():
+    need_root()
+    need("gcc", "setpriv", "unshare", "nft")
+    with laboratory("attack") as lab:
+        one = World(lab)
+        yield one
+
+
+def names():
+    """Every attack there is, from the programs themselves."""
+    compiled = [
+        part.split(")")[0] for part in (PROGRAMS / "attacks.c").read_text().split("attacks[] = {")[1].split("A(")[2:]
+    ]
+    return [*ATTACKS, *compiled]
+
+
+@pytest.mark.parametrize(
+    ("attack", "profile"), [(a, p) for a in names() for p in PROFILES if p == "user" or a not in FILES]
+)
+def test_attack(world, attack, profile):
+    before = world.last
+    for egress in ("none", "host"):
+        told = world.containers[profile, egress].tries(attack)
+        open_here = egress == "host" and (attack.startswith("closed_") or attack in MAY_ARRIVE)
+        assert open_here or told in EXPECTED.get(attack, REFUSED), f"with egress {egress}"
+        visitors = world.visitors()
+        assert not visitors or open_here, f"with egress {egress}"
+        assert {source for _, source in visitors} <= {HOST4}
+    world.last = world.state()
+    assert world.last == before
+
+
+def test_there_are_enough():
+    assert len(names()) >= 60
