@@ -12,7 +12,7 @@ SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 
-.PHONY: all compiled demo test unit lint test-kernel bench build setup setup-bench setup-test wheel install clean help
+.PHONY: all compiled demo soak torture fuzz test unit lint test-kernel bench build setup setup-bench setup-test wheel install clean help
 
 all: build
 
@@ -22,6 +22,9 @@ help:
 	@echo "make unit lint     the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
+	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
+	@echo "make soak          real programs for an hour, and what grew meanwhile; TIME=10m"
+	@echo "make fuzz          ten minutes of nonsense for everything that reads from others; TIME=1h"
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make install       graft, ip-graft, graftd under PREFIX (/opt/graft), links in /usr/local/bin, graft.h, units"
 
@@ -82,6 +85,18 @@ test-kernel: setup-test
 bench: setup-bench
 	@$(MAKE) --no-print-directory build
 	@bin/graft bench $(BENCH)
+
+torture: setup-test
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m graft.bench.torture $(or $(ROUNDS),100)
+
+soak: setup-bench
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m graft.bench.soak $(or $(TIME),1h)
+
+fuzz: setup-test
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) scripts/fuzz.py $(or $(TIME),10m)
 
 wheel: build
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .

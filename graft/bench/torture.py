@@ -32,7 +32,7 @@ s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', 9000)); s.listen(
 while True: threading.Thread(target=serve, args=(s.accept()[0],), daemon=True).start()
 """
 CLIENT = """
-import json, os, signal, socket, sys, time
+import ctypes, json, os, signal, socket, sys, time
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 def echo(s):
@@ -60,6 +60,7 @@ def client():
 reading, writing = os.pipe()
 for _ in range(COUNT):
     if not os.fork():
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         os.write(writing, json.dumps(client()).encode() + b'\\n'); os._exit(0)
 os.close(writing)
 print('up', flush=True)

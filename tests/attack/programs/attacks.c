@@ -108,7 +108,8 @@ static const char *i386_listen(void)
 
 static const char *i386_setsockopt(void)
 {
-	return outcome(int80(366, socket(AF_INET, SOCK_DGRAM, 0), SOL_SOCKET, SO_BINDTODEVICE, (long)low("veth0", 6), 6));
+	return outcome(
+		int80(366, socket(AF_INET, SOCK_DGRAM, 0), SOL_SOCKET, SO_BINDTODEVICE, (long)low("veth0", 6), 6));
 }
 
 static const char *i386_getsockopt(void)
@@ -169,8 +170,8 @@ static const char *race(int kind, bool shared, bool binding)
 {
 	struct sockaddr_in good = binding ? at("0.0.0.0", 80) : at(client, 9000);
 	struct sockaddr_in bad = binding ? at("0.0.0.0", 22) : at("127.0.0.1", 9101);
-	struct sockaddr_in *address = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
-					   (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
+	struct sockaddr_in *address =
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
 	struct flip f = {(void *)address, head(&good), head(&bad)};
 	int gained = 0, succeeded = 0;
 	pthread_t thread;
@@ -413,8 +414,8 @@ static const char *garbage(void)
 	unsigned int seed = 7;
 
 	for (int n = 0; n < ROUNDS; n++) {
-		long nr = (const long[]){SYS_socket, SYS_listen, SYS_ioctl, SYS_setsockopt, SYS_getsockopt, SYS_bind,
-					 SYS_connect, SYS_sendto}[rand_r(&seed) % 8];
+		long nr = (const long[]){SYS_socket,	 SYS_listen, SYS_ioctl,	  SYS_setsockopt,
+					 SYS_getsockopt, SYS_bind,   SYS_connect, SYS_sendto}[rand_r(&seed) % 8];
 		long a[6];
 
 		for (int i = 0; i < 6; i++)
@@ -435,12 +436,30 @@ static const struct {
 	const char *(*run)(void);
 } attacks[] = {
 #define A(name) {#name, name}
-	A(i386_socket),		A(i386_socketcall),	   A(i386_bind),	A(i386_connect),
-	A(i386_listen),		A(i386_setsockopt),	   A(i386_getsockopt),	A(x32_socket),
-	A(x32_setsockopt),	A(io_uring),		   A(race_bind),	A(race_bind_shared),
-	A(race_connect),	A(race_connect_shared),	   A(race_sendto),	A(killed_in_flight),
-	A(descriptors_in_flight), A(listener_of_ones_own), A(filter_on_top),	A(filter_allows),
-	A(ptrace_supervisor),	A(steal_descriptor),	   A(write_supervisor), A(reopen_listener),
+	A(i386_socket),
+	A(i386_socketcall),
+	A(i386_bind),
+	A(i386_connect),
+	A(i386_listen),
+	A(i386_setsockopt),
+	A(i386_getsockopt),
+	A(x32_socket),
+	A(x32_setsockopt),
+	A(io_uring),
+	A(race_bind),
+	A(race_bind_shared),
+	A(race_connect),
+	A(race_connect_shared),
+	A(race_sendto),
+	A(killed_in_flight),
+	A(descriptors_in_flight),
+	A(listener_of_ones_own),
+	A(filter_on_top),
+	A(filter_allows),
+	A(ptrace_supervisor),
+	A(steal_descriptor),
+	A(write_supervisor),
+	A(reopen_listener),
 	A(garbage),
 };
 

@@ -449,7 +449,7 @@ def extension_header():
 
 # ---- options ----
 
-for name, tried in {
+ATTACKS |= {
     "so_bindtodevice": option(1, 25, b"veth0\0"),
     "so_bindtoifindex": option(1, 62, 2),
     "so_mark": option(1, 36, 7),
@@ -467,8 +467,7 @@ for name, tried in {
     "iptables_replace": option(0, 64, bytes(64)),
     "ipvs_flush": option(0, 1157, bytes(64)),
     "multicast_routing": option(0, 200, 1),
-}.items():
-    ATTACKS[name] = tried
+}
 for name, tried in {
     "ipv6_transparent": option(41, 75, 1),
     "ipv6_freebind": option(41, 78, 0),

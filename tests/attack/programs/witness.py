@@ -6,7 +6,8 @@ import socket
 import sys
 
 HOST = sys.argv[1]
-seen = []
+seen: list[list[str]] = []
+servers: dict[int, socket.socket] = {}
 waiting = selectors.DefaultSelector()
 
 
@@ -18,6 +19,7 @@ def server(kind, address, *options, family=socket.AF_INET):
     s.setblocking(False)
     if kind == socket.SOCK_STREAM:
         s.listen()
+    servers[s.fileno()] = s
     waiting.register(s, selectors.EVENT_READ, (kind, address))
 
 
@@ -38,9 +40,9 @@ while True:
             print(json.dumps(seen), flush=True)
             seen.clear()
         elif key.data[0] == socket.SOCK_STREAM:
-            connection, peer = key.fileobj.accept()
+            connection, peer = servers[key.fd].accept()
             connection.close()
             seen.append([str(key.data[1]), peer[0] if peer else ""])
         else:
-            _, peer = key.fileobj.recvfrom(4096)
+            _, peer = servers[key.fd].recvfrom(4096)
             seen.append([str(key.data[1]), peer[0]])
