@@ -1,9 +1,9 @@
 """make soak: real programs in containers for as long as told. Does anything grow, slow down, fail, stay behind?
 
 nginx and redis serve from containers and are asked from the client; one container opens connections all the
-time, another measures what a socket() costs it; short containers come and go, endpoints and rules with them. Each
-SAMPLE seconds the descriptors and memory of graftd, the keeper and every graft-sup are read. The report has their slopes by the hour,
-over all but the first tenth, and the bystander's latency in the first and in the last quarter.
+time, another measures what a socket() costs it; short containers come and go, endpoints and rules with them.
+Each SAMPLE seconds the descriptors and memory of graftd, the keeper and the graft-sups are read. The report has
+their slopes by the hour and the bystander's latency in the first and in the last quarter.
 """
 
 import argparse

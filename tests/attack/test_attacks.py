@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import CLIENT4, HOST4, HOST6, SECOND4, laboratory
+from graft.bench.lab import CLIENT4, HOST4, HOST6, SECOND4, laboratory, wait_for
 from tests.attack.programs.attacks import ATTACKS
 from tests.conftest import need, need_root
 
@@ -124,11 +124,12 @@ class World:
         other.stdout.readline()
         told = lab.host("ss", "-tlnH").stdout.split()
         lab.other = next(word for word in told if word.startswith("127.") and not word.startswith("127.0.0.1:"))
-        self.containers = {}
+        self.containers: dict[tuple[str, str], Container] = {}
         for profile in PROFILES:
             for egress in ("none", "host"):
                 place = len(self.containers)
                 self.containers[profile, egress] = Container(lab, profile, egress, place)
+        wait_for(lambda: "tentative" not in lab.host("ip", "address").stdout, "the link's own addresses")
         self.last = self.state()
 
     def state(self):

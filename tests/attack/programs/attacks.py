@@ -18,6 +18,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 HOST, CLIENT, SECOND, HOST6, OTHER, COMPILED = sys.argv[1:] if __name__ == "__main__" else ("10.0.0.1", "10.0.0.2", "10.0.0.3", "::1", "", "")
 CLIENT6 = "2001:db8:77::2"
@@ -25,7 +27,7 @@ TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 V4, V6 = socket.AF_INET, socket.AF_INET6
 CHANCES = 12000
 LO = ("127.0.0.1", 9)
-ATTACKS = {}
+ATTACKS: dict[str, Callable[[], str | None]] = {}
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -219,7 +221,7 @@ def udp_port_by_chance_autobound():
 def fork_bomb_of_sockets():
     """Up to the limit, and no further."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    kept = []
+    kept: list[socket.socket] = []
     while len(kept) < 5000:
         kept.append(socket.socket(V4, UDP))
 
@@ -477,9 +479,9 @@ for name, tried in {
     "ipv6_flowlabel_lease": option(41, 32, bytes(16) + struct.pack(">I", 0x1234) + bytes([0, 1, 1, 0, 6, 0, 6, 0]) + bytes(4)),
     "ipv6_join_anycast": option(41, 27, socket.inet_pton(V6, HOST6) + struct.pack("=i", 2)),
 }.items():
-    ATTACKS[name] = lambda tried=tried: tried(family=V6)
+    ATTACKS[name] = partial(tried, family=V6)
 for name, tried in {"tcp_repair": option(6, 19, 1), "tcp_ulp_smc": option(6, 31, b"smc")}.items():
-    ATTACKS[name] = lambda tried=tried: tried(kind=TCP)
+    ATTACKS[name] = partial(tried, kind=TCP)
 
 
 @attack
@@ -607,7 +609,7 @@ def descriptor_to_an_ungrafted_process():
                 got.bind((HOST, 22))
                 theirs.send(b"OK")
             except OSError as error:
-                theirs.send(errno.errorcode[error.errno].encode())
+                theirs.send(errno.errorcode[error.errno or 0].encode())
         os._exit(0)
     socket.send_fds(ours, [b"x"], [s.fileno()])
     told = ours.recv(99).decode()
@@ -760,7 +762,7 @@ def run(name):
     except TimeoutError:
         return "TIMEOUT"
     except OSError as error:
-        return errno.errorcode.get(error.errno, str(error))
+        return errno.errorcode.get(error.errno or 0, str(error))
 
 
 def main():

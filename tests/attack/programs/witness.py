@@ -44,5 +44,4 @@ while True:
             connection.close()
             seen.append([str(key.data[1]), peer[0] if peer else ""])
         else:
-            _, peer = servers[key.fd].recvfrom(4096)
-            seen.append([str(key.data[1]), peer[0]])
+            seen.append([str(key.data[1]), servers[key.fd].recvfrom(4096)[1][0]])
