@@ -347,6 +347,15 @@ static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
 	return 0;
 }
 
+/* A source on the loopback goes nowhere else, but for the answers of a server that is published there. */
+static __noinline int stays_inside(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
+{
+	if (!stamp || !source || !a || in_slices(source))
+		return true;
+	return is_loopback(source) && !(stamp->flags & STAMP_INGRESS && same_ip(source->ip, stamp->local_real.ip) &&
+					asked_us(stamp->tenant, a));
+}
+
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
 static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				     bool six)
@@ -396,7 +405,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	}
 	/* a source on the loopback stays when a connection there fails, or is given up */
 	load_source(ctx, &source, six);
-	inside = !is_loopback(a) && (is_loopback(&source) || in_slices(&source));
+	inside = !is_loopback(a) && stays_inside(stamp, &source, a);
 	if (!inside && named_may(stamp, tenant, a) && !owner_of(a)) {
 		connected(stamp, &asked, a);
 		return ALLOW;
@@ -549,7 +558,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (rule->place != stamp->place)
 		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (!is_loopback(a) && (is_loopback(bound) || in_slices(bound)))
+	if (!is_loopback(a) && stays_inside(stamp, bound, a))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
 	converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))

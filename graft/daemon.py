@@ -16,7 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from graft import __version__, attachments, host, linux, protocol
+from graft import __version__, attachments, cage, host, linux, protocol
 from graft.admin import Admin
 from graft.agent import Agent
 from graft.bpf import CONVERTED, OWN_TENANT, Denial, Kernel, Stamper
@@ -373,6 +373,7 @@ def main() -> None:
     """Run as graftd: the sockets and the store come from the keeper or the service manager."""
     try:
         host.raise_descriptor_limit()
+        cage.enter()
         daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")
         daemon.start()
         daemon.run()

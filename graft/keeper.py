@@ -27,6 +27,7 @@ import sys
 import time
 from pathlib import Path
 
+from graft import cage
 from graft.host import raise_descriptor_limit, run_dir
 from graft.log import log
 from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
@@ -227,6 +228,7 @@ def main(ready_fd: int) -> bool:
     directory = run_dir()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     raise_descriptor_limit()
+    cage.enter()
     inherited = Store.inherited()
     lock = next((fd for name, fd in inherited if name == "lock"), -1)
     if lock < 0:

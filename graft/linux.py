@@ -9,7 +9,7 @@ import ctypes
 import os
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 AF_GRAFT = 4  # AF_IPX's number, as AF_GRAFT's own header has it
 CLONE_FILES = 0x00000400
@@ -57,6 +57,10 @@ NR_GETSOCKNAME = 51
 NR_GETPEERNAME = 52
 NR_SETSOCKOPT = 54
 NR_GETSOCKOPT = 55
+NR_CAPGET, NR_CAPSET = 125, 126
+CAPABILITY_VERSION_3 = 0x20080522
+PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
+SECCOMP_FILTER_FLAG_TSYNC = 1
 NR_SECCOMP = 317
 NR_IO_URING_SETUP = 425
 NR_PIDFD_GETFD = 438
@@ -142,6 +146,38 @@ def seccomp_listener(program: bytes, *, wait_killable: bool) -> int:
     if fd < 0:
         raise oserror("seccomp")
     return fd
+
+
+def seccomp_filter(program: bytes) -> None:
+    """Install a filter for this process, all its threads, and its children. Raises OSError."""
+    fprog = sock_fprog(len(program) // 8, program)
+    if libc.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(fprog)):
+        raise oserror("seccomp")
+
+
+def in_bounding_set(capability: int) -> bool:
+    """prctl(2), PR_CAPBSET_READ; false for one that this kernel does not know."""
+    return bool(libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
+
+
+def drop_from_bounding_set(capability: int) -> None:
+    """prctl(2), PR_CAPBSET_DROP. Raises OSError."""
+    if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+        raise oserror("prctl")
+
+
+def keep_capabilities(kept: Iterable[int]) -> None:
+    """Permit and have @kept of what this thread has, and inherit none (capset(2)). Raises OSError."""
+    mask = sum(1 << number for number in kept)
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    had = ctypes.create_string_buffer(24)
+    if libc.syscall(NR_CAPGET, header, had):
+        raise oserror("capget")
+    low, high = struct.unpack("=IIIIII", had.raw)[1::3]
+    mask &= high << 32 | low
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", low, low, 0, high, high, 0)):
+        raise oserror("capset")
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

@@ -21,8 +21,7 @@ from graft.notify import Notification
 T = TypeVar("T")
 
 PIDFD_THREAD = os.O_EXCL
-NR_SETGROUPS, NR_SETRESUID, NR_SETRESGID, NR_CAPSET = 116, 117, 119, 126
-CAPABILITY_VERSION_3 = 0x20080522
+NR_SETGROUPS, NR_SETRESUID, NR_SETRESGID = 116, 117, 119
 EPOLL_CTL_ADD = 1
 SOCKADDR_MAX = 128  # struct sockaddr_storage
 
@@ -262,7 +261,7 @@ def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
             (NR_SETGROUPS, (0, None)),
             (NR_SETRESGID, (gid, gid, gid)),
             (NR_SETRESUID, (uid, uid, uid)),
-            (NR_CAPSET, (struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24))),
+            (linux.NR_CAPSET, (struct.pack("=Ii", linux.CAPABILITY_VERSION_3, 0), bytes(24))),
         ):
             if linux.libc.syscall(call, *arguments) < 0:
                 raise linux.oserror("become the target's user")

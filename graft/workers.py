@@ -7,7 +7,7 @@ from collections.abc import Callable
 from graft.log import log
 
 Job = Callable[[], None]
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 1.0
 
 
 class Workers:

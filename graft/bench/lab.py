@@ -176,7 +176,7 @@ class Lab:
                     left += [f"process {pid} in {ns}" for pid in self._pids(ns)]
                 self.ip("netns", "del", ns)
         log = self.run_dir / "graftd.log"
-        if log.exists() and "Traceback" in log.read_text():
+        if log.exists() and ("Traceback" in log.read_text() or "starting again" in log.read_text()):
             left.append(f"a traceback in graftd's log:\n{log.read_text()[-4000:]}")
         for path in (self.run_dir, self.work):
             shutil.rmtree(path, ignore_errors=True)

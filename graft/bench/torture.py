@@ -35,6 +35,7 @@ CLIENT = """
 import ctypes, json, os, signal, socket, sys, time
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+signal.siginterrupt(signal.SIGTERM, False)
 def echo(s):
     s.sendall(b'ping'); return s.recv(64) == b'ping'
 def once(n):

@@ -279,7 +279,7 @@ def test_another_version(lab):
     lab.graft("endpoint", "show", check=True)
     answer = json.loads(send(lab.run_dir / "graftd.sock", b'{"op": "hello", "version": "0.0.0"}\n'))
     assert f"graftd {__version__} is running, this is graft 0.0.0" in answer["error"]["message"]
-    assert "restart" in answer["error"]["hint"]
+    assert "graftd --replace" in answer["error"]["hint"]
 
 
 def test_a_container_gives_no_orders(lab):
@@ -356,7 +356,7 @@ def _link(pid, fd):
 def test_programs_are_attached_and_go(own_lab):
     own_lab.graft("run", "true", check=True)
     tree = subprocess.run(("bpftool", "cgroup", "list", own_lab.cgroup()), capture_output=True, text=True).stdout
-    assert tree.count("graft_") == 18, tree
+    assert tree.count("graft_") == 19, tree
     root = subprocess.run(("bpftool", "cgroup", "list", own_lab.cgroup().parent), capture_output=True, text=True).stdout
     assert {"guard_connect4", "guard_connect6", "guard_sendmsg4", "guard_sendmsg6"} <= set(root.split())
     assert own_lab.close() == []
