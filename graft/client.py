@@ -75,6 +75,19 @@ def connect_agent(*, start: bool) -> socket.socket:
     return sock
 
 
+def ask_agent(document: dict[str, Any]) -> Any:
+    """A question to the agent socket that changes nothing; the next graftd is asked where one is just ending."""
+    for last in (False, False, True):
+        with connect_agent(start=True) as asking:
+            try:
+                return converse(asking, document)
+            except Failure as error:
+                if last or error.code != "EPIPE":
+                    raise
+        time.sleep(0.05)
+    raise AssertionError
+
+
 def _last_log_line() -> str:
     try:
         with open(f"{run_directory()}/graftd.log", errors="replace") as log:

@@ -75,12 +75,13 @@ class Daemon:
     def start(self) -> None:
         """Take over what a predecessor left, or begin from nothing."""
         inherited = self.store.inherited()
+        self.registry.load()  # before anything is made that would be left behind
         root = host.cgroup2_root()
         host.mount_bpffs()
         self.root = root
         self.limits = parse_limits(filter(None, [os.environ.get("GRAFT_LIMITS")]), Limits())
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
-        self._claim_namespace()  # before anything is made that a refused graftd would leave behind
+        self._claim_namespace()
         cgroup = host.enter_cgroup(root, managed=self.managed)
         self.kernel.install(cgroup, root)
         self.kernel.configure(host.netns_cookie())
@@ -91,7 +92,6 @@ class Daemon:
             stamper, self.kernel.maps["families"], self.kernel.maps["addresses"], self._place
         )
         self.calls = Calls(self, self.kernel.maps["stamps"].fd, self.directory)
-        self.registry.load()
         self._restore(dict(inherited), inherited)
         self.registry.reconcile()
         self.orphans = Orphans(self.loop, self.calls)
@@ -320,6 +320,7 @@ class Daemon:
             connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
             connection.service, connection.account = service, self._account(connection)
             self.connections.add(connection)
+            self.last_used = now
             same = sum(c.account == connection.account for c in self.connections)
             if connection.account is not None and same > CONNECTIONS_OF_A_USER:
                 connection.close()

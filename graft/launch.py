@@ -131,8 +131,7 @@ def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
             raise Refused("--netns needs root", hint="sudo graft --netns ...", code="EPERM")
         _enter_netns(plan.netns)
     rules = {"ingress": plan.ingress, "egress": plan.egress}
-    with client.connect_agent(start=True) as asking:
-        swap = client.converse(asking, {"op": "traps", **rules})["swap"]
+    swap = client.ask_agent({"op": "traps", **rules})["swap"]
     connection = client.connect_agent(start=True)
     begin = _print_apart(connection) if verbose else -1
     try:

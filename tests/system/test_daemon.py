@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -43,46 +42,6 @@ while True: s.accept()[0].close()
     wait_for(lambda: lab.client("ss", "-tlnH", f"sport = :{port}").stdout, "the server")
 
 
-def test_kill_graftd_under_load(own_lab):
-    """kill -9 of graftd while four programs open connections: no call fails, none hangs."""
-    server_on_client(own_lab)
-    code = WORKER.format(seconds=4, address="10.77.0.2", port=9000)
-    workers = [own_lab.spawn_graft("--name", f"w{i}", *python(code), stdout=-1) for i in range(4)]
-    wait_for(lambda: len(own_lab.containers()) == 4, "the workers")
-    seen = set()
-    for _ in range(6):
-        time.sleep(0.4)
-        pid = wait_for(own_lab.daemon_pid, "graftd")
-        seen.add(pid)
-        os.kill(pid, signal.SIGKILL)
-        wait_for(partial(another, own_lab.daemon_pid, pid), "the next graftd")
-    assert len(seen) == 6
-    for worker in workers:
-        done, failed = worker.communicate(timeout=20)[0].split()
-        assert failed == "0"
-        assert int(done) > 10
-    wait_for(lambda: own_lab.containers() == [], "their end")
-
-
-def test_kill_the_keeper_under_load(own_lab):
-    """graftd becomes a new keeper with all it holds, whose graftd goes on."""
-    server_on_client(own_lab)
-    code = WORKER.format(seconds=3, address="10.77.0.2", port=9000)
-    worker = own_lab.spawn_graft("--name", "w", *python(code), stdout=-1)
-    wait_for(lambda: own_lab.containers() == ["w"], "the worker")
-    for _ in range(3):
-        time.sleep(0.5)
-        keeper, daemon = own_lab.keeper_pid(), own_lab.daemon_pid()
-        os.kill(keeper, signal.SIGKILL)
-        wait_for(partial(another, own_lab.keeper_pid, keeper), "another keeper")
-        wait_for(partial(another, own_lab.daemon_pid, daemon), "another graftd")
-        assert own_lab.containers() == ["w"]
-    done, failed = worker.communicate(timeout=20)[0].split()
-    assert failed == "0"
-    assert int(done) > 10
-    assert own_lab.graft("run", "true").returncode == 0
-
-
 @pytest.mark.core
 def test_state_survives_graftd(own_lab):
     code = (
@@ -110,40 +69,6 @@ def test_state_survives_graftd(own_lab):
     assert "kept type ipv4" in own_lab.graft("endpoint", "show").stdout
     assert own_lab.graft("run", "-p", "8080:81", "true").returncode == 1
     own_lab.graft("endpoint", "del", "kept", check=True)
-
-
-def test_graftd_and_keeper_killed(own_lab):
-    """Both gone: open sockets and the policy stay, new sockets fail at once; the next start cleans."""
-    code = """
-import errno, socket
-s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', 80)); s.listen(); print('up', flush=True); input()
-try: socket.socket()
-except OSError as e: print(errno.errorcode[e.errno], flush=True)
-try: s.connect(('10.77.0.2', 1))
-except OSError as e: print(e.errno, flush=True)
-input()
-"""
-    process = own_lab.spawn_graft("--name", "left", "-p", "8080:80", *python(code), stdin=-1, stdout=-1)
-    process.stdout.readline()
-    own_lab.spawn_graft("--name", "gone", "sleep", "60")
-    wait_for(lambda: len(own_lab.containers()) == 2, "both")
-    for pid in (own_lab.keeper_pid(), own_lab.daemon_pid()):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not own_lab.helper_pids(), "the end of graft-sup")
-    process.stdin.write("\n")
-    process.stdin.flush()
-    assert process.stdout.readline() == "ENOSYS\n"
-    process.stdout.readline()
-    own_lab.end(own_lab.started[1], signal.SIGKILL)
-    told = own_lab.graft("ps")
-    assert (told.returncode, "was supervising 2: left, gone" in told.stderr) == (125, True)
-    own_lab.graft("run", "true", check=True)
-    rows = [line.split()[:3] for line in own_lab.graft("ps").stdout.splitlines()[1:]]
-    assert rows == [["left", str(process.pid), "unsupervised"]]
-    assert own_lab.listening(8080)
-    process.stdin.close()
-    process.wait(5)
-    wait_for(lambda: own_lab.containers() == [], "the end")
 
 
 def test_kill_the_command(own_lab):

@@ -1,0 +1,371 @@
+"""What may happen to graftd, its keeper, its helpers and their surroundings while containers run; no call is lost."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft import cage
+from graft.bench.lab import GRAFT, HOST4, ROOT, wait_for
+from graft.bench.soak import soak
+from graft.bench.torture import torture
+from tests.conftest import python
+
+STEPS = """
+import errno, socket, sys
+def tell(call):
+    try: call(); print('OK', flush=True)
+    except OSError as e: print(errno.errorcode[e.errno], flush=True)
+kept = []
+print('up', flush=True)
+for line in sys.stdin:
+    word, s = line.strip(), socket
+    if word == 'socket': tell(lambda: kept.append(socket.socket()))
+    if word == 'listen': tell(lambda: socket.socket().listen())
+    if word == 'bind': tell(lambda: socket.socket().bind(('10.77.0.1', 8123)))
+    if word == 'connect': tell(lambda: socket.create_connection(('10.77.0.2', 9000), 5))
+"""
+
+
+class Program:
+    """A container that does one thing at a time, when it is told."""
+
+    def __init__(self, lab, *options):
+        self.process = lab.spawn_graft(*options, *python(STEPS), stdin=-1, stdout=-1)
+        assert self.process.stdout.readline() == "up\n"
+
+    def say(self, word):
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def hear(self):
+        return self.process.stdout.readline().strip()
+
+    def does(self, word):
+        self.say(word)
+        return self.hear()
+
+    def waits(self):
+        """Is there no answer for a while?"""
+        return not select.select([self.process.stdout], [], [], 0.5)[0]
+
+
+def serve_client(lab):
+    lab.spawn(*python("import socket; s = socket.create_server(('0.0.0.0', 9000))\nwhile True: s.accept()[0].close()"), client=True)
+    wait_for(lambda: lab.client("ss", "-tlnH", "sport = :9000").stdout, "the server")
+
+
+def running(lab):
+    told = lab.graft("ps", "-j")
+    return {row["name"]: row["status"] for row in json.loads(told.stdout)} if told.returncode == 0 else {}
+
+
+def kill(*pids):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def guard_pid(lab):
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(b"graft-guard\0") and (
+                f"GRAFT_RUN_DIR={lab.run_dir}".encode() in (process / "environ").read_bytes().split(b"\0")
+            ):
+                return int(process.name)
+    return 0
+
+
+def test_torture(own_lab):
+    """kill -9 of graftd, its keeper, both, and --replace, under 20 clients; `make torture` does it 100 times."""
+    found = torture(own_lab, 16, 7)
+    assert found["calls"] > 200
+
+
+def test_soak(own_lab):
+    """The machinery of `make soak`: its report finds nothing wrong in half a minute."""
+    found = soak(own_lab, 25)
+    assert found["failures"] == []
+    assert min(found["done"].values()) > 3
+    assert set(found["processes"]) >= {"graftd", "keeper", "graft-sup web", "graft-sup churn"}
+
+
+def test_both_and_the_guard_killed(own_lab):
+    """graft-sup alone goes on with socket(), what is graftd's to decide waits for the next one, the policy holds."""
+    lab = own_lab
+    serve_client(lab)
+    program = Program(lab, "--name", "kept", "-p", "8080:80", "--egress", "none")
+    lab.graft("endpoint", "add", "stays", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
+    wait_for(lab.helper_pids, "graft-sup")
+    kill(guard_pid(lab), lab.keeper_pid(), lab.daemon_pid())
+    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    for _ in range(40):
+        assert program.does("socket") == "OK"
+    assert program.does("connect") == "ENETUNREACH"
+    program.say("listen")
+    assert program.waits()
+    assert lab.graft("ps").returncode == 125
+    lab.graft("run", "true", check=True)
+    assert program.hear() == "OK"
+    wait_for(lambda: running(lab).get("kept") == "running", "its supervisor")
+    assert "stays" in lab.graft("endpoint", "show").stdout
+    assert "8080" in lab.graft("ps").stdout
+    assert program.does("bind") == "EADDRNOTAVAIL"
+
+
+def test_every_process_of_grafts_killed(own_lab):
+    """New sockets fail at once, open ones and the policy stay; the next start cleans."""
+    lab = own_lab
+    program = Program(lab, "--name", "left", "--egress", "none")
+    assert program.does("socket") == "OK"
+    wait_for(lab.helper_pids, "graft-sup")
+    kill(guard_pid(lab), lab.keeper_pid(), *lab.helper_pids(), lab.daemon_pid())
+    assert program.does("socket") == "ENOSYS"
+    lab.graft("run", "true", check=True)
+    assert running(lab) == {"left": "unsupervised"}
+    program.process.stdin.close()
+    program.process.wait(5)
+    wait_for(lambda: running(lab) == {}, "the end")
+
+
+def test_another_version_takes_over(own_lab):
+    lab = own_lab
+    program = Program(lab, "--name", "kept", "-p", "8080:80")
+    tree = lab.work / "new"
+    shutil.copytree(ROOT / "graft", tree / "graft")
+    text = (tree / "graft/__init__.py").read_text()
+    (tree / "graft/__init__.py").write_text(text.replace('__version__ = "', '__version__ = "9.'))
+    enter = f"import sys; sys.path.insert(0, {str(tree)!r}); from graft.{{}} import main; sys.exit(main())"
+    new = (sys.executable, "-I", "-c", enter.format("graftd"))
+    refused = lab.host(sys.executable, "-I", "-c", enter.format("cli"), "ps")
+    assert (refused.returncode, "graftd --replace" in refused.stderr) == (1, True)
+    before = lab.daemon_pid()
+    assert lab.host(*new, "--replace").returncode == 0
+    told = lab.host(sys.executable, "-I", "-c", enter.format("cli"), "ps")
+    assert "kept" in told.stdout, told.stderr
+    wait_for(lambda: "running" in lab.host(sys.executable, "-I", "-c", enter.format("cli"), "ps").stdout, "the supervisor")
+    assert lab.daemon_pid() != before
+    assert [program.does(word) for word in ("socket", "listen", "bind")] == ["OK", "OK", "EADDRNOTAVAIL"]
+    lab.end(program.process)
+    lab.host(*new, "--stop", "--force", check=True)
+    assert lab.host(*new, "--stop", "--replace").returncode == 2
+
+
+def test_pins_are_removed(own_lab):
+    """The programs stay attached, and are pinned again for the graftd that comes after."""
+    lab = own_lab
+    serve_client(lab)
+    program = Program(lab, "--name", "closed", "--egress", "none")
+    shutil.rmtree(lab.pins())
+    assert program.does("connect") == "ENETUNREACH"
+    wait_for(lambda: (lab.pins() / "stamps").exists(), "the pins")
+    assert "pins are put there again" in (lab.run_dir / "graftd.log").read_text()
+    before = lab.daemon_pid()
+    kill(before)
+    wait_for(lambda: lab.daemon_pid() not in (0, before) and running(lab) == {"closed": "running"}, "the next graftd")
+    assert [program.does(word) for word in ("connect", "listen")] == ["ENETUNREACH", "OK"]
+
+
+def test_taken_out_of_the_cgroup(own_lab):
+    """Sockets that graftd or graft-sup would make elsewhere are under no policy: nobody gets one."""
+    lab = own_lab
+    serve_client(lab)
+    program = Program(lab, "--name", "closed", "--egress", "none")
+    wait_for(lab.helper_pids, "graft-sup")
+    root = lab.cgroup().parent / "cgroup.procs"
+    for pid in (lab.daemon_pid(), *lab.helper_pids()):
+        root.write_text(str(pid))
+    for _ in range(40):
+        assert program.does("connect") != "OK"
+    wait_for(lambda: lab.daemon_pid() and lab.helper_pids() and running(lab) == {"closed": "running"}, "its return")
+    wait_for(lambda: program.does("socket") == "OK", "a socket")
+    assert program.does("connect") == "ENETUNREACH"
+    assert "starting again" in (lab.run_dir / "graftd.log").read_text()
+    (lab.run_dir / "graftd.log").write_text("")  # which the laboratory looks through
+
+
+def test_stopped_and_continued(own_lab):
+    lab = own_lab
+    program = Program(lab, "--name", "waiting")
+    wait_for(lab.helper_pids, "graft-sup")
+    pids = (lab.keeper_pid(), lab.daemon_pid())
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert program.does("socket") == "OK"
+        program.say("listen")
+        assert program.waits()
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert program.hear() == "OK"
+
+
+def test_a_keeper_that_is_stopped_stalls_nobody(own_lab):
+    lab = own_lab
+    lab.graft("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
+    keeper = lab.keeper_pid()
+    os.kill(keeper, signal.SIGSTOP)
+    try:
+        for _ in range(8):  # more messages than its socket's queue has room for
+            lab.graft("run", "true", check=True, timeout=20)
+    finally:
+        os.kill(keeper, signal.SIGCONT)
+
+
+def test_few_descriptors_at_first(own_lab):
+    """The keeper takes what the hard limit allows: more containers than the soft one has room for outlive graftd."""
+    lab = own_lab
+    lab.host("prlimit", "--nofile=48:4096", GRAFT, "run", "true", check=True)
+    programs = [Program(lab, "--name", f"p{n}") for n in range(14)]
+    wait_for(lambda: len(lab.helper_pids()) == 14, "every graft-sup")
+    before = lab.daemon_pid()
+    kill(before)
+    wait_for(lambda: lab.daemon_pid() not in (0, before) and set(running(lab).values()) == {"running"}, "the next one")
+    assert [p.does("listen") for p in programs] == ["OK"] * 14
+
+
+def test_without_descriptors(own_lab):
+    lab = own_lab
+    program = Program(lab, "--name", "early")
+    pid = lab.daemon_pid()
+    subprocess.run(("prlimit", f"--pid={pid}", "--nofile=16:"), check=True)
+    assert lab.graft("run", "true", timeout=90).returncode != 0
+    assert program.does("socket") == "OK"
+    subprocess.run(("prlimit", f"--pid={lab.daemon_pid()}", "--nofile=4096:"), check=True)
+    wait_for(lambda: lab.graft("run", "true").returncode == 0, "a container")
+    assert program.does("listen") == "OK"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 4}', '{"version": "x"}', "\0"])
+def test_state_that_is_unreadable(own_lab, text):
+    lab = own_lab
+    lab.run_dir.mkdir()
+    (lab.run_dir / "state.json").write_text(text)
+    result = lab.graft("run", "echo", "works")
+    assert (lab.run_dir / "state.json").exists()
+    if text == '{"version": "x"}':
+        assert (result.returncode, "another version" in result.stderr) == (125, True)
+        os.unlink(lab.run_dir / "state.json")
+        return
+    assert result.stdout == "works\n", result.stderr
+    assert (lab.run_dir / "state.unreadable").read_text() == text
+
+
+def test_the_cage(own_lab):
+    """What graftd, its keeper and its helpers have given up; the calls are tried in a process of its own."""
+    lab = own_lab
+    Program(lab, "--name", "any")
+    wait_for(lab.helper_pids, "graft-sup")
+    kept = sum(1 << number for number in cage.CAPABILITIES.values())
+    for pid in (lab.keeper_pid(), lab.daemon_pid(), *lab.helper_pids()):
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        for name in ("CapEff", "CapPrm", "CapBnd"):
+            assert int(status[name], 16) & ~kept == 0
+        assert int(status["CapInh"], 16) == 0
+    code = f"""
+import ctypes, errno, sys
+sys.path.insert(0, {str(ROOT)!r})
+from graft import cage
+cage.enter()
+libc = ctypes.CDLL(None, use_errno=True)
+for name, number in cage.REFUSED.items():
+    if libc.syscall(number, -1, -1, -1, -1, -1) != -1 or ctypes.get_errno() != errno.EPERM: print(name)
+"""
+    result = lab.host(sys.executable, "-c", code)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+MANY = """
+import errno, socket
+kept = []
+try:
+    while len(kept) < 400: kept.append(socket.socket(socket.AF_INET, KIND))
+except OSError as e: print(errno.errorcode[e.errno], len(kept))
+else: print('none', len(kept))
+for s in kept: s.close()
+kept = [socket.socket(socket.AF_INET, KIND) for _ in range(40)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind", "most"), [("sockets=120", "1", 120), ("udp=90", "2", 90), ("udp=90", "1", None)]
+)
+def test_limits(lab, limit, kind, most):
+    """A few fewer than the limit: those that wait for the next call count."""
+    told = lab.graft("run", "--limit", limit, *python(MANY.replace("KIND", kind)), check=True).stdout.split()
+    if most is None:
+        assert told == ["none", "400"]
+    else:
+        assert told[0] == "ENFILE"
+        assert most - 40 <= int(told[1]) <= most
+
+
+@pytest.mark.parametrize("text", ["sockets", "sockets=0", "sockets=-1", "fds=5", "udp=99999999999", "udp=1.5", ""])
+def test_limits_that_are_none(lab, text):
+    result = lab.graft("run", "--limit", text, "true")
+    assert result.returncode == 2
+    assert "--limit: limit '" in result.stderr
+
+
+def test_messages_that_are_refused_leave_no_descriptor(lab):
+    """A FIFO for a namespace, a NUL in a name, descriptors where none belong."""
+    lab.graft("endpoint", "show", check=True)
+    fifo = lab.work / "fifo"
+    os.mkfifo(fifo)
+    result = lab.graft("endpoint", "show", "--netns", fifo, timeout=10)
+    assert "is not a network namespace" in result.stderr
+    from graft import __version__
+
+    pid = lab.daemon_pid()
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for message, fds, words in (({"op": "ps"}, [0, 1], b"no descriptors"), ({"op": "endpoint-show", "netns": "a\0"}, [], b"NUL")):
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(lab.run_dir / "graftd.sock"))
+                socket.send_fds(sock, [json.dumps({"version": __version__, **message}).encode() + b"\n"], fds)
+                assert words in sock.recv(4096)
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 2, "the descriptors to be closed")
+
+
+def test_a_bystander_under_a_neighbours_storm(lab):
+    """The call of another container, while one does nothing but socket() and listen() in 16 threads."""
+    from graft.bench.storm import compare
+
+    for _ in range(3):  # the machine is shared
+        found = compare(lab, 3)
+        if found["ratio"] < 4:
+            break
+    assert found["ratio"] < 4, found
+
+
+def test_a_full_disk_changes_nothing(own_lab):
+    lab = own_lab
+    lab.run_dir.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", lab.run_dir), check=True)
+    try:
+        program = Program(lab, "--name", "web", "-p", "8080:80")
+        with open(lab.run_dir / "filler", "wb") as filler:
+            subprocess.run(("dd", "if=/dev/zero", "bs=1k"), stdout=filler, stderr=subprocess.DEVNULL)
+        first = lab.graft("rule", "add", "web", "-p", "8081:81")
+        second = lab.graft("endpoint", "add", "late", "type", "ipv4", "addr", HOST4, "port", "dynamic")
+        assert (first.returncode, second.returncode) == (125, 125)
+        assert "done, but" in first.stderr
+        assert "nothing was changed" in second.stderr
+        assert "late" not in lab.graft("endpoint", "show").stdout
+        os.unlink(lab.run_dir / "filler")
+        lab.graft("endpoint", "add", "late", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
+        lab.graft("endpoint", "del", "late", check=True)
+        lab.end(program.process)
+        wait_for(lambda: not lab.pins().exists(), "the idle exit", 15)
+    finally:
+        subprocess.run(("umount", "-l", lab.run_dir), check=True)
