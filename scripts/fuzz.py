@@ -1,0 +1,389 @@
+"""Nonsense for everything that reads what others write: coverage-guided in this process, then against a live graftd.
+
+usage: fuzz.py [TIME] [--seed N] [--only NAME]     TIME as 30s, 10m (default), 1h
+
+Each target has its share of the time in a process of its own, under atheris (libFuzzer): it may raise what its
+callers handle, nothing else. The last third goes to a laboratory: messages on graftd's three sockets, and a
+container that makes trapped calls with arbitrary arguments; graftd must stay the same process, answer, and have no
+traceback in its log.
+"""
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import atheris  # type: ignore[import-untyped]
+
+with atheris.instrument_imports(include=["graft"]):
+    from graft import (
+        __version__,
+        dns,
+        endpoint,
+        ip_graft,
+        limits,
+        network,
+        notify,
+        oci,
+        policy,
+        protocol,
+        seccomp,
+        state,
+    )
+    from graft.errors import GraftError
+
+from graft.bench.lab import Lab, laboratory, wait_for
+from graft.bench.soak import seconds
+
+Target = Callable[[atheris.FuzzedDataProvider], object]
+TEXT = 200
+ODD: tuple[Any, ...] = (None, True, -1, 0, 2**63, 1.5, "", "\0", "x" * 300, [], {}, [[]], [None], {"": None})
+CALLER_HANDLES = (KeyError, TypeError, AttributeError, ValueError)  # of documents that the engine wrote
+
+STATE = {
+    "ociVersion": "1.0.2", "fds": ["seccompFd"], "pid": 1, "metadata": "{}",
+    "state": {"ociVersion": "1.0.2", "id": "x", "status": "creating", "pid": 1, "bundle": "/"},
+}  # fmt: skip
+METADATA = {
+    "name": "web", "publish": ["8080:80"], "ingress": ["0.0.0.0:80=a"], "egress": ["10.0.0.0/8=b"],
+    "ip": ["10.1.2.3"], "egress_default": "none", "strict": True, "limits": ["udp=5"], "argv": ["x"],
+    "container": "c", "seal": "0" * 64,
+}  # fmt: skip
+REQUESTS: list[dict[str, Any]] = [
+    {"op": "hello", "ingress": ["0.0.0.0:80=a"], "egress": ["0.0.0.0/0=b"], "netns": "x"},
+    {"op": "run", "name": "x", "publish": ["1:2"], "argv": ["y"], "limits": ["sockets=5"]},
+    {"op": "endpoint-add", "endpoints": [{"name": "fz", "words": ["type", "ipv4", "addr", "::1", "port", "5"]}]},
+    {"op": "endpoint-del", "names": ["fz"]},
+    {"op": "endpoint-show", "name": "fz", "netns": "1"},
+    {"op": "rule-add", "container": "x", "publish": ["8000:1"]},
+    {"op": "rule-del", "container": "x", "egress": ["0.0.0.0/0=a"]},
+    {"op": "rule-show", "container": "x"},
+    {"op": "ps"},
+    {"op": "inspect", "container": "x"},
+    {"op": "bundle", "bundle": "/nowhere", "id": "x"},
+    {"op": "hook", "config": {"annotations": {"graft": "80:80"}, "linux": {"namespaces": []}}},
+    {"op": "attached", "key": "x"},
+    {"op": "detach", "key": "x"},
+    {"op": "status"},
+]
+PROFILE = {
+    "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+    "syscalls": [
+        {"names": ["socket", "ioctl", "read"], "action": "SCMP_ACT_ALLOW",
+         "args": [{"index": 0, "value": 40, "op": "SCMP_CMP_NE"},
+                  {"index": 1, "value": 7, "valueTwo": 3, "op": "SCMP_CMP_MASKED_EQ"}]},
+        {"names": ["setsockopt", "bind"], "action": "SCMP_ACT_ALLOW"},
+    ],
+}  # fmt: skip
+CONFIG = {
+    "ociVersion": "1.0.2", "process": {"args": ["x"]}, "root": {"path": "rootfs"}, "hooks": {"prestart": []},
+    "annotations": {"graft": "8080:80", "graft.egress": "none", "graft.ip": "10.1.2.3", "graft.limit": "udp=3"},
+    "mounts": [{"destination": "/dev/shm", "source": "/x"}],
+    "linux": {"namespaces": [{"type": "network", "path": "/proc/self/ns/net"}], "seccomp": PROFILE},
+}  # fmt: skip
+SAVED = {
+    "version": state.VERSION, "next_id": 2, "next_slot": 3, "places": [], "networks": ["n"], "added": ["10.1.2.3"],
+    "attachments": [],
+    "tables": [{"netns": 1, "cookie": 2, "label": "l", "endpoints": [
+        {"name": "e", "type": "ipv4", "addr": "10.0.0.1", "port": 80, "span": 1, "published": False, "place": 0,
+         "imported": False}]}],
+    "tenants": [{
+        "id": 1, "kind": "container", "home": False, "verbose": False, "swap": False, "place": 0, "parent": 0,
+        "scope": 0, "uid": 0, "followers": [], "paths": {}, "slot": 1, "name": "x", "netns": 1,
+        "egress": ["0.0.0.0/0=e"],
+        "ingress": [{"rule": "0.0.0.0:80=e", "protocols": ["tcp"]}], "publications": ["80:80"], "egress_host": True,
+        "strict": False, "trusted": True, "resolvers": [], "given": [], "members": {}, "attached": [], "argv": [],
+        "pid": 1, "started": 1.0, "limits": "sockets=1,udp=1"}],
+}  # fmt: skip
+
+
+def text(data: atheris.FuzzedDataProvider) -> str:
+    """Any text that JSON or a command line can bring."""
+    return str(data.ConsumeUnicodeNoSurrogates(TEXT))
+
+
+def bent(document: Any, data: atheris.FuzzedDataProvider) -> Any:
+    """@document with a few of its values replaced, somewhere."""
+    whole = [copy.deepcopy(document)]
+    for _ in range(data.ConsumeIntInRange(0, 4)):
+        here, key = whole, 0
+        while isinstance(here[key], dict | list) and here[key] and data.ConsumeProbability() < 0.8:
+            here = here[key]
+            key = data.PickValueInList(list(here) if isinstance(here, dict) else list(range(len(here))))
+        choice = data.ConsumeIntInRange(0, 3)
+        if choice == 0 and isinstance(here, dict):
+            del here[key]
+        elif choice == 1:
+            here[key] = text(data)
+        elif choice == 2:
+            here[key] = data.ConsumeInt(8)
+        else:
+            here[key] = copy.deepcopy(data.PickValueInList(list(ODD)))
+    return whole[0]
+
+
+def rules(data: atheris.FuzzedDataProvider) -> None:
+    """Rules that parse mean the same when they are written and parsed again, and compile."""
+    given = text(data)
+    for parse in (endpoint.parse_ingress, endpoint.parse_egress, endpoint.parse_publication):
+        with contextlib.suppress(GraftError):
+            rule = parse(given)
+            assert parse(str(rule)) == rule, (given, str(rule))
+    with contextlib.suppress(GraftError):
+        policy.compile_tables(
+            1, {}, [endpoint.parse_ingress(given)], [], egress_host=True, strict=False, home=False, verbose=False,
+            resolvers=[], owned=[],
+        )  # fmt: skip
+
+
+def words(data: atheris.FuzzedDataProvider) -> None:
+    """Endpoints, limits, addresses, and commands of ip-graft."""
+    given = text(data)
+    for parse in (
+        lambda: endpoint.parse_endpoint_words(given.split(" ")),
+        lambda: endpoint.parse_name(given),
+        lambda: endpoint.parse_address(given),
+        lambda: network.parse_own(given),
+        lambda: network.network_of(given, 1),
+        lambda: limits.parse_limits([given], limits.Limits()),
+        lambda: ip_graft.check(1, given.split()) if given.split() else None,
+    ):
+        with contextlib.suppress(GraftError):
+            parse()
+
+
+def batch(data: atheris.FuzzedDataProvider) -> None:
+    """A file of commands."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(data.ConsumeBytes(TEXT))
+        file.flush()
+        for number, line in ip_graft.read_batch(file.name):
+            ip_graft.check(number, line)
+
+
+def admin(data: atheris.FuzzedDataProvider) -> None:
+    """Orders."""
+    request = {**data.PickValueInList(REQUESTS), "version": __version__}
+    protocol.decode_request(json.dumps(bent(request, data)).encode())
+
+
+def raw(data: atheris.FuzzedDataProvider) -> None:
+    """Bytes where a document should be."""
+    given = data.ConsumeBytes(400)
+    protocol.complete(given)
+    protocol.is_agent_request(given)
+    for decode in (protocol.decode_request, protocol.decode_state, protocol.decode_agent_request):
+        with contextlib.suppress(GraftError):
+            decode(given)
+
+
+def agent(data: atheris.FuzzedDataProvider) -> None:
+    """What runtimes send."""
+    told = protocol.decode_state(json.dumps(bent(STATE, data)).encode())
+    protocol.decode_metadata(told.metadata)
+    protocol.decode_metadata(json.dumps(bent(METADATA, data)))
+
+
+def bundle(data: atheris.FuzzedDataProvider) -> None:
+    """An engine's config.json."""
+    with contextlib.suppress(*CALLER_HANDLES):
+        config = bent(CONFIG, data)
+        oci.edit(config, oci.wish(oci.identify(config, "x")), Path("/run/graft"))
+
+
+def profile(data: atheris.FuzzedDataProvider) -> None:
+    """A seccomp profile: what comes of it has no rule that graft does not know to be disjoint."""
+    with contextlib.suppress(*CALLER_HANDLES):
+        merged = seccomp.merge(bent(PROFILE, data), listener="/x", metadata="{}")
+        json.dumps(merged)
+
+
+class NoKernel:
+    """Stands for nothing: restore() asks the kernel for nothing."""
+
+
+def saved(data: atheris.FuzzedDataProvider) -> None:
+    """state.json, as Registry.load() reads it."""
+    from graft.registry import Registry
+
+    registry = Registry(NoKernel(), Path("/nowhere"))  # type: ignore[arg-type]
+    with contextlib.suppress(OSError, IndexError, *CALLER_HANDLES):
+        state.restore(registry, bent(SAVED, data))
+        json.dumps(state.dump(registry))
+
+
+def queries(data: atheris.FuzzedDataProvider) -> None:
+    """Datagrams for the resolver."""
+    given = data.ConsumeBytes(300)
+    if dns.is_query(given):
+        dns.question_end(given)
+
+
+def journal(data: atheris.FuzzedDataProvider) -> None:
+    """Memory that says it is a journal."""
+    fd = os.memfd_create("fuzz")
+    try:
+        os.write(fd, data.ConsumeBytes(200))
+        if data.ConsumeBool():
+            os.truncate(fd, notify.SHARED_SIZE + notify.SLOT_SIZE * notify.SLOTS)
+        notify.described(fd)
+        notify.parse(data.ConsumeBytes(notify.NOTIFICATION.size).ljust(notify.NOTIFICATION.size, b"\0"))
+    finally:
+        os.close(fd)
+
+
+TARGETS: dict[str, Target] = {
+    function.__name__: function
+    for function in (rules, words, batch, admin, raw, agent, bundle, profile, saved, queries, journal)
+}
+
+
+def run_target(name: str, share: float, seed: int) -> None:
+    """Never returns: libFuzzer ends the process."""
+
+    def once(given: bytes) -> None:
+        with contextlib.suppress(GraftError):
+            TARGETS[name](atheris.FuzzedDataProvider(given))
+
+    options = (f"-max_total_time={max(1, int(share))}", f"-seed={seed}", "-max_len=600", "-timeout=10")
+    atheris.Setup([name, "-artifact_prefix=/tmp/graft-fuzz-", *options], once)
+    atheris.Fuzz()
+
+
+# ---- against graftd ----
+
+CALLS = """
+import ctypes, random, signal, sys, time
+signal.signal(signal.SIGALRM, lambda *_: None)  # a connect() may wait; a call that graft has received may not
+signal.setitimer(signal.ITIMER_REAL, 1, 1)
+chance, libc, end = random.Random(SEED), ctypes.CDLL(None), time.monotonic() + SECONDS
+numbers = (41, 50, 16, 54, 55, 49, 42, 44, 51, 52)
+values = (0, 1, 2, 3, 4, 10, 18, 254, 977, 1000, 0x8912, 0x8927, 0x8B01, 0x894C, 0x7FFFFFFF, -1, -2, 1 << 40, 1 << 63)
+buffer = ctypes.create_string_buffer(4096)
+n = 0
+while time.monotonic() < end:
+    arguments = [
+        chance.choice((chance.choice(values), chance.getrandbits(64), ctypes.addressof(buffer))) for _ in range(6)
+    ]
+    number = chance.choice(numbers)
+    if number != 41 and arguments[0] in (0, 1, 2): arguments[0] = 977
+    if number in (42, 44) or chance.random() < 0.5: buffer.raw = chance.randbytes(4096)
+    result = libc.syscall(number, *map(ctypes.c_uint64, arguments))
+    if result > 3 and number == 41 and chance.random() < 0.9: libc.close(result)
+    n += 1
+print(n)
+"""
+
+
+def message(chance: random.Random) -> tuple[str, bytes]:
+    """For which socket, and what."""
+    data = atheris.FuzzedDataProvider(chance.randbytes(200))
+    kind = chance.choice(("graftd.sock", "agent.sock", "agent.sock", "docker"))
+    if kind == "graftd.sock":
+        document = bent({**chance.choice(REQUESTS), "version": __version__}, data)
+        return kind, json.dumps(document).encode() + b"\n"
+    if kind == "agent.sock":
+        document = bent({**STATE, "metadata": json.dumps(bent(METADATA, data))}, data)
+        whole = json.dumps(document).encode()
+        return kind, whole[: chance.choice((len(whole), len(whole), chance.randrange(len(whole))))]
+    methods = ("Activate", "NetworkDriver.CreateEndpoint", "NetworkDriver.Join", "IpamDriver.RequestPool")
+    method = chance.choice(methods)
+    options: dict[str, Any] = {"NetworkID": "n", "EndpointID": "e", "Options": {}, "Pool": "10.9.0.0/24"}
+    options |= {"Interface": {"Address": "10.9.0.2/24"}}
+    body = json.dumps(bent(options, data)).encode()
+    return kind, f"POST /{method} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def send(lab: Lab, chance: random.Random) -> None:
+    """One message, with descriptors or without, read to the end or not."""
+    where, whole = message(chance)
+    path = Path("/run/docker/plugins", f"{lab.tag}.sock") if where == "docker" else lab.run_dir / where
+    fds = [chance.choice((0, lab_pipe[0]))] * chance.choice((0, 0, 0, 1, 3))
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+        sock.settimeout(10)
+        sock.connect(str(path))
+        socket.send_fds(sock, [whole], fds)
+        if chance.random() < 0.8:
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+
+
+lab_pipe = os.pipe()
+
+
+def live(share: float, seed: int) -> int:
+    """How many messages and calls graftd has been through. Raises AssertionError."""
+    chance = random.Random(seed)  # noqa: S311 - nothing is protected by it
+    with laboratory("fuzz") as lab:
+        lab.graft("run", "true", check=True)
+        code = CALLS.replace("SEED", str(seed)).replace("SECONDS", str(share))
+        caller = lab.spawn_graft("--name", "x", sys.executable, "-c", code, stdout=subprocess.PIPE)
+        wait_for(lambda: lab.containers() == ["x"], "the container")
+        before, sent, deadline = lab.daemon_pid(), 0, time.monotonic() + share
+        while time.monotonic() < deadline:
+            send(lab, chance)
+            sent += 1
+        told, _ = caller.communicate(timeout=60)
+        assert told.strip(), f"the caller ended with {caller.returncode}"
+        assert lab.daemon_pid() == before, "graftd has died"
+        assert lab.graft("run", "echo", "works").stdout == "works\n"
+        log = (lab.run_dir / "graftd.log").read_text()
+        assert "Traceback" not in log, log[-3000:]
+        for name in [e["name"] for e in json.loads(lab.graft("endpoint", "show", "-j").stdout)]:
+            lab.graft("endpoint", "del", "--", name)
+        for attachment in json.loads((lab.run_dir / "state.json").read_text())["attachments"]:
+            order = {"op": "detach", "key": attachment["key"], "version": __version__}
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(lab.run_dir / "graftd.sock"))
+                sock.sendall(json.dumps(order).encode() + b"\n")
+                sock.recv(65536)
+        return sent + int(told)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("time", nargs="?", default="10m")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=(*TARGETS, "live"))
+    parser.add_argument("--target", choices=TARGETS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    whole = seconds(arguments.time)
+    if arguments.target:
+        run_target(arguments.target, whole, arguments.seed)
+    names = [arguments.only] if arguments.only else [*TARGETS, "live"]
+    total, failed = 0, []
+    for name in names:
+        share = whole if arguments.only else whole / 3 if name == "live" else whole * 2 / 3 / len(TARGETS)
+        if name == "live":
+            count = live(share, arguments.seed)
+        else:
+            command = (sys.executable, __file__, str(share), "--seed", str(arguments.seed), "--target", name)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=share + 120)
+            found = re.search(r"Done (\d+) runs", done.stderr)
+            count = int(found[1]) if found else 0
+            if done.returncode or not found:
+                failed.append(name)
+                print(done.stdout[-1500:], done.stderr[-3000:], sep="\n")
+        total += count
+        print(f"fuzz: {name}: {count} executions", flush=True)
+    print(f"fuzz: {'FAILED: ' + ', '.join(failed) if failed else 'OK'}, {total} executions, seed {arguments.seed}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
