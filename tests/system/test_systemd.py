@@ -2,6 +2,7 @@
 
 import subprocess
 
+from graft import cage
 from graft.bench.lab import GRAFTD, ROOT, wait_for
 from tests.conftest import need
 
@@ -29,3 +30,16 @@ def test_units(tmp_path):
     result = subprocess.run(("systemd-analyze", "verify", "--man=no", *names), capture_output=True, text=True)
     ours = [line for line in (result.stdout + result.stderr).splitlines() if "graftd" in line]
     assert ours == []
+
+
+def test_exposure(tmp_path):
+    """What systemd thinks of the unit's hardening: 9.6 without any; most of what is left is what graftd is for."""
+    need("systemd-analyze")
+    text = (ROOT / "contrib/systemd/graftd.service").read_text().replace("@BINDIR@/graftd", "/bin/true")
+    (tmp_path / "graftd.service").write_text(text)
+    command = ("systemd-analyze", "security", "--offline=true", "--no-pager", str(tmp_path / "graftd.service"))
+    told = subprocess.run(command, capture_output=True, text=True).stdout
+    assert float(told.rpartition("graftd.service: ")[2].split()[0]) <= 5.2, told
+    kept = {name.removeprefix("CAP_") for name in text.split() if name.removeprefix("CapabilityBoundingSet=").startswith("CAP_")}
+    kept |= {w.removeprefix("CapabilityBoundingSet=CAP_") for w in text.split() if w.startswith("CapabilityBoundingSet=CAP_")}
+    assert {name for name in kept if "=" not in name} == set(cage.CAPABILITIES)

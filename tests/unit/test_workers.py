@@ -1,0 +1,38 @@
+"""Threads that are kept a while, and what happens where none can be made."""
+
+import threading
+
+import pytest
+
+from graft.workers import Workers
+
+
+def test_jobs_share_threads():
+    workers, seen, done = Workers(2), set(), threading.Semaphore(0)
+
+    def job():
+        seen.add(threading.get_ident())
+        done.release()
+
+    for _ in range(50):
+        workers.run(job)
+    for _ in range(50):
+        assert done.acquire(timeout=10)
+    assert 1 <= len(seen) <= 2
+
+
+def test_a_job_that_fails_costs_no_thread():
+    workers, done = Workers(1), threading.Event()
+    workers.run(lambda: 1 / 0)
+    workers.run(done.set)
+    assert done.wait(10)
+
+
+def test_no_thread_can_be_made(monkeypatch):
+    workers, done = Workers(4), threading.Event()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(threading.Thread, "start", lambda _self: (_ for _ in ()).throw(RuntimeError("no thread")))
+        workers.run(done.set)
+    assert not done.is_set()
+    workers.run(done.set)
+    assert done.wait(10)
