@@ -7,8 +7,13 @@ import pytest
 from graft.workers import Workers
 
 
+def refuse(_thread):
+    raise RuntimeError("can't start new thread")
+
+
 def test_jobs_share_threads():
-    workers, seen, done = Workers(2), set(), threading.Semaphore(0)
+    workers, done = Workers(2), threading.Semaphore(0)
+    seen: set[int] = set()
 
     def job():
         seen.add(threading.get_ident())
@@ -30,9 +35,10 @@ def test_a_job_that_fails_costs_no_thread():
 
 def test_no_thread_can_be_made(monkeypatch):
     workers, done = Workers(4), threading.Event()
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(threading.Thread, "start", lambda _self: (_ for _ in ()).throw(RuntimeError("no thread")))
-        workers.run(done.set)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            workers.run(done.set)
     assert not done.is_set()
     workers.run(done.set)
     assert done.wait(10)
