@@ -5,13 +5,12 @@ the registry's own `apply`, or its `save`.
 """
 
 import os
-import time
 from collections.abc import Iterable
 
 from graft import host, ports
 from graft.endpoint import Address, Publication, host_addresses
 from graft.errors import Refused
-from graft.network import Attachment
+from graft.network import Attachment, since_boot
 from graft.policy import Own
 from graft.registry import CONTAINER, Expected, Registry, Tenant
 
@@ -183,7 +182,7 @@ def forget_dead(registry: Registry) -> None:
     """Drop those whose namespace has ended: their engine was killed before it could say so."""
     running = {attachment.key for tenant in registry.tenants.values() for attachment in tenant.attached}
     for attachment in [a for a in registry.attachments.values() if a.key not in running]:
-        if time.time() - attachment.since < FORGOTTEN_SECONDS:
+        if since_boot() - attachment.since < FORGOTTEN_SECONDS:
             continue
         known = attachment.netns and host.netns_alive(attachment.netns, "")
         if not known and (attachment.netns or not any(map(os.path.exists, attachment.sandbox))):

@@ -128,7 +128,9 @@ def start_daemon() -> bool:
     os.close(told)
     began = os.read(ready, 1)
     os.close(ready)
-    return bool(began)
+    if not began:
+        raise Failure(f"graftd ends at once: {_last_log_line()}", hint="try 'graft doctor'")
+    return began == b"1"
 
 
 def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:

@@ -223,7 +223,7 @@ class Daemon:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]
         for tenant in alone:
-            if not self._alive(tenant, time.time()):
+            if not self._alive(tenant, now):
                 self._remove(tenant)
             elif tenant.kind == CONTAINER and self.alone_until < now:
                 log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)
@@ -269,7 +269,7 @@ class Daemon:
         pids = host.processes_in_netns(tenant.netns)
         if not tenant.scope:
             return bool(pids)
-        return now - tenant.started < SCOPE_GRACE_SECONDS or any(scope_of(pid) == tenant.scope for pid in pids)
+        return now - tenant.since < SCOPE_GRACE_SECONDS or any(scope_of(pid) == tenant.scope for pid in pids)
 
     def _remove(self, tenant: Tenant) -> None:
         for inner in self.registry.inner(tenant):

@@ -121,6 +121,17 @@ def join_cgroups(pid: int, model: int) -> None:
                     (roots[name] / path.lstrip("/") / "cgroup.procs").write_text(str(pid))
 
 
+def check_run_dir(directory: Path) -> None:
+    """Raise Refused if somebody but root may change what is in the run directory."""
+    found = directory.stat()
+    if found.st_uid or found.st_mode & 0o022:
+        raise Refused(
+            f"{directory} is not root's alone (uid {found.st_uid}, mode {found.st_mode & 0o777:o})",
+            hint=f"remove it, or: chown root {directory}; chmod 755 {directory}",
+            code="EPERM",
+        )
+
+
 def mount_bpffs() -> None:
     """Mount bpffs where it is not."""
     if not os.path.ismount(BPFFS):

@@ -28,7 +28,8 @@ import time
 from pathlib import Path
 
 from graft import cage
-from graft.host import raise_descriptor_limit, run_dir
+from graft.errors import Refused
+from graft.host import check_run_dir, raise_descriptor_limit, run_dir
 from graft.log import log
 from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
 
@@ -227,6 +228,12 @@ def main(ready_fd: int) -> bool:
     """
     directory = run_dir()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        check_run_dir(directory)
+    except Refused as error:
+        if ready_fd < 0:
+            raise
+        sys.exit(f"graftd: {error}")  # whoever starts it in the background shows the last line of the log
     raise_descriptor_limit()
     cage.enter()
     inherited = Store.inherited()
@@ -236,6 +243,8 @@ def main(ready_fd: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if ready_fd >= 0:
+            os.write(ready_fd, b"0")
         return False
     os.ftruncate(lock, os.pwrite(lock, f"{os.getpid()}\n".encode(), 0))
     keeper = Keeper(directory, python_command("from graft.daemon import main; main()"), lock)

@@ -27,7 +27,7 @@ class Attachment:
         self.network = network
         self.netns = self.cookie = 0  # its inode, which may be used again, and its cookie; 0: not known yet,
         self.sandbox: list[str] = []  # but where it is going to be mounted
-        self.since = time.time()
+        self.since = since_boot()
         self.addresses: list[Own] = []
         self.publications: list[Publication] = []
         self.offered: list[dict[str, Any]] = []  # Docker's port mappings, which every endpoint of a container has
@@ -57,6 +57,11 @@ class Attachment:
             "resolver": str(self.resolver) if self.resolver else None,
             "offered": self.offered,
         }
+
+
+def since_boot() -> float:
+    """Seconds; no clock that is set goes into it, and it goes on from one graftd to the next."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def own_document(own: Own) -> list[Any]:

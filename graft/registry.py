@@ -134,7 +134,8 @@ class Tenant:
         self.members: dict[str, Member] = {}  # an engine's containers that share the namespace, by their ids
         self.argv: list[str] = []
         self.pid = 0
-        self.started = time.time()
+        self.started = time.time()  # to be shown
+        self.since = time.monotonic()  # that this graftd knows it
         self.limits = Limits()
         self.netns_fd = -1
         self.listeners: set[int] = set()

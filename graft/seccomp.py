@@ -26,6 +26,7 @@ ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
 ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
 TOP = (1 << 32) - 1
+CONDITIONS_MAX = 200  # their pieces are counted against each other
 RULES_MAX = 600  # engines' profiles come to 250; libseccomp needs seconds for a thousand, and minutes for three
 
 Range = tuple[int, int]
@@ -104,6 +105,13 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
     whole = SWAPPED_WHOLE if swap else WHOLE
     partly = SWAPPED_PARTLY if swap else PARTLY
     found = _take(merged, {*whole, *partly, *REFUSED}, default)
+    conditions = sum(len(rule.conditions) for name in found for rule in found[name])
+    if conditions > CONDITIONS_MAX:
+        raise Refused(
+            f"the container's seccomp profile has {conditions} conditions on calls that graft traps",
+            hint=f"at most {CONDITIONS_MAX}",
+            code="E2BIG",
+        )
     # first: libseccomp adds every rule for socket() to i386's socketcall() as well, where they would collide
     made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
     for name in whole:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from graft import cage
-from graft.bench.lab import GRAFT, HOST4, ROOT, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from graft.bench.soak import soak
 from graft.bench.torture import torture
 from tests.conftest import python
@@ -69,6 +69,10 @@ def running(lab):
 
 
 def kill(*pids):
+    """All at once: a keeper that sees its guard die starts another."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -258,6 +262,20 @@ def test_state_that_is_unreadable(own_lab, text):
         return
     assert result.stdout == "works\n", result.stderr
     assert (lab.run_dir / "state.unreadable").read_text() == text
+
+
+def test_a_run_directory_of_somebody_elses(own_lab):
+    lab = own_lab
+    lab.run_dir.mkdir()
+    os.chown(lab.run_dir, 1000, 1000)
+    result = lab.graft("run", "true")
+    assert result.returncode == 125
+    assert f"{lab.run_dir} is not root's alone" in result.stderr
+    os.chown(lab.run_dir, 0, 0)
+    os.chmod(lab.run_dir, 0o777)
+    assert "is not root's alone" in lab.host(GRAFTD).stderr
+    os.chmod(lab.run_dir, 0o755)
+    lab.graft("run", "true", check=True)
 
 
 def test_the_cage(own_lab):

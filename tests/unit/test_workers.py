@@ -7,7 +7,7 @@ import pytest
 from graft.workers import Workers
 
 
-def refuse(_thread):
+def refuse(*_thread: object) -> None:
     raise RuntimeError("can't start new thread")
 
 
@@ -28,7 +28,7 @@ def test_jobs_share_threads():
 
 def test_a_job_that_fails_costs_no_thread():
     workers, done = Workers(1), threading.Event()
-    workers.run(lambda: 1 / 0)
+    workers.run(refuse)
     workers.run(done.set)
     assert done.wait(10)
 
