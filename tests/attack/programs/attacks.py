@@ -51,6 +51,15 @@ def option(level, name, value):
     return tries
 
 
+def accepted():
+    """An accepted socket, and its peer."""
+    with socket.socket(V4, TCP) as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        c = socket.create_connection(server.getsockname())
+        return server.accept()[0], c
+
+
 # ---- ports ----
 
 
@@ -148,24 +157,16 @@ def mptcp_connects_to_the_hosts_loopback():
 
 @attack
 def accepted_socket_turns_round():
-    server, c = socket.socket(V4, TCP), socket.socket(V4, TCP)
-    server.bind(("127.0.0.1", 0))
-    server.listen()
-    c.connect(server.getsockname())
-    accepted = server.accept()[0]
-    disconnect(accepted)
-    accepted.bind((HOST, 22))
+    s, _ = accepted()
+    disconnect(s)
+    s.bind((HOST, 22))
 
 
 @attack
 def accepted_socket_connects():
-    server, c = socket.socket(V4, TCP), socket.socket(V4, TCP)
-    server.bind(("127.0.0.1", 0))
-    server.listen()
-    c.connect(server.getsockname())
-    accepted = server.accept()[0]
-    disconnect(accepted)
-    accepted.connect((HOST, 9100))
+    s, _ = accepted()
+    disconnect(s)
+    s.connect((HOST, 9100))
 
 
 @attack
@@ -191,30 +192,27 @@ def reuseport_with_another_container():
     s.bind((HOST, 9300))
 
 
-@attack
-def udp_port_by_chance():
+def by_chance(bind):
     """The host's server has SO_REUSEADDR; a port that the kernel chooses must never be that one."""
     for _ in range(CHANCES):
         with socket.socket(V4, UDP) as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            s.bind(("0.0.0.0", 0))
+            with contextlib.suppress(OSError):
+                bind(s)
             if s.getsockname()[1] == 40000:
                 return "OK"
     return "NEVER"
 
 
 @attack
+def udp_port_by_chance():
+    return by_chance(lambda s: s.bind(("0.0.0.0", 0)))
+
+
+@attack
 def udp_port_by_chance_autobound():
-    for _ in range(CHANCES):
-        with socket.socket(V4, UDP) as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            with contextlib.suppress(OSError):
-                s.sendto(b"", LO)
-            if s.getsockname()[1] == 40000:
-                return "OK"
-    return "NEVER"
+    return by_chance(lambda s: s.sendto(b"", LO))
 
 
 @attack
@@ -486,11 +484,7 @@ for name, tried in {"tcp_repair": option(6, 19, 1), "tcp_ulp_smc": option(6, 31,
 
 @attack
 def option_of_an_accepted_socket():
-    server, c = socket.socket(V4, TCP), socket.socket(V4, TCP)
-    server.bind(("127.0.0.1", 0))
-    server.listen()
-    c.connect(server.getsockname())
-    server.accept()[0].setsockopt(1, 25, b"veth0\0")
+    accepted()[0].setsockopt(1, 25, b"veth0\0")
 
 
 @attack
