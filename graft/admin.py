@@ -219,6 +219,12 @@ class Admin:
             "endpoints": [registry.endpoint_document(e) for e in tenant.table.endpoints.values()],
             "rules": registry.rule_documents(tenant),
             "resolvers": [str(r) for r in tenant.resolvers],
+            "limits": {
+                name: {"used": used, "max": most}
+                for name, used, most in zip(
+                    tenant.limits._fields, self.daemon.kernel.used(tenant.id), tenant.limits, strict=True
+                )
+            },
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(counters.items())
             ],

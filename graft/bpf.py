@@ -488,8 +488,9 @@ class Kernel:
         """Set how many sockets a tenant may have; what it has is not touched."""
         key = tenant.to_bytes(4, "little")
         kept = self.maps["usage"].get(key)
-        sockets, udp = USAGE.unpack(kept)[:2] if kept else (0, 0)
-        self.maps["usage"].update(key, USAGE.pack(sockets, udp, *limits))
+        sockets, udp, *before = USAGE.unpack(kept) if kept else (0, 0)
+        if before != list(limits):  # what is written over what the programs count is a moment old
+            self.maps["usage"].update(key, USAGE.pack(sockets, udp, *limits))
 
     def used(self, tenant: int) -> Limits:
         """How many sockets a tenant has."""

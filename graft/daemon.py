@@ -255,9 +255,10 @@ class Daemon:
                 self.supervisor.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
                 self.supervisor.stamps.vouch(probe, OWN_TENANT)
         except OSError as error:
-            log.error("%s: no more sockets are given away; starting again", error.strerror)
-            self.failed = True
-            self.loop.running = False
+            if error.errno == errno.EIO:  # else there was no descriptor to ask with
+                log.error("%s: no more sockets are given away; starting again", error.strerror)
+                self.failed = True
+                self.loop.running = False
 
     def _alive(self, tenant: Tenant, now: float) -> bool:
         """Has a tenant without a listener a process left?"""

@@ -71,6 +71,8 @@ class Keeper:
             self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
             self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard", "lock")]
             self.guard = next((fd for name, fd in inherited if name == "guard"), -1)
+            if self.guard >= 0:
+                self._watch(self.guard)
             for _, fd in self.store:
                 self._watch(fd)
             return
@@ -101,10 +103,16 @@ class Keeper:
         python, *_, entry, tree = python_command(KEEPER_ENTRY)
         environment = {**os.environ, "GRAFT_PYTHON": python, "GRAFT_ENTRY": entry, "GRAFT_TREE": tree}
         with open(reading, "rb") as stdin:
-            subprocess.Popen(
-                ("graft-guard", "-c", GUARD), executable="/bin/sh", stdin=stdin, cwd="/", env=environment,
-                start_new_session=True,
-            )  # fmt: skip
+            try:
+                subprocess.Popen(
+                    ("graft-guard", "-c", GUARD), executable="/bin/sh", stdin=stdin, cwd="/", env=environment,
+                    start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:  # graftd's next start tries again
+                log.error("cannot start the guard: %s", error.strerror)
+                os.close(self.guard)
+                self.guard = -1
+                return
         self._watch(self.guard)
 
     def start(self) -> None:
@@ -115,14 +123,16 @@ class Keeper:
         if len(self.starts) > START_LIMIT:
             time.sleep(PAUSE)  # containers wait for it: it is not given up
         passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
-        passed += [("keeper", self.alive[0]), ("guard", self.guard), ("lock", self.lock)]
-        try:
-            self.child = os.fork()
-        except OSError as error:  # EAGAIN: a limit of processes; the containers wait
-            log.error("cannot start graftd: %s; trying again", error.strerror)
-            time.sleep(PAUSE)
-            self.start()
-            return
+        passed += [("keeper", self.alive[0]), ("lock", self.lock)]
+        if self.guard >= 0:
+            passed.append(("guard", self.guard))
+        self.child = -1
+        while self.child < 0:
+            try:
+                self.child = os.fork()
+            except OSError as error:  # EAGAIN: a limit of processes; the containers wait
+                log.error("cannot start graftd: %s; trying again", error.strerror)
+                time.sleep(PAUSE)
         if self.child == 0:
             signal.set_wakeup_fd(-1)
             notify = str(self.directory / "notify.sock")

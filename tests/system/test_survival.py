@@ -90,15 +90,15 @@ def guard_pid(lab):
 
 def test_torture(own_lab):
     """kill -9 of graftd, its keeper, both, and --replace, under 20 clients; `make torture` does it 100 times."""
-    found = torture(own_lab, 16, 7)
+    found = torture(own_lab, 12, 7)
     assert found["calls"] > 200
 
 
 def test_soak(own_lab):
-    """The machinery of `make soak`: its report finds nothing wrong in half a minute."""
-    found = soak(own_lab, 25)
+    """The machinery of `make soak`: its report finds nothing wrong in a quarter of a minute."""
+    found = soak(own_lab, 15)
     assert found["failures"] == []
-    assert min(found["done"].values()) > 3
+    assert min(found["done"].values()) > 1
     assert set(found["processes"]) >= {"graftd", "keeper", "graft-sup web", "graft-sup churn"}
 
 
@@ -326,6 +326,28 @@ def test_limits(lab, limit, kind, most):
     else:
         assert told[0] == "ENFILE"
         assert most - 40 <= int(told[1]) <= most
+
+
+def test_limits_are_shown_and_kept(own_lab):
+    """With what is used; also by the graftd that comes after, and given back when sockets are closed."""
+    lab = own_lab
+    program = Program(lab, "--name", "few", "--limit", "sockets=500", "--limit", "udp=20")
+    for _ in range(40):
+        assert program.does("socket") == "OK"
+
+    def shown():
+        return json.loads(lab.graft("inspect", "few").stdout)["limits"]
+
+    assert (shown()["sockets"]["max"], shown()["udp"]["max"]) == (500, 20)
+    assert 40 <= shown()["sockets"]["used"] <= 40 + 33
+    before = lab.daemon_pid()
+    kill(before)
+    wait_for(lambda: lab.daemon_pid() not in (0, before) and running(lab), "the next graftd")
+    assert (shown()["sockets"]["max"], shown()["udp"]["max"]) == (500, 20)
+    assert 40 <= shown()["sockets"]["used"] <= 40 + 33
+    for _ in range(3):
+        lab.graft("run", "--netns", "few", *python("import socket; kept = [socket.socket() for _ in range(100)]"), check=True)
+    assert shown()["sockets"]["used"] < 150
 
 
 @pytest.mark.parametrize("text", ["sockets", "sockets=0", "sockets=-1", "fds=5", "udp=99999999999", "udp=1.5", ""])
