@@ -522,10 +522,12 @@ static bool show(void)
 	if (connected && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
 		const int fds[] = {listener, memory, ends[1]};
 
+		/* before graftd looks through the slots: what is forwarded from now on it finds here */
+		dup3(ends[0], control, O_CLOEXEC);
 		setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 		if (send_fds(sock, "graft-sup", 9, fds, 3) && recv(sock, &verdict, 1, 0) == 1 && verdict == 'n')
 			exit(1);
-		taken = verdict == 'y' && dup3(ends[0], control, O_CLOEXEC) == control;
+		taken = verdict == 'y';
 		close(ends[0]);
 		close(ends[1]);
 	}
