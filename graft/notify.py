@@ -179,8 +179,8 @@ class Journal:
             call = parse(self.raw(number))
             if call.id:
                 found.append(Pending(Slot(self, number), call, inode, answer))
-            elif held:
-                self.release(number)  # it waited for a call when it died
+            else:
+                self.release(number)  # whoever had it died while it waited for a call, or was releasing it
         return found
 
     def close(self) -> None:
