@@ -61,7 +61,7 @@ for family, loopback, wild in ((2, '127.0.0.1', '0.0.0.0'), (10, '::1', '::')):
 def test_a_full_run_directory(own_lab):
     """State cannot be written: graftd says so and goes on; nothing loses its supervisor."""
     own_lab.run_dir.mkdir()
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", own_lab.run_dir), check=True)
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", own_lab.run_dir), check=True)
     try:
         code = "import socket, sys\nfor line in sys.stdin: socket.socket().close(); print('ok', flush=True)"
         long = own_lab.spawn_graft("--name", "long", *python(code), stdin=-1, stdout=-1)

@@ -391,7 +391,7 @@ def test_a_bystander_under_a_neighbours_storm(lab):
 def test_a_full_disk_changes_nothing(own_lab):
     lab = own_lab
     lab.run_dir.mkdir()
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", lab.run_dir), check=True)
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", lab.run_dir), check=True)
     try:
         program = Program(lab, "--name", "web", "-p", "8080:80")
         with open(lab.run_dir / "filler", "wb") as filler:
