@@ -328,8 +328,11 @@ class Calls:
         number = helper.forwarded()
         if number is None:
             self._lost(watched)
-        elif number >= 0 and number not in watched.claimed and watched.journal.forwarded(number):
-            self._dispatch(watched, Slot(watched.journal, number))
+        elif number >= 0:
+            with self.lock:  # a slot that is released and claimed yet has the next call already
+                waiting = number not in watched.claimed and watched.journal.forwarded(number)
+            if waiting:
+                self._dispatch(watched, Slot(watched.journal, number))
 
     def _lost(self, watched: Watched) -> None:
         """graft-sup has died: answer what it had, receive in its place, start another."""
@@ -345,9 +348,9 @@ class Calls:
 
     def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
         """Answer what a predecessor, or a graft-sup that has died, had received and not answered."""
-        for slot, call, inode, answer in watched.journal.pending(held=helper_died):
-            if slot.number in watched.claimed:
-                continue
+        with self.lock:  # a thread releases a slot, and then gives up its claim
+            claimed = frozenset(watched.claimed)
+        for slot, call, inode, answer in watched.journal.pending(held=helper_died, besides=claimed):
             given = find_socket(call.pid, inode) if inode else None
             if given is None:
                 self._dispatch(watched, slot)

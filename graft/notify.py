@@ -17,6 +17,7 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 from graft import linux
@@ -166,12 +167,15 @@ class Journal:
         """Is there a call in this slot that graft-sup has left to graftd?"""
         return number < SLOTS and self.map[self._at(number)] == SLOT_FORWARDED
 
-    def pending(self, *, held: bool) -> list["Pending"]:
-        """What was received and is graftd's to answer; with @held also what a graft-sup that is dead had."""
+    def pending(self, *, held: bool, besides: Collection[int] = ()) -> list["Pending"]:
+        """What was received and is graftd's to answer; with @held also what a graft-sup that is dead had.
+
+        @besides: slots that somebody is busy with, and releases.
+        """
         found = []
         for number in range(SLOTS):
             state, answer, inode = SLOT.unpack_from(self.map, self._at(number))
-            if state == SLOT_FREE or (state == SLOT_HELD and not held):
+            if number in besides or state == SLOT_FREE or (state == SLOT_HELD and not held):
                 continue
             if state == SLOT_HELD:
                 answer = ANSWER_NUMBER
