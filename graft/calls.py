@@ -306,10 +306,12 @@ class Calls:
             (watched.listener.fd, watched.journal.fd, self.stamps),
             self.helpers,
             watched.tenant.pid,
+            lambda control: self.store.put(f"sup-{watched.listener.number}", control),
         )
         if helper:
-            self.store.put(f"sup-{watched.listener.number}", helper.control.fileno())
             self._attach(watched, helper)
+        else:
+            self.store.remove(f"sup-{watched.listener.number}")
 
     def _attach(self, watched: Watched, helper: Helper) -> None:
         watched.helper = helper

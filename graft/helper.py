@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from graft import host
@@ -25,17 +26,21 @@ class Helper:
         control.setblocking(False)
 
     @classmethod
-    def start(cls, name: str, given: tuple[int, int, int], path: Path, pid: int) -> "Helper | None":
+    def start(
+        cls, name: str, given: tuple[int, int, int], path: Path, pid: int, keep: Callable[[int], None]
+    ) -> "Helper | None":
         """Start one in the CPU and memory cgroups of the process @pid; None if that cannot be done.
 
         @given: the descriptors of the listener, its journal, and the map of stamps; @path: where it finds a graftd
-        when it has lost this one.
+        when it has lost this one. @keep: puts our end of its control socket into the store, before it lives: a
+        graftd that comes after a kill in between must not find one that it knows nothing of.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             log.error("graft-sup of %s: %s", name, error.strerror)
             return None
+        keep(ours.fileno())
         with theirs:
             fds = (*given, theirs.fileno())
             try:
