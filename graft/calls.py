@@ -116,7 +116,7 @@ class Calls:
             owner=tenant.owner,
             flags6=self.daemon.supervisor.v6_flags,
             netns=tenant.netns,
-            forward=self._undivided(tenant) or bool(tenant.place),
+            forward=self._forwarded_whole(tenant),
             number=number,
             trusted=trusted,
             token=self._token(tenant.id, number, trusted),
@@ -135,14 +135,14 @@ class Calls:
         """Did a graftd of this run directory write this journal's head?"""
         return hmac.compare_digest(found.token, self._token(found.tenant, found.number, found.trusted))
 
-    def _undivided(self, tenant: Tenant) -> bool:
-        """Does what a socket() call gives depend on who calls?"""
-        return bool(self.daemon.registry.inner(tenant))
+    def _forwarded_whole(self, tenant: Tenant) -> bool:
+        """Is every socket() call graftd's: depends what it gives on who calls, or is it made in another netns?"""
+        return bool(tenant.place or self.daemon.registry.inner(tenant))
 
     def divide(self, tenant: Tenant) -> None:
         """Wrappers inside a tenant have come or gone."""
         for number in tenant.listeners:
-            self.watched[number].journal.forward(self._undivided(tenant) or bool(tenant.place))
+            self.watched[number].journal.forward(self._forwarded_whole(tenant))
 
     def restore(self, named: dict[str, int], name: str, fd: int) -> None:
         """Listen again on what a predecessor had stored as @name; @named is all that it had stored."""

@@ -5,6 +5,7 @@ connect to, until a graftd takes what it brings. The journal, which nobody else 
 is; a token in it, that graftd has written there itself.
 """
 
+import contextlib
 import os
 import socket
 
@@ -52,7 +53,9 @@ class Orphans:
                 log.error("a graft-sup without a graftd: %s", error)
 
     def _adopt(self, fds: list[int]) -> bool:
-        found = notify.described(fds[1]) if len(fds) == 3 else None
+        found = None
+        with contextlib.suppress(OSError):  # a descriptor that is no file
+            found = notify.described(fds[1]) if len(fds) == 3 else None
         if found and self.calls.is_ours(found) and self.calls.take_over(found, *fds):
             return True
         for fd in fds:

@@ -316,7 +316,7 @@ def decode_metadata(text: str) -> Metadata:
 
 def complete(text: bytes) -> bool:
     """Is @text a whole JSON document (or hopeless, which decoding will tell)?"""
-    if text[:1] == b"{" and text.count(b"{") > text.count(b"}"):
+    if text[:1] == b"{" and not text.rstrip().endswith(b"}") and text.count(b"{") > text.count(b"}"):
         return False  # most pieces of a long one, at the cost of a look
     try:
         json.loads(text)

@@ -87,7 +87,6 @@ class Torture:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.before: dict[str, tuple[int, int]] = {}
 
     def start(self) -> None:
         """The clients, and an endpoint that is to stay."""

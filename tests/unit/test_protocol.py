@@ -52,6 +52,7 @@ def test_document_end():
     assert protocol.complete(whole)
     assert protocol.complete(whole + b"\n")
     assert protocol.complete(b"hello there")
+    assert protocol.complete(b'{"argv": ["awk", "{ print"]}\n'), "a bracket in a text is none of the document's"
     assert protocol.complete(b'{"a": 1} trailing')
 
 
