@@ -4,7 +4,7 @@ set -euo pipefail
 
 declare -A need=(
 	[run]="make gcc clang libbpf-dev libbpf1 libc6-dev iproute2 util-linux python3-venv nginx-light wrk curl iperf3"
-	[bench]="redis-server redis-tools memcached libmemcached-tools sockperf iptables docker.io passt slirp4netns"
+	[bench]="redis-server redis-tools memcached libmemcached-tools sockperf iptables nftables docker.io passt slirp4netns"
 	[test]="golang-go chromium|chromium-browser dnsmasq-base strace qemu-system-x86 kmod shellcheck
 		bpftool|linux-tools-generic systemd runc crun containerd podman conmon containernetworking-plugins
 		docker-compose libseccomp2 busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
@@ -43,7 +43,8 @@ wanted=()
 for choice in "${missing[@]}"; do
 	IFS='|' read -ra names <<<"$choice"
 	for name in "${names[@]}"; do
-		if apt-cache policy "$name" | grep -q 'Candidate: [^(]'; then
+		candidate=$(apt-cache policy "$name" | sed -n 's/^ *Candidate: //p')
+		if [ -n "$candidate" ] && [ "$candidate" != "(none)" ]; then
 			wanted+=("$name")
 			break
 		fi
