@@ -1,4 +1,8 @@
-"""A client's connection to graftd: gathers one message with its descriptors, sends one answer. Never blocks."""
+"""A client's connection to graftd: it gathers one message with its descriptors, and sends one answer.
+
+Connections are served by the loop, so they never block: sockets are non-blocking, and descriptors that a peer sent
+are closed by graft/foreign.py, because close(2) may block.
+"""
 
 import array
 import contextlib
@@ -17,11 +21,14 @@ from graft.loop import Loop
 from graft.target import Owner
 
 IDLE_SECONDS = 30.0
-PIECES_MAX = 64  # an agent message is parsed as it comes, whole each time
+PIECES_MAX = 64  # each piece of an agent message makes graftd parse all that has come so far
 
 
 def receive_fds(sock: socket.socket) -> tuple[bytes, list[int], int]:
-    """recvmsg(2) with descriptors, close-on-exec; socket.recv_fds() drops its flags (cpython 3.11)."""
+    """Receive up to 64 KiB with descriptors, which are close-on-exec: data, descriptors, msg_flags (recvmsg(2)).
+
+    socket.recv_fds() is no use here: it ignores its flags (CPython 3.11). Raises OSError.
+    """
     fds = array.array("i")
     room = socket.CMSG_LEN(protocol.DESCRIPTORS_MAX * fds.itemsize)
     data, ancillary, flags, _ = sock.recvmsg(65536, room, socket.MSG_CMSG_CLOEXEC)
@@ -32,12 +39,12 @@ def receive_fds(sock: socket.socket) -> tuple[bytes, list[int], int]:
 
 
 class Connection:
-    """Non-blocking. @complete says when the gathered bytes are a message, @serve answers it.
+    """One accepted connection, in the loop. @complete says when the gathered bytes are a message; @serve answers it.
 
-    What @serve returns is sent as {"ok": ...} with the descriptors that it put into `replies`, which are closed
-    then; a GraftError it raises is sent as {"error": ...}, None sends nothing. The connection ends with its
-    answer, unless @serve set `vetted` or `told`. Descriptors belong to @serve once it returned; whatever goes
-    wrong before closes them.
+    What @serve returns is sent as {"ok": ...}, with the descriptors in `replies`, which are closed afterwards. A
+    GraftError that it raises is sent as {"error": ...}. None sends nothing. The connection ends after its answer,
+    unless @serve set `vetted` or `told`. Descriptors that came with the message belong to @serve if it returns; if
+    it raises, the connection closes them. @closed is called at the end; @now is in monotonic seconds.
     """
 
     def __init__(
@@ -63,15 +70,15 @@ class Connection:
         self.pieces = 0
         self.outgoing = b""
         self.vetted = False  # was the peer outside every container when it said Hello?
-        self.told = False  # does it stay open, to be told what a verbose wrapper's programs do?
+        self.told = False  # does it stay open for the lines of a verbose wrapper?
         self.replies: list[int] = []
-        self.service: Any = None  # which socket it came by, and
-        self.account: tuple[str, int] | None = None  # with whom it shares a limit
+        self.service: Any = None  # Admin or Agent: the socket that it came by
+        self.account: tuple[str, int] | None = None  # what it counts against (Daemon._account)
         sock.setblocking(False)
         loop.add(sock.fileno(), self.ready)
 
     def ready(self, events: int) -> None:
-        """The loop's callback."""
+        """The loop's callback: read, write, or close, by @events of epoll(7). An exception closes the connection."""
         try:
             if events & select.EPOLLOUT:
                 self._flush()
@@ -83,7 +90,7 @@ class Connection:
             pass
         except OSError:
             self.close()
-        except Exception:  # a message that finds a fault of ours costs its own connection alone
+        except Exception:  # a message that triggers a bug of graftd ends its own connection, and nothing else
             log.exception("message of pid %d", self.pid)
             self.close()
 
@@ -125,12 +132,12 @@ class Connection:
             self._send(protocol.error_document(error))
 
     def check_peer(self) -> None:
-        """Raise Refused if the peer has ended: its pid may be another's by now, and /proc speak of that one."""
+        """Raise Refused if the peer has ended: another process may have its pid by now, and /proc/PID be of that."""
         if not self.peer_lives():
             raise Refused("the peer has ended", code="ESRCH")
 
     def peer_lives(self) -> bool:
-        """Is the process that connected still there? Its pid is nobody else's as long."""
+        """Is the process that connected still there? As long as it is, no other process has its pid."""
         return linux.alive(self.pidfd)
 
     def _send(self, document: dict[str, Any]) -> None:
@@ -159,13 +166,13 @@ class Connection:
         self.replies = []
 
     def tell(self, line: str) -> None:
-        """Send a line to a peer that listens; one that does not read loses it."""
+        """Send one line to a peer with `told`. The line is dropped if the peer does not read."""
         if self.told and not self.outgoing and self.sock.fileno() >= 0:
             with contextlib.suppress(OSError):
                 self.sock.send(line.encode(errors="replace") + b"\n", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def close(self) -> None:
-        """Drop the connection and whatever descriptors came with an incomplete message."""
+        """Close the connection, and descriptors that came with an incomplete message. May be called twice."""
         if self.sock.fileno() < 0:
             return
         for fd in self.fds:

@@ -1,7 +1,23 @@
-"""graftd: the registry behind two sockets, and the loop that answers trapped calls.
+"""graftd: the daemon's start, its sockets, its periodic work, and its end.
 
-One thread, one epoll loop; trapped calls are the business of graft/calls.py. Whatever graftd holds that must not
-die with it, listeners, their journals and namespaces, is in the store (graft/store.py).
+Theory of operation
+
+The loop is one thread around epoll(7) (graft/loop.py). It owns the registry and serves every socket:
+
+    graftd.sock         requests of `graft` by root and the group graft (graft/admin.py)
+    agent.sock          seccomp listeners from OCI runtimes and wrappers, requests of the API (graft/agent.py)
+    helpers.sock        each graft-sup that has outlived its graftd (graft/orphans.py)
+    graft.sock of Docker's plugins directory    network and IPAM driver (graft/docker.py)
+    port 53, UDP and TCP, at 127.0.0.11 and at the gateways of CNI networks    names (graft/dns.py)
+
+Trapped calls (seccomp_unotify(2)) may block, so the loop does not answer them. Up to 512 threads do, and up to 512
+more receive from listeners that root did not hand over (graft/calls.py, graft/workers.py). The resolver answers each
+TCP client in a thread, and graft/foreign.py closes descriptors in threads. `Tenant` in graft/registry.py says which
+thread may touch what.
+
+Listeners, their journals, and network namespaces must outlive graftd. Their descriptors are in the descriptor store
+of systemd or of the keeper (graft/store.py), and state.json says what they are for. Without a store they are lost:
+the targets' next trapped call fails with ENOSYS, unless a graft-sup still answers.
 """
 
 import contextlib
@@ -36,17 +52,19 @@ from graft.verbose import Teller
 
 DENIALS_KEPT = 32
 CONNECTIONS_MAX = 512
-CONNECTIONS_OF_USERS = 448  # the rest is for root
+CONNECTIONS_OF_USERS = 448  # above that, only root may connect
 CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
 SCOPE_GRACE_SECONDS = 5.0
-ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for one each 50 ms
+ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for a new one every 50 ms
 
 
 class Daemon:
-    """Everything graftd is while it runs."""
+    """All state of a running graftd, and the callbacks of its loop. Its methods run in the loop's thread, except
+    `_place`.
+    """
 
     def __init__(self, *, idle_exit: bool) -> None:
         self.directory = host.run_dir()
@@ -68,14 +86,17 @@ class Daemon:
         self.next_purge = 0.0
         self.sockets: list[tuple[str, int]] = []
         self.failed = False
-        self.passed_on: list[tuple[str, int]] = []  # the keeper's: the guard sees who is alive, the lock who it is
+        self.passed_on: list[tuple[str, int]] = []  # the keeper's descriptors
 
     # -- start and end --
 
     def start(self) -> None:
-        """Take over what a predecessor left, or begin from nothing."""
+        """Take over the state and the descriptors of a predecessor, if there was one, and serve the sockets.
+
+        Raises Failure, for instance if another graftd supervises this network namespace, and OSError.
+        """
         inherited = self.store.inherited()
-        self.registry.load()  # before anything is made that would be left behind
+        self.registry.load()  # first: if it fails, nothing has been made that would be left behind
         root = host.cgroup2_root()
         host.mount_bpffs()
         self.root = root
@@ -116,7 +137,10 @@ class Daemon:
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
 
     def _claim_namespace(self) -> None:
-        """One graftd a host namespace: two would refuse each other's sockets. Only root may hold this lock."""
+        """Lock the host namespace: two graftds there would refuse each other's sockets.
+
+        The lock file has mode 600, so that only root can hold the lock.
+        """
         self.claim_path = f"/run/graftd-netns-{host.netns_cookie()}.lock"
         self.claim = os.open(self.claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -125,7 +149,7 @@ class Daemon:
             raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
 
     def _restore(self, named: dict[str, int], inherited: list[tuple[str, int]]) -> None:
-        """Give the tenants of state.json their descriptors back; drop those whose processes are gone."""
+        """Give the tenants of state.json their descriptors back; drop tenants whose processes have ended."""
         places = {}
         for name, fd in inherited:
             kind, _, rest = name.partition("-")
@@ -151,7 +175,7 @@ class Daemon:
         self.registry.forget_dead()
 
     def _reopen_netns(self, tenant: Tenant) -> None:
-        """Nobody kept the namespace: while a process lives in it, its sockets keep their policy."""
+        """Find a namespace that no store kept by a process that lives in it: its sockets still need their policy."""
         for pid in host.processes_in_netns(tenant.netns):
             with contextlib.suppress(OSError):
                 tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -164,7 +188,7 @@ class Daemon:
         return place.fd
 
     def keep_places(self) -> None:
-        """Store the namespaces that endpoints name, and let go of those that none does any more."""
+        """Store the namespaces that endpoints name, and close those that no endpoint names any more."""
         for place in self.registry.unused_places():
             self.store.remove(f"place-{place.number}")
             self.kept_places.discard(place.number)
@@ -174,7 +198,10 @@ class Daemon:
             self.kept_places.add(number)
 
     def run(self) -> None:
-        """Until stopped."""
+        """Run the loop until a signal or a request stops it; clean up if no container and no attachment is left.
+
+        Exits with status 1 if graftd has to be started again.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.loop.run(self._tick)
@@ -187,7 +214,7 @@ class Daemon:
         self.loop.running = False
 
     def _keeper_gone(self) -> None:
-        """Start another keeper with everything this process holds; it starts a graftd, and this one ends."""
+        """Become a new keeper that has all descriptors of this process; the keeper then starts a new graftd."""
         log.warning("the keeper has died, starting another")
         held = [*self.sockets, *self.docker.held(), *self.calls.held()]
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
@@ -197,7 +224,7 @@ class Daemon:
         exec_with(python_command(KEEPER_ENTRY), held)
 
     def cleanup(self) -> None:
-        """Nothing is grafted: leave the host as it was."""
+        """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state."""
         Path(self.claim_path).unlink(missing_ok=True)
         self.calls.helpers.unlink(missing_ok=True)
         self.docker.cleanup()
@@ -242,7 +269,9 @@ class Daemon:
         return TICK_SECONDS
 
     def _check_policy(self) -> None:
-        """Somebody may have removed the pins, or taken this process out of the cgroup that has the policy."""
+        """Repair or restart where somebody removed the pins, or moved this process out of the cgroup that has the
+        policy's programs.
+        """
         if not self.kernel.is_pinned():
             log.error("%s was removed: its pins are put there again", self.kernel.pins)
             try:
@@ -255,17 +284,17 @@ class Daemon:
                 self.supervisor.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
                 self.supervisor.stamps.vouch(probe, OWN_TENANT)
         except OSError as error:
-            if error.errno == errno.EIO:  # else there was no descriptor to ask with
-                log.error("%s: no more sockets are given away; starting again", error.strerror)
+            if error.errno == errno.EIO:  # other errors, such as EMFILE, say nothing about the policy
+                log.error("%s: no socket can be made for containers; starting again", error.strerror)
                 self.failed = True
                 self.loop.running = False
 
     def _alive(self, tenant: Tenant, now: float) -> bool:
-        """Has a tenant without a listener a process left?"""
+        """Does a tenant that has no listener still have a process?"""
         if tenant.kind == API:
             tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
             return bool(tenant.followers)
-        if tenant.kind == WRAPPER and not tenant.scope:  # its netns is not its own: the program is what there is
+        if tenant.kind == WRAPPER and not tenant.scope:  # others are in its netns as well: only its program counts
             return _runs(tenant.pid, tenant.netns)
         pids = host.processes_in_netns(tenant.netns)
         if not tenant.scope:
@@ -286,13 +315,13 @@ class Daemon:
         self.keep_places()
 
     def follow(self, tenant: Tenant, pid: int) -> None:
-        """A process has sockets of this tenant by the API: the tenant lives as long."""
+        """Remember that a process has sockets of this tenant by the API: the tenant lives as long as the process."""
         if tenant.kind == API and pid not in tenant.followers:
             tenant.followers.add(pid)
             self.registry.save()
 
     def listen_in(self, tenant: Tenant, connection: Connection) -> None:
-        """Tell @connection what the programs of a verbose wrapper do."""
+        """Send @connection one line for each bind and connect of a verbose wrapper's programs, until it closes."""
         connection.told = True
         connection.deadline = float("inf")
         self.tellers[tenant.id] = Teller(tenant, connection)
@@ -329,7 +358,10 @@ class Daemon:
         self.loop.add(sock.fileno(), accept)
 
     def _account(self, connection: Connection) -> tuple[str, int] | None:
-        """With whom a connection shares its limit: its user, or for a container's root the container."""
+        """What a connection counts against: its user, or the network namespace of a container's root.
+
+        None: root of the host, which has no limit of its own.
+        """
         if connection.uid:
             return "uid", connection.uid
         try:
@@ -341,14 +373,17 @@ class Daemon:
     # -- tenants --
 
     def adopt(self, tenant: Tenant, listener_fd: int, *, trusted: bool) -> None:
-        """Put a tenant's new listener and namespace into the store, then listen. @trusted: root handed it over."""
+        """Store a tenant's namespace and new listener, then receive from the listener.
+
+        @listener_fd belongs to graftd from now on. @trusted: root handed it over.
+        """
         if not tenant.listeners:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
         self.calls.adopt(tenant, listener_fd, trusted=trusted)
 
     def ended(self, tenant: Tenant) -> None:
-        """The last process under a tenant's listeners is gone."""
-        self.kernel.drain()  # what its last processes did is told before its end
+        """Remove a tenant whose last listener has ended, which means that its last process has."""
+        self.kernel.drain()  # events of its last processes are reported before it is gone
         self._remove(tenant)
         log.info("container %s ended", tenant.name)
 
@@ -372,7 +407,9 @@ def _runs(pid: int, netns: int) -> bool:
 
 
 def main() -> None:
-    """Run as graftd: the sockets and the store come from the keeper or the service manager."""
+    """Run as graftd, with sockets (LISTEN_FDS) and a store from the keeper or the service manager. Exits with a
+    message for a GraftError, and for a privilege that is missing.
+    """
     try:
         host.raise_descriptor_limit()
         cage.enter()

@@ -1,13 +1,27 @@
-"""Tenants and endpoint tables: what graftd knows, kept equal to what the kernel has.
+"""Tenants and endpoint tables: graftd's state, and the BPF maps that are kept equal to it.
 
-An endpoint table belongs to a network namespace, found by its inode. A tenant is a policy: of a container, one
-for each namespace in which `graft run` or a runtime starts targets; of a wrapper, one for each `graft -i ...
--- CMD`, beside others in its namespace; of the programs of a namespace that use the Python API. They all
-have the endpoints of their namespace's table. A place is a host namespace in which sockets are made: 0 is
-graftd's own, the others are those that endpoints name. Every change goes through `apply`, which compiles the
-tenant's rules and brings the kernel's tables from what they were to what they shall be: first what is new,
-then the flags, then the removal of what is old, so that a bind in between meets either rule, never none.
-The whole is written to state.json after each change; a graftd that starts reads it back.
+Theory of operation
+
+An endpoint table belongs to one network namespace, which is found by its inode. The kernel uses inodes again, so
+the table also has the namespace's cookie (SO_NETNS_COOKIE), which is unique until the next boot.
+
+A tenant is a policy and the processes under it. There are three kinds, and all of them use the endpoint table of
+their namespace:
+
+    container   one for each namespace in which `graft run` or an OCI runtime starts targets
+    wrapper     one for each `graft -i ... -e ... -- CMD`; several may be in one namespace
+    api         one for the programs of a namespace that ask for sockets by the agent socket
+
+A place is a host namespace in which sockets are made. Place 0 is graftd's own; the others are those that endpoints
+name.
+
+`apply` brings a change of rules to the kernel. It compiles the tenant's rules, and writes the difference in this
+order: new and changed entries, then the tenant's flags, then the deletion of old entries. So a bind(2) in between
+meets the old rule or the new one, and never none. After each change the registry is written to state.json, which
+the next graftd reads.
+
+What still fails: a map may be full (ENOSPC). Then `apply` undoes what it has written and raises, and the caller
+restores the tenant. state.json may be impossible to write. Then `saved` is false, and graftd tries again each second.
 """
 
 import json
@@ -48,7 +62,7 @@ CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
 
 class Place(NamedTuple):
-    """A host namespace that endpoints name."""
+    """A host namespace that endpoints name. `fd` keeps it alive; `label` is what the user called it."""
 
     number: int
     inode: int
@@ -57,41 +71,41 @@ class Place(NamedTuple):
 
 
 class Table:
-    """The endpoint table of one network namespace."""
+    """The endpoint table of one network namespace: `netns` is its inode, `cookie` its SO_NETNS_COOKIE."""
 
     def __init__(self, netns: int, cookie: int, label: str) -> None:
         self.netns = netns
         self.cookie = cookie
-        self.label = label  # what the user called it: a path, a name, "pid N"
+        self.label = label  # what the user called the namespace: a path, a name, "pid N"
         self.endpoints: dict[str, Endpoint] = {}
 
 
 class Member(NamedTuple):
-    """A container of an engine."""
+    """A container of an engine, such as Docker or Podman."""
 
     engine: str
     name: str
-    directory: str  # Docker's, where its names are
+    directory: str  # where Docker keeps its config.v2.json, which has the names; else empty
 
 
 class Expected(NamedTuple):
-    """A container that an engine is creating: its ports are taken while the creating process lives."""
+    """A container that an engine is creating: its ports and addresses are taken while the creating process lives."""
 
     pidfd: int
     name: str
-    where: tuple[int, int]  # namespace and cookie, (0, 0) if not known
+    where: tuple[int, int]  # inode and cookie of the network namespace; (0, 0) if not known yet
     publications: list[Publication]
     owned: list[Own]
     shared: bool  # will its sockets share port numbers?
     until: float  # monotonic seconds
 
     def holds(self) -> bool:
-        """Is it still to be expected?"""
+        """May the container still come: does its creator live, and is there time left?"""
         return linux.alive(self.pidfd) and time.monotonic() < self.until
 
 
 class Rules(NamedTuple):
-    """A tenant's rules and its table at one moment."""
+    """A copy of a tenant's rules and of its endpoint table, to undo a change."""
 
     ingress: list[IngressRule]
     egress: list[EgressRule]
@@ -104,7 +118,24 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
 
 
 class Tenant:
-    """A policy, and the targets that it holds for."""
+    """A policy, and the processes under it.
+
+    Which thread may touch what. No lock guards a tenant, the registry, or a table. Instead:
+
+    Loop thread     the only one that changes the registry, tables, and tenants. Exceptions are below.
+    Call threads    (graft/calls.py: Supervisor.handle) read `id`, `netns`, `netns_fd`, `place`, `owner`, `ingress`,
+                    `egress` and `endpoints`, and the registry's `scopes` and `places`. They write through
+                    bound_path() and probe() alone, and set the registry's `saved` to false; the loop's next tick
+                    then writes state.json. They never call save() or apply().
+    Receivers       (graft/calls.py: _receive_apart) only look `scopes` up, and `parent` of what they find.
+    Resolver's TCP  (graft/dns.py: _converse) read a copy of the registry's `tenants`, and `attached`, `members`,
+    threads         `name` and `egress_host`. They write nothing here.
+
+    So a reader may meet a change that is half done: each attribute by itself is consistent, two together need not
+    be. Most decisions are the kernel's, by the BPF maps, where this cannot matter. A decision of a call thread
+    (graft/swap.py) may go by the rules from before the change. A tenant may be removed while a thread still answers
+    a call of it: `netns_fd` is -1 then. An exception in a call thread becomes EIO for that one call.
+    """
 
     def __init__(self, number: int, slot: int, name: str, table: Table) -> None:
         self.id = number
@@ -118,24 +149,24 @@ class Tenant:
         self.kind = CONTAINER
         self.egress_host = True
         self.strict = False
-        self.home = False  # a wrapper in graftd's own netns
+        self.home = False  # is it a wrapper in graftd's own netns?
         self.verbose = False
-        self.swap = False  # does its filter trap what the swap path needs?
-        self.place = 0  # where its sockets are made
-        self.parent: Tenant | None = None  # a wrapper inside a container has no listener of its own,
-        self.scope = 0  # but a number by which its processes are known
-        self.uid = 0  # of who asked for it
+        self.swap = False  # does its filter trap the calls that the swap path needs (graft/swap.py)?
+        self.place = 0  # the host namespace where its sockets are made
+        self.parent: Tenant | None = None  # of a wrapper inside a container: the container, whose listener it uses
+        self.scope = 0  # the number by which the processes of such a wrapper are known (graft/scope.py); else 0
+        self.uid = 0  # of the user who asked for it
         self.followers: set[int] = set()  # processes that have its sockets by the API
-        self.paths: dict[str, tuple[int, int, int]] = {}  # unix sockets that it has bound: device, inode, change time
+        self.paths: dict[str, tuple[int, int, int]] = {}  # unix sockets that it has bound: device, inode, ctime
         self.trusted = True  # did root of the host hand its listener over?
         self.resolvers: list[Address] = []
-        self.given: list[Own] = []  # by --ip
+        self.given: list[Own] = []  # addresses by --ip
         self.attached: list[Attachment] = []  # by an engine
         self.members: dict[str, Member] = {}  # an engine's containers that share the namespace, by their ids
         self.argv: list[str] = []
         self.pid = 0
-        self.started = time.time()  # to be shown
-        self.since = time.monotonic()  # that this graftd knows it
+        self.started = time.time()  # for `graft ps`
+        self.since = time.monotonic()  # when this graftd got to know it
         self.limits = Limits()
         self.netns_fd = -1
         self.listeners: set[int] = set()
@@ -144,50 +175,60 @@ class Tenant:
 
     @property
     def endpoints(self) -> dict[str, Endpoint]:
-        """The endpoint table of its namespace."""
+        """The endpoints of its namespace's table, by name."""
         return self.table.endpoints
 
     @property
     def owner(self) -> int:
-        """The uid that owns this tenant's sockets; those with an address of their own share one, and port numbers."""
+        """The uid that owns this tenant's sockets. Tenants with addresses of their own have one uid in common.
+
+        The kernel lets sockets of one uid share a port number (SO_REUSEPORT, socket(7)), so that two tenants can
+        bind the same port, each at its address.
+        """
         return OWNER_BASE + (0 if self.owned else self.slot)
 
     @property
     def owned(self) -> list[Own]:
-        """The addresses of its own; wildcard binds go to the first of a family."""
+        """The tenant's own addresses; wildcard binds go to the first one of a family."""
         return [*self.given, *(own for attachment in self.attached for own in attachment.addresses)]
 
     def bound_path(self, path: str) -> None:
-        """Remember a unix socket that it has bound, to remove it at the end."""
+        """Remember a unix socket that the tenant has bound, to unlink it at the tenant's end. From any thread.
+
+        Raises OSError if @path is gone already.
+        """
         found = os.lstat(path)
         self.paths[path] = _identity(found)
 
     def binds_path(self, path: str) -> bool:
-        """Has it bound this unix socket?"""
+        """Has the tenant bound the unix socket at @path?"""
         return path in self.paths
 
     def _remove_paths(self) -> None:
         for path, identity in self.paths.items():
             try:
                 found = os.lstat(path)
-                if _identity(found) == identity:  # inodes are used again at once
+                if _identity(found) == identity:  # ctime as well: file systems use an inode again at once
                     os.unlink(path)
             except OSError:
-                continue  # gone, or its directory is
+                continue  # the socket or its directory is gone
 
     def needs_swap(self) -> bool:
-        """Does a rule name an endpoint that takes another socket than socket() gives?"""
+        """Does a rule name an endpoint that needs another socket than the one that socket() gives?"""
         return needs_swap(self.endpoints, self.place, self.ingress, self.egress)
 
     def probe(self, family: int) -> socket.socket:
-        """A datagram socket in the tenant's own netns, to ask about its devices."""
+        """A datagram socket in the tenant's own netns, for ioctl(2) about its devices. It stays the tenant's.
+
+        From any thread. Raises OSError, also if the tenant has ended.
+        """
         if family not in self._probes:
             with linux.inside_netns(self.netns_fd):
                 self._probes[family] = socket.socket(family, socket.SOCK_DGRAM)
         return self._probes[family]
 
     def compile(self) -> policy.Tables:
-        """What the kernel shall have of this tenant."""
+        """The entries that the BPF maps shall have of this tenant."""
         return policy.compile_tables(
             self.id,
             self.table.endpoints,
@@ -203,15 +244,15 @@ class Tenant:
         )
 
     def rules(self) -> Rules:
-        """What `restore` takes back, should a change fail half way."""
+        """A copy of the rules and endpoints, for `restore` if a change fails half way."""
         return Rules(list(self.ingress), list(self.egress), list(self.publications), dict(self.table.endpoints))
 
     def restore(self, rules: Rules) -> None:
-        """Undo changes that the kernel has not seen yet."""
+        """Undo changes that `apply` has not brought to the kernel."""
         self.ingress, self.egress, self.publications, self.table.endpoints = rules
 
     def close(self) -> None:
-        """Let go of the namespace, and of the unix sockets."""
+        """Close the descriptor of the namespace, and unlink the unix sockets that the tenant has bound."""
         self._remove_paths()
         for probe in self._probes.values():
             probe.close()
@@ -222,7 +263,7 @@ class Tenant:
 
 
 class Registry:
-    """All tables and tenants of one graftd."""
+    """All tables and tenants of one graftd. Only the loop's thread may call its methods (see `Tenant`)."""
 
     def __init__(self, kernel: Kernel, state: Path) -> None:
         self.kernel = kernel
@@ -238,8 +279,8 @@ class Registry:
         self.scopes: dict[int, Tenant] = {}
         self.attachments: dict[str, Attachment] = {}
         self.expected: dict[str, Expected] = {}
-        self.added: set[Address] = set()  # what graft has put on lo
-        self.networks: list[str] = []  # an engine's network is known to the kernel by its place here, from 1
+        self.added: set[Address] = set()  # addresses that graft has put on lo
+        self.networks: list[str] = []  # the kernel knows an engine's network by its index here, counted from 1
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.saved = True
         self.next_id = 1
@@ -248,25 +289,26 @@ class Registry:
     # -- look up --
 
     def by_netns(self, netns: int) -> Tenant | None:
-        """The container of a namespace."""
+        """The container of the namespace with inode @netns, or None."""
         return next((t for t in self.tenants.values() if t.netns == netns and t.kind == CONTAINER), None)
 
     def of_netns(self, netns: int) -> list[Tenant]:
-        """All tenants of a namespace: the container, wrappers, users of the API."""
+        """All tenants of the namespace with inode @netns: the container, wrappers, users of the API."""
         return [t for t in self.tenants.values() if t.netns == netns]
 
     def by_container(self, number: str) -> Tenant | None:
-        """The tenant that an engine's container belongs to, by the engine's id."""
+        """The tenant that an engine's container belongs to, by the engine's id of it, or None."""
         return next((t for t in self.tenants.values() if number in t.members), None)
 
     def by_name(self, name: str) -> Tenant | None:
-        """A tenant by its name."""
+        """The tenant of this name, or None; names are unique."""
         return next((t for t in self.tenants.values() if t.name == name), None)
 
     def table(self, fd: int, label: str) -> Table:
-        """The table of the namespace @fd, made if need be.
+        """The table of the namespace @fd; an empty one is made if there is none. Raises OSError.
 
-        A namespace may have the inode of one that has ended; that one's endpoints are not its own.
+        A new namespace may have the inode of one that has ended. The cookie tells them apart, so that it does not
+        get the other's endpoints.
         """
         netns, cookie = os.fstat(fd).st_ino, host.netns_cookie_of(fd)
         found = self.tables.get(netns)
@@ -289,7 +331,10 @@ class Registry:
     # -- tenants --
 
     def admit(self, table: Table, name: str, argv: Sequence[str]) -> Tenant:
-        """A new tenant without rules. Raises Refused if the name is taken or all blocks are."""
+        """A new tenant without rules, which `install` then makes known.
+
+        Raises Refused if the name is in use (EEXIST), or every slice of the private loopback is (ENOSPC).
+        """
         if self.by_name(name):
             raise Refused(f"a container named '{name}' is running", hint="choose another --name", code="EEXIST")
         slot = self._free_slot()
@@ -299,7 +344,7 @@ class Registry:
         return tenant
 
     def _free_slot(self) -> int:
-        """Blocks are used in turn, so that a new container meets no TIME_WAIT of the one before."""
+        """A free slice of the private loopback: in turn, so that a new container meets no TIME_WAIT of an old one."""
         used = {t.slot for t in self.tenants.values()}
         for n in range(self.next_slot, self.next_slot + BLOCKS):
             slot = n % BLOCKS + 1
@@ -309,7 +354,7 @@ class Registry:
         raise Refused(f"{BLOCKS} containers are running", code="ENOSPC")
 
     def install(self, tenant: Tenant) -> None:
-        """Make an admitted tenant known to the kernel."""
+        """Make an admitted tenant known to the kernel. If that raises, the tenant is removed again."""
         self.tenants[tenant.id] = tenant
         try:
             self.apply(tenant)
@@ -318,7 +363,7 @@ class Registry:
             raise
 
     def remove(self, tenant: Tenant) -> None:
-        """Take a tenant and its published endpoints away; its sockets, if any are left, are refused."""
+        """Remove a tenant, its inner wrappers, and its published endpoints. What sockets it has left are refused."""
         for index, (name, _) in enumerate(policy.KEY_SIZES):
             for key in tenant.installed.maps()[index]:
                 self.kernel.maps[name].delete(key)
@@ -338,7 +383,7 @@ class Registry:
         self.save()
 
     def reserve(self, address: Address) -> None:
-        """Let an address be graftd's own: the kernel leads to nobody else there."""
+        """Mark an address as graftd's own in the map `addresses`, so that no tenant gets its traffic."""
         self.kernel.maps["addresses"].update(address.raw, policy.OWNER.pack(OWN_TENANT, 0))
 
     def release(self, address: Address) -> None:
@@ -352,23 +397,23 @@ class Registry:
             self.save()
 
     def remove_address(self, address: Address) -> None:
-        """Take an address away that graft has put there."""
+        """Remove an address from the host's stack, if graft has put it there."""
         if address in self.added:
             self.added.discard(address)
             host.remove_address(address)
             self.save()
 
     def forget_empty(self, table: Table) -> None:
-        """Drop a table that says nothing and that no tenant has."""
+        """Drop a table that has no endpoint and no tenant."""
         if not table.endpoints and not self.of_netns(table.netns):
             self.tables.pop(table.netns, None)
 
     def inner(self, tenant: Tenant) -> list[Tenant]:
-        """The wrappers inside a container that have no listener of their own, and end with it."""
+        """The wrappers inside a tenant that use its listener, and end with it."""
         return [t for t in self.tenants.values() if t.parent is tenant and t.scope]
 
     def take_scope(self, tenant: Tenant) -> None:
-        """Give a wrapper inside a container the number that its processes will carry."""
+        """Give a wrapper inside a container the number that marks its processes (graft/scope.py). Raises Refused."""
         if tenant.parent and len(self.inner(tenant.parent)) >= SCOPES_INSIDE:
             raise Refused(f"{SCOPES_INSIDE} wrappers run in this container", code="ENOSPC")
         free = (n for n in range(self.next_id, self.next_id + SCOPES) if n % SCOPES + 1 not in self.scopes)
@@ -379,7 +424,10 @@ class Registry:
         self.scopes[tenant.scope] = tenant
 
     def apply(self, tenant: Tenant) -> None:
-        """Bring the kernel's tables to the tenant's rules, and save."""
+        """Bring the BPF maps to the tenant's rules, and save.
+
+        Raises OSError, ENOSPC if a map is full; then the maps are as before.
+        """
         tables = tenant.compile()
         maps = self.kernel.maps
         named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(policy.KEY_SIZES)]
@@ -390,7 +438,7 @@ class Registry:
                     if old.get(key) != value:
                         maps[name].update(key, value)
                         written.append((name, key))
-        except OSError:  # ENOSPC: what did not fit whole is not there at all
+        except OSError:  # ENOSPC: undo, so that half a policy is never in force
             for _, old, name in named:
                 for key in (k for n, k in written if n == name):
                     if key in old:
@@ -412,7 +460,7 @@ class Registry:
         self.save()
 
     def reconcile(self) -> None:
-        """After a restart: delete from the kernel what no tenant accounts for, and put the rest there."""
+        """After a restart, make the BPF maps equal to the registry: delete entries of no tenant, write the others."""
         wanted = [tenant.compile() for tenant in self.tenants.values()]
         for index, (name, key_size) in enumerate(policy.KEY_SIZES):
             keep = {key for tables in wanted for key in tables.maps()[index]}
@@ -420,7 +468,7 @@ class Registry:
                 if key not in keep:
                     self.kernel.maps[name].delete(key)
         used = [int.from_bytes(key, "little") for key in self.kernel.maps["tenants"].keys(4)]
-        self.next_id = max([self.next_id, *(number + 1 for number in used)])  # a lost tenant's sockets are nobody's
+        self.next_id = max([self.next_id, *(number + 1 for number in used)])  # never give out a lost tenant's id
         known = {tenant.to_bytes(4, "little") for tenant in self.tenants}
         for key in list(self.kernel.maps["tenants"].keys(4)):
             if key not in known:
@@ -433,7 +481,10 @@ class Registry:
     # -- rules --
 
     def publish(self, tenant: Tenant, publications: Iterable[Publication]) -> None:
-        """Add `-p` publications to a tenant's table and rules. Raises Refused; then nothing has changed."""
+        """Add `-p` publications to a tenant's table and rules; `apply` brings them to the kernel.
+
+        Raises Refused for a port that is in use; then nothing has changed.
+        """
         taken = set(tenant.table.endpoints)
         made: list[tuple[Endpoint, IngressRule]] = []
         accepted: list[Publication] = []
@@ -453,16 +504,17 @@ class Registry:
         tenant.publications += accepted
 
     def _label(self, attachment: Attachment) -> str:
-        """What to call whose attachment it is."""
+        """The name of the container that has an attachment, for messages."""
         tenant = next((t for t in self.tenants.values() if attachment in t.attached), None)
         return tenant.name if tenant else next(iter(attachment.names), attachment.key)
 
     def check_free(
         self, publication: Publication, addresses: list[Address], *, where: tuple[int, int], shared: bool
     ) -> None:
-        """Raise Refused, naming the holder, unless a container in the namespace @where may publish this.
+        """Raise Refused, with the holder's name, unless a container in the namespace @where may publish this.
 
-        @shared: it has an address of its own, so that its sockets share port numbers with others that have one.
+        @where is its inode and cookie. @shared: the container has an address of its own, so that its sockets share
+        port numbers with those of other such containers (`Tenant.owner`).
         """
         for other in self.tenants.values():
             if (other.netns, other.table.cookie) != where:
@@ -484,7 +536,7 @@ class Registry:
         ports.check_publication(publication, addresses, own)
 
     def unpublish(self, tenant: Tenant, publication: Publication) -> None:
-        """Take a publication back; what is bound through it stays open."""
+        """Undo a publication; sockets that are bound through it stay open. Raises Refused if there is none."""
         if publication not in tenant.publications:
             raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
         tenant.publications.remove(publication)
@@ -504,7 +556,7 @@ class Registry:
             del tenant.table.endpoints[rule.endpoint]
 
     def add_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
-        """Append rules after checking all of them."""
+        """Append rules after checking all of them; `apply` brings them to the kernel. Raises Refused, UsageError."""
         ingress, egress = list(ingress), list(egress)
         rules: list[IngressRule | EgressRule] = [*ingress, *egress]
         for rule in rules:
@@ -526,8 +578,8 @@ class Registry:
     def check_leaving(self, tenant: Tenant, endpoint: Endpoint) -> None:
         """Raise Refused unless a program may connect through, or to, this endpoint of its table.
 
-        A publication, and an endpoint that came into the container's table for an ingress rule, name where a server
-        may be bound; to leave from there would reach what the container may not, the host's loopback for one.
+        A publication, and an endpoint that was imported for an ingress rule, say where a server may be bound. A
+        connection from there would reach what the container may not, such as the host's loopback.
         """
         container = tenant if tenant.kind == CONTAINER else self.by_netns(tenant.netns)
         allowed = {rule.endpoint for rule in container.egress} if container else set()
@@ -539,7 +591,7 @@ class Registry:
             )
 
     def delete_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
-        """Remove rules; all of them must exist."""
+        """Remove rules. Raises Refused if one does not exist; then nothing has changed."""
         ingress, egress = list(ingress), list(egress)
         for rule in (*ingress, *egress):
             if rule not in tenant.ingress and rule not in tenant.egress:
@@ -550,10 +602,10 @@ class Registry:
     # -- endpoints --
 
     def add_endpoints(self, table: Table, wanted: Sequence[tuple[str, EndpointWords, int]]) -> list[Endpoint]:
-        """`graft endpoint add`: names, words and places; all of them or none.
+        """`graft endpoint add`: @wanted has names, words and places. All of them are added, or none.
 
-        Raises UsageError for the grammar, Refused for a name in use (EEXIST) or a directory that is not
-        there (ENOENT).
+        Raises UsageError for the grammar, Refused for a name in use (EEXIST) or a directory that does not exist
+        (ENOENT).
         """
         added: dict[str, Endpoint] = {}
         for name, words, place in wanted:
@@ -569,7 +621,7 @@ class Registry:
             if endpoint.path and not os.path.isdir(os.path.dirname(endpoint.path)):
                 raise Refused(
                     f"endpoint '{name}': there is no directory '{os.path.dirname(endpoint.path)}'",
-                    hint="make it first; the path is the host's",
+                    hint="create it first; the path is the host's",
                     code="ENOENT",
                 )
             added[name] = endpoint
@@ -578,20 +630,23 @@ class Registry:
         return list(added.values())
 
     def _local_path(self, table: Table, name: str) -> str:
-        """Where an endpoint of type local meets: whoever may not list the directory has to know the name."""
+        """The path of a `local` endpoint's unix socket. Mode 711: other users cannot list the directory."""
         directory = self.state.parent / "local"
         directory.mkdir(mode=0o711, exist_ok=True)
         return str(directory / f"{table.netns}-{name}.sock")
 
     def delete_endpoints(self, table: Table, names: Sequence[str]) -> None:
-        """`graft endpoint del`, all of them or none: no new bind or connect through it; open sockets stay."""
+        """`graft endpoint del`: all of them or none. No new bind or connect goes through them; open sockets stay.
+
+        Raises Refused for an unknown name (ENOENT), and for an endpoint of a publication (EBUSY).
+        """
         for name in names:
             if name not in table.endpoints or names.count(name) > 1:
                 raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
             if table.endpoints[name].published:
                 raise Refused(
                     f"endpoint '{name}' belongs to a publication",
-                    hint="take that back with 'graft rule del -p ...'",
+                    hint="remove that with 'graft rule del -p ...'",
                     code="EBUSY",
                 )
         for name in names:
@@ -600,7 +655,7 @@ class Registry:
         self._table_changed(table)
 
     def home_endpoints(self) -> Mapping[str, Endpoint]:
-        """The table of graftd's own netns."""
+        """The endpoints of graftd's own netns, by name."""
         table = self.tables.get(self.home)
         return table.endpoints if table else {}
 
@@ -612,7 +667,7 @@ class Registry:
             self.save()
 
     def place(self, fd: int, label: str) -> int:
-        """The number of a host namespace, which is kept by a copy of @fd if it is a new one."""
+        """The number of the host namespace @fd. A new one is kept alive by a copy of @fd, and called @label."""
         inode = os.fstat(fd).st_ino
         if inode == self.home:
             return 0
@@ -624,7 +679,7 @@ class Registry:
         return number
 
     def unused_places(self) -> list[Place]:
-        """Take out the namespaces that no endpoint names any more; the caller closes them."""
+        """Remove the places that no endpoint or tenant names any more, and return them; the caller closes them."""
         used = {e.place for table in self.tables.values() for e in table.endpoints.values()}
         used |= {tenant.place for tenant in self.tenants.values()}
         return [self.places.pop(number) for number in set(self.places) - used]
@@ -632,7 +687,10 @@ class Registry:
     # -- state --
 
     def save(self) -> None:
-        """Write state.json whole, then rename it into place; where that fails, `saved` is false and tells."""
+        """Write state.json: a new file, then rename(2), so that a reader never sees half of it.
+
+        If that fails, it is logged, and `saved` is false.
+        """
         try:
             self._write()
             self.saved = True
@@ -641,17 +699,20 @@ class Registry:
             self.saved = False
 
     def _write(self) -> None:
-        from graft.state import dump  # it knows this module's classes
+        from graft.state import dump  # here, because graft.state imports this module
 
         temporary = self.state.with_suffix(".new")
         temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # through nobody's link
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # O_EXCL follows no symbolic link
         with open(temporary, "w", opener=lambda path, _flags: os.open(path, flags, 0o600)) as file:
             file.write(json.dumps(dump(self)))
         temporary.rename(self.state)
 
     def load(self) -> None:
-        """Read state.json back; tenants come without descriptors. An absent file is an empty state."""
+        """Read state.json; the tenants have no descriptors yet. An absent file is an empty state.
+
+        A file that cannot be read is moved aside, and the state is empty. Raises Failure for one of another version.
+        """
         from graft.state import VERSION, restore
 
         try:
@@ -664,7 +725,7 @@ class Registry:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, GraftError) as error:
             aside = self.state.with_suffix(".unreadable")
-            log.error("%s is unreadable (%s): moved to %s; what it told is lost", self.state, error, aside.name)
+            log.error("%s is unreadable (%s): moved to %s; its contents are lost", self.state, error, aside.name)
             self.state.rename(aside)
             self._begin()
             return
@@ -674,9 +735,10 @@ class Registry:
         )
 
     def restore_places(self, kept: dict[int, int]) -> list[str]:
-        """After `load`: @kept are descriptors by number, from the store. Names of endpoints that are lost.
+        """After `load`, open the host namespaces of endpoints again; @kept are the store's descriptors by number.
 
-        Where nobody kept a namespace it is found again by what the user called it, or its endpoints go.
+        A namespace that the store did not keep is looked up by the label that the user gave. If it is not found,
+        its endpoints are dropped. Returns the names of those.
         """
         for number, (inode, label) in self.lost_places.items():
             fd = kept.get(number, -1)
@@ -712,7 +774,7 @@ def needs_swap(
 
 
 def common_place(endpoints: Mapping[str, Endpoint], names: Iterable[str]) -> int:
-    """Where a wrapper's sockets are best made: at the endpoints that its rules name, if they are in one place."""
+    """The place where a wrapper's sockets are made: that of all endpoints in @names, or 0 if they differ."""
     places = {endpoints[n].place for n in names if n in endpoints and endpoints[n].address}
     return places.pop() if len(places) == 1 else 0
 
@@ -731,7 +793,7 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def rule_documents(tenant: Tenant) -> dict[str, Any]:
-    """A tenant's rules in JSON."""
+    """A tenant's rules in JSON, as `graft rule show -j` prints them."""
     return {
         "publish": [str(p) for p in tenant.publications],
         "ingress": [{"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress],

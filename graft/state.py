@@ -1,6 +1,7 @@
-"""state.json: what graftd knows, for the graftd that comes after it.
+"""state.json: the registry as JSON, for the next graftd.
 
-It speaks of namespaces, which do not outlive a boot; nor does the run directory.
+It names network namespaces by inode and cookie, which mean nothing after a reboot. The run directory is on a tmpfs,
+so the file is gone then as well.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ VERSION = 4
 
 
 def dump(registry: Registry) -> dict[str, Any]:
-    """The whole registry in JSON's types."""
+    """The whole registry in types that json.dumps() takes."""
     return {
         "version": VERSION,
         "next_id": registry.next_id,
@@ -72,7 +73,10 @@ def dump(registry: Registry) -> dict[str, Any]:
 
 
 def restore(registry: Registry, document: dict[str, Any]) -> None:
-    """Fill an empty registry; tenants come without descriptors."""
+    """Fill an empty registry from what `dump` returned; the tenants have no descriptors yet.
+
+    Raises KeyError, TypeError, ValueError, or GraftError for a document of another shape.
+    """
     registry.next_id = document["next_id"]
     registry.next_slot = document["next_slot"]
     for saved in document["tables"]:
@@ -111,7 +115,7 @@ def restore(registry: Registry, document: dict[str, Any]) -> None:
 
 
 def _endpoint(saved: dict[str, Any]) -> Endpoint:
-    """Back from state.json."""
+    """An endpoint from its entry in state.json."""
     unix = saved["type"] in ("unix", "local")
     port = 0 if unix or saved["port"] == "dynamic" else int(str(saved["port"]).partition("-")[0])
     return Endpoint(
