@@ -1,4 +1,12 @@
-"""The admin socket: requests of `graft`, one each connection."""
+"""The admin socket (graftd.sock): requests of `graft`, graft-cni, graft-runtime, and the OCI hook.
+
+A connection carries one request, or `hello` and then one request. Each class of graft/protocol.py has a method of
+its name here, which gets the request and its descriptors and returns the value of "ok". A method that returns owns
+the descriptors; if it raises, the connection closes them. All of this runs in the loop's thread.
+
+Requests that change something are refused while state.json cannot be written, because the change would not survive
+a restart of graftd.
+"""
 
 import contextlib
 import os
@@ -41,13 +49,16 @@ READING = (
 
 
 class Admin:
-    """Answers admin requests from a daemon's registry."""
+    """Answers admin requests, with the registry of a Daemon."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
-        """One request → the value of "ok". Raises GraftError."""
+        """Carry out one request: @line is its JSON, the result is the value of "ok".
+
+        Raises GraftError, for instance Refused (EPROTO) for a client of another version.
+        """
         connection.check_peer()
         if not connection.vetted:
             refuse_targets(self.daemon, connection.pid)
@@ -97,7 +108,7 @@ class Admin:
     # -- running --
 
     def run(self, connection: Connection, request: protocol.Run, fds: list[int]) -> Reply:
-        """A target hands over its listener; its netns is the peer's own."""
+        """`graft run`: a target hands over its listener. Its netns is the peer's own. Raises GraftError."""
         if len(fds) != 1:
             raise UsageError("a run request carries one descriptor, the seccomp listener")
         tenant = admit_target(self.daemon, connection.pid, connection.uid, fds[0], request, trusted=True)
@@ -106,7 +117,7 @@ class Admin:
     # -- endpoints --
 
     def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, fds: list[int]) -> Reply:
-        """graft endpoint add."""
+        """`graft endpoint add`: all of them or none. Returns them in JSON."""
         registry_ = self.daemon.registry
         table = self._table(connection, request.netns)
         try:
@@ -135,7 +146,7 @@ class Admin:
         return self.daemon.registry.place(fd, label)
 
     def endpoint_del(self, connection: Connection, request: protocol.EndpointDel, _fds: list[int]) -> Reply:
-        """graft endpoint del."""
+        """`graft endpoint del`: all of them or none."""
         table = self._table(connection, request.netns)
         try:
             self.daemon.registry.delete_endpoints(table, request.names)
@@ -145,7 +156,7 @@ class Admin:
         return {}
 
     def endpoint_show(self, connection: Connection, request: protocol.EndpointShow, _fds: list[int]) -> Reply:
-        """graft endpoint show."""
+        """`graft endpoint show`: the endpoints of a namespace in JSON, sorted by name."""
         table = self._table(connection, request.netns)
         self.daemon.registry.forget_empty(table)
         if request.name is not None and request.name not in table.endpoints:
@@ -156,7 +167,7 @@ class Admin:
     # -- rules --
 
     def rule_add(self, connection: Connection, request: protocol.RuleAdd, _fds: list[int]) -> Reply:
-        """graft rule add: all of them or none."""
+        """`graft rule add`: all of them or none."""
         tenant = self._tenant(connection, request.netns)
         publications = [parse_publication(p) for p in request.publish]
         ingress = [parse_ingress(r) for r in request.ingress]
@@ -176,7 +187,7 @@ class Admin:
         return {}
 
     def rule_del(self, connection: Connection, request: protocol.RuleDel, _fds: list[int]) -> Reply:
-        """graft rule del: all of them or none."""
+        """`graft rule del`: all of them or none."""
         tenant = self._tenant(connection, request.netns)
         publications = [parse_publication(p) for p in request.publish]
         ingress = [parse_ingress(r) for r in request.ingress]
@@ -193,17 +204,17 @@ class Admin:
         return {}
 
     def rule_show(self, connection: Connection, request: protocol.RuleShow, _fds: list[int]) -> Reply:
-        """graft rule show."""
+        """`graft rule show`: the tenant's rules in JSON."""
         return registry.rule_documents(self._tenant(connection, request.netns))
 
     # -- looking --
 
     def ps(self, _connection: Connection, _request: protocol.Ps, _fds: list[int]) -> Reply:
-        """graft ps."""
+        """`graft ps`: a summary of each tenant."""
         return [self._summary(t) for t in self.daemon.registry.tenants.values()]
 
     def inspect(self, _connection: Connection, request: protocol.Inspect, _fds: list[int]) -> Reply:
-        """graft inspect."""
+        """`graft inspect`: all that graftd knows of one tenant, with the kernel's counters and its last refusals."""
         tenant = self.daemon.registry.by_name(request.name)
         if tenant is None:
             raise Refused(f"no container named '{request.name}'", hint="'graft ps' lists them", code="ENOENT")
@@ -236,13 +247,13 @@ class Admin:
     # -- engines --
 
     def bundle(self, connection: Connection, request: protocol.Bundle, _fds: list[int]) -> Reply:
-        """graft-runtime, before the real runtime's create."""
+        """graft-runtime, before the real runtime's `create`: add the traps to the bundle's config.json."""
         path = Path(request.bundle, "config.json")
         oci.write(path, self._edited(connection.pid, oci.read(path), request.id))
         return {}
 
     def hook(self, connection: Connection, request: protocol.Hook, _fds: list[int]) -> Reply:
-        """Podman's precreate hook."""
+        """Podman's `precreate` hook: returns config.json with the traps."""
         return self._edited(linux.parent(connection.pid), request.config, "")
 
     def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
@@ -250,7 +261,7 @@ class Admin:
             return self._edit(creator, config, number)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             log.warning("container %s: %r", number, error)
-            raise UsageError(f"config.json is not what the runtime specification has: {error!r}") from None
+            raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
 
     def _edit(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
         container = oci.identify(config, number)
@@ -264,7 +275,7 @@ class Admin:
             raise
 
     def _check_network(self, container: oci.Container) -> None:
-        """Refuse a container that another network's plugin has given an interface: its ports would lead nowhere."""
+        """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
         if container.network:
             attached = [a for t in self.daemon.registry.tenants.values() for a in t.attached]
             if all(a in attached or not a.sandbox for a in self.daemon.registry.attachments.values()):
@@ -283,7 +294,10 @@ class Admin:
                 )
 
     def attach(self, _connection: Connection, request: protocol.Attach, fds: list[int]) -> Reply:
-        """graft-cni ADD."""
+        """graft-cni ADD: attach a namespace to a network of CNI. The descriptor is the namespace.
+
+        Repeated for the same key, it replaces the attachment. Raises GraftError.
+        """
         if len(fds) != 1:
             raise UsageError("attach carries one descriptor, the namespace")
         registry_ = self.daemon.registry
@@ -296,7 +310,7 @@ class Admin:
         attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
         attachment.publications = [parse_publication(p) for p in request.publish]
         attachment.offered = [{"publish": str(p)} for p in attachment.publications]
-        if attachments.twins_inside(registry_, attachment):  # one container in several networks, all with its ports
+        if attachments.twins_inside(registry_, attachment):  # each of a container's networks names its ports
             attachment.publications = []
         attachment.names = [n for n in request.names if n]
         if request.resolver:
@@ -313,7 +327,7 @@ class Admin:
         return {}
 
     def attached(self, _connection: Connection, request: protocol.Attached, _fds: list[int]) -> Reply:
-        """graft-cni CHECK."""
+        """graft-cni CHECK: the attachment's addresses that the host has. Raises Refused if there is no attachment."""
         attachment = self.daemon.registry.attachments.get(request.key)
         if attachment is None:
             raise Refused("the container is not attached", code="ENOENT")
@@ -321,7 +335,7 @@ class Admin:
         return {"addresses": [str(own.address) for own in attachment.addresses if str(own.address) in here]}
 
     def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
-        """graft-cni DEL."""
+        """graft-cni DEL: drop an attachment. One that does not exist is no error (CNI specification, DEL)."""
         registry_ = self.daemon.registry
         gone = registry_.attachments.get(request.key)
         if gone:
@@ -331,7 +345,7 @@ class Admin:
         return {}
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
-        """For graft doctor and the benchmarks."""
+        """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""
         daemon = self.daemon
         calls, ns = daemon.calls.counted()
         return {
@@ -344,9 +358,9 @@ class Admin:
         }
 
     def stop(self, _connection: Connection, request: protocol.Stop, _fds: list[int]) -> Reply:
-        """graftd --stop: refused while containers run, unless forced (their next socket() fails then).
+        """`graftd --stop`: Refused (EBUSY) while containers run, unless forced; their next socket() fails then.
 
-        graftd --replace: the containers wait for another graftd.
+        `graftd --replace`: the containers' calls wait for the next graftd.
         """
         if request.replace and self.daemon.managed:
             raise Refused("a service manager keeps this graftd", hint="systemctl restart graftd", code="EBUSY")
@@ -402,7 +416,7 @@ class Admin:
 
 
 def live_pid(tenant: Tenant) -> int:
-    """The first process of a container, or another of its namespace once that has ended."""
+    """The pid of a container's first process; once that has ended, of another process in its namespace."""
     with contextlib.suppress(OSError):
         if linux.netns_inode(tenant.pid) == tenant.netns:
             return tenant.pid
@@ -410,7 +424,7 @@ def live_pid(tenant: Tenant) -> int:
 
 
 def _method(name: str) -> str:
-    """EndpointAdd → endpoint_add."""
+    """The name of the method for a request's class: EndpointAdd is answered by endpoint_add."""
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
@@ -421,7 +435,7 @@ def _slice(tenant: Tenant, *, v4: bool) -> bytes:
 
 
 def denial_document(when: float, denial: bpf.Denial) -> dict[str, Any]:
-    """One refused call in JSON."""
+    """One refused call in JSON; @when is in seconds since the epoch."""
     import errno
 
     document: dict[str, Any] = {

@@ -1,13 +1,16 @@
-"""The agent socket: whoever runs a program under the filter hands its listener over here.
+"""The agent socket (agent.sock): it takes the seccomp listeners of filtered programs, and requests of the API.
 
-The message is the OCI runtimes' (runc, crun): ContainerProcessState with one descriptor, `seccompFd`, and
-what graft shall do as `metadata`. The runtime never reads an answer. A connection that ends without a
-message is an aborted create, and normal. The wrapper sends the same message, and the Python API asks for
-sockets (graft/protocol.py, AgentRequest).
+OCI runtimes (runc, crun) send ContainerProcessState (OCI runtime specification, config-linux.md) with one descriptor,
+`seccompFd`. Its `metadata` says what graft shall do. A runtime never reads an answer. A connection that ends without
+a message is normal: the runtime has given up `create`. The wrapper (`graft -i ... -- CMD`) sends the same message.
+The Python and C API send requests of graft's own (graft/protocol.py, AgentRequest).
 
-Who asks decides what is believed. A peer that is root in the host's user namespace (a runtime), or that brings what
-graftd sealed, may name another process as the target and publish ports; anybody else speaks for itself, in the
-netns that its own pid shows, with the strict policy.
+Anyone may connect, so what a message may ask depends on the peer. A peer that is root in the host's user namespace
+and netns (a runtime), or that brings metadata with graftd's seal (graft/seal.py), may name another process as the
+target, and publish ports. Any other peer speaks for itself alone, in the netns of its own pid, and gets the strict
+policy.
+
+All of this runs in the loop's thread.
 """
 
 import contextlib
@@ -43,13 +46,13 @@ if TYPE_CHECKING:
 
 
 class Agent:
-    """Takes listeners from runtimes and programs."""
+    """Answers the messages of the agent socket, with the registry of a Daemon."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
 
     def serve(self, connection: Connection, message: bytes, fds: list[int]) -> Any:
-        """One message. Raises GraftError, which goes to the peer as well as to the log."""
+        """Carry out one message; the result is the value of "ok". Raises GraftError, after logging it."""
         try:
             if protocol.is_agent_request(message):
                 connection.check_peer()
@@ -77,7 +80,7 @@ class Agent:
             known = self.daemon.registry.by_name(wish.name)
         if known and not (state.pid or state.state.pid):
             check_listener(listener)
-            self.daemon.adopt(known, listener, trusted=True)  # crun's exec names no process
+            self.daemon.adopt(known, listener, trusted=True)  # `crun exec` sends no pid
             return {"name": known.name}
         self.daemon.calls.reap()
         try:
@@ -92,7 +95,10 @@ class Agent:
         return {"name": tenant.name}
 
     def _end(self, pid: int, name: str, why: GraftError) -> None:
-        """What an engine has started and graft refuses does not go on without a policy: its engine sees it end."""
+        """Kill the first process of a container that graft refuses: it must not go on without a policy.
+
+        Its engine sees it end.
+        """
         log.error("container %s is ended: %s", name, why)
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
@@ -144,7 +150,7 @@ class Agent:
         return endpoint
 
     def _open(self, connection: Connection, tenant: Tenant, request: protocol.Open) -> dict[str, Any]:
-        """A socket bound to an endpoint, or one that may connect to another, or both."""
+        """Make a socket that is bound to an endpoint, or may connect to another one, or both."""
         if request.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
             raise UsageError(f"socket type {request.type} is not SOCK_STREAM or SOCK_DGRAM")
         if request.bind is None and request.connect is None:
@@ -194,7 +200,7 @@ class Agent:
         return reply
 
     def _permit(self, tenant: Tenant, request: protocol.Permit, fds: list[int]) -> dict[str, Any]:
-        """Let the attached socket, which is this tenant's, reach an endpoint's address."""
+        """Let the attached socket, which must be this tenant's, reach an endpoint. Returns the endpoint's address."""
         if len(fds) != 1:
             raise UsageError("attach the socket")
         endpoint = self._endpoint(tenant, request.name)

@@ -1,6 +1,7 @@
-"""graftd's log: standard error, with journald's priority prefix under systemd (sd-daemon(3)).
+"""graftd's log: lines on standard error, with journald's priority prefix under systemd (sd-daemon(3)).
 
-What others make graftd write is short, on one line, and no more than RATE lines a second after BURST.
+Containers and unprivileged users cause log lines, and must not fill the disk or forge lines. So a message is cut to
+LENGTH characters and one line, and after BURST lines at most RATE lines a second are written.
 """
 
 import logging
@@ -13,7 +14,7 @@ _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERRO
 
 
 def one_line(text: str) -> str:
-    """@text without control characters, cut to LENGTH."""
+    """@text with its control characters escaped, cut to LENGTH characters."""
     plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:LENGTH])
     return plain if len(text) <= LENGTH else f"{plain}..."
 
@@ -29,7 +30,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Limit(logging.Filter):
-    """A token bucket; what it held back is counted in the next line that passes."""
+    """A token bucket. The next line that passes tells how many lines were dropped before it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`graft -v`: what the programs of a wrapper did, one line each, to whoever listens."""
+"""`graft -v`: one line for each bind and connect of a wrapper's programs, sent to the `graft` that waits for it."""
 
 import errno
 from collections import OrderedDict
@@ -9,11 +9,11 @@ from graft.connection import Connection
 from graft.endpoint import Address, Endpoint
 from graft.registry import Tenant
 
-REMEMBERED = 256  # destinations of datagrams, of which the first alone is told
+REMEMBERED = 256  # destinations of datagrams: only the first datagram to each is reported
 
 
 class Teller:
-    """One verbose tenant and its listener."""
+    """One verbose tenant, and the connection that gets its lines."""
 
     def __init__(self, tenant: Tenant, connection: Connection) -> None:
         self.tenant = tenant
@@ -21,7 +21,7 @@ class Teller:
         self.sent: OrderedDict[str, None] = OrderedDict()
 
     def tell(self, denial: Denial) -> None:
-        """Tell of a conversion or a refusal."""
+        """Send the line for a conversion or a refusal; a datagram's only once for each destination."""
         line = self.describe(denial)
         if denial.op == "send":
             if line in self.sent:
@@ -32,7 +32,7 @@ class Teller:
         self.connection.tell(line)
 
     def describe(self, denial: Denial) -> str:
-        """The line."""
+        """The line, without a newline: "curl: connect 192.0.2.1:80 from ep-out (198.51.100.7:dynamic)"."""
         asked = Address(denial.address)
         if denial.op == "setsockopt":
             return (
