@@ -1,4 +1,12 @@
-"""Who becomes a tenant, and with what: `graft run`, runtimes, the wrapper, programs that use the Python API."""
+"""Admission: which processes become a tenant, and with which policy.
+
+Tenants come from `graft run`, OCI runtimes, the wrapper (`graft -i ... -e ... -- CMD`), and programs with the API. A
+peer is `trusted` if it is root of the host, or brings metadata that graftd has sealed. Any other peer gets the strict
+policy, in its own network namespace, within the limits below.
+
+The functions run in the loop's thread. They either make the whole change or raise GraftError and change nothing.
+A /proc/PID of a peer is to be believed only after Connection.check_peer().
+"""
 
 import os
 import time
@@ -19,31 +27,31 @@ if TYPE_CHECKING:
     from graft.daemon import Daemon
 
 CAP_SYS_ADMIN = 21
-CREATE_SECONDS = 60.0  # for an engine, from create to the container's first process
+CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 NAME_MAX = 64
-UNTRUSTED_RULES = 512  # of a wrapper whose user is not root of the host,
-UNTRUSTED_LISTENERS = 16  # of one namespace
-UNTRUSTED_TENANTS = 64  # and such wrappers of one user
+UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
+UNTRUSTED_LISTENERS = 16  # of one such tenant
+UNTRUSTED_TENANTS = 64  # of one such user
 EGRESS_DEFAULTS = ("host", "none")
 
 
 def refuse_targets(daemon: "Daemon", pid: int) -> None:
-    """A container's own processes may not give orders, whatever their uid.
+    """Raise Refused if the peer @pid is a process of a container, whatever its uid: those may not give orders.
 
-    They are under our filter, in a tenant's netns; a user namespace of their own would get them out of that
-    netns, so peers in another user namespace than graftd's are refused as well.
+    They are known by graft's seccomp filter and a tenant's netns. With a user namespace of its own a process could
+    leave that netns, so peers in another user namespace than graftd's are refused as well.
     """
     if not same_user_namespace(pid):
         raise Refused("processes in another user namespace may not use the admin socket", code="EPERM")
     netns = peer_netns(pid)
-    at_home = netns == daemon.registry.home  # where wrappers are no containers
+    at_home = netns == daemon.registry.home  # programs of wrappers there are the host's own
     inside = any(t.listeners and (t.kind == CONTAINER or not at_home) for t in daemon.registry.of_netns(netns))
     if inside and _filtered(pid):
         raise Refused("processes inside a graft container may not use the admin socket", code="EPERM")
 
 
 def same_user_namespace(pid: int) -> bool:
-    """Is this process in graftd's own user namespace?"""
+    """Is this process in graftd's user namespace? False if it has ended."""
     try:
         return os.stat(f"/proc/{pid}/ns/user").st_ino == os.stat("/proc/self/ns/user").st_ino
     except OSError:
@@ -51,7 +59,10 @@ def same_user_namespace(pid: int) -> bool:
 
 
 def administrates(pid: int) -> bool:
-    """Has this process CAP_SYS_ADMIN over the host, as root has outside containers, in whatever netns it is?"""
+    """Does this process have CAP_SYS_ADMIN in graftd's user namespace, as root has outside of containers?
+
+    Its netns does not matter. False if it has ended.
+    """
     try:
         with open(f"/proc/{pid}/status") as status:
             effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
@@ -69,20 +80,22 @@ def _filtered(pid: int) -> bool:
 
 
 def peer_netns(pid: int) -> int:
-    """The netns of a peer, by its inode. Raises Refused if the peer has ended."""
+    """The inode of a peer's netns. Raises Refused (ESRCH) if the peer has ended."""
     try:
         return linux.netns_inode(pid)
     except OSError:
-        raise Refused("the peer is gone", code="ESRCH") from None
+        raise Refused("the peer has ended", code="ESRCH") from None
 
 
 def admit_target(
     daemon: "Daemon", pid: int, uid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
 ) -> Tenant:
-    """Make or join the tenant of the netns of @pid. Raises GraftError, and then nothing has changed.
+    """Make the container of the netns of @pid, or join the one that is there. @uid is the peer's.
 
-    An untrusted peer gets the strict policy: conversions through endpoints of its own netns' table, which
-    only the admin fills; no publications, no egress of the host's.
+    An untrusted peer gets the strict policy: it may only use endpoints of its own netns, which an administrator adds;
+    it may not publish ports, nor connect as the host does. @listener belongs to graftd afterwards.
+
+    Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
     """
     check_listener(listener)
     reg = daemon.registry
@@ -106,7 +119,7 @@ def admit_target(
     if not trusted:
         _check_share(reg, uid, len(ingress) + len(egress))
         if wish.name:
-            raise Refused("only root may name a container", hint="leave the name away", code="EPERM")
+            raise Refused("only root may name a container", hint="omit the name", code="EPERM")
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     netns = os.fstat(netns_fd).st_ino
     tenant = reg.by_netns(netns)
@@ -142,25 +155,25 @@ def admit_target(
         elif owned and [own for own in owned if own not in tenant.given]:
             raise Refused(
                 f"this namespace runs container '{tenant.name}', which has its addresses",
-                hint="leave --ip away",
+                hint="omit --ip",
                 code="EEXIST",
             )
         elif wish.name and wish.name != tenant.name and not engine:
-            raise Refused(f"this namespace runs container '{tenant.name}'", hint="leave --name away", code="EEXIST")
+            raise Refused(f"this namespace runs container '{tenant.name}'", hint="omit --name", code="EEXIST")
         elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
             raise Refused(
                 f"container '{tenant.name}' runs with egress {'host' if tenant.egress_host else 'none'}",
-                hint="one namespace has one policy; leave --egress away",
+                hint="one namespace has one policy; omit --egress",
                 code="EEXIST",
             )
         else:
             os.close(netns_fd)
-            # `exec` and a second `graft run` say again what holds already
+            # `exec` and a second `graft run` repeat rules that the container has
             publications = [p for p in publications if p not in tenant.publications]
             ingress = [r for r in ingress if r not in tenant.ingress]
             egress = [r for r in egress if r not in tenant.egress]
         if isinstance(wish, protocol.Metadata) and wish.container:
-            if wish.container in tenant.members:  # `exec`: what has been taken back meanwhile stays so
+            if wish.container in tenant.members:  # `exec`: do not bring back what was removed meanwhile
                 publications, ingress, egress = [], [], []
             tenant.members[wish.container] = Member(wish.engine, wish.name or "", wish.directory)
         if trusted:
@@ -185,10 +198,12 @@ def admit_target(
 
 
 def expect_target(daemon: "Daemon", wish: protocol.Metadata, container: Container, creator: int) -> None:
-    """An engine's process @creator is about to create a container with these wishes.
+    """Check and reserve what a container needs that the engine's process with pid @creator is about to create.
 
-    Raises GraftError for what would be refused once its first process is there; its ports are taken from now on.
-    `wish.swap` is set if one of its rules needs that.
+    Its ports and addresses are taken from now on, until its first process is there, its creator ends, or
+    CREATE_SECONDS have passed. `wish.swap` is set if a rule needs the traps of the swap path.
+
+    Raises GraftError for what `admit_target` would refuse later, and OSError if @creator has ended.
     """
     reg = daemon.registry
     publications = [parse_publication(p) for p in wish.publish]
@@ -225,13 +240,16 @@ def expect_target(daemon: "Daemon", wish: protocol.Metadata, container: Containe
 
 
 def check_listener(fd: int) -> None:
-    """Raise UsageError unless @fd is a seccomp listener."""
+    """Raise UsageError unless @fd is a seccomp listener (seccomp_unotify(2))."""
     if not is_listener(fd):
         raise UsageError("the descriptor is not a seccomp listener")
 
 
 def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
-    """Does a wrapper of @pid with these rules need the traps of the swap path? Raises GraftError for a bad rule."""
+    """Does a wrapper of @pid with these rules need the traps of the swap path (graft/swap.py)?
+
+    Raises GraftError for a rule that is wrong, or names an endpoint that @pid's netns lacks.
+    """
     ingress, egress = _wrapper_rules(wish)
     endpoints = _peer_table(daemon.registry, pid).endpoints
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
@@ -242,7 +260,7 @@ def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
 
 
 def _peer_table(reg: Registry, pid: int) -> Table:
-    """The table of a peer's netns, to look at."""
+    """The endpoint table of a peer's netns, only to read. An empty one is not kept in the registry."""
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
@@ -253,7 +271,7 @@ def _peer_table(reg: Registry, pid: int) -> Table:
 
 
 def endpoints_of(daemon: "Daemon", pid: int) -> list[dict[str, Any]]:
-    """The endpoints that a peer may use, in JSON, by name."""
+    """The endpoints of the netns of @pid in JSON, sorted by name."""
     found = _peer_table(daemon.registry, pid).endpoints.values()
     return [registry.endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
 
@@ -268,13 +286,16 @@ def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[Ingre
 def admit_wrapper(
     daemon: "Daemon", pid: int, uid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
 ) -> Tenant:
-    """A tenant for `graft -i ... -e ... -- CMD`: its rules, the endpoints of the netns of @pid, and nothing else.
+    """Make the tenant of `graft -i ... -e ... -- CMD`: it has its rules, and the endpoints of the netns of @pid.
 
-    Without a listener the wrapper runs inside a container (or a wrapper): the one that is there supervises its
-    processes, which are known by the number in `scope`. Raises GraftError, and then nothing has changed.
+    Without a @listener the wrapper runs inside a container or another wrapper, because the kernel allows a process
+    only one listener (seccomp(2), EBUSY). The outer tenant's listener then supervises its processes, which are told
+    apart by the number in `scope` (graft/scope.py).
+
+    Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
     """
     if wish.publish or wish.egress_default or wish.name or wish.strict or wish.ip:
-        raise UsageError("a wrapper has ingress and egress rules alone")
+        raise UsageError("a wrapper takes only ingress and egress rules")
     if listener is not None:
         check_listener(listener)
     reg = daemon.registry
@@ -317,7 +338,7 @@ def admit_wrapper(
 
 
 def _check_share(reg: Registry, uid: int, rules: int) -> None:
-    """What one unprivileged user may take of the kernel's tables and of graftd's time, in wrappers and containers."""
+    """Raise Refused if an unprivileged user asks for more than their share of the BPF maps and of graftd's time."""
     if rules > UNTRUSTED_RULES:
         raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
     if sum(t.uid == uid and not t.trusted for t in reg.tenants.values()) >= UNTRUSTED_TENANTS:
@@ -325,7 +346,7 @@ def _check_share(reg: Registry, uid: int, rules: int) -> None:
 
 
 def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
-    """Whose listener the processes of a nested wrapper are under: a container's, or a wrapper's of the same user."""
+    """The tenant whose listener a nested wrapper's processes are under: the container, or a wrapper of the user's."""
     running = [t for t in reg.of_netns(netns) if t.listeners and (t.kind == CONTAINER or t.uid == uid)]
     if not running:
         raise Refused(
@@ -337,7 +358,11 @@ def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
 
 
 def api_tenant(daemon: "Daemon", pid: int, uid: int) -> Tenant:
-    """The policy of programs that ask for sockets by the agent socket: the container's, else one for the netns."""
+    """The tenant of a program that asks for sockets by the agent socket: the container of its netns, if there is one,
+    else the netns' tenant of kind `api`, which is made if need be.
+
+    Raises Refused, and OSError if the program has ended.
+    """
     reg = daemon.registry
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     netns = os.fstat(netns_fd).st_ino
@@ -362,12 +387,15 @@ def api_tenant(daemon: "Daemon", pid: int, uid: int) -> Tenant:
 
 
 def endpoint_names(ingress: list[IngressRule], egress: list[EgressRule]) -> list[str]:
-    """What the rules name."""
+    """The names of the endpoints that the rules use, with repetitions."""
     return [*(rule.endpoint for rule in ingress), *(rule.endpoint for rule in egress)]
 
 
 def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
-    """A fresh namespace has an empty table: what its rules name comes from the host's."""
+    """Copy endpoints that a container's rules name, and its table lacks, from the table of the host's netns.
+
+    A new namespace has an empty table; the copies are removed with the container.
+    """
     home = reg.home_endpoints()
     for name in names:
         if name not in tenant.table.endpoints and name in home:
@@ -375,7 +403,7 @@ def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
 
 
 def parse_container_name(name: str) -> str:
-    """A container name: up to 64 of letters, digits, '_', '.', '-'."""
+    """Check a container's name: 1 to 64 of letters, digits, '_', '.', '-', and not a number. Raises UsageError."""
     if not name or len(name) > NAME_MAX or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in name):
         raise UsageError(
             f"container name '{name}' is not valid", hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-'"

@@ -1,7 +1,8 @@
-"""What engines attach to namespaces, and what they are about to create: addresses and ports that are taken.
+"""Attachments of engines (Docker, CNI) to network namespaces, and containers that engines are about to create.
 
-An attachment and the container of its namespace find each other here, whichever comes first. Every change ends with
-the registry's own `apply`, or its `save`.
+Both take addresses and ports before a container's first process is there. An attachment and the container of its
+namespace meet here, whichever comes first. A change ends with the registry's `apply` or `save`, here or in the
+caller. Only the loop's thread may call these functions.
 """
 
 import os
@@ -18,7 +19,7 @@ FORGOTTEN_SECONDS = 60.0
 
 
 def give(registry: Registry, tenant: Tenant, owned: Iterable[Own]) -> None:
-    """`--ip`: put addresses on the host's stack for a tenant. Raises Refused if another has one."""
+    """`--ip`: give a tenant addresses, and put them on the host's stack. Raises Refused if one is in use."""
     for own in owned:
         check_unowned(registry, own.address)
         tenant.given.append(own)
@@ -26,7 +27,7 @@ def give(registry: Registry, tenant: Tenant, owned: Iterable[Own]) -> None:
 
 
 def check_unowned(registry: Registry, address: Address) -> None:
-    """Raise Refused if a container has this address."""
+    """Raise Refused (EADDRINUSE) if a container, an attachment, or an expected container has this address."""
     for other in registry.tenants.values():
         if any(own.address == address for own in other.owned):
             raise Refused(
@@ -41,20 +42,20 @@ def check_unowned(registry: Registry, address: Address) -> None:
 
 
 def check_foreign(registry: Registry, address: Address) -> None:
-    """Raise Refused for an address that the host has for itself: an engine's settings may not take that over."""
+    """Raise Refused for an address that the host has without graft: an engine's settings may not take that over."""
     if address not in registry.added and host.has_address(address):
         raise Refused(f"{address} is the host's own address", hint="use one that no device has", code="EADDRINUSE")
 
 
 def number(registry: Registry, name: str) -> int:
-    """The number of an engine's network."""
+    """The number by which the kernel knows an engine's network, from 1; a new name gets the next one."""
     if name not in registry.networks:
         registry.networks.append(name)
     return registry.networks.index(name) + 1
 
 
 def add(registry: Registry, attachment: Attachment) -> None:
-    """An engine attaches a namespace: take addresses and ports. Raises Refused; then all is as before."""
+    """Register a new attachment, and take its addresses and ports. Raises Refused; then nothing has changed."""
     for own in attachment.addresses:
         check_unowned(registry, own.address)
         check_foreign(registry, own.address)
@@ -81,7 +82,10 @@ def _check_ports(
     where: tuple[int, int],
     shared: bool,
 ) -> None:
-    """Raise Refused unless one container may publish these beside @taken, its own (Registry.check_free)."""
+    """Raise Refused unless one container may publish these beside @taken, which are its own already.
+
+    @where and @shared are those of Registry.check_free.
+    """
     accepted = list(taken)
     for publication in publications:
         addresses = host_addresses(publication, ipv6=registry.ipv6)
@@ -92,7 +96,10 @@ def _check_ports(
 
 
 def attach(registry: Registry, tenant: Tenant) -> None:
-    """Give a container what engines attached to its namespace; one that an unprivileged user made has none."""
+    """Give a container the attachments of its namespace. A container of an unprivileged user gets none.
+
+    Raises Refused if a port is not free.
+    """
     if not tenant.trusted:
         return
     for attachment in registry.attachments.values():
@@ -106,7 +113,7 @@ def attach(registry: Registry, tenant: Tenant) -> None:
 
 
 def join(registry: Registry, attachment: Attachment) -> None:
-    """An attachment's namespace is known; the container that runs there gets it. Raises Refused."""
+    """Give an attachment whose namespace is known now to the container there, if there is one. Raises Refused."""
     tenant = next(
         (
             t
@@ -123,7 +130,7 @@ def join(registry: Registry, attachment: Attachment) -> None:
 
 
 def republish(registry: Registry, attachment: Attachment) -> None:
-    """An attachment has got ports; its container gets them."""
+    """Give an attachment's new ports to its container. Raises Refused if one is not free."""
     for tenant in registry.tenants.values():
         if attachment in tenant.attached:
             registry.publish(tenant, attachment.publications)
@@ -132,7 +139,7 @@ def republish(registry: Registry, attachment: Attachment) -> None:
 
 
 def twins_inside(registry: Registry, attachment: Attachment) -> list[Attachment]:
-    """The attachments of the same namespace that were given the same ports."""
+    """The other attachments of the same namespace to which the engine gave the same ports."""
     return [
         other
         for other in registry.attachments.values()
@@ -144,7 +151,7 @@ def twins_inside(registry: Registry, attachment: Attachment) -> list[Attachment]
 
 
 def hand_on(registry: Registry, attachment: Attachment, twins: Iterable[Attachment]) -> None:
-    """An attachment goes: its ports are those of the container's next network."""
+    """Before an attachment goes, move its ports to a twin, so that the container stays published."""
     twin = next((t for t in twins if not t.publications), None)
     if twin and attachment.publications:
         twin.publications = attachment.publications
@@ -154,7 +161,9 @@ def hand_on(registry: Registry, attachment: Attachment, twins: Iterable[Attachme
 
 
 def leave(registry: Registry, attachment: Attachment) -> None:
-    """An attachment's container goes on without it; address and ports stay taken."""
+    """Take an attachment from its container, and end connections at its addresses; other containers cannot have its
+    addresses and ports until `detach`.
+    """
     attachment.netns, attachment.cookie, attachment.sandbox = 0, 0, []
     for tenant in registry.tenants.values():
         if attachment in tenant.attached:
@@ -169,7 +178,7 @@ def leave(registry: Registry, attachment: Attachment) -> None:
 
 
 def detach(registry: Registry, key: str) -> None:
-    """An engine takes an attachment back; one that is not there is no error."""
+    """Remove an attachment, and its addresses from the host. One that does not exist is no error."""
     attachment = registry.attachments.pop(key, None)
     if attachment is None:
         return
@@ -179,7 +188,7 @@ def detach(registry: Registry, key: str) -> None:
 
 
 def forget_dead(registry: Registry) -> None:
-    """Drop those whose namespace has ended: their engine was killed before it could say so."""
+    """Remove attachments whose namespace has ended: their engine was killed before it could detach them."""
     running = {attachment.key for tenant in registry.tenants.values() for attachment in tenant.attached}
     for attachment in [a for a in registry.attachments.values() if a.key not in running]:
         if since_boot() - attachment.since < FORGOTTEN_SECONDS:
@@ -190,7 +199,10 @@ def forget_dead(registry: Registry) -> None:
 
 
 def expect(registry: Registry, number: str, expected: Expected) -> None:
-    """An engine is creating a container. Raises Refused if its ports are not free."""
+    """Reserve the ports and addresses of a container that an engine is creating. @number is the engine's id of it.
+
+    `expected.pidfd` is closed when the container is no longer expected. Raises Refused if something is not free.
+    """
     no_longer_expect(registry, number)
     here = [p for a in registry.attachments.values() if a.in_netns(*expected.where) for p in a.publications]
     _check_ports(registry, expected.publications, here, where=expected.where, shared=expected.shared)
@@ -201,13 +213,13 @@ def expect(registry: Registry, number: str, expected: Expected) -> None:
 
 
 def no_longer_expect(registry: Registry, number: str) -> None:
-    """It is there, or will not come."""
+    """Drop the reservation of a container that is there, or will not come."""
     expected = registry.expected.pop(number, None)
     if expected:
         os.close(expected.pidfd)
 
 
 def forget_expected(registry: Registry) -> None:
-    """Those whose creators have ended, or have taken too long."""
+    """Drop reservations whose creators have ended, or have taken too long."""
     for number in [n for n, expected in registry.expected.items() if not expected.holds()]:
         no_longer_expect(registry, number)

@@ -1,11 +1,12 @@
-"""Addresses of containers' own, and what an engine attached to a namespace: pure values.
+"""Values: a container's own addresses, and its attachments to an engine's networks.
 
-An own address lives on the host's stack, on `lo`. A container's wildcard binds go to it under their own port numbers,
-and its connections to a part of the net leave from it: to all of it for `graft run --ip`, to the engine's network for
-an address that Docker, Podman or containerd handed out, so that those need no route back to a private address.
+An own address is an address of one container on the host's stack, on the device lo. The container's wildcard binds
+go to it, with their port numbers unchanged. Its connections leave from it: all of them for `graft run --ip`; only
+those within the engine's network for an address from Docker, Podman or containerd, because the world outside has no
+route back to a private address.
 
-An attachment is a container's place in an engine's network: addresses, published ports, names. The engine makes it
-before the container's first process is there (Docker's network driver, CNI ADD), and may while it runs. Container
+An attachment connects a network namespace to an engine's network. It has addresses, published ports, and names. The
+engine makes it before the container's first process is there (Docker's network driver, CNI ADD), or later. Container
 and attachment find each other by the network namespace.
 """
 
@@ -20,22 +21,25 @@ from graft.policy import SLICE4_NET, SLICE6_PREFIX, Own
 
 
 class Attachment:
-    """A namespace's place in one network of an engine."""
+    """The attachment of a network namespace to one network of an engine."""
 
     def __init__(self, key: str, network: str) -> None:
-        self.key = key  # of the engine: "docker/ENDPOINT", "cni/CONTAINER/IFNAME"
+        self.key = key  # the engine's: "docker/ENDPOINT", "cni/CONTAINER/IFNAME"
         self.network = network
-        self.netns = self.cookie = 0  # its inode, which may be used again, and its cookie; 0: not known yet,
-        self.sandbox: list[str] = []  # but where it is going to be mounted
+        self.netns = self.cookie = 0  # inode, which the kernel uses again, and SO_NETNS_COOKIE; 0: not known yet
+        self.sandbox: list[str] = []  # paths where the namespace is going to be mounted
         self.since = since_boot()
         self.addresses: list[Own] = []
         self.publications: list[Publication] = []
-        self.offered: list[dict[str, Any]] = []  # Docker's port mappings, which every endpoint of a container has
+        self.offered: list[dict[str, Any]] = []  # port mappings as the engine gave them, the same for each network
         self.names: list[str] = []
-        self.resolver: Address | None = None  # where its containers find graftd's, if not at 127.0.0.11
+        self.resolver: Address | None = None  # where its containers ask graftd for names; None: 127.0.0.11
 
     def in_netns(self, netns: int, cookie: int) -> bool:
-        """Is it the attachment of this namespace?"""
+        """Does the attachment belong to the namespace with this inode and cookie?
+
+        If its namespace is not known yet, it is looked up at the paths in `sandbox`, and remembered.
+        """
         if not self.netns and netns:
             for path in self.sandbox:
                 with contextlib.suppress(OSError):
@@ -44,7 +48,7 @@ class Attachment:
         return bool(netns) and (self.netns, self.cookie) == (netns, cookie)
 
     def document(self) -> dict[str, Any]:
-        """As state.json has it."""
+        """The attachment in JSON, for state.json."""
         return {
             "key": self.key,
             "network": self.network,
@@ -60,23 +64,23 @@ class Attachment:
 
 
 def since_boot() -> float:
-    """Seconds; no clock that is set goes into it, and it goes on from one graftd to the next."""
+    """Seconds since boot (CLOCK_BOOTTIME, clock_gettime(2)): nobody can set this clock, and all graftds share it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def own_document(own: Own) -> list[Any]:
-    """As state.json has an address."""
+    """An own address in JSON, for state.json."""
     return [str(own.address), str(own.prefix), own.length, own.network]
 
 
 def restore_own(saved: list[Any]) -> Own:
-    """Back from state.json."""
+    """An own address from what `own_document` returned."""
     address, prefix, length, network = saved
     return Own(parse_address(address), parse_address(prefix), length, network)
 
 
 def restore_attachment(saved: dict[str, Any]) -> Attachment:
-    """Back from state.json."""
+    """An attachment from what `Attachment.document` returned."""
     attachment = Attachment(saved["key"], saved["network"])
     attachment.netns, attachment.cookie = saved["netns"]
     attachment.names, attachment.sandbox = saved["names"], saved["sandbox"]
@@ -89,14 +93,17 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
 
 
 def parse_own(text: str) -> Own:
-    """`--ip ADDR`: an address from which everything leaves. Raises UsageError for one that no host can have."""
+    """`--ip ADDR`: an own address from which every connection leaves.
+
+    Raises UsageError for an address that no host can have.
+    """
     address = parse_address(text)
     check_own(address)
     return Own(address, Address(ANY4 if address.v4 else ANY6), 0)
 
 
 def check_families(owned: list[Own]) -> None:
-    """Raise UsageError for two addresses of one family: a wildcard bind goes to one."""
+    """Raise UsageError for two addresses of one family: a wildcard bind can go to one address only."""
     for v4 in (True, False):
         same = [str(own.address) for own in owned if own.address.v4 == v4]
         if len(same) > 1:
@@ -104,7 +111,7 @@ def check_families(owned: list[Own]) -> None:
 
 
 def check_own(address: Address) -> None:
-    """Raise UsageError unless @address can be one host's, and is not of a loopback."""
+    """Raise UsageError unless @address is a unicast address that is neither loopback nor link-local."""
     raw = address.raw
     v4 = int.from_bytes(raw[12:], "big")
     wrong = ""
@@ -121,7 +128,11 @@ def check_own(address: Address) -> None:
 
 
 def network_of(text: str, network: int, within: str = "") -> Own:
-    """ADDR/LEN, as engines give it: the address, and the network that it is in; or PREFIX/LEN @within, if it is."""
+    """Parse ADDR/LEN, as engines give it: the address, and the destinations to which connections leave from it.
+
+    Those are the network of ADDR/LEN, or the network of PREFIX/LEN in @within, if that is of the same family.
+    @network is the number of the engine's network. Raises UsageError.
+    """
     if within and ("." in within) == ("." in text):
         own, wide = network_of(text, network), network_of(within, network)
         return own._replace(prefix=wide.prefix, length=wide.length)

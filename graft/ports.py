@@ -1,4 +1,8 @@
-"""Is a host port free, and if not, who holds it?"""
+"""Checks of published host ports: whether a port is free, and which process holds it if not.
+
+A publication is checked when it is made, so that the user gets the error, and not the container's bind(2) later.
+Nothing is kept bound, so another program may still take the port in between.
+"""
 
 import errno
 import os
@@ -12,12 +16,12 @@ from graft.errors import Refused
 def check_publication(
     publication: Publication, addresses: list[Address], own: Callable[[socket.socket], None]
 ) -> None:
-    """Try each host port of @publication at each of @addresses, in the current netns.
+    """Bind each host port of @publication at each of @addresses, in the current netns, and close it again.
 
-    @own exempts a socket from the policy of the cgroup that it is made in.
+    @own exempts a socket from the BPF programs of graftd's cgroup.
 
-    Raises Refused naming the holder of a port in use (EADDRINUSE), or an address that is not the host's
-    (EADDRNOTAVAIL).
+    Raises Refused for a port in use, with the name of its holder (EADDRINUSE), and for an address that the host does
+    not have (EADDRNOTAVAIL).
     """
     for address in addresses:
         for port in range(publication.host_first, publication.host_first + publication.span):
@@ -29,7 +33,7 @@ def _check(publication: Publication, address: Address, port: int, own: Callable[
     tcp = publication.protocol == socket.IPPROTO_TCP
     with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as probe:
         own(probe)
-        if tcp:  # connections in TIME_WAIT do not hold the port against a server
+        if tcp:  # a server can bind a port that connections in TIME_WAIT have
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not address.v4:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -61,7 +65,7 @@ def _check(publication: Publication, address: Address, port: int, own: Callable[
 def check_conflicts(
     publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str
 ) -> None:
-    """Refuse a host port that @others, which are @name's, have published."""
+    """Raise Refused if one of @others, the publications of container @name, has the same host port and address."""
     for other in others:
         if (
             other.protocol == publication.protocol
@@ -77,7 +81,10 @@ def check_conflicts(
 
 
 def check_inside(publication: Publication, addresses: list[Address], others: Iterable[Publication]) -> None:
-    """Refuse a port of the container that is published already: its socket has one address of a family."""
+    """Raise Refused if one of @others publishes the same port of the container for the same address family.
+
+    A bound socket has one address, so it cannot be at two host ports.
+    """
     for other in others:
         if (
             other.protocol == publication.protocol
@@ -93,7 +100,10 @@ def check_inside(publication: Publication, addresses: list[Address], others: Ite
 
 
 def holder(port: int, protocol: int) -> str:
-    """ "NAME (pid N)" of a process that has @port bound, as far as this process may see it."""
+    """Who has @port bound, for a message: "NAME (pid N)", or a description if no process is visible.
+
+    @protocol is IPPROTO_TCP or IPPROTO_UDP.
+    """
     import psutil
 
     kind = "tcp" if protocol == socket.IPPROTO_TCP else "udp"
