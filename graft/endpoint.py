@@ -1,15 +1,15 @@
-"""Endpoints and rules: their values and their grammar. Pure.
+"""Endpoints and rules: their values and their grammar. Nothing here has a side effect.
 
     endpoint      NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns {PID|NAME|PATH}]
                   NAME type unix path PATH [netns ...]
                   NAME type local
-    ingress rule  ADDR:PORT[-PORT]=EPNAME          -i, exact address, 0.0.0.0 and [::] mean the wildcard bind
-    egress rule   PREFIX/LEN=EPNAME                -e, longest prefix wins
+    ingress rule  ADDR:PORT[-PORT]=EPNAME          -i; the address is exact: 0.0.0.0 and [::] mean a wildcard bind
+    egress rule   PREFIX/LEN=EPNAME                -e; the longest prefix wins
     publication   [HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]    -p
 
-The grammar is AF_GRAFT's (iproute2's `ip graft`, libgraft-convert). Addresses are kept as 16 bytes in network
-order, IPv4 as ::ffff:a.b.c.d (the form of csrc/graft.h). Parsers raise UsageError with the offending text,
-the place in it, and the form that was expected.
+The grammar is AF_GRAFT's (iproute2's `ip graft`, libgraft-convert). An address is 16 bytes in network order, IPv4 as
+::ffff:a.b.c.d, as in csrc/graft.h. The parsers raise UsageError with the text, the position in it, and the form that
+is expected.
 """
 
 import socket
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 NAME_MAX = 15
 UNIX_PATH_MAX = 107  # bytes; sun_path holds 108 with the NUL (unix(7))
-DEFAULT_SOURCE = "default-source"  # AF_GRAFT: where a socket leaves from that was not bound
+DEFAULT_SOURCE = "default-source"  # AF_GRAFT: the source of a socket that was not bound
 TYPES = ("ipv4", "ipv6", "unix", "local")
 ADD_FORM = (
     "add NAME type {ipv4|ipv6} addr ADDR port {PORT|dynamic} [netns ...], "
@@ -36,7 +36,7 @@ ANY6 = bytes(16)
 
 
 class Address(NamedTuple):
-    """An IP address in 16 bytes."""
+    """An IP address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d."""
 
     raw: bytes
 
@@ -52,7 +52,7 @@ class Address(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The endpoint type that such an address belongs to."""
+        """The endpoint type of this family: "ipv4" or "ipv6"."""
         return "ipv4" if self.v4 else "ipv6"
 
     def __str__(self) -> str:
@@ -61,46 +61,46 @@ class Address(NamedTuple):
         return socket.inet_ntop(socket.AF_INET6, self.raw)
 
     def with_port(self, port: int | str) -> str:
-        """ADDR:PORT, an IPv6 address in brackets."""
+        """ADDR:PORT as text, with brackets around an IPv6 address."""
         return f"{self}:{port}" if self.v4 else f"[{self}]:{port}"
 
 
 class Endpoint(NamedTuple):
-    """A name for an address of a host netns. `span` ports follow each other (more than 1 only for `-p` ranges)."""
+    """A name for an address of a host netns. It has `span` ports in a row, more than 1 only for a range of `-p`."""
 
     name: str
     address: Address | None  # None: type unix or local
     port: int = 0  # 0: dynamic
     span: int = 1
-    published: bool = False  # made by -p: goes with the container
-    path: str = ""  # type unix and local
+    published: bool = False  # made by -p, removed with the container
+    path: str = ""  # of type unix and local
     netns: str = ""  # as the user named it
-    place: int = 0  # which host netns that is: graft.registry numbers them, 0 is graftd's own
-    imported: bool = False  # from the host's table for a container: goes with it
-    local: bool = False  # a unix socket whose path is graftd's own business
+    place: int = 0  # the number of that host netns in graft.registry; 0 is graftd's own
+    imported: bool = False  # copied from the host's table for a container, removed with it
+    local: bool = False  # type local: a unix socket whose path graftd chooses
 
     @property
     def kind(self) -> str:
-        """ipv4, ipv6, unix or local."""
+        """The endpoint's type: "ipv4", "ipv6", "unix" or "local"."""
         if self.address:
             return self.address.kind
         return "local" if self.local else "unix"
 
     @property
     def port_text(self) -> str:
-        """PORT, PORT-PORT or `dynamic`."""
+        """The port as text: PORT, PORT-PORT or `dynamic`."""
         if not self.port:
             return "dynamic"
         return str(self.port) if self.span == 1 else f"{self.port}-{self.port + self.span - 1}"
 
     @property
     def where(self) -> str:
-        """ADDR:PORT or PATH."""
+        """The address as text: ADDR:PORT or PATH."""
         return self.address.with_port(self.port_text) if self.address else self.path
 
 
 class IngressRule(NamedTuple):
-    """A bind to address:first..last becomes a bind to the endpoint."""
+    """A bind to `address`, ports `first` to `last`, becomes a bind to the endpoint."""
 
     address: Address
     first: int
@@ -114,7 +114,7 @@ class IngressRule(NamedTuple):
 
 
 class EgressRule(NamedTuple):
-    """A connection to a destination in prefix/length leaves from the endpoint."""
+    """A connection to a destination in `prefix`/`length` leaves from the endpoint."""
 
     prefix: Address
     length: int
@@ -125,7 +125,7 @@ class EgressRule(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """`-p`: a port range of the container at a port range of the host."""
+    """`-p`: `span` ports of the container from `first` on, at as many of the host from `host_first` on."""
 
     address: Address | None  # None: every address of the host, both families
     host_first: int
@@ -142,7 +142,10 @@ class Publication(NamedTuple):
 
 
 def parse_name(text: str, *, what: str = "endpoint name") -> str:
-    """An endpoint name: 1 to 15 bytes, no white space, no '=' (AF_GRAFT's sgr_epname holds 15 and a NUL)."""
+    """Check an endpoint's name: 1 to 15 bytes without white space, '=' and '/'. Raises UsageError.
+
+    AF_GRAFT's sgr_epname holds 15 bytes and a NUL.
+    """
     size = len(text.encode(errors="surrogateescape"))
     if not size:
         raise UsageError(f"{what} is empty", hint=f"give 1 to {NAME_MAX} bytes")
@@ -156,7 +159,7 @@ def parse_name(text: str, *, what: str = "endpoint name") -> str:
 
 
 def parse_address(text: str, *, kind: str | None = None) -> Address:
-    """An IPv4 or IPv6 literal, the latter with or without brackets; of @kind if given."""
+    """Parse an IPv4 or IPv6 literal, the latter with or without brackets. Raises UsageError, also if not of @kind."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
         if ":" in bare:
@@ -171,14 +174,14 @@ def parse_address(text: str, *, kind: str | None = None) -> Address:
 
 
 def parse_port(text: str, *, least: int = 0) -> int:
-    """A port number in decimal."""
+    """Parse a decimal port number from @least to 65535. Raises UsageError."""
     if not text.isascii() or not text.isdigit() or len(text) > 5 or not least <= int(text) <= 65535:
         raise UsageError(f"'{text}' is not a port", hint=f"a number from {least} to 65535")
     return int(text)
 
 
 def parse_ports(text: str, *, least: int = 0) -> tuple[int, int]:
-    """PORT or PORT-PORT."""
+    """Parse PORT or PORT-PORT: the first and the last port. Raises UsageError."""
     low, dash, high = text.partition("-")
     first = parse_port(low, least=least)
     last = parse_port(high, least=least) if dash else first
@@ -188,12 +191,12 @@ def parse_ports(text: str, *, least: int = 0) -> tuple[int, int]:
 
 
 def parse_endpoint_port(text: str) -> int:
-    """PORT, or `dynamic` as 0."""
+    """Parse PORT, or `dynamic`, which is 0. Raises UsageError."""
     return 0 if text == "dynamic" else parse_port(text)
 
 
 def parse_path(text: str) -> str:
-    """The path of a unix endpoint: absolute, at most 107 bytes."""
+    """Check the path of a unix endpoint: absolute, at most 107 bytes (unix(7)). Raises UsageError."""
     size = len(text.encode(errors="surrogateescape"))
     if size > UNIX_PATH_MAX:
         raise UsageError(f"path '{text}' is {size} bytes long", hint=f"a unix socket's has at most {UNIX_PATH_MAX}")
@@ -203,7 +206,7 @@ def parse_path(text: str) -> str:
 
 
 class EndpointWords(NamedTuple):
-    """What `add` was told, checked word by word; `port` and `addr` are for inet endpoints, `path` for unix."""
+    """The checked words of `add`. `addr` and `port` are for ipv4 and ipv6 endpoints, `path` is for unix ones."""
 
     type: str
     addr: str = ""
@@ -213,7 +216,7 @@ class EndpointWords(NamedTuple):
 
 
 def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
-    """The KEY VALUE pairs after the name, each once, in any order (as ip(8) takes them). Raises UsageError."""
+    """Parse the KEY VALUE pairs after the name: each at most once, in any order, as in ip(8). Raises UsageError."""
     found: dict[str, str] = {}
     for at in range(0, len(words), 2):
         key = words[at]
@@ -253,7 +256,10 @@ def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
 
 
 def make_endpoint(name: str, words: EndpointWords, place: int = 0, local_path: str = "") -> Endpoint:
-    """The endpoint that checked words describe; @local_path: where one of type local meets."""
+    """The endpoint that checked words describe. @local_path is the socket's path for one of type local.
+
+    Raises UsageError.
+    """
     if words.type == "local":
         return Endpoint(parse_name(name), None, path=parse_path(local_path), local=True)
     if words.type == "unix":
@@ -263,7 +269,7 @@ def make_endpoint(name: str, words: EndpointWords, place: int = 0, local_path: s
 
 
 def _at(kind: str, text: str, position: int, work: Callable[[], T]) -> T:
-    """Run a parser on the part of a rule that begins at @position; its complaint then says where."""
+    """Run a parser on the part of a rule that begins at @position, and add the position to its UsageError."""
     try:
         return work()
     except UsageError as error:
@@ -276,7 +282,10 @@ def _lacks(kind: str, text: str, position: int, sign: str, form: str) -> UsageEr
 
 
 def parse_ingress(text: str) -> IngressRule:
-    """ADDR:PORT[-PORT]=EPNAME; an IPv6 address with or without brackets, the last ':' ends it."""
+    """Parse ADDR:PORT[-PORT]=EPNAME. Raises UsageError.
+
+    An IPv6 address may lack its brackets: the last ':' ends it.
+    """
     form = "the form is ADDR:PORT[-PORT]=ENDPOINT, like 0.0.0.0:80=ep-http"
     where, equals, name = text.partition("=")
     address, colon, ports = where.rpartition(":")
@@ -290,7 +299,7 @@ def parse_ingress(text: str) -> IngressRule:
 
 
 def parse_egress(text: str) -> EgressRule:
-    """PREFIX/LEN=EPNAME; bits after LEN must be zero."""
+    """Parse PREFIX/LEN=EPNAME. Raises UsageError, also if bits after LEN are set."""
     form = "the form is PREFIX/LEN=ENDPOINT, like 10.0.0.0/8=ep-out"
     where, equals, name = text.partition("=")
     prefix, slash, length_text = where.partition("/")
@@ -320,27 +329,25 @@ def parse_egress(text: str) -> EgressRule:
 
 
 def check_distinct(ingress: Sequence[IngressRule], egress: Sequence[EgressRule]) -> None:
-    """Refuse two rules for the very same bind or destination: the second could never apply.
+    """Raise UsageError (EEXIST) for two rules with the same range or prefix: the second could never apply.
 
-    Ranges that overlap otherwise are good, the first wins.
+    Other overlaps are allowed: of two ranges the first wins, of two prefixes the longer one.
     """
     binds: dict[tuple[Address, int, int, int], IngressRule] = {}
     for rule in ingress:
         for protocol in rule.protocols:
             other = binds.setdefault((rule.address, rule.first, rule.last, protocol), rule)
             if other is not rule:
-                raise UsageError(
-                    f"rule '{rule}' repeats the range of '{other}'", hint="leave one away", code="EEXIST"
-                )
+                raise UsageError(f"rule '{rule}' repeats the range of '{other}'", hint="omit one", code="EEXIST")
     prefixes: dict[tuple[Address, int], EgressRule] = {}
     for out in egress:
         first = prefixes.setdefault((out.prefix, out.length), out)
         if first is not out:
-            raise UsageError(f"rule '{out}' repeats the prefix of '{first}'", hint="leave one away", code="EEXIST")
+            raise UsageError(f"rule '{out}' repeats the prefix of '{first}'", hint="omit one", code="EEXIST")
 
 
 def parse_publication(text: str) -> Publication:
-    """[HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]."""
+    """Parse [HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]. Raises UsageError."""
     form = "the form is [HADDR:]HPORT:PORT[/tcp|/udp], like 8080:80 or 192.0.2.1:53:53/udp"
     where, slash, protocol = text.partition("/")
     if slash and protocol not in IPPROTO:
@@ -364,16 +371,16 @@ def parse_publication(text: str) -> Publication:
 
 
 def host_addresses(publication: Publication, *, ipv6: bool = True) -> list[Address]:
-    """Where on the host a publication is: without an address the wildcard of both families, if the host has IPv6."""
+    """The host addresses of a publication. Without HADDR: 0.0.0.0, and [::] if the host has IPv6."""
     if publication.address is not None:
         return [publication.address]
     return [Address(ANY4), Address(ANY6)] if ipv6 else [Address(ANY4)]
 
 
 def published(publication: Publication, taken: set[str], *, ipv6: bool) -> list[tuple[Endpoint, IngressRule]]:
-    """The endpoints and rules that `-p` stands for; names avoid @taken and are added to it.
+    """The endpoints and ingress rules that one `-p` stands for, one pair for each address of host_addresses().
 
-    Without a host address both families are published, if the host has IPv6.
+    The endpoints' names differ from those in @taken, and are added to it.
     """
     made = []
     for address in host_addresses(publication, ipv6=ipv6):

@@ -1,7 +1,7 @@
-"""How many sockets a container may have: those that socket() gave it and that are open; accepted ones do not count.
+"""How many sockets a container may have open at a time. Sockets of socket() count; those of accept() do not.
 
-Half of the host's ephemeral UDP ports would be gone with 14,000 sockets of one container; a TCP port is shared by
-connections to different peers.
+UDP has a lower limit, because each bound UDP socket takes one of the host's ports: 14,000 sockets of one container
+would take half of the ephemeral ones. Many TCP connections share one port, if their peers differ.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ MAX = 1 << 24
 
 
 class Limits(NamedTuple):
-    """Of one container; `udp` is a part of `sockets`."""
+    """The limits of one container. UDP sockets count in `sockets` as well."""
 
     sockets: int = 65536
     udp: int = 4096
@@ -22,12 +22,15 @@ class Limits(NamedTuple):
         return f"sockets={self.sockets},udp={self.udp}"
 
     def lowest(self, other: "Limits") -> "Limits":
-        """The stricter of each."""
+        """The stricter of both, limit by limit."""
         return Limits(min(self.sockets, other.sockets), min(self.udp, other.udp))
 
 
 def parse_limits(texts: Iterable[str], default: Limits) -> Limits:
-    """`sockets=N`, `udp=N`, separated by commas or given one by one. Raises UsageError."""
+    """Parse `sockets=N` and `udp=N`, separated by commas or given one by one; the rest is as in @default.
+
+    Raises UsageError.
+    """
     limits = default
     for text in texts:
         for item in text.split(","):

@@ -1,14 +1,18 @@
-"""Rules and endpoints → the entries of the kernel's tables, and the decision they stand for. Pure.
+"""Compile rules and endpoints to entries of the BPF maps. Nothing here has a side effect.
 
-The kernel looks ingress rules up in a longest-prefix-match trie whose last 16 bits are the port, so a port
-range becomes at most 30 prefixes. Where ranges of one address overlap, the rule given first wins (AF_GRAFT's
-order); overlaps are cut here, so that the trie holds disjoint ranges. Egress needs no cutting: longest
-prefix wins by itself, and of two equal prefixes the first.
+Theory of operation
 
-What the kernel's half cannot do itself, because it takes another socket than the one that socket() gave, is
-looked up here as well (`match_ingress`, `match_egress`): endpoints of type unix, or in another namespace.
+Ingress rules name port ranges, but a BPF hash map has no ranges. So they are kept in a longest-prefix-match trie
+(BPF_MAP_TYPE_LPM_TRIE) whose last 16 key bits are the port: a range becomes at most 30 prefixes. The trie prefers
+the longer prefix, but of two ranges that overlap the rule given first shall win, as in AF_GRAFT. So overlaps are cut
+here, and the trie holds disjoint ranges. Egress rules need no cutting: the longest prefix shall win, and of two equal
+prefixes the first.
 
-Layouts are those of csrc/graft.h (tests/unit/test_layout.py compares them).
+The BPF programs cannot exchange the socket that socket(2) gave. Endpoints of type unix, and those in another
+namespace, need another socket, so graftd decides those calls. It looks the endpoint up with `match_ingress` and
+`match_egress`, which must decide as the entries do (tests/unit/test_policy.py compares them).
+
+The layouts are those of csrc/graft.h; tests/unit/test_layout.py compares them.
 """
 
 import struct
@@ -50,20 +54,20 @@ EGRESS_FIXED_BITS = 64
 SERVICE_PLAIN = 1
 SERVICE_NAMED = 2
 DNS_PORT = 53
-RESOLVER = Address(ANY4[:12] + bytes((127, 0, 0, 11)))  # graft/dns.py; Docker's number
+RESOLVER = Address(ANY4[:12] + bytes((127, 0, 0, 11)))  # graft/dns.py; the address is Docker's as well
 
 
 class Own(NamedTuple):
-    """An address of a container's own (graft/network.py)."""
+    """A container's own address (graft/network.py)."""
 
     address: Address
-    prefix: Address  # destinations in prefix/length see it as the source
+    prefix: Address  # connections to prefix/length leave from the address
     length: int
-    network: int = 0  # only tenants with an address of the same network reach it; 0: whoever may go there
+    network: int = 0  # only tenants with an address of the same network reach it; 0: the rules alone decide
 
 
 class Segment(NamedTuple):
-    """A range of one rule that no earlier rule covers."""
+    """A port range of one rule that no earlier rule covers; `last` is included."""
 
     first: int
     last: int
@@ -71,7 +75,7 @@ class Segment(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What one tenant has in the kernel: key → value, and its flags."""
+    """One tenant's entries in each BPF map, as key and value bytes, and its flags (TENANT_*)."""
 
     ingress: dict[bytes, bytes]
     egress: dict[bytes, bytes]
@@ -80,7 +84,7 @@ class Tables(NamedTuple):
     flags: int
 
     def maps(self) -> tuple[dict[bytes, bytes], ...]:
-        """The entries alone, in the order of KEY_SIZES."""
+        """The entries without the flags, in the order of KEY_SIZES."""
         return self.ingress, self.egress, self.services, self.addresses
 
 
@@ -96,7 +100,7 @@ KEY_SIZES = (
 
 
 def port_prefixes(first: int, last: int, width: int = 16) -> list[tuple[int, int]]:
-    """The fewest (port, bits) prefixes that cover first..last: bits of @width are fixed."""
+    """The fewest prefixes that cover @first to @last, as (port, number of fixed bits of @width)."""
     prefixes = []
     while first <= last:
         size = first & -first or 1 << width
@@ -108,14 +112,14 @@ def port_prefixes(first: int, last: int, width: int = 16) -> list[tuple[int, int
 
 
 class Intervals:
-    """Port ranges that were claimed, kept disjoint and sorted."""
+    """A set of port ranges, kept disjoint and sorted."""
 
     def __init__(self) -> None:
         self.first: list[int] = []
         self.last: list[int] = []
 
     def claim(self, first: int, last: int) -> list[tuple[int, int]]:
-        """Take @first..@last; the parts that were still free."""
+        """Add @first to @last. Returns the parts that were not in the set, sorted."""
         low = bisect_left(self.last, first)
         high = low
         free = []
@@ -135,7 +139,7 @@ class Intervals:
 
 
 def disjoint(rules: Iterable[IngressRule], protocol: int) -> list[Segment]:
-    """Cut the rules of one protocol so that each port of an address belongs to the first that names it."""
+    """Cut the rules of one protocol so that each port of an address belongs to the first rule that names it."""
     done: dict[bytes, Intervals] = {}
     return [
         Segment(first, last, rule)
@@ -156,7 +160,7 @@ def _address(endpoint: Endpoint) -> bytes:
 def compile_ingress(
     tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint]
 ) -> dict[bytes, bytes]:
-    """Entries of the map `ingress`. A rule whose endpoint is gone compiles to nothing."""
+    """Entries of the map `ingress`. A rule whose endpoint does not exist has none."""
     known = [rule for rule in rules if rule.endpoint in endpoints]
     entries = {}
     for protocol in sorted({p for rule in known for p in rule.protocols}):
@@ -177,12 +181,12 @@ def compile_ingress(
 def compile_egress(
     tenant: int, rules: Sequence[EgressRule], endpoints: Mapping[str, Endpoint], owned: Iterable[Own], *, host: bool
 ) -> dict[bytes, bytes]:
-    """Entries of the map `egress`; @host adds a default that leaves as the host routes.
+    """Entries of the map `egress`. @host: what no rule matches leaves as the host's own connections do.
 
-    What an address of the container's own is for leaves from it, unless a rule says otherwise.
+    Destinations of an own address leave from that address, unless a rule matches them.
 
-    The endpoint `default-source`, if there is one, has a key of its own: it is for sockets of the family
-    AF_GRAFT, which no rule matches.
+    The endpoint `default-source`, if there is one, has a key of its own (DEFAULT), which no rule can match: it is
+    for sockets of the family AF_GRAFT.
     """
     entries: dict[bytes, bytes] = {}
     for rule in rules:
@@ -210,7 +214,10 @@ def compile_egress(
 
 
 def compile_services(tenant: int, resolvers: Iterable[Address], *, named: bool = False) -> dict[bytes, bytes]:
-    """Entries of the map `services`: the host's stub resolvers, which the container may ask; @named: graftd's own."""
+    """Entries of the map `services`: the host's stub resolvers, which the container may ask for names.
+
+    @named adds graftd's own resolver (graft/dns.py).
+    """
     kinds = dict.fromkeys(resolvers, SERVICE_PLAIN)
     if named:
         kinds[RESOLVER] = SERVICE_NAMED
@@ -218,7 +225,7 @@ def compile_services(tenant: int, resolvers: Iterable[Address], *, named: bool =
 
 
 def check_rule(rule: IngressRule | EgressRule, endpoints: Mapping[str, Endpoint]) -> None:
-    """Refuse a rule that cannot work: an unknown endpoint, or families that do not go together."""
+    """Raise Refused for a rule with an unknown endpoint (ENOENT), or one of another family (EAFNOSUPPORT)."""
     endpoint = endpoints.get(rule.endpoint)
     if endpoint is None:
         raise Refused(
@@ -238,7 +245,7 @@ def check_rule(rule: IngressRule | EgressRule, endpoints: Mapping[str, Endpoint]
 def match_ingress(
     rules: Iterable[IngressRule], endpoints: Mapping[str, Endpoint], protocol: int, address: Address, port: int
 ) -> Endpoint | None:
-    """The endpoint that a bind goes to: of the first rule that names it, as `disjoint` has it."""
+    """The endpoint that a bind goes to: that of the first rule that matches. None: no rule does."""
     for rule in rules:
         if (
             rule.address == address
@@ -251,7 +258,7 @@ def match_ingress(
 
 
 def destination(address: Address) -> Address:
-    """Where a connection to @address goes: 0.0.0.0 and :: are the loopback."""
+    """Where a connection to @address goes: the kernel takes 0.0.0.0 and :: for the loopback address."""
     if not address.any:
         return address
     return Address(ANY4[:12] + bytes((127, 0, 0, 1)) if address.v4 else (1).to_bytes(16, "big"))
@@ -260,7 +267,7 @@ def destination(address: Address) -> Address:
 def match_egress(
     rules: Iterable[EgressRule], endpoints: Mapping[str, Endpoint], destination: Address
 ) -> Endpoint | None:
-    """The endpoint that a connection leaves from: of the longest prefix."""
+    """The endpoint that a connection leaves from: that of the longest prefix that matches. None: no rule does."""
     best: EgressRule | None = None
     for rule in rules:
         bits = rule.length + (96 if rule.prefix.v4 else 0)
@@ -289,9 +296,10 @@ def compile_tables(
     owned: Sequence[Own] = (),
     named: bool = False,
 ) -> Tables:
-    """Everything that one tenant's policy is in the kernel.
+    """All entries and flags of one tenant's policy.
 
-    @home: its namespace is the host's own, whose loopback it may reach anyway. @named: graftd knows names for it.
+    @egress_host: what no egress rule matches leaves as the host's own connections do. @home: the tenant's namespace
+    is the host's own, whose loopback it may reach anyway. @named: graftd's resolver has names for it.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
@@ -308,7 +316,10 @@ def compile_tables(
 
 
 def slice_address(slot: int, port: int, *, v4: bool = True) -> tuple[Address, int]:
-    """Where port @port of a tenant's private loopback is on the host's stack; 0: ports the kernel chooses."""
+    """The host's address and port for port @port of a tenant's private loopback.
+
+    @port 0 stands for ports that the kernel chooses; the result's port is 0 as well.
+    """
     index = port >> 12 if port else SLICE_DYNAMIC
     real = SLICE_PORT_BASE | (port & 0xFFF) if port else 0
     if v4:

@@ -182,8 +182,8 @@ class Tenant:
     def owner(self) -> int:
         """The uid that owns this tenant's sockets. Tenants with addresses of their own have one uid in common.
 
-        The kernel lets sockets of one uid share a port number (SO_REUSEPORT, socket(7)), so that two tenants can
-        bind the same port, each at its address.
+        The kernel lets sockets of one uid share a port number (SO_REUSEPORT, socket(7)). So a port that one tenant
+        publishes on the wildcard and the same port at another tenant's own address can both be bound.
         """
         return OWNER_BASE + (0 if self.owned else self.slot)
 
