@@ -1,4 +1,7 @@
-"""Talking to graftd from a command; starts it where it is not running. Few imports: every command pays."""
+"""The commands' connection to graftd. It starts graftd if it is not running.
+
+Every command imports this module, so it imports little itself.
+"""
 
 import errno
 import json
@@ -17,15 +20,17 @@ REPLY_MAX = 1 << 26
 
 
 def run_directory() -> str:
-    """As graft.host.run_dir(), without pathlib."""
+    """The run directory, as graft.host.run_dir() gives it, but without the cost of importing pathlib."""
     return os.environ.get("GRAFT_RUN_DIR", "/run/graft")
 
 
 def connect(*, start: bool) -> socket.socket:
-    """A connection that graftd has vetted while this process is still outside every container.
+    """A connection to the admin socket, for one request. graftd has answered `hello` on it.
 
-    graftd is started where none runs, and waited for where one is just ending. Raises Failure, or Refused
-    without permission.
+    So graftd has checked this process before it gets a filter, and it may send its request from inside a container.
+    With @start, graftd is started if none runs. If one is just ending, this waits for the next one.
+
+    Raises Failure, and Refused without permission.
     """
     path = f"{run_directory()}/graftd.sock"
     deadline = time.monotonic() + START_TIMEOUT
@@ -42,7 +47,7 @@ def connect(*, start: bool) -> socket.socket:
             if not start or error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                 raise _unreachable(error, path) from None
             if starts == STARTS_MAX:
-                raise Failure(f"graftd ends at once: {_last_log_line()}", hint="try 'graft doctor'") from None
+                raise Failure(f"graftd ends at once: {_last_log_line()}", hint="run 'graft doctor'") from None
             starts += start_daemon()
         except GraftError as error:
             sock.close()
@@ -54,7 +59,10 @@ def connect(*, start: bool) -> socket.socket:
 
 
 def connect_agent(*, start: bool) -> socket.socket:
-    """A connection to the agent socket, which anyone may use; root starts graftd where none runs."""
+    """A connection to the agent socket, which anyone may use. With @start, root starts graftd if none runs.
+
+    Raises Failure, with the code ECONNREFUSED if graftd is not running.
+    """
     path = f"{run_directory()}/agent.sock"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(REPLY_TIMEOUT)
@@ -69,14 +77,17 @@ def connect_agent(*, start: bool) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-            hint = f"start it on the host (graftd); inside a container {path} has to be mounted"
+            hint = f"start it on the host: graftd; in a container, mount {path}"
             raise Failure("graftd is not running", hint=hint, code="ECONNREFUSED") from None
         raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
     return sock
 
 
 def ask_agent(document: dict[str, Any]) -> Any:
-    """A question to the agent socket that changes nothing; the next graftd is asked where one is just ending."""
+    """Ask the agent socket something that changes nothing, so that it can be repeated if graftd is just ending.
+
+    Returns the value of "ok". Raises GraftError.
+    """
     for last in (False, False, True):
         with connect_agent(start=True) as asking:
             try:
@@ -98,7 +109,10 @@ def _last_log_line() -> str:
 
 
 def start_daemon() -> bool:
-    """Start the keeper in the background, until its sockets take connections; False if another one runs."""
+    """Start the keeper in the background, and wait until its sockets take connections; False if another one runs.
+
+    Raises Refused for anyone but root, and Failure with the last line of its log if it ends.
+    """
     if os.geteuid() != 0:
         raise Refused("graftd is not running, and only root can start it", hint="sudo graftd", code="EPERM")
     import subprocess
@@ -108,9 +122,9 @@ def start_daemon() -> bool:
     ready, told = os.pipe()
     from graft.store import python_command
 
-    # an instance of its own (tests) lives where it is started; the machine's in the first process's namespaces,
-    # whoever asks for it from wherever: 'ip netns exec NS graft ...' has another network and another /sys
-    # the caller becomes the user's command, which must not find a child that it did not start
+    # The machine's graftd belongs in the namespaces of process 1, wherever it is started from: 'ip netns exec NS
+    # graft ...' has another network and another /sys. One with a run directory of its own (tests) stays here.
+    # It is forked twice, because the caller becomes the user's command, which must not have a child it did not start.
     entry = "import os; os.fork() and os._exit(0); os.setsid(); from graft.keeper import main; main(int(sys.argv[2]))"
     if "GRAFT_RUN_DIR" not in os.environ:
         entry = f"from graft.host import enter_initial; enter_initial(); {entry}"
@@ -129,25 +143,28 @@ def start_daemon() -> bool:
     began = os.read(ready, 1)
     os.close(ready)
     if not began:
-        raise Failure(f"graftd ends at once: {_last_log_line()}", hint="try 'graft doctor'")
+        raise Failure(f"graftd ends at once: {_last_log_line()}", hint="run 'graft doctor'")
     return began == b"1"
 
 
 def exchange(sock: socket.socket, op: str, fields: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
-    """Send one request and return the value of its reply. Raises the GraftError that graftd answered."""
+    """Send one request to the admin socket and return the value of "ok". Raises the GraftError that graftd sent."""
     return converse(sock, {"op": op, "version": __version__, **fields}, fds)
 
 
 def converse(
     sock: socket.socket, document: dict[str, Any], fds: tuple[int, ...] = (), received: list[int] | None = None
 ) -> Any:
-    """As `exchange`, with a document of any shape; descriptors in the reply go to @received."""
+    """As `exchange`, but with a whole document; descriptors that come with the reply are added to @received.
+
+    Raises also Failure: EPIPE if graftd closed the connection, ETIMEDOUT after REPLY_TIMEOUT.
+    """
     message = json.dumps(document, ensure_ascii=False).encode(errors="replace") + b"\n"
     try:
         if fds:
             sent = socket.send_fds(sock, [message], fds)
             message = message[sent:]
-        if message:  # an empty send() on a connection that is answered and closed is an EPIPE
+        if message:  # even an empty send() fails with EPIPE once graftd has answered and closed
             sock.sendall(message)
         reply = bytearray()
         while not reply.endswith(b"\n"):
@@ -158,7 +175,7 @@ def converse(
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise Failure(f"graftd did not answer within {REPLY_TIMEOUT:.0f} s", code="ETIMEDOUT") from None
-        raise Failure(f"talk to graftd: {error.strerror}", code="EPIPE") from None
+        raise Failure(f"connection to graftd: {error.strerror}", code="EPIPE") from None
     answer = json.loads(reply)
     if "error" in answer:
         told = answer["error"]
@@ -175,7 +192,10 @@ def _receive(sock: socket.socket, received: list[int]) -> bytes:
 
 
 def order(op: str, **fields: Any) -> Any:
-    """One request to a graftd of whatever version, if one runs."""
+    """Send one request without `hello`, to a graftd of any version, and start none. Returns the value of "ok".
+
+    Raises GraftError, with the code ECONNREFUSED if graftd is not running.
+    """
     path = f"{run_directory()}/graftd.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(REPLY_TIMEOUT)
@@ -195,6 +215,6 @@ def _unreachable(error: OSError, path: str) -> GraftError:
 
 
 def call(op: str, *, start: bool = True, fds: tuple[int, ...] = (), **fields: Any) -> Any:
-    """One request on a connection of its own."""
+    """Send one request on a new connection, and return the value of "ok". Raises GraftError."""
     with connect(start=start) as sock:
         return exchange(sock, op, fields, fds)

@@ -1,15 +1,15 @@
-"""What can go wrong, by who has to act on it.
+"""graft's errors: one class for each party that has to act.
 
-Every error carries one line for the user and, where there is something to do, a hint. The exit status is
-the one that docker and podman use: 2 the command line, 1 a refusal, 125 graft itself, 126 and 127 the
-command that was to run.
+Every error has a message of one line for the user and, if the user can do something, a hint. The exit statuses are
+those of docker-run(1) and podman-run(1), with two of graft's own: 2 for a wrong command line, 1 for a refusal, 125
+if graft itself failed, 126 and 127 for the command that was to run.
 """
 
 import errno
 
 
 class GraftError(Exception):
-    """Base class. `code` is the errno name that travels in a reply ("EADDRINUSE")."""
+    """Base class. `code` is the name of an errno, such as "EADDRINUSE", or empty; graftd sends it to its clients."""
 
     exit_status = 125
 
@@ -24,7 +24,7 @@ class GraftError(Exception):
 
 
 class UsageError(GraftError):
-    """The command line or a message does not follow the grammar: correct it."""
+    """The command line or a message does not follow the grammar. The user, or the client's author, corrects it."""
 
     exit_status = 2
 
@@ -33,13 +33,13 @@ class UsageError(GraftError):
 
 
 class Refused(GraftError):
-    """Well formed, but not allowed or not possible now: a port in use, an unknown name, no permission."""
+    """The request is well formed, but not allowed, or not possible now: a port is in use, a name is unknown."""
 
     exit_status = 1
 
 
 class Failure(GraftError):
-    """graft could not do its work: a missing kernel feature, a daemon that does not start."""
+    """graft could not do its work: the kernel lacks a feature, or graftd does not start. An administrator helps."""
 
 
 class CommandNotFound(GraftError):
@@ -49,7 +49,7 @@ class CommandNotFound(GraftError):
 
 
 class CommandNotRunnable(GraftError):
-    """The command to run exists and cannot be executed."""
+    """The command to run exists, but cannot be executed."""
 
     exit_status = 126
 
@@ -58,7 +58,7 @@ CLASSES: dict[int, type[GraftError]] = {2: UsageError, 1: Refused, 125: Failure}
 
 
 def from_oserror(what: str, error: OSError, *, hint: str = "") -> Failure:
-    """Name the operation and the object, keep the errno."""
+    """A Failure from @error: @what names the operation and its object; the errno's text and name are kept."""
     number = error.errno or 0
     reason = error.strerror or str(error)
     return Failure(f"{what}: {reason}", hint=hint, code=errno.errorcode.get(number, ""))

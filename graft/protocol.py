@@ -1,13 +1,18 @@
-"""Messages on graftd's two sockets, and their framing.
+"""Messages on graftd.sock and agent.sock, and their framing.
 
-Admin socket (root; group graft): one JSON object a line, descriptors attached to it. The first message of a
-connection may be any request; the answer is one line, {"ok": ...} or {"error": {...}}.
-Agent socket (anyone): the OCI runtimes' seccomp agent protocol: one ContainerProcessState JSON document
-(OCI runtime spec, config-linux.md) with one descriptor; there is no answer to a runtime. Such a document
-is complete when it parses, because runc keeps the connection open. Or one of our own documents, with an
-`op`: what the wrapper asks before it installs its filter, and what the Python API asks.
+graftd.sock, the admin socket (root and the group graft): a request is one line, a JSON object, with descriptors
+attached (SCM_RIGHTS, unix(7)). The answer is one line, {"ok": ...} or {"error": {...}}. A connection carries one
+request, or `hello` and then one request.
 
-A message is at most MESSAGE_MAX bytes with at most DESCRIPTORS_MAX descriptors.
+agent.sock, the agent socket (anyone): one JSON document, of one of two kinds.
+    ContainerProcessState with one descriptor, as OCI runtimes send it to a seccomp agent (OCI runtime specification,
+    config-linux.md, "Container Process State"). The runtime does not read an answer, and runc keeps the connection
+    open, so the document is complete when it parses.
+    A request of graft's own, which has an `op`: what the wrapper asks before it installs its filter, and what the API
+    asks. The answer is as on the admin socket, and may carry a descriptor.
+
+A message has at most MESSAGE_MAX bytes and DESCRIPTORS_MAX descriptors. Unknown fields are refused, except in
+ContainerProcessState, which the specification may extend.
 """
 
 import errno
@@ -27,16 +32,17 @@ DESCRIPTORS_MAX = 4
 
 
 class Request(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
-    """What all requests have: the client's version, and the namespace that is meant (default: the caller's)."""
+    """What all admin requests have: the client's version, and a namespace by name, pid or path (None: the peer's)."""
 
     version: str
     netns: str | None = None
 
 
 class Hello(Request, tag="hello"):
-    """Opens a conversation: answered without ending the connection, while the peer is still unfiltered.
+    """Lets a peer send its request later, from inside a container: graftd checks it now, before it has a filter.
 
-    With rules it is answered by what the filter of a target with these rules has to trap.
+    The connection stays open for one request. With rules, the answer's `swap` says whether the filter of a target
+    with these rules needs the traps of the swap path.
     """
 
     ingress: list[str] = []
@@ -44,7 +50,7 @@ class Hello(Request, tag="hello"):
 
 
 class Run(Request, tag="run"):
-    """A target wants in. Descriptors: its seccomp listener. Follows Hello on the same connection."""
+    """`graft run`: a target becomes a container's. The descriptor is its seccomp listener. It follows a Hello."""
 
     name: str | None = None
     publish: list[str] = []
@@ -59,7 +65,7 @@ class Run(Request, tag="run"):
 
 
 class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
-    """One `add`: the words after the name, and which of the message's descriptors is its netns (-1: none)."""
+    """One `add`: the words after the name, and the index of its netns among the message's descriptors (-1: none)."""
 
     name: str
     words: list[str]
@@ -67,25 +73,25 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EndpointAdd(Request, tag="endpoint-add"):
-    """graft endpoint add, of one or many: all or none."""
+    """`graft endpoint add` of one or more endpoints: all of them or none."""
 
     endpoints: list[NewEndpoint]
 
 
 class EndpointDel(Request, tag="endpoint-del"):
-    """graft endpoint del, of one or many: all or none."""
+    """`graft endpoint del` of one or more endpoints: all of them or none."""
 
     names: list[str]
 
 
 class EndpointShow(Request, tag="endpoint-show"):
-    """graft endpoint show."""
+    """`graft endpoint show`, of one endpoint or of all."""
 
     name: str | None = None
 
 
 class RuleAdd(Request, tag="rule-add"):
-    """graft rule add."""
+    """`graft rule add`: all of them or none."""
 
     publish: list[str] = []
     ingress: list[str] = []
@@ -93,7 +99,7 @@ class RuleAdd(Request, tag="rule-add"):
 
 
 class RuleDel(Request, tag="rule-del"):
-    """graft rule del."""
+    """`graft rule del`: all of them or none."""
 
     publish: list[str] = []
     ingress: list[str] = []
@@ -101,38 +107,38 @@ class RuleDel(Request, tag="rule-del"):
 
 
 class RuleShow(Request, tag="rule-show"):
-    """graft rule show."""
+    """`graft rule show`."""
 
 
 class Ps(Request, tag="ps"):
-    """graft ps."""
+    """`graft ps`."""
 
 
 class Inspect(Request, tag="inspect"):
-    """graft inspect."""
+    """`graft inspect`."""
 
     name: str
 
 
 class Status(Request, tag="status"):
-    """What graftd is, for graft doctor and graft bench."""
+    """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
 
 class Bundle(Request, tag="bundle"):
-    """graft-runtime: an OCI runtime is about to create this container; put the traps into its config.json."""
+    """graft-runtime: an OCI runtime is about to create this container. graftd adds the traps to its config.json."""
 
     bundle: str
     id: str
 
 
 class Hook(Request, tag="hook"):
-    """An OCI hook of the stage `precreate`: config.json goes in, and comes back with the traps."""
+    """Podman's OCI hook of the stage `precreate`: the answer is @config with the traps."""
 
     config: dict[str, Any]
 
 
 class Attach(Request, tag="attach"):
-    """graft-cni ADD. The descriptor is the namespace; @within: where connections leave from the addresses."""
+    """graft-cni ADD. The descriptor is the namespace. Connections to `within` (a prefix) leave from the addresses."""
 
     key: str
     network: str
@@ -144,19 +150,19 @@ class Attach(Request, tag="attach"):
 
 
 class Attached(Request, tag="attached"):
-    """graft-cni CHECK."""
+    """graft-cni CHECK: the answer has the addresses that the host still has."""
 
     key: str
 
 
 class Detach(Request, tag="detach"):
-    """graft-cni DEL."""
+    """graft-cni DEL; an attachment that does not exist is no error."""
 
     key: str
 
 
 class Stop(Request, tag="stop"):
-    """graftd --stop."""
+    """`graftd --stop` and `graftd --replace`; accepted from a client of any version."""
 
     force: bool = False
     replace: bool = False
@@ -185,7 +191,7 @@ _decoder = msgspec.json.Decoder(AnyRequest)
 
 
 class OciState(msgspec.Struct):
-    """The runtime state inside ContainerProcessState."""
+    """The `state` in ContainerProcessState (OCI runtime specification, runtime.md, "State")."""
 
     id: str
     pid: int = 0
@@ -195,7 +201,7 @@ class OciState(msgspec.Struct):
 
 
 class ContainerProcessState(msgspec.Struct):
-    """What an OCI runtime sends with a listener."""
+    """What an OCI runtime sends with a listener. `fds` names the descriptors, `metadata` is the listenerMetadata."""
 
     fds: list[str]
     state: OciState
@@ -204,7 +210,7 @@ class ContainerProcessState(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
-    """`listenerMetadata` that graft understands."""
+    """The listenerMetadata that graft understands (OCI runtime specification, config-linux.md), as JSON."""
 
     name: str | None = None
     publish: list[str] = []
@@ -218,25 +224,25 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     argv: list[str] = []
     ip: list[str] = []
     limits: list[str] = []
-    container: str = ""  # the engine's id of it,
-    engine: str = ""  # and which one that is
-    directory: str = ""  # Docker's, where the names are
-    seal: str = ""  # graftd's own hand, graft/seal.py
+    container: str = ""  # the engine's id of the container
+    engine: str = ""  # which engine that is
+    directory: str = ""  # where Docker keeps its config.v2.json, which has the names
+    seal: str = ""  # proves that graftd wrote this (graft/seal.py)
 
 
 class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
-    """A document of our own on the agent socket. It speaks for the peer's own netns and user."""
+    """A request of graft's own on the agent socket. It is always about the peer's own netns and user."""
 
 
 class Traps(AgentRequest, tag="traps"):
-    """What must the filter of a wrapper with these rules trap?"""
+    """Does the filter of a wrapper with these rules need the traps of the swap path? The answer's `swap` says so."""
 
     ingress: list[str] = []
     egress: list[str] = []
 
 
 class Option(msgspec.Struct, forbid_unknown_fields=True):
-    """A socket option to set before bind; the value in hexadecimal."""
+    """A socket option that is set before bind(2). The value is its bytes in hexadecimal."""
 
     level: Int32
     name: Int32
@@ -244,7 +250,11 @@ class Option(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Open(AgentRequest, tag="open"):
-    """A socket that is bound to an endpoint, or may be connected to one. Answered with its descriptor."""
+    """Asks for a socket that is bound to an endpoint, or may be connected to one, or both.
+
+    The answer has its `family`, the `address` to connect to if there is one, and the socket's descriptor. `type` is
+    SOCK_STREAM or SOCK_DGRAM.
+    """
 
     type: int
     bind: str | None = None
@@ -253,13 +263,13 @@ class Open(AgentRequest, tag="open"):
 
 
 class Permit(AgentRequest, tag="permit"):
-    """May the attached socket be connected to an endpoint, or send to it? Answered with its address."""
+    """Asks that the attached socket may connect or send to an endpoint. The answer has the endpoint's `address`."""
 
     name: str
 
 
 class Endpoints(AgentRequest, tag="endpoints"):
-    """The endpoint table of the peer's netns."""
+    """Asks for the endpoint table of the peer's netns."""
 
 
 AnyAgentRequest = Traps | Open | Permit | Endpoints
@@ -270,7 +280,7 @@ _metadata_decoder = msgspec.json.Decoder(Metadata)
 
 
 def decode_request(line: bytes) -> AnyRequest:
-    """One admin request. Raises UsageError."""
+    """Decode one request of the admin socket. Raises UsageError."""
     try:
         request: AnyRequest = _decoder.decode(line)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -279,7 +289,7 @@ def decode_request(line: bytes) -> AnyRequest:
 
 
 def decode_state(text: bytes) -> ContainerProcessState:
-    """One agent message. Raises UsageError."""
+    """Decode the document that an OCI runtime sends. Raises UsageError."""
     try:
         return _state_decoder.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -287,7 +297,7 @@ def decode_state(text: bytes) -> ContainerProcessState:
 
 
 def is_agent_request(text: bytes) -> bool:
-    """Is this a document of ours, and no runtime's?"""
+    """Is this a request of graft's own, and not a runtime's document? Only the former has an `op`."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -296,7 +306,7 @@ def is_agent_request(text: bytes) -> bool:
 
 
 def decode_agent_request(text: bytes) -> AnyAgentRequest:
-    """One request on the agent socket. Raises UsageError."""
+    """Decode one request of graft's own on the agent socket. Raises UsageError."""
     try:
         request: AnyAgentRequest = _agent_decoder.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -305,7 +315,7 @@ def decode_agent_request(text: bytes) -> AnyAgentRequest:
 
 
 def decode_metadata(text: str) -> Metadata:
-    """The metadata of an agent message; empty means the defaults. Raises UsageError."""
+    """Decode the listenerMetadata of an agent message; an empty one means the defaults. Raises UsageError."""
     if not text.strip():
         return Metadata()
     try:
@@ -315,20 +325,20 @@ def decode_metadata(text: str) -> Metadata:
 
 
 def complete(text: bytes) -> bool:
-    """Is @text a whole JSON document (or hopeless, which decoding will tell)?"""
+    """Is @text a whole JSON document? True also if more bytes cannot make it one: decoding then finds the error."""
     if text[:1] == b"{" and not text.rstrip().endswith(b"}") and text.count(b"{") > text.count(b"}"):
-        return False  # most pieces of a long one, at the cost of a look
+        return False  # a quick answer for most pieces of a long document
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
         return error.pos < len(text.rstrip()) and not error.msg.startswith("Unterminated")
-    except (ValueError, RecursionError):  # not UTF-8, a number of 5,000 digits, a thousand brackets
+    except (ValueError, RecursionError):  # not UTF-8, a number with 5,000 digits, a thousand brackets
         return True
     return True
 
 
 def error_document(error: GraftError) -> dict[str, Any]:
-    """An error as it travels."""
+    """The answer for an error, in JSON."""
     return {
         "error": {
             "status": error.exit_status,
@@ -340,7 +350,7 @@ def error_document(error: GraftError) -> dict[str, Any]:
 
 
 def credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """pid, uid, gid of the peer when it connected (SO_PEERCRED, unix(7))."""
+    """The pid, uid and gid that the peer had when it connected (SO_PEERCRED, unix(7))."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return (
         int.from_bytes(raw[:4], "little", signed=True),
@@ -352,7 +362,7 @@ def credentials(connection: socket.socket) -> tuple[int, int, int]:
 def peer_pidfd(sock: socket.socket, pid: int) -> int:
     """A pidfd of the process that connected a unix socket, -1 if it has ended (SO_PEERPIDFD, since Linux 6.5).
 
-    Before, one of whatever has its @pid now.
+    An older kernel gives a pidfd of the process that has @pid now, which may be another one.
     """
     try:
         return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, linux.SO_PEERPIDFD, 4), "little")
