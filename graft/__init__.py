@@ -1,6 +1,7 @@
 """Socket grafting: containers at the host's network speed, without the host's network.
 
-For programs: graft.socket(), graft.bind(), graft.create_server(), graft.connect(), and graft.asyncio; see graft.api.
+Python programs use graft.socket(), graft.bind(), graft.create_server(), graft.connect(), and graft.asyncio (see
+graft.api).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The API on first use: the commands import this package as well, and pay for nothing."""
+    """Import the API on first use: the commands import this package as well, and must start fast."""
     if name == "asyncio":
         import importlib
 

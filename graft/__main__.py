@@ -1,4 +1,4 @@
-"""python -m graft."""
+"""The command `graft`, as `python3 -m graft`."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""Sockets by endpoint name, for Python programs: no wrapper, no container of graft's, nothing trapped.
+"""Sockets by endpoint name, for Python programs. They need no wrapper and no container of graft, and no call is
+trapped.
 
     import graft
 
@@ -8,11 +9,11 @@
 
     client = graft.connect("ep-db")
 
-The program asks graftd over the agent socket (/run/graft/agent.sock, which a container needs mounted), and may
-use the endpoints of its own network namespace, whoever it is. What it gets is a socket of the host's stack.
-Standard library only, so that an image needs nothing but this package.
+The program asks graftd over the agent socket, /run/graft/agent.sock; a container has to mount it. Any user may use
+the endpoints of the program's own network namespace. The result is a socket of the host's network stack. This module
+imports the standard library alone, so that a container image needs nothing but this package.
 
-The same from C: include/graft.h. Sources: AF_GRAFT (ANCS 2018), docs/af_graft.md.
+include/graft.h is the same for C. Source: AF_GRAFT (ANCS 2018), docs/af_graft.md.
 """
 
 import errno
@@ -32,23 +33,23 @@ else:
 
 
 class GraftOSError(OSError):
-    """graftd refused: `errno` says why, the text is graftd's."""
+    """graftd refused the request: `errno` says why, and `strerror` is graftd's message."""
 
 
 class UnknownEndpoint(GraftOSError, FileNotFoundError):
-    """There is no endpoint of this name in the program's network namespace (ENOENT)."""
+    """The program's network namespace has no endpoint of this name (ENOENT). Add it with `graft endpoint add`."""
 
 
 class AddressInUse(GraftOSError):
-    """Another socket is at the endpoint (EADDRINUSE)."""
+    """Another socket is bound to the endpoint's address (EADDRINUSE)."""
 
 
 class NotAllowed(GraftOSError, PermissionError):
-    """The container's policy, or who the caller is (EPERM, EACCES)."""
+    """The container's policy forbids it, or the caller lacks the privilege (EACCES, EPERM)."""
 
 
 class Unavailable(GraftOSError, ConnectionRefusedError):
-    """graftd does not run, or its agent socket is not mounted here (ECONNREFUSED)."""
+    """graftd does not run, or its agent socket is not mounted in this container (ECONNREFUSED)."""
 
 
 DEFAULT_SOURCE = "default-source"
@@ -68,7 +69,10 @@ def _error(error: GraftError) -> GraftOSError:
 
 
 def _ask(document: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], int]:
-    """One request to graftd: its answer, and a descriptor or -1. Raises GraftOSError."""
+    """Send one request to graftd. Returns its answer, and the descriptor that came with it or -1.
+
+    Raises GraftOSError.
+    """
     received: list[int] = []
     try:
         with client.connect_agent(start=False) as sock:
@@ -79,12 +83,12 @@ def _ask(document: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str,
 
 
 class Socket(_socket.socket):
-    """A socket that takes its family from the endpoint it is bound or connected to (IPv4, IPv6 or unix).
+    """A socket that gets its family (IPv4, IPv6 or unix) from the endpoint that it is bound or connected to.
 
-    Before that it is a stand-in: options set on it wait, and hold from bind() or connect() on, as with
-    GRAFT_SO_DELAYED. Afterwards it is a socket like any other, with the same descriptor number.
+    Until bind() or connect() it is a stand-in: options that are set on it are kept, and set on the real socket then,
+    as with GRAFT_SO_DELAYED. Afterwards it is a socket like any other, with the same descriptor number.
 
-    Raises OSError, ESOCKTNOSUPPORT, unless @type is SOCK_STREAM or SOCK_DGRAM.
+    Raises OSError (ESOCKTNOSUPPORT) unless @type is SOCK_STREAM or SOCK_DGRAM.
     """
 
     def __init__(self, type: int = _socket.SOCK_STREAM) -> None:  # noqa: A002 - socket.socket's own name
@@ -95,7 +99,7 @@ class Socket(_socket.socket):
         self._waiting: list[tuple[int, int, bytes]] = []
 
     def setsockopt(self, level: int, optname: int, value: Any, *length: Any) -> None:
-        """As socket.setsockopt(); it waits for the endpoint, and fails at bind() or connect() then."""
+        """As socket.setsockopt(). Before bind() or connect() the option is kept, and an error comes from those."""
         if self.endpoint is not None:
             super().setsockopt(level, optname, value, *length)
             return
@@ -108,8 +112,8 @@ class Socket(_socket.socket):
     def bind(self, address: Address) -> None:
         """Bind to the endpoint of this name.
 
-        Raises UnknownEndpoint, AddressInUse, NotAllowed, Unavailable; OSError: EINVAL where it is bound already,
-        EAFNOSUPPORT for what is no name.
+        Raises UnknownEndpoint, AddressInUse, NotAllowed, Unavailable, and OSError: EINVAL if the socket is bound
+        already, EAFNOSUPPORT if @address is not a string.
         """
         if not isinstance(address, str):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
@@ -119,17 +123,17 @@ class Socket(_socket.socket):
         self.endpoint = address
 
     def connect(self, address: Address) -> None:
-        """Connect to the endpoint of this name, or to an address from the endpoint it is bound to.
+        """Connect to the endpoint of this name, or to an internet address, from the endpoint that it is bound to.
 
-        Unbound, it leaves from the endpoint `default-source`. Raises UnknownEndpoint, NotAllowed, Unavailable, and
-        what connect(2) does.
+        An unbound socket connects from the endpoint `default-source`. Raises UnknownEndpoint, NotAllowed,
+        Unavailable, and the errors of connect(2).
         """
         target = self._target(address)
         if target is not None:
             super().connect(target)
 
     def connect_ex(self, address: Address) -> int:
-        """As connect(), with the errno as result."""
+        """As connect(), but returns the errno, 0 for success."""
         try:
             target = self._target(address)
         except GraftOSError as error:
@@ -146,10 +150,10 @@ class Socket(_socket.socket):
         return address
 
     def permit(self, name: str) -> tuple[Any, ...] | None:
-        """Become able to reach the endpoint @name; its address, for connect() or sendto().
+        """Get graftd's permission to reach the endpoint @name. Returns its address, for connect() or sendto().
 
-        None: it is of type unix, and this socket is connected to it now. An unbound socket leaves from the
-        endpoint `default-source` where there is one. Raises UnknownEndpoint, NotAllowed, Unavailable.
+        None means that the endpoint is of type unix, and that this socket is connected to it now. An unbound socket
+        sends from the endpoint `default-source`, if there is one. Raises UnknownEndpoint, NotAllowed, Unavailable.
         """
         if self.endpoint is not None:
             answer, _ = _ask({"op": "permit", "name": name}, (self.fileno(),))
@@ -173,12 +177,15 @@ class Socket(_socket.socket):
 
 
 def socket(type: int = _socket.SOCK_STREAM) -> Socket:  # noqa: A002
-    """A socket to be bound or connected to an endpoint by name; @type is SOCK_STREAM or SOCK_DGRAM."""
+    """A new Socket, to be bound or connected to an endpoint by name; @type is SOCK_STREAM or SOCK_DGRAM."""
     return Socket(type)
 
 
 def bind(name: str, type: int = _socket.SOCK_STREAM, *, reuse_address: bool = True) -> Socket:  # noqa: A002
-    """A socket that is bound to the endpoint @name. Raises GraftOSError."""
+    """A socket that is bound to the endpoint @name. @reuse_address sets SO_REUSEADDR (stream sockets only).
+
+    Raises GraftOSError, and OSError as Socket does.
+    """
     sock = Socket(type)
     try:
         if reuse_address and type == _socket.SOCK_STREAM:
@@ -202,9 +209,9 @@ def create_server(name: str, *, backlog: int = 128) -> Socket:
 
 
 def connect(name: str, *, source: str | None = None, timeout: float | None = None) -> Socket:
-    """A stream socket connected to the endpoint @name, from the endpoint @source if given; @timeout in seconds.
+    """A stream socket that is connected to the endpoint @name, from the endpoint @source if given.
 
-    Raises GraftOSError, and what connect(2) does.
+    @timeout is in seconds, as for socket.settimeout(). Raises GraftOSError, and the errors of connect(2).
     """
     sock = Socket()
     try:

@@ -1,4 +1,4 @@
-"""asyncio streams by endpoint name (graft.api for plain sockets).
+"""asyncio streams by endpoint name. graft.api has plain sockets.
 
 server = await graft.asyncio.start_server(handle, "ep-http")
 reader, writer = await graft.asyncio.open_connection("ep-db")
@@ -15,7 +15,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 async def start_server(handler: Handler, name: str, **options: Any) -> asyncio.Server:
-    """asyncio.start_server() at the endpoint @name, of any type; @options go to asyncio.
+    """As asyncio.start_server(), at the endpoint @name, which may be of any type. @options are asyncio's.
 
     Raises graft.UnknownEndpoint, graft.AddressInUse, graft.NotAllowed, graft.Unavailable.
     """
@@ -33,9 +33,10 @@ async def start_server(handler: Handler, name: str, **options: Any) -> asyncio.S
 async def open_connection(
     name: str, *, source: str | None = None, **options: Any
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """asyncio.open_connection() to the endpoint @name, from the endpoint @source if given.
+    """As asyncio.open_connection(), to the endpoint @name, from the endpoint @source if given.
 
-    Raises graft.UnknownEndpoint, graft.NotAllowed, graft.Unavailable, and what connect(2) does.
+    @options are asyncio's. Raises graft.UnknownEndpoint, graft.NotAllowed, graft.Unavailable, and the errors of
+    connect(2).
     """
     sock = api.socket()
     try:
