@@ -1,8 +1,11 @@
-"""The kernel half from user space: load, attach, pin, maps, denials. libbpf (the system's) by ctypes.
+"""The BPF programs seen from user space: load, attach and pin them, read and write their maps, read denials.
 
-Maps and links are pinned under one bpffs directory, so the policy holds while no graftd runs. A starting
-graftd that finds pins of the same object file takes them over as they are; of another, it loads its own
-programs on the same maps and swaps the links, which refuses (EINVAL from libbpf) if the maps changed shape.
+The system's libbpf does the loading, called through ctypes.
+
+Maps and links are pinned in one directory of bpffs, so the policy holds while no graftd runs. A starting graftd
+looks for those pins. If they belong to the same object file, it takes them over as they are. If they belong to
+another one, it loads its own programs on the same maps, attaches them, and then removes the old links. libbpf refuses
+that with EINVAL if a map has changed its shape.
 
 Sources: libbpf.h, bpf(2), linux/bpf.h.
 """
@@ -74,7 +77,7 @@ STAMP_CONNECTED = 16
 STAMP_FAMILY = 32
 STAMP_NAMED = 64
 STAMP_PERMIT = 128
-GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt() of whoever stamps a socket
+GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt(): does the policy run for this socket? See Stamper.vouch()
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
@@ -100,9 +103,10 @@ CONVERTED = REASONS[-1]
 
 
 class Denial(NamedTuple):
-    """One refused call, as the ring buffer reports it. For setsockopt, port is level << 16 | option.
+    """One refused call, as the ring buffer reports it. For setsockopt, `port` is level << 16 | option.
 
-    With the reason CONVERTED it is no refusal: `real` and `real_port` are what the address became, or leaves from.
+    With the reason CONVERTED nothing was refused: the hook replaced the address, and `real` and `real_port` are the
+    address that it became, or the one that the connection leaves from. Addresses are 16 bytes, IPv4 ones mapped.
     """
 
     tenant: int
@@ -118,7 +122,10 @@ class Denial(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """struct graft_stamp. Addresses are 16 bytes, ports in host order."""
+    """struct graft_stamp (csrc/graft.h): whose a socket is, in the kernel's socket storage.
+
+    Each address is 16 bytes, IPv4 ones mapped, with a port in host order.
+    """
 
     tenant: int
     flags: int = 0
@@ -129,20 +136,20 @@ class Stamp(NamedTuple):
     peer_real: tuple[bytes, int] = (bytes(16), 0)
 
     def pack(self) -> bytes:
-        """As the map has it."""
+        """The bytes of struct graft_stamp."""
         return STAMP.pack(
             self.tenant, self.flags, self.place, *self.local, *self.local_real, *self.peer, *self.peer_real
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> "Stamp":
-        """From the map."""
+        """The stamp in the bytes of struct graft_stamp. Raises struct.error for another size."""
         v = STAMP.unpack(raw)
         return cls(v[0], v[1], v[2], (v[3], v[4]), (v[5], v[6]), (v[7], v[8]), (v[9], v[10]))
 
 
 class _Elem(ctypes.Structure):
-    """union bpf_attr, the map element calls."""
+    """union bpf_attr of BPF_MAP_*_ELEM and BPF_MAP_GET_NEXT_KEY (bpf(2))."""
 
     _fields_ = (
         ("map_fd", ctypes.c_uint32),
@@ -154,7 +161,7 @@ class _Elem(ctypes.Structure):
 
 
 class _Obj(ctypes.Structure):
-    """union bpf_attr, BPF_OBJ_PIN and BPF_OBJ_GET."""
+    """union bpf_attr of BPF_OBJ_PIN and BPF_OBJ_GET (bpf(2))."""
 
     _fields_ = (("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32), ("file_flags", ctypes.c_uint32))
 
@@ -167,7 +174,7 @@ def _bpf(command: int, attr: ctypes.Structure, what: str) -> int:
 
 
 class Map:
-    """A BPF map by its descriptor; keys and values are bytes of the map's sizes."""
+    """A BPF map by its descriptor. Keys and values are bytes, as long as the map says. Any thread may call it."""
 
     def __init__(self, fd: int, name: str, value_size: int) -> None:
         self.fd = fd
@@ -180,11 +187,11 @@ class Map:
         return _bpf(command, attr, f"BPF map {self.name}")
 
     def update(self, key: bytes, value: bytes) -> None:
-        """Insert or replace. Raises OSError: E2BIG or ENOSPC if the map is full."""
+        """Insert or replace an element. Raises OSError: E2BIG or ENOSPC if the map is full."""
         self._elem(BPF_MAP_UPDATE_ELEM, key, ctypes.create_string_buffer(value, len(value)))
 
     def delete(self, key: bytes) -> None:
-        """Delete; an absent key is no error."""
+        """Delete the element at @key, if there is one. Raises OSError."""
         try:
             self._elem(BPF_MAP_DELETE_ELEM, key, None)
         except OSError as error:
@@ -192,7 +199,7 @@ class Map:
                 raise
 
     def get(self, key: bytes) -> bytes | None:
-        """The value, or None."""
+        """The value at @key, `value_size` bytes; None if there is none. Raises OSError."""
         value = ctypes.create_string_buffer(self.value_size)
         try:
             self._elem(BPF_MAP_LOOKUP_ELEM, key, value)
@@ -203,7 +210,7 @@ class Map:
         return value.raw
 
     def keys(self, key_size: int) -> Iterator[bytes]:
-        """All keys; entries that come or go meanwhile may be missed."""
+        """All keys. Elements that are added or deleted during the iteration may be missed. Raises OSError."""
         current = ctypes.create_string_buffer(key_size)
         following = ctypes.create_string_buffer(key_size)
         attr = _Elem(self.fd, 0, 0, ctypes.addressof(following), 0)
@@ -220,7 +227,7 @@ class Map:
 
 
 class _Update(threading.local):
-    """What one thread's stamp() needs; prepared once, because it is part of every trapped socket()."""
+    """One thread's buffers for Stamper.stamp(), allocated once because every trapped socket() needs them."""
 
     def __init__(self, map_fd: int) -> None:
         self.key = ctypes.c_int()
@@ -231,14 +238,14 @@ class _Update(threading.local):
 
 
 class Stamper:
-    """Reads and writes stamps, from any thread."""
+    """Reads and writes the stamps of sockets. Any thread may call it. Its methods raise OSError."""
 
     def __init__(self, stamps: Map) -> None:
         self._stamps = stamps
         self._update = _Update(stamps.fd)
 
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
-        """Give the socket @fd its tenant."""
+        """Stamp the new socket @fd with its tenant, STAMP_* @flags, and the number of the place (netns) it is in."""
         update = self._update
         update.key.value = fd
         struct.pack_into("=III", update.value, 0, tenant, flags, place)
@@ -246,9 +253,10 @@ class Stamper:
             raise linux.oserror("stamp a socket")
 
     def vouch(self, sock: socket.socket, tenant: int) -> None:
-        """After stamp(): does the policy run for this socket? It is counted with its tenant's then.
+        """After stamp(): check that the policy runs for this socket, and count it among its tenant's sockets.
 
-        Raises OSError: ENFILE beyond the tenant's limit, EIO where the programs are not attached.
+        Raises OSError: ENFILE beyond the tenant's limit, EIO if graft's programs are not attached where this process
+        makes sockets.
         """
         try:
             stamped, over = PROBE.unpack(sock.getsockopt(GRAFT_LEVEL, GRAFT_PROBE, PROBE.size))
@@ -310,7 +318,7 @@ _complaints: deque[str] = deque(maxlen=100)
 
 
 def _collect(level: int, text: bytes, arguments: int) -> int:
-    if level == 0:  # LIBBPF_WARN; the verifier's log is among them
+    if level == 0:  # LIBBPF_WARN; the verifier's log comes with this level
         line = ctypes.create_string_buffer(65536)
         libc.vsnprintf(line, ctypes.c_size_t(len(line)), text, ctypes.c_void_p(arguments))
         _complaints.extend(line.value.decode(errors="replace").splitlines())
@@ -321,14 +329,14 @@ _print = _PRINT(_collect)
 
 
 def object_hash() -> str:
-    """Identity of the compiled object. Raises Failure if there is none."""
+    """The first 16 hex digits of the SHA-256 of the compiled object. Raises Failure if it is not built."""
     if not OBJECT.exists():
         raise Failure(f"{OBJECT} is not built", hint="run 'make build'")
     return hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
 
 
 def try_load() -> int:
-    """Load the programs without pinning or attaching any; how many there are. Raises Failure or OSError."""
+    """Load the programs, attach and pin nothing, and return how many there are. Raises Failure or OSError."""
     lib = _libbpf()
     lib.libbpf_set_print(_print)
     handle = lib.bpf_object__open_file(os.fsencode(OBJECT), None)
@@ -337,7 +345,7 @@ def try_load() -> int:
     try:
         result = lib.bpf_object__load(handle)
         if result:
-            raise OSError(-result, f"the kernel refuses them: {os.strerror(-result)}")
+            raise OSError(-result, f"the kernel refuses the BPF programs: {os.strerror(-result)}")
         count, program = 0, None
         while program := lib.bpf_object__next_program(handle, program):
             count += 1
@@ -347,22 +355,22 @@ def try_load() -> int:
 
 
 class Kernel:
-    """The loaded programs and their maps."""
+    """The loaded programs, their links and their maps. Only the loop's thread calls it; Map has no such limit."""
 
     def __init__(self, pins: Path) -> None:
         self.pins = pins
         self.lib = _libbpf()
         self.lib.libbpf_set_print(_print)
         self.maps: dict[str, Map] = {}
-        self.links: dict[Path, int] = {}  # kept open: the programs stay attached when the pins are removed
+        self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
         self._ring: int | None = None
         self._drained = 0
         self._sample: Callable[..., int] | None = None
 
     def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
-        """Make the programs run: policy for sockets made in @policy_cgroup, the guard for everybody.
+        """Attach the policy to @policy_cgroup, where graftd makes sockets, and the guard to @root_cgroup.
 
-        Returns whether pins of the same object were taken over as they are.
+        Returns True if pins of the same object file were taken over as they are. Raises Failure or OSError.
         """
         identity = f"{object_hash()} {policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino}"
         links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
@@ -398,11 +406,11 @@ class Kernel:
         return _bpf(BPF_OBJ_GET, _Obj(ctypes.addressof(name), 0, 0), f"open {path}")
 
     def is_pinned(self) -> bool:
-        """Are the pins there that a next graftd will look for?"""
+        """Are all pins in place that the next graftd will look for?"""
         return all(path.exists() for path in self.links)
 
     def pin_again(self) -> None:
-        """Somebody removed the pins: put them back. Raises OSError."""
+        """Pin again what somebody has removed; the open descriptors kept it alive. Raises OSError."""
         for directory in {self.pins, *(path.parent for path in self.links)}:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         held = {self.pins / name: kept.fd for name, kept in self.maps.items()} | self.links
@@ -448,17 +456,20 @@ class Kernel:
             result = self.lib.bpf_link__pin(link, os.fsencode(pin))
             if result:
                 raise OSError(-result, f"pin {name}: {os.strerror(-result)}")
-            self.lib.bpf_link__destroy(link)  # of the library's own descriptor
+            self.lib.bpf_link__destroy(link)  # closes only libbpf's own descriptor; the pin keeps the link
             self.links[pin] = self._open_pin(pin)
         finally:
             os.close(fd)
 
     def configure(self, host_cookie: int) -> None:
-        """Tell the guard in which netns grafted sockets live (SO_NETNS_COOKIE)."""
+        """Tell the guard in which netns grafted sockets live; @host_cookie is its SO_NETNS_COOKIE. Raises OSError."""
         self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
 
     def denials(self, callback: Callable[[Denial], None]) -> int:
-        """Start reading the ring buffer; returns the descriptor to poll before `drain()`."""
+        """Open the ring buffer of denials; drain() hands them to @callback. Returns the descriptor to poll.
+
+        Raises OSError.
+        """
 
         def sample(_context: int, data: int, size: int) -> int:
             if size >= DENIAL.size:
@@ -475,30 +486,30 @@ class Kernel:
         self._sample = _SAMPLE(sample)
         self._ring = self.lib.ring_buffer__new(self.maps["denials"].fd, self._sample, None, None)
         if not self._ring:
-            raise linux.oserror("read the ring buffer of denials")
+            raise linux.oserror("open the ring buffer of denials")
         epoll_fd: int = self.lib.ring_buffer__epoll_fd(self._ring)
         return epoll_fd
 
     def drain(self) -> None:
-        """Hand what the ring buffer holds to the callback, at most DRAIN_MAX: a container may go on filling it."""
+        """Pass at most DRAIN_MAX denials to the callback. A container may fill the ring faster than it is read."""
         self._drained = 0
         self.lib.ring_buffer__consume(self._ring)
 
     def limit(self, tenant: int, limits: Limits) -> None:
-        """Set how many sockets a tenant may have; what it has is not touched."""
+        """Set how many sockets a tenant may have. It keeps what it has beyond that. Raises OSError."""
         key = tenant.to_bytes(4, "little")
         kept = self.maps["usage"].get(key)
         sockets, udp, *before = USAGE.unpack(kept) if kept else (0, 0)
-        if before != list(limits):  # what is written over what the programs count is a moment old
+        if before != list(limits):  # a write may undo what the programs count meanwhile, so write only on a change
             self.maps["usage"].update(key, USAGE.pack(sockets, udp, *limits))
 
     def used(self, tenant: int) -> Limits:
-        """How many sockets a tenant has."""
+        """How many sockets a tenant has, in all and of UDP."""
         kept = self.maps["usage"].get(tenant.to_bytes(4, "little"))
         return Limits(*USAGE.unpack(kept)[:2]) if kept else Limits(0, 0)
 
     def counters(self, tenant: int) -> dict[tuple[str, str], int]:
-        """Refused calls of a tenant, by operation and reason."""
+        """How many calls of a tenant were refused, by (operation, reason): names of OPS and REASONS."""
         counts = {}
         for key in self.maps["counters"].keys(COUNTER_KEY.size):
             (owner, op, reason) = COUNTER_KEY.unpack(key)
@@ -508,7 +519,7 @@ class Kernel:
         return counts
 
     def forget(self, tenant: int) -> None:
-        """Drop a removed tenant's counters, and where it served."""
+        """Delete a removed tenant's usage and counters, and the addresses that it served."""
         self.maps["usage"].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["served"].keys(SERVED_KEY.size)):
             value = self.maps["served"].get(key)
@@ -519,7 +530,7 @@ class Kernel:
                 self.maps["counters"].delete(key)
 
     def uninstall(self) -> None:
-        """Detach the programs and drop the maps."""
+        """Detach the programs and remove the pins; the kernel frees maps when their last descriptor is closed."""
         for fd in self.links.values():
             os.close(fd)
         self.links.clear()

@@ -1,26 +1,29 @@
-"""The seccomp program of a target, as data.
+"""The seccomp filter of a target (seccomp(2)), assembled to bytes.
 
 What it traps and why (docs/design.md, "Trap few calls"):
 
-- socket() of AF_INET and AF_INET6, stream and datagram, and of AF_GRAFT: its arguments are registers, so
-  nothing in the target's memory can change between the check and the use. Raw sockets are left to the
-  container's own namespace, because no cgroup hook sees what they send.
-- listen(): without a bind before it no bind hook runs.
-- ioctl() on network devices: no hook exists for it, and on a grafted socket it would read or change the
-  host. 0x8901 to 0x8907 (owner, out-of-band mark, time stamps) concern the socket alone and are not trapped.
-- what a program of the AF_GRAFT family asks: bind(), connect() and sendto() with an address of 18 bytes
-  (sizeof(struct sockaddr_gr)), options of level 254, and on descriptors FAMILY_FIRST..FAMILY_LAST, where its
-  sockets are put, names and all options. No register tells such a socket from another, and to trap
-  getsockname() on all would cost Go and Java a trap a connection.
-- with `swap`, for a container whose rules name endpoints of type unix or in another namespace: bind(),
-  connect(), names, options of the IP and TCP levels, and sendto() with an address.
-- io_uring_setup is refused, as Docker's profile does: its operations evade every seccomp trap.
-- the i386 and x32 calling conventions: an i386 setsockopt() skips cgroup/setsockopt, so what 32-bit
-  programs need for internet sockets is refused.
+- socket() of AF_INET and AF_INET6, stream and datagram, and of AF_GRAFT. Its arguments are registers, so nothing in
+  the target's memory can change between the check and the use. Raw sockets are left to the container's own netns,
+  because no cgroup hook sees what they send.
+- listen(), because no bind hook runs for a socket that was never bound.
+- ioctl() on network devices. No hook exists for it, and on a grafted socket it would read or change the host's
+  devices. 0x8901 to 0x8907 (owner, out-of-band mark, time stamps) concern the socket alone and are not trapped.
+- the calls of a program that uses AF_GRAFT: bind(), connect() and sendto() with an address of 18 bytes
+  (sizeof(struct sockaddr_gr)), and options of level 254. Also, on the descriptors FAMILY_FIRST to FAMILY_LAST, where
+  sockets of that family are put, getsockname(), getpeername() and all options. No register tells such a socket from
+  another one, and a trap for every getsockname() would cost Go and Java one trap for each connection.
+- with `swap`, for a container whose rules name endpoints of type unix or in another netns: bind(), connect(),
+  getsockname(), getpeername(), options of the IP and TCP levels, and sendto() with an address.
 
-Never close, fcntl, write or sendmsg: container runtimes make them between installing the filter and
-handing over the listener, and would hang. Argument tests read only the low 32 bits, as the kernel does for
-these calls. Calls without a test stay in seccomp's always-allow bitmap.
+What it refuses:
+
+- io_uring_setup(), as Docker's profile does, because io_uring's operations evade every seccomp filter.
+- x32 as a whole, and from i386 what 32-bit programs need for internet sockets, because an i386 setsockopt() skips the
+  hook cgroup/setsockopt.
+
+It never traps close, fcntl, write or sendmsg. A container runtime makes those calls after it has installed the filter
+and before it has handed over the listener, so it would hang. Tests of arguments read only the low 32 bits, as the
+kernel does for these calls. Calls without a test stay in seccomp's bitmap of calls that are always allowed.
 
 The module is pure: `program()` returns struct sock_filter records (linux/filter.h).
 """
@@ -46,11 +49,11 @@ OFFSET_NR = 0
 OFFSET_ARCH = 4
 OFFSET_ARGS = 16
 
-# i386 numbers (asm/unistd_32.h) by which a 32-bit program would reach an internet socket: socketcall socket bind
-# connect listen getsockopt setsockopt io_uring_setup
+# The i386 calls (asm/unistd_32.h) by which a 32-bit program would get at an internet socket: socketcall, socket,
+# bind, connect, listen, getsockopt, setsockopt, io_uring_setup
 I386_REFUSED = (102, 359, 361, 362, 363, 365, 366, 425)
 
-# Below 1024, the soft limit that programs start with; above what all but servers with that many connections use.
+# Below 1024, the usual soft limit of descriptors; above what all but programs with many connections use.
 FAMILY_FIRST = 960
 FAMILY_LAST = 1023
 SOCKADDR_GR = 18
@@ -63,22 +66,22 @@ SOCK_DGRAM = 2
 
 
 class Assembler:
-    """Classic BPF with labels; a jump goes forward, at most 255 instructions."""
+    """An assembler for classic BPF with labels. A jump goes forward, over at most 255 instructions."""
 
     def __init__(self) -> None:
         self.code: list[tuple[int, str | None, str | None, int]] = []
         self.labels: dict[str, int] = {}
 
     def op(self, code: int, k: int, *, true: str | None = None, false: str | None = None) -> None:
-        """Append an instruction; a missing target means the next one."""
+        """Append an instruction; where @true or @false names no label, the next instruction follows."""
         self.code.append((code, true, false, k))
 
     def label(self, name: str) -> None:
-        """Name the place of the next instruction."""
+        """Give the next instruction a label."""
         self.labels[name] = len(self.code)
 
     def assemble(self) -> bytes:
-        """struct sock_filter records, 8 bytes each."""
+        """The program as struct sock_filter records, 8 bytes each. Raises KeyError; struct.error for a far jump."""
 
         def distance(name: str | None, here: int) -> int:
             return 0 if name is None else self.labels[name] - here - 1
@@ -90,7 +93,7 @@ class Assembler:
 
 
 def program(*, swap: bool = False) -> bytes:
-    """The filter of a target; @swap: some of its endpoints need another socket than socket() gives."""
+    """The filter of a target. @swap: some of its endpoints need another socket than the one that socket() gave."""
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
     a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, true="native")

@@ -1,7 +1,7 @@
-"""Closing descriptors that others sent: it may wait, and must not wait in the loop.
+"""Close descriptors that peers sent in a worker thread, because close(2) may block and the loop must not.
 
-The last close of a TCP socket waits as long as its SO_LINGER says (socket(7)), and that of a file may wait for
-whoever serves its file system.
+The last close of a TCP socket blocks for as long as its SO_LINGER says (socket(7)). The last close of a file blocks
+until its file system answers, which may be a program of the peer's (FUSE).
 """
 
 import contextlib
@@ -20,12 +20,12 @@ _closers = Workers(32)
 
 
 def is_listener(fd: int) -> bool:
-    """Is it a seccomp listener, whatever its sender says?"""
+    """Is @fd a seccomp listener? Reads it from procfs, because its sender may lie. Raises OSError if it is closed."""
     return os.readlink(f"/proc/self/fd/{fd}") == LISTENER
 
 
 def close_foreign(fd: int) -> None:
-    """Close a descriptor that a peer sent; the close of anything but a listener happens in another thread."""
+    """Close a descriptor that a peer sent. Never blocks: all but seccomp listeners are closed in another thread."""
     if is_listener(fd):
         os.close(fd)
         return
@@ -35,7 +35,7 @@ def close_foreign(fd: int) -> None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DO_NOT_LINGER)
     try:
         _closers.run(partial(_close, fd))
-    except RuntimeError:  # no thread to be had: then here, after all
+    except RuntimeError:  # no thread can be made: blocking is better than a leak
         _close(fd)
 
 

@@ -1,8 +1,9 @@
-"""What graft needs of the host beside BPF: cgroup2, bpffs, the route of the IPv6 slices, /etc/resolv.conf.
+"""What graft needs of the host beside BPF: cgroup2, bpffs, the route of the IPv6 slices, netns, /etc/resolv.conf.
 
-The IPv6 slices are one `local` route (AnyIP), not addresses on `lo`: nothing to add per tenant. It sits in
-a table of its own behind a rule for locally generated traffic, because a ULA on `lo` would answer to
-whoever routes the prefix to this host, whereas 127.0.0.0/8 is protected by the kernel's martian check.
+The IPv6 slices are one `local` route (AnyIP) instead of addresses on `lo`, so that nothing has to be added for each
+tenant. The route is in a routing table of its own, which a rule makes valid for locally generated traffic only. The
+kernel protects 127.0.0.0/8 from packets of other hosts (its martian check), but not a ULA: without the rule, whoever
+routes the prefix to this host would get answers.
 """
 
 import contextlib
@@ -22,20 +23,20 @@ RULE_PREFERENCE = "26470"
 
 
 def run_dir() -> Path:
-    """Where sockets and state are; GRAFT_RUN_DIR moves a whole instance (tests do)."""
+    """The directory of graftd's sockets and state. GRAFT_RUN_DIR moves a whole instance, as the tests do."""
     return Path(os.environ.get("GRAFT_RUN_DIR", "/run/graft"))
 
 
 def pin_dir() -> Path:
-    """The bpffs directory of this instance."""
+    """The directory of bpffs in which this instance pins its maps and links."""
     return BPFFS / run_dir().name
 
 
 def enter_initial() -> None:
-    """Join the network and mount namespaces of the machine's first process, if this one is elsewhere.
+    """Join the network and mount namespaces of process 1, if this process is in others.
 
-    Where the first process may not be looked at (it has a capability that this root has not), those of the
-    oldest ancestor that may.
+    /proc/1/ns may be unreadable, because process 1 has a capability that this root lacks (ptrace(2), access mode
+    checking). Then join those of the oldest ancestor that can be read. Raises OSError if setns(2) fails.
     """
     for pid in (1, *reversed(_ancestors())):
         try:
@@ -52,7 +53,7 @@ def enter_initial() -> None:
 
 
 def _ancestors() -> list[int]:
-    """This process's parent, its parent, and so on."""
+    """The PIDs of this process's ancestors, its parent first, without process 1."""
     found = []
     pid = os.getppid()
     while pid > 1:
@@ -65,7 +66,7 @@ def _ancestors() -> list[int]:
 
 
 def cgroup2_root() -> Path:
-    """The mount point of cgroup2: /sys/fs/cgroup, or beside cgroup v1."""
+    """The mount point of cgroup2: /sys/fs/cgroup, or another beside cgroup v1. Raises Failure if there is none."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         kind = fields[fields.index("-") + 1]
@@ -75,27 +76,30 @@ def cgroup2_root() -> Path:
 
 
 def own_cgroup(root: Path) -> Path:
-    """The cgroup2 of this process."""
+    """The directory of this process's cgroup, in the cgroup2 mounted at @root. Raises Failure if it has none."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         if line.startswith("0::"):
             return root / line[4:]
-    raise Failure("this process is in no cgroup2")
+    raise Failure("this process has no cgroup in cgroup2")
 
 
 def enter_cgroup(root: Path, *, managed: bool) -> Path:
-    """The cgroup in which graftd makes sockets: its own under a service manager, else one it makes."""
+    """Enter the cgroup in which graftd makes sockets, and return it. Raises OSError, Failure.
+
+    Under a service manager (@managed) that is the service's own; otherwise graftd makes one.
+    """
     if managed:
         return own_cgroup(root)
     path = root / run_dir().name
     path.mkdir(exist_ok=True)
     (path / "cgroup.procs").write_text("0")
-    with contextlib.suppress(OSError):  # cgroup v2 with the controller on: many containers wait for it
+    with contextlib.suppress(OSError):  # works only with the cpu controller on; many containers wait for graftd
         (path / "cpu.weight").write_text("10000")
     return path
 
 
 def leave_cgroup(root: Path, *, remove: bool) -> None:
-    """Back to the root. The directory may go only when nothing is grafted: it carries the policy."""
+    """Move this process to the root cgroup. @remove: remove graftd's cgroup, and with it the policy."""
     (root / "cgroup.procs").write_text("0")
     if remove:
         with contextlib.suppress(OSError):
@@ -103,9 +107,10 @@ def leave_cgroup(root: Path, *, remove: bool) -> None:
 
 
 def join_cgroups(pid: int, model: int) -> None:
-    """Put the process @pid into the CPU and memory cgroups of @model, where those are cgroup v1's.
+    """Put the process @pid into the CPU and memory cgroups of the process @model, so that its work is charged there.
 
-    In cgroup v2 that would take it out of graftd's own, whose programs the sockets that it makes are under.
+    Only cgroup v1 allows that. In cgroup v2 a process has one cgroup: it would leave graftd's, and graftd's BPF
+    programs would not run for the sockets that it makes. Best effort: errors are ignored.
     """
     roots = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -122,24 +127,24 @@ def join_cgroups(pid: int, model: int) -> None:
 
 
 def check_run_dir(directory: Path) -> None:
-    """Raise Refused if somebody but root may change what is in the run directory."""
+    """Raise Refused if users other than root may change what is in the run directory."""
     found = directory.stat()
     if found.st_uid or found.st_mode & 0o022:
         raise Refused(
-            f"{directory} is not root's alone (uid {found.st_uid}, mode {found.st_mode & 0o777:o})",
+            f"{directory} must be writable by root only (uid {found.st_uid}, mode {found.st_mode & 0o777:o})",
             hint=f"remove it, or: chown root {directory}; chmod 755 {directory}",
             code="EPERM",
         )
 
 
 def mount_bpffs() -> None:
-    """Mount bpffs where it is not."""
+    """Mount bpffs at /sys/fs/bpf, unless it is mounted there. Raises OSError."""
     if not os.path.ismount(BPFFS):
         linux.mount("bpf", str(BPFFS), "bpf", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
 
 
 def has_ipv6() -> bool:
-    """Does lo of this netns have ::1? Read, not bound: graftd's own cgroup polices every bind in it."""
+    """Does `lo` of this netns have ::1? A bind() would not tell: in graftd's cgroup the policy decides on it."""
     try:
         addresses = Path("/proc/net/if_inet6").read_text()
     except OSError:
@@ -158,14 +163,14 @@ def _ip(*arguments: str) -> None:
 
 
 def add_slice_route() -> None:
-    """Make the IPv6 slices local to this netns, for its own traffic only."""
+    """Make the IPv6 slices local addresses of this netns, for its own traffic only. Raises Failure."""
     remove_slice_route()
     _ip("-6", "route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "src", "::1", "table", ROUTE_TABLE)
     _ip("-6", "rule", "add", "iif", "lo", "to", SLICE6_NETWORK, "lookup", ROUTE_TABLE, "pref", RULE_PREFERENCE)
 
 
 def remove_slice_route() -> None:
-    """Undo add_slice_route(); nothing there is no error."""
+    """Undo add_slice_route(); no error if there is no such route."""
     with contextlib.suppress(Failure):
         _ip("-6", "rule", "del", "pref", RULE_PREFERENCE)
     with contextlib.suppress(Failure):
@@ -173,7 +178,7 @@ def remove_slice_route() -> None:
 
 
 def addresses() -> list[str]:
-    """The IP addresses of this netns."""
+    """The IP addresses of this netns's devices, without the zone of a link-local one."""
     import psutil
 
     inet = (socket.AF_INET, socket.AF_INET6)
@@ -182,14 +187,15 @@ def addresses() -> list[str]:
 
 
 def has_address(address: Address) -> bool:
-    """Is it an address of this netns?"""
+    """Does a device of this netns have this address?"""
     return str(address) in addresses()
 
 
 def add_address(address: Address) -> bool:
-    """Put a container's own address on lo, unless a device has it, which is false. Raises Failure.
+    """Put a container's own address on `lo`. False, and nothing done, if a device has it already. Raises Failure.
 
-    Its scope is the host, so that nothing of the host's own leaves from it unasked; it is reached all the same.
+    The address has scope host, so that the kernel does not choose it as the source of the host's own traffic. It can
+    be reached all the same.
     """
     if has_address(address):
         return False
@@ -199,24 +205,24 @@ def add_address(address: Address) -> bool:
 
 
 def remove_address(address: Address) -> None:
-    """Undo add_address() that was true; nothing there is no error."""
+    """Undo an add_address() that returned True; no error if `lo` does not have the address."""
     with contextlib.suppress(Failure):
         _ip("address", "del", f"{address}/{32 if address.v4 else 128}", "dev", "lo")
 
 
 def end_connections(address: Address) -> None:
-    """End what is open at an address that its container has no more (SOCK_DESTROY, sock_diag(7)); best effort."""
+    """Destroy the TCP sockets at an address that its container has lost (SOCK_DESTROY, sock_diag(7)); best effort."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         subprocess.run(("ss", "-K", "-tanH", "src", str(address)), capture_output=True, timeout=10)
 
 
 def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
-    """The nameservers that are stubs on the host's own loopback."""
+    """The nameservers of resolv.conf(5) that listen on the host's own loopback, as systemd-resolved's stub does."""
     return [a for a in nameservers(path) if (a.v4 and a.raw[12] == 127) or str(a) == "::1"]
 
 
 def nameservers(path: str = "/etc/resolv.conf") -> list[Address]:
-    """The nameservers of resolv.conf(5)."""
+    """The nameservers of resolv.conf(5), in its order; none if @path cannot be read."""
     try:
         lines = Path(path).read_text(errors="replace").splitlines()
     except OSError:
@@ -232,19 +238,19 @@ def nameservers(path: str = "/etc/resolv.conf") -> list[Address]:
 
 
 def netns_cookie() -> int:
-    """SO_NETNS_COOKIE of the current network namespace."""
+    """SO_NETNS_COOKIE of the current netns (socket(7))."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, linux.SO_NETNS_COOKIE, 8), "little")
 
 
 def netns_cookie_of(fd: int) -> int:
-    """SO_NETNS_COOKIE of another network namespace: unlike its inode, it is not used again after its end."""
+    """SO_NETNS_COOKIE of the netns @fd. The kernel never reuses a cookie, but it reuses inodes. Raises OSError."""
     with linux.inside_netns(fd):
         return netns_cookie()
 
 
 def processes_in_netns(netns: int) -> list[int]:
-    """Processes whose network namespace has this inode."""
+    """The PIDs of all processes in the netns with this inode."""
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -255,7 +261,7 @@ def processes_in_netns(netns: int) -> list[int]:
 
 
 def raise_descriptor_limit() -> None:
-    """A listener is two or three descriptors; take what the hard limit allows."""
+    """Set RLIMIT_NOFILE to its hard limit, because each listener takes two or three descriptors."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -263,9 +269,9 @@ def raise_descriptor_limit() -> None:
 
 
 def open_netns(text: str) -> tuple[int, str]:
-    """A namespace by PID, by name (ip-netns(8)) or by path: an open descriptor and what to call it.
+    """Open the netns that @text names by a PID, a name (ip-netns(8)) or a path.
 
-    Raises Refused if there is none.
+    Returns the descriptor, which the caller closes, and the path. Raises Refused if there is no such netns.
     """
     if "/" in text:
         path = text
@@ -276,7 +282,7 @@ def open_netns(text: str) -> tuple[int, str]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO
     except ValueError:
-        raise Refused("the name of a network namespace has no NUL", code="EINVAL") from None
+        raise Refused("the name of a network namespace contains a NUL byte", code="EINVAL") from None
     except OSError as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         if isinstance(error, ProcessLookupError):
@@ -295,7 +301,7 @@ def open_netns(text: str) -> tuple[int, str]:
 
 
 def netns_alive(netns: int, path: str) -> bool:
-    """Does the namespace with this inode still exist: at @path, at another mount, or as any process's?"""
+    """Does the netns with this inode still exist: at @path, at another mount, or because a process is in it?"""
     try:
         if os.stat(path).st_ino == netns:
             return True

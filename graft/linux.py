@@ -1,7 +1,8 @@
-"""System calls that Python has no wrapper for: constants, structures, one thin function a call.
+"""System calls that Python does not wrap: constants, structures, and one thin function for each call.
 
-Standard library only, and little of it: `graft run` pays for every import before its command starts.
-Names are the kernel's. Every wrapper raises OSError with the call's name; none interprets an errno.
+`graft run` pays for every import before its command starts, so this module imports little of the standard library
+and nothing else. Names are the kernel's. Every wrapper raises OSError with the name of the call; none interprets an
+errno.
 """
 
 import contextlib
@@ -78,50 +79,50 @@ libc.unshare.argtypes = (ctypes.c_int,)
 
 
 class sock_fprog(ctypes.Structure):  # noqa: N801 - the kernel's name
-    """linux/filter.h"""
+    """A classic BPF program (linux/filter.h)."""
 
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 class iovec(ctypes.Structure):  # noqa: N801
-    """sys/uio.h"""
+    """One buffer of process_vm_readv(2) (sys/uio.h)."""
 
     _fields_ = (("iov_base", ctypes.c_void_p), ("iov_len", ctypes.c_size_t))
 
 
 def oserror(call: str, path: str | None = None) -> OSError:
-    """The error of the last libc call."""
+    """The OSError for the errno that the last call of libc left; @call is its name, @path the file it was about."""
     number = ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}", path)
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Move the calling thread into new namespaces, or give it its own table, by CLONE_* flags (unshare(2))."""
     if libc.unshare(flags) < 0:
         raise oserror("unshare")
 
 
 def setns(fd: int, nstype: int = 0) -> None:
-    """setns(2), for the calling thread."""
+    """Move the calling thread into the namespace @fd; @nstype is the expected CLONE_NEW* or 0 (setns(2))."""
     if libc.setns(fd, nstype) < 0:
         raise oserror("setns")
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int) -> None:
-    """mount(2) without data."""
+    """Mount @source at @target with MS_* @flags and without data (mount(2))."""
     kind = fstype.encode() if fstype else None
     if libc.mount(source.encode(), os.fsencode(target), kind, flags, None) < 0:
         raise oserror("mount", target)
 
 
 def no_new_privs() -> None:
-    """PR_SET_NO_NEW_PRIVS (prctl(2)): what an unprivileged caller needs before a seccomp filter."""
+    """Set PR_SET_NO_NEW_PRIVS (prctl(2)). An unprivileged thread needs it before it may install a seccomp filter."""
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
         raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 def set_timer_slack(nanoseconds: int) -> None:
-    """PR_SET_TIMERSLACK (prctl(2)): of this thread; inherited by fork(2), kept by execve(2)."""
+    """Set this thread's timer slack (prctl(2), PR_SET_TIMERSLACK). fork(2) inherits it and execve(2) keeps it."""
     if libc.prctl(PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0) < 0:
         raise oserror("prctl(PR_SET_TIMERSLACK)")
 
@@ -149,25 +150,28 @@ def seccomp_listener(program: bytes, *, wait_killable: bool) -> int:
 
 
 def seccomp_filter(program: bytes) -> None:
-    """Install a filter for this process, all its threads, and its children. Raises OSError."""
+    """Install a filter on all threads of this process (seccomp(2), TSYNC); children inherit it. Raises OSError."""
     fprog = sock_fprog(len(program) // 8, program)
     if libc.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(fprog)):
         raise oserror("seccomp")
 
 
 def in_bounding_set(capability: int) -> bool:
-    """prctl(2), PR_CAPBSET_READ; false for one that this kernel does not know."""
+    """Is the capability in the bounding set (prctl(2), PR_CAPBSET_READ)? False if this kernel does not know it."""
     return bool(libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
 
 
 def drop_from_bounding_set(capability: int) -> None:
-    """prctl(2), PR_CAPBSET_DROP. Raises OSError."""
+    """Drop a capability from the bounding set (prctl(2), PR_CAPBSET_DROP). Raises OSError: EPERM without SETPCAP."""
     if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
         raise oserror("prctl")
 
 
 def keep_capabilities(kept: Iterable[int]) -> None:
-    """Permit and have @kept of what this thread has, and inherit none (capset(2)). Raises OSError."""
+    """Reduce this thread's permitted and effective sets to @kept, and empty its inheritable set (capset(2)).
+
+    A capability in @kept that the thread does not have is not added. Raises OSError.
+    """
     mask = sum(1 << number for number in kept)
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     had = ctypes.create_string_buffer(24)
@@ -181,7 +185,7 @@ def keep_capabilities(kept: Iterable[int]) -> None:
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:
-    """pidfd_getfd(2): duplicate a descriptor of another process."""
+    """A duplicate of the descriptor @fd of another process (pidfd_getfd(2)). The caller closes it."""
     copy: int = libc.syscall(NR_PIDFD_GETFD, pidfd, fd, 0)
     if copy < 0:
         raise oserror("pidfd_getfd")
@@ -200,19 +204,25 @@ def _remote(call: str, pid: int, buffer: ctypes.Array[ctypes.c_char], address: i
 
 
 def read_memory(pid: int, address: int, size: int) -> bytes:
-    """process_vm_readv(2); short at an unmapped page. May block on a page that another program serves."""
+    """Up to @size bytes of another process's memory (process_vm_readv(2)); fewer if a page is unmapped.
+
+    It may block for ever on a page that another program serves (userfaultfd(2), FUSE). Raises OSError: EFAULT, ESRCH.
+    """
     buffer = ctypes.create_string_buffer(size)
     count = _remote("process_vm_readv", pid, buffer, address)
     return buffer.raw[:count]
 
 
 def write_memory(pid: int, address: int, data: bytes) -> int:
-    """process_vm_writev(2); the number of bytes written."""
+    """Write to another process's memory (process_vm_writev(2)); returns the number of bytes written.
+
+    It may block as read_memory() does. Raises OSError: EFAULT, ESRCH.
+    """
     return _remote("process_vm_writev", pid, ctypes.create_string_buffer(data, len(data)), address)
 
 
 def alive(pidfd: int) -> bool:
-    """Is the process of this pidfd, -1 for none, still there?"""
+    """Does the process of this pidfd still run? False for -1. A pidfd is readable when its process has ended."""
     if pidfd < 0:
         return False
     poll = select.poll()
@@ -221,19 +231,22 @@ def alive(pidfd: int) -> bool:
 
 
 def parent(pid: int) -> int:
-    """The parent of a process. Raises OSError."""
+    """The PID of a process's parent (proc(5), /proc/PID/stat). Raises OSError if the process is gone."""
     with open(f"/proc/{pid}/stat") as stat:
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
 def netns_inode(pid: int | str = "self") -> int:
-    """Identity of a process's (or thread's) network namespace: the inode of /proc/PID/ns/net."""
+    """The inode of a process's or thread's netns (/proc/PID/ns/net), which identifies it while it lives.
+
+    Raises OSError: ENOENT if the process is gone, EACCES.
+    """
     return os.stat(f"/proc/{pid}/ns/net").st_ino
 
 
 @contextlib.contextmanager
 def inside_netns(fd: int) -> Iterator[None]:
-    """Run the body in another network namespace; only the calling thread moves."""
+    """Run the body in the netns @fd. Only the calling thread moves, and it returns afterwards. Raises OSError."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         setns(fd, CLONE_NEWNET)
@@ -246,7 +259,7 @@ def inside_netns(fd: int) -> Iterator[None]:
 
 
 def loopback_up() -> None:
-    """Set IFF_UP on `lo` of the current network namespace (netdevice(7))."""
+    """Set IFF_UP on `lo` of the current netns (netdevice(7)). Raises OSError."""
     import fcntl
     import socket
 
@@ -259,7 +272,7 @@ def loopback_up() -> None:
 
 
 def check_netns(fd: int) -> None:
-    """Raise OSError unless @fd is a network namespace (ioctl_ns(2), NS_GET_NSTYPE)."""
+    """Raise OSError unless @fd is a netns (ioctl_ns(2), NS_GET_NSTYPE)."""
     import fcntl
 
     if fcntl.ioctl(fd, 0xB703) != CLONE_NEWNET:

@@ -1,4 +1,8 @@
-"""The event loop of graftd: descriptors and what to call when they are ready. One thread, epoll(7)."""
+"""The event loop of graftd: epoll(7) on one thread, and a callback for each descriptor.
+
+Only the loop's own thread adds and removes descriptors. modify() is a single epoll_ctl(2), so other threads may call
+it, if they make sure that the descriptor is still open (graft/calls.py).
+"""
 
 import select
 from collections.abc import Callable
@@ -9,8 +13,11 @@ Callback = Callable[[int], None]
 
 
 class Loop:
-    """Level-triggered, one event a round: the kernel turns its ready list, so none starves another, and no
-    event can be left over for a descriptor number that a callback has closed and another has taken.
+    """A level-triggered loop that takes one event in each round.
+
+    The kernel rotates its list of ready descriptors, so no descriptor starves another. With more than one event in a
+    round, a callback could close a descriptor for which an event is left, and the event would go to another one that
+    got the same number.
     """
 
     def __init__(self) -> None:
@@ -19,26 +26,29 @@ class Loop:
         self.running = True
 
     def add(self, fd: int, callback: Callback, events: int = select.EPOLLIN) -> None:
-        """Watch @fd; @callback gets the events."""
+        """Watch @fd for EPOLL* @events; @callback is called with those that came. Raises OSError: EEXIST, EPERM."""
         self.callbacks[fd] = callback
         self.epoll.register(fd, events)
 
     def modify(self, fd: int, events: int) -> None:
-        """Change the events of @fd."""
+        """Watch @fd for other EPOLL* @events; with 0 only EPOLLHUP and EPOLLERR are reported. Raises OSError."""
         self.epoll.modify(fd, events)
 
     def remove(self, fd: int) -> None:
-        """Stop watching; before @fd is closed."""
+        """Stop watching @fd. The caller does this before it closes @fd. Raises KeyError, OSError."""
         del self.callbacks[fd]
         self.epoll.unregister(fd)
 
     def run(self, tick: Callable[[], float]) -> None:
-        """Until `running` is false. @tick runs between rounds and says how many seconds the next may wait."""
+        """Run until `running` is false. @tick runs before each round and returns how many seconds that may wait.
+
+        A callback's exception is logged and the loop goes on.
+        """
         while self.running:
             for fd, events in self.epoll.poll(tick(), 1):
                 callback = self.callbacks.get(fd)
                 if callback:
                     try:
                         callback(events)
-                    except Exception:  # one connection's or container's trouble is not the others'
-                        log.exception("descriptor %d", fd)
+                    except Exception:  # the error of one connection or container must not end the others
+                        log.exception("the callback of descriptor %d failed", fd)

@@ -1,15 +1,24 @@
-"""The notification descriptor (seccomp_unotify(2)): receive, still valid, add a descriptor, answer.
+"""The listener of a seccomp filter (seccomp_unotify(2)), and the journal of calls that it has delivered.
 
-A received notification is delivered once. If graftd dies before it answers, the kernel does not deliver
-it again, but whoever holds the descriptor and knows the id can still answer. So notifications are received
-straight into the journal of their listener, a memfd that the keeper holds: the next graftd finds them there.
+Theory of operation
 
-A descriptor is injected in two steps, ADDFD and then the answer with its number. SECCOMP_ADDFD_FLAG_SEND would
-do it in one and saves about a quarter of a trapped socket(), but it cannot be made safe: the kernel marks
-the call as answered when the request is queued (kernel/seccomp.c, seccomp_notify_addfd), and if the sender is
-killed before the target has picked the descriptor up, the request is withdrawn and the call returns 0. The
-program then takes its standard input for a socket. In two steps the call stays unanswered; the journal has
-the inode of the socket, by which a successor sees whether the target got it, and answers with its number.
+Goal: no trapped call is lost or answered wrongly, even if graftd is killed at any instruction.
+
+Facts about the kernel: a notification is delivered once. If its receiver dies before it answers, the kernel does not
+deliver it again. But whoever holds the listener and knows the notification's id can still answer.
+
+Solution: notifications are received straight into the journal of their listener. The journal is a memfd of which the
+descriptor store has a copy, so the next graftd finds there what the last one had not answered.
+
+A descriptor is injected in two steps: SECCOMP_IOCTL_NOTIF_ADDFD, and then the answer with its number.
+SECCOMP_ADDFD_FLAG_SEND would do it in one step, and would save about a quarter of a trapped socket(), but it cannot
+be made safe. The kernel marks the call as answered when the request is queued (seccomp_notify_addfd() in
+kernel/seccomp.c). If the sender is killed before the target has picked the descriptor up, the kernel withdraws the
+request and the call returns 0: the program takes its standard input for a socket. With two steps the call stays
+unanswered in between. The journal has the inode of the socket, so a successor sees whether the target got it, and
+answers with its number.
+
+What still fails: if all holders of the listener die, the kernel lets the target's trapped calls fail with ENOSYS.
 """
 
 import errno
@@ -26,7 +35,7 @@ NOTIFICATION = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif with its secco
 RESPONSE = struct.Struct("=QqiI")
 ADDFD = struct.Struct("=QIIII")
 
-# csrc/sup.h: struct sup_shared, one a listener
+# csrc/sup.h: struct sup_shared, one for each listener
 SHARED = struct.Struct("=IIIIQIIQQII32s")
 SHARED_SIZE = 128
 SHARED_ABI = 2
@@ -40,7 +49,7 @@ SLOT = struct.Struct("=IiQ")  # state, the answer after an injection, inode of w
 INJECTION = struct.Struct("=iQ")
 INJECTION_OFFSET = 4
 SLOT_FREE, SLOT_HELD, SLOT_FORWARDED = range(3)
-ANSWER_NUMBER, ANSWER_PROCEED = -1, -2  # else an errno, 0 for success
+ANSWER_NUMBER, ANSWER_PROCEED = -1, -2  # or an errno, 0 for success
 SLOT_SIZE = 128
 SLOTS = 64
 EMPTY = bytes(NOTIFICATION.size)
@@ -50,7 +59,10 @@ assert ADDFD.size == 24
 
 
 class Notification(NamedTuple):
-    """One trapped call. `pid` is the thread's, in the reader's pid namespace."""
+    """One trapped call (struct seccomp_notif). `pid` is the ID of the thread, in the reader's PID namespace.
+
+    `arch` is an AUDIT_ARCH_*, `nr` the number of the call in that architecture, and `args` are the six registers.
+    """
 
     id: int
     pid: int
@@ -60,13 +72,16 @@ class Notification(NamedTuple):
 
 
 def parse(raw: bytes | bytearray | memoryview) -> Notification:
-    """struct seccomp_notif, 80 bytes."""
+    """The call in the 80 bytes of a struct seccomp_notif (linux/seccomp.h). Raises struct.error for another size."""
     fields = NOTIFICATION.unpack(raw)
     return Notification(fields[0], fields[1], fields[3], fields[4], fields[6:])
 
 
 class Described(NamedTuple):
-    """Whose a journal is: the head of its memory."""
+    """What the head of a journal says: its tenant, its listener's number, if root handed that over, and the token.
+
+    `inode` is the journal's own, by which a second copy of it is recognised.
+    """
 
     tenant: int
     number: int
@@ -76,9 +91,9 @@ class Described(NamedTuple):
 
 
 def described(fd: int) -> Described | None:
-    """What a journal that somebody brings says of itself; None for anything that is none of this version's.
+    """Read the head of a journal that a peer sent; None if @fd is not a journal of this version.
 
-    Raises OSError.
+    The peer may be lying: the caller checks the token (Calls.is_ours). Raises OSError.
     """
     status = os.fstat(fd)
     head = os.pread(fd, SHARED.size, 0)
@@ -91,9 +106,11 @@ def described(fd: int) -> Described | None:
 
 
 class Journal:
-    """A listener's calls that were received and not yet answered, in memory that outlives graftd.
+    """The calls of one listener that were received and not yet answered, in memory that outlives graftd.
 
-    graft-sup receives into the same memory where it runs (csrc/sup.h): then the slots are its to take.
+    The memory is divided into SLOTS slots of one call each. While a graft-sup runs for the listener, it receives into
+    the same memory (csrc/sup.h): then graft-sup alone takes slots. Otherwise the loop's thread of graftd alone does.
+    Any thread may release a slot, under the lock of graft/calls.py.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -117,23 +134,27 @@ class Journal:
         trusted: bool,
         token: bytes,
     ) -> None:
-        """What graft-sup has to know of the listener's tenant, and a graftd that finds nothing but graft-sup."""
+        """Write the head: what graft-sup needs to know of the tenant, and by what a later graftd recognises it.
+
+        @owner: the uid of the tenant's sockets. @flags6: the stamp's flags of an IPv6 socket. @netns: the inode of
+        the container's netns. @forward: graft-sup answers no call itself. @token: 32 bytes, see graft/seal.py.
+        """
         flags = SUP_FORWARD if forward else 0
         head = (SHARED_ABI, tenant, owner, flags6, netns, flags, 0, 0, 0, number, trusted, token)
         SHARED.pack_into(self.map, 0, *head)
 
     def renumber(self, number: int, token: bytes) -> None:
-        """Another graftd has another number for the listener."""
+        """Write the number that another graftd has given the listener, and the token for that number."""
         struct.pack_into("=I", self.map, NUMBER_OFFSET, number)
         struct.pack_into("=32s", self.map, TOKEN_OFFSET, token)
 
     def forward(self, every: bool) -> None:
-        """Is graft-sup to leave every call to graftd?"""
+        """Tell graft-sup whether to leave every call to graftd (@every), or to answer socket() itself."""
         struct.pack_into("=I", self.map, FLAGS_OFFSET, SUP_FORWARD if every else 0)
 
     @property
     def counted(self) -> tuple[int, int]:
-        """The calls that graft-sup has answered, and the nanoseconds that they took."""
+        """How many calls graft-sup has answered, and how many nanoseconds they took in all."""
         calls, ns = COUNTED.unpack_from(self.map, COUNTED_OFFSET)
         return calls, ns
 
@@ -142,12 +163,12 @@ class Journal:
         return SHARED_SIZE + number * SLOT_SIZE
 
     def raw(self, number: int) -> memoryview:
-        """The notification part of a slot."""
+        """The 80 bytes of a slot's struct seccomp_notif, writable. The kernel wants them zero before it receives."""
         start = self._at(number) + SLOT.size
         return self.view[start : start + NOTIFICATION.size]
 
     def take(self) -> "Slot | None":
-        """Reserve a slot, where no graft-sup takes any; None if all are in use."""
+        """Reserve a slot; None if all are in use. Only the loop's thread calls it, and only without a graft-sup."""
         for number in range(SLOTS):
             if self.map[self._at(number)] == SLOT_FREE:
                 SLOT.pack_into(self.map, self._at(number), SLOT_FORWARDED, ANSWER_NUMBER, 0)
@@ -155,22 +176,26 @@ class Journal:
         return None
 
     def release(self, number: int) -> None:
-        """Forget an answered notification."""
+        """Free a slot whose call has been answered, and zero its notification."""
         self.raw(number)[:] = EMPTY
         SLOT.pack_into(self.map, self._at(number), SLOT_FREE, ANSWER_NUMBER, 0)
 
     def injecting(self, number: int, inode: int, answer: int) -> None:
-        """Note which socket the target is about to get, and what its call returns then."""
+        """Note the inode of the socket that the target is about to get, and what its call returns after that.
+
+        @answer: ANSWER_NUMBER, ANSWER_PROCEED, or an errno.
+        """
         INJECTION.pack_into(self.map, self._at(number) + INJECTION_OFFSET, answer, inode)
 
     def forwarded(self, number: int) -> bool:
-        """Is there a call in this slot that graft-sup has left to graftd?"""
+        """Does this slot hold a call that graft-sup has left to graftd?"""
         return number < SLOTS and self.map[self._at(number)] == SLOT_FORWARDED
 
     def pending(self, *, held: bool, besides: Collection[int] = ()) -> list["Pending"]:
-        """What was received and is graftd's to answer; with @held also what a graft-sup that is dead had.
+        """The received calls that graftd has to answer.
 
-        @besides: slots that somebody is busy with, and releases.
+        @held: the graft-sup is dead, so include the calls that it was answering itself. @besides: the numbers of
+        slots to skip, because a thread is busy with them and will release them.
         """
         found = []
         for number in range(SLOTS):
@@ -184,37 +209,37 @@ class Journal:
             if call.id:
                 found.append(Pending(Slot(self, number), call, inode, answer))
             else:
-                self.release(number)  # whoever had it died while it waited for a call, or was releasing it
+                self.release(number)  # its holder died while it waited for a call, or while it released the slot
         return found
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Unmap the memory and close its descriptor."""
         self.view.release()
         self.map.close()
         os.close(self.fd)
 
 
 class Slot(NamedTuple):
-    """Where a call is kept until it is answered."""
+    """The place in a journal where one call is kept until it is answered."""
 
     journal: Journal
     number: int
 
     def call(self) -> Notification:
-        """The call that was received into it."""
+        """The call that was received into this slot."""
         return parse(self.journal.raw(self.number))
 
     def injecting(self, inode: int, answer: int = ANSWER_NUMBER) -> None:
-        """See Journal."""
+        """Note the socket that the target is about to get (Journal.injecting)."""
         self.journal.injecting(self.number, inode, answer)
 
     def release(self) -> None:
-        """See Journal."""
+        """Free this slot (Journal.release)."""
         self.journal.release(self.number)
 
 
 class Pending(NamedTuple):
-    """A received and unanswered notification. `inode` of the socket under way, 0 if none was."""
+    """A received, unanswered call. `inode` is that of the socket being injected, 0 if none; `answer` what follows."""
 
     slot: Slot
     call: Notification
@@ -223,20 +248,23 @@ class Pending(NamedTuple):
 
 
 class Listener:
-    """One notification descriptor. `number` names it in the descriptor store."""
+    """One listener of a seccomp filter. `number` names it in the descriptor store. Any thread may call it."""
 
     def __init__(self, fd: int, number: int) -> None:
         self.fd = fd
         self.number = number
         try:
-            # 6.6 and later: wake the waiting side on this CPU; 40 to 56 of 110 us of a trapped socket()
+            # Linux 6.6: wake the other side on this CPU. Saves 40 to 56 us of 110 us for a trapped socket()
             fcntl.ioctl(fd, linux.SECCOMP_IOCTL_NOTIF_SET_FLAGS, linux.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOTTY):
                 raise
 
     def receive(self, buffer: memoryview) -> bool:
-        """Receive into @buffer (80 zero bytes); False if the target is gone by now."""
+        """Receive a call into @buffer, 80 zero bytes. False if the target is gone, or a signal came. May block.
+
+        Raises OSError.
+        """
         try:
             fcntl.ioctl(self.fd, linux.SECCOMP_IOCTL_NOTIF_RECV, buffer)
         except OSError as error:
@@ -246,7 +274,7 @@ class Listener:
         return True
 
     def valid(self, notification_id: int) -> bool:
-        """Is the target still waiting for this answer?"""
+        """Does the target still wait for this answer (SECCOMP_IOCTL_NOTIF_ID_VALID)?"""
         try:
             fcntl.ioctl(self.fd, linux.SECCOMP_IOCTL_NOTIF_ID_VALID, struct.pack("=Q", notification_id))
         except OSError:
@@ -254,19 +282,20 @@ class Listener:
         return True
 
     def answer(self, notification_id: int, value: int = 0, error: int = 0, flags: int = 0) -> bool:
-        """Return @value, or fail with errno @error; False if the target is gone."""
+        """Let the call return @value, or fail with the errno @error. False if the target is gone. Raises OSError."""
         sent = self._send(linux.SECCOMP_IOCTL_NOTIF_SEND, RESPONSE.pack(notification_id, value, -error, flags))
         return sent is not None
 
     def proceed(self, notification_id: int) -> bool:
-        """Let the call run in the target as it stands."""
+        """Let the kernel run the call (SECCOMP_USER_NOTIF_FLAG_CONTINUE). False if the target is gone."""
         return self.answer(notification_id, flags=linux.SECCOMP_USER_NOTIF_FLAG_CONTINUE)
 
     def inject(self, notification_id: int, fd: int, newfd_flags: int, number: int | None = None) -> int | None:
-        """Install @fd in the target; its number there, None if the target is gone. The call still waits.
+        """Install a copy of @fd in the target. Returns its number there, None if the target is gone.
 
-        With @number it takes that place, of whatever is there. Raises OSError: EMFILE if the target's table
-        is full, EBADF if @number is beyond its limit.
+        The call still waits for its answer. @newfd_flags: O_CLOEXEC or 0. @number: install it at this number, and
+        close what is there, as dup2(2) does. Raises OSError: EMFILE if the target's table is full, EBADF if @number
+        is beyond its RLIMIT_NOFILE.
         """
         flags = 0 if number is None else linux.SECCOMP_ADDFD_FLAG_SETFD
         message = ADDFD.pack(notification_id, flags, fd, number or 0, newfd_flags)

@@ -1,6 +1,7 @@
-"""The descriptor store: sd_notify(3) to whoever keeps descriptors for graftd, systemd or the keeper.
+"""The descriptor store: copies of descriptors that must survive graftd, kept by systemd or by the keeper.
 
-Also the other direction, for both: descriptors by LISTEN_FDS (sd_listen_fds(3)).
+graftd sends them with sd_notify(3), and gets them back at its next start by LISTEN_FDS (sd_listen_fds(3)). The keeper
+uses this module for its own start as well.
 """
 
 import fcntl
@@ -19,14 +20,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def python_command(entry: str) -> list[str]:
-    """The argv of our own interpreter running @entry, "from graft.x import f; f()", of this very tree."""
+    """The argv that runs @entry ("from graft.x import f; f()") with this interpreter and this tree of modules."""
     return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {entry}", ROOT]
 
 
 def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environment: str) -> NoReturn:
-    """Become @command, with named descriptors by LISTEN_FDS; never returns, also where exec fails."""
+    """Execute @command in place of this process, and pass it (name, descriptor) pairs by LISTEN_FDS.
+
+    @environment is added to the environment. Never returns: if execve(2) fails, the process exits with status 127.
+    """
     try:
-        # out of the way of 3, 4, ... first; the copies are not close-on-exec
+        # copy all to high numbers first, so that dup2() to 3, 4, ... overwrites none; no copy is close-on-exec
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, LISTEN_FDS_START + len(passed)) for _, fd in passed]
         for target, fd in enumerate(high, LISTEN_FDS_START):
             os.dup2(fd, target)
@@ -43,13 +47,16 @@ def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environme
 
 
 class Store:
-    """Puts descriptors away and takes them back at start. Without a keeper, `kept` is false."""
+    """Sends descriptors to their keeper, and gets them back at start. `kept` is False if nobody keeps them.
+
+    Only the loop's thread calls it.
+    """
 
     def __init__(self) -> None:
         self.path = os.environ.get("NOTIFY_SOCKET", "")
         self.kept = bool(self.path) and ("GRAFT_KEEPER" in os.environ or int(os.environ.get("FDSTORE", "0")) > 0)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # for a keeper that is stopped, or slow
+        self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # unsent: the keeper is stopped or slow
 
     def _notify(self, message: str, fds: tuple[int, ...] = ()) -> None:
         if not self.path:
@@ -58,15 +65,15 @@ class Store:
         self.flush()
 
     def flush(self) -> None:
-        """Send what could not be sent before; never waits."""
+        """Send what could not be sent before. Never blocks and raises nothing; a failed message is dropped."""
         while self.waiting:
             message, fds = self.waiting[0]
             try:
                 self._send(message, fds)
             except BlockingIOError:
                 return
-            except OSError as error:  # a keeper that has died is replaced with all that graftd holds
-                log.warning("the descriptor store at %s: %s", self.path, error.strerror)
+            except OSError as error:  # a dropped one is no loss: a dead keeper is replaced by one that gets all
+                log.warning("cannot send to the descriptor store at %s: %s", self.path, error.strerror)
             self.waiting.popleft()
             for fd in fds:
                 os.close(fd)
@@ -77,22 +84,22 @@ class Store:
         socket.send_fds(self.sock, [message.encode()], fds)
 
     def put(self, name: str, fd: int) -> None:
-        """Store a copy of @fd under @name (no colon)."""
+        """Store a copy of @fd under @name, which has no colon."""
         if self.kept:
             self._notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
 
     def remove(self, name: str) -> None:
-        """Drop what is stored under @name."""
+        """Remove all descriptors that are stored under @name."""
         if self.kept:
             self._notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def ready(self) -> None:
-        """Tell the service manager that start-up is over."""
+        """Tell the service manager or the keeper that start-up is over (sd_notify(3), READY=1)."""
         self._notify("READY=1")
 
     @staticmethod
     def inherited() -> list[tuple[str, int]]:
-        """(name, descriptor) of everything handed over at start (sd_listen_fds_with_names(3))."""
+        """The (name, descriptor) pairs that this process got at start (sd_listen_fds_with_names(3))."""
         if os.environ.get("LISTEN_PID") != str(os.getpid()):
             return []
         count = int(os.environ.get("LISTEN_FDS", "0"))

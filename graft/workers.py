@@ -1,4 +1,8 @@
-"""Threads for what may wait and must not wait in the loop. One that has nothing to do waits for more, a while."""
+"""A pool of threads for jobs that may block, because a job that blocks in the loop would block every container.
+
+Threads are made when needed, and an idle one ends after IDLE_SECONDS. They are daemon threads, so a job that never
+returns does not keep graftd from ending.
+"""
 
 import queue
 import threading
@@ -11,16 +15,16 @@ IDLE_SECONDS = 1.0
 
 
 class Workers:
-    """At most @most threads; whoever asks for more has to wait, or is counted out before."""
+    """At most @most threads. Further jobs wait in a queue without bound, so callers limit what they submit."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self.lock = threading.Lock()
-        self.threads = self.waiting = 0  # threads in all; those that wait, less the jobs that wait for them
+        self.threads = self.waiting = 0  # all threads; the idle ones, less the jobs that are queued for them
 
     def run(self, job: Job) -> None:
-        """Have a thread do @job, soon. Raises RuntimeError where no thread can be made: then it is not done."""
+        """Have a thread run @job. Raises RuntimeError if no thread can be made; then the job is not run."""
         with self.lock:
             if self.waiting > 0 or self.threads >= self.most:
                 self.waiting -= 1
@@ -39,7 +43,7 @@ class Workers:
             try:
                 job()
             except Exception:
-                log.exception("a worker")
+                log.exception("a job in a worker thread failed")
             with self.lock:
                 self.waiting += 1
             try:
@@ -50,4 +54,4 @@ class Workers:
                         self.waiting -= 1
                         self.threads -= 1
                         return
-                job = self.jobs.get()  # one is on its way
+                job = self.jobs.get()  # run() has counted on this thread, and its job is on the way
