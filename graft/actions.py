@@ -1,4 +1,4 @@
-"""What the supervisor answers to a trapped call. The daemon carries it out."""
+"""What graft/supervisor.py decides for a trapped call. The same worker thread carries it out (graft/calls.py)."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,21 @@ from graft.target import Watch
 
 
 class Proceed(NamedTuple):
-    """Let the call run in the target."""
+    """Let the kernel run the call as it stands (SECCOMP_USER_NOTIF_FLAG_CONTINUE)."""
 
 
 class Answer(NamedTuple):
-    """Return a value, or fail with an errno."""
+    """The call returns @value, or fails with the errno @error if that is not 0."""
 
     value: int = 0
     error: int = 0
 
 
 class Inject(NamedTuple):
-    """Return a new descriptor, at @number if that is free to use: ours is closed."""
+    """The call returns a new descriptor of the target, a copy of @fd, which is closed then.
+
+    @number: the number it shall have, if the target's RLIMIT_NOFILE allows that; None for the lowest free one.
+    """
 
     fd: int
     cloexec: bool
@@ -25,10 +28,10 @@ class Inject(NamedTuple):
 
 
 class Replace(NamedTuple):
-    """Put our socket in the place of one of the target's, then do @then: ours is closed."""
+    """Put copies of our socket @fd in the place of one of the target's, close @fd, and end the call with @then."""
 
     fd: int
-    numbers: list[tuple[int, bool]]  # where, and close-on-exec
+    numbers: list[tuple[int, bool]]  # (descriptor, close-on-exec) of each place
     watches: list[Watch]
     then: "Proceed | Answer"
 

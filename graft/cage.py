@@ -1,6 +1,6 @@
-"""What graftd and its keeper give up when they start, in named stages. Whatever they execute inherits it.
+"""The privileges that graftd and its keeper drop when they start, in named stages. What they execute inherits that.
 
-Under systemd the unit says the same and more (contrib/systemd/graftd.service), for before graftd's first line.
+Under systemd the unit (contrib/systemd/graftd.service) drops the same and more, before graftd's first line runs.
 """
 
 import errno
@@ -11,22 +11,22 @@ from graft import linux
 from graft.filter import JEQ_K, LD_W_ABS, OFFSET_ARCH, OFFSET_NR, RET_ALLOW, RET_ERRNO, RET_K, Assembler
 from graft.log import log
 
-ENTERED = "GRAFT_CAGE"  # in the environment of whoever is inside
+ENTERED = "GRAFT_CAGE"  # set in the environment of a process that has gone through the stages
 
 # capabilities(7), linux/capability.h
 CAPABILITIES = {
-    "CHOWN": 0,  # sockets belong to their tenant's uid, unix endpoints to the target's
-    "DAC_OVERRIDE": 1,  # the paths of unix endpoints, Docker's files
+    "CHOWN": 0,  # give sockets to their tenant's uid, unix endpoints to the target's user
+    "DAC_OVERRIDE": 1,  # reach the paths of unix endpoints, and Docker's files
     "DAC_READ_SEARCH": 2,
     "FOWNER": 3,
-    "KILL": 5,  # an engine's container that is refused late
-    "SETGID": 6,  # a unix endpoint is connected to as the target's user
+    "KILL": 5,  # end an engine's container that is refused after its start
+    "SETGID": 6,  # connect to a unix endpoint as the target's user
     "SETUID": 7,
-    "NET_BIND_SERVICE": 10,  # is a published port free?
-    "NET_ADMIN": 12,  # own addresses, the route of the IPv6 slices
-    "SYS_PTRACE": 19,  # a target's memory, descriptors, namespaces
+    "NET_BIND_SERVICE": 10,  # bind a published port, to see if it is free
+    "NET_ADMIN": 12,  # containers' own addresses, the route of the IPv6 slices
+    "SYS_PTRACE": 19,  # read a target's memory, descriptors, namespaces
     "SYS_ADMIN": 21,  # setns(2), bpffs
-    "SYS_NICE": 23,  # the timer slack of a target, which tells nested wrappers apart
+    "SYS_NICE": 23,  # read the timer slack of a target, which marks wrappers inside a container
     "SYS_RESOURCE": 24,  # RLIMIT_NOFILE
     "PERFMON": 38,
     "BPF": 39,
@@ -48,7 +48,7 @@ REFUSED = {
 
 
 def drop_capabilities() -> None:
-    """Take all but CAPABILITIES out of the bounding set; execve(2) takes the rest from the children as well."""
+    """Reduce the bounding set and this thread's sets to CAPABILITIES, for children as well. Raises OSError."""
     for number in range(64):
         if number not in CAPABILITIES.values() and linux.in_bounding_set(number):
             linux.drop_from_bounding_set(number)
@@ -56,7 +56,7 @@ def drop_capabilities() -> None:
 
 
 def program() -> bytes:
-    """The filter: REFUSED fail with EPERM, and so does every call of another ABI."""
+    """The seccomp filter: the calls in REFUSED, and all calls of another ABI, fail with EPERM."""
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
     a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, false="refused")
@@ -77,12 +77,12 @@ STAGES: tuple[tuple[str, Callable[[], None]], ...] = (
 
 
 def enter() -> None:
-    """Go through the stages, unless a parent has; one that the kernel refuses is told and left out."""
+    """Go through the stages, unless a parent process has. A stage that the kernel refuses is logged and skipped."""
     if ENTERED in os.environ:
         return
     for name, stage in STAGES:
         try:
             stage()
         except OSError as error:
-            log.warning("the cage is open, %s: %s", name, error)
+            log.warning("cannot drop privileges (%s): %s", name, error)
     os.environ[ENTERED] = "1"

@@ -1,4 +1,4 @@
-"""graft-sup (csrc/sup.c): the program that answers the socket() calls of one listener beside its container."""
+"""Start and follow a graft-sup (csrc/sup.c), the program that answers the socket() calls of one listener."""
 
 import contextlib
 import os
@@ -15,30 +15,32 @@ MESSAGE_SIZE = 4
 
 
 class Helper:
-    """One graft-sup, by its control socket; it ends when its listener hangs up, or when it is told to.
+    """One graft-sup, by graftd's end of its control socket.
 
-    When no copy of our end is left it looks for another graftd.
+    It ends when its listener hangs up, or when end() tells it to. When no copy of graftd's end is left, it looks for
+    another graftd (graft/orphans.py). Only the loop's thread calls it.
     """
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
         self.control = control
-        self.process = process  # None: a predecessor's child
+        self.process = process  # None if a predecessor of this graftd started it
         control.setblocking(False)
 
     @classmethod
     def start(
         cls, name: str, given: tuple[int, int, int], path: Path, pid: int, keep: Callable[[int], None]
     ) -> "Helper | None":
-        """Start one in the CPU and memory cgroups of the process @pid; None if that cannot be done.
+        """Start a graft-sup for the container @name; None, and a line in the log, if that fails.
 
-        @given: the descriptors of the listener, its journal, and the map of stamps; @path: where it finds a graftd
-        when it has lost this one. @keep: puts our end of its control socket into the store, before it lives: a
-        graftd that comes after a kill in between must not find one that it knows nothing of.
+        @given: the descriptors of the listener, its journal, and the map of stamps. @path: the socket at which it
+        looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @keep: a
+        function that stores our end of the control socket. It is called before the process exists, because otherwise
+        a graftd that follows after a kill in between would not know of that process.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            log.error("graft-sup of %s: %s", name, error.strerror)
+            log.error("cannot start graft-sup for %s: %s", name, error.strerror)
             return None
         keep(ours.fileno())
         with theirs:
@@ -55,19 +57,19 @@ class Helper:
                     start_new_session=True,
                 )
             except OSError as error:
-                log.error("%s: %s; graftd answers the calls of %s itself", PROGRAM, error.strerror, name)
+                log.error("cannot start %s: %s; graftd itself answers the calls of %s", PROGRAM, error.strerror, name)
                 ours.close()
                 return None
         host.join_cgroups(process.pid, pid)
         return cls(ours, process)
 
     def end(self) -> None:
-        """Tell it to end: without this graftd there is to be none."""
+        """Tell it to end, because no graftd will follow this one."""
         with contextlib.suppress(OSError):
             self.control.send(b"e")
 
     def forwarded(self) -> int | None:
-        """The number of a slot that it has handed over, -1 if there is none. None: it is dead."""
+        """The number of a journal's slot that it has handed over; -1 if there is none now; None if it is dead."""
         try:
             message = self.control.recv(MESSAGE_SIZE)
         except BlockingIOError:
@@ -77,10 +79,10 @@ class Helper:
         return int.from_bytes(message, "little") if len(message) == MESSAGE_SIZE else None
 
     def ended(self) -> bool:
-        """Is its process gone, and reaped?"""
+        """Has its process ended? Reaps it. True if it is not a child of this graftd."""
         return self.process is None or self.process.poll() is not None
 
 
 def available() -> bool:
-    """Is the program there? Without it graftd answers every call itself, slower."""
+    """Is the program installed? Without it graftd answers every call itself, which is slower."""
     return os.access(PROGRAM, os.X_OK)

@@ -1,15 +1,24 @@
-"""graftd's parent where no service manager runs: holds what must not die with graftd.
+"""The keeper: graftd's parent where no service manager runs. It holds what must not die with graftd.
 
-It makes the two listening sockets, starts graftd with them (the LISTEN_FDS protocol of sd_listen_fds(3)),
-keeps the descriptors that graftd stores (FDSTORE=1 of sd_notify(3)) and starts it again with all of them when
-it dies. It never reads what it keeps, and takes no other order. Under systemd the service manager does the
-same, and there is no keeper.
+Theory of operation
 
-An exit status of 0 means that graftd has cleaned up and wants to end; anything else starts it again, after a pause
-where that has been START_LIMIT times within START_INTERVAL seconds.
+Goal: containers keep their network when graftd, its keeper, or both are killed.
 
-The guard is a shell that waits for the end of the keeper and of graftd both, killed together, and becomes a keeper;
-the graft-sups have kept what it needs (graft/orphans.py).
+The keeper makes the sockets graftd.sock and agent.sock and starts graftd with them (the LISTEN_FDS protocol of
+sd_listen_fds(3)). It keeps the descriptors that graftd stores (FDSTORE=1 of sd_notify(3)), and when graftd dies it
+starts another one with all of them. It never reads from what it keeps, and obeys only its own child. Under systemd
+the service manager does all that, and there is no keeper.
+
+If graftd exits with status 0, it has cleaned up, and the keeper ends as well. After any other end the keeper starts
+it again. After START_LIMIT starts within START_INTERVAL seconds it pauses for PAUSE seconds before each.
+
+If the keeper dies, graftd sees the end of a pipe, becomes a keeper itself by execve(2), and that starts a graftd.
+
+If both are killed together, the guard is left. It is a shell that reads from a pipe whose writing ends the keeper and
+graftd have. When both are gone it reads the end of the file, and executes a keeper. The graft-sups still have the
+listeners and journals, and bring them to the new graftd (graft/orphans.py).
+
+What still fails: if the guard is killed as well, somebody has to start graftd.
 """
 
 import array
@@ -43,25 +52,25 @@ GUARD = 'read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
 
 
 class Keeper:
-    """The sockets, the store and the child."""
+    """One keeper: its listening sockets, the descriptors it keeps, graftd as its child, and the guard."""
 
     def __init__(self, directory: Path, command: list[str], lock: int) -> None:
         self.directory = directory
         self.command = command
-        self.lock = lock  # graftd has it as well: while it lives nobody else becomes the keeper
+        self.lock = lock  # graftd has it too: while one of them lives, no other keeper starts
         self.store: list[tuple[str, int]] = []
         self.sockets: list[tuple[str, socket.socket]] = []
         self.starts: list[float] = []
         self.child = 0
         self.ready = False  # has graftd come up under this keeper?
         self.poll = select.epoll()
-        self.alive = os.pipe2(os.O_CLOEXEC)  # its reading end tells graftd when this process is gone
+        self.alive = os.pipe2(os.O_CLOEXEC)  # graftd polls the reading end for the end of this process
         self.guard = -1  # writing end of its standard input
 
     def bind(self, inherited: list[tuple[str, int]]) -> None:
-        """Make the sockets, or take over those of a graftd whose keeper has died, with all it holds.
+        """Make the listening sockets, or take them over from a graftd whose keeper has died (@inherited).
 
-        Whatever is at their paths otherwise is a dead predecessor's.
+        A dead predecessor may have left files at the paths of the sockets: they are removed. Raises OSError.
         """
         self.notify = self._socket("notify.sock", socket.SOCK_DGRAM, 0o600)
         self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -96,7 +105,7 @@ class Keeper:
         return sock
 
     def start_guard(self) -> None:
-        """A shell, with nothing of ours open but the reading end of a pipe."""
+        """Start the guard, unless it runs: a shell that inherits nothing but the reading end of a pipe."""
         if self.guard >= 0:
             return
         reading, self.guard = os.pipe2(os.O_CLOEXEC)
@@ -108,7 +117,7 @@ class Keeper:
                     ("graft-guard", "-c", GUARD), executable="/bin/sh", stdin=stdin, cwd="/", env=environment,
                     start_new_session=True,
                 )  # fmt: skip
-            except OSError as error:  # graftd's next start tries again
+            except OSError as error:  # start() tries again
                 log.error("cannot start the guard: %s", error.strerror)
                 os.close(self.guard)
                 self.guard = -1
@@ -116,12 +125,12 @@ class Keeper:
         self._watch(self.guard)
 
     def start(self) -> None:
-        """Start graftd with the sockets and the store."""
+        """Start graftd, and pass it the listening sockets and all that is kept. Waits until a fork succeeds."""
         self.start_guard()
         now = time.monotonic()
         self.starts = [t for t in self.starts if now - t < START_INTERVAL] + [now]
         if len(self.starts) > START_LIMIT:
-            time.sleep(PAUSE)  # containers wait for it: it is not given up
+            time.sleep(PAUSE)  # the containers wait for graftd, so the keeper never gives up
         passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
         passed += [("keeper", self.alive[0]), ("lock", self.lock)]
         if self.guard >= 0:
@@ -130,7 +139,7 @@ class Keeper:
         while self.child < 0:
             try:
                 self.child = os.fork()
-            except OSError as error:  # EAGAIN: a limit of processes; the containers wait
+            except OSError as error:  # EAGAIN: a limit of processes; the containers wait, so try again
                 log.error("cannot start graftd: %s; trying again", error.strerror)
                 time.sleep(PAUSE)
         if self.child == 0:
@@ -139,7 +148,10 @@ class Keeper:
             exec_with(self.command, passed, NOTIFY_SOCKET=notify, GRAFT_KEEPER="1")
 
     def receive(self) -> None:
-        """One sd_notify datagram of graftd's: FDSTORE=1 with FDNAME=, or FDSTOREREMOVE=1 with FDNAME=."""
+        """Handle one sd_notify(3) datagram: FDSTORE=1 or FDSTOREREMOVE=1, both with FDNAME=, or READY=1.
+
+        Datagrams of processes other than the child are ignored.
+        """
         try:
             message, fds, sender = self._receive()
         except BlockingIOError:
@@ -163,7 +175,7 @@ class Keeper:
                 self._drop(entry)
 
     def _receive(self) -> tuple[bytes, list[int], int]:
-        """A datagram, its descriptors, and whose it is (SCM_CREDENTIALS, unix(7))."""
+        """Receive a datagram: its text, its descriptors, and its sender's PID (SCM_CREDENTIALS, unix(7))."""
         fds = array.array("i")
         room = socket.CMSG_LEN(FDS_MAX * fds.itemsize) + socket.CMSG_SPACE(CREDENTIALS.size)
         message, ancillary, _, _ = self.notify.recvmsg(4096, room, socket.MSG_CMSG_CLOEXEC)
@@ -179,7 +191,7 @@ class Keeper:
         try:
             self.poll.register(fd, 0)  # EPOLLHUP and EPOLLERR are always reported
         except OSError as error:
-            if error.errno != errno.EPERM:  # a file that cannot be polled stays until it is removed
+            if error.errno != errno.EPERM:  # epoll(7) does not support this file: it is kept until graftd removes it
                 raise
 
     def _drop(self, entry: tuple[str, int]) -> None:
@@ -189,7 +201,7 @@ class Keeper:
         os.close(entry[1])
 
     def _reap(self) -> int | None:
-        """The status of graftd if it has ended; guards, and what a predecessor left, are waited for as well."""
+        """Reap all children that have ended, guards as well. Returns graftd's wait status, or None."""
         found = None
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -197,7 +209,7 @@ class Keeper:
         return found
 
     def run(self) -> None:
-        """Until graftd ends by its own will."""
+        """Start graftd and serve it until it exits with status 0. Exits with 1 if graftd has never become ready."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -212,12 +224,12 @@ class Keeper:
                 elif fd == wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake_read, 4096)
-                elif fd == self.guard:  # the guard is dead; graftd gets to know the next one's at its next start
+                elif fd == self.guard:  # the guard is dead; graftd gets the new guard's pipe at its next start
                     self.poll.unregister(fd)
                     os.close(fd)
                     self.guard = -1
                     self.start_guard()
-                else:  # all processes of a stored listener are gone
+                else:  # EPOLLHUP: all processes under a stored listener are gone
                     for entry in [e for e in self.store if e[1] == fd]:
                         self._drop(entry)
             status = self._reap()
@@ -227,14 +239,15 @@ class Keeper:
                 while select.select([self.notify], [], [], 0)[0]:
                     self.receive()
                 if not self.ready:
-                    sys.exit(1)  # it cannot work here; its log says why
+                    sys.exit(1)  # graftd cannot work on this machine; its log says why
                 self.start()
 
 
 def main(ready_fd: int) -> bool:
-    """Run as the keeper of run_dir(); writes a byte to @ready_fd when the sockets take connections.
+    """Run as the keeper of run_dir(), until graftd ends.
 
-    Returns False at once if another keeper runs.
+    Returns False at once if another keeper runs, else True. Unless @ready_fd is -1, a byte is written to it: "1" when
+    the sockets accept connections, "0" if another keeper runs. Exits with a message if the run directory is not safe.
     """
     directory = run_dir()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -243,7 +256,7 @@ def main(ready_fd: int) -> bool:
     except Refused as error:
         if ready_fd < 0:
             raise
-        sys.exit(f"graftd: {error}")  # whoever starts it in the background shows the last line of the log
+        sys.exit(f"graftd: {error}")  # the command that started it in the background shows the last line of the log
     raise_descriptor_limit()
     cage.enter()
     inherited = Store.inherited()
@@ -264,7 +277,7 @@ def main(ready_fd: int) -> bool:
         os.close(ready_fd)
     try:
         keeper.run()
-    finally:  # also where graftd could not work: its sockets would promise one
+    finally:  # also if graftd could not work: a client must not wait at its sockets
         with contextlib.suppress(OSError):
             os.write(keeper.guard, b"end\n")
         for name in ("graftd.sock", "agent.sock", "notify.sock"):

@@ -1,8 +1,9 @@
-"""What outlived graftd and its keeper: a graft-sup each shows the listener and the journal that it still has.
+"""Adopt the graft-sups that have outlived graftd and its keeper.
 
-No store has them then. graft-sup goes on answering socket(), and comes to run_dir()/helpers.sock, which only root may
-connect to, until a graftd takes what it brings. The journal, which nobody else has mapped, tells whose the listener
-is; a token in it, that graftd has written there itself.
+If graftd and its keeper are killed together, no store has the listeners and journals any more, but each graft-sup
+still has its own. It goes on answering socket(), and connects to run_dir()/helpers.sock again and again until a
+graftd takes what it brings. Only root may connect there. The head of the journal says whose listener it is. graftd
+believes it if it carries a token that only graftd can have written (graft/seal.py).
 """
 
 import contextlib
@@ -19,7 +20,7 @@ BACKLOG = 4096
 
 
 class Orphans:
-    """The socket, and what comes by it."""
+    """The listening socket helpers.sock, served by the loop."""
 
     def __init__(self, loop: Loop, calls: Calls) -> None:
         self.loop = loop
@@ -38,7 +39,7 @@ class Orphans:
     def _accept(self) -> None:
         try:
             peer, _ = self.sock.accept()
-        except OSError:  # it comes again
+        except OSError:  # graft-sup tries again
             return
         peer.setblocking(False)
         self.loop.add(peer.fileno(), lambda _events: self._take(peer))
@@ -50,11 +51,11 @@ class Orphans:
                 _, fds, _ = receive_fds(peer)
                 peer.send(b"y" if self._adopt(fds) else b"n")
             except OSError as error:
-                log.error("a graft-sup without a graftd: %s", error)
+                log.error("cannot adopt a graft-sup: %s", error)
 
     def _adopt(self, fds: list[int]) -> bool:
         found = None
-        with contextlib.suppress(OSError):  # a descriptor that is no file
+        with contextlib.suppress(OSError):  # fstat(2) or pread(2) fails for what was sent
             found = notify.described(fds[1]) if len(fds) == 3 else None
         if found and self.calls.is_ours(found) and self.calls.take_over(found, *fds):
             return True

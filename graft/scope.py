@@ -1,10 +1,12 @@
-"""How the processes of a wrapper inside a container are told from the container's others.
+"""Mark the processes of a `graft run` inside a container, to tell them from the container's other processes.
 
-A process tree has one seccomp listener (seccomp(2), EBUSY), so such a wrapper runs under the container's. It
-marks itself by its timer slack: 50 us, the default, and as many nanoseconds more as graftd's number for it. That
-is inherited by fork(2), kept by execve(2) and by programs that close all descriptors, clear their environment or
-leave their session, and shown in /proc/PID/timerslack_ns. Nothing is protected by it: a process that forges it
-gets rules that it could have asked for. A real-time thread has no timer slack, and has the container's own rules.
+A process tree can have only one seccomp listener (seccomp(2), EBUSY), so the inner wrapper's programs run under the
+container's. The wrapper marks itself by its timer slack (prctl(2)): the default of 50 us, plus graftd's number for it
+in nanoseconds. fork(2) inherits the timer slack, and execve(2) keeps it. So do programs that close all descriptors,
+clear their environment or leave their session. graftd reads it from /proc/PID/timerslack_ns.
+
+The mark protects nothing: a process that forges it gets rules that it could have asked for. A real-time thread has no
+timer slack, so it has the container's own rules.
 """
 
 from graft import linux
@@ -13,5 +15,5 @@ SCOPE_SLACK = 50_000
 
 
 def enter(number: int) -> None:
-    """Mark this thread, and what it starts. Raises OSError."""
+    """Mark this thread and what it starts as of the wrapper @number, graftd's number for it. Raises OSError."""
     linux.set_timer_slack(SCOPE_SLACK + number)

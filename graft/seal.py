@@ -1,8 +1,8 @@
-"""What graftd wrote into a container's listenerMetadata, known again when an OCI runtime brings it back.
+"""Recognise the listenerMetadata that graftd wrote, when an OCI runtime brings it back with a listener.
 
-A runtime sends its message and is gone: who its process was can often not be asked any more. The metadata is in the
-bundle and in the runtime's state, where only root reads, so what carries graftd's seal comes from a runtime of the
-host's, whoever brings it.
+An OCI runtime sends its message to the agent socket and exits, so graftd can often not ask any more which process it
+was. But only root can read the metadata, in the bundle and in the runtime's state. So graftd seals it with a key of
+this host (HMAC-SHA-256): metadata with a valid seal comes from a runtime of the host, whatever process brings it.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ KEY_FILE = "seal.key"
 
 
 def _key(directory: Path) -> bytes:
-    """This host's key, made at its first use; it has to outlive graftd as containers do."""
+    """This host's key, 32 bytes, made at its first use. It is in a file because containers outlive graftd."""
     path = directory / KEY_FILE
     try:
         return path.read_bytes()
@@ -39,17 +39,17 @@ def _sign(metadata: Metadata, directory: Path) -> str:
 
 
 def token(text: str, directory: Path) -> bytes:
-    """32 bytes by which graftd knows again that it wrote @text somewhere itself."""
+    """32 bytes that only graftd can make for @text, by which it recognises what it has written. Raises OSError."""
     return hmac.new(_key(directory), b"token " + text.encode(), hashlib.sha256).digest()
 
 
 def seal(metadata: Metadata, directory: Path) -> str:
-    """@metadata as the text of listenerMetadata, sealed with the key in @directory."""
+    """The text of listenerMetadata: @metadata as JSON, sealed with the key in @directory. Raises OSError."""
     return msgspec.json.encode(msgspec.structs.replace(metadata, seal=_sign(metadata, directory))).decode()
 
 
 def is_sealed(text: str, directory: Path) -> bool:
-    """Did graftd write this listenerMetadata?"""
+    """Did graftd write this listenerMetadata? Compares the seal with the key in @directory. Raises OSError."""
     try:
         metadata = decode_metadata(text)
     except UsageError:

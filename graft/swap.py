@@ -1,13 +1,20 @@
-"""The swap: another socket in the place of the one that socket() gave.
+"""Replace the socket that socket() gave by another one.
 
-Endpoints of type unix, or in another namespace than the one in which a tenant's sockets are made, need a
-socket that cannot be made before the program says where it goes. It is made at bind() or connect(), takes the
-old one's options, and takes its place at every descriptor of the calling process and in its epoll instances.
-Copies that other processes inherited before keep the old socket.
+Theory of operation
 
-An inet socket of another namespace is swapped in unbound, with its place in the stamp, and the call then
-proceeds: the bind or connect hook decides it as any other. A unix socket is bound or connected here, since no
-hook of ours sees it.
+Goal: a program that asks for an internet address reaches an endpoint of type unix, or one in another netns.
+
+Facts: a socket's family and netns are fixed when it is made. But at socket() nobody knows yet where the program will
+bind or connect it.
+
+Solution: the right socket is made at bind() or connect(). It gets the old one's options, and replaces it at every
+descriptor of the calling process and in the process's epoll instances.
+
+An internet socket of another netns is put in place unbound, with the number of its place in the stamp, and the call
+then proceeds: the bind or connect hook decides on it as on any other. A unix socket is bound or connected here, since
+graft has no hook for it.
+
+What still fails: copies of the descriptor that other processes inherited before keep the old socket.
 """
 
 import contextlib
@@ -23,11 +30,11 @@ from graft import linux, target
 from graft.endpoint import UNIX_PATH_MAX
 
 CLONE_FS = 0x00000200
-UNIX_UMASK = 0o111  # the socket's directory says who may connect
+UNIX_UMASK = 0o111  # all may connect: permissions are those of the socket's directory
 CONNECT_PATIENCE = 5.0  # seconds that a blocking connect waits for a full backlog
 PAUSE = 0.02
 
-# (level, option, size of its value): what a program may have set, by what it is called in ip(7), tcp(7), socket(7)
+# (level, option, size of its value in bytes): the options of socket(7), tcp(7), ip(7), ipv6(7) that are carried over
 OPTIONS = tuple(
     [(socket.SOL_SOCKET, option, 4) for option in (2, 5, 6, 7, 8, 9, 10, 12, 15, 16, 18, 29, 35, 37, 40, 42, 44, 46)]
     + [(socket.SOL_SOCKET, socket.SO_LINGER, 8)]
@@ -41,17 +48,20 @@ BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 
 
 def carry_options(old: socket.socket, new: socket.socket) -> None:
-    """Give @new what was set on @old; what is still at its default is left at the other's own."""
+    """Set on @new the options and file status flags that a program has set on @old. Raises OSError.
+
+    An option at its default is not carried over, because the default of @new may be another.
+    """
     with socket.socket(old.family, old.type) as fresh:
         default = {option: fresh.getsockopt(socket.SOL_SOCKET, option, 4) for option in BUFFERS}
     for level, option, size in OPTIONS:
-        with contextlib.suppress(OSError):  # an option that one of the two does not have
+        with contextlib.suppress(OSError):  # one of the two sockets does not have this option
             value = old.getsockopt(level, option, size)
             if value == new.getsockopt(level, option, size):
                 continue
-            if level == socket.SOL_SOCKET and option in BUFFERS:  # the kernel shows twice what was asked (socket(7))
+            if level == socket.SOL_SOCKET and option in BUFFERS:  # the kernel returns the double (socket(7))
                 if value == default[option]:
-                    continue  # TCP's is small, to grow as needed; a unix socket's does not grow
+                    continue  # TCP's default is small and grows; a unix socket's buffer does not grow
                 value = (int.from_bytes(value, "little") // 2).to_bytes(4, "little")
             new.setsockopt(level, option, value)
     flags = fcntl.fcntl(old, fcntl.F_GETFL)
@@ -59,10 +69,10 @@ def carry_options(old: socket.socket, new: socket.socket) -> None:
 
 
 def bind_unix(sock: socket.socket, path: str, who: "int | target.Owner") -> None:
-    """Bind to @path on the host, for a thread or a user. Raises OSError.
+    """Bind @sock to @path on the host, and give the file to the user of @who: a thread's ID, or an Owner.
 
-    A socket file that nobody listens behind, left by a server that has ended, is replaced: a TCP port would
-    be free again as well.
+    A socket file at @path whose server has ended is replaced, because a TCP port would be free again as well. Raises
+    OSError: EADDRINUSE if a server still listens, or if @path is no socket.
     """
     uid, gid = target.owner(who)
 
@@ -96,7 +106,11 @@ def _stale(path: str, kind: int) -> bool:
 
 
 def connect_unix(sock: socket.socket, path: str, who: "int | target.Owner", waiting: Callable[[], bool]) -> int:
-    """Connect to @path as a thread, or a user; an errno, 0 if connected. @waiting: does the target still?"""
+    """Connect @sock to @path with the credentials of @who: a thread's ID, or an Owner. Returns an errno, or 0.
+
+    A blocking socket waits up to CONNECT_PATIENCE seconds for room in the server's backlog, and as long as @waiting()
+    says that the target still waits.
+    """
     blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
     sock.setblocking(False)
     deadline = time.monotonic() + CONNECT_PATIENCE
@@ -106,7 +120,7 @@ def connect_unix(sock: socket.socket, path: str, who: "int | target.Owner", wait
                 target.as_target(who, lambda: sock.connect(path))
                 return 0
             except FileNotFoundError:
-                return errno.ECONNREFUSED  # what a port without a server says
+                return errno.ECONNREFUSED  # as for a TCP port without a server
             except BlockingIOError:
                 if not blocking or time.monotonic() > deadline or not waiting():
                     return errno.EAGAIN
@@ -118,5 +132,5 @@ def connect_unix(sock: socket.socket, path: str, who: "int | target.Owner", wait
 
 
 def fits(path: str) -> bool:
-    """Is @path short enough, in a directory that exists?"""
+    """Is @path short enough for struct sockaddr_un, and does its directory exist?"""
     return len(os.fsencode(path)) <= UNIX_PATH_MAX and os.path.isdir(os.path.dirname(path))
