@@ -1,40 +1,45 @@
-"""One trapped call → one action.
+"""Decide what a trapped call does: one trapped call, one action.
 
 Theory of operation
 
-A target runs under the filter of graft/filter.py; its trapped calls stop in the kernel until somebody who
-holds the notification descriptor answers. Receiving is the loop's business (graft/daemon.py); here is the
-decision, one function a call, which returns an action that the loop then carries out:
+A target runs under the filter of graft/filter.py. Its trapped calls wait in the kernel until somebody who holds the
+listener answers (seccomp_unotify(2)). graft/calls.py receives them, and runs the decision in a worker thread, because
+reading a target's memory may block. Several threads decide at a time, also for one tenant. The functions of this
+module, one for each call, return an action, which graft/calls.py then carries out in the same thread:
 
-    Proceed     the call runs in the target as it stands. Safe only where the arguments are registers, or
-                where what runs cannot touch the host: the target may change its memory, and what a
-                descriptor number means, at any time.
-    Answer      the call is over: a value, or an errno.
+    Proceed     the kernel runs the call as it stands. That is safe only if its arguments are registers, or if the
+                call cannot touch the host: the target may change its memory, and what a descriptor number means, at
+                any time.
+    Answer      the call is over: it returns a value, or fails with an errno.
     Inject      the call returns a new descriptor of the target, a copy of ours.
+    Replace     a copy of our socket takes the place of one of the target's; then Proceed or Answer follows.
 
-socket()    a socket of the host's netns, stamped before the target sees it. Its three arguments are
-            registers. MPTCP (Go's listeners ask for it) becomes TCP: the extra subflows that an MPTCP
-            connection opens choose their own addresses and run no connect hook of ours. A target that has
-            moved to another netns than its tenant's gets its own, ungrafted socket.
-listen()    done here, on our duplicate of the socket: what was never bound is bound first, to the tenant's
-            private loopback, so no port of the host opens without a rule. Descriptors that are no grafted
-            sockets proceed; should the target swap in a grafted one meanwhile, the sockops backstop of
-            graft.bpf.c puts that listener out of reach.
-ioctl()     on network devices. On a grafted socket, questions (SIOCGIF*) are answered from the
-            container's own netns and everything else is refused; on other sockets it proceeds, in the
-            container's netns by nature. The swap of a descriptor under a proceeding call is the one race
-            that remains: it needs CAP_NET_ADMIN in the host's user namespace to change anything, which
-            is outside the boundary (docs/security.md).
-bind(),     of a container whose rules name endpoints of type unix or in another namespace: where one of
-connect(),  those is meant, another socket takes the place of the target's (graft/swap.py). Otherwise, and for
-sendto()    an endpoint in another namespace also after the swap, the call proceeds, and the kernel's
-            hooks decide on the address that they read themselves.
-names and   of such a container: a unix socket shows the internet address that the program asked for, and
-options     takes TCP's and IP's options without effect.
-AF_GRAFT    graft/family.py.
+socket()    It is made here, in the host's netns, and stamped before the target sees it. Its three arguments are
+            registers. MPTCP, for which Go's listeners ask, becomes TCP: the further subflows of an MPTCP connection
+            choose their own addresses and run no connect hook of ours. If the target has moved to another netns
+            than its tenant's, the call proceeds, and gives it an ordinary socket there.
+listen()    It is done here, on our duplicate of the socket. An unbound socket is bound first, to the tenant's private
+            loopback, so that no port of the host opens without a rule. For other than grafted sockets it proceeds.
+            If the target puts a grafted one at that number meanwhile, the sockops backstop of graft.bpf.c puts the
+            listening socket out of reach.
+ioctl()     Network devices only. On a grafted socket, questions (SIOCGIF*) are answered from the container's own
+            netns, and all other requests are refused. On other sockets it proceeds, since those are in the
+            container's netns. One race remains: the target may put a grafted socket at the number while the call
+            proceeds. To change anything that way it needs CAP_NET_ADMIN in the host's user namespace, which is
+            outside the security boundary (docs/security.md).
+bind(),     These are trapped if the container's rules name endpoints of type unix or in another netns. If the address
+connect(),  means such an endpoint, another socket replaces the target's (graft/swap.py). A unix socket is bound or
+sendto()    connected here. In all other cases the call proceeds, and the BPF hooks decide on the address, which the
+            kernel reads itself.
+names and   They are trapped for such a container as well. A unix socket shows the internet address that the program
+options     asked for, and accepts the options of TCP and IP without effect.
+AF_GRAFT    See graft/family.py.
 
-Nothing here trusts the target: a pid may be gone (`valid` is asked before a decision that a recycled pid
-could falsify), memory may be unmapped, numbers may be anything.
+Nothing here trusts the target: a PID may be gone, memory may be unmapped, numbers may be anything. If the target has
+ended, the kernel drops the answer, so a decision about a recycled PID has no effect.
+
+What still fails: results that are written to memory (getsockname() and the like, SIOCGIF*) are written before the
+answer. If the target is killed in that moment and its PID is recycled at once, they reach another process.
 """
 
 import contextlib
@@ -56,35 +61,39 @@ from graft.notify import Notification
 
 
 class Tenant(Protocol):
-    """What the supervisor needs to know of a tenant."""
+    """What the supervisor needs to know of a tenant (graft/registry.py).
+
+    The loop's thread changes these attributes while worker threads read them. So a worker reads each once, holds on
+    to what it got, and calls the methods below, which change only sets of the tenant's own.
+    """
 
     id: int
     netns: int
     netns_fd: int
-    place: int  # where its sockets are made
+    place: int  # the number of the netns in which its sockets are made; 0 is graftd's own
     ingress: list[IngressRule]
     egress: list[EgressRule]
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
-        """Its endpoint table."""
+        """Its endpoint table, by name."""
 
     @property
     def owner(self) -> int:
-        """The uid that its sockets belong to."""
+        """The uid that owns its sockets."""
 
     def bound_path(self, path: str) -> None:
-        """Remember a unix socket of its own, which goes with it."""
+        """Remember a unix socket that it has bound, to remove the file at its end. Raises OSError."""
 
     def binds_path(self, path: str) -> bool:
-        """Is this such a one?"""
+        """Has it bound a unix socket at @path?"""
 
     def probe(self, family: int) -> socket.socket:
-        """A datagram socket in the tenant's own netns, to ask about its devices."""
+        """A datagram socket in the tenant's own netns, to ask about its devices. Raises OSError."""
 
 
 SOCK_TYPE_MASK = 0xF
-LOOPBACK_SEGMENT = 65483  # TCP's over lo: programs make buffers of it
+LOOPBACK_SEGMENT = 65483  # TCP_MAXSEG over lo; programs size their buffers by it
 PROTOCOLS: dict[int, dict[int, int]] = {
     socket.SOCK_STREAM: {0: 0, socket.IPPROTO_TCP: 0, linux.IPPROTO_MPTCP: 0},
     socket.SOCK_DGRAM: {0: 0, socket.IPPROTO_UDP: 0},
@@ -103,7 +112,7 @@ CALLS = frozenset(
     )
 )
 
-# linux/sockios.h. Questions about one device by struct ifreq, 40 bytes; SIOCGIFCONF has a pointer inside.
+# linux/sockios.h, netdevice(7). QUESTIONS take a struct ifreq of 40 bytes; SIOCGIFCONF takes a pointer to more.
 SIOCGIFCONF = 0x8912
 SIOCGIFNAME = 0x8910
 IFREQ_SIZE = 40
@@ -128,7 +137,7 @@ IFCONF_MAX = 64 * IFREQ_SIZE
 
 
 def host_v6only() -> bool:
-    """The default of IPV6_V6ONLY in this netns (net.ipv6.bindv6only)."""
+    """The default of IPV6_V6ONLY in this netns (ipv6(7), net.ipv6.bindv6only). False if it cannot be read."""
     try:
         with open("/proc/sys/net/ipv6/bindv6only") as file:
             return file.read().strip() == "1"
@@ -137,16 +146,16 @@ def host_v6only() -> bool:
 
 
 class Stamps(Protocol):
-    """The kernel's socket storage, as graft.bpf.Stamper has it."""
+    """The socket storage of the kernel, as graft.bpf.Stamper gives access to it. All methods raise OSError."""
 
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
-        """Give a socket its tenant."""
+        """Stamp a new socket with its tenant, flags and place."""
 
     def vouch(self, sock: socket.socket, tenant: int) -> None:
-        """See that the policy runs for a socket, and count it."""
+        """Check that the policy runs for a stamped socket, and count it."""
 
     def get(self, fd: int) -> Stamp | None:
-        """The stamp of a socket."""
+        """The stamp of a socket, None if it is not grafted."""
 
     def put(self, fd: int, stamp: Stamp) -> None:
         """Write the whole stamp of a socket."""
@@ -156,20 +165,24 @@ class Stamps(Protocol):
 
 
 class Supervisor:
-    """Decides trapped calls; makes sockets in the netns of the calling thread, or of an endpoint.
+    """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
-    @places gives the descriptor of a place's netns, by its number.
+    Sockets are made in the netns of the calling thread, or in a place: @places returns the descriptor of a place's
+    netns by its number, and raises OSError if it is gone.
     """
 
     def __init__(self, stamps: Stamps, families: Map, owners: Map, places: Callable[[int], int]) -> None:
         self.stamps = stamps
-        self.owners = owners  # of containers' own addresses
+        self.owners = owners  # BPF map: containers' own addresses
         self.family = Family(self, families)
         self.places = places
         self.v6_flags = STAMP_V6ONLY if host_v6only() else 0
 
     def handle(self, call: Notification, tenant: Tenant, waiting: Callable[[], bool]) -> Action:
-        """The action for one trapped call; an OSError becomes its errno. @waiting: does the target still wait?"""
+        """Decide one trapped call. An OSError on the way becomes the call's errno.
+
+        @waiting: returns whether the target still waits for the answer.
+        """
         try:
             if call.arch == linux.AUDIT_ARCH_X86_64:
                 if call.nr == linux.NR_SOCKET:
@@ -185,11 +198,11 @@ class Supervisor:
         return Answer(error=errno.ENOSYS)
 
     def create(self, call: Notification, tenant: Tenant) -> Action:
-        """socket(2): make it here, stamp it, hand it over."""
+        """socket(2): make the socket here, stamp it, and inject it."""
         family = call.args[0] & 0xFFFFFFFF
         flags = call.args[1] & 0xFFFFFFFF
         kind = flags & SOCK_TYPE_MASK
-        # the listener may come with any filter (agent socket): what ours would not trap is not made here
+        # a listener from the agent socket may have any filter; for what ours does not trap, nothing is made here
         protocols = PROTOCOLS.get(kind) if family in FAMILIES else None
         protocol = protocols.get(call.args[2] & 0xFFFFFFFF) if protocols else None
         if protocol is None or flags & ~(SOCK_TYPE_MASK | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
@@ -207,7 +220,11 @@ class Supervisor:
     def make(
         self, tenant: Tenant, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
     ) -> socket.socket:
-        """A grafted socket of a tenant. A unix socket is in the tenant's own netns: abstract names are that one's."""
+        """Make a grafted socket of a tenant, owned by its uid. Raises OSError: ENFILE beyond its limit, EIO.
+
+        A unix socket is made in the tenant's own netns, because abstract names belong to a netns. @flags are those of
+        socket(2), @stamp_flags are STAMP_*.
+        """
         if family == socket.AF_UNIX:
             with linux.inside_netns(tenant.netns_fd):
                 made = socket.socket(family, kind | flags)
@@ -218,11 +235,11 @@ class Supervisor:
             made = socket.socket(family, kind | flags)
         try:
             if family == socket.AF_INET6:
-                # the slices are an AnyIP route; what may be bound is the bind hook's decision
+                # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
                 stamp_flags |= self.v6_flags
             self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
-            # SO_REUSEPORT is shared by owner: no tenant may join a host's or another tenant's listener
+            # SO_REUSEPORT works among sockets of one uid: no tenant may join a listener of the host or of another
             os.fchown(made.fileno(), tenant.owner, -1)
             if family != socket.AF_UNIX:
                 self.stamps.vouch(made, tenant.id)
@@ -232,7 +249,10 @@ class Supervisor:
         return made
 
     def replace(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Replace:
-        """@new in the place of @old, which stays ours to close."""
+        """The action that puts @new in the place of @old in the target, then ends the call with @then.
+
+        Takes over @new; the caller still closes @old. Raises OSError.
+        """
         inode = os.fstat(old.fileno()).st_ino
         numbers = target.descriptors(call.pid, inode)
         watched = target.watches(call.pid, inode)
@@ -240,10 +260,10 @@ class Supervisor:
         return Replace(new.detach(), numbers, watched, then)
 
     def listen(self, call: Notification) -> Action:
-        """listen(2): bind privately what is unbound, then listen on our duplicate."""
+        """listen(2): bind an unbound socket to the private loopback, then listen on our duplicate of it."""
         sock = target.borrow(call)
         if sock is None:
-            return PROCEED  # the kernel finds the same fault with the number
+            return PROCEED  # it is no socket: the kernel fails the call
         with sock:
             if self.stamps.tenant_of(sock.fileno()) is None or sock.type != socket.SOCK_STREAM:
                 return PROCEED
@@ -253,16 +273,16 @@ class Supervisor:
             if state and not state.name:
                 return Answer(error=errno.EADDRNOTAVAIL)
             if sock.family == socket.AF_UNIX:
-                return PROCEED  # its peers see who called listen() (SO_PEERCRED)
+                return PROCEED  # the target must call it: peers see who did (SO_PEERCRED)
             if sock.getsockname()[1] == 0:
                 any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
-                with contextlib.suppress(OSError):  # connected, or bound meanwhile: listen() says so
+                with contextlib.suppress(OSError):  # connected or bound meanwhile: listen() below fails
                     sock.bind((any_address, 0))
             sock.listen(target.signed(call.args[1]))
         return Answer()
 
     def _has_left(self, sock: socket.socket) -> bool:
-        """Is the address that a socket was bound to another container's by now?"""
+        """Does the address that this socket is bound to belong to another container by now?"""
         stamp = self.stamps.get(sock.fileno())
         owner = self.owners.get(stamp.local_real[0]) if stamp and stamp.flags & STAMP_INGRESS else None
         return owner is not None and stamp is not None and policy.OWNER.unpack(owner)[0] != stamp.tenant
@@ -270,7 +290,7 @@ class Supervisor:
     # -- addresses and options: AF_GRAFT, and endpoints that need another socket --
 
     def address_or_option(self, call: Notification, tenant: Tenant, waiting: Callable[[], bool]) -> Action:
-        """The calls of CALLS, on a socket of this tenant's; on any other they proceed."""
+        """Decide a call in CALLS. It proceeds unless it is about a socket of this tenant."""
         sock = target.borrow(call)
         if sock is None:
             return PROCEED
@@ -309,7 +329,7 @@ class Supervisor:
         return PROCEED
 
     def _unstamped(self, call: Notification, tenant: Tenant, sock: socket.socket) -> Action:
-        """A connection that a unix endpoint's server accepted takes TCP's options as well."""
+        """Ignore TCP and IP options on a connection that the server of a unix endpoint accepted; it has no stamp."""
         if call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT) and sock.family == socket.AF_UNIX:
             name = sock.getsockname()
             if isinstance(name, str) and tenant.binds_path(name):
@@ -349,7 +369,7 @@ class Supervisor:
         name, _ = target.read_name(call.pid, where, target.signed(length))
         if name is None or name.address is None:
             return PROCEED
-        if sock.family == socket.AF_UNIX:  # swapped before, and connected or refused then
+        if sock.family == socket.AF_UNIX:  # an earlier call has replaced the socket, and connected or bound it
             connected = stamp.flags & STAMP_CONNECTED
             return Answer(error=errno.EISCONN if connected else errno.ECONNREFUSED) if connecting else PROCEED
         endpoint = policy.match_egress(tenant.egress, tenant.endpoints, policy.destination(name.address))
@@ -374,7 +394,7 @@ class Supervisor:
     def _move(
         self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp, endpoint: Endpoint
     ) -> Action:
-        """To the endpoint's netns; the call then proceeds, and the hooks decide it there."""
+        """Replace an unbound socket by one in the endpoint's netns; the call then proceeds, and the hooks decide."""
         if endpoint.place == stamp.place or sock.getsockname()[1]:
             return PROCEED
         new = self.make(tenant, sock.family, sock.type, place=endpoint.place)
@@ -386,7 +406,7 @@ class Supervisor:
         return self.replace(call, sock, new, PROCEED)
 
     def ioctl(self, call: Notification, tenant: Tenant) -> Action:
-        """ioctl(2) on network devices: answered from the container's netns, or refused."""
+        """ioctl(2) on network devices (netdevice(7)): answer from the container's netns, or refuse."""
         request = call.args[1] & 0xFFFFFFFF
         sock = target.borrow(call)
         if sock is None:
@@ -408,7 +428,7 @@ class Supervisor:
         except OSError as error:
             if request != SIOCGIFNAME or error.errno != errno.ENODEV:
                 raise
-            # IP_PKTINFO told the program an index of the host's; dnsmasq drops a query whose device has no name
+            # IP_PKTINFO gives the program the index of a device of the host; dnsmasq needs a name for it
             ifreq[:16] = b"lo".ljust(16, b"\0")
         if linux.write_memory(call.pid, address, bytes(ifreq)) < IFREQ_SIZE:
             return Answer(error=errno.EFAULT)
@@ -416,7 +436,7 @@ class Supervisor:
 
 
 def _may_be_family(call: Notification) -> bool:
-    """Would the filter trap this call for a socket of AF_GRAFT?"""
+    """Would the filter trap this call for a socket of AF_GRAFT? If not, its state need not be read."""
     if call.nr in (linux.NR_BIND, linux.NR_CONNECT) and target.signed(call.args[2]) == SOCKADDR_GR:
         return True
     if call.nr == linux.NR_SENDTO:
@@ -426,7 +446,7 @@ def _may_be_family(call: Notification) -> bool:
 
 
 def _ignore_option(call: Notification) -> Action:
-    """A TCP or IP option of a unix socket: without effect, and 0 where it is read, but for the segment size."""
+    """Accept a TCP or IP option of a unix socket without effect. getsockopt() reads 0, except for TCP_MAXSEG."""
     if call.nr == linux.NR_GETSOCKOPT:
         segment = (target.signed(call.args[1]), target.signed(call.args[2])) == (
             socket.IPPROTO_TCP,
@@ -438,26 +458,26 @@ def _ignore_option(call: Notification) -> Action:
 
 
 def _show(call: Notification, stamp: Stamp) -> Action:
-    """The names of a unix socket that the program has for an internet one."""
+    """getsockname(2) and getpeername(2) of a unix socket that the program takes for an internet one."""
     if call.nr == linux.NR_GETPEERNAME:
         if not stamp.flags & STAMP_CONNECTED:
             return Answer(error=errno.ENOTCONN)
         raw, port = stamp.peer
     elif stamp.flags & STAMP_INGRESS:
         raw, port = stamp.local
-    else:  # a client's end: nowhere in particular
+    else:  # a client's own address: the wildcard
         raw, port = (ANY4, 0) if Address(stamp.peer[0]).v4 else (ANY6, 0)
     target.write_value(call.pid, call.args[1], call.args[2], target.sockaddr(Address(raw), port))
     return Answer()
 
 
 def _interfaces(pid: int, address: int, probe: socket.socket) -> Action:
-    """SIOCGIFCONF: struct ifconf { int len; struct ifreq *req; } (netdevice(7))."""
+    """SIOCGIFCONF: fill the target's struct ifconf { int len; struct ifreq *req; } (netdevice(7)). Raises OSError."""
     head = linux.read_memory(pid, address, 16)
     if len(head) < 16:
         return Answer(error=errno.EFAULT)
     (size, where) = struct.unpack("=i4xQ", head)
-    if where and size < 0:  # without a buffer the call asks for the size, and the length is not read
+    if where and size < 0:  # without a buffer the call asks for the size needed, and ignores the length
         return Answer(error=errno.EINVAL)
     import array
 
