@@ -1,13 +1,44 @@
-"""Trapped calls, from the listener to the answer.
+"""The dispatcher: trapped calls, from the listener to the answer.
 
-Every listener has a journal, memory that outlives graftd (graft/notify.py). Where graft-sup runs beside the
-container, it receives, answers socket() and forwards the rest; graftd then watches the listener for its end alone.
-Where it does not, or has died, graftd receives itself, and first answers what is in the journal.
+Theory of operation
 
-A call is decided and answered by a thread, at most SLOW_CALLS at a time for a container (or an unprivileged user's
-wrappers together): another program may serve the memory that it reads, or hold the socket's lock, and never come
-back, and a descriptor is added when the target runs again, which others may keep it from. More of them wait their
-turn.
+Every listener has a journal, memory that outlives graftd (graft/notify.py). While a graft-sup runs for the listener,
+it receives the calls, answers socket() itself and forwards the others; graftd then polls the listener only for its
+end. Without a graft-sup, graftd receives the calls itself. If a graft-sup or the graftd before has died, graftd first
+answers what is left in the journal.
+
+A call is decided and answered in a worker thread, because that may block for ever: another program may serve the
+memory that is read (userfaultfd(2), FUSE) or hold the lock of the socket, and ADDFD waits until the target runs
+again. So that one container cannot take all threads, an account has at most SLOW_CALLS of them, and all accounts
+together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unprivileged user. Further calls wait in
+the account's queue.
+
+Which thread may touch what
+
+The loop's thread (graft/loop.py, graft/daemon.py) serves five kinds of sockets: graftd.sock, agent.sock,
+helpers.sock, Docker's plugin socket, and the resolver's for UDP and TCP. It also polls the listeners and the
+graft-sups, and receives from the listeners that root has handed over. Nobody else may change the registry, its
+tenants, the BPF maps of rules, the descriptor store, or which descriptors the loop watches. It alone takes slots from
+journals. It must not block.
+
+Worker threads (Calls.workers, at most SLOW_CALLS_ALL) run _work(): Supervisor.handle(), then the answer. They read
+tenants and the registry's `scopes` and `places` without a lock, while the loop's thread may change them, so they read
+an attribute once and may see the state before or after a change. What they change: sockets and stamps that they made
+or borrowed, the paths and probes of a tenant (Tenant.bound_path, Tenant.probe), `registry.saved`, and the slot of
+their call. A thread may enter another netns, since only that thread moves (linux.inside_netns). Changes of
+credentials, umask or the descriptor table need a thread of their own (target.apart).
+
+Receiving threads (Calls.receivers) each wait in one RECV for a listener that a user has handed over, because that
+user may have kept a copy and have received the call first. Then they dispatch it.
+
+So _dispatch(), _next(), _forget() and _listen() run in any thread. Calls.lock guards what these share: `claimed`,
+`slow`, `queues`, the release of claimed slots, and the removal of a listener from `watched`. Nobody blocks while
+holding it. A listener's descriptor is closed by the last thread that has one of its slots claimed. From other
+threads, only _listen() calls the loop, and it checks under the lock that the listener's number is still watched.
+
+There are three more kinds of threads, which touch nothing of the above: those that close foreign descriptors
+(graft/foreign.py), those for the resolver's TCP clients, which only read the registry (graft/dns.py), and those of
+target.apart(), for which their starter waits.
 """
 
 import contextlib
@@ -43,7 +74,7 @@ RESTARTS_SECONDS = 60.0
 
 
 class Host(Protocol):
-    """What the calls need of graftd."""
+    """What Calls needs of graftd (graft/daemon.py)."""
 
     loop: Loop
     store: Store
@@ -51,11 +82,15 @@ class Host(Protocol):
     supervisor: Supervisor
 
     def ended(self, tenant: Tenant) -> None:
-        """The last process under the tenant's listeners is gone."""
+        """Called in the loop's thread when the last process under the tenant's listeners is gone."""
 
 
 class Watched:
-    """A listener, its journal, whose it is, and who receives from it. @trusted: root handed it over."""
+    """A listener with its journal, its tenant, and the graft-sup that receives from it, if one runs.
+
+    @trusted: root handed the listener over, so nobody else can receive from it. `claimed` is guarded by Calls.lock;
+    the other attributes belong to the loop's thread, but _forget() resets `full` in any thread.
+    """
 
     def __init__(self, listener: Listener, journal: Journal, tenant: Tenant, *, trusted: bool) -> None:
         self.listener = listener
@@ -63,7 +98,7 @@ class Watched:
         self.tenant = tenant
         self.trusted = trusted
         self.helper: Helper | None = None
-        self.claimed: set[int] = set()  # slots that graftd is busy with
+        self.claimed: set[int] = set()  # numbers of the slots that threads of graftd work on
         self.full = False
         self.restarts: list[float] = []
 
@@ -74,12 +109,15 @@ class Watched:
 
     @property
     def account(self) -> tuple[str, int]:
-        """Whose share of the slow calls its calls take."""
+        """The account whose share of the worker threads its calls use."""
         return ("tenant", self.tenant.id) if self.trusted else ("uid", self.tenant.uid)
 
 
 class Calls:
-    """The listeners and what comes from them."""
+    """All listeners of this graftd, and the calls that come from them.
+
+    The public methods belong to the loop's thread. @stamps: the descriptor of the BPF map; @directory: run_dir().
+    """
 
     def __init__(self, daemon: Host, stamps: int, directory: Path) -> None:
         self.daemon = daemon
@@ -95,7 +133,7 @@ class Calls:
         self.receivers = Workers(SLOW_CALLS_ALL)
         self.slow: Counter[tuple[str, int]] = Counter()
         self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
-        self.starting: list[tuple[float, Watched]] = []  # from when on
+        self.starting: list[tuple[float, Watched]] = []  # (monotonic seconds, start a graft-sup for it then)
         self.ending: list[Helper] = []
         self.calls = 0
         self.ns = 0
@@ -103,7 +141,7 @@ class Calls:
     # -- listeners --
 
     def adopt(self, tenant: Tenant, fd: int, *, trusted: bool) -> None:
-        """Keep a new listener of a tenant safe, then listen."""
+        """Store a new listener of a tenant, then watch it. Takes over @fd. @trusted: root handed it over."""
         number = self.next_number
         self.next_number += 1
         journal = Journal()
@@ -124,7 +162,11 @@ class Calls:
         self._want_helper(watched)
 
     def _want_helper(self, watched: Watched) -> None:
-        """graft-sup makes sockets in graftd's own netns alone; beside a tenant of another it forwards and keeps."""
+        """Have a graft-sup started at the next tick, if it is installed.
+
+        graft-sup makes sockets only in graftd's own netns. For a tenant of another place it just forwards the calls,
+        and keeps the listener and the journal.
+        """
         if available():
             self.starting.append((0.0, watched))
 
@@ -132,20 +174,20 @@ class Calls:
         return seal.token(f"listener {tenant} {number} {trusted:d}", self.directory)
 
     def is_ours(self, found: Described) -> bool:
-        """Did a graftd of this run directory write this journal's head?"""
+        """Did a graftd of this run directory write the head of this journal? Checks its token."""
         return hmac.compare_digest(found.token, self._token(found.tenant, found.number, found.trusted))
 
     def _forwarded_whole(self, tenant: Tenant) -> bool:
-        """Is every socket() call graftd's: depends what it gives on who calls, or is it made in another netns?"""
+        """Must graft-sup forward socket() too? Yes if the tenant's netns is another, or it has wrappers inside."""
         return bool(tenant.place or self.daemon.registry.inner(tenant))
 
     def divide(self, tenant: Tenant) -> None:
-        """Wrappers inside a tenant have come or gone."""
+        """Tell a tenant's graft-sups whether to forward all calls, after a wrapper inside it has come or gone."""
         for number in tenant.listeners:
             self.watched[number].journal.forward(self._forwarded_whole(tenant))
 
     def restore(self, named: dict[str, int], name: str, fd: int) -> None:
-        """Listen again on what a predecessor had stored as @name; @named is all that it had stored."""
+        """Watch a listener that a predecessor had stored as @name; @named is all that it had stored, by name."""
         kind, number, owner = name.split("-")
         self.next_number = max(self.next_number, int(number) + 1)
         tenant = self.daemon.registry.tenants.get(int(owner))
@@ -162,7 +204,10 @@ class Calls:
             self._want_helper(watched)
 
     def take_over(self, found: Described, listener: int, journal: int, control: int) -> bool:
-        """Go on with what a graft-sup has kept alone; False if its tenant is gone, or somebody else supervises it."""
+        """Adopt the listener, the journal and the control socket of a graft-sup that has lost its graftd.
+
+        Returns False, and takes over no descriptor, if the tenant is gone or the listener is watched already.
+        """
         tenant = self.daemon.registry.tenants.get(found.tenant)
         known = {os.fstat(watched.journal.fd).st_ino for watched in self.watched.values()}
         if tenant is None or found.inode in known:
@@ -184,13 +229,13 @@ class Calls:
         return True
 
     def end_helpers(self) -> None:
-        """Nobody is to come after this graftd."""
+        """Tell all graft-sups to end, because no graftd will follow this one."""
         for watched in self.watched.values():
             if watched.helper:
                 watched.helper.end()
 
     def forget_strays(self, named: dict[str, int]) -> None:
-        """Journals and helpers whose listener ended while no graftd was there to see it."""
+        """Remove the journals and helpers whose listener ended while no graftd ran. @named: as for restore()."""
         for name, fd in named.items():
             kind, _, number = name.partition("-")
             if kind in ("journal", "sup") and int(number) not in self.watched:
@@ -198,7 +243,7 @@ class Calls:
                 os.close(fd)
 
     def held(self) -> list[tuple[str, int]]:
-        """Everything that a successor needs, by name."""
+        """The (name, descriptor) pairs that a successor needs."""
         found = []
         for number, watched in self.watched.items():
             found.append((watched.stored, watched.listener.fd))
@@ -230,7 +275,7 @@ class Calls:
                 self._receive_apart(watched, slot)
 
     def _receive_apart(self, watched: Watched, slot: Slot) -> None:
-        """Whoever kept a copy of its listener may receive first; then RECV waits, and must not wait in the loop."""
+        """Receive in a thread, because RECV blocks if a user who kept a copy of the listener has received first."""
         self.loop.modify(watched.listener.fd, 0)
 
         def work() -> None:
@@ -241,14 +286,14 @@ class Calls:
 
         try:
             self.receivers.run(work)
-        except RuntimeError:  # no thread to be had: tried again with the listener's next event
+        except RuntimeError:  # no thread can be made: the listener's next event tries again
             self._forget(watched, slot)
             self._listen(watched)
 
     def _listen(self, watched: Watched) -> None:
-        """Receive in the loop, if nobody else does; from any thread."""
-        with self.lock, contextlib.suppress(OSError):  # its end is being noticed
-            if watched.listener.number in self.watched:  # else the number may be another's by now
+        """Poll the listener for calls again, unless a graft-sup receives them. Any thread may call this."""
+        with self.lock, contextlib.suppress(OSError):  # its end is just being handled
+            if watched.listener.number in self.watched:  # or the descriptor may be another file by now
                 self.loop.modify(watched.listener.fd, 0 if watched.helper else select.EPOLLIN)
 
     def _gone(self, watched: Watched) -> None:
@@ -263,7 +308,7 @@ class Calls:
         with self.lock:
             del self.watched[listener.number]
             idle = not watched.claimed
-        if idle:  # else a thread has an answer under way, and closes them
+        if idle:  # otherwise the last thread with a claimed slot closes it
             self._close(watched)
         if not tenant.listeners:
             self.daemon.ended(tenant)
@@ -274,21 +319,24 @@ class Calls:
         watched.journal.close()
 
     def reap(self) -> None:
-        """Notice containers that ended a moment ago, before a new one asks for their name or ports."""
+        """Handle the end of containers now, so that a new one can have their names and ports at once."""
         own = {watched.listener.fd: watched for watched in self.watched.values()}
         for fd, events in self.loop.epoll.poll(0):
             if fd in own and events & ~select.EPOLLIN:
                 self._gone(own[fd])
 
     def counted(self) -> tuple[int, int]:
-        """Quick calls answered so far, and the nanoseconds that they took, graft-sup's included."""
+        """How many socket() calls graftd and its graft-sups have answered, and the nanoseconds they took in all."""
         each = [watched.journal.counted for watched in self.watched.values()]
         return self.calls + sum(calls for calls, _ in each), self.ns + sum(ns for _, ns in each)
 
     # -- graft-sup --
 
     def tick(self) -> None:
-        """Start what is to be started, after its listener's owner has had its answer; reap what has ended."""
+        """Start the graft-sups that are due, reap those that have ended, and retry the queues. Run between rounds.
+
+        A graft-sup starts here instead of in adopt(), so that whoever handed the listener over has its answer first.
+        """
         if self.starting:
             now = time.monotonic()
             due = [watched for when, watched in self.starting if when <= now]
@@ -331,13 +379,13 @@ class Calls:
         if number is None:
             self._lost(watched)
         elif number >= 0:
-            with self.lock:  # a slot that is released and claimed yet has the next call already
+            with self.lock:  # a slot can be released, but still claimed, and hold the next call
                 waiting = number not in watched.claimed and watched.journal.forwarded(number)
             if waiting:
                 self._dispatch(watched, Slot(watched.journal, number))
 
     def _lost(self, watched: Watched) -> None:
-        """graft-sup has died: answer what it had, receive in its place, start another."""
+        """A graft-sup has died: answer the calls that it had, receive in its place, and have another started."""
         self._detach(watched)
         now = time.monotonic()
         watched.restarts = [t for t in watched.restarts if now - t < RESTARTS_SECONDS] + [now]
@@ -345,12 +393,12 @@ class Calls:
         self._listen(watched)
         often = len(watched.restarts) > RESTARTS
         if often:
-            log.error("graft-sup of %s ends again and again: graftd answers for a while", watched.tenant.name)
+            log.error("graft-sup of %s keeps ending: graftd answers its calls for a minute", watched.tenant.name)
         self.starting.append((now + RESTARTS_SECONDS if often else 0.0, watched))
 
     def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
-        """Answer what a predecessor, or a graft-sup that has died, had received and not answered."""
-        with self.lock:  # a thread releases a slot, and then gives up its claim
+        """Answer the calls that a predecessor, or with @helper_died a graft-sup, had received and not answered."""
+        with self.lock:  # threads release a slot and its claim under the lock
             claimed = frozenset(watched.claimed)
         for slot, call, inode, answer in watched.journal.pending(held=helper_died, besides=claimed):
             given = find_socket(call.pid, inode) if inode else None
@@ -369,7 +417,7 @@ class Calls:
         try:
             received = watched.listener.receive(slot.journal.raw(slot.number))
         except OSError as error:
-            log.error("receive from %s: %s", watched.tenant.name, error)
+            log.error("cannot receive a call of %s: %s", watched.tenant.name, error)
             received = False
         if received:
             self._dispatch(watched, slot)
@@ -401,7 +449,7 @@ class Calls:
     def _work(
         self, account: tuple[str, int], watched: Watched, slot: Slot, call: Notification, tenant: Tenant
     ) -> None:
-        """A call, and then one that waits for its end."""
+        """Answer a call in a worker thread, then dispatch one that waits in a queue."""
         began = time.perf_counter_ns()
         try:
             self._answer(watched, slot, call, tenant)
@@ -411,11 +459,11 @@ class Calls:
                     self.calls += 1
                     self.ns += time.perf_counter_ns() - began
                 self.slow[account] -= 1
-                self.slow += Counter()  # drops what is zero
+                self.slow += Counter()  # removes accounts without calls
             self._next(account)
 
     def _next(self, account: tuple[str, int] | None) -> None:
-        """Let one go on that waits: of this account, else of another that has its share free."""
+        """Dispatch one waiting call: of this account, or else of another one that has a thread of its share free."""
         with self.lock:
             free = [key for key, waiting in self.queues.items() if waiting and self.slow[key] < SLOW_CALLS]
             key = account if account in free else next(iter(free), None)
@@ -425,7 +473,7 @@ class Calls:
             self._dispatch(*following)
 
     def _answer(self, watched: Watched, slot: Slot, call: Notification, tenant: Tenant) -> None:
-        """Decide a call and answer it."""
+        """Decide a call, answer it, and release its slot."""
         try:
             action = self._decide(watched.listener, call, tenant)
             self._carry_out(watched.listener, call, action, slot)
@@ -447,7 +495,7 @@ class Calls:
         try:
             return self.daemon.supervisor.handle(call, tenant, lambda: listener.valid(call.id))
         except Exception:
-            log.exception("call %d of pid %d in %s", call.nr, call.pid, tenant.name)
+            log.exception("call %d of pid %d in %s failed", call.nr, call.pid, tenant.name)
             return Answer(error=errno.EIO)
 
     def _carry_out(self, listener: Listener, call: Notification, action: Action, slot: Slot) -> None:
@@ -458,7 +506,7 @@ class Calls:
                         self._inject(listener, call, action, slot)
                     else:
                         self._replace(listener, call, action, slot)
-                except OSError as error:  # EMFILE: the target's table is full
+                except OSError as error:  # EMFILE: the target's descriptor table is full
                     listener.answer(call.id, error=error.errno or errno.EIO)
                 finally:
                     os.close(action.fd)
@@ -467,7 +515,7 @@ class Calls:
             else:
                 listener.proceed(call.id)
         except OSError as error:
-            log.error("answer call %d of pid %d: %s", call.nr, call.pid, error)
+            log.error("cannot answer call %d of pid %d: %s", call.nr, call.pid, error)
 
     @staticmethod
     def _inject(listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
@@ -478,7 +526,7 @@ class Calls:
         except OSError as error:
             if action.number is None or error.errno != errno.EBADF:
                 raise
-            number = listener.inject(call.id, action.fd, flags)  # beyond the target's RLIMIT_NOFILE
+            number = listener.inject(call.id, action.fd, flags)  # action.number is beyond the target's RLIMIT_NOFILE
         if number is not None:
             listener.answer(call.id, number)
 
@@ -489,7 +537,7 @@ class Calls:
             watch_again(call.pid, new, action.watches)
         for number, cloexec in action.numbers:
             listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
-        self.daemon.registry.saved = False  # a unix socket may be its tenant's to remove; the next tick writes it
+        self.daemon.registry.saved = False  # the tenant may have bound a unix socket; the next tick saves it
         if isinstance(then, Answer):
             listener.answer(call.id, then.value, then.error)
         else:
@@ -497,7 +545,10 @@ class Calls:
 
 
 def scope_of(pid: int) -> int:
-    """The number of the wrapper inside a container that a thread belongs to; 0 or nonsense for others."""
+    """The number of the wrapper inside a container that a thread belongs to (graft/scope.py).
+
+    For other threads it is 0, or a number that no wrapper has.
+    """
     try:
         return linux.timer_slack(pid) - SCOPE_SLACK
     except OSError:
@@ -505,7 +556,7 @@ def scope_of(pid: int) -> int:
 
 
 def find_socket(pid: int, inode: int) -> int | None:
-    """The descriptor by which a thread has this socket (proc(5), /proc/PID/fd)."""
+    """The number of the first descriptor by which a thread has the socket @inode (proc(5), /proc/PID/fd), or None."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
