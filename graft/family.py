@@ -1,19 +1,28 @@
-"""AF_GRAFT's own interface (include/graft.h), for programs written to it, on a kernel that does not have it.
+"""The address family AF_GRAFT (include/graft.h) for programs written to it, on a kernel that does not have it.
 
-A socket of the family is an ordinary grafted socket with a state beside its stamp: the endpoint it is bound to,
-setsockopt() calls that wait, two switches. The state is socket storage (`families`), so it goes where the
-socket goes and ends with it. Until bind() the socket is a stand-in of the family that `default-source` has; bind()
-makes it the endpoint's, or swaps in another (graft/swap.py).
+Theory of operation
 
-What a program sees, and where it comes from (AF_GRAFT's README, include/graft.h):
+A socket of the family is an ordinary grafted socket with a state beside its stamp: the endpoint that it is bound to,
+the setsockopt() calls that wait, and two switches. The state is in the kernel's socket storage (the map `families`),
+so it goes where the socket goes and ends with it. Until bind() the socket is a stand-in, of the internet family that
+the endpoint `default-source` has. bind() binds the stand-in to the endpoint, or replaces it by a socket that fits
+(graft/swap.py).
 
-socket()      STREAM and DGRAM. Its number is between FAMILY_FIRST and FAMILY_LAST where one is free.
-bind()        a sockaddr_gr: the endpoint of this namespace's table. ENOENT, EINVAL (short), EAFNOSUPPORT.
-connect()     a sockaddr_gr: the endpoint's address. Anything else as on any socket of the endpoint's
-              family. Unbound, it is bound to `default-source` first (ENOENT if there is none).
-sendto()      likewise; an unbound datagram socket that sends to an internet address is decided in the kernel.
-getsockname() the name, until GRAFT_NAME_TRANSPARENT is on: then the host socket's.
-options       level IPPROTO_GRAFT here; other levels before bind() wait (GRAFT_SO_DELAYED) or are EADDRNOTAVAIL.
+What a program sees (AF_GRAFT's README, include/graft.h):
+
+socket()      SOCK_STREAM and SOCK_DGRAM. The descriptor is between FAMILY_FIRST and FAMILY_LAST if one of them is
+              free, because the filter knows sockets of the family by that (graft/filter.py).
+bind()        Takes a sockaddr_gr with the name of an endpoint in the tenant's table. Fails with ENOENT, EAFNOSUPPORT,
+              or EINVAL if the address is too short or the socket is bound.
+connect()     Takes a sockaddr_gr, and connects to the endpoint's address. Other addresses work as on any socket of
+              the endpoint's family. An unbound socket is bound to `default-source` first, or fails with ENOENT.
+sendto()      As connect(). If an unbound datagram socket sends to an internet address, the BPF hook decides.
+getsockname() Returns the endpoint's name, or with GRAFT_NAME_TRANSPARENT on the host socket's address.
+options       Those of level IPPROTO_GRAFT are implemented here. Those of other levels fail before bind() with
+              EADDRNOTAVAIL, or wait for it if GRAFT_SO_DELAYED is on. SOL_SOCKET applies to the stand-in at once.
+
+What still fails: on a descriptor outside FAMILY_FIRST to FAMILY_LAST (after dup(2), or if all are taken), the filter
+traps only calls with a sockaddr_gr or level IPPROTO_GRAFT.
 """
 
 import errno
@@ -42,8 +51,8 @@ GRAFT_SO_DELAYED_RESULT = 3
 GRAFT_SO_TRANSPARENT = 4
 GRAFT_NAME_TRANSPARENT = 5
 SSO_TRANS_SIZE = 128
-# SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: their value holds a pointer or a descriptor of
-# the program's, which are others here
+# SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF: the value has a pointer or a descriptor, which
+# in graftd's process would mean something else
 POINTERS = (26, 50, 51, 52)
 QUEUE_MAX = 64
 VALUE_MAX = 116
@@ -58,7 +67,7 @@ INT = struct.Struct("=i")
 
 
 class Option:
-    """A setsockopt() that waits for the host socket, or has been carried out."""
+    """A setsockopt() that waits for bind(), or has been carried out (@done). @result: 0 or a negative errno."""
 
     def __init__(self, level: int, name: int, value: bytes, *, result: int = 0, done: bool = False) -> None:
         self.level = level
@@ -70,21 +79,21 @@ class Option:
 
 @dataclass
 class State:
-    """struct graft_family."""
+    """struct graft_family (csrc/graft.h): the endpoint's name, two switches in `flags`, and the options that wait."""
 
     name: str = ""
     flags: int = 0
     queue: list[Option] = field(default_factory=list)
 
     def pack(self) -> bytes:
-        """As the map has it."""
+        """The bytes of struct graft_family, FAMILY_SIZE of them."""
         head = HEAD.pack(self.name.encode(errors="surrogateescape"), self.flags, len(self.queue))
         queue = (WAITING.pack(o.level, o.name, o.result, len(o.value), o.done, o.value) for o in self.queue)
         return (head + b"".join(queue)).ljust(FAMILY_SIZE, b"\0")
 
     @classmethod
     def unpack(cls, raw: bytes) -> "State":
-        """From the map."""
+        """The state in the bytes of struct graft_family."""
         name, flags, count = HEAD.unpack_from(raw)
         state = cls(name.split(b"\0", 1)[0].decode(errors="surrogateescape"), flags)
         for at in range(min(count, QUEUE_MAX)):
@@ -94,23 +103,26 @@ class State:
 
 
 class Family:
-    """The calls on sockets of AF_GRAFT. What they raise as OSError, the target gets as its errno."""
+    """The calls on sockets of AF_GRAFT. If a method raises OSError, the target's call fails with that errno.
+
+    Any worker thread may call it (graft/calls.py).
+    """
 
     def __init__(self, supervisor: "Supervisor", families: Map) -> None:
         self.supervisor = supervisor
         self.families = families
 
     def state(self, sock: socket.socket) -> State | None:
-        """The state of a socket, None if it is not of the family."""
+        """The state of a socket; None if it is not of AF_GRAFT."""
         raw = self.families.get(sock.fileno().to_bytes(4, "little"))
         return None if raw is None else State.unpack(raw)
 
     def put(self, sock: socket.socket, state: State) -> None:
-        """Write the state of a socket."""
+        """Write the state of a socket into the socket storage."""
         self.families.update(sock.fileno().to_bytes(4, "little"), state.pack())
 
     def make(self, tenant: "Tenant", kind: int, flags: int) -> socket.socket:
-        """A stand-in, not bound to any endpoint. @kind and @flags as socket(2) has them."""
+        """Make a socket of the family, bound to no endpoint. @kind and @flags are socket(2)'s."""
         source = tenant.endpoints.get(DEFAULT_SOURCE)
         inet = source if source and source.address else None
         family = socket.AF_INET6 if inet and inet.kind == "ipv6" else socket.AF_INET
@@ -124,14 +136,14 @@ class Family:
         return made
 
     def create(self, call: Notification, tenant: "Tenant", kind: int, flags: int) -> Action:
-        """socket(AF_GRAFT, ...)."""
+        """socket(2) with AF_GRAFT: inject a stand-in, at a number of the family's if one is free."""
         made = self.make(tenant, kind, flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), _free_number(call.pid))
 
     # -- bind --
 
     def bind(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:
-        """bind(2)."""
+        """bind(2) to the endpoint that a sockaddr_gr names."""
         length = target.signed(call.args[2])
         name, raw = target.read_name(call.pid, call.args[1], length)
         if length < SOCKADDR_GR:
@@ -154,7 +166,11 @@ class Family:
         state: State,
         endpoint: Endpoint,
     ) -> socket.socket:
-        """Bind @sock to @endpoint for a thread or a user, or another socket in its stead, which is returned."""
+        """Bind @sock to @endpoint, or if it does not fit, a new socket with its options. Returns the bound socket.
+
+        @who: whose credentials count, a thread's ID or an Owner. Options that waited are carried out first. Writes
+        @state. If the returned socket is a new one, the caller owns it. Raises OSError.
+        """
         new = self._fitting(tenant, sock, endpoint)
         try:
             for option in state.queue:
@@ -171,12 +187,12 @@ class Family:
             if new is not sock:
                 new.close()
             else:
-                self.put(sock, state)  # the results of what was carried out
+                self.put(sock, state)  # keeps the results of the options that were carried out
             raise
         return new
 
     def _fitting(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> socket.socket:
-        """@sock where it has the endpoint's family and place, else a new one with its options."""
+        """Returns @sock if it has the endpoint's family and netns, else a new socket with the options of @sock."""
         families = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
         family = families.get(endpoint.kind, socket.AF_UNIX)
         stamp = self.supervisor.stamps.get(sock.fileno())
@@ -193,7 +209,7 @@ class Family:
         before = stamps.get(sock.fileno()) or Stamp(tenant.id)
         real = (endpoint.address.raw, endpoint.port)
         if sock.getsockname()[1] and before.flags & STAMP_NAMED and before.local_real == real:
-            return  # a graftd that was killed here had done it
+            return  # an earlier graftd bound it, and was killed before it answered
         stamps.put(sock.fileno(), before._replace(flags=before.flags | STAMP_NAMED, local_real=real))
         try:
             sock.bind(target.host_address(endpoint.address, endpoint.port))
@@ -202,7 +218,7 @@ class Family:
             raise
 
     def _default_source(self, pid: int, tenant: "Tenant", sock: socket.socket, state: State) -> socket.socket:
-        """Connect and send bind an unbound socket first."""
+        """Bind an unbound socket to `default-source`, before connect() or sendto(). Returns the bound socket."""
         if state.name:
             return sock
         source = tenant.endpoints.get(DEFAULT_SOURCE)
@@ -223,7 +239,7 @@ class Family:
         state: State,
         waiting: Callable[[], bool],
     ) -> Action:
-        """connect(2), to a name or to an address."""
+        """connect(2) to an endpoint's name or to an internet address."""
         length = target.signed(call.args[2])
         name, raw = target.read_name(call.pid, call.args[1], length)
         if int.from_bytes(raw[:2], "little") != linux.AF_GRAFT:
@@ -265,13 +281,16 @@ class Family:
         return self._done(call, sock, new, Answer(error=error))
 
     def permit(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
-        """Let @sock reach the address of @endpoint, which is returned for connect() or sendto()."""
+        """Note in the stamp of @sock that it may reach @endpoint. Returns the endpoint's address for connect().
+
+        Raises OSError: EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns.
+        """
         assert endpoint.address is not None
         if sock.family != (socket.AF_INET if endpoint.kind == "ipv4" else socket.AF_INET6):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         stamps = self.supervisor.stamps
         stamp = stamps.get(sock.fileno()) or Stamp(tenant.id)
-        if stamp.place != endpoint.place:  # the same address in another namespace is another server
+        if stamp.place != endpoint.place:  # the same address in another netns is another server
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         real = (endpoint.address.raw, endpoint.port)
         stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_PERMIT, peer=real, peer_real=real))
@@ -280,7 +299,10 @@ class Family:
     def connect_inet(
         self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint, waiting: Callable[[], bool]
     ) -> int:
-        """Connect @sock to the endpoint's address; an errno, as the target shall see it."""
+        """Connect @sock to the endpoint's address. Returns 0, or the errno for the target.
+
+        A blocking socket waits for the connection, as long as @waiting() says that the target waits.
+        """
         address = self.permit(tenant, sock, endpoint)
         flags = fcntl.fcntl(sock, fcntl.F_GETFL)
         try:
@@ -298,12 +320,12 @@ class Family:
         poll.register(sock, select.POLLOUT)
         while waiting():
             if poll.poll(1000):
-                # ends it as a blocking connect() does; SO_ERROR would leave it half done
+                # finishes as a blocking connect() does; reading SO_ERROR would not
                 return sock.connect_ex(address)
         return errno.EINTR
 
     def sendto(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:
-        """sendto(2) with an address of 18 bytes: to a name."""
+        """sendto(2) with an address of 18 bytes: send a datagram to an endpoint's name."""
         name, _ = target.read_name(call.pid, call.args[4], target.signed(call.args[5]))
         if name is None or name.family != linux.AF_GRAFT or sock.type != socket.SOCK_DGRAM:
             return PROCEED
@@ -334,7 +356,7 @@ class Family:
     # -- names and options --
 
     def getsockname(self, call: Notification, state: State) -> Action:
-        """getsockname(2): the endpoint's name, nothing before bind()."""
+        """getsockname(2): the endpoint's name; before bind() family 0 and no name."""
         if state.flags & TRANSPARENT_NAME:
             return PROCEED
         family = linux.AF_GRAFT if state.name else 0
@@ -343,11 +365,11 @@ class Family:
         return Answer()
 
     def setsockopt(self, call: Notification, sock: socket.socket, state: State) -> Action:
-        """setsockopt(2)."""
+        """setsockopt(2): the options of level IPPROTO_GRAFT; before bind(), those of other levels wait or fail."""
         level, option = target.signed(call.args[1]), target.signed(call.args[2])
         where, length = call.args[3], target.signed(call.args[4])
         if level == socket.SOL_SOCKET:
-            return PROCEED  # of the stand-in: bind() keeps it or carries it over
+            return PROCEED  # applies to the stand-in; if bind() replaces that, it carries the option over
         if level != linux.IPPROTO_GRAFT:
             if not state.flags & DELAYED:
                 return PROCEED if state.name else Answer(error=errno.EADDRNOTAVAIL)
@@ -392,7 +414,7 @@ class Family:
         return Answer()
 
     def _carry_out(self, who: "int | target.Owner", sock: socket.socket, option: Option) -> None:
-        """Do what waited, with the target's powers and not graftd's; a failure is its result."""
+        """Carry out an option with the target's credentials instead of graftd's. Its result is 0 or -errno."""
         option.done = True
         option.result = 0
         try:
@@ -403,13 +425,13 @@ class Family:
             option.result = -(error.errno or errno.EIO)
 
     def getsockopt(self, call: Notification, sock: socket.socket, state: State) -> Action:
-        """getsockopt(2)."""
+        """getsockopt(2): the switches, and the results of the options that waited."""
         level, option = target.signed(call.args[1]), target.signed(call.args[2])
         if level != linux.IPPROTO_GRAFT:
             return PROCEED if state.name or level == socket.SOL_SOCKET else Answer(error=errno.EADDRNOTAVAIL)
         if option in (GRAFT_SO_DELAYED, GRAFT_NAME_TRANSPARENT):
             bit = DELAYED if option == GRAFT_SO_DELAYED else TRANSPARENT_NAME
-            # the length is not read, and programs of the family do not always set it
+            # the length is not read, because programs do not always set it
             if linux.write_memory(call.pid, call.args[3], INT.pack(bool(state.flags & bit))) < INT.size:
                 return Answer(error=errno.EFAULT)
             linux.write_memory(call.pid, call.args[4], INT.pack(INT.size))
@@ -419,7 +441,7 @@ class Family:
         return Answer(error=errno.ENOPROTOOPT)
 
     def _results(self, call: Notification, sock: socket.socket, state: State) -> Action:
-        """What was carried out, as much as fits; it is told once."""
+        """GRAFT_SO_DELAYED_RESULT: the results of options carried out, as many as fit. Each is returned once."""
         room = INT.unpack(_read(call.pid, call.args[4], INT.size))[0]
         done = [option for option in state.queue if option.done]
         told = done[: max(room, 0) // RESULT.size]
@@ -438,6 +460,6 @@ def _read(pid: int, address: int, size: int) -> bytes:
 
 
 def _free_number(pid: int) -> int | None:
-    """A descriptor number by which the filter knows the family's sockets; None if all are taken."""
+    """A free descriptor number from FAMILY_FIRST to FAMILY_LAST in the thread's table; None if all are taken."""
     taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
     return next((n for n in range(FAMILY_FIRST, FAMILY_LAST + 1) if n not in taken), None)

@@ -1,7 +1,8 @@
-"""What the supervisor looks at and touches in a target: its sockets, descriptors, memory and credentials.
+"""Read and change what belongs to a target: its sockets, descriptors, memory and credentials.
 
-A target is hostile. Its threads change memory and descriptors at any moment, so everything here is read once,
-into memory of ours, and what is decided from it is carried out on our own duplicates.
+A target is hostile. Its threads may change its memory and its descriptors at any moment. So all that is decided on is
+read once, into memory of ours, and is carried out on our own duplicates. Reading may block (graft/calls.py), so
+worker threads call this module. A PID is that of a thread unless a docstring says otherwise.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ SOCKADDR_MAX = 128  # struct sockaddr_storage
 
 
 class Name(NamedTuple):
-    """A socket address as the target wrote it: family, and the rest by family."""
+    """A socket address as the target wrote it: address and port in host order, or for AF_GRAFT the endpoint."""
 
     family: int
     address: Address | None = None
@@ -36,7 +37,11 @@ class Name(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """A registration in one of the target's epoll instances (proc(5), fdinfo): `number` is its descriptor."""
+    """A registration in one of the target's epoll instances (proc(5), /proc/PID/fdinfo).
+
+    `epoll` is the number of the instance, `number` that of the watched descriptor, `events` and `data` are those of
+    struct epoll_event.
+    """
 
     epoll: int
     number: int
@@ -45,13 +50,13 @@ class Watch(NamedTuple):
 
 
 def signed(argument: int) -> int:
-    """The low 32 bits of a call's argument as the int that the kernel takes."""
+    """The low 32 bits of a call's argument as a signed int, as the kernel takes them for an int parameter."""
     value: int = struct.unpack("i", struct.pack("I", argument & 0xFFFFFFFF))[0]
     return value
 
 
 def thread_group(pid: int) -> int:
-    """The process of a thread. Raises ProcessLookupError."""
+    """The PID of a thread's process (proc(5), Tgid). Raises ProcessLookupError or FileNotFoundError if it is gone."""
     return int(_status(pid, b"Tgid:")[0])
 
 
@@ -71,10 +76,13 @@ def _link(pid: int, number: int) -> str:
 
 
 def borrow_fd(pid: int, number: int) -> int:
-    """Our duplicate of a thread's descriptor (pidfd_getfd(2)). Raises OSError if it has none of this number."""
+    """A duplicate of a thread's descriptor (pidfd_getfd(2)), which the caller closes.
+
+    Raises OSError: EBADF if the thread has no such descriptor, ESRCH; EPERM as borrow() says.
+    """
     try:
         pidfd = os.pidfd_open(pid, PIDFD_THREAD)
-    except OSError:  # before Linux 6.9: the leader's table, unless the thread has one of its own
+    except OSError:  # before Linux 6.9 only the leader's table, unless the thread's is another one
         leader = thread_group(pid)
         if leader != pid and _link(leader, number) != _link(pid, number):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
@@ -86,9 +94,9 @@ def borrow_fd(pid: int, number: int) -> int:
 
 
 def borrow(call: Notification) -> socket.socket | None:
-    """A duplicate of the socket that the call's first argument names, None if that is no socket.
+    """A duplicate of the socket that is the call's first argument; None if that is no socket.
 
-    Raises PermissionError where the thread's own descriptors cannot be told.
+    Raises PermissionError on kernels before 6.9, if the thread has a descriptor table of its own.
     """
     try:
         fd = borrow_fd(call.pid, signed(call.args[0]))
@@ -104,9 +112,9 @@ def borrow(call: Notification) -> socket.socket | None:
 
 
 def read_name(pid: int, address: int, length: int) -> tuple[Name | None, bytes]:
-    """The socket address at @address, and its bytes; None if it is too short for its family, or of another one.
+    """Read the socket address at @address in the target, @length bytes. Returns it parsed, and its bytes.
 
-    Raises OSError: EFAULT, or EINVAL for a length that no socket address has.
+    The first is None as parse_name() says. Raises OSError: EFAULT, or EINVAL if @length is negative or beyond 128.
     """
     if not 0 <= length <= SOCKADDR_MAX:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -117,7 +125,7 @@ def read_name(pid: int, address: int, length: int) -> tuple[Name | None, bytes]:
 
 
 def parse_name(raw: bytes) -> Name | None:
-    """sockaddr_in, sockaddr_in6 or sockaddr_gr."""
+    """Parse a sockaddr_in, sockaddr_in6 or sockaddr_gr; None if it is too short or of another family."""
     if len(raw) < 2:
         return None
     family = int.from_bytes(raw[:2], "little")
@@ -131,21 +139,22 @@ def parse_name(raw: bytes) -> Name | None:
 
 
 def sockaddr(address: Address, port: int) -> bytes:
-    """struct sockaddr_in or sockaddr_in6."""
+    """The bytes of a struct sockaddr_in or sockaddr_in6 (ip(7), ipv6(7)), by the family of @address."""
     if address.v4:
         return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + address.raw[12:] + bytes(8)
     return struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4) + address.raw + bytes(4)
 
 
 def host_address(address: Address, port: int) -> tuple[str, int]:
-    """As Python's socket module takes it."""
+    """The address as Python's socket module takes it: (text, port)."""
     return str(address), port
 
 
 def write_value(pid: int, address: int, length_address: int, value: bytes) -> None:
-    """Give the target a value and its length, as getsockname(2) and getsockopt(2) do.
+    """Write a value and its length to the target, as getsockname(2) and getsockopt(2) do.
 
-    Raises OSError: EFAULT, EINVAL for a negative length.
+    The value is truncated to the length that the target has at @length_address; the length written is the full one.
+    Raises OSError: EFAULT, or EINVAL if the target's length is negative.
     """
     raw = linux.read_memory(pid, length_address, 4)
     if len(raw) < 4:
@@ -160,7 +169,7 @@ def write_value(pid: int, address: int, length_address: int, value: bytes) -> No
 
 
 def descriptors(pid: int, inode: int) -> list[tuple[int, bool]]:
-    """(number, close-on-exec) of every descriptor by which a thread has the socket with this inode."""
+    """The (number, close-on-exec) of all descriptors by which a thread has the socket with this inode."""
     found = []
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
@@ -178,7 +187,7 @@ def _open_flags(pid: int, number: str) -> int:
 
 
 def watches(pid: int, inode: int) -> list[Watch]:
-    """Where the target's epoll instances watch the socket with this inode."""
+    """The registrations of the socket with this inode in the target's epoll instances. Raises OSError."""
     found = []
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -199,10 +208,11 @@ def watches(pid: int, inode: int) -> list[Watch]:
 
 
 def watch_again(pid: int, sock: socket.socket, registrations: list[Watch]) -> None:
-    """Register @sock where another socket was watched, under the same number and data.
+    """Register @sock in the target's epoll instances where another socket was watched, with the same data.
 
-    epoll(7) knows an entry by its file and the number it had in the caller's table, so this happens in a
-    thread with a table of its own, where @sock is put at that number.
+    epoll(7) identifies an entry by its file and by the number that the file had in the caller's descriptor table. So
+    this runs in a thread with a table of its own, in which @sock is put at the number that it has in the target.
+    Raises OSError.
     """
 
     def work() -> None:
@@ -224,7 +234,10 @@ def watch_again(pid: int, sock: socket.socket, registrations: list[Watch]) -> No
 
 
 def apart(work: Callable[[], T]) -> T:
-    """Run @work in a thread that ends with it: what it changes of itself, credentials, umask, table, goes too."""
+    """Run @work in a new thread, wait for it, and return its result or raise its exception.
+
+    What @work changes of its thread ends with the thread: credentials, and after unshare(2) umask or descriptors.
+    """
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -243,16 +256,17 @@ def apart(work: Callable[[], T]) -> T:
 
 
 class Owner(NamedTuple):
-    """A user and group by number, where no thread's are meant: a program may exec another with other ones."""
+    """A uid and a gid, for callers that must not depend on a thread: it may execute a set-user-ID program."""
 
     uid: int
     gid: int
 
 
 def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
-    """Run @work with the effective user and group of a thread, or of an Owner, and no capability.
+    """Run @work with the effective uid and gid of a thread, or those of an Owner, and without any capability.
 
-    A unix socket tells its peer who connected (SO_PEERCRED), and graftd's own root must not be the answer.
+    A unix socket tells its peer who connected (unix(7), SO_PEERCRED), and that must not be graftd's root. Raises
+    OSError.
     """
     uid, gid = owner(who)
 
@@ -271,7 +285,10 @@ def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
 
 
 def owner(who: "int | Owner") -> Owner:
-    """Effective uid and gid of a thread, as graftd's user namespace sees them."""
+    """The effective uid and gid of a thread, as graftd's user namespace sees them. Returns an Owner as it is.
+
+    Raises ProcessLookupError or FileNotFoundError if the thread is gone.
+    """
     if isinstance(who, Owner):
         return who
     pid = who
