@@ -1,15 +1,18 @@
-"""graft-cni: a CNI plugin (CNI specification 1.0.0): ADD, DEL, CHECK, VERSION.
+"""graft-cni: a CNI plugin (CNI specification 1.0.0) with the commands ADD, DEL, CHECK and VERSION.
 
     {"type": "graft-cni", "capabilities": {"portMappings": true, "aliases": true},
      "ipam": {"type": "host-local", "subnet": "10.88.0.0/16"}}
 
-Alone in its list it gives a namespace the address that the IPAM plugin chose, on the host's stack, and no interface.
-Behind another plugin it takes that one's address, unless that is an interface's inside the namespace. Published ports
-come as `portMappings`, in the spelling of Podman or of containerd. `network` widens the prefix within which
-connections leave from the address, which is the subnet's otherwise: the pods of all nodes. `resolver: false` leaves
-names to the cluster's own DNS.
+First in its list, it gives the netns the address that the IPAM plugin chose. The address is on the host's stack, and
+the netns has no interface. After another plugin (`prevResult`), it takes that plugin's address, unless that address
+is on an interface inside the netns.
 
-A file of its own, with few imports: an engine starts an interpreter for each call.
+Published ports come as `portMappings`, with keys as Podman or as containerd spells them.
+`network` (CIDR): connections to it leave from the container's address. The default is the IPAM plugin's subnet; in a
+cluster it has to be the prefix of the pods on all nodes.
+`resolver: false`: no resolver of graft's at the gateway's address, because the cluster has its own DNS.
+
+This module imports little, because an engine starts an interpreter for each call.
 """
 
 import json
@@ -38,7 +41,7 @@ Document = dict[str, Any]
 
 
 class CniError(Exception):
-    """What a runtime is told: a code of the specification, or one from 100."""
+    """An error for the runtime. @code: one of the specification ("Error"), or 100 and up for the plugin's own."""
 
     def __init__(self, code: int, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -46,7 +49,7 @@ class CniError(Exception):
 
 
 def main() -> int:
-    """Entry point of `graft-cni`."""
+    """Run `graft-cni`: configuration on standard input, result or error on standard output. Returns the status."""
     version = VERSIONS[-1]
     try:
         text = sys.stdin.read()
@@ -106,7 +109,10 @@ def _key() -> str:
 
 
 def _delegate(config: Document, text: str, command: str) -> Document:
-    """Run the IPAM plugin as the specification has it: same input, same environment."""
+    """Run the IPAM plugin with the same input and environment ("Section 4: Plugin Delegation"). Raises CniError.
+
+    Returns its result; {} if the configuration names no IPAM plugin.
+    """
     kind = (config.get("ipam") or {}).get("type")
     if not kind:
         return {}
@@ -135,7 +141,7 @@ def _delegate(config: Document, text: str, command: str) -> Document:
 
 
 def _ports(config: Document) -> list[str]:
-    """`portMappings` as publications."""
+    """Return `portMappings` as publications; those without a host port are none."""
     found = []
     for mapping in (config.get("runtimeConfig") or {}).get("portMappings") or ():
         port = {key.lower(): value for key, value in mapping.items()}
@@ -155,12 +161,15 @@ def _names(config: Document) -> list[str]:
 
 
 def _inside(previous: Document) -> bool:
-    """Does an interface in a namespace have the addresses of @previous?"""
+    """Return whether the result of the previous plugin has an interface inside the netns."""
     return any(interface.get("sandbox") for interface in previous.get("interfaces") or ())
 
 
 def add(config: Document, text: str) -> Document:
-    """ADD: the address and the ports are the namespace's from now on. Raises CniError, GraftError."""
+    """ADD: give the netns its addresses and ports. Returns the result for the runtime. Raises CniError, GraftError.
+
+    @config: the network configuration, parsed; @text: as it came, for the IPAM plugin.
+    """
     previous = config.get(PREVIOUS) or {}
     path = _environment("CNI_NETNS")
     assigned = _delegate(config, text, "ADD") or (previous if not _inside(previous) else {})
@@ -194,7 +203,7 @@ def add(config: Document, text: str) -> Document:
         "dns": previous.get("dns") or config.get("dns") or {},
     }
     if ips and not _inside(previous):
-        # Podman shows an address that belongs to an interface; it need not exist
+        # Podman shows only addresses that belong to an interface in the result; that need not exist
         result["interfaces"] = [{"name": _environment("CNI_IFNAME"), "mac": "00:00:00:00:00:00", "sandbox": path}]
         result["ips"] = [{**ip, "interface": 0} for ip in ips]
         if config["cniVersion"] != "1.0.0":
@@ -206,14 +215,14 @@ def add(config: Document, text: str) -> Document:
 
 
 def delete(config: Document, text: str) -> None:
-    """DEL: as often as a runtime likes."""
+    """DEL: take the addresses and ports back. It succeeds again if they are gone. Raises CniError, GraftError."""
     if config.get("ipam"):
         _delegate(config, text, "DEL")
     client.call("detach", start=False, key=_key())
 
 
 def check(config: Document, text: str) -> None:
-    """CHECK: the container has what ADD said. Raises CniError, GraftError."""
+    """CHECK: verify that the container still has the addresses of ADD's result. Raises CniError, GraftError."""
     previous = config.get(PREVIOUS)
     if previous is None:
         raise CniError(INVALID_CONFIG, f"CHECK without {PREVIOUS}")
@@ -225,4 +234,4 @@ def check(config: Document, text: str) -> None:
     found = client.call("attached", start=False, key=_key())
     missing = [a for a in wanted if a.partition("/")[0] not in found["addresses"]]
     if missing:
-        raise CniError(OWN, f"{', '.join(missing)}: not an address of this container any more")
+        raise CniError(OWN, f"{', '.join(missing)}: no longer an address of this container")

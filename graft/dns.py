@@ -1,13 +1,20 @@
-"""Names of the containers on a network: graftd's own resolver, at 127.0.0.11 as Docker's is.
+"""The resolver for names of containers: a DNS server in graftd, at 127.0.0.11 as Docker's own is (RFC 1035).
 
-A container asks 127.0.0.11 of its own loopback, and the kernel's half lets that through to here with a source in the
-container's private block, which says who asks. Names are those of the containers that share a network with it: the
-container's name, its aliases, its short id. What Docker knows is read from its files when somebody asks, because a
-container may be connected to networks, with new aliases, while it runs. All other names go to the host's nameservers,
-unchanged, if the container may leave as the host does.
+Who asks. A container sends its query to 127.0.0.11 on its own loopback. graft's BPF programs let that through to the
+host's 127.0.0.11, with a source address in the container's private slice, and that address identifies the container.
 
-A network of CNI has its gateway's address for it instead: Podman leaves a loopback address out of resolv.conf.
-Of UDP and TCP; a message of the latter is answered in one go, so a forwarded one waits in a thread of its own.
+What it knows. The names of the containers that share a network with the one that asks: container name, host name,
+aliases and short id. Docker's names are read from Docker's files for each query, because `docker network connect` can
+give a running container another network and new aliases.
+
+All other names. The query is forwarded to the host's nameservers if the container's egress is that of the host.
+Otherwise the answer is NXDOMAIN.
+
+Where it listens. Networks of CNI use their gateway's address instead of 127.0.0.11, because Podman omits loopback
+addresses from resolv.conf.
+
+UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over TCP,
+each connection has a thread, and carries one query.
 """
 
 import errno
@@ -36,17 +43,17 @@ if TYPE_CHECKING:
 
     from graft.daemon import Daemon
 
-TTL = 5  # seconds; containers come and go
-WAITING_MAX, WAITING_OF_ONE = 1024, 64  # forwarded queries, of one container
-PATIENCE = 5.0  # seconds for a nameserver, and for a TCP client to say what it wants
-THREADS_MAX, THREADS_OF_ONE = 32, 4
-MESSAGE_MAX = 65535
-QUERY_MAX = 512  # a name has 255 bytes, an OPT record few
-NAME_MAX = 255
+TTL = 5  # seconds; short, because containers come and go
+WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
+PATIENCE = 5.0  # seconds: for a nameserver to answer, and for a TCP client to send its query
+THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
+MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
+QUERY_MAX = 512  # bytes: header 12, question at most 259, the rest for an OPT record
+NAME_MAX = 255  # bytes of a name on the wire (RFC 1035, 2.3.4)
 
 
 class Waiting(NamedTuple):
-    """A query that was forwarded."""
+    """A UDP query that was forwarded to a nameserver. `number`: the id it has there; `tenant`: who asked."""
 
     out: socket.socket
     tenant: int
@@ -58,7 +65,7 @@ class Waiting(NamedTuple):
 
 
 class Resolver:
-    """The server, which listens while there are networks with members."""
+    """The DNS server. It listens while there are attachments to networks."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
@@ -69,7 +76,10 @@ class Resolver:
         self.files: dict[str, tuple[int, list[str]]] = {}
 
     def start(self) -> None:
-        """Listen where containers look for names, and nowhere else; without an address they do without."""
+        """Listen at the addresses that the attachments' resolv.conf name, and stop at all others.
+
+        An address that cannot be had is logged: its containers have no names of each other.
+        """
         attachments = self.daemon.registry.attachments.values()
         wanted = {a.resolver or RESOLVER for a in attachments}
         for address in self.places.keys() - wanted:
@@ -125,7 +135,10 @@ class Resolver:
             log.debug("names: %s", error)
 
     def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:
-        """Ask the host's nameserver from a socket of the query's own: a forger has to guess its port, too."""
+        """Forward a query to the host's first nameserver. Reply SERVFAIL if that fails, or too many queries wait.
+
+        Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
+        """
         own = [w for w in self.waiting.values() if w.tenant == tenant.id]
         if len(own) >= WAITING_OF_ONE:
             self._forget(own[0])
@@ -154,7 +167,7 @@ class Resolver:
             reply = waiting.out.recv(MESSAGE_MAX)
             question = waiting.query[12 : question_end(waiting.query)]
             if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
-                return  # not to what was asked; the true one may still come
+                return  # an answer to something else; the right one may still come
             waiting.udp.sendto(waiting.query[:2] + reply[2:], waiting.client)
         except BlockingIOError:
             return
@@ -163,7 +176,7 @@ class Resolver:
         self._forget(waiting)
 
     def expire(self) -> None:
-        """Give up what no nameserver has answered."""
+        """Drop forwarded queries that no nameserver has answered within PATIENCE seconds."""
         now = time.monotonic()
         for waiting in [w for w in self.waiting.values() if w.until < now]:
             self._forget(waiting)
@@ -224,7 +237,11 @@ class Resolver:
     # -- names --
 
     def _tenant(self, client: tuple[str, int], kind: int) -> Tenant | None:
-        """Who asks, by the source that the kernel's half gave it, or by what it noted of the port."""
+        """Return the tenant that sent from @client, or None. @kind: IPPROTO_UDP or IPPROTO_TCP.
+
+        The source is in the tenant's private slice, or is an address of its own. From any other source, the map
+        `clients` has the tenant by protocol and source port.
+        """
         raw = socket.inet_aton(client[0])
         number = int.from_bytes(raw, "big")
         registry = self.daemon.registry
@@ -239,7 +256,11 @@ class Resolver:
         return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
 
     def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
-        """The reply for a name of the tenant's networks; empty for what is no query; None: not for us to say."""
+        """Answer a query on the wire from the names of the tenant's networks.
+
+        Returns the reply; b"" to send none, for what is no DNS query; None to forward the query. Raises nothing:
+        a query that cannot be parsed is answered with SERVFAIL.
+        """
         import dns.exception
 
         if not is_query(query):
@@ -273,17 +294,17 @@ class Resolver:
             reply.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", question.rdtype, found))
             return reply.to_wire()
         if addresses:
-            return reply.to_wire()  # the name is there, without such an address
+            return reply.to_wire()  # the name exists, but has no record of this type: NOERROR, no answer
         if not tenant.egress_host:
-            reply.set_rcode(dns.rcode.NXDOMAIN)  # what it may not reach has no name for it
+            reply.set_rcode(dns.rcode.NXDOMAIN)  # it may not connect as the host does: no names of the outside
             return reply.to_wire()
         return None
 
     def _neighbours(self, tenant: Tenant) -> list[tuple[Tenant, list[Address]]]:
-        """Who shares networks with a tenant, itself included, with the addresses there."""
+        """Return the tenants that share a network with @tenant, itself included, with their addresses there."""
         networks = {attachment.network for attachment in tenant.attached}
         found = []
-        for other in list(self.daemon.registry.tenants.values()):  # threads of TCP clients look here as well
+        for other in list(self.daemon.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
             addresses = [o.address for a in list(other.attached) if a.network in networks for o in a.addresses]
             if addresses:
                 found.append((other, addresses))
@@ -293,7 +314,7 @@ class Resolver:
         found = []
         for other, addresses in self._neighbours(tenant):
             if name in self.names(other):
-                # a socket has one address: with both families it is the IPv4 one
+                # a server's socket is bound to one address; if the container has both families, to the IPv4 one
                 found += [a for a in addresses if a.v4] or addresses
         return found
 
@@ -302,7 +323,7 @@ class Resolver:
     ) -> list[str]:
         try:
             text = to_address(pointer)
-        except Exception:  # dnspython: any of a dozen for what is no address
+        except Exception:  # dnspython raises any of a dozen types for a name that is no address
             return []
         for other, addresses in self._neighbours(tenant):
             if text in map(str, addresses):
@@ -310,7 +331,7 @@ class Resolver:
         return []
 
     def names(self, tenant: Tenant) -> set[str]:
-        """All names of a container, in lower case."""
+        """Return all names of a container, in lower case."""
         found = {n for attachment in tenant.attached for n in attachment.names}
         for number, member in tenant.members.items():
             found |= {member.name, number[:12]}
@@ -319,7 +340,7 @@ class Resolver:
         return {n.lower() for n in found if n}
 
     def _docker_names(self, directory: str) -> list[str]:
-        """The name and aliases in Docker's file, which is read again when it has changed."""
+        """Return the names in config.v2.json in Docker's @directory. It is cached until its mtime changes."""
         path = f"{directory}/config.v2.json"
         try:
             changed = os.stat(path).st_mtime_ns
@@ -332,7 +353,7 @@ class Resolver:
 
 
 def docker_names(known: dict[str, Any]) -> list[str]:
-    """A container's name, host name and aliases in Docker's config.v2.json."""
+    """Return a container's name, host name and aliases. @known: Docker's config.v2.json, parsed."""
     found = [str(known.get("Name", "")).lstrip("/"), (known.get("Config") or {}).get("Hostname") or ""]
     for network in ((known.get("NetworkSettings") or {}).get("Networks") or {}).values():
         for key in ("Aliases", "DNSNames"):
@@ -341,17 +362,17 @@ def docker_names(known: dict[str, Any]) -> list[str]:
 
 
 def nameservers() -> list[str]:
-    """The host's IPv4 nameservers."""
+    """Return the IPv4 nameservers of the host (resolv.conf(5)), as text."""
     return [str(address) for address in host.nameservers() if address.v4]
 
 
 def _failed(query: bytes) -> bytes:
-    """SERVFAIL for a query, whatever it says."""
+    """Return a SERVFAIL response to a query, which need not be well-formed."""
     return query[:2] + b"\x81\x82" + bytes(8)
 
 
 def question_end(query: bytes) -> int:
-    """Where the one question of a message ends; 0 if it is malformed (RFC 1035, 4.1.2)."""
+    """Return the offset of the end of a message's first question; 0 if it is malformed (RFC 1035, 4.1.2)."""
     at = 12
     while at < len(query) and 0 < query[at] < 64:
         at += 1 + query[at]
@@ -359,14 +380,20 @@ def question_end(query: bytes) -> int:
 
 
 def is_query(query: bytes) -> bool:
-    """One question and at most an OPT record (RFC 6891): all that a resolver's client sends, and quick to read."""
-    if not 12 <= len(query) <= QUERY_MAX or query[2] & 0xF8:  # a response, or no standard query
+    """Return whether @query is a standard query of one question and at most an OPT record (RFC 6891).
+
+    Stub resolvers send nothing else. The check bounds what has to be parsed of untrusted input.
+    """
+    if not 12 <= len(query) <= QUERY_MAX or query[2] & 0xF8:  # these bits: a response, or another opcode
         return False
     return struct.unpack(">4H", query[4:12]) in ((1, 0, 0, 0), (1, 0, 0, 1)) and bool(question_end(query))
 
 
 def _read(sock: socket.socket, until: float) -> bytes:
-    """A message with its length before it (RFC 1035, 4.2.2), by @until. Raises ValueError, OSError."""
+    """Receive one message with its length in front (RFC 1035, 4.2.2).
+
+    @until: deadline in monotonic seconds. Raises TimeoutError after it, ValueError at an early end, OSError.
+    """
     data = b""
     while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
         sock.settimeout(max(until - time.monotonic(), 0.001))

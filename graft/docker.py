@@ -1,13 +1,17 @@
-"""Docker's network and IPAM driver: `docker network create -d graft NAME`.
+"""Docker's network and IPAM driver (libnetwork): `docker network create -d graft NAME`.
 
-dockerd finds the socket in /run/docker/plugins by its name, and speaks HTTP with JSON bodies (libnetwork's
-docs/remote.md and docs/ipam.md). An endpoint of Docker's is an attachment here: CreateEndpoint takes its address and
-ports, Join says where its namespace will be, and what runs there gets both (graft/registry.py). dockerd never says
-which container it is; the namespace does. No interface is made, and DisableGatewayService keeps dockerd from adding
-one of its own, with a proxy on the published ports.
+dockerd finds the driver's socket in /run/docker/plugins by its name, and sends HTTP requests with JSON bodies
+(libnetwork's docs/remote.md and docs/ipam.md).
 
-Nothing is kept about networks: an endpoint's address names its network's prefix, so that a host that has restarted
-without /run needs nothing of ours to go on with networks that Docker still knows.
+What libnetwork calls an endpoint is an attachment here. CreateEndpoint brings its addresses and ports; Join says
+where its netns will be; whatever runs in that netns gets both (graft/registry.py). dockerd never tells a driver
+which container an endpoint belongs to, so the netns is what identifies it.
+
+No interface is made. Join answers DisableGatewayService, because dockerd would otherwise connect the container to its
+own gateway bridge, with a proxy on the published ports.
+
+graft stores nothing about networks. An endpoint's address comes with its network's prefix. So after a reboot, which
+empties /run, graft serves the networks that Docker still knows.
 """
 
 import contextlib
@@ -37,14 +41,14 @@ BODY_MAX = 1 << 20
 GENERIC = "com.docker.network.generic"
 PORTMAP = "com.docker.network.portmap"
 GATEWAY = {"RequestAddressType": "com.docker.network.gateway"}
-POOLS = ipaddress.ip_network("10.89.0.0/16")  # of which an unnamed network gets a /24
-CHOSEN = range(49153, 65536)  # host ports for -P, as Docker has them
+POOLS = ipaddress.ip_network("10.89.0.0/16")  # a network made without --subnet gets a /24 of it
+CHOSEN = range(49153, 65536)  # host ports for -P, the range that Docker uses
 
 Document = dict[str, Any]
 
 
 class Docker:
-    """The driver, behind a socket that survives graftd in the descriptor store."""
+    """The driver. Its listening socket is in the descriptor store, so that it survives a restart of graftd."""
 
     def __init__(self, daemon: "Daemon") -> None:
         self.daemon = daemon
@@ -53,7 +57,7 @@ class Docker:
         self.pools: dict[str, Pool] = {}
 
     def start(self, inherited: int = -1) -> None:
-        """Listen, where Docker is installed."""
+        """Listen on @inherited if that is a descriptor (0 or more), else on a new socket if Docker is installed."""
         if inherited >= 0:
             self.sock = socket.socket(fileno=inherited)
         elif shutil.which("dockerd") or PLUGINS.is_dir():
@@ -69,12 +73,12 @@ class Docker:
             self.daemon.loop.add(self.sock.fileno(), self._accept)
 
     def held(self) -> list[tuple[str, int]]:
-        """What the keeper's successor shall have."""
+        """Return the names and descriptors that the next keeper has to hold."""
         return [("docker", self.sock.fileno())] if self.sock else []
 
     def cleanup(self) -> None:
-        """No graftd will follow."""
-        if self.sock and not self.daemon.managed:  # systemd's stay, to start the next one
+        """Remove the socket, because no other graftd will follow."""
+        if self.sock and not self.daemon.managed:  # systemd keeps its own sockets, to start the next graftd by them
             self.path.unlink(missing_ok=True)
             self.daemon.store.remove("docker")
 
@@ -85,7 +89,10 @@ class Docker:
             Conversation(self.daemon.loop, peer, self.answer)
 
     def answer(self, method: str, request: Document, pid: int) -> Document:
-        """One call of dockerd, which is process @pid. A GraftError is its "Err"."""
+        """Answer one call @method of dockerd, whose PID is @pid. A method that is not known gets {}.
+
+        Raises GraftError, which becomes the reply's "Err", and KeyError, TypeError or ValueError for a bad request.
+        """
         known: dict[str, Callable[[Document, int], Document]] = {
             "Plugin.Activate": lambda _r, _p: {"Implements": ["NetworkDriver", "IpamDriver"]},
             "NetworkDriver.GetCapabilities": lambda _r, _p: {"Scope": "local", "ConnectivityScope": "local"},
@@ -113,7 +120,7 @@ class Docker:
     def _create_network(self, request: Document, _pid: int) -> Document:
         options = request.get("Options") or {}
         if options.get("com.docker.network.internal"):
-            raise UsageError("--internal is not supported", hint="--label graft.egress=none for the containers")
+            raise UsageError("--internal is not supported", hint="give the containers --label graft.egress=none")
         generic = options.get(GENERIC) or {}
         for key in generic:
             raise UsageError(f"option '{key}' is unknown", hint="a network of graft has no options")
@@ -138,7 +145,10 @@ class Docker:
         return {"Interface": {}}
 
     def _twins(self, attachment: Attachment) -> list[Attachment]:
-        """Endpoints in other networks with the same ports: of the same container, perhaps. Join tells."""
+        """Return attachments to other networks that publish the same ports.
+
+        They may be the same container's, which CreateEndpoint does not say. Join tells, by the sandbox's key.
+        """
         return [
             other
             for other in self.daemon.registry.attachments.values()
@@ -152,7 +162,10 @@ class Docker:
         return found
 
     def _publication(self, attachment: Attachment, entry: Document, others: list[Publication]) -> Publication:
-        """A port mapping of Docker's; where it leaves the host's port open, the first that is free."""
+        """Return the publication for one port mapping of Docker. Raises UsageError, Refused.
+
+        If the mapping names no host port, or a range, the first port that is free is taken.
+        """
         protocol_number = entry.get("Proto", socket.IPPROTO_TCP)
         if protocol_number not in PROTOCOL_NAME:
             raise UsageError(f"port {entry.get('Port')}: protocol {protocol_number} is neither tcp nor udp")
@@ -184,7 +197,7 @@ class Docker:
     def _attachment(self, request: Document) -> Attachment:
         attachment = self.daemon.registry.attachments.get(f"docker/{request['EndpointID']}")
         if attachment is None:
-            raise Refused(f"endpoint {request['EndpointID'][:12]} is not known", code="ENOENT")
+            raise Refused(f"endpoint {request['EndpointID'][:12]} is unknown", code="ENOENT")
         return attachment
 
     def _join(self, request: Document, pid: int) -> Document:
@@ -218,7 +231,7 @@ class Docker:
     def _request_pool(self, request: Document, _pid: int) -> Document:
         wanted = request.get("Pool") or ""
         if request.get("V6") and not wanted:
-            raise UsageError("IPv6 needs --subnet", hint="like --subnet fd00:77::/64")
+            raise UsageError("IPv6 needs --subnet", hint="for example --subnet fd00:77::/64")
         network = ipaddress.ip_network(wanted) if wanted else self._free_pool()
         network_of(str(network), 0)
         pool = Pool(network, request.get("SubPool") or "")
@@ -226,20 +239,23 @@ class Docker:
         return {"PoolID": str(network), "Pool": str(network), "Data": {}}
 
     def _free_pool(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        """One that neither a pool nor an address of the host is in: dockerd would ask again for ever."""
+        """Return a /24 that overlaps no pool and has no address of the host. Raises Refused.
+
+        If dockerd finds that a pool overlaps with a network in use, it asks again, without end.
+        """
         used = [pool.network for pool in self.pools.values()]
         local = [ipaddress.ip_address(a) for a in host.addresses()]
         for network in POOLS.subnets(new_prefix=24):
             if not any(network.overlaps(u) for u in used if u.version == 4) and not any(a in network for a in local):
                 return network
-        raise Refused(f"no part of {POOLS} is free", hint="--subnet", code="ENOSPC")
+        raise Refused(f"no /24 of {POOLS} is free", hint="name one with --subnet", code="ENOSPC")
 
     def _release_pool(self, request: Document, _pid: int) -> Document:
         self.pools.pop(request["PoolID"], None)
         return {}
 
     def _pool(self, number: str) -> "Pool":
-        """A pool of before graftd's restart is known by its name, which is its prefix."""
+        """Return the pool of an id. The id is the prefix, so a pool from before graftd's restart is made again."""
         if number not in self.pools:
             self.pools[number] = Pool(ipaddress.ip_network(number), "")
         return self.pools[number]
@@ -261,7 +277,7 @@ class Docker:
 
 
 class Pool:
-    """Addresses of one network."""
+    """The addresses of one network. @part: the range within it that addresses are chosen from (--ip-range), or ""."""
 
     def __init__(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network, part: str) -> None:
         self.network = network
@@ -269,7 +285,10 @@ class Pool:
         self.taken: set[str] = set()
 
     def take(self, wanted: str, used: set[str], *, gateway: bool) -> str:
-        """@wanted or the next that is free; the first is the gateway's. Raises Refused."""
+        """Take the address @wanted, or the first that is free. Raises Refused if it is in use or outside, or none is.
+
+        @used: addresses of attachments. @gateway: it is for the network's gateway, for which the first is reserved.
+        """
         if wanted:
             if ipaddress.ip_address(wanted) not in self.network:
                 raise Refused(f"{wanted} is not in {self.network}", code="EINVAL")
@@ -286,7 +305,7 @@ class Pool:
 
 
 class Conversation:
-    """One connection of dockerd's, which is kept open for many requests."""
+    """One HTTP connection of dockerd, which keeps it open for many requests. Only root may speak here."""
 
     def __init__(self, loop: Loop, sock: socket.socket, answer: Callable[[str, Document, int], Document]) -> None:
         self.loop = loop
@@ -300,7 +319,7 @@ class Conversation:
             sock.close()
             return
         sock.setblocking(True)
-        sock.settimeout(5)  # dockerd reads at once; whoever does not loses its connection
+        sock.settimeout(5)  # dockerd reads at once; a peer that does not must not hold us up
         loop.add(sock.fileno(), self._ready)
 
     def _ready(self, _events: int) -> None:

@@ -1,6 +1,6 @@
-"""OCI bundles: which container is it, what does it want of graft, and its config.json with graft's traps in it.
+"""OCI bundles: identify the container, read what it asks of graft, and put graft's traps into its config.json.
 
-What a container wants is said by settings: labels of Docker, annotations of Podman, Kubernetes and plain OCI.
+A container asks by settings: labels in Docker; annotations in Podman, Kubernetes and plain OCI bundles.
 
     graft.publish          [HADDR:]HPORT:PORT[/tcp|/udp], ...          as `graft run -p`
     graft.ingress          ADDR:PORT[-PORT]=ENDPOINT, ...              as `graft run -i`
@@ -8,11 +8,14 @@ What a container wants is said by settings: labels of Docker, annotations of Pod
     graft.egress           host | none | PREFIX/LEN=ENDPOINT, ...      as `graft run --egress` and `-e`
     graft.ip               ADDR, ...                                   as `graft run --ip`
     graft.limit            sockets=N, udp=N                            as `graft run --limit`
-    graft.family           on                                          for programs of the family AF_GRAFT
-    graft                  on, or what graft.publish has               (Podman: what selects the container)
+    graft.family           on                                          for programs that use the family AF_GRAFT
+    graft                  on, or a value as graft.publish has it      Podman's hook runs for it or any graft.*
 
-An image may bring labels and, with Podman, annotations: those are refused, since an image must not publish ports of
-the host.
+A label or annotation that came with the image is refused. Whoever runs a container decides about the host's ports;
+whoever built its image does not. An image has labels, and Podman 4 passes an image's annotations on as well.
+
+The specifications are runtime-spec config.md (config.json), and, for what is read of the engines' own files:
+moby container/container.go (config.v2.json, hostconfig.json) and containers/storage (containers.json).
 """
 
 import contextlib
@@ -42,25 +45,25 @@ OFF = ("off", "0", "false", "no")
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = "libnetwork-setkey"
 CRI = "io.kubernetes.cri."
-ARGV_MAX = 256  # words, and characters of each, that `graft ps` may show
-NAME_ROOM = 51  # a name of 64 with a hyphen and 12 digits of the id
+ARGV_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
+NAME_ROOM = 51  # characters: 64 for the whole name, less a hyphen and 12 digits of the container's id
 
 
 class Container(NamedTuple):
-    """What an engine says about a container that is about to be."""
+    """A container that an engine is about to create, in the words of that engine."""
 
     engine: str  # docker, podman, cri, oci
     id: str
     name: str
-    settings: dict[str, str]
-    directory: str = ""  # where Docker keeps what it knows
-    network: str = ""  # Docker's name of it, if it has one
-    path: str = ""  # of the namespace, if that exists,
-    where: tuple[int, int] = (0, 0)  # with inode and cookie, if those can be seen
+    settings: dict[str, str]  # the labels or annotations `graft` and `graft.*`
+    directory: str = ""  # where Docker keeps this container's config.v2.json
+    network: str = ""  # the name of the Docker network that it is on, if any
+    path: str = ""  # of the netns that it joins; "" if the runtime makes one
+    where: tuple[int, int] = (0, 0)  # inode and cookie of that netns; zeros if it cannot be opened
 
 
 def read(path: Path) -> Document:
-    """A JSON document that an engine wrote: a file, and no link. Raises Refused."""
+    """Parse a JSON document that an engine wrote. Raises Refused if @path is a symbolic link or no regular file."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -72,7 +75,12 @@ def read(path: Path) -> Document:
 
 
 def identify(config: Document, number: str) -> Container:
-    """Whose bundle is this? @number: the id that the runtime was given; "" in a hook of Podman."""
+    """Find out which container of which engine a bundle is.
+
+    @config: the parsed config.json. @number: the container id that the runtime was given; "" in a hook of Podman,
+    which has none. Raises Refused if the engine's own files about the container are missing, or say that its network
+    is not graft's.
+    """
     path = netns_path(config)
     return _identify(config, number)._replace(path=path, where=_where(path))
 
@@ -90,7 +98,7 @@ def _identify(config: Document, number: str) -> Container:
     if directory:
         return _docker(directory, number)
     if DOCKER_HOOK in json.dumps(config.get("hooks") or {}):
-        raise Refused("what Docker knows of this container is not to be found", hint="is its data root visible?")
+        raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
     return Container("oci", number, number[:64], _ours(annotations))
 
 
@@ -99,7 +107,10 @@ def _ours(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _podman(config: Document, number: str, shm: str, settings: dict[str, str]) -> Container:
-    """Its id is in the cgroup's name, its name and image in containers/storage, where it is before its hooks run."""
+    """Identify Podman's container. Its id is in the name of its cgroup, or else in the path of its /dev/shm.
+
+    Its name and image are in containers/storage. Podman writes those before it runs the hooks.
+    """
     path = (config.get("linux") or {}).get("cgroupsPath") or ""
     found = re.search(r"([0-9a-f]{64})(\.scope)?$", path) or re.search(r"/([0-9a-f]{64})/userdata/shm$", shm)
     number = number or (found[1] if found else "")
@@ -116,7 +127,10 @@ def _podman(config: Document, number: str, shm: str, settings: dict[str, str]) -
 
 
 def _podman_storage(root: Path, shm: str) -> Path | None:
-    """The directory DRIVER-containers, by a container's /dev/shm or the layer that it has for its root."""
+    """Return the directory DRIVER-containers of containers/storage, or None.
+
+    It is found from the source of the container's /dev/shm (@shm), or from the layer that is its @root.
+    """
     if re.search(r"/[0-9a-f]{64}/userdata/shm$", shm):
         return Path(shm).parents[2]
     pairs = zip((root, *root.parents), root.parents, strict=False)
@@ -124,26 +138,30 @@ def _podman_storage(root: Path, shm: str) -> Path | None:
 
 
 def _check_annotations(storage: Path | None, image: str, settings: dict[str, str]) -> None:
-    """Podman 4 hands an image's annotations on to its containers: refuse those."""
+    """Refuse annotations of the image: Podman 4 passes them on to its containers. Raises Refused."""
     if storage is None:
-        raise Refused("what Podman knows of this container's image is not to be found", code="EINVAL")
+        raise Refused("Podman's files about this container's image are not found", code="EINVAL")
     manifest = storage.with_name(storage.name.replace("-containers", "-images")) / image / "manifest"
     _check_brought("annotation", read(manifest).get("annotations") or {}, settings)
 
 
 def _check_brought(what: str, brought: Mapping[str, str], settings: Mapping[str, str]) -> None:
-    """Refuse settings that an image brought: who runs it decides, not who built it."""
+    """Refuse settings that came with the image: whoever runs it decides, not whoever built it. Raises Refused."""
     for key, value in settings.items():
         if brought.get(key) == value:
             raise Refused(
-                f"{what} '{key}' is the image's, which may not ask for the host's network",
-                hint=f"take it over with another value, or out with --{what} {key}=",
+                f"{what} '{key}' comes from the image, which may not ask for the host's network",
+                hint=f"override it with another value, or clear it with --{what} {key}=",
                 code="EPERM",
             )
 
 
 def _docker_directory(config: Document, number: str, mounts: dict[Any, str]) -> str:
-    """Where Docker keeps what it knows of a container: beside what it mounts, or above its root file system."""
+    """Return the directory with Docker's config.v2.json of a container, or "".
+
+    It is the one that the container's /etc/resolv.conf, hostname or hosts is mounted from, or DATA-ROOT/containers/ID
+    with DATA-ROOT above the container's root file system.
+    """
     beside = [os.path.dirname(os.path.dirname(mounts.get(f"/etc/{name}", ""))) for name in DOCKER_FILES]
     above = Path((config.get("root") or {}).get("path") or "/").parents
     roots = [str(p / "containers") for p in above]
@@ -182,10 +200,13 @@ def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
 
 
 def _check_twice(host: Document, labels: dict[str, str]) -> None:
-    """Refuse a port that `-p` and a label publish: on a network, Docker tells the one to its driver."""
+    """Refuse a port that both `-p` and a label publish: on a network, Docker tells its driver what -p says.
+
+    Raises Refused.
+    """
     bound = {p.partition("/")[0::2] for p in host.get("PortBindings") or {}}
     for item in _items(labels.get("graft.publish", "")):
-        with contextlib.suppress(UsageError):  # wish() says what is wrong
+        with contextlib.suppress(UsageError):  # wish() reports it
             p = parse_publication(item)
             for port in range(p.first, p.first + p.span):
                 if (str(port), PROTOCOL_NAME[p.protocol]) in bound:
@@ -197,7 +218,10 @@ def _check_twice(host: Document, labels: dict[str, str]) -> None:
 
 
 def _bindings(host: Document) -> list[str]:
-    """`docker run -p` with --network none, as publications."""
+    """Return what `docker run -p` with --network none asks for, as publications. Raises Refused.
+
+    Docker chooses no port for such a container, so the host's port must be given.
+    """
     found = []
     for port, places in (host.get("PortBindings") or {}).items():
         number, _, protocol_name = port.partition("/")
@@ -216,7 +240,7 @@ def _bindings(host: Document) -> list[str]:
 
 
 def wish(container: Container) -> protocol.Metadata:
-    """What a container's settings ask for. Raises UsageError that names the setting."""
+    """Parse a container's settings. Raises UsageError, which names the setting."""
     asked: dict[str, Any] = {"publish": [], "ingress": [], "egress": [], "ip": [], "limits": []}
     what = "label" if container.engine == "docker" else "annotation"
     for key, value in sorted(container.settings.items()):
@@ -234,7 +258,7 @@ def wish(container: Container) -> protocol.Metadata:
 
 
 def _name(container: Container) -> str:
-    """One that `graft ps` can show."""
+    """Return a name that `graft ps` can show: at most 64 characters; no number, which would be taken for a PID."""
     plain = plain_name(container.name) if container.name else ""
     if len(plain) > 64:
         plain = f"{plain[:NAME_ROOM]}-{container.id[:12]}"
@@ -242,7 +266,7 @@ def _name(container: Container) -> str:
 
 
 def plain_name(text: str) -> str:
-    """@text without what a terminal or a table would take for something else."""
+    """Return @text with "_" for everything that is no ASCII letter, digit, "_", "." or "-"; "_" if it is empty."""
     return "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in text) or "_"
 
 
@@ -256,7 +280,7 @@ def _setting(asked: dict[str, Any], key: str, value: str) -> None:
         if value.lower() in ON:
             return
         if value.lower() in OFF:
-            raise UsageError("a container is graft's or has no such setting", hint="leave it away")
+            raise UsageError("a container without this setting does not use graft", hint="omit it")
         name = "publish"
     if name == "publish":
         for item in _items(value):
@@ -287,26 +311,26 @@ def _setting(asked: dict[str, Any], key: str, value: str) -> None:
         asked["limits"] += _items(value)
     elif name == "family":
         if value.lower() not in (*ON, *OFF):
-            raise UsageError("neither on nor off")
+            raise UsageError("the value is neither on nor off")
         asked["swap"] = value.lower() in ON
     else:
         known = ", ".join(f"{PREFIX}.{s}" for s in SETTINGS)
-        raise UsageError("graft has no such setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
+        raise UsageError("unknown setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
 
 
 def netns_path(config: Document) -> str:
-    """Where the namespace is that the container joins; "" if it gets one of its own."""
+    """Return the path of the netns that the container joins; "" if the runtime makes one for it."""
     namespaces = (config.get("linux") or {}).get("namespaces") or ()
     return next((n.get("path") or "" for n in namespaces if n["type"] == "network"), "")
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """It may be a FIFO."""
+    """Open without blocking, because @path may be a FIFO (an opener for open())."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _where(path: str) -> tuple[int, int]:
-    """Inode and cookie of the namespace at @path; zeros if that is none, or cannot be seen."""
+    """Return inode and cookie of the netns at @path; zeros if it is no netns, or cannot be opened from here."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             linux.check_netns(file.fileno())
@@ -316,7 +340,10 @@ def _where(path: str) -> tuple[int, int]:
 
 
 def devices(path: str) -> list[str]:
-    """The network devices that are up in the namespace at @path; none if that is not one, or cannot be seen."""
+    """Return the names of the network devices that are up in the netns at @path.
+
+    The list is empty if @path is no netns, or cannot be opened from here.
+    """
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             linux.check_netns(file.fileno())
@@ -327,13 +354,17 @@ def devices(path: str) -> list[str]:
 
 
 def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Document:
-    """config.json with graft's traps, told to the agent socket in graftd's @directory. Raises Refused."""
+    """Return @config with graft's traps in its seccomp profile (runtime-spec config-linux.md, "Seccomp").
+
+    The runtime will send the listener to agent.sock in graftd's run @directory, with @asked, sealed, as metadata.
+    Raises Refused for a container that has the host's network, or a profile that graft cannot be merged into.
+    """
     section: Document = config.get("linux") or {}
     namespaces = {n["type"]: n.get("path", "") for n in section.get("namespaces") or ()}
     if "network" not in namespaces:
         raise Refused(
-            "the container has the host's network",
-            hint="give it a namespace of its own: --network none",
+            "the container shares the host's network namespace",
+            hint="give it its own: --network none",
             code="EINVAL",
         )
     asked.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
@@ -343,7 +374,7 @@ def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Documen
 
 
 def write(path: Path, config: Document) -> None:
-    """Replace config.json: whole or not at all."""
+    """Replace config.json at @path atomically, with the mode that it had. Raises OSError."""
     temporary = path.with_name(f"{path.name}.graft-{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(os.open(temporary, flags, path.stat().st_mode & 0o777), "w") as file:

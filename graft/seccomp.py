@@ -1,16 +1,30 @@
-"""graft's traps in any OCI seccomp profile (runtime-spec config-linux.md, "Seccomp"). Pure.
+"""Merge graft's traps into an OCI seccomp profile (runtime-spec config-linux.md, "Seccomp"). Pure: no I/O.
 
-libseccomp knows no precedence inside one filter: of an unconditional ALLOW and a conditional NOTIFY the latter is
-dropped without a word, and of two rules that overlap either may win. So the rules of a call that graft traps are
-taken out of the profile and put back disjoint: the space of each argument that decides is cut into aligned ranges
-(one SCMP_CMP_MASKED_EQ each, over 32 bits, as the kernel reads these arguments), at the borders of graft's traps and
-of the profile's own conditions; on each range the profile's verdict is looked up, and where it is ALLOW and graft
-traps, it becomes NOTIFY. What the profile refuses stays refused.
+Goal. The runtime installs one filter, made from the profile in config.json. That filter has to notify graftd of the
+calls that graft traps (seccomp_unotify(2)), and has to refuse everything that the profile refuses.
 
-What is trapped is what graft/filter.py traps, without the names and addresses of the family AF_GRAFT, whose tests are
-too many for this form: a container that uses it asks for `family`, and has those calls trapped whole. In addition
-options of the levels IP and SOCKET that the policy knows are trapped, because the i386 call does not run
-cgroup/setsockopt: the supervisor lets the native one proceed, and refuses the other.
+Facts about libseccomp. Rules of one filter have no precedence. Beside an unconditional ALLOW for a call, a
+conditional NOTIFY is dropped silently. Of two rules that overlap, either may win.
+
+What does not work, therefore, is to add NOTIFY rules to the profile as it is.
+
+Solution. The rules of each trapped call are taken out of the profile and put back disjoint:
+
+  1. The value space of each argument that decides is cut at the borders of graft's traps and of the profile's own
+     conditions. The kernel reads these arguments as 32 bits. Each piece is covered by aligned ranges, and each range
+     is one SCMP_CMP_MASKED_EQ.
+  2. The profile's verdict is looked up for each piece. Where it is ALLOW (or LOG) and graft traps, it becomes NOTIFY.
+     Every other verdict stays.
+
+The traps are those of graft/filter.py, with two differences:
+
+  - filter.py tests names and addresses of the family AF_GRAFT, which takes too many rules in this form. A container
+    that uses the family asks for it (`graft.family`), and has those calls trapped for all arguments.
+  - Options of the levels IPPROTO_IP and SOL_SOCKET that the policy knows are trapped in addition. An i386
+    setsockopt() does not run cgroup/setsockopt: the supervisor lets the native call proceed and refuses the other.
+
+What still fails: a profile that masks an argument of a trapped call, one with more than CONDITIONS_MAX conditions on
+such calls, one that comes to more than RULES_MAX rules, and one with a listener of its own. All are refused.
 """
 
 import copy
@@ -26,15 +40,19 @@ ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
 ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
 TOP = (1 << 32) - 1
-CONDITIONS_MAX = 200  # their pieces are counted against each other
-RULES_MAX = 600  # engines' profiles come to 250; libseccomp needs seconds for a thousand, and minutes for three
+CONDITIONS_MAX = 200  # conditions multiply: each one cuts the pieces of the others
+RULES_MAX = 600  # engines' profiles come to 250; libseccomp takes seconds for 1,000 rules, and minutes for 3,000
 
 Range = tuple[int, int]
 Profile = dict[str, Any]
 
 
 class Trap(NamedTuple):
-    """Which values of an argument are trapped; `inside` narrows the values of one range by another argument."""
+    """The values of one argument that are trapped.
+
+    @argument: its index, from 0. @ranges: values that are trapped whatever the other arguments are, first and last
+    included. @inside: for a range of values, the trap on another argument that decides there.
+    """
 
     argument: int
     ranges: tuple[Range, ...]
@@ -42,12 +60,12 @@ class Trap(NamedTuple):
 
 
 def _except(*values: int) -> tuple[Range, ...]:
-    """Everything but single values."""
+    """Return the ranges of 32 bits that leave out @values."""
     return tuple(_gaps([(value, value) for value in sorted(values)]))
 
 
 def _gaps(taken: Sequence[Range]) -> Iterable[Range]:
-    """What sorted, disjoint ranges leave of 32 bits."""
+    """Yield what sorted, disjoint ranges leave free of 32 bits."""
     at = 0
     for first, last in taken:
         if at < first:
@@ -61,11 +79,11 @@ FAMILIES = Trap(0, ((2, 2), (4, 4), (10, 10)))  # AF_INET, AF_GRAFT, AF_INET6
 DEVICES = Trap(1, ((0x8908, 0x89FF), (0x8B00, 0x8BFF)))  # SIOC*, linux/sockios.h
 OPTIONS = Trap(
     1,
-    ((0, 0),),  # IPPROTO_IP, whole
+    ((0, 0),),  # IPPROTO_IP: every option
     (
-        ((1, 1), Trap(2, ((1, 1), (12, 12), (16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: buffers, timeouts are not
-        ((6, 6), Trap(2, ((16, 31),))),  # IPPROTO_TCP: TCP_REPAIR and its like
-        ((41, 41), Trap(2, _except(26))),  # IPPROTO_IPV6: IPV6_V6ONLY is not; Go sets it on every socket
+        ((1, 1), Trap(2, ((1, 1), (12, 12), (16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: all but buffers, timeouts
+        ((6, 6), Trap(2, ((16, 31),))),  # IPPROTO_TCP: TCP_REPAIR and its neighbours
+        ((41, 41), Trap(2, _except(26))),  # IPPROTO_IPV6: all but IPV6_V6ONLY, which Go sets on every socket
     ),
 )
 ADDRESSED = Trap(4, _except(0))  # sendto() with an address
@@ -74,11 +92,11 @@ WHOLE: tuple[str, ...] = ("listen",)
 PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "setsockopt": OPTIONS}
 SWAPPED_WHOLE = (*WHOLE, "bind", "connect", "getsockname", "getpeername", "setsockopt", "getsockopt")
 SWAPPED_PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "sendto": ADDRESSED}
-REFUSED = {"io_uring_setup": errno.EPERM, "socketcall": errno.ENOSYS}  # the latter is i386's alone
+REFUSED = {"io_uring_setup": errno.EPERM, "socketcall": errno.ENOSYS}  # socketcall(2) exists on i386 only
 
 
 class Rule(NamedTuple):
-    """What the profile says of one call."""
+    """One rule of the profile for one call: an action, its errno (None: the runtime's default), its conditions."""
 
     action: str
     error: int | None
@@ -86,17 +104,19 @@ class Rule(NamedTuple):
 
 
 def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool = False) -> Profile:
-    """The profile with graft's traps, to be told to the agent at @listener with @metadata. @profile is not changed.
+    """Return a copy of @profile with graft's traps.
 
-    None is a container without a profile (unconfined). @swap: also the calls that need another socket than socket()
-    gave (endpoints of type unix, in another namespace, the family AF_GRAFT). Raises Refused for a profile that has a
-    listener of its own, or whose conditions cannot be told apart from graft's.
+    @profile: `linux.seccomp` of config.json; None for a container without one (unconfined). @listener: the agent
+    socket to which the runtime sends the notification descriptor, with @metadata. @swap: also trap the calls that
+    may need another socket than socket() gave (endpoints of type unix or in another namespace, the family AF_GRAFT).
+
+    Raises Refused for a profile that has a listener of its own, or whose conditions cannot be separated from graft's.
     """
     merged: Profile = copy.deepcopy(profile) if profile else {"defaultAction": ALLOW}
     if merged.get("listenerPath") or any(r.get("action") == NOTIFY for r in merged.get("syscalls") or ()):
         raise Refused(
             "the container's seccomp profile has a listener of its own",
-            hint="the kernel gives a process one; run it without graft, or with another profile",
+            hint="a process has at most one; run it without graft, or with another profile",
             code="EBUSY",
         )
     default = Rule(merged["defaultAction"], merged.get("defaultErrnoRet"), ())
@@ -112,7 +132,7 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
             hint=f"at most {CONDITIONS_MAX}",
             code="E2BIG",
         )
-    # first: libseccomp adds every rule for socket() to i386's socketcall() as well, where they would collide
+    # REFUSED comes first: libseccomp adds each rule for socket() to i386's socketcall() as well, and they would clash
     made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
     for name in whole:
         made += _leaf(name, found[name], [], default, caught=True)
@@ -121,7 +141,7 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
     if len(made) > RULES_MAX:
         raise Refused(
             f"the container's seccomp profile comes to {len(made)} rules with graft's traps",
-            hint="it has conditions on arguments of socket calls, and allows by default; turn one of the two round",
+            hint="it has conditions on arguments of socket calls and allows by default; avoid one of the two",
             code="E2BIG",
         )
     plain = {(default.action, default.error), (default.action, None)}
@@ -131,13 +151,16 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
 
 
 def _unlike(number: int, default: Rule) -> int:
-    """An errno that is not the default's: runtimes leave out a rule that says what holds anyway."""
+    """Return an errno that differs from the default's: runtimes drop a rule that equals the default action."""
     known = errno.EPERM if default.error is None else default.error
     return number if default.action != ERRNO or number != known else errno.EACCES
 
 
 def _take(profile: Profile, names: set[str], default: Rule) -> dict[str, list[Rule]]:
-    """Remove what the profile says of these calls, and return it; without what is the default, as runtimes do."""
+    """Remove the rules of the calls @names from @profile, and return them by call.
+
+    A rule that equals the default action is dropped, as runtimes drop it.
+    """
     found: dict[str, list[Rule]] = {name: [] for name in names}
     kept = []
     for rule in profile.get("syscalls") or ():
@@ -156,7 +179,7 @@ def _same(rule: Rule, default: Rule) -> bool:
 
 
 def _split(rule: dict[str, Any]) -> list[Rule]:
-    """As runc and crun read a rule: two conditions on one argument are two rules."""
+    """Split a rule as runc and crun do: if an argument has two conditions, each condition is a rule of its own."""
     conditions = rule.get("args") or []
     indexes = [c["index"] for c in conditions]
     groups = [(c,) for c in conditions] if len(set(indexes)) < len(indexes) else [tuple(conditions)]
@@ -170,7 +193,10 @@ def _trapped(rule: Rule) -> Rule:
 def _cut(
     name: str, trap: Trap, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule
 ) -> list[dict[str, Any]]:
-    """Rules for one call, disjoint in the arguments that @trap and those around it (@cells) look at."""
+    """Return rules for one call that are disjoint in the arguments of @trap and of the traps around it (@cells).
+
+    @cells: the pieces that are fixed so far, each an argument's index and its range.
+    """
     made = []
     narrowed = dict(trap.inside)
     borders = {0}
@@ -196,11 +222,11 @@ def _cut(
 def _leaf(
     name: str, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule, *, caught: bool
 ) -> list[dict[str, Any]]:
-    """Rules for the part of a call's space that @cells are. @caught: graft traps all of it."""
+    """Return rules for the part of a call's argument space that @cells select. @caught: graft traps all of it."""
     surviving = _surviving(rules, cells, default)
     undecided = next((c["index"] for rule in surviving for c in rule.conditions), None)
     if caught and undecided is not None and default.action in PERMISSIVE:
-        # where no condition holds the default does, and that is trapped: cut there as well
+        # where no condition holds, the default ALLOW applies, and has to be trapped: cut at these conditions, too
         return _cut(name, Trap(undecided, ((0, TOP),)), rules, cells, default)
     return [
         _emit(name, _trapped(rule) if caught else rule, (*masks, *rule.conditions))
@@ -210,7 +236,10 @@ def _leaf(
 
 
 def _surviving(rules: list[Rule], cells: list[tuple[int, Range]], default: Rule) -> list[Rule]:
-    """What of @rules can hold on @cells, with the conditions that are left; one without any wins alone."""
+    """Return the @rules that can hold on @cells, each with its undecided conditions.
+
+    A rule without any undecided condition wins alone. If no rule can hold, the result is @default.
+    """
     left = []
     for rule in rules:
         open_conditions = []
@@ -227,7 +256,10 @@ def _surviving(rules: list[Rule], cells: list[tuple[int, Range]], default: Rule)
 
 
 def _decide(condition: dict[str, Any], piece: Range) -> bool:
-    """Does a condition hold on a range that its own borders have cut?"""
+    """Return whether a condition holds on @piece, on all of which its answer is the same. Raises Refused for a mask.
+
+    A mask that tests bits which vary within @piece has no single answer.
+    """
     operator, value = condition["op"], condition["value"]
     first, last = piece
     if operator == "SCMP_CMP_MASKED_EQ":  # mask, datum
@@ -239,7 +271,7 @@ def _decide(condition: dict[str, Any], piece: Range) -> bool:
             return bool(first & value == datum)
         raise Refused(
             f"the container's seccomp profile compares argument {condition['index']} by the mask {value:#x}",
-            hint="graft traps that call by the same argument; write the values out in the profile",
+            hint="graft traps that call by the same argument; list the values in the profile",
             code="EINVAL",
         )
     verdicts: dict[str, bool] = {
@@ -256,7 +288,7 @@ def _decide(condition: dict[str, Any], piece: Range) -> bool:
 
 
 def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]:
-    """The conditions of all combinations of the aligned parts of each range."""
+    """Return one tuple of conditions for each combination of the aligned parts of the ranges in @cells."""
     combined: list[tuple[dict[str, Any], ...]] = [()]
     for index, piece in cells:
         parts = [
@@ -268,7 +300,7 @@ def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]
 
 
 def aligned(first: int, last: int) -> list[tuple[int, int]]:
-    """The fewest (value, mask) of 32 bits that cover first..last."""
+    """Return the fewest pairs (value, mask) of 32 bits that cover @first to @last, both included."""
     return [(value, TOP ^ (TOP >> bits)) for value, bits in port_prefixes(first, last, 32)]
 
 

@@ -120,7 +120,7 @@ def test_the_plugin_alone(host, tmp_path):
         assert "host port is published by container" in again[1]["msg"]
         host.host("ip", "address", "del", "10.98.0.2/32", "dev", "lo", check=True)
         status, told = cni(host, "CHECK", config | {"prevResult": added}, CNI_NETNS=path)
-        assert (status, told["msg"]) == (1, "graft: 10.98.0.2/24: not an address of this container any more")
+        assert (status, told["msg"]) == (1, "graft: 10.98.0.2/24: no longer an address of this container")
         for netns in (path, ""):
             assert cni(host, "DEL", config | {"prevResult": added}, CNI_NETNS=netns) == (0, None)
         status, told = cni(host, "CHECK", config | {"prevResult": added}, CNI_NETNS=path)

@@ -162,7 +162,7 @@ def test_ports_of_all_kinds(docker, host, gnet):
     [
         (("--network", "none", "--label", "graft.publish=80"), "graft: label 'graft.publish=80': publication '80' names"),
         (("--network", "none", "--label", "graft.endpoint.nope=80"), "names an unknown endpoint 'nope'"),
-        (("--network", "none", "--label", "graft.colour=red"), "graft has no such setting (graft.publish, graft.ingress"),
+        (("--network", "none", "--label", "graft.colour=red"), "unknown setting (graft.publish, graft.ingress"),
         (("--network", "none", "-p", "8709:80"), "-p 8709:80/tcp: host port 0.0.0.0:8709/tcp is in use by python3 (pid"),
         (("--network", "gnet", "-p", "8709:80"), "-p 8709:80/tcp: host port 0.0.0.0:8709/tcp is in use by python3 (pid"),
         (("--network", "gnet", "-p", "8714:80", "-p", "8715:80"), "the container's port is published already (-p 871"),
@@ -197,7 +197,7 @@ def test_an_image_may_not_publish(docker, host):
     container = docker("create", "host", "true").stdout.strip()
     docker("commit", "-c", "LABEL graft.publish=22:22", container, "greedy")
     done = docker("run", "--rm", "--runtime", "graft", "--network", "none", "greedy", "/busybox", "true", check=False)
-    assert "label 'graft.publish' is the image's, which may not ask for the host's network" in done.stderr
+    assert "label 'graft.publish' comes from the image, which may not ask for the host's network" in done.stderr
     docker("run", "--rm", "--runtime", "graft", "--network", "none", "--label", "graft.publish=", "greedy", "/busybox", "true")
     docker("rm", "-f", container)
     docker("rmi", "-f", "greedy")

@@ -154,7 +154,7 @@ def test_refusals(podman):
     for annotation, message in (
         ("graft=nonsense", "graft: annotation 'graft=nonsense': publication 'nonsense' names one port"),
         ("graft.endpoint.nope=80", "graft: rule '0.0.0.0:80=nope' names an unknown endpoint 'nope'"),
-        ("graft=off", "graft: annotation 'graft=off': a container is graft's or has no such setting"),
+        ("graft=off", "graft: annotation 'graft=off': a container without this setting does not use graft"),
         ("graft.egress=all", "graft: annotation 'graft.egress=all': egress rule 'all', character 4: lacks '='"),
     ):
         done = podman.run("--rm", "--network", "none", "--annotation", annotation, argv=("true",), check=False)
@@ -168,7 +168,7 @@ def test_an_image_may_not_publish(podman, host):
     words = ("--isolation", "chroot", "--annotation", "graft.publish=8805:80", "-t", "greedy")
     podman("build", "-q", *words, "-f", host.work / "Containerfile", host.work / "empty")
     done = podman("run", "--rm", "--network", "none", "greedy", "/busybox", "true", check=False)
-    assert "graft: annotation 'graft.publish' is the image's, which may not ask for the host's" in done.stderr
+    assert "graft: annotation 'graft.publish' comes from the image, which may not ask for the host's" in done.stderr
     podman("run", "--rm", "--network", "none", "--annotation", "graft.publish=", "greedy", "/busybox", "true")
     podman("rmi", "-f", "greedy")
 

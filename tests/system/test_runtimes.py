@@ -141,9 +141,9 @@ REFUSALS = [
     ({"graft_publish": "80"}, "annotation 'graft.publish=80': publication '80' names one port"),
     ({"graft_egress": "10.0.0.0/8"}, "annotation 'graft.egress=10.0.0.0/8': egress rule '10.0.0.0/8', character 11"),
     ({"graft_endpoint_nope": "80"}, "rule '0.0.0.0:80=nope' names an unknown endpoint 'nope'"),
-    ({"graft_color": "red"}, "annotation 'graft.color=red': graft has no such setting"),
+    ({"graft_color": "red"}, "annotation 'graft.color=red': unknown setting"),
     ({"graft_ip": "127.0.0.9"}, "annotation 'graft.ip=127.0.0.9': 127.0.0.9 is a loopback address"),
-    ({"graft_family": "perhaps"}, "annotation 'graft.family=perhaps': neither on nor off"),
+    ({"graft_family": "perhaps"}, "annotation 'graft.family=perhaps': the value is neither on nor off"),
 ]
 
 
@@ -171,7 +171,7 @@ def test_a_listener_of_its_own_is_refused(lab, bundle):
     done = run(lab, bundle, "runc")
     config["linux"]["namespaces"].append({"type": "network"})
     (bundle / "config.json").write_text(json.dumps(config))
-    assert "the container has the host's network" in done.stderr
+    assert "the container shares the host's network namespace" in done.stderr
 
 
 def test_without_graftd_nothing_is_created(lab, bundle, tmp_path):

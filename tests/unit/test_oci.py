@@ -49,7 +49,7 @@ def test_an_image_that_cannot_be_read(tmp_path):
     manifest = tmp_path / "overlay-images/i1/manifest"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({"annotations": {"graft": "on"}}))
-    with pytest.raises(Refused, match="annotation 'graft' is the image's"):
+    with pytest.raises(Refused, match="annotation 'graft' comes from the image"):
         oci.identify(config, "")
     manifest.write_text("{}")
     assert oci.identify(config, "").settings == {"graft": "on"}
@@ -57,7 +57,7 @@ def test_an_image_that_cannot_be_read(tmp_path):
 
 def test_docker_that_cannot_be_found():
     hooks = {"prestart": [{"path": "/proc/1/exe", "args": ["libnetwork-setkey", ID]}]}
-    with pytest.raises(Refused, match="what Docker knows of this container is not to be found"):
+    with pytest.raises(Refused, match="Docker's files about this container are not found"):
         oci.identify({"hooks": hooks}, ID)
 
 
