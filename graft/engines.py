@@ -1,11 +1,12 @@
-"""What `graft install` changes for an engine: files, as they are and as they shall be.
+"""Plans of `graft install` and `graft uninstall`: which files of an engine change, before and after.
 
-A plan is made and shown before anything is written; a file that was there is kept beside itself, once, as
-NAME.before-graft. A plan to uninstall takes out what is graft's and leaves what others have written since.
+A plan is made and shown before anything is written. The first time that an existing file is changed, a copy is kept
+beside it as NAME.before-graft. To uninstall removes what graft wrote, and keeps what others have written since.
 
-Docker      daemon.json gets a runtime (dockerd(8))
-Podman      a hook (oci-hooks(5)), a CNI network, a drop-in of containers.conf(5): conmon must not hold the ports
-containerd  config.toml gets a runtime handler with CNI networks of its own, between two marks
+Docker      /etc/docker/daemon.json gets a runtime (dockerd(8))
+Podman      a hook (oci-hooks(5)); a CNI network; a drop-in of containers.conf(5) that turns port reservation off,
+            because conmon would hold the ports that the container's own sockets are to bind
+containerd  config.toml gets, between two marks, a runtime handler with CNI networks of its own
 """
 
 import difflib
@@ -34,7 +35,7 @@ CRI_TABLES = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
 
 class Change(NamedTuple):
-    """A file's text, None for none; or, with `link`, where a symbolic link shall lead."""
+    """A change of one file. @before, @after: its text, None for no file; with @link, a symbolic link's target."""
 
     path: Path
     before: str | None
@@ -43,7 +44,7 @@ class Change(NamedTuple):
 
     @property
     def diff(self) -> str:
-        """As diff(1) -u shows it."""
+        """The change as diff(1) -u shows it; of a link, one line."""
         before, after = ((text or "").splitlines(keepends=True) for text in (self.before, self.after))
         if self.link:
             return f"{'link' if self.after else 'remove'} {self.path}{f' -> {self.after}' if self.after else ''}\n"
@@ -53,7 +54,7 @@ class Change(NamedTuple):
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
     def make(self) -> None:
-        """Write, link or remove; whole or not at all. Raises Failure."""
+        """Write, link or remove the file. A file is replaced atomically and keeps its mode. Raises Failure."""
         try:
             if self.after is None:
                 self.path.unlink(missing_ok=True)
@@ -76,7 +77,7 @@ class Change(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is to be done, and what the engine has to be told then: a command, and what it does."""
+    """The changes, the command by which the engine reads them (empty: it needs none), and what that command does."""
 
     changes: list[Change]
     reload: list[str]
@@ -84,11 +85,11 @@ class Plan(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the commands take."""
+    """Options of `graft install`."""
 
-    root: Path = Path("/")  # where /etc and /usr are looked for
-    runtime: str = "runc"
-    subnet: str = ""
+    root: Path = Path("/")  # the directory that has /etc and /usr
+    runtime: str = "runc"  # or crun: the runtime that graft-runtime executes
+    subnet: str = ""  # of the CNI network, as CIDR; "": the installed one or the default
 
 
 def _under(root: Path, path: str) -> Path:
@@ -112,12 +113,12 @@ def _changed(path: Path, after: str | None) -> list[Change]:
 def _linked(path: Path, target: str | None) -> list[Change]:
     before = os.readlink(path) if path.is_symlink() else None
     if before is None and path.exists():
-        raise Refused(f"{path} is there, and not graft's", hint="move it away", code="EEXIST")
+        raise Refused(f"{path} exists and is not graft's", hint="move it away", code="EEXIST")
     return [] if before == target else [Change(path, before, target, link=True)]
 
 
 def program(name: str) -> str:
-    """One of graft's own programs, where this graft has it. Raises Failure."""
+    """Return the path of the program @name that belongs to this installation of graft. Raises Failure."""
     places = [HERE / name, HERE.parent / "bin" / name, Path(os.path.dirname(sys.executable)) / name]
     found = next((p for p in places if os.access(p, os.X_OK)), None)
     if found is None:
@@ -126,7 +127,7 @@ def program(name: str) -> str:
 
 
 def check_version(engine: str) -> None:
-    """Raise Refused for an engine that is not there, or older than what graft was tried with."""
+    """Raise Refused if @engine is not installed, or is older than the oldest version that graft supports."""
     command = PROGRAMS[engine]
     path = shutil.which(command)
     if path is None:
@@ -134,7 +135,7 @@ def check_version(engine: str) -> None:
     told = subprocess.run((path, "--version"), capture_output=True, text=True, timeout=20).stdout
     numbers = re.search(r"(\d+)\.(\d+)", told)
     if numbers is None:
-        raise Refused(f"{command} --version says '{told.strip()}', which names no version", code="EPROTO")
+        raise Refused(f"{command} --version prints no version: '{told.strip()}'", code="EPROTO")
     version = int(numbers[1]), int(numbers[2])
     if version < LEAST[engine]:
         least = ".".join(map(str, LEAST[engine]))
@@ -147,15 +148,15 @@ def check_version(engine: str) -> None:
 
 
 def docker(options: Options, *, install: bool) -> Plan:
-    """The runtime `graft` in daemon.json."""
+    """Plan the runtime `graft` in daemon.json. Raises Refused, UsageError or Failure."""
     path = _under(options.root, "/etc/docker/daemon.json")
     text = _text(path)
     try:
         document = json.loads(text) if text and text.strip() else {}
     except ValueError as error:
-        raise Refused(f"{path}: {error}", hint="mend it first", code="EINVAL") from None
+        raise Refused(f"{path}: {error}", hint="fix it first", code="EINVAL") from None
     if not isinstance(document, dict) or not isinstance(document.get("runtimes", {}), dict):
-        raise Refused(f"{path} is not what dockerd reads", hint="mend it first", code="EINVAL")
+        raise Refused(f"{path} is no configuration of dockerd", hint="fix it first", code="EINVAL")
     runtimes = dict(document.get("runtimes", {}))
     if install:
         runtimes[NAME] = {"path": program("graft-runtime")}
@@ -188,7 +189,7 @@ def _conflist(name: str, subnet: str, **options: Any) -> str:
 
 
 def _subnet(path: Path) -> str:
-    """The subnet of a conflist of ours that is there."""
+    """Return the subnet in the conflist of graft at @path; "" if there is none."""
     try:
         return str(json.loads(_text(path) or "")["plugins"][0]["ipam"]["subnet"])
     except (ValueError, KeyError, IndexError, TypeError):
@@ -200,7 +201,7 @@ def _cni_place(root: Path) -> Path:
 
 
 def podman(options: Options, *, install: bool) -> Plan:
-    """The hook, the network `graft`, and no port reservation."""
+    """Plan Podman's hook, the CNI network `graft`, and no port reservation. Raises Refused or Failure."""
     root = options.root
     runtime, cni = program("graft-runtime"), program("graft-cni")
     hook = {
@@ -229,7 +230,7 @@ def _containerd_uses(root: Path) -> bool:
 
 
 def containerd(options: Options, *, install: bool) -> Plan:
-    """The runtime handler `graft`, with CNI networks of its own."""
+    """Plan containerd's runtime handler `graft`, with its own CNI networks. Raises Refused, UsageError or Failure."""
     root = options.root
     path = _under(root, "/etc/containerd/config.toml")
     before = _text(path)
@@ -237,12 +238,14 @@ def containerd(options: Options, *, install: bool) -> Plan:
     document = _toml(path, without)
     version = document.get("version", 1)
     if version not in CRI_TABLES:
-        raise Refused(f"{path} is of version {version}", hint="containerd config migrate", code="EPROTONOSUPPORT")
+        raise Refused(
+            f"{path} has version {version}", hint="convert it: containerd config migrate", code="EPROTONOSUPPORT"
+        )
     table = CRI_TABLES[version]
     cri = (document.get("plugins") or {}).get(table) or {}
     runtimes = (cri.get("containerd") or {}).get("runtimes") or {}
     if NAME in runtimes:
-        raise Refused(f"{path} has a runtime '{NAME}' that graft did not write", hint="take it out", code="EEXIST")
+        raise Refused(f"{path} has a runtime '{NAME}' that graft did not write", hint="remove it", code="EEXIST")
     place = Path((cri.get("cni") or {}).get("bin_dir") or "/opt/cni/bin")
     nets = "/etc/cni/graft.d"
     after: str | None = None if before is None else without
@@ -257,18 +260,22 @@ def containerd(options: Options, *, install: bool) -> Plan:
     changes += _changed(pods, _conflist("graft-pods", subnet, resolver=False) if install else None)
     changes += _changed(path, after)
     return Plan(
-        changes, ["systemctl", "restart", "containerd"], "containerd reads it when it starts; pods keep running"
+        changes, ["systemctl", "restart", "containerd"], "containerd reads it at its start; pods keep running"
     )
 
 
 def _handler(table: str, nets: str, runtime: str, *, alone: bool) -> str:
-    """@alone: the file names no runtime, and containerd forgets its own default as soon as one does."""
+    """Return the lines for config.toml. Raises UsageError.
+
+    @alone: the file names no runtime yet. containerd drops its default runc as soon as the file names one, so that
+    runc has to be written as well.
+    """
     runtimes = f'plugins."{table}".containerd.runtimes'
     where = f"{runtimes}.{NAME}"
     default = f'[{runtimes}.runc]\n  runtime_type = "io.containerd.runc.v2"\n' if alone else ""
     binary = program("graft-runtime")
     if runtime != "runc":
-        raise UsageError(f"containerd calls graft-runtime without options, so its runtime is runc, not '{runtime}'")
+        raise UsageError(f"containerd calls graft-runtime without options: its runtime is runc, not '{runtime}'")
     return f"""{BEGIN}
 {default}[{where}]
   runtime_type = "io.containerd.runc.v2"
@@ -286,7 +293,7 @@ def _without_marks(path: Path, text: str) -> str:
     if first < 0 and last < 0:
         return text
     if first < 0 or last < first:
-        raise Refused(f"{path}: of graft's two marks one is missing", hint=f"'{BEGIN}' ... '{END}'", code="EINVAL")
+        raise Refused(f"{path}: one of graft's two marks is missing", hint=f"'{BEGIN}' ... '{END}'", code="EINVAL")
     return text[:first].rstrip("\n") + "\n" + text[last + len(END) :].lstrip("\n")
 
 
@@ -294,7 +301,7 @@ def _toml(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise Refused(f"{path}: {error}", hint="mend it first", code="EINVAL") from None
+        raise Refused(f"{path}: {error}", hint="fix it first", code="EINVAL") from None
 
 
 ENGINES: dict[str, Callable[..., Plan]] = {"docker": docker, "podman": podman, "containerd": containerd}

@@ -1,11 +1,11 @@
-"""`graft run` and the wrapper: install the filter, hand the listener to graftd, become the command.
+"""`graft run` and the wrapper: install the seccomp filter, send the listener to graftd, exec the command.
 
-`graft run` enters a namespace first and speaks to the admin socket; the wrapper stays where it is and speaks to the
-agent socket, which takes what is said there for the peer's own namespace alone.
+`graft run` first enters a netns, then speaks to graftd's admin socket. The wrapper stays in its netns and speaks to
+the agent socket, where a peer can say something about its own netns only.
 
-There is no process beside the command: this one execs it, so its status, signals and terminal are the
-shell's own, and nothing has to survive it. graftd sees the end of the last process under the filter as a
-hang-up of the listener, and cleans up then.
+No process of graft stays beside the command: this process becomes it by execve(2). So status, signals and terminal
+are between the command and the shell. When the last process under the filter has ended, the listener hangs up
+(seccomp_unotify(2), EPOLLHUP), and graftd cleans up.
 """
 
 import errno
@@ -20,20 +20,20 @@ from graft import client, filter, linux, scope
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 
 SHIM = Path(__file__).with_name("graft-shim.so")
-SHOWN_MAX = 256  # words, and characters of each, that `graft ps` may be asked to show
+SHOWN_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
 
 
 class User(NamedTuple):
-    """Whom the command runs as."""
+    """The user that the command runs as."""
 
     uid: int
     gid: int
-    name: str  # "" for a number without an account
+    name: str  # "" for a uid without an account
     home: str
 
 
 class Plan(NamedTuple):
-    """What `graft run` was asked for; the lists are the texts of the command line."""
+    """What the command line of `graft run` or the wrapper asks for; the tuples hold its texts, not yet parsed."""
 
     argv: list[str]
     name: str | None = None
@@ -59,7 +59,10 @@ def _number(text: str) -> int:
 
 
 def find_user(text: str) -> User:
-    """UID[:GID] or NAME[:GROUP]. Raises Refused if there is none."""
+    """Look up @text, which is UID[:GID] or NAME[:GROUP]. Raises Refused if there is no such user or group.
+
+    A uid needs no account. Raises UsageError for a number beyond 32 bits.
+    """
     import grp
     import pwd
 
@@ -80,7 +83,7 @@ def find_user(text: str) -> User:
 
 
 def run(plan: Plan) -> NoReturn:
-    """Become the command. Raises GraftError where that fails."""
+    """Run @plan as `graft run`: become the command by execve(2). Raises GraftError if a step fails."""
     if os.geteuid() != 0:
         raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
     if plan.accel and not SHIM.exists():
@@ -124,7 +127,10 @@ def _shown(argv: list[str]) -> list[str]:
 
 
 def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
-    """Become the command under the wrapper's conversions. Raises GraftError where that fails."""
+    """Run @plan as the wrapper: become the command, under its rules. Raises GraftError if a step fails.
+
+    @verbose: print each conversion on standard error, from a process of its own.
+    """
     executable = _find(plan.argv[0])
     if plan.netns is not None:
         if os.geteuid() != 0:
@@ -139,7 +145,7 @@ def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
     except Failure as error:
         if error.code != "EBUSY":
             raise
-        listener = -1  # inside a container of graft's, or another wrapper: its listener serves us as well
+        listener = -1  # inside a container of graft's or another wrapper, whose listener serves this process as well
     message = {
         "ociVersion": "1.0.2",
         "fds": ["seccompFd"] if listener >= 0 else [],
@@ -162,10 +168,11 @@ def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
 
 
 def _print_apart(connection: socket.socket) -> int:
-    """A process, nobody's child, that prints what graftd tells of the conversions, until their end.
+    """Fork a process that prints what graftd reports of the conversions, until the connection ends.
 
-    Returns the descriptor to write a byte to, once the first answer has been read from @connection; closed
-    without, the process ends.
+    It is forked twice, so that the command does not have a child that it does not know. Returns a descriptor. Write a
+    byte to it when graftd's first answer has been read from @connection: printing starts then. Close it without, and
+    the process ends.
     """
     wait, begin = os.pipe()
     child = os.fork()
@@ -190,7 +197,10 @@ def _print_apart(connection: socket.socket) -> int:
 
 
 def _find(command: str) -> str:
-    """The file that execvp(3) would run; a bad command is refused before anything else happens."""
+    """Return the file that execvp(3) would run, so that a bad command is refused before anything is changed.
+
+    Raises CommandNotFound or CommandNotRunnable.
+    """
     if "/" in command:
         candidates = [command]
     else:
@@ -221,7 +231,7 @@ def _enter_netns(name: str | None) -> None:
 
 
 def _open_netns(name: str) -> int:
-    """By PID, by the name of a namespace or of a container, or by path."""
+    """Open the netns of a PID, of a container or ip-netns(8) name, or at a path; returns a descriptor."""
     from graft import host
 
     if "/" not in name and not name.isdigit():
@@ -232,7 +242,7 @@ def _open_netns(name: str) -> int:
 
 
 def _remount_sys() -> None:
-    """A sysfs of the new netns, as ip-netns(8) mounts it, with the mounts below /sys/fs/cgroup kept."""
+    """Mount the sysfs of the new netns, as ip-netns(8) does, and keep the mounts below /sys/fs/cgroup."""
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
     cgroup = os.open("/sys/fs/cgroup", os.O_PATH | os.O_CLOEXEC)
     flags = linux.MS_RDONLY if os.statvfs("/sys").f_flag & os.ST_RDONLY else 0
@@ -246,7 +256,7 @@ def _install_filter(*, swap: bool) -> int:
     try:
         try:
             return linux.seccomp_listener(program, wait_killable=True)
-        except PermissionError:  # without CAP_SYS_ADMIN: set-user-ID programs lose their meaning, as the kernel wants
+        except PermissionError:  # no CAP_SYS_ADMIN: the kernel wants no_new_privs, so set-user-ID has no effect
             linux.no_new_privs()
             return linux.seccomp_listener(program, wait_killable=True)
         except OSError as error:
@@ -279,24 +289,24 @@ def _become(user: User) -> None:
 
 
 def _preload(user: User | None) -> None:
-    """LD_PRELOAD, see ld.so(8): statically linked programs do without."""
+    """Put the library of --accel into LD_PRELOAD (ld.so(8)). Statically linked programs ignore it. Raises Failure."""
     if not os.access(SHIM, os.R_OK):
         who = f"user {user.name or user.uid}" if user else "this user"
         raise Failure(
-            f"--accel: {who} may not read {SHIM}", hint="'make install' puts it where all may", code="EACCES"
+            f"--accel: {who} may not read {SHIM}", hint="'make install' puts it where all users may", code="EACCES"
         )
     before = os.environ.get("LD_PRELOAD", "")
     os.environ["LD_PRELOAD"] = f"{SHIM}:{before}" if before else str(SHIM)
 
 
 def _exec(executable: str, argv: list[str]) -> NoReturn:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; a program expects the default
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and execve(2) would keep that
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execv(executable, argv)  # noqa: S606 - that is what we are for
+        os.execv(executable, argv)  # noqa: S606 - to exec the user's command is the purpose
     except OSError as error:
-        if error.errno == errno.ENOEXEC:  # a script without #!, as execvp(3) has it
-            os.execv("/bin/sh", ["/bin/sh", executable, *argv[1:]])  # noqa: S606 - that is what we are for
+        if error.errno == errno.ENOEXEC:  # a script without #!: run it by sh, as execvp(3) does
+            os.execv("/bin/sh", ["/bin/sh", executable, *argv[1:]])  # noqa: S606 - the same
         reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
         raise reason(
             f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")

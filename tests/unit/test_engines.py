@@ -97,10 +97,10 @@ def test_containerd_reads_it(root):
     ("engine", "path", "text", "message"),
     [
         ("docker", "etc/docker/daemon.json", '{"a": ', "daemon.json: Expecting value"),
-        ("docker", "etc/docker/daemon.json", "[]", "is not what dockerd reads"),
+        ("docker", "etc/docker/daemon.json", "[]", "is no configuration of dockerd"),
         ("containerd", "etc/containerd/config.toml", "version = ", "config.toml: Invalid value"),
-        ("containerd", "etc/containerd/config.toml", "version = 1\n", "is of version 1"),
-        ("containerd", "etc/containerd/config.toml", f"version = 2\n{engines.BEGIN}\n", "of graft's two marks one is"),
+        ("containerd", "etc/containerd/config.toml", "version = 1\n", "has version 1"),
+        ("containerd", "etc/containerd/config.toml", f"version = 2\n{engines.BEGIN}\n", "one of graft's two marks is"),
     ],
 )
 def test_a_file_that_is_not_understood_stays(root, engine, path, text, message):
@@ -118,7 +118,7 @@ def test_a_subnet_that_was_chosen_stays(root):
 
 def test_anothers_plugin_stays(root):
     (root / "usr/lib/cni/graft-cni").write_text("not ours")
-    with pytest.raises(Refused, match="is there, and not graft's"):
+    with pytest.raises(Refused, match="exists and is not graft's"):
         change("podman", root, install=True)
 
 
@@ -139,7 +139,7 @@ def test_the_commands(root):
 
 
 def test_old_engines_are_refused(monkeypatch, tmp_path):
-    for said, message in (("Docker version 19.03.1, build x", "docker 19.03 is not supported"), ("what", "names no version")):
+    for said, message in (("Docker version 19.03.1, build x", "docker 19.03 is not supported"), ("what", "prints no version")):
         (tmp_path / "dockerd").write_text(f"#!/bin/sh\necho '{said}'\n")
         (tmp_path / "dockerd").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
