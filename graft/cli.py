@@ -1,7 +1,8 @@
-"""The command line: groups, options that many commands share, and how errors end.
+"""The command line: the group `graft`, options that commands share, and the exit status of errors.
 
-One line on standard error and an exit status: 2 usage, 1 refusal, 125 graft's own failure, 126 and 127 a
-command that cannot run. Sub-commands are modules of graft/commands, imported when they are used.
+An error is one line on standard error and an exit status: 1 a refusal, 2 wrong usage, 125 a failure of graft itself,
+126 a command that cannot be executed, 127 a command that is not found (as env(1) has them), 130 an interrupt. Each
+sub-command is a module of graft/commands, and is imported only when it is used, so that the others start fast.
 """
 
 import errno
@@ -20,20 +21,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMMANDS = {
     "run": "Run a command whose sockets live on the host's network stack.",
-    "endpoint": "Endpoints: names for addresses of the host.",
-    "rule": "Rules of a running container: publish, ingress, egress.",
+    "endpoint": "Add, delete and list endpoints: names for addresses of the host.",
+    "rule": "Change the rules of a running container: publish, ingress, egress.",
     "ps": "List running containers.",
-    "inspect": "Everything about one container, in JSON.",
-    "install": "Make graft known to Docker, Podman or containerd.",
-    "uninstall": "Undo that.",
-    "bench": "Measure graft beside the host and everything that is installed.",
-    "doctor": "What this machine has, lacks, and how to get it.",
-    "completion": "Shell completion.",
+    "inspect": "Print everything about one container, in JSON.",
+    "install": "Set up Docker, Podman or containerd to use graft.",
+    "uninstall": "Undo 'graft install'.",
+    "bench": "Measure graft against the host's stack and other networking that is installed.",
+    "doctor": "Check what graft needs of this machine, and say how to get what is missing.",
+    "completion": "Print the shell completion script.",
 }
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and help line; imports one when it is asked for."""
+    """A group that has names and help lines in COMMANDS, and imports a command's module when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -74,24 +75,24 @@ NETNS_COMMANDS = ("run", "endpoint")
     no_args_is_help=True,
     subcommand_metavar="COMMAND [ARGS]... | [-v] [-i RULE]... [-e RULE]... -- PROGRAM [ARGS]...",
 )
-@click.option("--netns", metavar="PID|NAME|PATH", help="The network namespace that is meant; default: the caller's.")
+@click.option("--netns", metavar="PID|NAME|PATH", help="The network namespace to work on; default: the caller's.")
 @click.version_option(__version__, "-V", "--version", message="graft %(version)s")
 @click.pass_context
 def graft(ctx: click.Context, netns: str | None) -> None:
-    """Socket grafting: the container keeps a network namespace with nothing but lo, its sockets live on
-    the host's network stack, behind endpoints that say which addresses and ports it may use.
+    """Socket grafting: a container has a network namespace with nothing but lo. Its sockets are on the
+    host's network stack, and endpoints say which addresses and ports of the host they may use.
 
     \b
     graft run -p 8080:80 nginx -g 'daemon off;'      port 80 inside is port 8080 of the host
     graft run --egress none ./job                     no connections out
     graft endpoint add ep type ipv4 addr 192.0.2.1 port 443
-    graft run -i 0.0.0.0:443=ep ./server              that bind goes to the endpoint
-    graft ps                                          what runs
+    graft run -i 0.0.0.0:443=ep ./server              a bind to port 443 goes to the endpoint
+    graft ps                                          list running containers
 
-    AF_GRAFT's wrapper, for a program in the current namespace (graft -i x -h says more):
+    The wrapper, as AF_GRAFT has it, is for a program in the current namespace ('graft -i x -h' says more):
 
     \b
-    graft -i 0.0.0.0:443=ep -- ./server               that bind, and nothing else
+    graft -i 0.0.0.0:443=ep -- ./server               allow that bind, and nothing else
     graft -v -e 0.0.0.0/0=ep-out -- ./client          connections leave from the endpoint
     """
     if netns is not None and ctx.invoked_subcommand not in NETNS_COMMANDS:
@@ -104,29 +105,32 @@ def _default_netns(ctx: click.Context, _param: click.Parameter, value: str | Non
 
 
 def netns_option(function: Command) -> Command:
-    """--netns, as every command has it; `graft --netns X COMMAND` is the same."""
+    """Add the option --netns to a command. `graft --netns X COMMAND` means the same."""
     return click.option(
         "--netns",
         metavar="PID|NAME|PATH",
         callback=_default_netns,
-        help="The network namespace (or container) that is meant; default: the caller's.",
+        help="The network namespace (or container) to work on; default: the caller's.",
     )(function)
 
 
 def json_option(function: Command) -> Command:
-    """-j, as in ip(8)."""
+    """Add the option -j to a command, as ip(8) has it."""
     return click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
 def print_json(value: Any) -> None:
-    """JSON for people and programs."""
+    """Print @value as indented JSON on standard output."""
     import json
 
     click.echo(json.dumps(value, indent=2))
 
 
 def guarded(program: str, work: Callable[[], Any]) -> int:
-    """Run @work; whatever goes wrong becomes one line and an exit status."""
+    """Run @work and return its exit status; an error becomes one line on standard error, and a status.
+
+    @program: the command's name, for that line. With GRAFT_DEBUG in the environment, unexpected errors are raised.
+    """
     try:
         result = work()
         if sys.stdout:  # None where the caller closed it
@@ -154,11 +158,11 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
         code = errno.errorcode.get(error.errno or 0, "")
         where = f" {error.filename}" if error.filename else ""
         message, status = f"{error.strerror or error}{where} {f'[{code}]' if code else ''}".strip(), 125
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered for a full disk would fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # to flush what is buffered for a full disk would fail again
     except Exception as error:
         if os.environ.get("GRAFT_DEBUG"):
             raise
-        message, status = f"{type(error).__name__}: {error} (a fault of graft's: GRAFT_DEBUG=1 shows where)", 125
+        message, status = f"{type(error).__name__}: {error} (a bug in graft: GRAFT_DEBUG=1 shows where)", 125
     line = " ".join(message.split()).encode(errors="backslashreplace").decode()
     print(f"{program}: {line}", file=sys.stderr)
     return status
@@ -168,7 +172,7 @@ WRAPPER_OPTIONS = ("-i", "-e", "-v", "--ingress", "--egress-rule", "--verbose")
 
 
 def is_wrapper(words: list[str]) -> bool:
-    """Is this AF_GRAFT's wrapper: options of it, or `--`, before any command of ours?"""
+    """Return whether the command line calls AF_GRAFT's wrapper: its options, or `--`, come before any sub-command."""
     at = 0
     while at < len(words):
         word = words[at]
@@ -181,7 +185,7 @@ def is_wrapper(words: list[str]) -> bool:
 
 
 def main() -> int:
-    """Entry point of `graft`."""
+    """Run `graft`; returns the exit status."""
     if is_wrapper(sys.argv[1:]):
         from graft.commands.wrapper import command
 

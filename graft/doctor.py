@@ -1,4 +1,8 @@
-"""What graft needs of this machine, probed by doing it: one function a thing, each undone before it returns."""
+"""The checks of `graft doctor`: what graft needs of this machine.
+
+Each check tries the thing itself, in one function that undoes what it did. A check returns what it found, and raises
+Lack if that is not what graft needs. CHECKS lists them; the ones marked as needed decide the exit status.
+"""
 
 import ctypes
 import os
@@ -14,7 +18,7 @@ from graft.launch import SHIM
 
 
 class Lack(Exception):
-    """What was found instead, and how to get what is needed."""
+    """Something that graft needs or profits from is missing: what was found instead, and how to get it."""
 
     def __init__(self, found: str, remedy: str) -> None:
         super().__init__(found)
@@ -23,7 +27,7 @@ class Lack(Exception):
 
 
 class Finding(NamedTuple):
-    """One line of the report."""
+    """One line of the report. @needed: `graft run` fails without it. @good: it is there."""
 
     name: str
     needed: bool
@@ -34,7 +38,7 @@ class Finding(NamedTuple):
 
 def _machine() -> str:
     if platform.machine() != "x86_64":
-        raise Lack(platform.machine(), "graft knows the x86_64 calling convention only")
+        raise Lack(platform.machine(), "graft supports the x86_64 system call convention only")
     return f"x86_64, Linux {platform.release()}"
 
 
@@ -45,7 +49,7 @@ def _root() -> str:
 
 
 def _in_child(probe: Callable[[], None]) -> None:
-    """Run @probe in a forked child; raises the OSError that it ended with."""
+    """Run @probe in a forked child, and raise the OSError that it ended with, if any."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -64,8 +68,8 @@ def _namespaces() -> str:
     try:
         _in_child(lambda: linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS))
     except OSError as error:
-        raise Lack(f"unshare: {error.strerror}", "CAP_SYS_ADMIN, CONFIG_NET_NS") from None
-    return "can be made"
+        raise Lack(f"unshare: {error.strerror}", "needs CAP_SYS_ADMIN and CONFIG_NET_NS") from None
+    return "can be created"
 
 
 def _seccomp(*, wait_killable: bool) -> None:
@@ -76,7 +80,7 @@ def _notification() -> str:
     try:
         _in_child(lambda: _seccomp(wait_killable=False))
     except OSError as error:
-        remedy = "leave the other seccomp agent's container" if error.errno == 16 else "Linux 5.14 or newer"
+        remedy = "run outside the other seccomp agent's container" if error.errno == 16 else "Linux 5.14 or newer"
         raise Lack(f"seccomp: {error.strerror}", remedy) from None
     return "works"
 
@@ -86,7 +90,7 @@ def _wait_killable() -> str:
         _in_child(lambda: _seccomp(wait_killable=True))
     except OSError as error:
         raise Lack(
-            error.strerror or "", "Linux 6.0: signals no longer restart a call that is being answered"
+            error.strerror or "", "Linux 6.0 or newer: signals no longer restart a call that is being answered"
         ) from None
     return "works"
 
@@ -120,7 +124,7 @@ def _bpffs() -> str:
 def _btf() -> str:
     path = Path("/sys/kernel/btf/vmlinux")
     if not path.exists():
-        raise Lack(f"{path} is missing", "a kernel with CONFIG_DEBUG_INFO_BTF, as the distributions' are")
+        raise Lack(f"{path} is missing", "a kernel with CONFIG_DEBUG_INFO_BTF, which distributions have")
     return f"{path}, {path.stat().st_size >> 10} KiB"
 
 
@@ -153,7 +157,7 @@ def _ip() -> str:
 
 def _helper() -> str:
     if not helper.available():
-        raise Lack(f"{helper.PROGRAM} is not built", "'make build'; until then graftd answers every socket(), slower")
+        raise Lack(f"{helper.PROGRAM} is not built", "'make build'; without it graftd answers socket(), slower")
     return str(helper.PROGRAM)
 
 
@@ -165,14 +169,14 @@ def _shim() -> str:
 
 def _ipv6() -> str:
     if not host.has_ipv6():
-        raise Lack("off on this host", "sysctl net.ipv6.conf.all.disable_ipv6=0; IPv4 works without")
+        raise Lack("off on this host", "sysctl net.ipv6.conf.all.disable_ipv6=0; IPv4 works without it")
     return "on"
 
 
 def _sync_wake_up() -> str:
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
     if release < (6, 6):
-        raise Lack(platform.release(), "Linux 6.6 halves the cost of a trapped call")
+        raise Lack(platform.release(), "Linux 6.6 or newer halves the cost of a trapped call")
     return "works"
 
 
@@ -181,9 +185,9 @@ def _route_localnet() -> str:
     if on:
         raise Lack(
             f"route_localnet is on for {', '.join(sorted(on))}",
-            "neighbours on that link can reach 127.0.0.0/8: drop it in the firewall, or set it to 0",
+            "neighbours on that link can reach 127.0.0.0/8: drop that in the firewall, or set route_localnet to 0",
         )
-    return "127.0.0.0/8 is closed to the wire"
+    return "127.0.0.0/8 cannot be reached from the wire"
 
 
 def _port_range() -> str:
@@ -193,7 +197,7 @@ def _port_range() -> str:
             f"net.ipv4.ip_local_port_range is {low}-{high}",
             "private ports are 61440 and up: sysctl net.ipv4.ip_local_port_range='32768 60999' avoids rare clashes",
         )
-    return f"{low}-{high}, below the private ones"
+    return f"{low}-{high}, below the private ports"
 
 
 def _daemon() -> str:
@@ -203,7 +207,7 @@ def _daemon() -> str:
         if error.code == "ECONNREFUSED":
             return "not running; graft run starts it"
         raise Lack(error.message, error.hint) from None
-    keeper = "" if status["kept"] else ", nobody keeps its descriptors"
+    keeper = "" if status["kept"] else ", without a keeper for its descriptors"
     return f"version {status['version']}, pid {status['pid']}, {status['containers']} containers{keeper}"
 
 
@@ -230,7 +234,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
 
 
 def examine() -> list[Finding]:
-    """All findings, in the order of CHECKS."""
+    """Run all checks; returns their findings in the order of CHECKS."""
     findings = []
     for name, needed, check in CHECKS:
         try:

@@ -1,7 +1,7 @@
-"""The command graftd: start the daemon in the foreground, or stop it.
+"""The command graftd: start the daemon in the foreground, stop it, or replace it.
 
-Under a service manager that keeps descriptors (FDSTORE in the environment, sockets by LISTEN_FDS) this
-process is the daemon; elsewhere it becomes the keeper, and the daemon is its child.
+If systemd started this process by socket activation (LISTEN_PID, sd_listen_fds(3)), it is the daemon, and systemd
+keeps its descriptors (FDSTORE). Otherwise it becomes the keeper, and the daemon is its child.
 """
 
 import os
@@ -16,7 +16,7 @@ from graft.errors import Failure, Refused
 
 @click.command(context_settings=CONTEXT)
 @click.option("--stop", is_flag=True, help="End the running graftd; refused while containers run.")
-@click.option("--force", is_flag=True, help="With --stop: although containers run. Their new sockets fail then.")
+@click.option("--force", is_flag=True, help="With --stop: end it even if containers run; their new sockets fail.")
 @click.option("--replace", is_flag=True, help="End the running graftd and start this one; no call is lost.")
 @click.option("--idle-exit", is_flag=True, help="End when nothing has run for 5 seconds.")
 @click.version_option(__version__, "-V", "--version", message="graftd %(version)s")
@@ -24,10 +24,10 @@ def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
     """Supervise grafted containers.
 
     \b
-    graftd                 in the foreground; 'graft run' starts one by itself where none runs
-    graftd --stop          end it
-    graftd --replace       put this version in its place, in the background, while containers run
-    systemctl enable --now graftd.socket      where systemd runs: started on demand, upgraded in place
+    graftd                 run in the foreground; 'graft run' starts a graftd itself if none runs
+    graftd --stop          end the running graftd
+    graftd --replace       replace it by this version, in the background, while containers run
+    systemctl enable --now graftd.socket      with systemd: start it on demand, upgrade it in place
     """
     from graft import client
 
@@ -62,7 +62,7 @@ def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
 
 
 def main() -> int:
-    """Entry point of `graftd`."""
+    """Run `graftd`; returns the exit status."""
     return guarded("graftd", lambda: command.main(prog_name="graftd", standalone_mode=False))
 
 

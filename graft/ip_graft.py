@@ -1,7 +1,7 @@
-"""The command ip-graft: `ip graft` of AF_GRAFT's iproute2, word for word, and ip(8)'s own habits.
+"""The command ip-graft: the grammar of `ip graft` in AF_GRAFT's iproute2, with the options of ip(8).
 
-Words may be shortened to a prefix that is unique (ip(8)), -batch reads commands from a file, -netns
-switches the namespace whose table is meant.
+A command may be shortened to a prefix; -batch reads commands from a file; -netns names the namespace whose
+endpoint table is used.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ COMMANDS = ("add", "delete", "show", "list", "help")
 
 
 class Line(NamedTuple):
-    """One command of a batch, after the grammar has been checked."""
+    """One command whose grammar has been checked. `number`: its line in the batch; 0 on the command line."""
 
     number: int
     command: str
@@ -48,7 +48,7 @@ class Line(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What stands before the command."""
+    """The options before the command."""
 
     netns: str | None = None
     json: bool = False
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
 
 def parse_options(words: list[str]) -> tuple[Options, list[str]]:
-    """ip(8)'s options, with one dash or two. Raises UsageError."""
+    """Parse the options of ip(8), with one dash or two; returns them and the remaining words. Raises UsageError."""
     options = Options()
     while words and words[0].startswith("-"):
         word = words.pop(0)
@@ -81,7 +81,7 @@ def parse_options(words: list[str]) -> tuple[Options, list[str]]:
 
 
 def match(word: str) -> str:
-    """A command by its name or the beginning of it. Raises UsageError."""
+    """Return the first command that begins with @word. Raises UsageError."""
     for command in COMMANDS:
         if word and command.startswith(word):
             return command
@@ -89,7 +89,7 @@ def match(word: str) -> str:
 
 
 def check(number: int, words: Sequence[str]) -> Line:
-    """The grammar of one command. Raises UsageError."""
+    """Check the grammar of one command, which has at least one word. Raises UsageError."""
     command = match(words[0])
     rest = list(words[1:])
     if command in ("add", "delete"):
@@ -106,7 +106,7 @@ def check(number: int, words: Sequence[str]) -> Line:
 
 
 def carry_out(lines: Sequence[Line], options: Options) -> None:
-    """Lines of the same command. Raises GraftError."""
+    """Carry out @lines, which all have the same command. Raises GraftError."""
     command = lines[0].command
     if command == "add":
         add_endpoints([(line.name, line.words) for line in lines], options.netns)
@@ -125,7 +125,10 @@ def carry_out(lines: Sequence[Line], options: Options) -> None:
 
 
 def read_batch(name: str) -> Iterator[tuple[int, list[str]]]:
-    """The commands of a batch file, `-` for standard input; '#' begins a comment, a trailing backslash continues."""
+    """Yield the commands of a batch file, each with its line number; `-` is standard input. Raises Refused.
+
+    "#" begins a comment. A backslash at the end of a line continues the command on the next one.
+    """
     try:
         source: TextIO = sys.stdin if name == "-" else open(name)  # noqa: SIM115 - closed below
     except OSError as error:
@@ -146,9 +149,11 @@ def read_batch(name: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def batch(options: Options) -> int:
-    """Check every line, then carry them out, and stop at the first that fails, or go on with -force.
+    """Check every line of a batch, then carry them out. Returns the exit status; raises GraftError.
 
-    Neighbouring commands of one kind go to graftd together, all of them or none.
+    The first line that fails ends the batch. With -force it goes on, and failures are printed at the end. Adjacent
+    lines with the same command go to graftd in one message, which is carried out whole or not at all; with -force
+    each line goes by itself.
     """
     assert options.batch is not None
     where = "standard input" if options.batch == "-" else options.batch
@@ -188,7 +193,7 @@ def _groups(lines: Sequence[Line], *, together: bool) -> Iterator[list[Line]]:
 
 
 def run(words: list[str]) -> int:
-    """One invocation; its exit status. Raises GraftError."""
+    """Run one invocation; returns the exit status. Raises GraftError."""
     options, rest = parse_options(words)
     if rest == ["version"]:
         print(f"ip-graft {__version__}")
@@ -204,6 +209,6 @@ def run(words: list[str]) -> int:
 
 
 def main() -> int:
-    """Entry point of `ip-graft`."""
+    """Run `ip-graft`; returns the exit status."""
     words = [os.fsencode(word).decode(errors="surrogateescape") for word in sys.argv[1:]]
     return guarded("ip-graft", lambda: run(words))

@@ -1,4 +1,4 @@
-"""The endpoint table, from the commands' side: `graft endpoint` and `ip-graft` speak to graftd through here."""
+"""Requests about the endpoint table: how `graft endpoint` and `ip-graft` ask graftd to add, delete and list."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,10 @@ CHUNK = 2000  # endpoints in one message
 
 
 def add_endpoints(endpoints: Sequence[tuple[str, list[str]]], table: str | None) -> None:
-    """Add endpoints, by name and words, to the caller's table or that of the namespace @table.
+    """Add endpoints, each a name and its words, to the table of the caller's netns, or of the netns @table.
 
-    A netns among the words is looked up here, since a PID means what it means to the caller. All endpoints
-    of one message are added or none; there is one message for up to 2,000 endpoints in up to 4 namespaces.
+    A netns among the words is opened here, because a PID has its meaning in the caller's PID namespace. All endpoints
+    of one message are added, or none; a message has up to 2,000 endpoints, in up to 4 namespaces. Raises GraftError.
     """
     for part in _messages(endpoints):
         numbers: dict[str, int] = {}
@@ -55,15 +55,15 @@ def _messages(endpoints: Sequence[tuple[str, list[str]]]) -> Iterator[list[tuple
 
 
 def delete_endpoints(names: Sequence[str], table: str | None) -> None:
-    """Delete endpoints, up to 2,000 in one message: all or none of it."""
+    """Delete endpoints; of each message, with up to 2,000 names, all are deleted or none. Raises GraftError."""
     for at in range(0, len(names), CHUNK):
         client.call("endpoint-del", netns=table, names=list(names[at : at + CHUNK]))
 
 
 def show_endpoints(name: str | None, table: str | None) -> list[dict[str, Any]]:
-    """The table, sorted by name, or one endpoint of it.
+    """Return the endpoints of a table, sorted by name, or the one named @name. Raises GraftError.
 
-    Anyone may look at the table of the namespace that they are in: the agent socket shows it.
+    Without root, the agent socket is asked: it shows anyone the table of the netns that they are in.
     """
     found: list[dict[str, Any]]
     try:
@@ -79,7 +79,7 @@ def show_endpoints(name: str | None, table: str | None) -> list[dict[str, Any]]:
 
 
 def describe(endpoint: dict[str, Any]) -> str:
-    """One line, as `ip graft show` prints it."""
+    """Return an endpoint as one line of `ip graft show`. @endpoint: its JSON document from graftd."""
     if endpoint["type"] == "local":
         return f"{endpoint['name']} type local"
     if endpoint["type"] == "unix":
