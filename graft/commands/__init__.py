@@ -1,1 +1,1 @@
-"""One module a sub-command; each has a click command named `command`."""
+"""The sub-commands of `graft`: one module each, with a click command named `command`."""

@@ -1,4 +1,4 @@
-"""graft bench."""
+"""`graft bench`: options, signals and output files; graft/bench does the measuring."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from graft.errors import Failure, Refused, from_oserror
 
 def _interrupted(_number: int, _frame: object) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # one is enough, and cleaning up takes a moment
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
     raise KeyboardInterrupt
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("--quick", is_flag=True, help="One short round, the other set-ups in three cases: under two minutes.")
+@click.option("--quick", is_flag=True, help="One short round, other peers in three cases only: under 2 minutes.")
 @click.option(
-    "--case", "cases", multiple=True, metavar="NAME", help="Only this case (or those whose names contain it)."
+    "--case", "cases", multiple=True, metavar="NAME", help="Run only this case (or those whose names contain it)."
 )
 @click.option(
-    "--against", multiple=True, metavar="PEER", help="Besides the host: docker, bridge, macvlan, pasta, slirp4netns."
+    "--against", multiple=True, metavar="PEER", help="Compare with: docker, bridge, macvlan, pasta, slirp4netns."
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=None, metavar="N", help="Rounds of pairs; default 5.")
 @click.option("--rate", default="", metavar="RATE", help="Rate of the wire, as tc(8) takes it: 1gbit. Default: none.")
@@ -35,7 +35,7 @@ def _interrupted(_number: int, _frame: object) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the report, an HTML page, to FILE."
 )
-@click.option("--list", "listing", is_flag=True, help="Name the cases and the set-ups, and measure nothing.")
+@click.option("--list", "listing", is_flag=True, help="List the cases and the peers, and measure nothing.")
 def command(
     quick: bool,
     cases: tuple[str, ...],
@@ -47,10 +47,10 @@ def command(
     out: Path | None,
     listing: bool,
 ) -> None:
-    """Measure graft beside the host's own stack and whatever else is installed, in interleaved pairs.
+    """Measure graft against the host's own stack and other networking that is installed, in interleaved pairs.
 
-    A host and a client are played by network namespaces joined by a veth wire; nothing touches the machine's
-    own addresses, ports or containers. It takes the machine for itself: about 40 minutes, less with --case.
+    Two network namespaces, joined by a veth pair, play a host and a client; nothing touches the machine's own
+    addresses, ports or containers. Nothing else should run meanwhile: about 40 minutes, less with --case.
 
     \b
     graft bench --quick
@@ -77,11 +77,11 @@ def command(
     for path in (json_path, out):
         if path and not path.absolute().parent.is_dir():
             raise Refused(
-                f"{path}: there is no directory {path.absolute().parent}", hint="make it first", code="ENOENT"
+                f"{path}: there is no directory {path.absolute().parent}", hint="create it first", code="ENOENT"
             )
     console = Console()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)  # what was built has to go
+        signal.signal(number, _interrupted)  # the namespaces have to be removed
     choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
     try:
         result = run.benchmark(choice, console)

@@ -1,4 +1,4 @@
-"""graft completion: click's own."""
+"""`graft completion`: print the script that click generates for a shell."""
 
 import click
 from click.shell_completion import get_completion_class

@@ -1,4 +1,4 @@
-"""graft doctor."""
+"""`graft doctor`: print the findings of graft/doctor.py."""
 
 import click
 
@@ -9,7 +9,7 @@ from graft.doctor import examine
 @click.command(context_settings=CONTEXT)
 @json_option
 def command(as_json: bool) -> int:
-    """Say what this machine has, what graft lacks, and how to get it.
+    """Check what graft needs of this machine, and say how to get what is missing.
 
     The exit status is 1 if 'graft run' would fail.
 

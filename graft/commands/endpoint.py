@@ -1,4 +1,4 @@
-"""graft endpoint: the grammar of AF_GRAFT's `ip graft`, key words and all."""
+"""`graft endpoint`: endpoints in the grammar of AF_GRAFT's `ip graft`, with its key words."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH | 
 
 @click.group(context_settings=CONTEXT)
 def command() -> None:
-    """Endpoints: names for addresses of the host, one table for each network namespace.
+    """Add, delete and list endpoints: names for addresses of the host. Each network namespace has its own table.
 
     \b
     graft endpoint add ep-http type ipv4 addr 192.0.2.1 port 80
@@ -33,9 +33,9 @@ def command() -> None:
 def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
     """Add endpoint NAME (at most 15 bytes) to the table of the caller's namespace, or of --netns.
 
-    The word netns says in which namespace the address is, by PID, name or path; default: graftd's own, the
-    host's. A unix endpoint's path is the host's. At an endpoint of type local containers of this host meet
-    without TCP: a server's bind and its clients' connects to it become a unix socket's.
+    The word netns names the namespace that the address is in, by PID, name or path; default: graftd's own,
+    which is the host's. A unix endpoint's path is on the host. An endpoint of type local connects containers of
+    this host without TCP: a server's bind and its clients' connects there use a unix socket.
     """
     parse_name(name)
     parse_endpoint_words(words)
@@ -46,7 +46,7 @@ def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
 @netns_option
 @click.argument("name")
 def delete(name: str, netns: str | None) -> None:
-    """Delete endpoint NAME: no new bind or connect through it, open sockets stay."""
+    """Delete endpoint NAME. New binds and connects through it are refused; open sockets stay."""
     parse_name(name)
     delete_endpoints([name], netns)
 
@@ -56,7 +56,7 @@ def delete(name: str, netns: str | None) -> None:
 @json_option
 @click.argument("name", required=False)
 def show(name: str | None, netns: str | None, as_json: bool) -> None:
-    """List the table, or one endpoint."""
+    """List the endpoints of a table, or the one called NAME."""
     if name is not None and len(name.encode()) > NAME_MAX:
         parse_name(name)
     endpoints: list[dict[str, Any]] = show_endpoints(name, netns)

@@ -1,4 +1,4 @@
-"""graft install and graft uninstall: one command line, two directions."""
+"""`graft install` and `graft uninstall`: they share their options, and carry out a plan of graft/engines.py."""
 
 import os
 import subprocess
@@ -11,19 +11,19 @@ from graft import engines
 from graft.cli import CONTEXT
 from graft.errors import Failure, Refused
 
-INSTALL = """Make graft known to an engine. What is changed is shown first; nothing is restarted unasked.
+INSTALL = """Set up an engine to use graft. The change is shown first; nothing is restarted without --reload.
 
 \b
 sudo graft install docker                  then: docker run --runtime graft ...
 sudo graft install podman                  then: podman run --annotation graft=on --network graft ...
 sudo graft install containerd --reload     then: a RuntimeClass with the handler 'graft'
-graft install docker --dry-run             only look
+graft install docker --dry-run             show the change only
 """
-UNINSTALL = """Take out of an engine's configuration what 'graft install' put there, and nothing else.
+UNINSTALL = """Remove from an engine's configuration what 'graft install' put there, and nothing else.
 
 \b
 sudo graft uninstall docker
-graft uninstall containerd --dry-run       only look
+graft uninstall containerd --dry-run       show the change only
 """
 
 
@@ -31,15 +31,15 @@ BY_HAND = {"docker": "without systemd: kill -HUP dockerd", "containerd": "withou
 
 
 def make(*, install: bool) -> click.Command:
-    """The command."""
+    """Return the click command: `graft install` if @install, else `graft uninstall`."""
 
     @click.command(context_settings=CONTEXT, help=INSTALL if install else UNINSTALL)
     @click.argument("engine", type=click.Choice(list(engines.ENGINES)))
     @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-    @click.option("-n", "--dry-run", is_flag=True, help="Show the change, make none.")
-    @click.option("--reload", "reload_", is_flag=True, help="Tell the engine: systemctl reload, or restart.")
+    @click.option("-n", "--dry-run", is_flag=True, help="Show the change, but do not make it.")
+    @click.option("--reload", "reload_", is_flag=True, help="Reload the engine (systemctl reload, or restart).")
     @click.option(
-        "--runtime", type=click.Choice(["runc", "crun"]), default="runc", help="What graft-runtime becomes."
+        "--runtime", type=click.Choice(["runc", "crun"]), default="runc", help="The runtime that graft-runtime runs."
     )
     @click.option("--subnet", default="", metavar="CIDR", help="Addresses of the CNI network (Podman, containerd).")
     @click.option("--root", type=Path, default=Path("/"), hidden=True)
@@ -62,9 +62,9 @@ def make(*, install: bool) -> click.Command:
         _check_permission(root)
         if not yes:
             if not sys.stdin.isatty():
-                raise Refused("standard input is no terminal to ask on", hint="--yes, or --dry-run", code="ENOTTY")
+                raise Refused("cannot ask: standard input is no terminal", hint="--yes, or --dry-run", code="ENOTTY")
             if not click.confirm("Make this change?"):
-                raise Refused("nothing is changed", code="ECANCELED")
+                raise Refused("nothing was changed", code="ECANCELED")
         done: list[engines.Change] = []
         try:
             for change in plan.changes:
@@ -102,8 +102,8 @@ def _tell(engine: str, plan: engines.Plan, *, reload_: bool) -> None:
         if done.returncode:
             raise Failure(
                 f"{words}: {(done.stderr or done.stdout).strip()}",
-                hint=f"the configuration is changed; {BY_HAND[engine]}",
+                hint=f"the configuration has been changed; {BY_HAND[engine]}",
             )
-        click.echo(f"{engine}: done, and told to {plan.reload[1]}")
+        click.echo(f"{engine}: done, with a {plan.reload[1]}")
     else:
-        click.echo(f"{engine}: done; when it suits you: {words} ({plan.note})")
+        click.echo(f"{engine}: done; to apply it: {words} ({plan.note})")

@@ -1,4 +1,4 @@
-"""graft inspect."""
+"""`graft inspect`: one container as a JSON document."""
 
 import click
 
@@ -9,7 +9,7 @@ from graft.client import call
 @click.command(context_settings=CONTEXT)
 @click.argument("name")
 def command(name: str) -> None:
-    """Everything about one container, in JSON: addresses, rules, and what was refused it, with counters.
+    """Print everything about one container in JSON: addresses, rules, and what was refused, with counters.
 
     \b
     graft inspect web | jq .refused

@@ -1,4 +1,4 @@
-"""graft install."""
+"""`graft install`; see graft/commands/engine.py."""
 
 from graft.commands.engine import make
 

@@ -1,4 +1,4 @@
-"""graft ps."""
+"""`graft ps`: a table of the running containers."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ COMMAND_WIDTH = 40
 @click.command(context_settings=CONTEXT)
 @json_option
 def command(as_json: bool) -> None:
-    """List the containers that run.
+    """List running containers.
 
     \b
     graft ps
@@ -41,7 +41,10 @@ def command(as_json: bool) -> None:
 
 
 def _check_none_is_left() -> None:
-    """Without graftd nothing runs, unless it was stopped or killed with its keeper. Raises Failure."""
+    """Raise Failure if graftd's state file says that it supervised containers when it ended.
+
+    Without graftd no container runs, unless graftd was stopped by force, or killed together with its keeper.
+    """
     try:
         with open(f"{run_directory()}/state.json") as state:
             left = json.load(state)["tenants"]
@@ -49,7 +52,7 @@ def _check_none_is_left() -> None:
         return
     if left:
         names = ", ".join(t["name"] for t in left[:5])
-        raise Failure(f"graftd is not running, and was supervising {len(left)}: {names}", hint="start it: graftd")
+        raise Failure(f"graftd is not running; it was supervising {len(left)}: {names}", hint="start it: graftd")
 
 
 def _row(c: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""graft rule: change what a running container may do."""
+"""`graft rule`: add, delete and list the rules of a running container."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from graft.errors import UsageError
 
 @click.group(context_settings=CONTEXT)
 def command() -> None:
-    """Rules of a running container. A change holds from the next bind or connect; open sockets stay.
+    """Change the rules of a running container. A change applies to later binds and connects; open sockets stay.
 
     \b
     graft rule add web -p 8443:443
@@ -23,7 +23,7 @@ def command() -> None:
 
 
 def rule_options(function: Command) -> Command:
-    """-p, -i and -e."""
+    """Add CONTAINER and the options -p, -i and -e to a command."""
     for decorate in (
         click.option("-e", "--egress", multiple=True, metavar="PREFIX/LEN=ENDPOINT"),
         click.option("-i", "--ingress", multiple=True, metavar="ADDR:PORT[-PORT]=ENDPOINT"),
@@ -38,7 +38,7 @@ def _send(
     op: str, container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]
 ) -> None:
     if not (publish or ingress or egress):
-        raise UsageError("no rule given", hint="-p, -i or -e")
+        raise UsageError("no rule is given", hint="-p, -i or -e")
     for texts, parse in ((publish, parse_publication), (ingress, parse_ingress), (egress, parse_egress)):
         for text in texts:
             parse(text)
@@ -48,14 +48,14 @@ def _send(
 @command.command("add", context_settings=CONTEXT)
 @rule_options
 def add(container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]) -> None:
-    """Add rules to CONTAINER (its name, a PID in it, or its namespace): all of them or none."""
+    """Add rules to CONTAINER (its name, a PID in it, or its namespace): all are added, or none."""
     _send("rule-add", container, publish, ingress, egress)
 
 
 @command.command("del", context_settings=CONTEXT)
 @rule_options
 def delete(container: str, publish: tuple[str, ...], ingress: tuple[str, ...], egress: tuple[str, ...]) -> None:
-    """Take rules of CONTAINER back: all of them or none."""
+    """Delete rules of CONTAINER: all are deleted, or none."""
     _send("rule-del", container, publish, ingress, egress)
 
 

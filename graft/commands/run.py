@@ -1,4 +1,4 @@
-"""graft run."""
+"""`graft run`: check the options, and hand them to graft/launch.py as a Plan."""
 
 import click
 
@@ -20,7 +20,7 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
     "--publish",
     multiple=True,
     metavar="[HADDR:]HPORT:PORT[/tcp|/udp]",
-    help="Port PORT of the container at HPORT of the host; ranges as 9000-9010:9000-9010.",
+    help="Publish PORT of the container as HPORT of the host; ranges as 9000-9010:9000-9010.",
 )
 @click.option(
     "-i",
@@ -40,19 +40,19 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
 @click.option(
     "--egress",
     type=click.Choice(["host", "none"]),
-    help="Connections out: as the host (default), or none. With -e: what is beside the rules.",
+    help="Connections out: as the host's (default), or none. With -e: for destinations without a rule.",
 )
 @click.option(
     "--ip",
     multiple=True,
     metavar="ADDR",
-    help="An address of its own on the host's stack: wildcard binds go there, connections leave from it.",
+    help="The container's own address on the host's stack: wildcard binds use it, connections leave from it.",
 )
 @click.option(
-    "--limit", multiple=True, metavar="sockets=N|udp=N", help="How many sockets it may have; default: graftd's."
+    "--limit", multiple=True, metavar="sockets=N|udp=N", help="How many sockets it may have; default: graftd's limit."
 )
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
-@click.option("--accel", is_flag=True, help="Preload a library that saves dynamic programs the trap of socket().")
+@click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
     name: str | None,
@@ -67,10 +67,10 @@ def command(
     accel: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND in a network namespace with nothing but lo; its sockets live on the host's stack.
+    """Run COMMAND in a network namespace with nothing but lo, and its sockets on the host's stack.
 
-    127.0.0.1 and ::1 inside are private to the container. A server that binds the wildcard address is
-    reachable from outside where -p publishes its port, and only there.
+    127.0.0.1 and ::1 inside are private to the container. A server that binds the wildcard address can be
+    reached from outside only at ports that -p publishes.
 
     \b
     graft run -p 8080:80 nginx -g 'daemon off;'

@@ -1,4 +1,4 @@
-"""graft uninstall."""
+"""`graft uninstall`; see graft/commands/engine.py."""
 
 from graft.commands.engine import make
 

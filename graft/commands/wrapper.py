@@ -1,4 +1,4 @@
-"""AF_GRAFT's wrapper: `graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM`."""
+"""AF_GRAFT's wrapper, `graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM`: check the rules, then graft/launch.py."""
 
 import os
 
@@ -19,13 +19,13 @@ CONTEXT = {
 
 @click.command(context_settings=CONTEXT)
 @netns_option
-@click.option("-v", "--verbose", is_flag=True, help="Say on standard error what is converted, as it happens.")
+@click.option("-v", "--verbose", is_flag=True, help="Print each conversion on standard error.")
 @click.option(
     "-i",
     "--ingress",
     multiple=True,
     metavar="ADDR:PORT[-PORT]=ENDPOINT",
-    help="A bind to ADDR:PORT becomes a bind to the endpoint. The first rule that matches holds.",
+    help="A bind to ADDR:PORT becomes a bind to the endpoint. The first rule that matches applies.",
 )
 @click.option(
     "-e",
@@ -33,15 +33,15 @@ CONTEXT = {
     "egress",
     multiple=True,
     metavar="PREFIX/LEN=ENDPOINT",
-    help="A connection to PREFIX leaves from the endpoint. The longest prefix holds.",
+    help="A connection to PREFIX leaves from the endpoint. The longest prefix that matches applies.",
 )
 @click.argument("program", nargs=-1, type=click.UNPROCESSED)
 def command(
     netns: str | None, verbose: bool, ingress: tuple[str, ...], egress: tuple[str, ...], program: tuple[str, ...]
 ) -> None:
-    """Run PROGRAM in the current network namespace with its sockets on the host's stack, as the rules say.
+    """Run PROGRAM in the current network namespace; the rules put its sockets on the host's stack.
 
-    Only what is listed is converted; any other bind or connection is refused. The endpoints are those of the
+    Only what a rule names is converted; any other bind or connection is refused. The endpoints are those of the
     current namespace ('graft endpoint show'); no privilege is needed to use them.
 
     \b
@@ -50,8 +50,8 @@ def command(
     graft -e 10.0.0.0/8=ep-lan -e 0.0.0.0/0=ep-out -- curl http://10.1.2.3/
     graft -- ./written-for-af-graft
 
-    GRAFT_INGRESS_CONVERT and GRAFT_EGRESS_CONVERT hold rules, with spaces between, for when -i or -e is not
-    given; GRAFT_VERBOSE=1 is -v.
+    Without -i, rules are read from GRAFT_INGRESS_CONVERT; without -e, from GRAFT_EGRESS_CONVERT. Spaces separate
+    rules there. GRAFT_VERBOSE=1 means -v.
     """
     if not program or not program[0]:
         raise UsageError("no program is given", hint="graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM [ARGS]...")
@@ -75,8 +75,8 @@ def _rules(option: str, given: tuple[str, ...], variable: str) -> tuple[tuple[st
     return tuple(os.environ.get(variable, "").split()), variable
 
 
-class _naming:  # noqa: N801 - reads as a statement
-    """Say which rule of which option or variable a complaint is about."""
+class _naming:  # noqa: N801 - it is used as a statement: with _naming(...)
+    """Add to a UsageError which rule of which option or variable it is about. @at: the rule's index, from 0."""
 
     def __init__(self, source: str, at: int) -> None:
         self.source = source

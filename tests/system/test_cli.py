@@ -41,7 +41,7 @@ from graft.bench.lab import GRAFT, HOST4, ROOT, wait_for
         (("endpoint", "show", "nope"), 1, "endpoint 'nope' does not exist"),
         (("inspect", "nope"), 1, "no container named 'nope'"),
         (("rule", "show", "nope"), 1, "network namespace 'nope' does not exist"),
-        (("rule", "add", "nope"), 2, "no rule given"),
+        (("rule", "add", "nope"), 2, "no rule is given"),
     ],
 )
 def test_bad_input(lab, words, status, says):

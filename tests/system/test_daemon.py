@@ -97,7 +97,7 @@ def test_ps_without_graftd_says_what_was_running(own_lab):
     wait_for(lambda: own_lab.containers() == ["left"], "the container")
     own_lab.host(GRAFTD, "--stop", "--force", check=True)
     wait_for(lambda: own_lab.graft("ps").returncode, "its end")
-    assert own_lab.graft("ps").stderr == "graft: graftd is not running, and was supervising 1: left (start it: graftd)\n"
+    assert own_lab.graft("ps").stderr == "graft: graftd is not running; it was supervising 1: left (start it: graftd)\n"
     own_lab.end(left)
     own_lab.graft("endpoint", "show", check=True)  # starts one, which cleans up
     assert own_lab.containers() == []
