@@ -1,7 +1,10 @@
 /*
- * calls.c - what bind() and connect() cost: reads "bind N" or "connect N" lines, prints nanoseconds a call
+ * calls.c - time bind() and connect(): reads lines "bind N" or "connect N", prints nanoseconds per call
  *
- * bind() is timed on fresh datagram sockets, connect() again and again on one.
+ * usage: calls ADDR PORT        connect to ADDR port 9; bind to the wildcard address and PORT
+ *
+ * Only datagram sockets are used, so that no packet is sent. Each bind() has a fresh socket, because a socket can be
+ * bound once. connect() is called again and again on one socket.
  */
 #include <arpa/inet.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
-"""The cases: what is served in a peer, what is asked from where, and which figures come of it.
+"""The cases of `graft bench`: for each, the server, the client, and the figures that are measured.
 
-A case is set up once in each peer and then measured in turn; a measurement returns all its figures. Figures are
-oriented by `better`: "more" for rates, "less" for times and costs.
+A case is set up once in each peer; then the peers are measured in turn. One measurement returns all figures of its
+case. `better` says which direction of a figure is good: "more" for rates, "less" for times and costs.
 """
 
 import csv
@@ -35,21 +35,21 @@ http {{
 
 
 class Unit(NamedTuple):
-    """What a figure is in, and which way is better: more or less."""
+    """The unit of a figure, and which direction is better: "more" or "less"."""
 
     name: str
     better: str
 
 
 class Scale(NamedTuple):
-    """How long a measurement takes."""
+    """The length of a measurement: by time, or by the number of requests or connections."""
 
     seconds: int
-    requests: int  # or connections
+    requests: int
 
 
 class Case(NamedTuple):
-    """One case. @peers: the only ones that it is for, empty for all that serve to the outside."""
+    """One case. @tools: programs it needs. @peers: the peers it is for; empty: all that can serve to the outside."""
 
     name: str
     title: str
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 
 def busy_seconds() -> float:
-    """CPU seconds that this machine has spent, but for idling (proc(5), /proc/stat)."""
+    """Return the CPU seconds that this machine spent since boot, without idle and iowait (/proc/stat, proc(5))."""
     with open("/proc/stat") as stat:
         ticks = [int(word) for word in stat.readline().split()[1:9]]
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
@@ -71,7 +71,7 @@ def _iperf(peer: Peer, scale: Scale, *options: str) -> Measure:
 
     def measure() -> Figures:
         command = ("iperf3", "-c", address, "-p", port, "-t", scale.seconds, "-J", "--connect-timeout", 3000)
-        for _ in range(6):  # its server takes a moment between two clients
+        for _ in range(6):  # try again: iperf3's server is busy for a moment after a client has left
             before = busy_seconds()
             report = json.loads(peer.lab.client(*command, *options, timeout=scale.seconds + 20).stdout or "{}")
             spent = busy_seconds() - before
@@ -119,7 +119,7 @@ def _latency(peer: Peer, scale: Scale) -> Measure:
 
 
 def _near_latency(peer: Peer, scale: Scale) -> Measure:
-    """Not by sockperf: it names the peer in every send, which a unix socket refuses."""
+    """Latency between containers, not by sockperf: it gives sendto() an address, which a unix socket refuses."""
     _, port = peer.serve(1, (_load(peer), "answer", "{port}"))
 
     def measure() -> Figures:
@@ -211,7 +211,10 @@ def _short_in(peer: Peer, scale: Scale, processes: int) -> Measure:
 
 
 def _short_out(peer: Peer, scale: Scale, processes: int, *, hogs: int = 0) -> Measure:
-    """The client is in the peer; a server on the client's host is there for all of them."""
+    """Connections out of the peer, to one server in the client's namespace that all peers share.
+
+    @hogs: how many busy loops run on the host at the same time.
+    """
     lab = peer.lab
     if not lab.client("ss", "-tlnH", f"sport = :{OUT_PORT}").stdout:
         lab.spawn(_load(peer), "serve", OUT_PORT, client=True)
@@ -247,7 +250,7 @@ def _near_bulk(peer: Peer, scale: Scale) -> Measure:
 
 
 def _bystander(peer: Peer, scale: Scale) -> Measure:
-    """A host's own UDP and TCP server, with graft's programs loaded and without, in a laboratory of its own."""
+    """The host's own UDP and TCP servers, with graft's BPF programs loaded or without, in their own laboratory."""
     grafted = isinstance(peer, Graft)
 
     def measure() -> Figures:

@@ -1,4 +1,4 @@
-"""make demo: a web server in a namespace that has nothing but lo, reached from outside at host speed."""
+"""`make demo`: a web server in a netns that has nothing but lo is reached from outside, at the host's speed."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ http {{
 
 
 def nginx_config(lab: Lab, name: str, port: int) -> Path:
-    """A configuration of one worker that serves lab.work/root."""
+    """Write a configuration of nginx with one worker that serves lab.work/root at @port; returns its path."""
     directory = lab.work / name
     directory.mkdir()
     path = directory / "nginx.conf"
@@ -32,7 +32,7 @@ def nginx_config(lab: Lab, name: str, port: int) -> Path:
 
 
 def show(prompt: str, command: str, output: str) -> None:
-    """A transcript."""
+    """Print a command and its output as a transcript."""
     print(f"{prompt}$ {command}")
     for line in output.rstrip().splitlines():
         print(f"    {line}")
@@ -40,7 +40,7 @@ def show(prompt: str, command: str, output: str) -> None:
 
 
 def rate(lab: Lab, port: int) -> float:
-    """Bytes a second of 64 KiB responses on kept-alive connections, by wrk on the client."""
+    """Return bytes per second of 64 KiB responses on kept-alive connections, measured by wrk on the client."""
     script = lab.work / "report.lua"
     script.write_text('done = function(s, l, r) io.write("BYTES ", s.bytes, " ", s.duration, "\\n") end\n')
     url = f"http://{HOST4}:{port}/64k"
@@ -52,7 +52,7 @@ def rate(lab: Lab, port: int) -> float:
 
 
 def demonstrate(lab: Lab) -> float:
-    """The main job; returns the ratio graft : host."""
+    """Run the demonstration; returns the median ratio of graft's throughput to the host's. Raises RuntimeError."""
     root = lab.work / "root"
     root.mkdir()
     (root / "index.html").write_text("served by nginx, in a namespace with nothing but lo\n")
@@ -92,7 +92,7 @@ def demonstrate(lab: Lab) -> float:
 
 
 def main() -> int:
-    """Run the demonstration and say how it went."""
+    """Run the demonstration in a laboratory, and print the result; returns the exit status."""
     for tool in ("nginx", "wrk", "curl", "ip", "nsenter"):
         if not shutil.which(tool):
             print(f"demo: '{tool}' is not installed; run 'make setup'", file=sys.stderr)

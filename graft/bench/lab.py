@@ -1,8 +1,8 @@
-"""The laboratory: throw-away namespaces that play a host and a client, with a graftd of their own.
+"""The laboratory: two temporary netns that play a host and a client, with their own graftd.
 
-The "host" and the "client" are joined by a veth wire; nothing touches the real host's addresses or ports.
-graftd runs in the host namespace under its own run directory, cgroup and bpffs directory, and `close()`
-takes everything away and says what it could not.
+The "host" and the "client" are joined by a veth pair; the real host's addresses and ports are not touched. graftd
+runs in the host's netns, and has its own run directory, cgroup and bpffs directory. `close()` removes everything, and
+returns what it could not remove.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ GRAFT = ROOT / "bin" / "graft"
 GRAFTD = ROOT / "bin" / "graftd"
 HOST4, CLIENT4, SECOND4 = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 HOST6, CLIENT6 = "2001:db8:77::1", "2001:db8:77::2"
-SLOWNESS = float(os.environ.get("GRAFT_SLOWNESS", "1"))  # in emulation everything takes longer
+SLOWNESS = float(os.environ.get("GRAFT_SLOWNESS", "1"))  # factor of all waits, for emulated or busy machines
 TIMEOUT = 60.0 * SLOWNESS
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
-    """Poll until @condition is true; its value. Raises TimeoutError."""
+    """Poll @condition until it is true; returns its value. Raises TimeoutError after @timeout * SLOWNESS seconds."""
     deadline = time.monotonic() + timeout * SLOWNESS
     while True:
         value = condition()
@@ -40,7 +40,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> 
 
 
 class Lab:
-    """A host, a client, a wire and a graftd."""
+    """A host and a client, each a netns, a veth pair between them, and the host's graftd once something starts it."""
 
     def __init__(self, tag: str = "") -> None:
         self.tag = f"graft-{tag or 'lab'}-{uuid.uuid4().hex[:6]}"
@@ -72,26 +72,26 @@ class Lab:
 
     @staticmethod
     def ip(*arguments: str) -> None:
-        """ip(8)."""
+        """Run ip(8). Raises CalledProcessError."""
         subprocess.run(("ip", *arguments), check=True, timeout=TIMEOUT)
 
     def _in(self, ns: str, argv: tuple[Any, ...]) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{ns}", *map(str, argv)]
 
     def in_host(self, *argv: Any) -> list[str]:
-        """The argv of a command on the host."""
+        """Return the argv that runs a command on the host."""
         return self._in(self.host_ns, argv)
 
     def host(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host, to its end."""
+        """Run a command on the host and wait for its end. @options: as subprocess.run() has them."""
         return self._run(self._in(self.host_ns, argv), options)
 
     def client(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command on the client, to its end."""
+        """Run a command on the client and wait for its end. @options: as subprocess.run() has them."""
         return self._run(self._in(self.client_ns, argv), options)
 
     def graft(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        """`graft ...` on the host, to its end."""
+        """Run `graft ...` on the host and wait for its end."""
         return self.host(GRAFT, *argv, **options)
 
     def _run(self, argv: list[str], options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
@@ -100,7 +100,7 @@ class Lab:
         return subprocess.run(argv, **settings)  # type: ignore[no-any-return, call-overload]
 
     def spawn(self, *argv: Any, client: bool = False, **options: Any) -> subprocess.Popen[str]:
-        """Start a command on the host (or the client); it is ended by `close()`."""
+        """Start a command on the host (or the client); `close()` ends it."""
         settings: dict[str, Any] = {"text": True, "env": self.env, "cwd": self.work, "stdin": subprocess.DEVNULL}
         process: subprocess.Popen[str] = subprocess.Popen(
             self._in(self.client_ns if client else self.host_ns, argv), **settings | options
@@ -113,7 +113,7 @@ class Lab:
         return self.spawn(GRAFT, "run", *argv, **options)
 
     def end(self, process: subprocess.Popen[str], how: int = signal.SIGTERM) -> int:
-        """End a started process; its status."""
+        """End a started process by the signal @how, after 10 s by SIGKILL; returns its status."""
         if process.poll() is None:
             process.send_signal(how)
         try:
@@ -123,12 +123,12 @@ class Lab:
             return process.wait(10)
 
     def daemon_pid(self) -> int:
-        """graftd's pid."""
+        """Return the PID of graftd; 0 if there is none."""
         pids = [int(pid) for pid in (Path(self.cgroup()) / "cgroup.procs").read_text().split()]
         return next((pid for pid in pids if pid not in self.helper_pids()), 0)
 
     def helper_pids(self) -> list[int]:
-        """The pids of graft-sup, one a listener."""
+        """Return the PIDs of the graft-sup processes, of which each listener has one."""
         found: list[int] = []
         procs = Path(self.cgroup()) / "cgroup.procs"
         for pid in procs.read_text().split() if procs.exists() else ():
@@ -138,33 +138,33 @@ class Lab:
         return found
 
     def keeper_pid(self) -> int:
-        """The keeper's pid."""
+        """Return the PID of the keeper. Raises OSError if there is none."""
         return int((self.run_dir / "keeper.lock").read_text().splitlines()[0])
 
     def cgroup(self) -> Path:
-        """graftd's cgroup2 directory."""
+        """Return the path of graftd's cgroup (cgroup v2)."""
         unified = Path("/sys/fs/cgroup/unified")
         return (unified if unified.is_dir() else Path("/sys/fs/cgroup")) / self.tag
 
     def pins(self) -> Path:
-        """graftd's bpffs directory."""
+        """Return the path of graftd's directory in bpffs."""
         return Path("/sys/fs/bpf") / self.tag
 
     def listening(self, port: int, *, udp: bool = False) -> bool:
-        """Does anybody on the host have this port?"""
+        """Return whether a socket on the host listens at @port (TCP) or is bound to it (UDP)."""
         kind = "-ulnH" if udp else "-tlnH"
         return bool(self.host("ss", kind, f"sport = :{port}").stdout.strip())
 
     def wait_listening(self, port: int, *, udp: bool = False) -> None:
-        """Until somebody on the host has this port."""
+        """Wait until a socket on the host has @port. Raises TimeoutError."""
         wait_for(lambda: self.listening(port, udp=udp), f"port {port}")
 
     def containers(self) -> list[str]:
-        """Names of the running containers."""
+        """Return the names of the running containers."""
         return [line.split()[0] for line in self.graft("ps").stdout.splitlines()[1:]]
 
     def close(self) -> list[str]:
-        """Take everything away; what is left behind nevertheless."""
+        """End and remove everything; returns a line for each thing left behind, and for a traceback in the log."""
         for process in self.started:
             self.end(process)
         left = self._stop_daemon()
@@ -211,7 +211,7 @@ class Lab:
 
 @contextlib.contextmanager
 def laboratory(tag: str = "") -> Iterator[Lab]:
-    """A Lab that is closed; raises AssertionError if something stays behind."""
+    """Open a Lab and close it afterwards. Raises AssertionError if something is left behind."""
     lab = Lab(tag)
     try:
         yield lab

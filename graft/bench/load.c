@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * load.c - connections, as fast as they go
+ * load.c - clients and servers of the benchmark: connections and round trips as fast as possible
  *
- * usage: load serve PORT                       accept and close, a batch a millisecond
- *        load connect ADDR PORT COUNT PROCS    connect and reset COUNT times in each process; prints us a connection
- *        load udp ADDR PORT COUNT              send and receive one byte COUNT times; prints us a round
- *        load echo PORT                        the other side of it
- *        load ask ADDR PORT COUNT              one byte there and back, by TCP; prints us a round: median and p99
- *        load answer PORT                      the other side of it, one client after another
+ * usage: load serve PORT                       TCP server: accept and close, in a batch every millisecond
+ *        load connect ADDR PORT COUNT PROCS    connect and reset COUNT times in each process; prints us for each
+ *        load udp ADDR PORT COUNT              send and receive one byte COUNT times; prints us per round trip
+ *        load echo PORT                        UDP server for it
+ *        load ask ADDR PORT COUNT              the same by TCP; prints us per round trip: median and 99th percentile
+ *        load answer PORT                      TCP server for it, which serves one client after another
  *
- * The server drains its backlog by the clock, so that waking it is not in the client's time.
+ * `serve` drains its backlog by the clock. If each connection woke it, the client's time would include the wake-up.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,7 +1,7 @@
-"""What a user would pick: the same programs on the host, under graft, and behind everything that is installed here.
+"""The peers of `graft bench`: ways to run the same programs, on the host, under graft, and in other networking.
 
-A peer starts servers that the laboratory's client reaches, and runs clients of its own. Each has ports of its own,
-the same inside and outside; slirp4netns and pasta forward them all from the start.
+A peer starts servers that the laboratory's client can reach, and runs clients. Each peer has its own ports, which
+have the same number inside and outside. slirp4netns and pasta forward all of them from the start.
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import Any
 
 from graft.bench.lab import GRAFT, HOST4, TIMEOUT, Lab, wait_for
 
-PORTS = 12  # of each peer
+PORTS = 12  # how many each peer has
 BRIDGE = "172.30.{}"
 MACVLAN4 = "10.77.0.9"
 
 
 class Peer:
-    """The host's own stack; the base of the others. @reason says why it cannot run here, if it cannot."""
+    """The host's own stack, and the base class of the other peers. @index sets the peer's ports, from `first` up."""
 
     name = "host"
     title = "the host's own stack"
@@ -35,22 +35,25 @@ class Peer:
 
     @classmethod
     def reason(cls) -> str:
-        """Why it cannot run here; empty if it can."""
+        """Return why this peer cannot run on this machine; "" if it can."""
         missing = [tool for tool in cls.needs if not shutil.which(tool)]
         return f"not installed: {', '.join(missing)}" if missing else ""
 
     def start(self) -> None:
-        """Build what it needs."""
+        """Create what the peer needs: a netns, a daemon, an endpoint."""
 
     def close(self) -> None:
-        """Take it away again."""
+        """Remove what start() created."""
 
     def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:  # noqa: ARG002 - others publish
-        """The command line that runs @argv in it, on the host; @ports are published."""
+        """Return the command line that, on the host, runs @argv inside the peer, with @ports published."""
         return list(map(str, argv))
 
     def serve(self, slot: int, argv: tuple[Any, ...], *, udp: bool = False) -> tuple[str, int]:
-        """Start a server; {port} in @argv is its port. Address and port for the client."""
+        """Start a server inside the peer, and wait until it answers. Returns address and port for the client.
+
+        @slot: which of the peer's ports; "{port}" in @argv stands for it. Raises TimeoutError.
+        """
         port = self.first + slot
         command = tuple(str(word).replace("{port}", str(port)) for word in argv)
         null = subprocess.DEVNULL
@@ -66,15 +69,15 @@ class Peer:
         return self.lab.client("/usr/bin/python3", "-I", "-c", code).returncode == 0
 
     def run(self, *argv: Any, **options: Any) -> "subprocess.CompletedProcess[str]":
-        """Run a client in it, to its end."""
+        """Run a client inside the peer and wait for its end."""
         return self.lab.host(*self.wrap(argv, ()), **options)
 
     def neighbour(self) -> str:
-        """The address at which another container on this host reaches a server of this one."""
+        """Return the address at which another container on this host reaches a server of this peer."""
         return "127.0.0.1"
 
     def end_servers(self) -> None:
-        """End the servers of a case."""
+        """End the servers of the current case."""
         for process in self.running:
             self.lab.end(process)
             self.lab.started.remove(process)
@@ -82,7 +85,7 @@ class Peer:
 
 
 class Graft(Peer):
-    """graft run."""
+    """`graft run`, with ports published by -p."""
 
     name = "graft"
     title = "graft run, any program"
@@ -99,7 +102,7 @@ class Graft(Peer):
 
 
 class Accel(Graft):
-    """graft run --accel."""
+    """`graft run --accel`, which preloads a library; so it is for dynamically linked programs."""
 
     name = "graft-accel"
     title = "graft run --accel, dynamic programs"
@@ -135,7 +138,7 @@ class Local(Graft):
 
 
 class InNamespace(Peer):
-    """A container that is a netns of its own, made by hand."""
+    """Base class of peers whose container is a netns that is made here, without an engine."""
 
     def start(self) -> None:
         self.ns = f"{self.lab.tag}-{self.name[:2]}{self.first // 100 % 100}"
@@ -144,7 +147,7 @@ class InNamespace(Peer):
         self.connect()
 
     def connect(self) -> None:
-        """Join the namespace to the host."""
+        """Connect the netns to the host."""
 
     def close(self) -> None:
         if Path("/run/netns", self.ns).exists():
@@ -155,7 +158,7 @@ class InNamespace(Peer):
 
 
 class Bridge(InNamespace):
-    """veth, bridge, DNAT and MASQUERADE, as container engines do it."""
+    """A veth pair, a bridge, DNAT and MASQUERADE, as container engines set them up."""
 
     name = "bridge"
     title = "veth + bridge + NAT, by hand"
@@ -178,7 +181,7 @@ class Bridge(InNamespace):
         for protocol in ("tcp", "udp"):
             match = ("-m", "addrtype", "--dst-type", "LOCAL", "-p", protocol, "--dport", ports)
             self.lab.host(*table, "PREROUTING", *match, "-j", "DNAT", "--to-destination", f"{net}.2", check=True)
-        for way in ("-i", "-o"):  # beside a dockerd, which lets nothing else be forwarded
+        for way in ("-i", "-o"):  # a dockerd in the same netns sets FORWARD's policy to DROP
             self.lab.host("iptables", "-w", "-I", "FORWARD", way, "gbench0", "-j", "ACCEPT", check=True)
         masquerade = ("-s", f"{net}.0/24", "!", "-o", "gbench0", "-j", "MASQUERADE")
         self.lab.host(*table, "POSTROUTING", *masquerade, check=True)
@@ -189,7 +192,7 @@ class Bridge(InNamespace):
 
 
 class Macvlan(InNamespace):
-    """macvlan in bridge mode on the host's device: an address of its own on the wire, no port mapping."""
+    """macvlan in bridge mode on the host's device: the container has its own address on the wire, no port mapping."""
 
     name = "macvlan"
     title = "macvlan, an address on the wire"
@@ -204,7 +207,7 @@ class Macvlan(InNamespace):
 
 
 class Pasta(InNamespace):
-    """pasta(1), as rootless Podman uses it."""
+    """pasta(1), with the options that rootless Podman gives it."""
 
     name = "pasta"
     title = "pasta"
@@ -221,7 +224,7 @@ class Pasta(InNamespace):
 
 
 class Slirp(InNamespace):
-    """slirp4netns(1), with a large MTU, as rootless engines start it."""
+    """slirp4netns(1), with the large MTU that rootless engines set."""
 
     name = "slirp4netns"
     title = "slirp4netns"
@@ -259,7 +262,7 @@ class Slirp(InNamespace):
 
 
 class Docker(Peer):
-    """dockerd of its own in the laboratory's host, default bridge, userland proxy off."""
+    """A dockerd in the laboratory's host netns, with the default bridge, and without the userland proxy."""
 
     name = "docker"
     title = "docker, bridge + NAT"
@@ -291,7 +294,7 @@ class Docker(Peer):
         self._import()
 
     def _import(self) -> None:
-        """An image of nothing but mount points: the host's own programs run in it."""
+        """Import an image of nothing but mount points, in which the host's own programs run."""
         tree = self.root / "image"
         for path in ("usr", "etc", "dev", "proc", "sys", "root", "run", "tmp", "var/lib", "var/log"):
             (tree / path).mkdir(parents=True)

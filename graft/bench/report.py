@@ -1,4 +1,4 @@
-"""The report: one HTML page with its figures drawn in SVG, nothing loaded from anywhere."""
+"""The report of `graft bench`: one HTML page with bars drawn in SVG, which loads nothing from elsewhere."""
 
 import html
 import statistics
@@ -18,7 +18,7 @@ COLOURS = {
     "slirp4netns": "#d1495b",
 }
 WIDTH, LEFT, BAR, GAP = 900, 120, 14, 4
-FULL = 2.0  # a ratio that fills the width
+FULL = 2.0  # the ratio whose bar fills the width
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #6a737d; --line: #d0d7de; --paper: #fff; }
@@ -44,7 +44,7 @@ svg .soft { fill: var(--soft); }
 
 
 def page(result: Result) -> str:
-    """The whole page."""
+    """Return the whole page as HTML."""
     return "\n".join(_page(result)) + "\n"
 
 
@@ -92,7 +92,7 @@ def _page(result: Result) -> Iterator[str]:
 
 
 def _chart(row: Row) -> Iterator[str]:
-    """The bars of one figure."""
+    """Yield the lines of one figure's bars."""
     peers = list(row.samples)
     height = len(peers) * (BAR + GAP) + 6
     room = WIDTH - LEFT - 210

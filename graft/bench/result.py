@@ -1,4 +1,4 @@
-"""What a run of the benchmark yields, as it is written to JSON: every sample, and the machine it was taken on."""
+"""The result of a benchmark, as it is written to JSON: every sample, and facts about the machine."""
 
 import platform
 import statistics
@@ -13,7 +13,7 @@ FORMAT = 1
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True):
-    """One figure of one case: its samples by peer, one a round. Pairs are what stands at the same place."""
+    """One figure of one case, with one sample per peer and round. Samples at the same index are a pair."""
 
     case: str
     figure: str
@@ -23,18 +23,18 @@ class Row(msgspec.Struct, forbid_unknown_fields=True):
     samples: dict[str, list[float]]
 
     def median(self, peer: str) -> float:
-        """The median of a peer's samples."""
+        """Return the median of a peer's samples."""
         return statistics.median(self.samples[peer])
 
     def ratios(self, peer: str, base: str = "host") -> list[float]:
-        """Peer against @base pair by pair, sorted; above 1: the peer is better."""
+        """Return the ratios of @peer to @base by pairs, sorted. Above 1 the peer is better, whatever the unit."""
         pairs = zip(self.samples.get(peer, ()), self.samples.get(base, ()), strict=False)
         found = [(a / b if self.better == "more" else b / a) for a, b in pairs if a > 0 and b > 0]
         return sorted(found)
 
 
 class Growth(msgspec.Struct, forbid_unknown_fields=True):
-    """One figure of the scale cases."""
+    """One figure of the scale cases (graft/bench/scale.py)."""
 
     case: str
     title: str
@@ -52,7 +52,7 @@ class Skipped(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct, forbid_unknown_fields=True):
-    """A whole run."""
+    """A whole run. @format: FORMAT of the version that wrote it."""
 
     format: int
     graft: str
@@ -67,7 +67,7 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def machine() -> dict[str, str]:
-    """What figures depend on."""
+    """Return what the figures depend on: kernel, processor, memory, versions; "" for what is not installed."""
     model, cores = "unknown", 0
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

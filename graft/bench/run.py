@@ -1,8 +1,8 @@
-"""The benchmark: cases in peers, in interleaved rounds, with a live table.
+"""The run of `graft bench`: all cases in all peers, in interleaved rounds, with a live table.
 
-Every case is set up in all peers, then measured in turn, in an order that turns from round to round; ratios are
-taken pair by pair within a round, and their median is what counts. Shared machines change speed from minute to
-minute, but rarely within a round.
+Shared machines change speed from minute to minute, but rarely within a round. So each case is set up in all peers,
+which are then measured one after another, round by round, with the order rotated each time. Ratios are taken between
+samples of the same round, and the result is their median.
 """
 
 import contextlib
@@ -30,33 +30,33 @@ from graft.errors import Failure, UsageError
 
 FULL = Scale(2, 20000)
 QUICK = Scale(1, 2000)
-QUICK_EVERYWHERE = ("tcp-in", "http-1kib-close", "short-out")  # what --quick measures in peers other than graft's
+QUICK_EVERYWHERE = ("tcp-in", "http-1kib-close", "short-out")  # --quick measures other peers in these cases only
 FAULTS = (RuntimeError, OSError, ValueError, KeyError, subprocess.SubprocessError, TimeoutError)
 NAMES = (*(case.name for case in CASES), *scale.CASES)
 
 
 class Choice(NamedTuple):
-    """What was asked for."""
+    """The options of one run."""
 
-    cases: Sequence[str] = ()  # parts of names; empty: all
-    against: Sequence[str] = ()  # peers besides the host and graft; empty: all
+    cases: Sequence[str] = ()  # names, or parts of them; empty: all
+    against: Sequence[str] = ()  # peers besides the host and graft's; empty: all
     rounds: int = 5
     quick: bool = False
-    rate: str = ""  # of the wire, as tc(8) takes it; empty: as fast as it goes
-    delay: str = ""  # one way
+    rate: str = ""  # of the wire, as tc(8) takes it; empty: unlimited
+    delay: str = ""  # of the wire, one way, as tc(8) takes it; empty: none
 
     def wants(self, name: str) -> bool:
-        """Was the case of this name asked for?"""
+        """Return whether the case @name is to be measured. A full name selects its case alone, a part all matches."""
         return not self.cases or any(text == name or (text not in NAMES and text in name) for text in self.cases)
 
     def peers(self) -> list[type[Peer]]:
-        """Whom to measure."""
+        """Return the peers to measure."""
         always = ("host", "graft", "graft-accel", "graft-local")
         return [peer for peer in PEERS if not self.against or peer.name in always or peer.name in self.against]
 
 
 class Board:
-    """What is shown while it runs: a table of medians against the host, and how far it is."""
+    """The display during a run: a table of medians against the host, and the progress."""
 
     def __init__(self, console: Console, peers: Sequence[type[Peer]], total: int) -> None:
         self.console = console
@@ -68,11 +68,11 @@ class Board:
         self.task = self.progress.add_task("", total=total)
 
     def doing(self, what: str) -> None:
-        """Say what is under way."""
+        """Show @what as the case that is being measured."""
         self.progress.update(self.task, description=what)
 
     def done(self, rows: Sequence[Row] = (), growth: Sequence[Growth] = ()) -> None:
-        """A case has ended."""
+        """Add the results of a case. Without a terminal, print them as lines."""
         self.rows += rows
         self.growth += growth
         self.progress.advance(self.task)
@@ -98,8 +98,8 @@ class Board:
         return Group(self.table(shown), self.progress)
 
     def table(self, rows: Sequence[Row]) -> Table:
-        """Medians of the ratios against the host; the host's own figure first."""
-        table = Table(title="against the host's own stack, 1.00: as good; more is better", title_justify="left")
+        """Return a table with the host's own figures and, for other peers, the medians of their ratios to it."""
+        table = Table(title="ratio to the host's own stack; 1.00: equal, more is better", title_justify="left")
         table.add_column("case")
         table.add_column("host", justify="right")
         others = [peer.name for peer in self.peers if peer.name != "host"]
@@ -116,7 +116,7 @@ class Board:
 
 
 def benchmark(choice: Choice, console: Console) -> Result:
-    """Measure. Raises GraftError for a choice that names nothing, and Failure where nothing can be measured."""
+    """Measure what @choice selects. Raises UsageError for an unknown case or peer, and Failure without a compiler."""
     _check(choice)
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     facts = {**machine(), "wire": f"veth, rate {choice.rate or 'unlimited'}, delay {choice.delay or 'none'}"}
@@ -160,7 +160,7 @@ def _check(choice: Choice) -> None:
             raise UsageError(f"no case is named '{text}'", hint=f"one of {', '.join(NAMES)}")
     for name in choice.against:
         if name not in {peer.name for peer in PEERS}:
-            raise UsageError(f"nothing is known of '{name}'", hint=f"one of {', '.join(p.name for p in PEERS)}")
+            raise UsageError(f"no peer is named '{name}'", hint=f"one of {', '.join(p.name for p in PEERS)}")
 
 
 def _compile(lab: Lab) -> None:
@@ -171,7 +171,10 @@ def _compile(lab: Lab) -> None:
 
 
 def _shape(lab: Lab, choice: Choice) -> None:
-    """The wire's rate and delay, both ways (tc-netem(8), tc-tbf(8)). Raises Failure if this kernel cannot."""
+    """Set the rate and delay of the veth pair in both directions (tc-netem(8), tc-tbf(8)).
+
+    Raises UsageError for a value that tc(8) does not understand, Failure if the kernel lacks the queueing discipline.
+    """
     if choice.delay:
         words = ["netem", "delay", choice.delay, *(["rate", choice.rate] if choice.rate else []), "limit", "100000"]
     elif choice.rate:
@@ -184,12 +187,12 @@ def _shape(lab: Lab, choice: Choice) -> None:
         if result.returncode:
             said = " ".join(result.stderr.split())
             if "llegal" in said:
-                raise UsageError(said, hint="as tc(8) writes them: 1gbit, 5ms")
+                raise UsageError(said, hint="write it as tc(8) does: 1gbit, 5ms")
             raise Failure(f"tc qdisc add {' '.join(words)}: {said}", hint=f"the kernel needs sch_{words[0]}")
 
 
 def _grow(name: str, choice: Choice, skipped: list[Skipped]) -> list[Growth]:
-    """One of the scale cases; what it had found when something failed is kept."""
+    """Measure one of the scale cases. If it fails, the figures that it has found are kept."""
     found: list[Growth] = []
     try:
         with laboratory("bench") as lab:
@@ -206,7 +209,7 @@ def _missing(case: Case) -> str:
 
 
 class Field:
-    """The peers, built when a case first needs them, in one laboratory."""
+    """The peers in one laboratory. Each is started when a case first needs it, and is kept until close()."""
 
     def __init__(self, lab: Lab, kinds: Sequence[type[Peer]], choice: Choice, skipped: list[Skipped]) -> None:
         self.lab = lab
@@ -217,13 +220,13 @@ class Field:
         self.broken: dict[str, str] = {}
 
     def close(self) -> None:
-        """Take everything away."""
+        """End all servers, and remove all peers."""
         for peer in reversed(self.built.values()):
             peer.end_servers()
             peer.close()
 
     def measure(self, case: Case) -> list[Row]:
-        """One case in all peers that it is for: its rows."""
+        """Measure one case in all peers that take part; returns its rows. Failures go to `skipped`."""
         reason = _missing(case)
         if reason:
             self.skipped.append(Skipped(case.name, "", reason))
@@ -231,7 +234,7 @@ class Field:
         rows = [Row(case.name, f, case.title, unit.name, unit.better, {}) for f, unit in case.figures.items()]
         try:
             measures = self._set_up(case)
-            for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # the first round warms up
+            for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # round -1 warms up
                 names = list(measures)
                 at = turn % max(len(names), 1)
                 for name in names[at:] + names[:at]:
@@ -252,7 +255,7 @@ class Field:
         if name not in case.peers if case.peers else name == "graft-local":
             return False
         if name == "graft-accel":
-            return case.name.startswith("short-out")  # the library is in the way of socket() alone
+            return case.name.startswith("short-out")  # the library changes nothing but socket()
         everywhere = not self.choice.quick or bool(self.choice.cases) or case.name in QUICK_EVERYWHERE
         return everywhere or name.startswith(("host", "graft"))
 
@@ -273,7 +276,7 @@ class Field:
         return measures
 
     def _peer(self, name: str) -> Peer | None:
-        """The peer, built; None if it cannot be."""
+        """Return the peer, started if need be; None if it cannot run, for the reason in `broken`."""
         if name in self.broken:
             return None
         if name not in self.built:
@@ -293,6 +296,6 @@ class Field:
 
 
 def _told(error: Exception) -> str:
-    """One line of an error; of a command that failed, what it said."""
+    """Return an error as one line; of a command that failed, the end of its standard error."""
     said = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
     return " ".join(said.split())[-300:]

@@ -1,4 +1,7 @@
-"""Growth: what more containers, more rules and a noisy neighbour cost."""
+"""The scale cases of `graft bench`: the cost of more containers, more rules and a busy neighbour.
+
+The first line of a case's docstring is its title in `graft bench --list`.
+"""
 
 import statistics
 import subprocess
@@ -37,7 +40,7 @@ def _python(code: str, *arguments: object) -> tuple[str, ...]:
 
 
 def _resident(pid: int) -> float:
-    """KiB (proc(5), VmRSS)."""
+    """Return the resident memory of a process in KiB (VmRSS in /proc/PID/status, proc(5)); 0 if it has none."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
             return float(line.split()[1])
@@ -49,13 +52,13 @@ def _wait_running(lab: Lab, count: int) -> None:
 
 
 def _connect(lab: Lab, count: int) -> float:
-    """us a connection out of a container, the median of three."""
+    """Return microseconds per connection out of a container: the median of three runs of @count connections."""
     command = ("run", lab.work / "load", "connect", CLIENT4, OUT_PORT, count, 1)
     return statistics.median(float(lab.graft(*command, check=True).stdout) for _ in range(3))
 
 
 def tenants(lab: Lab, *, quick: bool) -> Iterator[Growth]:
-    """One container's connections beside many others, and graftd's memory for each of those."""
+    """Connections of one container beside many others, and graftd's memory per container."""
     lab.spawn(lab.work / "load", "serve", OUT_PORT, client=True)
     lab.spawn_graft("--name", "first", *_python(LIVE))
     wait_for(lambda: "first" in lab.containers(), "the first container")
@@ -83,7 +86,7 @@ def tenants(lab: Lab, *, quick: bool) -> Iterator[Growth]:
 
 
 def rules(lab: Lab, *, quick: bool) -> Iterator[Growth]:
-    """bind() and connect() in a table of many rules, against one of two."""
+    """bind() and connect() with many rules, compared with two rules."""
     for many in (1000,) if quick else (10000, 100000):
         for call, figures in compare(lab, 3 if quick else 7, many).items():
             note = f"{figures['ratio']:.2f} of a table of 2"
@@ -91,7 +94,7 @@ def rules(lab: Lab, *, quick: bool) -> Iterator[Growth]:
 
 
 def calls(lab: Lab, *, quick: bool) -> Iterator[Growth]:
-    """Trapped calls a second: one container, and several at once."""
+    """Trapped calls per second in one container, and in several at once."""
     seconds = 0.5 if quick else 3
     for count in (1, 4):
         started = [lab.spawn_graft(*_python(SOCKETS, seconds), stdout=subprocess.PIPE) for _ in range(count)]
@@ -100,7 +103,7 @@ def calls(lab: Lab, *, quick: bool) -> Iterator[Growth]:
 
 
 def fairness(lab: Lab, *, quick: bool) -> Iterator[Growth]:
-    """A paced container's call beside one that makes sockets as fast as it can."""
+    """Latency of socket() in a paced container beside one that makes sockets as fast as it can."""
     seconds = 0.7 if quick else 3
 
     def paced() -> float:
@@ -119,7 +122,7 @@ def fairness(lab: Lab, *, quick: bool) -> Iterator[Growth]:
 
 
 def start(lab: Lab, *, quick: bool) -> Iterator[Growth]:
-    """What `graft run` adds to a command, and what of that is the kernel's and graftd's."""
+    """Time that `graft run` adds to a command, and the share of kernel and graftd in it."""
     lab.spawn_graft("--name", "hold", "sleep", "600")
     wait_for(lambda: "hold" in lab.containers(), "a container")
 
@@ -139,7 +142,7 @@ print(time.time_ns(), flush=True)
 """
 
     def between(how: str) -> float:
-        """From a running interpreter with all imports done to the command's first instruction."""
+        """Return ms from a running interpreter, with all imports done, to the output of date(1) that it becomes."""
         import sys
 
         began, ended = lab.host(sys.executable, "-I", "-c", code + how, check=True).stdout.split()

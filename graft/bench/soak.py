@@ -1,9 +1,9 @@
-"""make soak: real programs in containers for as long as told. Does anything grow, slow down, fail, stay behind?
+"""`make soak`: run real programs in containers for a given time, and look for growth, slowdown, failures, leftovers.
 
-nginx and redis serve from containers and are asked from the client; one container opens connections all the
-time, another measures what a socket() costs it; short containers come and go, endpoints and rules with them.
-Each SAMPLE seconds the descriptors and memory of graftd, the keeper and the graft-sups are read. The report has
-their slopes by the hour and the bystander's latency in the first and in the last quarter.
+nginx and redis serve from containers to the laboratory's client. One container opens connections all the time; a
+bystander measures the latency of its socket(). Meanwhile short-lived containers, endpoints, rules and wrappers come
+and go. Every SAMPLE seconds, the descriptors and the memory of graftd, the keeper and the graft-sups are read. The
+report has their slopes per hour, and the bystander's latency in the first and in the last quarter.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from graft.bench.torture import CLIENT, ECHO, descriptors, memory
 
 SAMPLE = 10.0
 UNITS = {"s": 1, "m": 60, "h": 3600}
-MEMORY_NOISE = 2 << 20  # bytes an hour: Python's allocator breathes
+MEMORY_NOISE = 2 << 20  # bytes per hour that are no growth: Python's allocator goes up and down
 BYSTANDER = """
 import json, socket, statistics, sys, time
 while True:
@@ -37,18 +37,18 @@ while True:
 
 
 def seconds(text: str) -> float:
-    """90, 90s, 10m or 1h."""
+    """Parse a time such as 90, 90s, 10m or 1h; returns seconds. Raises ValueError."""
     unit = UNITS.get(text[-1:], 0)
     return float(text[:-1]) * unit if unit else float(text)
 
 
 def slope(times: list[float], values: list[float]) -> float:
-    """Of the line of least squares, in units an hour."""
+    """Return the slope of the least-squares line through @values at @times (seconds), per hour."""
     return statistics.linear_regression(times, values).slope * 3600 if len(times) > 2 else 0.0
 
 
 class Soak:
-    """One run. `failures` says what went wrong, when."""
+    """One run. `failures` has a line for each failure, with its time in seconds from the start."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
@@ -60,7 +60,7 @@ class Soak:
         self.latencies: list[tuple[float, float]] = []
 
     def start(self) -> None:
-        """The long-lived containers."""
+        """Start the long-lived containers, and the threads that make short-lived ones."""
         lab = self.lab
         (lab.work / "root").mkdir()
         (lab.work / "root" / "index.html").write_text("soak\n" * 100)
@@ -134,7 +134,7 @@ class Soak:
         return self._told(added) or self._told(ran, ".") or self._told(self.lab.graft("endpoint", "del", "out"))
 
     def sample(self) -> None:
-        """Read what there is now."""
+        """Read the descriptors and memory of graftd's processes now."""
         found = {"graftd": self.lab.daemon_pid(), "keeper": self.lab.keeper_pid()}
         names = {"web", "db", "churn", "bystander"}
         for pid in self.lab.helper_pids():
@@ -142,12 +142,12 @@ class Soak:
                 name = file.read().split("\0")[1]
                 found |= {f"graft-sup {name}": pid} if name in names else {}
         for name, pid in found.items():
-            with contextlib.suppress(OSError):  # one that is being started
+            with contextlib.suppress(OSError):  # a process that is being restarted
                 at = time.monotonic() - self.began
                 self.samples.setdefault(name, []).append((at, descriptors(pid), memory(pid)))
 
     def stop(self) -> None:
-        """End the jobs, and learn what the churning container saw."""
+        """End the jobs, and collect the results of the container that opened connections."""
         self.over.set()
         for thread in self.threads[:-1]:
             thread.join()
@@ -160,12 +160,12 @@ class Soak:
                 self.failures.append(f"connections: {told}")
 
     def report(self) -> dict[str, Any]:
-        """What is printed at the end; `grows` is empty if all is well."""
+        """Return the report that is printed at the end. Its `grows` and `failures` are empty if all is well."""
         processes, grows = {}, []
         for name, rows in self.samples.items():
             rows = rows[len(rows) // 10 :]
             times = [row[0] for row in rows]
-            # a Python process grows by what it has once needed: what it needs from now on is in its second half
+            # A Python process keeps memory that it needed once, so only growth in the second half counts
             half = rows[len(rows) // 2 :]
             by_hour = slope(times, [row[1] for row in rows])
             bytes_by_hour = slope([row[0] for row in half], [row[2] for row in half])
@@ -193,7 +193,7 @@ class Soak:
 
 
 def soak(lab: Lab, duration: float) -> dict[str, Any]:
-    """Run for @duration seconds; the report."""
+    """Run for @duration seconds; returns the report."""
     run = Soak(lab)
     run.start()
     deadline = time.monotonic() + duration
@@ -205,11 +205,11 @@ def soak(lab: Lab, duration: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command line."""
+    """Run from the command line; prints the report as JSON, and returns 1 if anything grew or failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("time", nargs="?", default="1h", help="as 90s, 10m or 1h (default)")
     arguments = parser.parse_args()
-    with laboratory("soak") as lab:  # which looks for leftovers when it closes
+    with laboratory("soak") as lab:  # raises AssertionError at its end if something is left behind
         found = soak(lab, seconds(arguments.time))
     print(json.dumps(found, indent=1))
     return 1 if found["grows"] or found["failures"] else 0

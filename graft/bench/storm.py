@@ -1,7 +1,8 @@
-"""What socket() and listen() cost a container while a neighbour does nothing else; beside one that burns CPU.
+"""Latency of socket() and listen() beside a neighbour that storms graft, compared with one that only burns CPU.
 
-A storm takes processor time, as any busy program does, and that is the scheduler's to share out. So both are measured
-in turn: the neighbour in a loop of socket(), listen(), close(), and the same neighbour in a loop of its own.
+A storm of calls takes processor time, as any busy program does, and to share that is the scheduler's task. What
+graft adds is the difference. So both are measured in turn: the neighbour in a loop of socket(), listen() and close(),
+and the same neighbour in a loop of computation.
 """
 
 import json
@@ -34,7 +35,11 @@ print(json.dumps([statistics.median(took), took[int(len(took) * 0.99)]]))
 
 
 def compare(lab: Lab, pairs: int, seconds: float = 0.7) -> dict[str, Any]:
-    """Medians over @pairs of the bystander's median and 99th percentile in microseconds, and the median's ratio."""
+    """Measure @pairs pairs, each part for @seconds.
+
+    Returns for "storm" and "burn" the bystander's median and 99th percentile in microseconds, as medians over the
+    pairs, and as "ratio" the median ratio of the two medians.
+    """
     rows: dict[str, list[list[float]]] = {"storm": [], "burn": []}
     for _ in range(pairs):
         for what, kept in rows.items():
@@ -54,7 +59,7 @@ def compare(lab: Lab, pairs: int, seconds: float = 0.7) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the comparison."""
+    """Print the comparison as JSON."""
     with laboratory("storm") as lab:
         print(json.dumps(compare(lab, 9, 2.0)))
 

@@ -1,7 +1,7 @@
-"""Does a large table make bind() and connect() dearer? One endpoint and two rules against 10,000 of each.
+"""Cost of bind() and connect() in a large table: 2 endpoints and rules against 10,000 of each.
 
-Two wrappers side by side, each in a namespace with a table of its own, measured in turn; the median of the
-ratios pair by pair. The kernel looks rules up in tries (docs/design.md), so the ratio should stay near 1.
+Two wrappers run side by side, each in a netns with its own table, and are measured in turn. The result is the median
+of the ratios by pairs. The kernel looks rules up in tries (docs/design.md), so the ratio should stay near 1.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from graft.bench.lab import CLIENT4, GRAFT, HOST4, ROOT, Lab, wait_for
 
 MANY = 10000
-WORDS = 40000  # of a command line
+WORDS = 40000  # at most so many of rules on one command line
 CALLS = {"bind": 300, "connect": 50000}
 
 
@@ -24,7 +24,7 @@ def _compile(directory: Path) -> Path:
 
 
 def _rules(count: int) -> tuple[list[str], str]:
-    """Command-line rules and a batch of endpoints: half ingress, half egress; the ones in use are among them."""
+    """Return rules for a command line and a batch of endpoints: half ingress, half egress, with the ones in use."""
     half = max(count // 2, 1)
     words: list[str] = []
     lines: list[str] = []
@@ -39,7 +39,7 @@ def _rules(count: int) -> tuple[list[str], str]:
 
 
 def compare(lab: Lab, pairs: int, many: int = MANY) -> dict[str, dict[str, float]]:
-    """Medians: nanoseconds with few and with many, and of the ratios."""
+    """Return medians by call: nanoseconds with few rules and with @many, and their ratio."""
     with tempfile.TemporaryDirectory(prefix="graft-bench-") as directory:
         program = _compile(Path(directory))
         running = []
@@ -65,7 +65,7 @@ def compare(lab: Lab, pairs: int, many: int = MANY) -> dict[str, dict[str, float
 
 
 def _add_rules(lab: Lab, pid: int, words: list[str]) -> None:
-    """More rules than a command line holds."""
+    """Add the rules that did not fit on the wrapper's command line."""
 
     def name() -> str:
         told = json.loads(lab.graft("ps", "-j", check=True).stdout)

@@ -1,7 +1,7 @@
-"""make torture: kill -9 graftd, its keeper, both, and replace it, while containers open and close connections.
+"""`make torture`: kill graftd, its keeper or both by SIGKILL, or replace graftd, while containers open connections.
 
-No call may fail or hang, no connection that is open may notice, no endpoint may go, and neither descriptors
-nor memory may grow.
+No call may fail or hang, no open connection may break, no endpoint may be lost, and neither descriptors nor memory
+may grow.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from graft.bench.lab import CLIENT4, GRAFTD, HOST4, Lab, laboratory, wait_for
 WAYS = ("graftd", "keeper", "both", "replace")
 CONTAINERS = 4
 CLIENTS = 20
-PATIENCE = 15.0  # a call that takes longer counts as hung
-MEMORY_GROWTH = 8 << 20
+PATIENCE = 15.0  # seconds; a call that takes longer counts as hung
+MEMORY_GROWTH = 8 << 20  # bytes
 ECHO = """
 import socket, threading
 def serve(c):
@@ -73,23 +73,23 @@ sys.stdout.write(os.fdopen(reading).read())
 
 
 def memory(pid: int) -> int:
-    """Bytes of resident memory."""
+    """Return the resident memory of a process in bytes (/proc/PID/statm, proc(5))."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def descriptors(pid: int) -> int:
-    """Open descriptors."""
+    """Return the number of open descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 class Torture:
-    """One laboratory's rounds."""
+    """The rounds in one laboratory."""
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
 
     def start(self) -> None:
-        """The clients, and an endpoint that is to stay."""
+        """Start the clients, and add an endpoint that has to survive."""
         lab = self.lab
         lab.spawn(sys.executable, "-c", ECHO, client=True)
         wait_for(lambda: lab.client("ss", "-tlnH", "sport = :9000").stdout, "the server")
@@ -105,11 +105,11 @@ class Torture:
         wait_for(lambda: len(lab.helper_pids()) == CONTAINERS, "every graft-sup")
 
     def pids(self) -> tuple[int, int]:
-        """The keeper's and graftd's, once both are there."""
+        """Wait for the keeper and graftd, and return their PIDs."""
         return wait_for(self.lab.keeper_pid, "the keeper"), wait_for(self.lab.daemon_pid, "graftd")
 
     def round(self, way: str) -> None:
-        """Do it, and wait until there is a graftd that answers."""
+        """Kill or replace in one of the WAYS, and wait for a new graftd. Raises TimeoutError, AssertionError."""
         keeper, daemon = self.pids()
         if way == "replace":
             self.lab.host(GRAFTD, "--replace", check=True)
@@ -131,14 +131,14 @@ class Torture:
         return len(rows) == CONTAINERS and all(row["status"] == "running" for row in rows)
 
     def weigh(self) -> dict[str, tuple[int, int]]:
-        """Descriptors and memory, by process."""
+        """Return descriptors and bytes of memory, by process."""
         keeper, daemon = self.pids()
         found = {"graftd": daemon, "keeper": keeper}
         found |= {f"graft-sup {n}": pid for n, pid in enumerate(sorted(self.lab.helper_pids()))}
         return {name: (descriptors(pid), memory(pid)) for name, pid in found.items()}
 
     def end(self) -> list[dict[str, float]]:
-        """Stop the clients; what each of them saw."""
+        """Stop the clients; returns the report of each."""
         reports = []
         for container in self.containers:
             subprocess.run(("pkill", "-TERM", "-P", str(container.pid)), check=True)
@@ -149,7 +149,10 @@ class Torture:
 
 
 def torture(lab: Lab, rounds: int, seed: int, *, tell: bool = False) -> dict[str, float]:
-    """@rounds rounds, each way in turn at random moments. Raises AssertionError, naming what was lost."""
+    """Run @rounds rounds, the WAYS in turn, at random moments. Raises AssertionError, which says what was lost.
+
+    Returns the number of rounds and calls, and the slowest call in seconds. @tell: print the progress.
+    """
     chance = random.Random(seed)
     run = Torture(lab)
     run.start()
@@ -178,7 +181,7 @@ def torture(lab: Lab, rounds: int, seed: int, *, tell: bool = False) -> dict[str
 
 
 def main() -> None:
-    """The command line."""
+    """Run from the command line. An AssertionError ends it with status 1."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rounds", type=int, nargs="?", default=100)
     parser.add_argument("--seed", type=int, default=1)

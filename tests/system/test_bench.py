@@ -103,7 +103,7 @@ def test_list():
     ("words", "says"),
     [
         (("--case", "nope"), "no case is named 'nope'"),
-        (("--against", "nope"), "nothing is known of 'nope'"),
+        (("--against", "nope"), "no peer is named 'nope'"),
         (("--json", "/nowhere/r.json"), "there is no directory /nowhere"),
         (("--rounds", "0"), "0 is not in the range"),
         (("--rate", "much"), 'illegal value for "rate"'),
