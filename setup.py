@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: what is in C is compiled when a wheel is built, by make."""
+"""Compile the C parts by make when a wheel is built, which pyproject.toml cannot express."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 class BuildWithC(build_py):
-    """Compile the BPF object, graft-sup and the preload library, unless make has just done so."""
+    """Compile the BPF object, graft-sup, graft-runtime and the preload library, if make finds them out of date."""
 
     def run(self) -> None:
         subprocess.run(("make", "-s", "-C", HERE, "compiled"), check=True)
@@ -19,7 +19,7 @@ class BuildWithC(build_py):
 
 
 class LinuxOnly(Distribution):
-    """A wheel that carries compiled objects is not for every platform."""
+    """Mark the wheel as platform-specific, because it contains compiled objects."""
 
     def has_ext_modules(self) -> bool:
         return True

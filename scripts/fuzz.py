@@ -1,11 +1,11 @@
-"""Nonsense for everything that reads what others write: coverage-guided in this process, then against a live graftd.
+"""Fuzz all code that reads untrusted input: first the parsers, guided by coverage, then a live graftd.
 
 usage: fuzz.py [TIME] [--seed N] [--only NAME]     TIME as 30s, 10m (default), 1h
 
-Each target has its share of the time in a process of its own, under atheris (libFuzzer): it may raise what its
-callers handle, nothing else. The last third goes to a laboratory: messages on graftd's three sockets, and a
-container that makes trapped calls with arbitrary arguments; graftd must stay the same process, answer, and have no
-traceback in its log.
+Two thirds of the time are shared by the targets. Each runs in a process of its own under atheris (libFuzzer), and may
+raise what its callers handle, nothing else. The last third goes to a laboratory: messages are sent to graftd's
+sockets, while a container makes trapped calls with arbitrary arguments. graftd must not be restarted, must answer
+afterwards, and must have no traceback in its log.
 """
 
 import argparse
@@ -51,7 +51,7 @@ from graft.bench.soak import seconds
 Target = Callable[[atheris.FuzzedDataProvider], object]
 TEXT = 200
 ODD: tuple[Any, ...] = (None, True, -1, 0, 2**63, 1.5, "", "\0", "x" * 300, [], {}, [[]], [None], {"": None})
-CALLER_HANDLES = (KeyError, TypeError, AttributeError, ValueError)  # of documents that the engine wrote
+CALLER_HANDLES = (KeyError, TypeError, AttributeError, ValueError)  # for documents that an engine wrote
 
 STATE = {
     "ociVersion": "1.0.2", "fds": ["seccompFd"], "pid": 1, "metadata": "{}",
@@ -111,12 +111,12 @@ SAVED = {
 
 
 def text(data: atheris.FuzzedDataProvider) -> str:
-    """Any text that JSON or a command line can bring."""
+    """Return any text that JSON or a command line can carry."""
     return str(data.ConsumeUnicodeNoSurrogates(TEXT))
 
 
 def bent(document: Any, data: atheris.FuzzedDataProvider) -> Any:
-    """@document with a few of its values replaced, somewhere."""
+    """Return a copy of @document in which up to four values, at any depth, are replaced or deleted."""
     whole = [copy.deepcopy(document)]
     for _ in range(data.ConsumeIntInRange(0, 4)):
         here, key = whole, 0
@@ -136,7 +136,7 @@ def bent(document: Any, data: atheris.FuzzedDataProvider) -> Any:
 
 
 def rules(data: atheris.FuzzedDataProvider) -> None:
-    """Rules that parse mean the same when they are written and parsed again, and compile."""
+    """Rules: one that parses is equal to itself after printing and parsing, and can be compiled."""
     given = text(data)
     for parse in (endpoint.parse_ingress, endpoint.parse_egress, endpoint.parse_publication):
         with contextlib.suppress(GraftError):
@@ -150,7 +150,7 @@ def rules(data: atheris.FuzzedDataProvider) -> None:
 
 
 def words(data: atheris.FuzzedDataProvider) -> None:
-    """Endpoints, limits, addresses, and commands of ip-graft."""
+    """The words of endpoints, limits, addresses, and commands of ip-graft."""
     given = text(data)
     for parse in (
         lambda: endpoint.parse_endpoint_words(given.split(" ")),
@@ -166,7 +166,7 @@ def words(data: atheris.FuzzedDataProvider) -> None:
 
 
 def batch(data: atheris.FuzzedDataProvider) -> None:
-    """A file of commands."""
+    """A batch file of ip-graft."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(data.ConsumeBytes(TEXT))
         file.flush()
@@ -175,13 +175,13 @@ def batch(data: atheris.FuzzedDataProvider) -> None:
 
 
 def admin(data: atheris.FuzzedDataProvider) -> None:
-    """Orders."""
+    """Requests on the admin socket."""
     request = {**data.PickValueInList(REQUESTS), "version": __version__}
     protocol.decode_request(json.dumps(bent(request, data)).encode())
 
 
 def raw(data: atheris.FuzzedDataProvider) -> None:
-    """Bytes where a document should be."""
+    """Arbitrary bytes in the place of a JSON document."""
     given = data.ConsumeBytes(400)
     protocol.complete(given)
     protocol.is_agent_request(given)
@@ -191,28 +191,28 @@ def raw(data: atheris.FuzzedDataProvider) -> None:
 
 
 def agent(data: atheris.FuzzedDataProvider) -> None:
-    """What runtimes send."""
+    """The container process state that runtimes send to the agent socket, and its metadata."""
     told = protocol.decode_state(json.dumps(bent(STATE, data)).encode())
     protocol.decode_metadata(told.metadata)
     protocol.decode_metadata(json.dumps(bent(METADATA, data)))
 
 
 def bundle(data: atheris.FuzzedDataProvider) -> None:
-    """An engine's config.json."""
+    """A bundle's config.json, written by an engine."""
     with contextlib.suppress(*CALLER_HANDLES):
         config = bent(CONFIG, data)
         oci.edit(config, oci.wish(oci.identify(config, "x")), Path("/run/graft"))
 
 
 def profile(data: atheris.FuzzedDataProvider) -> None:
-    """A seccomp profile: what comes of it has no rule that graft does not know to be disjoint."""
+    """A seccomp profile: merge() either refuses it, or returns one that can be written as JSON."""
     with contextlib.suppress(*CALLER_HANDLES):
         merged = seccomp.merge(bent(PROFILE, data), listener="/x", metadata="{}")
         json.dumps(merged)
 
 
 class NoKernel:
-    """Stands for nothing: restore() asks the kernel for nothing."""
+    """Takes the place of Kernel, which restore() does not use."""
 
 
 def saved(data: atheris.FuzzedDataProvider) -> None:
@@ -233,7 +233,7 @@ def queries(data: atheris.FuzzedDataProvider) -> None:
 
 
 def journal(data: atheris.FuzzedDataProvider) -> None:
-    """Memory that says it is a journal."""
+    """Shared memory that claims to be a journal, and bytes that claim to be a notification."""
     fd = os.memfd_create("fuzz")
     try:
         os.write(fd, data.ConsumeBytes(200))
@@ -252,7 +252,7 @@ TARGETS: dict[str, Target] = {
 
 
 def run_target(name: str, share: float, seed: int) -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Fuzz one target for @share seconds. Does not return: libFuzzer ends the process."""
 
     def once(given: bytes) -> None:
         with contextlib.suppress(GraftError):
@@ -289,7 +289,7 @@ print(n)
 
 
 def message(chance: random.Random) -> tuple[str, bytes]:
-    """For which socket, and what."""
+    """Return a random message: the name of the socket it is for, and its bytes."""
     data = atheris.FuzzedDataProvider(chance.randbytes(200))
     kind = chance.choice(("graftd.sock", "agent.sock", "agent.sock", "docker"))
     if kind == "graftd.sock":
@@ -308,7 +308,7 @@ def message(chance: random.Random) -> tuple[str, bytes]:
 
 
 def send(lab: Lab, chance: random.Random) -> None:
-    """One message, with descriptors or without, read to the end or not."""
+    """Send one message, with descriptors or without, and read the reply to its end or not."""
     where, whole = message(chance)
     path = Path("/run/docker/plugins", f"{lab.tag}.sock") if where == "docker" else lab.run_dir / where
     fds = [chance.choice((0, lab_pipe[0]))] * chance.choice((0, 0, 0, 1, 3))
@@ -326,7 +326,7 @@ lab_pipe = os.pipe()
 
 
 def live(share: float, seed: int) -> int:
-    """How many messages and calls graftd has been through. Raises AssertionError."""
+    """Fuzz a live graftd for @share seconds; returns the number of messages and calls. Raises AssertionError."""
     chance = random.Random(seed)  # noqa: S311 - nothing is protected by it
     with laboratory("fuzz") as lab:
         lab.graft("run", "true", check=True)
@@ -355,7 +355,7 @@ def live(share: float, seed: int) -> int:
 
 
 def main() -> int:
-    """The command line."""
+    """Run from the command line; returns 1 if a target failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("time", nargs="?", default="10m")
     parser.add_argument("--seed", type=int, default=1)

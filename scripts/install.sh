@@ -1,6 +1,6 @@
 #!/bin/bash
-# install.sh - graft, ip-graft and graftd under PREFIX (default /opt/graft), links in /usr/local/bin, graft.h, units.
-# 'install.sh remove' takes it all away again.
+# install.sh - install graft into a virtual environment at PREFIX (default /opt/graft), with links in BINDIR
+# (/usr/local/bin), graft.h in INCLUDEDIR (/usr/local/include) and systemd's units. 'install.sh remove' removes all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

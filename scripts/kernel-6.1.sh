@@ -1,11 +1,11 @@
 #!/bin/bash
-# kernel-6.1.sh - the kernel half and a core of the system tests on Debian's stock 6.1 kernel, pure cgroup v2,
-# in software emulation (virtme-ng, qemu). The kernel package is kept in the cache directory. The guest sees
-# this machine's root read-only, with throw-away overlays; only the result directory is shared.
+# kernel-6.1.sh - run the kernel tests and the core of the system tests on Debian's stock 6.1 kernel with pure
+# cgroup v2, in software emulation (virtme-ng, qemu). The kernel package is kept in a cache directory. The guest sees
+# this machine's root read-only, with temporary overlays; it can write to the result directory only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-cache=${GRAFT_KERNEL_CACHE:-/tmp/graft-kernel-6.1} # not under /run or /var: tmpfs in the guest
+cache=${GRAFT_KERNEL_CACHE:-/tmp/graft-kernel-6.1} # not below /run or /var, where the guest has a tmpfs
 limit=${GRAFT_KERNEL_TIMEOUT:-900}
 must=${GRAFT_MUST_WORK:-0}
 
@@ -24,7 +24,7 @@ if ! compgen -G "$cache/tree/boot/vmlinuz-*" >/dev/null; then
 	apt-cache show busybox-static >/dev/null 2>&1 || apt-get update -qq
 	release=$(apt-cache search --names-only '^linux-image-6\.1\.0-[0-9]+-amd64$' |
 		sed -E 's/^linux-image-(\S+).*/\1/' | sort -V | tail -1)
-	[ -n "$release" ] || lack "no Debian 6.1 kernel is to be had from this machine's package sources"
+	[ -n "$release" ] || lack "this machine's package sources have no Debian 6.1 kernel"
 	echo "kernel-6.1: fetch linux-image-$release"
 	rm -rf "$cache"
 	mkdir -p "$cache/tree"
@@ -47,7 +47,7 @@ PATH="$PWD/.venv/bin:$PATH" timeout "$limit" .venv/bin/vng --disable-kvm --run "
 	-- "( $command ) >$out/log 2>&1; echo \$? >$out/rc" </dev/null >"$out/console" 2>&1 || true
 if [ ! -f "$out/rc" ]; then
 	tail -30 "$out/console" "$out/log" 2>/dev/null || true
-	echo "kernel-6.1: FAILED: the guest did not come to an end within $limit s" >&2
+	echo "kernel-6.1: FAILED: the guest did not end within $limit s" >&2
 	exit 1
 fi
 tail -40 "$out/log"

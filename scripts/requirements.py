@@ -1,4 +1,4 @@
-"""Print the Python packages of pyproject.toml, for pip: what graft needs and what its tests need."""
+"""Print the Python packages that graft and its tests need, from pyproject.toml, one per line as pip takes them."""
 
 import tomllib
 from pathlib import Path

@@ -1,5 +1,6 @@
 #!/bin/bash
-# setup.sh - install the Debian or Ubuntu packages that are missing: run, bench, test, any of them
+# setup.sh - install the Debian or Ubuntu packages that are missing
+# usage: setup.sh SET...       SET is run, bench or test: what graft, its benchmark, its tests need
 set -euo pipefail
 
 declare -A need=(

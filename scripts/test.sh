@@ -1,9 +1,9 @@
 #!/bin/bash
-# test.sh - every test: lint, units, the system tests, attacks, fuzzing, and the core on Debian's 6.1 kernel
+# test.sh - run all tests: lint, units, kernel, system, attacks, fuzzing, benchmarks, and the core on Debian's 6.1 kernel
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export GRAFT_SLOWNESS=${GRAFT_SLOWNESS:-3} # waits are patient on a busy machine; nothing is timed by them
+export GRAFT_SLOWNESS=${GRAFT_SLOWNESS:-3} # wait longer, as the machine may be busy; no measurement depends on it
 started=$SECONDS
 failed=()
 step() {
@@ -17,7 +17,7 @@ step "lint and units" .venv/bin/python3 -m pytest -q tests/unit tests/test_lint.
 if [ "$(id -u)" = 0 ]; then
 	step "kernel assumptions" .venv/bin/python3 -m pytest -q tests/kernel
 	step "system" .venv/bin/python3 -m pytest -q tests/system --ignore=tests/system/test_bench.py
-	# emulation needs one processor most of the time; these do not mind
+	# The emulation occupies one processor most of the time; the steps below can run beside it
 	log=$(mktemp /tmp/graft-test-XXXX)
 	trap 'rm -f "$log"' EXIT
 	scripts/kernel-6.1.sh >"$log" 2>&1 &
