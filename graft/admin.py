@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graft import __version__, attachments, bpf, host, linux, oci, protocol, registry
+from graft import __version__, attachments, bpf, host, linux, oci, protocol
 from graft.admission import admit_target, endpoint_names, expect_target, import_endpoints, refuse_targets
 from graft.connection import Connection
 from graft.endpoint import (
@@ -27,7 +27,7 @@ from graft.endpoint import (
 from graft.errors import Failure, GraftError, Refused, UsageError
 from graft.log import log
 from graft.network import Attachment, network_of
-from graft.registry import Table, Tenant
+from graft.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
@@ -103,7 +103,7 @@ class Admin:
             table = self._table(connection, request.netns)
             known |= table.endpoints
             self.daemon.registry.forget_empty(table)
-        return {"swap": registry.needs_swap(known, 0, ingress, egress)}
+        return {"swap": needs_swap(known, 0, ingress, egress)}
 
     # -- running --
 
@@ -136,7 +136,7 @@ class Admin:
             self.daemon.keep_places()
         for fd in fds:
             os.close(fd)
-        return [registry.endpoint_document(e) for e in added]
+        return [endpoint_document(e) for e in added]
 
     def _place(self, fd: int, label: str) -> int:
         try:
@@ -162,7 +162,7 @@ class Admin:
         if request.name is not None and request.name not in table.endpoints:
             raise Refused(f"endpoint '{request.name}' does not exist in this namespace", code="ENOENT")
         shown = [e for e in table.endpoints.values() if request.name in (None, e.name)]
-        return [registry.endpoint_document(e) for e in sorted(shown, key=lambda e: e.name)]
+        return [endpoint_document(e) for e in sorted(shown, key=lambda e: e.name)]
 
     # -- rules --
 
@@ -172,11 +172,11 @@ class Admin:
         publications = [parse_publication(p) for p in request.publish]
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
-        if publications and tenant.kind != registry.CONTAINER:
+        if publications and tenant.kind != CONTAINER:
             raise Refused(f"'{tenant.name}' is a wrapper, which publishes nothing", hint="give it -i", code="EINVAL")
         before = tenant.rules()
         try:
-            if tenant.kind == registry.CONTAINER:
+            if tenant.kind == CONTAINER:
                 import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
             self.daemon.registry.add_rules(tenant, ingress, egress)
             self.daemon.registry.publish(tenant, publications)
@@ -205,7 +205,7 @@ class Admin:
 
     def rule_show(self, connection: Connection, request: protocol.RuleShow, _fds: list[int]) -> Reply:
         """`graft rule show`: the tenant's rules in JSON."""
-        return registry.rule_documents(self._tenant(connection, request.netns))
+        return rule_documents(self._tenant(connection, request.netns))
 
     # -- looking --
 
@@ -227,8 +227,8 @@ class Admin:
                 "ipv6": f"{Address(_slice(tenant, v4=False))}/96",
             },
             "uid": tenant.owner,
-            "endpoints": [registry.endpoint_document(e) for e in tenant.table.endpoints.values()],
-            "rules": registry.rule_documents(tenant),
+            "endpoints": [endpoint_document(e) for e in tenant.table.endpoints.values()],
+            "rules": rule_documents(tenant),
             "resolvers": [str(r) for r in tenant.resolvers],
             "limits": {
                 name: {"used": used, "max": most}

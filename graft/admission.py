@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from graft import attachments, host, linux, protocol, registry
+from graft import attachments, host, linux, protocol
 from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
 from graft.errors import Refused, UsageError
 from graft.foreign import is_listener
@@ -21,7 +21,19 @@ from graft.log import log
 from graft.network import check_families, parse_own
 from graft.oci import NAME_ROOM, Container, plain_name
 from graft.policy import check_rule
-from graft.registry import API, CONTAINER, WRAPPER, Expected, Member, Registry, Table, Tenant
+from graft.registry import Registry
+from graft.tenant import (
+    API,
+    CONTAINER,
+    WRAPPER,
+    Expected,
+    Member,
+    Table,
+    Tenant,
+    common_place,
+    endpoint_document,
+    needs_swap,
+)
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon
@@ -216,7 +228,7 @@ def expect_target(daemon: "Daemon", wish: protocol.Metadata, container: Containe
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         check_rule(rule, endpoints)
-    wish.swap = wish.swap or registry.needs_swap(endpoints, 0, ingress, egress)
+    wish.swap = wish.swap or needs_swap(endpoints, 0, ingress, egress)
     owned = [own for own in map(parse_own, wish.ip) if joined is None or own not in joined.given]
     networked = bool(container.network) or any(a.in_netns(netns, cookie) for a in reg.attachments.values())
     pidfd = os.pidfd_open(creator)
@@ -256,7 +268,7 @@ def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
     for rule in rules:
         check_rule(rule, endpoints)
     names = endpoint_names(ingress, egress)
-    return registry.needs_swap(endpoints, registry.common_place(endpoints, names), ingress, egress)
+    return needs_swap(endpoints, common_place(endpoints, names), ingress, egress)
 
 
 def _peer_table(reg: Registry, pid: int) -> Table:
@@ -273,7 +285,7 @@ def _peer_table(reg: Registry, pid: int) -> Table:
 def endpoints_of(daemon: "Daemon", pid: int) -> list[dict[str, Any]]:
     """The endpoints of the netns of @pid in JSON, sorted by name."""
     found = _peer_table(daemon.registry, pid).endpoints.values()
-    return [registry.endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
+    return [endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
 
 
 def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[IngressRule], list[EgressRule]]:
@@ -316,7 +328,7 @@ def admit_wrapper(
         tenant.swap = outer.swap if outer else wish.swap
         tenant.limits = daemon.limits
         names = endpoint_names(ingress, egress)
-        tenant.place = registry.common_place(table.endpoints, names)
+        tenant.place = common_place(table.endpoints, names)
         reg.add_rules(tenant, ingress, egress)
         tenant.parent = outer or reg.by_netns(netns)
         if outer:

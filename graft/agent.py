@@ -38,8 +38,8 @@ from graft.errors import GraftError, Refused, UsageError
 from graft.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.foreign import close_foreign
 from graft.log import log
-from graft.registry import Tenant
 from graft.seal import is_sealed
+from graft.tenant import Tenant
 
 if TYPE_CHECKING:
     from graft.daemon import Daemon

@@ -13,7 +13,8 @@ from graft.endpoint import Address, Publication, host_addresses
 from graft.errors import Refused
 from graft.network import Attachment, since_boot
 from graft.policy import Own
-from graft.registry import CONTAINER, Expected, Registry, Tenant
+from graft.registry import Registry
+from graft.tenant import CONTAINER, Expected, Tenant
 
 FORGOTTEN_SECONDS = 60.0
 

@@ -60,11 +60,12 @@ from graft.helper import Helper, available
 from graft.log import log
 from graft.loop import Loop
 from graft.notify import ANSWER_NUMBER, ANSWER_PROCEED, Described, Journal, Listener, Notification, Slot
-from graft.registry import Registry, Tenant
+from graft.registry import Registry
 from graft.scope import SCOPE_SLACK
 from graft.store import Store
 from graft.supervisor import Supervisor
 from graft.target import watch_again
+from graft.tenant import Tenant
 from graft.workers import Workers
 
 SLOW_CALLS = 4

@@ -45,9 +45,10 @@ from graft.limits import Limits, parse_limits
 from graft.log import log
 from graft.loop import Loop
 from graft.orphans import Orphans
-from graft.registry import API, CONTAINER, WRAPPER, Registry, Tenant
+from graft.registry import Registry
 from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
 from graft.supervisor import Supervisor
+from graft.tenant import API, CONTAINER, WRAPPER, Tenant
 from graft.verbose import Teller
 
 DENIALS_KEPT = 32

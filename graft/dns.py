@@ -35,7 +35,7 @@ from graft.endpoint import MAPPED, Address
 from graft.errors import Failure
 from graft.log import log
 from graft.policy import DNS_PORT, RESOLVER, SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
-from graft.registry import Tenant
+from graft.tenant import Tenant
 
 if TYPE_CHECKING:
     import dns.message

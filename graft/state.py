@@ -9,17 +9,17 @@ from typing import Any
 from graft import network
 from graft.endpoint import Endpoint, parse_address, parse_egress, parse_ingress, parse_publication
 from graft.limits import Limits, parse_limits
-from graft.registry import Member, Registry, Table, Tenant, endpoint_document
+from graft.tenant import Known, Member, Table, Tenant, endpoint_document
 
 VERSION = 4
 
 
-def dump(registry: Registry) -> dict[str, Any]:
+def dump(known: Known) -> dict[str, Any]:
     """The whole registry in types that json.dumps() takes."""
     return {
         "version": VERSION,
-        "next_id": registry.next_id,
-        "next_slot": registry.next_slot,
+        "next_id": known.next_id,
+        "next_slot": known.next_slot,
         "tables": [
             {
                 "netns": table.netns,
@@ -30,12 +30,12 @@ def dump(registry: Registry) -> dict[str, Any]:
                     for e in table.endpoints.values()
                 ],
             }
-            for table in registry.tables.values()
+            for table in known.tables.values()
         ],
-        "places": [[p.number, p.inode, p.label] for p in registry.places.values()],
-        "networks": registry.networks,
-        "added": [str(address) for address in registry.added],
-        "attachments": [attachment.document() for attachment in registry.attachments.values()],
+        "places": [[p.number, p.inode, p.label] for p in known.places.values()],
+        "networks": known.networks,
+        "added": [str(address) for address in known.added],
+        "attachments": [attachment.document() for attachment in known.attachments.values()],
         "tenants": [
             {
                 "id": t.id,
@@ -67,29 +67,29 @@ def dump(registry: Registry) -> dict[str, Any]:
                 "started": t.started,
                 "limits": str(t.limits),
             }
-            for t in registry.tenants.values()
+            for t in known.tenants.values()
         ],
     }
 
 
-def restore(registry: Registry, document: dict[str, Any]) -> None:
+def restore(known: Known, document: dict[str, Any]) -> None:
     """Fill an empty registry from what `dump` returned; the tenants have no descriptors yet.
 
     Raises KeyError, TypeError, ValueError, or GraftError for a document of another shape.
     """
-    registry.next_id = document["next_id"]
-    registry.next_slot = document["next_slot"]
+    known.next_id = document["next_id"]
+    known.next_slot = document["next_slot"]
     for saved in document["tables"]:
-        table = registry.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
+        table = known.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
         for e in saved["endpoints"]:
             table.endpoints[e["name"]] = _endpoint(e)
-    registry.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
-    registry.networks = document["networks"]
-    registry.added = {parse_address(a) for a in document["added"]}
+    known.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
+    known.networks = document["networks"]
+    known.added = {parse_address(a) for a in document["added"]}
     for saved in document["attachments"]:
-        registry.attachments[saved["key"]] = network.restore_attachment(saved)
+        known.attachments[saved["key"]] = network.restore_attachment(saved)
     for saved in document["tenants"]:
-        tenant = Tenant(saved["id"], saved["slot"], saved["name"], registry.tables[saved["netns"]])
+        tenant = Tenant(saved["id"], saved["slot"], saved["name"], known.tables[saved["netns"]])
         tenant.ingress = [
             parse_ingress(r["rule"])._replace(protocols=tuple(r["protocols"])) for r in saved["ingress"]
         ]
@@ -101,17 +101,17 @@ def restore(registry: Registry, document: dict[str, Any]) -> None:
         tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
         tenant.given = [network.restore_own(own) for own in saved["given"]]
         tenant.members = {number: Member(*member) for number, member in saved["members"].items()}
-        tenant.attached = [registry.attachments[key] for key in saved["attached"]]
+        tenant.attached = [known.attachments[key] for key in saved["attached"]]
         tenant.limits = parse_limits([saved["limits"]], Limits())
         tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
         tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
         tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
         tenant.uid, tenant.followers = saved["uid"], set(saved["followers"])
-        tenant.parent = registry.tenants.get(saved["parent"])
+        tenant.parent = known.tenants.get(saved["parent"])
         tenant.paths = {path: (kept[0], kept[1], kept[2]) for path, kept in saved["paths"].items()}
         if tenant.scope:
-            registry.scopes[tenant.scope] = tenant
-        registry.tenants[tenant.id] = tenant
+            known.scopes[tenant.scope] = tenant
+        known.tenants[tenant.id] = tenant
 
 
 def _endpoint(saved: dict[str, Any]) -> Endpoint:

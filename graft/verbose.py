@@ -7,7 +7,7 @@ from graft import policy
 from graft.bpf import CONVERTED, Denial
 from graft.connection import Connection
 from graft.endpoint import Address, Endpoint
-from graft.registry import Tenant
+from graft.tenant import Tenant
 
 REMEMBERED = 256  # destinations of datagrams: only the first datagram to each is reported
 
