@@ -5,19 +5,13 @@ An error is one line on standard error and an exit status: 1 a refusal, 2 wrong 
 sub-command is a module of graft/commands, and is imported only when it is used, so that the others start fast.
 """
 
-import errno
 import importlib
-import os
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import click
 
 from graft import __version__
-from graft.errors import GraftError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from graft.options import CONTEXT, guarded
 
 COMMANDS = {
     "run": "Run a command whose sockets live on the host's network stack.",
@@ -63,9 +57,6 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
 NETNS_COMMANDS = ("run", "endpoint")
 
 
@@ -97,75 +88,6 @@ def graft(ctx: click.Context, netns: str | None) -> None:
     """
     if netns is not None and ctx.invoked_subcommand not in NETNS_COMMANDS:
         raise click.UsageError(f"--netns does not go with '{ctx.invoked_subcommand}'", ctx)
-
-
-def _default_netns(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    given: str | None = ctx.find_root().params.get("netns")
-    return given if value is None else value
-
-
-def netns_option(function: Command) -> Command:
-    """Add the option --netns to a command. `graft --netns X COMMAND` means the same."""
-    return click.option(
-        "--netns",
-        metavar="PID|NAME|PATH",
-        callback=_default_netns,
-        help="The network namespace (or container) to work on; default: the caller's.",
-    )(function)
-
-
-def json_option(function: Command) -> Command:
-    """Add the option -j to a command, as ip(8) has it."""
-    return click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")(function)
-
-
-def print_json(value: Any) -> None:
-    """Print @value as indented JSON on standard output."""
-    import json
-
-    click.echo(json.dumps(value, indent=2))
-
-
-def guarded(program: str, work: Callable[[], Any]) -> int:
-    """Run @work and return its exit status; an error becomes one line on standard error, and a status.
-
-    @program: the command's name, for that line. With GRAFT_DEBUG in the environment, unexpected errors are raised.
-    """
-    try:
-        result = work()
-        if sys.stdout:  # None where the caller closed it
-            sys.stdout.flush()
-        return int(result or 0)
-    except GraftError as error:
-        message, status = str(error), error.exit_status
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "")
-        return 2
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else program
-        message = error.format_message().rstrip(".")
-        if not message.endswith(")"):
-            message += f" (see '{path} --help')"
-        status = 2
-    except (click.Abort, KeyboardInterrupt):
-        message, status = "interrupted", 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
-    except OSError as error:
-        if os.environ.get("GRAFT_DEBUG"):
-            raise
-        code = errno.errorcode.get(error.errno or 0, "")
-        where = f" {error.filename}" if error.filename else ""
-        message, status = f"{error.strerror or error}{where} {f'[{code}]' if code else ''}".strip(), 125
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # to flush what is buffered for a full disk would fail again
-    except Exception as error:
-        if os.environ.get("GRAFT_DEBUG"):
-            raise
-        message, status = f"{type(error).__name__}: {error} (a bug in graft: GRAFT_DEBUG=1 shows where)", 125
-    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
-    print(f"{program}: {line}", file=sys.stderr)
-    return status
 
 
 WRAPPER_OPTIONS = ("-i", "-e", "-v", "--ingress", "--egress-rule", "--verbose")

@@ -10,8 +10,8 @@ import sys
 import click
 
 from graft import __version__
-from graft.cli import CONTEXT, guarded
 from graft.errors import Failure, Refused
+from graft.options import CONTEXT, guarded
 
 
 @click.command(context_settings=CONTEXT)

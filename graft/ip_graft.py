@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TextIO
 
 from graft import __version__
-from graft.cli import guarded, print_json
 from graft.endpoint import parse_endpoint_words, parse_name
 from graft.errors import GraftError, Refused, UsageError
+from graft.options import guarded, print_json
 from graft.table import add_endpoints, delete_endpoints, describe, show_endpoints
 
 USAGE = """\

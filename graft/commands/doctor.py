@@ -2,8 +2,8 @@
 
 import click
 
-from graft.cli import CONTEXT, json_option, print_json
 from graft.doctor import examine
+from graft.options import CONTEXT, json_option, print_json
 
 
 @click.command(context_settings=CONTEXT)

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from graft import engines
-from graft.cli import CONTEXT
 from graft.errors import Failure, Refused
+from graft.options import CONTEXT
 
 INSTALL = """Set up an engine to use graft. The change is shown first; nothing is restarted without --reload.
 

@@ -2,8 +2,8 @@
 
 import click
 
-from graft.cli import CONTEXT, print_json
 from graft.client import call
+from graft.options import CONTEXT, print_json
 
 
 @click.command(context_settings=CONTEXT)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from graft.cli import CONTEXT, json_option, print_json
 from graft.client import call, run_directory
 from graft.errors import Failure
+from graft.options import CONTEXT, json_option, print_json
 
 COLUMNS = ("NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND")
 COMMAND_WIDTH = 40

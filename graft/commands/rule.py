@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
-from graft.cli import CONTEXT, Command, json_option, print_json
 from graft.client import call
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import UsageError
+from graft.options import CONTEXT, Command, json_option, print_json
 
 
 @click.group(context_settings=CONTEXT)

@@ -2,12 +2,12 @@
 
 import click
 
-from graft.cli import CONTEXT, netns_option
 from graft.endpoint import parse_egress, parse_ingress, parse_publication
 from graft.errors import UsageError
 from graft.launch import Plan, find_user, run
 from graft.limits import Limits, parse_limits
 from graft.network import parse_own
+from graft.options import CONTEXT, netns_option
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
 

@@ -4,10 +4,10 @@ import os
 
 import click
 
-from graft.cli import netns_option
 from graft.endpoint import check_distinct, parse_egress, parse_ingress
 from graft.errors import UsageError
 from graft.launch import Plan, wrap
+from graft.options import netns_option
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
