@@ -11,11 +11,12 @@ a restart of graftd.
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graft import __version__, attachments, bpf, host, linux, oci, protocol
 from graft.admission import admit_target, endpoint_names, expect_target, import_endpoints, refuse_targets
 from graft.connection import Connection
+from graft.dns import Resolver
 from graft.endpoint import (
     Address,
     parse_address,
@@ -27,10 +28,8 @@ from graft.endpoint import (
 from graft.errors import Failure, GraftError, Refused, UsageError
 from graft.log import log
 from graft.network import Attachment, network_of
+from graft.tenancy import Tenancy
 from graft.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
-
-if TYPE_CHECKING:
-    from graft.daemon import Daemon
 
 Reply = dict[str, Any] | list[Any]
 
@@ -51,8 +50,10 @@ READING = (
 class Admin:
     """Answers admin requests, with the registry of a Daemon."""
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self.daemon = daemon
+    def __init__(self, tenancy: Tenancy, resolver: Resolver, *, managed: bool) -> None:
+        self.tenancy = tenancy
+        self.resolver = resolver
+        self.managed = managed  # does a service manager keep this graftd?
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
         """Carry out one request: @line is its JSON, the result is the value of "ok".
@@ -61,7 +62,7 @@ class Admin:
         """
         connection.check_peer()
         if not connection.vetted:
-            refuse_targets(self.daemon, connection.pid)
+            refuse_targets(self.tenancy, connection.pid)
         request = protocol.decode_request(line)
         if request.version != __version__ and not isinstance(request, protocol.Stop):
             raise Refused(
@@ -77,17 +78,17 @@ class Admin:
             raise UsageError("this request has no descriptors")
         changes = not isinstance(request, READING)
         if changes:
-            self._saved(f"nothing was changed: {self.daemon.registry.state} cannot be written")
-        self.daemon.calls.reap()
+            self._saved(f"nothing was changed: {self.tenancy.registry.state} cannot be written")
+        self.tenancy.calls.reap()
         reply: Reply = getattr(self, _method(type(request).__name__))(connection, request, fds)
         if changes:
             self._saved(
-                f"done, but {self.daemon.registry.state} cannot be written: a restart of graftd would undo it"
+                f"done, but {self.tenancy.registry.state} cannot be written: a restart of graftd would undo it"
             )
         return reply
 
     def _saved(self, otherwise: str) -> None:
-        registry = self.daemon.registry
+        registry = self.tenancy.registry
         if not registry.saved:
             registry.save()
         if not registry.saved:
@@ -98,11 +99,11 @@ class Admin:
             return {}
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
-        known = dict(self.daemon.registry.home_endpoints())
+        known = dict(self.tenancy.registry.home_endpoints())
         if request.netns:
             table = self._table(connection, request.netns)
             known |= table.endpoints
-            self.daemon.registry.forget_empty(table)
+            self.tenancy.registry.forget_empty(table)
         return {"swap": needs_swap(known, 0, ingress, egress)}
 
     # -- running --
@@ -111,14 +112,14 @@ class Admin:
         """`graft run`: a target hands over its listener. Its netns is the peer's own. Raises GraftError."""
         if len(fds) != 1:
             raise UsageError("a run request carries one descriptor, the seccomp listener")
-        tenant = admit_target(self.daemon, connection.pid, connection.uid, fds[0], request, trusted=True)
+        tenant = admit_target(self.tenancy, connection.pid, connection.uid, fds[0], request, trusted=True)
         return {"name": tenant.name, "id": tenant.id}
 
     # -- endpoints --
 
     def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, fds: list[int]) -> Reply:
         """`graft endpoint add`: all of them or none. Returns them in JSON."""
-        registry_ = self.daemon.registry
+        registry_ = self.tenancy.registry
         table = self._table(connection, request.netns)
         try:
             wanted = []
@@ -133,7 +134,7 @@ class Admin:
             added = registry_.add_endpoints(table, wanted)
         finally:
             registry_.forget_empty(table)
-            self.daemon.keep_places()
+            self.tenancy.keep_places()
         for fd in fds:
             os.close(fd)
         return [endpoint_document(e) for e in added]
@@ -143,22 +144,22 @@ class Admin:
             linux.check_netns(fd)
         except OSError:
             raise UsageError(f"netns '{label}' is not a network namespace") from None
-        return self.daemon.registry.place(fd, label)
+        return self.tenancy.registry.place(fd, label)
 
     def endpoint_del(self, connection: Connection, request: protocol.EndpointDel, _fds: list[int]) -> Reply:
         """`graft endpoint del`: all of them or none."""
         table = self._table(connection, request.netns)
         try:
-            self.daemon.registry.delete_endpoints(table, request.names)
+            self.tenancy.registry.delete_endpoints(table, request.names)
         finally:
-            self.daemon.registry.forget_empty(table)
-            self.daemon.keep_places()
+            self.tenancy.registry.forget_empty(table)
+            self.tenancy.keep_places()
         return {}
 
     def endpoint_show(self, connection: Connection, request: protocol.EndpointShow, _fds: list[int]) -> Reply:
         """`graft endpoint show`: the endpoints of a namespace in JSON, sorted by name."""
         table = self._table(connection, request.netns)
-        self.daemon.registry.forget_empty(table)
+        self.tenancy.registry.forget_empty(table)
         if request.name is not None and request.name not in table.endpoints:
             raise Refused(f"endpoint '{request.name}' does not exist in this namespace", code="ENOENT")
         shown = [e for e in table.endpoints.values() if request.name in (None, e.name)]
@@ -177,10 +178,10 @@ class Admin:
         before = tenant.rules()
         try:
             if tenant.kind == CONTAINER:
-                import_endpoints(self.daemon.registry, tenant, endpoint_names(ingress, egress))
-            self.daemon.registry.add_rules(tenant, ingress, egress)
-            self.daemon.registry.publish(tenant, publications)
-            self.daemon.registry.apply(tenant)
+                import_endpoints(self.tenancy.registry, tenant, endpoint_names(ingress, egress))
+            self.tenancy.registry.add_rules(tenant, ingress, egress)
+            self.tenancy.registry.publish(tenant, publications)
+            self.tenancy.registry.apply(tenant)
         except BaseException:
             tenant.restore(before)
             raise
@@ -194,10 +195,10 @@ class Admin:
         egress = [parse_egress(r) for r in request.egress]
         before = tenant.rules()
         try:
-            self.daemon.registry.delete_rules(tenant, ingress, egress)
+            self.tenancy.registry.delete_rules(tenant, ingress, egress)
             for publication in publications:
-                self.daemon.registry.unpublish(tenant, publication)
-            self.daemon.registry.apply(tenant)
+                self.tenancy.registry.unpublish(tenant, publication)
+            self.tenancy.registry.apply(tenant)
         except BaseException:
             tenant.restore(before)
             raise
@@ -211,15 +212,15 @@ class Admin:
 
     def ps(self, _connection: Connection, _request: protocol.Ps, _fds: list[int]) -> Reply:
         """`graft ps`: a summary of each tenant."""
-        return [self._summary(t) for t in self.daemon.registry.tenants.values()]
+        return [self._summary(t) for t in self.tenancy.registry.tenants.values()]
 
     def inspect(self, _connection: Connection, request: protocol.Inspect, _fds: list[int]) -> Reply:
         """`graft inspect`: all that graftd knows of one tenant, with the kernel's counters and its last refusals."""
-        tenant = self.daemon.registry.by_name(request.name)
+        tenant = self.tenancy.registry.by_name(request.name)
         if tenant is None:
             raise Refused(f"no container named '{request.name}'", hint="'graft ps' lists them", code="ENOENT")
-        self.daemon.kernel.drain()
-        counters = self.daemon.kernel.counters(tenant.id)
+        self.tenancy.kernel.drain()
+        counters = self.tenancy.kernel.counters(tenant.id)
         return {
             **self._summary(tenant),
             "loopback": {
@@ -233,14 +234,14 @@ class Admin:
             "limits": {
                 name: {"used": used, "max": most}
                 for name, used, most in zip(
-                    tenant.limits._fields, self.daemon.kernel.used(tenant.id), tenant.limits, strict=True
+                    tenant.limits._fields, self.tenancy.kernel.used(tenant.id), tenant.limits, strict=True
                 )
             },
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(counters.items())
             ],
             "last_refused": [
-                denial_document(when, denial) for when, denial in self.daemon.denials.get(tenant.id, ())
+                denial_document(when, denial) for when, denial in self.tenancy.denials.get(tenant.id, ())
             ],
         }
 
@@ -268,8 +269,8 @@ class Admin:
         try:
             self._check_network(container)
             asked = oci.wish(container)
-            expect_target(self.daemon, asked, container, creator)
-            return oci.edit(config, asked, self.daemon.directory)
+            expect_target(self.tenancy, asked, container, creator)
+            return oci.edit(config, asked, self.tenancy.directory)
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise
@@ -277,14 +278,14 @@ class Admin:
     def _check_network(self, container: oci.Container) -> None:
         """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
         if container.network:
-            attached = [a for t in self.daemon.registry.tenants.values() for a in t.attached]
-            if all(a in attached or not a.sandbox for a in self.daemon.registry.attachments.values()):
+            attached = [a for t in self.tenancy.registry.tenants.values() for a in t.attached]
+            if all(a in attached or not a.sandbox for a in self.tenancy.registry.attachments.values()):
                 raise Refused(
                     f"network '{container.network}' is not graft's",
                     hint="--network none, or a network made by 'docker network create -d graft NAME'",
                     code="EINVAL",
                 )
-        if container.where[0] not in (0, self.daemon.registry.home):
+        if container.where[0] not in (0, self.tenancy.registry.home):
             names = [n for n in oci.devices(container.path) if n != "lo"]
             if names:
                 raise Refused(
@@ -300,7 +301,7 @@ class Admin:
         """
         if len(fds) != 1:
             raise UsageError("attach carries one descriptor, the namespace")
-        registry_ = self.daemon.registry
+        registry_ = self.tenancy.registry
         linux.check_netns(fds[0])
         attachment = Attachment(request.key, f"cni/{request.network}")
         attachment.netns, attachment.cookie = os.fstat(fds[0]).st_ino, host.netns_cookie_of(fds[0])
@@ -322,13 +323,13 @@ class Admin:
         except BaseException:
             attachments.detach(registry_, request.key)
             raise
-        self.daemon.resolver.start()
+        self.resolver.start()
         os.close(fds[0])
         return {}
 
     def attached(self, _connection: Connection, request: protocol.Attached, _fds: list[int]) -> Reply:
         """graft-cni CHECK: the attachment's addresses that the host has. Raises Refused if there is no attachment."""
-        attachment = self.daemon.registry.attachments.get(request.key)
+        attachment = self.tenancy.registry.attachments.get(request.key)
         if attachment is None:
             raise Refused("the container is not attached", code="ENOENT")
         here = host.addresses()
@@ -336,23 +337,23 @@ class Admin:
 
     def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
         """graft-cni DEL: drop an attachment. One that does not exist is no error (CNI specification, DEL)."""
-        registry_ = self.daemon.registry
+        registry_ = self.tenancy.registry
         gone = registry_.attachments.get(request.key)
         if gone:
             attachments.hand_on(registry_, gone, attachments.twins_inside(registry_, gone))
         attachments.detach(registry_, request.key)
-        self.daemon.resolver.start()
+        self.resolver.start()
         return {}
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""
-        daemon = self.daemon
-        calls, ns = daemon.calls.counted()
+        tenancy = self.tenancy
+        calls, ns = tenancy.calls.counted()
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "kept": daemon.store.kept,
-            "containers": len(daemon.registry.tenants),
+            "kept": tenancy.store.kept,
+            "containers": len(tenancy.registry.tenants),
             "calls": calls,
             "call_ns": ns,
         }
@@ -362,9 +363,9 @@ class Admin:
 
         `graftd --replace`: the containers' calls wait for the next graftd.
         """
-        if request.replace and self.daemon.managed:
+        if request.replace and self.managed:
             raise Refused("a service manager keeps this graftd", hint="systemctl restart graftd", code="EBUSY")
-        names = [t.name for t in self.daemon.registry.tenants.values()]
+        names = [t.name for t in self.tenancy.registry.tenants.values()]
         if names and not request.force and not request.replace:
             raise Refused(
                 f"{len(names)} containers run: {', '.join(names[:5])}",
@@ -372,28 +373,28 @@ class Admin:
                 code="EBUSY",
             )
         if not request.replace:
-            self.daemon.calls.end_helpers()
-        self.daemon.loop.running = False
+            self.tenancy.calls.end_helpers()
+        self.tenancy.loop.running = False
         return {"pid": os.getpid()}
 
     # -- helpers --
 
     def _table(self, connection: Connection, netns: str | None) -> Table:
-        named = self.daemon.registry.by_name(netns) if netns else None
+        named = self.tenancy.registry.by_name(netns) if netns else None
         if named:
             return named.table
         fd, label = host.open_netns(netns or str(connection.pid))
         try:
-            return self.daemon.registry.table(fd, label)
+            return self.tenancy.registry.table(fd, label)
         finally:
             os.close(fd)
 
     def _tenant(self, connection: Connection, netns: str | None) -> Tenant:
         table = self._table(connection, netns)
-        named = self.daemon.registry.by_name(netns) if netns else None
-        tenant = named or self.daemon.registry.by_netns(table.netns)
+        named = self.tenancy.registry.by_name(netns) if netns else None
+        tenant = named or self.tenancy.registry.by_netns(table.netns)
         if tenant is None:
-            self.daemon.registry.forget_empty(table)
+            self.tenancy.registry.forget_empty(table)
             where = f"namespace '{netns}'" if netns else "this namespace"
             raise Refused(f"no container runs in {where}", hint="'graft ps' lists them", code="ENOENT")
         return tenant

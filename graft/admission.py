@@ -10,7 +10,7 @@ A /proc/PID of a peer is to be believed only after Connection.check_peer().
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graft import attachments, host, linux, protocol
 from graft.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress, parse_publication
@@ -22,6 +22,7 @@ from graft.network import check_families, parse_own
 from graft.oci import NAME_ROOM, Container, plain_name
 from graft.policy import check_rule
 from graft.registry import Registry
+from graft.tenancy import Tenancy
 from graft.tenant import (
     API,
     CONTAINER,
@@ -35,9 +36,6 @@ from graft.tenant import (
     needs_swap,
 )
 
-if TYPE_CHECKING:
-    from graft.daemon import Daemon
-
 CAP_SYS_ADMIN = 21
 CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 NAME_MAX = 64
@@ -47,7 +45,7 @@ UNTRUSTED_TENANTS = 64  # of one such user
 EGRESS_DEFAULTS = ("host", "none")
 
 
-def refuse_targets(daemon: "Daemon", pid: int) -> None:
+def refuse_targets(tenancy: Tenancy, pid: int) -> None:
     """Raise Refused if the peer @pid is a process of a container, whatever its uid: those may not give orders.
 
     They are known by graft's seccomp filter and a tenant's netns. With a user namespace of its own a process could
@@ -56,8 +54,8 @@ def refuse_targets(daemon: "Daemon", pid: int) -> None:
     if not same_user_namespace(pid):
         raise Refused("processes in another user namespace may not use the admin socket", code="EPERM")
     netns = peer_netns(pid)
-    at_home = netns == daemon.registry.home  # programs of wrappers there are the host's own
-    inside = any(t.listeners and (t.kind == CONTAINER or not at_home) for t in daemon.registry.of_netns(netns))
+    at_home = netns == tenancy.registry.home  # programs of wrappers there are the host's own
+    inside = any(t.listeners and (t.kind == CONTAINER or not at_home) for t in tenancy.registry.of_netns(netns))
     if inside and _filtered(pid):
         raise Refused("processes inside a graft container may not use the admin socket", code="EPERM")
 
@@ -100,7 +98,7 @@ def peer_netns(pid: int) -> int:
 
 
 def admit_target(
-    daemon: "Daemon", pid: int, uid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
+    tenancy: Tenancy, pid: int, uid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
 ) -> Tenant:
     """Make the container of the netns of @pid, or join the one that is there. @uid is the peer's.
 
@@ -110,12 +108,12 @@ def admit_target(
     Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
     """
     check_listener(listener)
-    reg = daemon.registry
+    reg = tenancy.registry
     publications = [parse_publication(p) for p in wish.publish]
     ingress = [parse_ingress(r) for r in wish.ingress]
     egress = [parse_egress(r) for r in wish.egress]
     owned = [parse_own(a) for a in wish.ip]
-    limits = parse_limits(wish.limits, daemon.limits)
+    limits = parse_limits(wish.limits, tenancy.limits)
     check_families(owned)
     if wish.egress_default not in (None, *EGRESS_DEFAULTS):
         raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
@@ -159,7 +157,7 @@ def admit_target(
             tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
             tenant.strict = wish.strict or not trusted
             tenant.trusted, tenant.uid = trusted, uid
-            tenant.limits = limits if trusted else limits.lowest(daemon.limits)
+            tenant.limits = limits if trusted else limits.lowest(tenancy.limits)
             tenant.swap = wish.swap
             tenant.resolvers = host.loopback_resolvers()
             attachments.attach(reg, tenant)
@@ -196,7 +194,7 @@ def admit_target(
             reg.apply(tenant)
         else:
             reg.install(tenant)
-        daemon.adopt(tenant, listener, trusted=trusted)
+        tenancy.adopt(tenant, listener, trusted=trusted)
     except BaseException:
         if tenant is not None and before is not None:
             tenant.restore(before)
@@ -209,7 +207,7 @@ def admit_target(
     return tenant
 
 
-def expect_target(daemon: "Daemon", wish: protocol.Metadata, container: Container, creator: int) -> None:
+def expect_target(tenancy: Tenancy, wish: protocol.Metadata, container: Container, creator: int) -> None:
     """Check and reserve what a container needs that the engine's process with pid @creator is about to create.
 
     Its ports and addresses are taken from now on, until its first process is there, its creator ends, or
@@ -217,7 +215,7 @@ def expect_target(daemon: "Daemon", wish: protocol.Metadata, container: Containe
 
     Raises GraftError for what `admit_target` would refuse later, and OSError if @creator has ended.
     """
-    reg = daemon.registry
+    reg = tenancy.registry
     publications = [parse_publication(p) for p in wish.publish]
     ingress = [parse_ingress(r) for r in wish.ingress]
     egress = [parse_egress(r) for r in wish.egress]
@@ -257,13 +255,13 @@ def check_listener(fd: int) -> None:
         raise UsageError("the descriptor is not a seccomp listener")
 
 
-def required_traps(daemon: "Daemon", pid: int, wish: protocol.Traps) -> bool:
+def required_traps(tenancy: Tenancy, pid: int, wish: protocol.Traps) -> bool:
     """Does a wrapper of @pid with these rules need the traps of the swap path (graft/swap.py)?
 
     Raises GraftError for a rule that is wrong, or names an endpoint that @pid's netns lacks.
     """
     ingress, egress = _wrapper_rules(wish)
-    endpoints = _peer_table(daemon.registry, pid).endpoints
+    endpoints = _peer_table(tenancy.registry, pid).endpoints
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         check_rule(rule, endpoints)
@@ -282,9 +280,9 @@ def _peer_table(reg: Registry, pid: int) -> Table:
         os.close(netns_fd)
 
 
-def endpoints_of(daemon: "Daemon", pid: int) -> list[dict[str, Any]]:
+def endpoints_of(tenancy: Tenancy, pid: int) -> list[dict[str, Any]]:
     """The endpoints of the netns of @pid in JSON, sorted by name."""
-    found = _peer_table(daemon.registry, pid).endpoints.values()
+    found = _peer_table(tenancy.registry, pid).endpoints.values()
     return [endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
 
 
@@ -296,7 +294,7 @@ def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[Ingre
 
 
 def admit_wrapper(
-    daemon: "Daemon", pid: int, uid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
+    tenancy: Tenancy, pid: int, uid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
 ) -> Tenant:
     """Make the tenant of `graft -i ... -e ... -- CMD`: it has its rules, and the endpoints of the netns of @pid.
 
@@ -310,7 +308,7 @@ def admit_wrapper(
         raise UsageError("a wrapper takes only ingress and egress rules")
     if listener is not None:
         check_listener(listener)
-    reg = daemon.registry
+    reg = tenancy.registry
     if not trusted:
         _check_share(reg, uid, len(wish.ingress) + len(wish.egress))
     ingress, egress = _wrapper_rules(wish)
@@ -326,7 +324,7 @@ def admit_wrapper(
         tenant.strict, tenant.egress_host, tenant.trusted = True, False, trusted
         tenant.home, tenant.verbose = netns == reg.home, wish.verbose
         tenant.swap = outer.swap if outer else wish.swap
-        tenant.limits = daemon.limits
+        tenant.limits = tenancy.limits
         names = endpoint_names(ingress, egress)
         tenant.place = common_place(table.endpoints, names)
         reg.add_rules(tenant, ingress, egress)
@@ -335,9 +333,9 @@ def admit_wrapper(
             reg.take_scope(tenant)
         reg.install(tenant)
         if outer:
-            daemon.calls.divide(outer)
+            tenancy.calls.divide(outer)
         if listener is not None:
-            daemon.adopt(tenant, listener, trusted=trusted)
+            tenancy.adopt(tenant, listener, trusted=trusted)
     except BaseException:
         if tenant is not None:
             reg.remove(tenant)
@@ -369,13 +367,13 @@ def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
     return next((t for t in running if t.kind == CONTAINER), running[0])
 
 
-def api_tenant(daemon: "Daemon", pid: int, uid: int) -> Tenant:
+def api_tenant(tenancy: Tenancy, pid: int, uid: int) -> Tenant:
     """The tenant of a program that asks for sockets by the agent socket: the container of its netns, if there is one,
     else the netns' tenant of kind `api`, which is made if need be.
 
     Raises Refused, and OSError if the program has ended.
     """
-    reg = daemon.registry
+    reg = tenancy.registry
     netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     netns = os.fstat(netns_fd).st_ino
     found = reg.by_netns(netns) or next((t for t in reg.of_netns(netns) if t.kind == API), None)

@@ -19,7 +19,7 @@ import os
 import signal
 import socket
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graft import linux, protocol, swap
 from graft.admission import (
@@ -39,17 +39,15 @@ from graft.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.foreign import close_foreign
 from graft.log import log
 from graft.seal import is_sealed
+from graft.tenancy import Tenancy
 from graft.tenant import Tenant
-
-if TYPE_CHECKING:
-    from graft.daemon import Daemon
 
 
 class Agent:
     """Answers the messages of the agent socket, with the registry of a Daemon."""
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self.daemon = daemon
+    def __init__(self, tenancy: Tenancy) -> None:
+        self.tenancy = tenancy
 
     def serve(self, connection: Connection, message: bytes, fds: list[int]) -> Any:
         """Carry out one message; the result is the value of "ok". Raises GraftError, after logging it."""
@@ -64,7 +62,7 @@ class Agent:
 
     def _serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any]:
         state = protocol.decode_state(message)
-        sealed = is_sealed(state.metadata, self.daemon.directory)
+        sealed = is_sealed(state.metadata, self.tenancy.directory)
         if not sealed:
             connection.check_peer()
         wish = protocol.decode_metadata(state.metadata)
@@ -75,16 +73,16 @@ class Agent:
         listener = fds[state.fds.index("seccompFd")]
         trusted = sealed or (connection.uid == 0 and self._is_host(connection.pid))
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
-        known = self.daemon.registry.by_container(state.state.id) if trusted else None
+        known = self.tenancy.registry.by_container(state.state.id) if trusted else None
         if known is None and trusted and wish.name and not wish.container:
-            known = self.daemon.registry.by_name(wish.name)
+            known = self.tenancy.registry.by_name(wish.name)
         if known and not (state.pid or state.state.pid):
             check_listener(listener)
-            self.daemon.adopt(known, listener, trusted=True)  # `crun exec` sends no pid
+            self.tenancy.adopt(known, listener, trusted=True)  # `crun exec` sends no pid
             return {"name": known.name}
-        self.daemon.calls.reap()
+        self.tenancy.calls.reap()
         try:
-            tenant = admit_target(self.daemon, pid, connection.uid, listener, wish, trusted=trusted)
+            tenant = admit_target(self.tenancy, pid, connection.uid, listener, wish, trusted=trusted)
         except GraftError as error:
             if sealed:
                 self._end(pid, wish.name or "", error)
@@ -103,7 +101,7 @@ class Agent:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if linux.netns_inode(pid) != self.daemon.registry.home:
+                if linux.netns_inode(pid) != self.tenancy.registry.home:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
@@ -111,12 +109,12 @@ class Agent:
     def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
         if len(fds) > 1:
             raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
-        self.daemon.calls.reap()
+        self.tenancy.calls.reap()
         trusted = connection.uid == 0 and administrates(connection.pid)
         listener = fds[0] if fds else None
-        tenant = admit_wrapper(self.daemon, connection.pid, connection.uid, listener, wish, trusted=trusted)
+        tenant = admit_wrapper(self.tenancy, connection.pid, connection.uid, listener, wish, trusted=trusted)
         if wish.verbose:
-            self.daemon.listen_in(tenant, connection)
+            self.tenancy.listen_in(tenant, connection)
         return {"name": tenant.name, "scope": tenant.scope}
 
     # -- the Python API --
@@ -125,13 +123,13 @@ class Agent:
         if isinstance(request, protocol.Traps):
             if fds:
                 raise UsageError("this request has no descriptors")
-            return {"swap": required_traps(self.daemon, connection.pid, request)}
+            return {"swap": required_traps(self.tenancy, connection.pid, request)}
         if isinstance(request, protocol.Endpoints):
             if fds:
                 raise UsageError("this request has no descriptors")
-            return endpoints_of(self.daemon, connection.pid)
-        tenant = api_tenant(self.daemon, connection.pid, connection.uid)
-        self.daemon.follow(tenant, connection.pid)
+            return endpoints_of(self.tenancy, connection.pid)
+        tenant = api_tenant(self.tenancy, connection.pid, connection.uid)
+        self.tenancy.follow(tenant, connection.pid)
         try:
             if isinstance(request, protocol.Permit):
                 return self._permit(tenant, request, fds)
@@ -161,7 +159,7 @@ class Agent:
             options = [Option(o.level, o.name, bytes.fromhex(o.value)[:VALUE_MAX]) for o in request.options]
         except ValueError:
             raise UsageError("the value of a socket option is not hexadecimal") from None
-        family = self.daemon.supervisor.family
+        family = self.tenancy.family
         to = self._endpoint(tenant, request.connect) if request.connect is not None else None
         source = request.bind
         if source is None and to and DEFAULT_SOURCE in tenant.endpoints and to.address:
@@ -169,12 +167,12 @@ class Agent:
         reply: dict[str, Any] = {}
         kind = request.type
         if to:
-            self.daemon.registry.check_leaving(tenant, to)
+            self.tenancy.registry.check_leaving(tenant, to)
         if to and to.address is None:
-            made = self.daemon.supervisor.make(tenant, socket.AF_UNIX, kind, place=0)
+            made = self.tenancy.sockets.make(tenant, socket.AF_UNIX, kind, place=0)
         elif to and source is None:
             inet = socket.AF_INET if to.kind == "ipv4" else socket.AF_INET6
-            made = self.daemon.supervisor.make(tenant, inet, kind, place=to.place)
+            made = self.tenancy.sockets.make(tenant, inet, kind, place=to.place)
         else:
             made = family.make(tenant, kind, 0)
         with made:
@@ -208,14 +206,14 @@ class Agent:
             raise Refused(
                 f"endpoint '{request.name}' is of type unix", hint="connect a new socket", code="EAFNOSUPPORT"
             )
-        self.daemon.registry.check_leaving(tenant, endpoint)
+        self.tenancy.registry.check_leaving(tenant, endpoint)
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise UsageError("the descriptor is not a socket")
         with socket.socket(fileno=os.dup(fds[0])) as sock:
-            stamp = self.daemon.supervisor.stamps.get(sock.fileno())
+            stamp = self.tenancy.sockets.stamps.get(sock.fileno())
             if stamp is None or stamp.tenant != tenant.id:
                 raise Refused("the socket is not one of graft's", code="EPERM")
-            address = self.daemon.supervisor.family.permit(tenant, sock, endpoint)
+            address = self.tenancy.family.permit(tenant, sock, endpoint)
         close_foreign(fds[0])
         return {"address": address}
 

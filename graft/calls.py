@@ -153,7 +153,7 @@ class Calls:
         journal.describe(
             tenant=tenant.id,
             owner=tenant.owner,
-            flags6=self.daemon.supervisor.v6_flags,
+            flags6=self.daemon.supervisor.sockets.v6_flags,
             netns=tenant.netns,
             forward=self._forwarded_whole(tenant),
             number=number,

@@ -28,15 +28,13 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 from graft import __version__, attachments, cage, host, linux, protocol
 from graft.admin import Admin
 from graft.agent import Agent
-from graft.bpf import CONVERTED, OWN_TENANT, Denial, Kernel, Stamper
-from graft.calls import Calls, scope_of
+from graft.bpf import OWN_TENANT, Kernel
 from graft.connection import Connection
 from graft.dns import Resolver
 from graft.docker import Docker
@@ -47,18 +45,15 @@ from graft.loop import Loop
 from graft.orphans import Orphans
 from graft.registry import Registry
 from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
-from graft.supervisor import Supervisor
-from graft.tenant import API, CONTAINER, WRAPPER, Tenant
-from graft.verbose import Teller
+from graft.tenancy import Tenancy
+from graft.tenant import CONTAINER, Tenant
 
-DENIALS_KEPT = 32
 CONNECTIONS_MAX = 512
 CONNECTIONS_OF_USERS = 448  # above that, only root may connect
 CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
-SCOPE_GRACE_SECONDS = 5.0
 ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for a new one every 50 ms
 
 
@@ -74,14 +69,7 @@ class Daemon:
         self.store = Store()
         self.kernel = Kernel(host.pin_dir())
         self.registry = Registry(self.kernel, self.directory / "state.json")
-        self.admin = Admin(self)
-        self.agent = Agent(self)
-        self.docker = Docker(self)
-        self.resolver = Resolver(self)
         self.connections: set[Connection] = set()
-        self.denials: dict[int, deque[tuple[float, Denial]]] = {}
-        self.tellers: dict[int, Teller] = {}
-        self.kept_places: set[int] = set()
         self.last_used = time.monotonic()
         self.next_tick = 0.0
         self.next_purge = 0.0
@@ -109,16 +97,19 @@ class Daemon:
         self.kernel.configure(host.netns_cookie())
         if self.registry.ipv6:
             host.add_slice_route()
-        stamper = Stamper(self.kernel.maps["stamps"])
-        self.supervisor = Supervisor(
-            stamper, self.kernel.maps["families"], self.kernel.maps["addresses"], self._place
+        self.tenancy = Tenancy(self.directory, self.loop, self.store, self.kernel, self.registry, self.limits)
+        self.calls = self.tenancy.calls
+        self.resolver = Resolver(self.loop, self.registry, self.kernel)
+        self.docker = Docker(
+            self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
         )
-        self.calls = Calls(self, self.kernel.maps["stamps"].fd, self.directory)
+        self.admin = Admin(self.tenancy, self.resolver, managed=self.managed)
+        self.agent = Agent(self.tenancy)
         self._restore(dict(inherited), inherited)
         self.registry.reconcile()
         self.orphans = Orphans(self.loop, self.calls)
         self.alone_until = time.monotonic() + ORPHAN_SECONDS
-        self.loop.add(self.kernel.denials(self._denied), lambda _events: self.kernel.drain())
+        self.loop.add(self.kernel.denials(self.tenancy.denied), lambda _events: self.kernel.drain())
         for name, fd in inherited:
             if name == "keeper":
                 self.loop.add(fd, lambda _events: self._keeper_gone())
@@ -166,7 +157,7 @@ class Daemon:
         self.calls.forget_strays(named)
         for lost in self.registry.restore_places(places):
             log.warning("endpoint %s is lost: its namespace is gone", lost)
-        self.keep_places()
+        self.tenancy.keep_places()
         for tenant in list(self.registry.tenants.values()):
             if tenant.netns_fd < 0:
                 self._reopen_netns(tenant)
@@ -181,22 +172,6 @@ class Daemon:
             with contextlib.suppress(OSError):
                 tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
                 return
-
-    def _place(self, number: int) -> int:
-        place = self.registry.places.get(number)
-        if place is None:
-            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        return place.fd
-
-    def keep_places(self) -> None:
-        """Store the namespaces that endpoints name, and close those that no endpoint names any more."""
-        for place in self.registry.unused_places():
-            self.store.remove(f"place-{place.number}")
-            self.kept_places.discard(place.number)
-            os.close(place.fd)
-        for number in self.registry.places.keys() - self.kept_places:
-            self.store.put(f"place-{number}", self.registry.places[number].fd)
-            self.kept_places.add(number)
 
     def run(self) -> None:
         """Run the loop until a signal or a request stops it; clean up if no container and no attachment is left.
@@ -251,8 +226,8 @@ class Daemon:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]
         for tenant in alone:
-            if not self._alive(tenant, now):
-                self._remove(tenant)
+            if not self.tenancy.alive(tenant, now):
+                self.tenancy.remove(tenant)
             elif tenant.kind == CONTAINER and self.alone_until < now:
                 log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)
         if self.alone_until < now:
@@ -262,7 +237,7 @@ class Daemon:
             self.registry.forget_dead()
             attachments.forget_dead(self.registry)
             attachments.forget_expected(self.registry)
-            self.keep_places()
+            self.tenancy.keep_places()
         if self.registry.tenants or self.connections or self.registry.tables or self.registry.attachments:
             self.last_used = now
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
@@ -282,50 +257,13 @@ class Daemon:
                 log.error("%s", error)
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                self.supervisor.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
-                self.supervisor.stamps.vouch(probe, OWN_TENANT)
+                self.tenancy.sockets.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
+                self.tenancy.sockets.stamps.vouch(probe, OWN_TENANT)
         except OSError as error:
             if error.errno == errno.EIO:  # other errors, such as EMFILE, say nothing about the policy
                 log.error("%s: no socket can be made for containers; starting again", error.strerror)
                 self.failed = True
                 self.loop.running = False
-
-    def _alive(self, tenant: Tenant, now: float) -> bool:
-        """Does a tenant that has no listener still have a process?"""
-        if tenant.kind == API:
-            tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
-            return bool(tenant.followers)
-        if tenant.kind == WRAPPER and not tenant.scope:  # others are in its netns as well: only its program counts
-            return _runs(tenant.pid, tenant.netns)
-        pids = host.processes_in_netns(tenant.netns)
-        if not tenant.scope:
-            return bool(pids)
-        return now - tenant.since < SCOPE_GRACE_SECONDS or any(scope_of(pid) == tenant.scope for pid in pids)
-
-    def _remove(self, tenant: Tenant) -> None:
-        for inner in self.registry.inner(tenant):
-            self._remove(inner)
-        self.registry.remove(tenant)
-        self.store.remove(f"netns-{tenant.id}")
-        if tenant.parent and tenant.scope:
-            self.calls.divide(tenant.parent)
-        self.denials.pop(tenant.id, None)
-        teller = self.tellers.pop(tenant.id, None)
-        if teller:
-            teller.connection.close()
-        self.keep_places()
-
-    def follow(self, tenant: Tenant, pid: int) -> None:
-        """Remember that a process has sockets of this tenant by the API: the tenant lives as long as the process."""
-        if tenant.kind == API and pid not in tenant.followers:
-            tenant.followers.add(pid)
-            self.registry.save()
-
-    def listen_in(self, tenant: Tenant, connection: Connection) -> None:
-        """Send @connection one line for each bind and connect of a verbose wrapper's programs, until it closes."""
-        connection.told = True
-        connection.deadline = float("inf")
-        self.tellers[tenant.id] = Teller(tenant, connection)
 
     # -- connections --
 
@@ -370,41 +308,6 @@ class Daemon:
         except OSError:
             return "uid", 0
         return None if netns == self.registry.home else ("netns", netns)
-
-    # -- tenants --
-
-    def adopt(self, tenant: Tenant, listener_fd: int, *, trusted: bool) -> None:
-        """Store a tenant's namespace and new listener, then receive from the listener.
-
-        @listener_fd belongs to graftd from now on. @trusted: root handed it over.
-        """
-        if not tenant.listeners:
-            self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
-        self.calls.adopt(tenant, listener_fd, trusted=trusted)
-
-    def ended(self, tenant: Tenant) -> None:
-        """Remove a tenant whose last listener has ended, which means that its last process has."""
-        self.kernel.drain()  # events of its last processes are reported before it is gone
-        self._remove(tenant)
-        log.info("container %s ended", tenant.name)
-
-    # -- denials --
-
-    def _denied(self, denial: Denial) -> None:
-        teller = self.tellers.get(denial.tenant)
-        if teller:
-            teller.tell(denial)
-        if denial.reason == CONVERTED:
-            return
-        kept = self.denials.setdefault(denial.tenant, deque(maxlen=DENIALS_KEPT))
-        kept.append((time.time(), denial))
-
-
-def _runs(pid: int, netns: int) -> bool:
-    try:
-        return linux.netns_inode(pid) == netns
-    except OSError:
-        return False
 
 
 def main() -> None:

@@ -30,18 +30,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graft import host
-from graft.bpf import CLIENT_KEY, OWN_TENANT, Stamper
+from graft.bpf import CLIENT_KEY, OWN_TENANT, Kernel, Stamper
 from graft.endpoint import MAPPED, Address
 from graft.errors import Failure
 from graft.log import log
+from graft.loop import Loop
 from graft.policy import DNS_PORT, RESOLVER, SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
+from graft.registry import Registry
 from graft.tenant import Tenant
 
 if TYPE_CHECKING:
     import dns.message
     import dns.name
 
-    from graft.daemon import Daemon
 
 TTL = 5  # seconds; short, because containers come and go
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
@@ -67,8 +68,10 @@ class Waiting(NamedTuple):
 class Resolver:
     """The DNS server. It listens while there are attachments to networks."""
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self.daemon = daemon
+    def __init__(self, loop: Loop, registry: Registry, kernel: Kernel) -> None:
+        self.loop = loop
+        self.registry = registry
+        self.kernel = kernel
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
         self.waiting: dict[int, Waiting] = {}  # by the descriptor that asks
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
@@ -80,7 +83,7 @@ class Resolver:
 
         An address that cannot be had is logged: its containers have no names of each other.
         """
-        attachments = self.daemon.registry.attachments.values()
+        attachments = self.registry.attachments.values()
         wanted = {a.resolver or RESOLVER for a in attachments}
         for address in self.places.keys() - wanted:
             self._stop(address)
@@ -93,30 +96,30 @@ class Resolver:
 
     def _listen(self, address: Address) -> None:
         if address != RESOLVER:
-            self.daemon.registry.add_address(address)
-            self.daemon.registry.reserve(address)
+            self.registry.add_address(address)
+            self.registry.reserve(address)
         pair = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
         udp, tcp = pair
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for sock in pair:
             sock.bind((str(address), DNS_PORT))
         tcp.listen(64)
-        self.daemon.loop.add(udp.fileno(), lambda _events: self._asked(udp))
-        self.daemon.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
+        self.loop.add(udp.fileno(), lambda _events: self._asked(udp))
+        self.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
 
     def _socket(self, kind: int) -> socket.socket:
         made = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-        Stamper(self.daemon.kernel.maps["stamps"]).stamp(made.fileno(), OWN_TENANT, 0)
+        Stamper(self.kernel.maps["stamps"]).stamp(made.fileno(), OWN_TENANT, 0)
         return made
 
     def _stop(self, address: Address) -> None:
         for sock in self.places.pop(address, ()):
-            if sock.fileno() in self.daemon.loop.callbacks:
-                self.daemon.loop.remove(sock.fileno())
+            if sock.fileno() in self.loop.callbacks:
+                self.loop.remove(sock.fileno())
             sock.close()
         if address != RESOLVER:
-            self.daemon.registry.release(address)
-            self.daemon.registry.remove_address(address)
+            self.registry.release(address)
+            self.registry.remove_address(address)
 
     # -- UDP --
 
@@ -160,7 +163,7 @@ class Resolver:
             return
         waiting = Waiting(out, tenant.id, number, query, client, udp, time.monotonic() + PATIENCE)
         self.waiting[out.fileno()] = waiting
-        self.daemon.loop.add(out.fileno(), lambda _events: self._answered(waiting))
+        self.loop.add(out.fileno(), lambda _events: self._answered(waiting))
 
     def _answered(self, waiting: Waiting) -> None:
         try:
@@ -183,7 +186,7 @@ class Resolver:
 
     def _forget(self, waiting: Waiting) -> None:
         if self.waiting.pop(waiting.out.fileno(), None):
-            self.daemon.loop.remove(waiting.out.fileno())
+            self.loop.remove(waiting.out.fileno())
             waiting.out.close()
 
     # -- TCP --
@@ -244,7 +247,7 @@ class Resolver:
         """
         raw = socket.inet_aton(client[0])
         number = int.from_bytes(raw, "big")
-        registry = self.daemon.registry
+        registry = self.registry
         slot = (number ^ SLICE4_NET) >> SLICE_SHIFT
         if 0 <= slot < SLICE_SLOTS:
             return next((t for t in registry.tenants.values() if t.slot == slot), None)
@@ -252,7 +255,7 @@ class Resolver:
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):
                 return tenant
-        noted = self.daemon.kernel.maps["clients"].get(CLIENT_KEY.pack(kind, client[1]))
+        noted = self.kernel.maps["clients"].get(CLIENT_KEY.pack(kind, client[1]))
         return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
 
     def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
@@ -304,7 +307,7 @@ class Resolver:
         """Return the tenants that share a network with @tenant, itself included, with their addresses there."""
         networks = {attachment.network for attachment in tenant.attached}
         found = []
-        for other in list(self.daemon.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
+        for other in list(self.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
             addresses = [o.address for a in list(other.attached) if a.network in networks for o in a.addresses]
             if addresses:
                 found.append((other, addresses))

@@ -21,19 +21,19 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h11
 
 from graft import attachments, host, protocol
+from graft.dns import Resolver
 from graft.endpoint import PROTOCOL_NAME, Publication, host_addresses, parse_address
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
 from graft.loop import Loop
 from graft.network import Attachment, network_of
-
-if TYPE_CHECKING:
-    from graft.daemon import Daemon
+from graft.registry import Registry
+from graft.store import Store
 
 PLUGINS = Path("/run/docker/plugins")
 TYPE = "application/vnd.docker.plugins.v1.1+json"
@@ -50,9 +50,15 @@ Document = dict[str, Any]
 class Docker:
     """The driver. Its listening socket is in the descriptor store, so that it survives a restart of graftd."""
 
-    def __init__(self, daemon: "Daemon") -> None:
-        self.daemon = daemon
-        self.path = PLUGINS / f"{daemon.directory.name}.sock"
+    def __init__(
+        self, directory: Path, loop: Loop, store: Store, registry: Registry, resolver: Resolver, *, managed: bool
+    ) -> None:
+        self.loop = loop
+        self.store = store
+        self.registry = registry
+        self.resolver = resolver
+        self.managed = managed  # does systemd keep the socket?
+        self.path = PLUGINS / f"{directory.name}.sock"
         self.sock: socket.socket | None = None
         self.pools: dict[str, Pool] = {}
 
@@ -67,10 +73,10 @@ class Docker:
             self.sock.bind(str(self.path))
             self.path.chmod(0o600)
             self.sock.listen(128)
-            self.daemon.store.put("docker", self.sock.fileno())
+            self.store.put("docker", self.sock.fileno())
         if self.sock:
             self.sock.setblocking(False)
-            self.daemon.loop.add(self.sock.fileno(), self._accept)
+            self.loop.add(self.sock.fileno(), self._accept)
 
     def held(self) -> list[tuple[str, int]]:
         """Return the names and descriptors that the next keeper has to hold."""
@@ -78,15 +84,15 @@ class Docker:
 
     def cleanup(self) -> None:
         """Remove the socket, because no other graftd will follow."""
-        if self.sock and not self.daemon.managed:  # systemd keeps its own sockets, to start the next graftd by them
+        if self.sock and not self.managed:  # systemd keeps its own sockets, to start the next graftd by them
             self.path.unlink(missing_ok=True)
-            self.daemon.store.remove("docker")
+            self.store.remove("docker")
 
     def _accept(self, _events: int) -> None:
         assert self.sock
         with contextlib.suppress(OSError):
             peer, _ = self.sock.accept()
-            Conversation(self.daemon.loop, peer, self.answer)
+            Conversation(self.loop, peer, self.answer)
 
     def answer(self, method: str, request: Document, pid: int) -> Document:
         """Answer one call @method of dockerd, whose PID is @pid. A method that is not known gets {}.
@@ -130,7 +136,7 @@ class Docker:
         return {}
 
     def _create_endpoint(self, request: Document, _pid: int) -> Document:
-        registry = self.daemon.registry
+        registry = self.registry
         attachment = Attachment(f"docker/{request['EndpointID']}", request["NetworkID"])
         interface = request.get("Interface") or {}
         number = attachments.number(registry, attachment.network)
@@ -151,7 +157,7 @@ class Docker:
         """
         return [
             other
-            for other in self.daemon.registry.attachments.values()
+            for other in self.registry.attachments.values()
             if attachment.offered and other.network != attachment.network and other.offered == attachment.offered
         ]
 
@@ -186,7 +192,7 @@ class Docker:
         raise refused or Refused("no port of the host is free", code="EADDRINUSE")
 
     def _check(self, attachment: Attachment, publication: Publication, others: list[Publication]) -> None:
-        registry = self.daemon.registry
+        registry = self.registry
         for other in others:
             same = (other.protocol, other.address) == (publication.protocol, publication.address)
             if same and other.host_first == publication.host_first:
@@ -195,7 +201,7 @@ class Docker:
         registry.check_free(publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
 
     def _attachment(self, request: Document) -> Attachment:
-        attachment = self.daemon.registry.attachments.get(f"docker/{request['EndpointID']}")
+        attachment = self.registry.attachments.get(f"docker/{request['EndpointID']}")
         if attachment is None:
             raise Refused(f"endpoint {request['EndpointID'][:12]} is unknown", code="ENOENT")
         return attachment
@@ -207,12 +213,12 @@ class Docker:
         attachment.netns = attachment.cookie = 0
         if not attachment.publications and not any(key in twin.sandbox for twin in self._twins(attachment)):
             attachment.publications = self._publications(attachment)
-        attachments.join(self.daemon.registry, attachment)
-        self.daemon.resolver.start()
+        attachments.join(self.registry, attachment)
+        self.resolver.start()
         return {"DisableGatewayService": True}
 
     def _leave(self, request: Document, _pid: int) -> Document:
-        registry = self.daemon.registry
+        registry = self.registry
         attachment = registry.attachments.get(f"docker/{request['EndpointID']}")
         if attachment is None:
             return {}
@@ -222,8 +228,8 @@ class Docker:
         return {}
 
     def _delete_endpoint(self, request: Document, _pid: int) -> Document:
-        attachments.detach(self.daemon.registry, f"docker/{request['EndpointID']}")
-        self.daemon.resolver.start()
+        attachments.detach(self.registry, f"docker/{request['EndpointID']}")
+        self.resolver.start()
         return {}
 
     # -- the IPAM driver --
@@ -262,11 +268,7 @@ class Docker:
 
     def _request_address(self, request: Document, _pid: int) -> Document:
         pool = self._pool(request["PoolID"])
-        used = {
-            str(own.address)
-            for attachment in self.daemon.registry.attachments.values()
-            for own in attachment.addresses
-        }
+        used = {str(own.address) for attachment in self.registry.attachments.values() for own in attachment.addresses}
         gateway = (request.get("Options") or {}).items() >= GATEWAY.items()
         chosen = pool.take(request.get("Address") or "", used, gateway=gateway)
         return {"Address": f"{chosen}/{pool.network.prefixlen}", "Data": {}}

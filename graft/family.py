@@ -33,7 +33,6 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from graft import linux, swap, target
 from graft.actions import PROCEED, Action, Answer, Inject
@@ -41,9 +40,7 @@ from graft.bpf import FAMILY_SIZE, STAMP_FAMILY, STAMP_NAMED, STAMP_PERMIT, Map,
 from graft.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.filter import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.notify import Notification
-
-if TYPE_CHECKING:
-    from graft.supervisor import Supervisor, Tenant
+from graft.sockets import Sockets, TenantView
 
 GRAFT_SO_DELAYED = 1
 GRAFT_SO_DELAYED_EXECUTE = 2
@@ -108,8 +105,8 @@ class Family:
     Any worker thread may call it (graft/calls.py).
     """
 
-    def __init__(self, supervisor: "Supervisor", families: Map) -> None:
-        self.supervisor = supervisor
+    def __init__(self, sockets: Sockets, families: Map) -> None:
+        self.sockets = sockets
         self.families = families
 
     def state(self, sock: socket.socket) -> State | None:
@@ -121,13 +118,13 @@ class Family:
         """Write the state of a socket into the socket storage."""
         self.families.update(sock.fileno().to_bytes(4, "little"), state.pack())
 
-    def make(self, tenant: "Tenant", kind: int, flags: int) -> socket.socket:
+    def make(self, tenant: TenantView, kind: int, flags: int) -> socket.socket:
         """Make a socket of the family, bound to no endpoint. @kind and @flags are socket(2)'s."""
         source = tenant.endpoints.get(DEFAULT_SOURCE)
         inet = source if source and source.address else None
         family = socket.AF_INET6 if inet and inet.kind == "ipv6" else socket.AF_INET
         place = inet.place if inet else tenant.place
-        made = self.supervisor.make(tenant, family, kind, place=place, flags=flags, stamp_flags=STAMP_FAMILY)
+        made = self.sockets.make(tenant, family, kind, place=place, flags=flags, stamp_flags=STAMP_FAMILY)
         try:
             self.put(made, State())
         except BaseException:
@@ -135,14 +132,14 @@ class Family:
             raise
         return made
 
-    def create(self, call: Notification, tenant: "Tenant", kind: int, flags: int) -> Action:
+    def create(self, call: Notification, tenant: TenantView, kind: int, flags: int) -> Action:
         """socket(2) with AF_GRAFT: inject a stand-in, at a number of the family's if one is free."""
         made = self.make(tenant, kind, flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), _free_number(call.pid))
 
     # -- bind --
 
-    def bind(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:
+    def bind(self, call: Notification, tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """bind(2) to the endpoint that a sockaddr_gr names."""
         length = target.signed(call.args[2])
         name, raw = target.read_name(call.pid, call.args[1], length)
@@ -161,7 +158,7 @@ class Family:
     def attach(
         self,
         who: "int | target.Owner",
-        tenant: "Tenant",
+        tenant: TenantView,
         sock: socket.socket,
         state: State,
         endpoint: Endpoint,
@@ -191,21 +188,21 @@ class Family:
             raise
         return new
 
-    def _fitting(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> socket.socket:
+    def _fitting(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint) -> socket.socket:
         """Returns @sock if it has the endpoint's family and netns, else a new socket with the options of @sock."""
         families = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
         family = families.get(endpoint.kind, socket.AF_UNIX)
-        stamp = self.supervisor.stamps.get(sock.fileno())
+        stamp = self.sockets.stamps.get(sock.fileno())
         place = stamp.place if stamp else 0
         if sock.family == family and (family == socket.AF_UNIX or place == endpoint.place):
             return sock
-        new = self.supervisor.make(tenant, family, sock.type, place=endpoint.place, stamp_flags=STAMP_FAMILY)
+        new = self.sockets.make(tenant, family, sock.type, place=endpoint.place, stamp_flags=STAMP_FAMILY)
         swap.carry_options(sock, new)
         return new
 
-    def _bind_inet(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> None:
+    def _bind_inet(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint) -> None:
         assert endpoint.address is not None
-        stamps = self.supervisor.stamps
+        stamps = self.sockets.stamps
         before = stamps.get(sock.fileno()) or Stamp(tenant.id)
         real = (endpoint.address.raw, endpoint.port)
         if sock.getsockname()[1] and before.flags & STAMP_NAMED and before.local_real == real:
@@ -217,7 +214,7 @@ class Family:
             stamps.put(sock.fileno(), before)
             raise
 
-    def _default_source(self, pid: int, tenant: "Tenant", sock: socket.socket, state: State) -> socket.socket:
+    def _default_source(self, pid: int, tenant: TenantView, sock: socket.socket, state: State) -> socket.socket:
         """Bind an unbound socket to `default-source`, before connect() or sendto(). Returns the bound socket."""
         if state.name:
             return sock
@@ -227,14 +224,14 @@ class Family:
         return self.attach(pid, tenant, sock, state, source)
 
     def _done(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Action:
-        return then if new is old else self.supervisor.replace(call, old, new, then)
+        return then if new is old else self.sockets.replace(call, old, new, then)
 
     # -- connect and send --
 
     def connect(
         self,
         call: Notification,
-        tenant: "Tenant",
+        tenant: TenantView,
         sock: socket.socket,
         state: State,
         waiting: Callable[[], bool],
@@ -264,7 +261,7 @@ class Family:
     def _connect_unix(
         self,
         call: Notification,
-        tenant: "Tenant",
+        tenant: TenantView,
         sock: socket.socket,
         endpoint: Endpoint,
         waiting: Callable[[], bool],
@@ -280,7 +277,7 @@ class Family:
             raise
         return self._done(call, sock, new, Answer(error=error))
 
-    def permit(self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
+    def permit(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
         """Note in the stamp of @sock that it may reach @endpoint. Returns the endpoint's address for connect().
 
         Raises OSError: EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns.
@@ -288,7 +285,7 @@ class Family:
         assert endpoint.address is not None
         if sock.family != (socket.AF_INET if endpoint.kind == "ipv4" else socket.AF_INET6):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
-        stamps = self.supervisor.stamps
+        stamps = self.sockets.stamps
         stamp = stamps.get(sock.fileno()) or Stamp(tenant.id)
         if stamp.place != endpoint.place:  # the same address in another netns is another server
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
@@ -297,7 +294,7 @@ class Family:
         return target.host_address(endpoint.address, endpoint.port)
 
     def connect_inet(
-        self, tenant: "Tenant", sock: socket.socket, endpoint: Endpoint, waiting: Callable[[], bool]
+        self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint, waiting: Callable[[], bool]
     ) -> int:
         """Connect @sock to the endpoint's address. Returns 0, or the errno for the target.
 
@@ -324,7 +321,7 @@ class Family:
                 return sock.connect_ex(address)
         return errno.EINTR
 
-    def sendto(self, call: Notification, tenant: "Tenant", sock: socket.socket, state: State) -> Action:
+    def sendto(self, call: Notification, tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """sendto(2) with an address of 18 bytes: send a datagram to an endpoint's name."""
         name, _ = target.read_name(call.pid, call.args[4], target.signed(call.args[5]))
         if name is None or name.family != linux.AF_GRAFT or sock.type != socket.SOCK_DGRAM:

@@ -44,53 +44,17 @@ answer. If the target is killed in that moment and its PID is recycled at once, 
 
 import contextlib
 import errno
-import fcntl
-import os
 import socket
-import struct
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable
 
-from graft import linux, policy, swap, target
-from graft.actions import PROCEED, Action, Answer, Inject, Proceed, Replace
+from graft import ioctl, linux, policy, swap, target
+from graft.actions import PROCEED, Action, Answer, Inject
 from graft.bpf import STAMP_CONNECTED, STAMP_INGRESS, STAMP_V6ONLY, Map, Stamp
-from graft.endpoint import ANY4, ANY6, Address, EgressRule, Endpoint, IngressRule
+from graft.endpoint import ANY4, ANY6, Address, Endpoint
 from graft.family import Family, State
 from graft.filter import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.notify import Notification
-
-
-class Tenant(Protocol):
-    """What the supervisor needs to know of a tenant (graft/registry.py).
-
-    The loop's thread changes these attributes while worker threads read them. So a worker reads each once, holds on
-    to what it got, and calls the methods below, which change only sets of the tenant's own.
-    """
-
-    id: int
-    netns: int
-    netns_fd: int
-    place: int  # the number of the netns in which its sockets are made; 0 is graftd's own
-    ingress: list[IngressRule]
-    egress: list[EgressRule]
-
-    @property
-    def endpoints(self) -> Mapping[str, Endpoint]:
-        """Its endpoint table, by name."""
-
-    @property
-    def owner(self) -> int:
-        """The uid that owns its sockets."""
-
-    def bound_path(self, path: str) -> None:
-        """Remember a unix socket that it has bound, to remove the file at its end. Raises OSError."""
-
-    def binds_path(self, path: str) -> bool:
-        """Has it bound a unix socket at @path?"""
-
-    def probe(self, family: int) -> socket.socket:
-        """A datagram socket in the tenant's own netns, to ask about its devices. Raises OSError."""
-
+from graft.sockets import Sockets, TenantView
 
 SOCK_TYPE_MASK = 0xF
 LOOPBACK_SEGMENT = 65483  # TCP_MAXSEG over lo; programs size their buffers by it
@@ -112,57 +76,6 @@ CALLS = frozenset(
     )
 )
 
-# linux/sockios.h, netdevice(7). QUESTIONS take a struct ifreq of 40 bytes; SIOCGIFCONF takes a pointer to more.
-SIOCGIFCONF = 0x8912
-SIOCGIFNAME = 0x8910
-IFREQ_SIZE = 40
-QUESTIONS = frozenset(
-    (
-        SIOCGIFNAME,
-        0x8913,  # SIOCGIFFLAGS
-        0x8915,  # SIOCGIFADDR
-        0x8917,  # SIOCGIFDSTADDR
-        0x8919,  # SIOCGIFBRDADDR
-        0x891B,  # SIOCGIFNETMASK
-        0x891D,  # SIOCGIFMETRIC
-        0x8921,  # SIOCGIFMTU
-        0x8927,  # SIOCGIFHWADDR
-        0x8933,  # SIOCGIFINDEX
-        0x8938,  # SIOCGIFPFLAGS
-        0x8942,  # SIOCGIFTXQLEN
-        0x8970,  # SIOCGIFMAP
-    )
-)
-IFCONF_MAX = 64 * IFREQ_SIZE
-
-
-def host_v6only() -> bool:
-    """The default of IPV6_V6ONLY in this netns (ipv6(7), net.ipv6.bindv6only). False if it cannot be read."""
-    try:
-        with open("/proc/sys/net/ipv6/bindv6only") as file:
-            return file.read().strip() == "1"
-    except OSError:
-        return False
-
-
-class Stamps(Protocol):
-    """The socket storage of the kernel, as graft.bpf.Stamper gives access to it. All methods raise OSError."""
-
-    def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
-        """Stamp a new socket with its tenant, flags and place."""
-
-    def vouch(self, sock: socket.socket, tenant: int) -> None:
-        """Check that the policy runs for a stamped socket, and count it."""
-
-    def get(self, fd: int) -> Stamp | None:
-        """The stamp of a socket, None if it is not grafted."""
-
-    def put(self, fd: int, stamp: Stamp) -> None:
-        """Write the whole stamp of a socket."""
-
-    def tenant_of(self, fd: int) -> int | None:
-        """The tenant of a socket, None if it is not grafted."""
-
 
 class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
@@ -171,14 +84,13 @@ class Supervisor:
     netns by its number, and raises OSError if it is gone.
     """
 
-    def __init__(self, stamps: Stamps, families: Map, owners: Map, places: Callable[[int], int]) -> None:
-        self.stamps = stamps
+    def __init__(self, sockets: Sockets, family: Family, owners: Map) -> None:
+        self.sockets = sockets
+        self.stamps = sockets.stamps
         self.owners = owners  # BPF map: containers' own addresses
-        self.family = Family(self, families)
-        self.places = places
-        self.v6_flags = STAMP_V6ONLY if host_v6only() else 0
+        self.family = family
 
-    def handle(self, call: Notification, tenant: Tenant, waiting: Callable[[], bool]) -> Action:
+    def handle(self, call: Notification, tenant: TenantView, waiting: Callable[[], bool]) -> Action:
         """Decide one trapped call. An OSError on the way becomes the call's errno.
 
         @waiting: returns whether the target still waits for the answer.
@@ -192,12 +104,12 @@ class Supervisor:
                 if call.nr in CALLS:
                     return self.address_or_option(call, tenant, waiting)
             if call.nr == linux.NR_IOCTL or (call.nr == 54 and call.arch == linux.AUDIT_ARCH_I386):
-                return self.ioctl(call, tenant)
+                return ioctl.decide(call, tenant, self.stamps)
         except OSError as error:
             return Answer(error=error.errno or errno.EIO)
         return Answer(error=errno.ENOSYS)
 
-    def create(self, call: Notification, tenant: Tenant) -> Action:
+    def create(self, call: Notification, tenant: TenantView) -> Action:
         """socket(2): make the socket here, stamp it, and inject it."""
         family = call.args[0] & 0xFFFFFFFF
         flags = call.args[1] & 0xFFFFFFFF
@@ -214,50 +126,8 @@ class Supervisor:
             return Answer(error=errno.ESRCH)
         if family == linux.AF_GRAFT:
             return self.family.create(call, tenant, kind, flags)
-        made = self.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
+        made = self.sockets.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
-
-    def make(
-        self, tenant: Tenant, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
-    ) -> socket.socket:
-        """Make a grafted socket of a tenant, owned by its uid. Raises OSError: ENFILE beyond its limit, EIO.
-
-        A unix socket is made in the tenant's own netns, because abstract names belong to a netns. @flags are those of
-        socket(2), @stamp_flags are STAMP_*.
-        """
-        if family == socket.AF_UNIX:
-            with linux.inside_netns(tenant.netns_fd):
-                made = socket.socket(family, kind | flags)
-        elif place:
-            with linux.inside_netns(self.places(place)):
-                made = socket.socket(family, kind | flags)
-        else:
-            made = socket.socket(family, kind | flags)
-        try:
-            if family == socket.AF_INET6:
-                # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
-                made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
-                stamp_flags |= self.v6_flags
-            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
-            # SO_REUSEPORT works among sockets of one uid: no tenant may join a listener of the host or of another
-            os.fchown(made.fileno(), tenant.owner, -1)
-            if family != socket.AF_UNIX:
-                self.stamps.vouch(made, tenant.id)
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def replace(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Replace:
-        """The action that puts @new in the place of @old in the target, then ends the call with @then.
-
-        Takes over @new; the caller still closes @old. Raises OSError.
-        """
-        inode = os.fstat(old.fileno()).st_ino
-        numbers = target.descriptors(call.pid, inode)
-        watched = target.watches(call.pid, inode)
-        assert isinstance(then, Proceed | Answer)
-        return Replace(new.detach(), numbers, watched, then)
 
     def listen(self, call: Notification) -> Action:
         """listen(2): bind an unbound socket to the private loopback, then listen on our duplicate of it."""
@@ -289,7 +159,7 @@ class Supervisor:
 
     # -- addresses and options: AF_GRAFT, and endpoints that need another socket --
 
-    def address_or_option(self, call: Notification, tenant: Tenant, waiting: Callable[[], bool]) -> Action:
+    def address_or_option(self, call: Notification, tenant: TenantView, waiting: Callable[[], bool]) -> Action:
         """Decide a call in CALLS. It proceeds unless it is about a socket of this tenant."""
         sock = target.borrow(call)
         if sock is None:
@@ -312,7 +182,7 @@ class Supervisor:
             return self._connect(call, tenant, sock, stamp, waiting)
 
     def _family(
-        self, call: Notification, tenant: Tenant, sock: socket.socket, state: State, waiting: Callable[[], bool]
+        self, call: Notification, tenant: TenantView, sock: socket.socket, state: State, waiting: Callable[[], bool]
     ) -> Action:
         if call.nr == linux.NR_BIND:
             return self.family.bind(call, tenant, sock, state)
@@ -328,7 +198,7 @@ class Supervisor:
             return self.family.getsockopt(call, sock, state)
         return PROCEED
 
-    def _unstamped(self, call: Notification, tenant: Tenant, sock: socket.socket) -> Action:
+    def _unstamped(self, call: Notification, tenant: TenantView, sock: socket.socket) -> Action:
         """Ignore TCP and IP options on a connection that the server of a unix endpoint accepted; it has no stamp."""
         if call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT) and sock.family == socket.AF_UNIX:
             name = sock.getsockname()
@@ -336,7 +206,7 @@ class Supervisor:
                 return _ignore_option(call)
         return PROCEED
 
-    def _bind(self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp) -> Action:
+    def _bind(self, call: Notification, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
         name, _ = target.read_name(call.pid, call.args[1], target.signed(call.args[2]))
         if name is None or name.address is None or sock.family == socket.AF_UNIX or sock.getsockname()[1]:
             return PROCEED
@@ -349,7 +219,7 @@ class Supervisor:
         if endpoint.address:
             return self._move(call, tenant, sock, stamp, endpoint)
         local = (name.address.raw, name.port)
-        new = self.make(tenant, socket.AF_UNIX, sock.type, place=0)
+        new = self.sockets.make(tenant, socket.AF_UNIX, sock.type, place=0)
         try:
             swap.carry_options(sock, new)
             self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_INGRESS, 0, local))
@@ -358,10 +228,10 @@ class Supervisor:
         except BaseException:
             new.close()
             raise
-        return self.replace(call, sock, new, Answer())
+        return self.sockets.replace(call, sock, new, Answer())
 
     def _connect(
-        self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp, waiting: Callable[[], bool]
+        self, call: Notification, tenant: TenantView, sock: socket.socket, stamp: Stamp, waiting: Callable[[], bool]
     ) -> Action:
         """connect(2), and sendto(2) with an address."""
         connecting = call.nr == linux.NR_CONNECT
@@ -377,7 +247,7 @@ class Supervisor:
             return PROCEED
         if endpoint.address:
             return self._move(call, tenant, sock, stamp, endpoint)
-        new = self.make(tenant, socket.AF_UNIX, sock.type, place=0)
+        new = self.sockets.make(tenant, socket.AF_UNIX, sock.type, place=0)
         try:
             swap.carry_options(sock, new)
             peer = (name.address.raw, name.port)
@@ -389,50 +259,21 @@ class Supervisor:
         except BaseException:
             new.close()
             raise
-        return self.replace(call, sock, new, Answer())
+        return self.sockets.replace(call, sock, new, Answer())
 
     def _move(
-        self, call: Notification, tenant: Tenant, sock: socket.socket, stamp: Stamp, endpoint: Endpoint
+        self, call: Notification, tenant: TenantView, sock: socket.socket, stamp: Stamp, endpoint: Endpoint
     ) -> Action:
         """Replace an unbound socket by one in the endpoint's netns; the call then proceeds, and the hooks decide."""
         if endpoint.place == stamp.place or sock.getsockname()[1]:
             return PROCEED
-        new = self.make(tenant, sock.family, sock.type, place=endpoint.place)
+        new = self.sockets.make(tenant, sock.family, sock.type, place=endpoint.place)
         try:
             swap.carry_options(sock, new)
         except BaseException:
             new.close()
             raise
-        return self.replace(call, sock, new, PROCEED)
-
-    def ioctl(self, call: Notification, tenant: Tenant) -> Action:
-        """ioctl(2) on network devices (netdevice(7)): answer from the container's netns, or refuse."""
-        request = call.args[1] & 0xFFFFFFFF
-        sock = target.borrow(call)
-        if sock is None:
-            return PROCEED
-        with sock:
-            family = sock.family
-            if family == socket.AF_UNIX or self.stamps.tenant_of(sock.fileno()) is None:
-                return PROCEED
-        address = call.args[2]
-        if request == SIOCGIFCONF:
-            return _interfaces(call.pid, address, tenant.probe(family))
-        if request not in QUESTIONS:
-            return Answer(error=errno.EPERM)
-        ifreq = bytearray(linux.read_memory(call.pid, address, IFREQ_SIZE))
-        if len(ifreq) < IFREQ_SIZE:
-            return Answer(error=errno.EFAULT)
-        try:
-            fcntl.ioctl(tenant.probe(family), request, ifreq)
-        except OSError as error:
-            if request != SIOCGIFNAME or error.errno != errno.ENODEV:
-                raise
-            # IP_PKTINFO gives the program the index of a device of the host; dnsmasq needs a name for it
-            ifreq[:16] = b"lo".ljust(16, b"\0")
-        if linux.write_memory(call.pid, address, bytes(ifreq)) < IFREQ_SIZE:
-            return Answer(error=errno.EFAULT)
-        return Answer()
+        return self.sockets.replace(call, sock, new, PROCEED)
 
 
 def _may_be_family(call: Notification) -> bool:
@@ -468,24 +309,4 @@ def _show(call: Notification, stamp: Stamp) -> Action:
     else:  # a client's own address: the wildcard
         raw, port = (ANY4, 0) if Address(stamp.peer[0]).v4 else (ANY6, 0)
     target.write_value(call.pid, call.args[1], call.args[2], target.sockaddr(Address(raw), port))
-    return Answer()
-
-
-def _interfaces(pid: int, address: int, probe: socket.socket) -> Action:
-    """SIOCGIFCONF: fill the target's struct ifconf { int len; struct ifreq *req; } (netdevice(7)). Raises OSError."""
-    head = linux.read_memory(pid, address, 16)
-    if len(head) < 16:
-        return Answer(error=errno.EFAULT)
-    (size, where) = struct.unpack("=i4xQ", head)
-    if where and size < 0:  # without a buffer the call asks for the size needed, and ignores the length
-        return Answer(error=errno.EINVAL)
-    import array
-
-    room = array.array("B", bytes(min(size, IFCONF_MAX) if where else IFCONF_MAX))
-    ifconf = bytearray(struct.pack("=i4xQ", len(room), room.buffer_info()[0]))
-    fcntl.ioctl(probe, SIOCGIFCONF, ifconf)
-    (used,) = struct.unpack_from("=i", ifconf)
-    if where and used:
-        linux.write_memory(pid, where, room.tobytes()[:used])
-    linux.write_memory(pid, address, struct.pack("=i", used))
     return Answer()
