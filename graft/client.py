@@ -120,7 +120,7 @@ def start_daemon() -> bool:
     directory = run_directory()
     os.makedirs(directory, mode=0o755, exist_ok=True)
     ready, told = os.pipe()
-    from graft.store import python_command
+    from graft.interpreter import python_command
 
     # The machine's graftd belongs in the namespaces of process 1, wherever it is started from: 'ip netns exec NS
     # graft ...' has another network and another /sys. One with a run directory of its own (tests) stays here.

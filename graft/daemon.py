@@ -39,12 +39,13 @@ from graft.connection import Connection
 from graft.dns import Resolver
 from graft.docker import Docker
 from graft.errors import Failure, GraftError
+from graft.interpreter import python_command
 from graft.limits import Limits, parse_limits
 from graft.log import log
 from graft.loop import Loop
 from graft.orphans import Orphans
 from graft.registry import Registry
-from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
+from graft.store import KEEPER_ENTRY, Store, exec_with
 from graft.tenancy import Tenancy
 from graft.tenant import CONTAINER, Tenant
 

@@ -39,8 +39,9 @@ from pathlib import Path
 from graft import cage
 from graft.errors import Refused
 from graft.host import check_run_dir, raise_descriptor_limit, run_dir
+from graft.interpreter import python_command
 from graft.log import log
-from graft.store import KEEPER_ENTRY, Store, exec_with, python_command
+from graft.store import KEEPER_ENTRY, Store, exec_with
 
 START_LIMIT = 10
 START_INTERVAL = 10.0

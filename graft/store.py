@@ -7,7 +7,6 @@ uses this module for its own start as well.
 import fcntl
 import os
 import socket
-import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn
@@ -16,12 +15,6 @@ from graft.log import log
 
 LISTEN_FDS_START = 3
 KEEPER_ENTRY = "from graft.keeper import main; main(-1)"
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def python_command(entry: str) -> list[str]:
-    """The argv that runs @entry ("from graft.x import f; f()") with this interpreter and this tree of modules."""
-    return [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {entry}", ROOT]
 
 
 def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environment: str) -> NoReturn:
