@@ -66,7 +66,7 @@ build: .venv/stamp compiled
 
 demo: setup
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m graft.bench.demo
+	@$(PYTHON) scripts/demo.py
 
 test: setup-test
 	@$(MAKE) --no-print-directory build
@@ -88,11 +88,11 @@ bench: setup-bench
 
 torture: setup-test
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m graft.bench.torture $(or $(ROUNDS),100)
+	@$(PYTHON) -m tests.endurance.torture $(or $(ROUNDS),100)
 
 soak: setup-bench
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m graft.bench.soak $(or $(TIME),1h)
+	@$(PYTHON) -m tests.endurance.soak $(or $(TIME),1h)
 
 fuzz: setup-test
 	@$(MAKE) --no-print-directory build

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * graft.h - what the kernel half and graft/bpf.py share: map keys, values, reasons
+ * graft.h - what the kernel half and graft/kernel/programs.py share: map keys, values, reasons
  *
- * graft/bpf.py packs and unpacks these structures; tests/unit/test_layout.py compiles this header and
+ * graft/kernel/programs.py packs and unpacks these structures; tests/unit/test_layout.py compiles this header and
  * compares every size, offset and enumerator, so the two cannot drift apart.
  *
  * IP addresses are 16 bytes in network order everywhere; IPv4 is kept as ::ffff:a.b.c.d. One form for
@@ -122,7 +122,7 @@ struct graft_stamp {
 };
 
 /*
- * families: socket storage of what was made as AF_GRAFT (graft/family.py), user space's alone; here because
+ * families: socket storage of what was made as AF_GRAFT (graft/trap/family.py), user space's alone; here because
  * socket storage goes with its socket.
  */
 #define FAMILY_QUEUE 64	 /* setsockopt() calls that may wait */

@@ -18,7 +18,7 @@
  * Nothing is lost. A call is received into a slot of memory shared with graftd and stays in it until it is
  * answered. Should this process be killed, graftd finds it there; should graftd be killed, its successor finds
  * what was handed over. A descriptor is injected in two steps, ADDFD and then the answer with its number; why
- * not in one with SECCOMP_ADDFD_FLAG_SEND is told in graft/notify.py.
+ * not in one with SECCOMP_ADDFD_FLAG_SEND is told in graft/trap/journal.py.
  *
  * Nobody left. The keeper holds copies of what graftd holds. Should both be killed, this process has the only
  * ones. It goes on answering, and shows what it has to whoever listens at SOCKET next, until a graftd takes it.
@@ -125,7 +125,7 @@ static int vouch(int fd)
 	return answer.over ? ENFILE : 0;
 }
 
-/* A socket as graft/supervisor.py makes it, this process's fsuid for its owner; an errno, 0 for success. */
+/* A socket as graft/trap/supervisor.py makes it, this process's fsuid for its owner; an errno, 0 for success. */
 static int make(int kind, struct made *result)
 {
 	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;

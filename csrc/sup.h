@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sup.h - what graft-sup shares with graftd (graft/notify.py) and with the preload library
+ * sup.h - what graft-sup shares with graftd (graft/trap/journal.py) and with the preload library
  *
  * graftd makes a memfd of one sup_shared for each listener. It outlives both: whoever of the two dies, the other
  * finds there which calls were received and not answered. tests/unit/test_layout.py compares every size, offset
- * and constant with graft/notify.py.
+ * and constant with graft/trap/journal.py.
  */
 #ifndef GRAFT_SUP_H
 #define GRAFT_SUP_H
@@ -25,7 +25,7 @@ enum sup_state {
 	SLOT_FORWARDED, /* graftd answers, and frees it */
 };
 
-/* As graft/notify.py has its own: the first 16 bytes, then the notification. */
+/* As graft/trap/journal.py has its own: the first 16 bytes, then the notification. */
 struct sup_slot {
 	__u32 state;
 	__s32 answer; /* graftd's: what the call returns after an injection */

@@ -2,6 +2,6 @@
 
 import sys
 
-from graft.cli import main
+from graft.commands.main import main
 
 sys.exit(main())

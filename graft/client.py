@@ -20,7 +20,7 @@ REPLY_MAX = 1 << 26
 
 
 def run_directory() -> str:
-    """The run directory, as graft.host.run_dir() gives it, but without the cost of importing pathlib."""
+    """The run directory, as graft.kernel.cgroup.run_dir() gives it, but without the cost of importing pathlib."""
     return os.environ.get("GRAFT_RUN_DIR", "/run/graft")
 
 
@@ -125,9 +125,10 @@ def start_daemon() -> bool:
     # The machine's graftd belongs in the namespaces of process 1, wherever it is started from: 'ip netns exec NS
     # graft ...' has another network and another /sys. One with a run directory of its own (tests) stays here.
     # It is forked twice, because the caller becomes the user's command, which must not have a child it did not start.
-    entry = "import os; os.fork() and os._exit(0); os.setsid(); from graft.keeper import main; main(int(sys.argv[2]))"
+    entry = "import os; os.fork() and os._exit(0); os.setsid(); from graft.process.keeper import main"
+    entry = f"{entry}; main(int(sys.argv[2]))"
     if "GRAFT_RUN_DIR" not in os.environ:
-        entry = f"from graft.host import enter_initial; enter_initial(); {entry}"
+        entry = f"from graft.kernel.netns import enter_initial; enter_initial(); {entry}"
     with open(f"{directory}/graftd.log", "ab") as log:
         started = subprocess.Popen(
             [*python_command(entry), str(told)],

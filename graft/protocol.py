@@ -15,15 +15,11 @@ A message has at most MESSAGE_MAX bytes and DESCRIPTORS_MAX descriptors. Unknown
 ContainerProcessState, which the specification may extend.
 """
 
-import errno
 import json
-import os
-import socket
 from typing import Annotated, Any
 
 import msgspec
 
-from graft import linux
 from graft.errors import GraftError, UsageError
 
 MESSAGE_MAX = 1 << 20
@@ -227,7 +223,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     container: str = ""  # the engine's id of the container
     engine: str = ""  # which engine that is
     directory: str = ""  # where Docker keeps its config.v2.json, which has the names
-    seal: str = ""  # proves that graftd wrote this (graft/seal.py)
+    seal: str = ""  # proves that graftd wrote this (graft/engines/seal.py)
 
 
 class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -347,29 +343,3 @@ def error_document(error: GraftError) -> dict[str, Any]:
             "hint": error.hint,
         }
     }
-
-
-def credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """The pid, uid and gid that the peer had when it connected (SO_PEERCRED, unix(7))."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return (
-        int.from_bytes(raw[:4], "little", signed=True),
-        int.from_bytes(raw[4:8], "little"),
-        int.from_bytes(raw[8:], "little"),
-    )
-
-
-def peer_pidfd(sock: socket.socket, pid: int) -> int:
-    """A pidfd of the process that connected a unix socket, -1 if it has ended (SO_PEERPIDFD, since Linux 6.5).
-
-    An older kernel gives a pidfd of the process that has @pid now, which may be another one.
-    """
-    try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, linux.SO_PEERPIDFD, 4), "little")
-    except OSError as error:
-        if error.errno != errno.ENOPROTOOPT:
-            return -1
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return -1

@@ -29,24 +29,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["graft"]):
-    from graft import (
-        __version__,
-        dns,
-        endpoint,
-        ip_graft,
-        limits,
-        network,
-        notify,
-        oci,
-        policy,
-        protocol,
-        seccomp,
-        state,
-    )
+    from graft import __version__, protocol
+    from graft.commands import ip_graft
+    from graft.engines import container
+    from graft.engines.bundle import edit, identify
+    from graft.engines.names import is_query, question_end
+    from graft.engines.profile import merge
     from graft.errors import GraftError
+    from graft.rules import address, endpoint, limits, own_address, publication, tables
+    from graft.tenants import state
+    from graft.trap import listener
+    from graft.trap.journal import SHARED_SIZE, SLOT_SIZE, SLOTS, described
 
 from graft.bench.lab import Lab, laboratory, wait_for
-from graft.bench.soak import seconds
+from tests.endurance.soak import seconds
 
 Target = Callable[[atheris.FuzzedDataProvider], object]
 TEXT = 200
@@ -138,12 +134,12 @@ def bent(document: Any, data: atheris.FuzzedDataProvider) -> Any:
 def rules(data: atheris.FuzzedDataProvider) -> None:
     """Rules: one that parses is equal to itself after printing and parsing, and can be compiled."""
     given = text(data)
-    for parse in (endpoint.parse_ingress, endpoint.parse_egress, endpoint.parse_publication):
+    for parse in (endpoint.parse_ingress, endpoint.parse_egress, publication.parse_publication):
         with contextlib.suppress(GraftError):
             rule = parse(given)
             assert parse(str(rule)) == rule, (given, str(rule))
     with contextlib.suppress(GraftError):
-        policy.compile_tables(
+        tables.compile_tables(
             1, {}, [endpoint.parse_ingress(given)], [], egress_host=True, strict=False, home=False, verbose=False,
             resolvers=[], owned=[],
         )  # fmt: skip
@@ -155,9 +151,9 @@ def words(data: atheris.FuzzedDataProvider) -> None:
     for parse in (
         lambda: endpoint.parse_endpoint_words(given.split(" ")),
         lambda: endpoint.parse_name(given),
-        lambda: endpoint.parse_address(given),
-        lambda: network.parse_own(given),
-        lambda: network.network_of(given, 1),
+        lambda: address.parse_address(given),
+        lambda: own_address.parse_own(given),
+        lambda: own_address.network_of(given, 1),
         lambda: limits.parse_limits([given], limits.Limits()),
         lambda: ip_graft.check(1, given.split()) if given.split() else None,
     ):
@@ -201,13 +197,13 @@ def bundle(data: atheris.FuzzedDataProvider) -> None:
     """A bundle's config.json, written by an engine."""
     with contextlib.suppress(*CALLER_HANDLES):
         config = bent(CONFIG, data)
-        oci.edit(config, oci.wish(oci.identify(config, "x")), Path("/run/graft"))
+        edit(config, container.wish(identify(config, "x")), Path("/run/graft"))
 
 
 def profile(data: atheris.FuzzedDataProvider) -> None:
     """A seccomp profile: merge() either refuses it, or returns one that can be written as JSON."""
     with contextlib.suppress(*CALLER_HANDLES):
-        merged = seccomp.merge(bent(PROFILE, data), listener="/x", metadata="{}")
+        merged = merge(bent(PROFILE, data), listener="/x", metadata="{}")
         json.dumps(merged)
 
 
@@ -217,7 +213,7 @@ class NoKernel:
 
 def saved(data: atheris.FuzzedDataProvider) -> None:
     """state.json, as Registry.load() reads it."""
-    from graft.registry import Registry
+    from graft.tenants.registry import Registry
 
     registry = Registry(NoKernel(), Path("/nowhere"))  # type: ignore[arg-type]
     with contextlib.suppress(OSError, IndexError, *CALLER_HANDLES):
@@ -228,8 +224,8 @@ def saved(data: atheris.FuzzedDataProvider) -> None:
 def queries(data: atheris.FuzzedDataProvider) -> None:
     """Datagrams for the resolver."""
     given = data.ConsumeBytes(300)
-    if dns.is_query(given):
-        dns.question_end(given)
+    if is_query(given):
+        question_end(given)
 
 
 def journal(data: atheris.FuzzedDataProvider) -> None:
@@ -238,9 +234,9 @@ def journal(data: atheris.FuzzedDataProvider) -> None:
     try:
         os.write(fd, data.ConsumeBytes(200))
         if data.ConsumeBool():
-            os.truncate(fd, notify.SHARED_SIZE + notify.SLOT_SIZE * notify.SLOTS)
-        notify.described(fd)
-        notify.parse(data.ConsumeBytes(notify.NOTIFICATION.size).ljust(notify.NOTIFICATION.size, b"\0"))
+            os.truncate(fd, SHARED_SIZE + SLOT_SIZE * SLOTS)
+        described(fd)
+        listener.parse(data.ConsumeBytes(listener.NOTIFICATION.size).ljust(listener.NOTIFICATION.size, b"\0"))
     finally:
         os.close(fd)
 

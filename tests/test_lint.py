@@ -51,7 +51,7 @@ def test_shellcheck():
 
 @pytest.mark.parametrize("page", ["man/graft.1.md", "man/ip-graft.8.md", "man/graftd.8.md"])
 def test_manual_pages_name_every_command_and_option(page):
-    from graft.cli import COMMANDS
+    from graft.commands.main import COMMANDS
 
     text = (ROOT / page).read_text()
     if page == "man/graft.1.md":

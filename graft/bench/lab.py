@@ -39,6 +39,18 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> 
         time.sleep(0.02)
 
 
+NGINX = """
+daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+    access_log {dir}/access.log;
+    client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
+    server {{ listen {port}; listen [::]:{port}; root {root}; }}
+}}
+"""
+
+
 class Lab:
     """A host and a client, each a netns, a veth pair between them, and the host's graftd once something starts it."""
 
@@ -218,3 +230,12 @@ def laboratory(tag: str = "") -> Iterator[Lab]:
     finally:
         left = lab.close()
     assert not left, f"left behind: {left}"
+
+
+def nginx_config(lab: Lab, name: str, port: int) -> Path:
+    """Write a configuration of nginx with one worker that serves lab.work/root at @port; returns its path."""
+    directory = lab.work / name
+    directory.mkdir()
+    path = directory / "nginx.conf"
+    path.write_text(NGINX.format(dir=directory, port=port, root=lab.work / "root"))
+    return path

@@ -137,7 +137,8 @@ def start(lab: Lab, *, quick: bool) -> Iterator[Growth]:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from graft import client, filter, launch, linux
+from graft import client
+from graft.commands import launch
 print(time.time_ns(), flush=True)
 """
 

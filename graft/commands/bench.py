@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from graft.commands.options import CONTEXT
 from graft.errors import Failure, Refused, from_oserror
-from graft.options import CONTEXT
 
 
 def _interrupted(_number: int, _frame: object) -> None:

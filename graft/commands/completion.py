@@ -3,7 +3,7 @@
 import click
 from click.shell_completion import get_completion_class
 
-from graft.options import CONTEXT
+from graft.commands.options import CONTEXT
 
 
 @click.command(context_settings=CONTEXT)

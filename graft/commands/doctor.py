@@ -1,9 +1,9 @@
-"""`graft doctor`: print the findings of graft/doctor.py."""
+"""`graft doctor`: print the findings of graft/commands/checks.py."""
 
 import click
 
-from graft.doctor import examine
-from graft.options import CONTEXT, json_option, print_json
+from graft.commands.checks import examine
+from graft.commands.options import CONTEXT, json_option, print_json
 
 
 @click.command(context_settings=CONTEXT)

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from graft.endpoint import NAME_MAX, parse_endpoint_words, parse_name
-from graft.options import CONTEXT, json_option, netns_option, print_json
-from graft.table import add_endpoints, delete_endpoints, describe, show_endpoints
+from graft.commands.endpoint_requests import add_endpoints, delete_endpoints, describe, show_endpoints
+from graft.commands.options import CONTEXT, json_option, netns_option, print_json
+from graft.rules.endpoint import NAME_MAX, parse_endpoint_words, parse_name
 
 WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH | type local [netns NS]"
 

@@ -1,4 +1,4 @@
-"""`graft install` and `graft uninstall`: they share their options, and carry out a plan of graft/engines.py."""
+"""`graft install` and `graft uninstall`: shared options, and a plan of graft/engines/install.py carried out."""
 
 import os
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from graft import engines
+from graft.commands.options import CONTEXT
+from graft.engines.install import ENGINES, Change, Options, Plan, check_version
 from graft.errors import Failure, Refused
-from graft.options import CONTEXT
 
 INSTALL = """Set up an engine to use graft. The change is shown first; nothing is restarted without --reload.
 
@@ -34,7 +34,7 @@ def make(*, install: bool) -> click.Command:
     """Return the click command: `graft install` if @install, else `graft uninstall`."""
 
     @click.command(context_settings=CONTEXT, help=INSTALL if install else UNINSTALL)
-    @click.argument("engine", type=click.Choice(list(engines.ENGINES)))
+    @click.argument("engine", type=click.Choice(list(ENGINES)))
     @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
     @click.option("-n", "--dry-run", is_flag=True, help="Show the change, but do not make it.")
     @click.option("--reload", "reload_", is_flag=True, help="Reload the engine (systemctl reload, or restart).")
@@ -45,10 +45,10 @@ def make(*, install: bool) -> click.Command:
     @click.option("--root", type=Path, default=Path("/"), hidden=True)
     def command(engine: str, yes: bool, dry_run: bool, reload_: bool, runtime: str, subnet: str, root: Path) -> None:
         if install:
-            engines.check_version(engine)
+            check_version(engine)
         if subnet:
             _check_subnet(subnet)
-        plan = engines.ENGINES[engine](engines.Options(root, runtime, subnet), install=install)
+        plan = ENGINES[engine](Options(root, runtime, subnet), install=install)
         if not plan.changes:
             click.echo(f"{engine}: graft is {'installed already' if install else 'not installed'}")
             if reload_ and plan.reload and not dry_run:
@@ -65,14 +65,14 @@ def make(*, install: bool) -> click.Command:
                 raise Refused("cannot ask: standard input is no terminal", hint="--yes, or --dry-run", code="ENOTTY")
             if not click.confirm("Make this change?"):
                 raise Refused("nothing was changed", code="ECANCELED")
-        done: list[engines.Change] = []
+        done: list[Change] = []
         try:
             for change in plan.changes:
                 change.make()
                 done.append(change)
         except Failure:
             for change in reversed(done):
-                engines.Change(change.path, change.after, change.before, change.link).make()
+                Change(change.path, change.after, change.before, change.link).make()
             raise
         _tell(engine, plan, reload_=reload_)
 
@@ -93,7 +93,7 @@ def _check_permission(root: Path) -> None:
         raise Refused("this needs root", hint="sudo, or --dry-run", code="EPERM")
 
 
-def _tell(engine: str, plan: engines.Plan, *, reload_: bool) -> None:
+def _tell(engine: str, plan: Plan, *, reload_: bool) -> None:
     words = " ".join(plan.reload)
     if not plan.reload:
         click.echo(f"{engine}: done")

@@ -3,7 +3,7 @@
 import click
 
 from graft.client import call
-from graft.options import CONTEXT, print_json
+from graft.commands.options import CONTEXT, print_json
 
 
 @click.command(context_settings=CONTEXT)

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from graft.client import call, run_directory
+from graft.commands.options import CONTEXT, json_option, print_json
 from graft.errors import Failure
-from graft.options import CONTEXT, json_option, print_json
 
 COLUMNS = ("NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND")
 COMMAND_WIDTH = 40

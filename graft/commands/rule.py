@@ -5,9 +5,10 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.endpoint import parse_egress, parse_ingress, parse_publication
+from graft.commands.options import CONTEXT, Command, json_option, print_json
 from graft.errors import UsageError
-from graft.options import CONTEXT, Command, json_option, print_json
+from graft.rules.endpoint import parse_egress, parse_ingress
+from graft.rules.publication import parse_publication
 
 
 @click.group(context_settings=CONTEXT)

@@ -1,13 +1,14 @@
-"""`graft run`: check the options, and hand them to graft/launch.py as a Plan."""
+"""`graft run`: check the options, and hand them to graft/commands/launch.py as a Plan."""
 
 import click
 
-from graft.endpoint import parse_egress, parse_ingress, parse_publication
+from graft.commands.launch import Plan, find_user, run
+from graft.commands.options import CONTEXT, netns_option
 from graft.errors import UsageError
-from graft.launch import Plan, find_user, run
-from graft.limits import Limits, parse_limits
-from graft.network import parse_own
-from graft.options import CONTEXT, netns_option
+from graft.rules.endpoint import parse_egress, parse_ingress
+from graft.rules.limits import Limits, parse_limits
+from graft.rules.own_address import parse_own
+from graft.rules.publication import parse_publication
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
 

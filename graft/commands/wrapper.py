@@ -1,13 +1,13 @@
-"""AF_GRAFT's wrapper, `graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM`: check the rules, then graft/launch.py."""
+"""AF_GRAFT's wrapper, `graft [-v] [-i RULE]... [-e RULE]... -- PROGRAM`: check the rules, then launch.wrap()."""
 
 import os
 
 import click
 
-from graft.endpoint import check_distinct, parse_egress, parse_ingress
+from graft.commands.launch import Plan, wrap
+from graft.commands.options import netns_option
 from graft.errors import UsageError
-from graft.launch import Plan, wrap
-from graft.options import netns_option
+from graft.rules.endpoint import check_distinct, parse_egress, parse_ingress
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from graft import host, linux, policy
-from graft.bpf import TENANT, Kernel, Stamper
-from graft.endpoint import parse_address
+from graft.kernel import addresses, cgroup, linux, netns
+from graft.kernel.programs import TENANT, Kernel
+from graft.kernel.stamps import Stamper
+from graft.rules import tables
+from graft.rules.address import parse_address
 from tests.conftest import need_root
 
 TENANT_ID = 4242
@@ -27,22 +29,22 @@ class World:
     """One tenant's policy in the kernel."""
 
     def __init__(self, name: str) -> None:
-        self.root = host.cgroup2_root()
+        self.root = cgroup.cgroup2_root()
         self.cgroup = self.root / name
-        self.kernel = Kernel(host.BPFFS / name)
+        self.kernel = Kernel(cgroup.BPFFS / name)
 
     def __enter__(self) -> "World":
         linux.unshare(linux.CLONE_NEWNET)
         linux.loopback_up()
-        host.mount_bpffs()
+        cgroup.mount_bpffs()
         self.cgroup.mkdir()
         try:
             (self.cgroup / "cgroup.procs").write_text("0")
             self.kernel.install(self.cgroup, self.root)
-            self.kernel.configure(host.netns_cookie())
-            host.add_slice_route()
+            self.kernel.configure(netns.netns_cookie())
+            addresses.add_slice_route()
             self.stamper = Stamper(self.kernel.maps["stamps"])
-            self.tenant(policy.TENANT_EGRESS)
+            self.tenant(tables.TENANT_EGRESS)
         except BaseException:
             self.__exit__()
             raise
@@ -50,7 +52,7 @@ class World:
 
     def __exit__(self, *_: object) -> None:
         self.kernel.uninstall()
-        host.leave_cgroup(self.root, remove=False)
+        cgroup.leave_cgroup(self.root, remove=False)
         self.cgroup.rmdir()
 
     def tenant(self, flags: int, own4: str = "0.0.0.0", own6: str = "::") -> None:
@@ -61,26 +63,26 @@ class World:
     def egress(self, prefix: str, bits: int, source: str | None = None) -> None:
         """Allow a destination."""
         address = parse_address(prefix)
-        family = policy.INET if address.v4 else policy.INET6
-        total = policy.EGRESS_FIXED_BITS + bits + (96 if address.v4 else 0)
-        key = policy.EGRESS_KEY.pack(total, TENANT_ID, family, address.raw)
+        family = tables.INET if address.v4 else tables.INET6
+        total = tables.EGRESS_FIXED_BITS + bits + (96 if address.v4 else 0)
+        key = tables.EGRESS_KEY.pack(total, TENANT_ID, family, address.raw)
         leave = parse_address(source or ("0.0.0.0" if address.v4 else "::"))
-        self.kernel.maps["egress"].update(key, policy.EGRESS_VALUE.pack(leave.raw, 0, 0))
+        self.kernel.maps["egress"].update(key, tables.EGRESS_VALUE.pack(leave.raw, 0, 0))
 
     def ingress(self, port: int, address: str, host_port: int) -> None:
         """Publish a TCP port of the wildcard address."""
         real = parse_address(address)
         wildcard = parse_address("0.0.0.0" if real.v4 else "::")
-        key = policy.INGRESS_KEY.pack(
-            policy.INGRESS_FIXED_BITS + 16,
+        key = tables.INGRESS_KEY.pack(
+            tables.INGRESS_FIXED_BITS + 16,
             TENANT_ID,
             socket.IPPROTO_TCP,
-            policy.INET if real.v4 else policy.INET6,
+            tables.INET if real.v4 else tables.INET6,
             0,
             wildcard.raw,
             port.to_bytes(2, "big"),
         )
-        self.kernel.maps["ingress"].update(key, policy.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0, 1))
+        self.kernel.maps["ingress"].update(key, tables.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0, 1))
 
     def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A stamped socket."""

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from graft import policy
+from graft.rules import slices
 from tests.kernel.harness import TENANT_ID, World, isolated
 
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -95,7 +95,7 @@ def test_hooks_find_the_stamp_above_an_mptcp_subflow(world: World):
     server = world.sock(V4, TCP, 262)
     server.bind(("0.0.0.0", 80))
     server.listen()
-    address, port = policy.slice_address(77, 80)
+    address, port = slices.slice_address(77, 80)
     assert f"{address}:{port}" in world.real()
     with refused(errno.ENETUNREACH):
         world.sock(V4, TCP, 262).connect(("192.0.2.1", 80))
@@ -184,7 +184,7 @@ def test_any_address_of_the_slices_can_be_bound(world: World):
     server = world.sock(V6)
     server.bind(("::1", 443))
     server.listen()
-    address, port = policy.slice_address(77, 443, v4=False)
+    address, port = slices.slice_address(77, 443, v4=False)
     assert f"[{address}]:{port}" in world.real()
     client = world.sock(V6)
     client.connect(("::1", 443))
@@ -201,7 +201,7 @@ def test_raw_sockets_run_no_hook(world: World):
 
 @isolated
 def test_the_guard_leaves_other_namespaces_alone(world: World):
-    from graft import linux
+    from graft.kernel import linux
 
     linux.unshare(linux.CLONE_NEWNET)
     linux.loopback_up()
@@ -217,7 +217,7 @@ def test_the_guard_keeps_the_unstamped_out(world: World):
     server = world.sock()
     server.bind(("127.0.0.1", 80))
     server.listen()
-    address, port = policy.slice_address(77, 80)
+    address, port = slices.slice_address(77, 80)
     for family, target in ((V4, str(address)), (V6, f"::ffff:{address}")):
         with world.outside(), refused(errno.ECONNREFUSED):
             socket.socket(family).connect((target, port))

@@ -8,8 +8,10 @@ import time
 
 import pytest
 
-from graft import filter as seccomp
-from graft import linux, notify
+from graft.kernel import linux
+from graft.trap import filter as seccomp
+from graft.trap.journal import Journal
+from graft.trap.listener import NOTIFICATION, Listener, parse
 from tests.conftest import need_root
 
 pytestmark = pytest.mark.kernel
@@ -47,16 +49,16 @@ def status(pid):
 
 
 def receive(fd):
-    buffer = bytearray(notify.NOTIFICATION.size)
-    assert notify.Listener(fd, 1).receive(memoryview(buffer))
-    return notify.parse(buffer)
+    buffer = bytearray(NOTIFICATION.size)
+    assert Listener(fd, 1).receive(memoryview(buffer))
+    return parse(buffer)
 
 
 def test_inject_and_answer(target):
     pid, fd = target
     call = receive(fd)
     assert (call.nr, call.pid, call.args[:2]) == (41, pid, (2, 1 | 0o2000000))
-    listener = notify.Listener(fd, 1)
+    listener = Listener(fd, 1)
     number = listener.inject(call.id, os.open("/dev/null", os.O_RDONLY), os.O_CLOEXEC)
     assert number is not None
     assert listener.answer(call.id, number)
@@ -66,23 +68,23 @@ def test_inject_and_answer(target):
 def test_an_errno_is_an_answer(target):
     pid, fd = target
     call = receive(fd)
-    assert notify.Listener(fd, 1).answer(call.id, error=errno.EMFILE)
+    assert Listener(fd, 1).answer(call.id, error=errno.EMFILE)
     assert status(pid) == errno.EMFILE
 
 
 def test_a_successor_answers_what_was_received(target):
     """The receiver dies between; whoever holds the descriptor and knows the id goes on."""
     pid, fd = target
-    journal = notify.Journal()
+    journal = Journal()
     slot = journal.take()
     assert slot is not None
     if os.fork() == 0:
-        notify.Listener(fd, 7).receive(journal.raw(slot.number))
+        Listener(fd, 7).receive(journal.raw(slot.number))
         os.kill(os.getpid(), signal.SIGKILL)
     os.wait()
-    ((_, call, _, _),) = notify.Journal(journal.fd).pending(held=False)
-    assert notify.Listener(fd, 7).valid(call.id)
-    assert notify.Listener(fd, 7).answer(call.id, error=errno.EPERM)
+    ((_, call, _, _),) = Journal(journal.fd).pending(held=False)
+    assert Listener(fd, 7).valid(call.id)
+    assert Listener(fd, 7).answer(call.id, error=errno.EPERM)
     assert status(pid) == errno.EPERM
 
 
@@ -91,12 +93,12 @@ def test_a_descriptor_that_was_injected_stays_found(target):
     pid, fd = target
     call = receive(fd)
     sock = socket.socket()
-    number = notify.Listener(fd, 1).inject(call.id, sock.fileno(), 0)
+    number = Listener(fd, 1).inject(call.id, sock.fileno(), 0)
     assert number is not None
-    from graft.calls import find_socket
+    from graft.trap.listeners import find_socket
 
     assert find_socket(call.pid, os.fstat(sock.fileno()).st_ino) == number
-    assert notify.Listener(fd, 1).answer(call.id, number)
+    assert Listener(fd, 1).answer(call.id, number)
     assert status(pid) == 100 + number
 
 
@@ -119,8 +121,8 @@ def test_the_end_of_the_target_is_a_hang_up(target):
     deadline = time.monotonic() + 5
     while not any(events & select.POLLHUP for _, events in poll.poll(1000)):
         assert time.monotonic() < deadline
-    assert not notify.Listener(fd, 1).answer(call.id)
-    assert notify.Listener(fd, 1).inject(call.id, 0, 0) is None
+    assert not Listener(fd, 1).answer(call.id)
+    assert Listener(fd, 1).inject(call.id, 0, 0) is None
 
 
 def test_one_listener_a_process():

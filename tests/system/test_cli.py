@@ -99,7 +99,7 @@ def test_ps_and_inspect(lab):
 
 def test_help_and_version(lab):
     from graft import __version__
-    from graft.cli import COMMANDS
+    from graft.commands.main import COMMANDS
 
     top = lab.graft("--help")
     assert top.returncode == 0
@@ -145,7 +145,7 @@ def test_without_root(lab):
         ("readlink", "-f", ROOT / ".venv/bin/python3"), capture_output=True, text=True
     ).stdout.strip()
     command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-I", "-c")
-    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, *{site_packages()!r}]; from graft.cli import main; sys.exit(main())"
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, *{site_packages()!r}]; from graft.commands.main import main; sys.exit(main())"
     code = code.replace("sys.exit(main())", "sys.argv[1:] = {words}; sys.exit(main())")
     ran = lab.host(*command, code.format(words=["run", "true"]))
     if "Permission denied" in ran.stderr and "setpriv" in ran.stderr:

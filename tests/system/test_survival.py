@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from graft import cage
 from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
-from graft.bench.soak import soak
-from graft.bench.torture import torture
+from graft.process import cage
 from tests.conftest import python
+from tests.endurance.soak import soak
+from tests.endurance.torture import torture
 
 STEPS = """
 import errno, socket, sys
@@ -148,14 +148,14 @@ def test_another_version_takes_over(own_lab):
     text = (tree / "graft/__init__.py").read_text()
     (tree / "graft/__init__.py").write_text(text.replace('__version__ = "', '__version__ = "9.'))
     enter = f"import sys; sys.path.insert(0, {str(tree)!r}); from graft.{{}} import main; sys.exit(main())"
-    new = (sys.executable, "-I", "-c", enter.format("graftd"))
-    refused = lab.host(sys.executable, "-I", "-c", enter.format("cli"), "ps")
+    new = (sys.executable, "-I", "-c", enter.format("commands.graftd"))
+    refused = lab.host(sys.executable, "-I", "-c", enter.format("commands.main"), "ps")
     assert (refused.returncode, "graftd --replace" in refused.stderr) == (1, True)
     before = lab.daemon_pid()
     assert lab.host(*new, "--replace").returncode == 0
-    told = lab.host(sys.executable, "-I", "-c", enter.format("cli"), "ps")
+    told = lab.host(sys.executable, "-I", "-c", enter.format("commands.main"), "ps")
     assert "kept" in told.stdout, told.stderr
-    wait_for(lambda: "running" in lab.host(sys.executable, "-I", "-c", enter.format("cli"), "ps").stdout, "the supervisor")
+    wait_for(lambda: "running" in lab.host(sys.executable, "-I", "-c", enter.format("commands.main"), "ps").stdout, "the supervisor")
     assert lab.daemon_pid() != before
     assert [program.does(word) for word in ("socket", "listen", "bind")] == ["OK", "OK", "EADDRNOTAVAIL"]
     lab.end(program.process)
@@ -379,7 +379,7 @@ def test_messages_that_are_refused_leave_no_descriptor(lab):
 
 def test_a_bystander_under_a_neighbours_storm(lab):
     """The call of another container, while one does nothing but socket() and listen() in 16 threads."""
-    from graft.bench.storm import compare
+    from tests.endurance.storm import compare
 
     for _ in range(3):  # the machine is shared
         found = compare(lab, 3)

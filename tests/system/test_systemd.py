@@ -2,8 +2,8 @@
 
 import subprocess
 
-from graft import cage
 from graft.bench.lab import GRAFTD, ROOT, wait_for
+from graft.process import cage
 from tests.conftest import need
 
 UNITS = ("graftd.service", "graftd.socket", "graftd-agent.socket", "graftd-docker.socket")

@@ -186,7 +186,7 @@ def as_user(lab, ns, *words):
         click = next((ROOT / ".venv/lib").glob("python3*/site-packages"))
         for package in ("click", "msgspec", "psutil"):
             shutil.copytree(click / package, tree / package)
-    main = f"import sys; sys.path.insert(0, '{tree}'); from graft.cli import main; sys.exit(main())"
+    main = f"import sys; sys.path.insert(0, '{tree}'); from graft.commands.main import main; sys.exit(main())"
     command = ("nsenter", f"--net=/run/netns/{ns}", *USER, "/usr/bin/python3", "-I", "-c", main)
     return subprocess.run(
         [str(w) for w in (*command, *words)], capture_output=True, text=True, env={**lab.env, "HOME": "/"}, cwd="/", timeout=60

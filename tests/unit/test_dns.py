@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.dns import docker_names, is_query, question_end
+from graft.engines.names import docker_names, is_query, question_end
 
 
 def query(name, kind=1):

@@ -7,23 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft.endpoint import (
-    ANY4,
-    ANY6,
-    MAPPED,
-    Address,
-    EgressRule,
-    IngressRule,
-    Publication,
-    parse_address,
-    parse_egress,
-    parse_endpoint_port,
-    parse_ingress,
-    parse_name,
-    parse_publication,
-    published,
-)
 from graft.errors import UsageError
+from graft.rules.address import ANY4, ANY6, MAPPED, Address, parse_address
+from graft.rules.endpoint import EgressRule, IngressRule, parse_egress, parse_endpoint_port, parse_ingress, parse_name
+from graft.rules.publication import Publication, parse_publication, published
 
 addresses = st.one_of(
     st.binary(min_size=4, max_size=4).map(lambda b: Address(MAPPED + b)),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from graft import engines
 from graft.bench.lab import ROOT
-from graft.cli import graft
+from graft.commands.main import graft
+from graft.engines.install import BACKUP, BEGIN, ENGINES, Options, check_version, docker, podman
 from graft.errors import Refused
 
 DAEMON = '{\n    "log-driver": "journald",\n    "runtimes": {"nvidia": {"path": "/usr/bin/nvidia"}}\n}\n'
@@ -22,12 +22,12 @@ def tree(root):
     return {
         str(p.relative_to(root)): p.readlink() if p.is_symlink() else p.read_text()
         for p in sorted(root.rglob("*"))
-        if p.is_symlink() or (p.is_file() and not p.name.endswith(engines.BACKUP))
+        if p.is_symlink() or (p.is_file() and not p.name.endswith(BACKUP))
     }
 
 
 def change(engine, root, *, install):
-    plan = engines.ENGINES[engine](engines.Options(root), install=install)
+    plan = ENGINES[engine](Options(root), install=install)
     for one in plan.changes:
         one.make()
     return plan
@@ -42,7 +42,7 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_there_and_back(root, engine):
     before = tree(root)
     assert change(engine, root, install=True).changes
@@ -64,7 +64,7 @@ def test_docker(root):
     assert set(document["runtimes"]) == {"nvidia", "graft"}
     assert Path(document["runtimes"]["graft"]["path"]).name == "graft-runtime"
     assert (root / "etc/docker/daemon.json.before-graft").read_text() == DAEMON
-    plan = engines.docker(engines.Options(root, "crun"), install=True)
+    plan = docker(Options(root, "crun"), install=True)
     assert '"--graft-runtime=crun"' in plan.changes[0].diff
 
 
@@ -100,7 +100,7 @@ def test_containerd_reads_it(root):
         ("docker", "etc/docker/daemon.json", "[]", "is no configuration of dockerd"),
         ("containerd", "etc/containerd/config.toml", "version = ", "config.toml: Invalid value"),
         ("containerd", "etc/containerd/config.toml", "version = 1\n", "has version 1"),
-        ("containerd", "etc/containerd/config.toml", f"version = 2\n{engines.BEGIN}\n", "one of graft's two marks is"),
+        ("containerd", "etc/containerd/config.toml", f"version = 2\n{BEGIN}\n", "one of graft's two marks is"),
     ],
 )
 def test_a_file_that_is_not_understood_stays(root, engine, path, text, message):
@@ -111,9 +111,9 @@ def test_a_file_that_is_not_understood_stays(root, engine, path, text, message):
 
 
 def test_a_subnet_that_was_chosen_stays(root):
-    for one in engines.podman(engines.Options(root, subnet="10.98.0.0/16"), install=True).changes:
+    for one in podman(Options(root, subnet="10.98.0.0/16"), install=True).changes:
         one.make()
-    assert not engines.podman(engines.Options(root), install=True).changes
+    assert not podman(Options(root), install=True).changes
 
 
 def test_anothers_plugin_stays(root):
@@ -144,7 +144,7 @@ def test_old_engines_are_refused(monkeypatch, tmp_path):
         (tmp_path / "dockerd").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(Refused, match=message):
-            engines.check_version("docker")
+            check_version("docker")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(Refused, match="dockerd is not installed"):
-        engines.check_version("docker")
+        check_version("docker")

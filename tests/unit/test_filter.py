@@ -5,11 +5,22 @@ import struct
 
 import pytest
 
-from graft import filter as seccomp
-from graft import linux
+from graft.kernel import linux
+from graft.kernel.cbpf import (
+    AND_K,
+    JEQ_K,
+    JGE_K,
+    LD_W_ABS,
+    RET_ALLOW,
+    RET_ERRNO,
+    RET_K,
+    RET_KILL_PROCESS,
+    RET_USER_NOTIF,
+)
+from graft.trap import filter as seccomp
 
-ALLOW, NOTIFY, KILL = seccomp.RET_ALLOW, seccomp.RET_USER_NOTIF, seccomp.RET_KILL_PROCESS
-ENOSYS, EPERM = seccomp.RET_ERRNO | errno.ENOSYS, seccomp.RET_ERRNO | errno.EPERM
+ALLOW, NOTIFY, KILL = RET_ALLOW, RET_USER_NOTIF, RET_KILL_PROCESS
+ENOSYS, EPERM = RET_ERRNO | errno.ENOSYS, RET_ERRNO | errno.EPERM
 X86_64, I386 = linux.AUDIT_ARCH_X86_64, linux.AUDIT_ARCH_I386
 
 
@@ -20,15 +31,15 @@ def interpret(program: bytes, data: bytes) -> int:
     while True:
         op, true, false, k = code[at]
         at += 1
-        if op == seccomp.LD_W_ABS:
+        if op == LD_W_ABS:
             (accumulator,) = struct.unpack_from("=I", data, k)
-        elif op == seccomp.AND_K:
+        elif op == AND_K:
             accumulator &= k
-        elif op == seccomp.JEQ_K:
+        elif op == JEQ_K:
             at += true if accumulator == k else false
-        elif op == seccomp.JGE_K:
+        elif op == JGE_K:
             at += true if accumulator >= k else false
-        elif op == seccomp.RET_K:
+        elif op == RET_K:
             return int(k)
         else:
             raise AssertionError(f"instruction {op:#x}")
@@ -132,7 +143,7 @@ def test_swap_traps_addresses_names_and_tcps_options():
 def test_every_jump_stays_inside(swap):
     code = list(struct.iter_unpack("=HBBI", seccomp.program(swap=swap)))
     for at, (op, true, false, _) in enumerate(code):
-        if op in (seccomp.JEQ_K, seccomp.JGE_K):
+        if op in (JEQ_K, JGE_K):
             assert at + 1 + max(true, false) < len(code)
-    assert code[-1][0] == seccomp.RET_K
+    assert code[-1][0] == RET_K
     assert len(code) < 100

@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from graft.endpoint import parse_address
 from graft.errors import UsageError
-from graft.network import Attachment, check_families, network_of, parse_own, restore_attachment
+from graft.rules.address import parse_address
+from graft.rules.own_address import check_families, network_of, parse_own
+from graft.tenants.attachment import Attachment, restore_attachment
 
 
 def test_an_inode_that_comes_again_is_another_namespace(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from graft import oci
+from graft.engines import bundle, container
 from graft.errors import GraftError, Refused
 
 ID = "0123456789abcdef" * 4
@@ -26,17 +26,17 @@ def libpod(path, storage=None, **more):
     ],
 )
 def test_podmans_id(path):
-    found = oci.identify(libpod(path), "")
+    found = bundle.identify(libpod(path), "")
     assert (found.engine, found.id, found.name) == ("podman", ID, ID[:12])
 
 
 def test_podman_without_a_cgroup(tmp_path):
     with pytest.raises(Refused, match="has no id"):
-        oci.identify(libpod(""), "")
+        bundle.identify(libpod(""), "")
     storage = tmp_path / "vfs-containers"
     storage.mkdir()
     (storage / "containers.json").write_text(json.dumps([{"id": ID, "names": ["web"], "image": "i1"}]))
-    assert oci.identify(libpod("", storage), "").name == "web"
+    assert bundle.identify(libpod("", storage), "").name == "web"
 
 
 def test_an_image_that_cannot_be_read(tmp_path):
@@ -45,20 +45,20 @@ def test_an_image_that_cannot_be_read(tmp_path):
     (storage / "containers.json").write_text(json.dumps([{"id": ID, "names": ["web"], "image": "i1"}]))
     config = libpod(f"/libpod-{ID}", storage, graft="on")
     with pytest.raises(Refused, match="overlay-images/i1/manifest: No such file"):
-        oci.identify(config, "")
+        bundle.identify(config, "")
     manifest = tmp_path / "overlay-images/i1/manifest"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({"annotations": {"graft": "on"}}))
     with pytest.raises(Refused, match="annotation 'graft' comes from the image"):
-        oci.identify(config, "")
+        bundle.identify(config, "")
     manifest.write_text("{}")
-    assert oci.identify(config, "").settings == {"graft": "on"}
+    assert bundle.identify(config, "").settings == {"graft": "on"}
 
 
 def test_docker_that_cannot_be_found():
     hooks = {"prestart": [{"path": "/proc/1/exe", "args": ["libnetwork-setkey", ID]}]}
     with pytest.raises(Refused, match="Docker's files about this container are not found"):
-        oci.identify({"hooks": hooks}, ID)
+        bundle.identify({"hooks": hooks}, ID)
 
 
 def test_wishes():
@@ -69,14 +69,14 @@ def test_wishes():
         "graft.ip": "10.1.2.3",
         "graft.family": "on",
     }
-    asked = oci.wish(oci.Container("podman", ID, "a b/ü", settings))
+    asked = container.wish(container.Container("podman", ID, "a b/ü", settings))
     assert asked.publish == ["8080:80", "8443:443"]
     assert asked.ingress == ["0.0.0.0:81=web", "127.0.0.1:82-84=web"]
     assert (asked.egress_default, asked.egress, asked.ip, asked.swap) == ("none", ["10.0.0.0/8=out"], ["10.1.2.3"], True)
     assert asked.name == "a_b__"
-    assert oci.wish(oci.Container("oci", ID, "7" * 80, {})).name == "7" * 51 + "-" + ID[:12]
+    assert container.wish(container.Container("oci", ID, "7" * 80, {})).name == "7" * 51 + "-" + ID[:12]
     with pytest.raises(GraftError, match=r"annotation 'graft\.ip=x': 'x' is not an IP address"):
-        oci.wish(oci.Container("podman", ID, "n", {"graft.ip": "x"}))
+        container.wish(container.Container("podman", ID, "n", {"graft.ip": "x"}))
 
 
 def test_a_bundle_is_files_alone(tmp_path):
@@ -84,12 +84,12 @@ def test_a_bundle_is_files_alone(tmp_path):
     (tmp_path / "other").write_text("{}")
     path.symlink_to(tmp_path / "other")
     with pytest.raises(Refused, match="Too many levels of symbolic links"):
-        oci.read(path)
+        bundle.read(path)
     path.unlink()
     (tmp_path / "pipe").mkdir()
     with pytest.raises(Refused, match="pipe"):
-        oci.read(tmp_path / "pipe")
+        bundle.read(tmp_path / "pipe")
     path.write_text('{"a": 1}')
     path.chmod(0o640)
-    oci.write(path, {"a": 2})
-    assert (oci.read(path), path.stat().st_mode & 0o777, len(list(tmp_path.iterdir()))) == ({"a": 2}, 0o640, 3)
+    bundle.write(path, {"a": 2})
+    assert (bundle.read(path), path.stat().st_mode & 0o777, len(list(tmp_path.iterdir()))) == ({"a": 2}, 0o640, 3)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft import policy
-from graft.endpoint import ANY4, ANY6, MAPPED, Address, EgressRule, Endpoint, IngressRule, parse_egress, parse_ingress
 from graft.errors import Refused
+from graft.rules import match, slices, tables
+from graft.rules.address import ANY4, ANY6, MAPPED, Address
+from graft.rules.endpoint import EgressRule, Endpoint, IngressRule, parse_egress, parse_ingress
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 
@@ -28,12 +29,12 @@ def longest_prefix(entries: dict[bytes, bytes], data: bytes) -> bytes | None:
 
 
 def look_up_ingress(entries, tenant, protocol, address, port):
-    family = policy.INET if address.v4 else policy.INET6
-    data = policy.INGRESS_KEY.pack(0, tenant, protocol, family, 0, address.raw, port.to_bytes(2, "big"))[4:]
+    family = tables.INET if address.v4 else tables.INET6
+    data = tables.INGRESS_KEY.pack(0, tenant, protocol, family, 0, address.raw, port.to_bytes(2, "big"))[4:]
     value = longest_prefix(entries, data)
     if value is None:
         return None
-    raw, base, first, span, *_ = policy.INGRESS_VALUE.unpack(value)
+    raw, base, first, span, *_ = tables.INGRESS_VALUE.unpack(value)
     return raw, base + port - first if span else base
 
 
@@ -66,7 +67,7 @@ ENDPOINTS = {
 
 @given(ingress_rules, small_addresses, st.integers(0, 65535), st.sampled_from([TCP, UDP]))
 def test_ingress_is_the_first_matching_rule(rules, address, port, protocol):
-    entries = policy.compile_ingress(7, rules, ENDPOINTS)
+    entries = tables.compile_ingress(7, rules, ENDPOINTS)
     edges = {port, *(r.first for r in rules), *(r.last for r in rules), *(min(r.last + 1, 65535) for r in rules)}
     for probe in edges:
         expected = reference_ingress(rules, ENDPOINTS, protocol, address, probe)
@@ -74,14 +75,14 @@ def test_ingress_is_the_first_matching_rule(rules, address, port, protocol):
             continue
         assert look_up_ingress(entries, 7, protocol, address, probe) == expected
         assert look_up_ingress(entries, 8, protocol, address, probe) is None
-        found = policy.match_ingress(rules, ENDPOINTS, protocol, address, probe)
+        found = match.match_ingress(rules, ENDPOINTS, protocol, address, probe)
         assert (found and found.address and found.address.raw) == (expected and expected[0])
 
 
 @given(st.integers(0, 65535), st.integers(0, 65535))
 def test_port_prefixes_cover_exactly(a, b):
     first, last = min(a, b), max(a, b)
-    prefixes = policy.port_prefixes(first, last)
+    prefixes = tables.port_prefixes(first, last)
     assert len(prefixes) <= 30
     covered = [(port, port + (1 << (16 - bits)) - 1) for port, bits in prefixes]
     assert covered[0][0] == first
@@ -91,9 +92,9 @@ def test_port_prefixes_cover_exactly(a, b):
 
 
 def look_up_egress(entries, tenant, address):
-    family = policy.INET if address.v4 else policy.INET6
-    value = longest_prefix(entries, policy.EGRESS_KEY.pack(0, tenant, family, address.raw)[4:])
-    return None if value is None else policy.EGRESS_VALUE.unpack(value)[:2]
+    family = tables.INET if address.v4 else tables.INET6
+    value = longest_prefix(entries, tables.EGRESS_KEY.pack(0, tenant, family, address.raw)[4:])
+    return None if value is None else tables.EGRESS_VALUE.unpack(value)[:2]
 
 
 def reference_egress(rules, endpoints, address, *, host):
@@ -138,20 +139,20 @@ destinations = st.sampled_from(
 @given(egress_rules, destinations, st.booleans())
 def test_egress_is_the_longest_prefix(rules, destination, host):
     rules = [r for r in rules if not (r.prefix.raw.startswith(MAPPED) and not r.prefix.v4)]
-    entries = policy.compile_egress(9, rules, ENDPOINTS, (), host=host)
+    entries = tables.compile_egress(9, rules, ENDPOINTS, (), host=host)
     assert look_up_egress(entries, 9, destination) == reference_egress(rules, ENDPOINTS, destination, host=host)
     assert look_up_egress(entries, 10, destination) is None
-    found = policy.match_egress(rules, ENDPOINTS, destination)
+    found = match.match_egress(rules, ENDPOINTS, destination)
     expected = reference_egress(rules, ENDPOINTS, destination, host=False)
     assert (found and found.address and found.address.raw) == (expected and expected[0])
 
 
 def test_first_of_equal_ranges_wins():
     rules = [parse_ingress("0.0.0.0:80=a"), parse_ingress("0.0.0.0:0-65535=b")]
-    entries = policy.compile_ingress(1, rules, ENDPOINTS)
+    entries = tables.compile_ingress(1, rules, ENDPOINTS)
     assert look_up_ingress(entries, 1, TCP, Address(ANY4), 80)[1] == 8080
     assert look_up_ingress(entries, 1, TCP, Address(ANY4), 81)[1] == 0
-    entries = policy.compile_ingress(1, rules[::-1], ENDPOINTS)
+    entries = tables.compile_ingress(1, rules[::-1], ENDPOINTS)
     assert look_up_ingress(entries, 1, TCP, Address(ANY4), 80)[1] == 0
 
 
@@ -164,11 +165,11 @@ def test_what_the_hooks_cannot_do_compiles_to_another_place():
     }
     rules = [parse_ingress("0.0.0.0:1=unix"), parse_ingress("[::]:2=unix"), parse_ingress("0.0.0.0:3=away")]
     for rule in rules:
-        policy.check_rule(rule, endpoints)
-    values = policy.compile_ingress(1, rules, endpoints).values()
-    assert {policy.INGRESS_VALUE.unpack(v)[4] for v in values} == {policy.PLACE_UNIX, 3}
-    entries = policy.compile_egress(1, [parse_egress("10.0.0.0/8=unix")], endpoints, (), host=False)
-    assert {policy.EGRESS_VALUE.unpack(v)[2] for v in entries.values()} == {policy.PLACE_UNIX, 2}
+        match.check_rule(rule, endpoints)
+    values = tables.compile_ingress(1, rules, endpoints).values()
+    assert {tables.INGRESS_VALUE.unpack(v)[4] for v in values} == {tables.PLACE_UNIX, 3}
+    entries = tables.compile_egress(1, [parse_egress("10.0.0.0/8=unix")], endpoints, (), host=False)
+    assert {tables.EGRESS_VALUE.unpack(v)[2] for v in entries.values()} == {tables.PLACE_UNIX, 2}
 
 
 def test_many_rules_compile_in_a_moment():
@@ -178,34 +179,34 @@ def test_many_rules_compile_in_a_moment():
     endpoints = {f"e{n}": Endpoint(f"e{n}", Address(ANY4), n) for n in range(1, 10001)}
     rules = [IngressRule(Address(ANY4), n, n, f"e{n}") for n in range(1, 10001)]
     began = time.process_time()
-    entries = policy.compile_ingress(1, rules, endpoints)
+    entries = tables.compile_ingress(1, rules, endpoints)
     assert len(entries) == 20000
     assert time.process_time() - began < 5
 
 
 def test_rules_are_checked():
     with pytest.raises(Refused, match="unknown endpoint 'nope'"):
-        policy.check_rule(parse_ingress("0.0.0.0:80=nope"), ENDPOINTS)
+        match.check_rule(parse_ingress("0.0.0.0:80=nope"), ENDPOINTS)
     with pytest.raises(Refused, match="is ipv6, endpoint 'a' is ipv4"):
-        policy.check_rule(parse_ingress("[::]:80=a"), ENDPOINTS)
+        match.check_rule(parse_ingress("[::]:80=a"), ENDPOINTS)
     with pytest.raises(Refused, match="is ipv6, endpoint 'a' is ipv4"):
-        policy.check_rule(parse_egress("::/0=a"), ENDPOINTS)
-    policy.check_rule(parse_egress("0.0.0.0/0=a"), ENDPOINTS)
+        match.check_rule(parse_egress("::/0=a"), ENDPOINTS)
+    match.check_rule(parse_egress("0.0.0.0/0=a"), ENDPOINTS)
 
 
 def test_flags_follow_egress():
     def flags(**settings):
-        return policy.compile_tables(1, ENDPOINTS, [], settings.pop("egress", []), strict=False, **settings).flags
+        return tables.compile_tables(1, ENDPOINTS, [], settings.pop("egress", []), strict=False, **settings).flags
 
-    assert flags(egress_host=True) == policy.TENANT_EGRESS
-    assert flags(egress_host=False) == policy.TENANT_REPLIES
+    assert flags(egress_host=True) == tables.TENANT_EGRESS
+    assert flags(egress_host=False) == tables.TENANT_REPLIES
     narrowed = flags(egress_host=False, egress=[parse_egress("10.0.0.0/8=a")])
-    assert narrowed == policy.TENANT_EGRESS | policy.TENANT_REPLIES
+    assert narrowed == tables.TENANT_EGRESS | tables.TENANT_REPLIES
 
 
-@given(st.integers(1, policy.SLICE_SLOTS - 1), st.integers(0, 65535), st.booleans())
+@given(st.integers(1, slices.SLICE_SLOTS - 1), st.integers(0, 65535), st.booleans())
 def test_slices_are_private_and_high(slot, port, v4):
-    address, real = policy.slice_address(slot, port, v4=v4)
+    address, real = slices.slice_address(slot, port, v4=v4)
     assert address.v4 is v4
     assert real == 0 or 61440 <= real <= 65535
     if v4:
@@ -214,5 +215,5 @@ def test_slices_are_private_and_high(slot, port, v4):
 
 
 def test_slices_do_not_overlap():
-    seen = {policy.slice_address(slot, port) for slot in (1, 2, 3) for port in range(65536)}
+    seen = {slices.slice_address(slot, port) for slot in (1, 2, 3) for port in range(65536)}
     assert len(seen) == 3 * 65536

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graft import notify, protocol
+from graft import protocol
 from graft.errors import UsageError
+from graft.trap import listener
+from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, SLOT, SLOT_HELD, SLOTS, Journal
 
 RUNC = {
     "ociVersion": "1.0.2-dev",
@@ -65,42 +67,42 @@ def test_garbage_is_a_usage_error(data):
 
 
 def fill(slot, number):
-    slot.journal.raw(slot.number)[:] = notify.NOTIFICATION.pack(number, 4242, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
+    slot.journal.raw(slot.number)[:] = listener.NOTIFICATION.pack(number, 4242, 0, 41, 0xC000003E, 0, 2, 1, 0, 0, 0, 0)
 
 
 def test_journal_survives():
-    journal = notify.Journal()
+    journal = Journal()
     slot, done = journal.take(), journal.take()
     assert slot is not None
     assert done is not None
     fill(slot, 77)
-    slot.injecting(4711, notify.ANSWER_PROCEED)
+    slot.injecting(4711, ANSWER_PROCEED)
     fill(done, 78)
     done.release()
-    successor = notify.Journal(journal.fd)
+    successor = Journal(journal.fd)
     ((again, call, inode, answer),) = successor.pending(held=False)
-    assert (inode, answer) == (4711, notify.ANSWER_PROCEED)
+    assert (inode, answer) == (4711, ANSWER_PROCEED)
     assert (again.number, call.id, call.pid, call.nr, call.args[:2]) == (slot.number, 77, 4242, 41, (2, 1))
     again.release()
-    assert notify.Journal(journal.fd).pending(held=False) == []
+    assert Journal(journal.fd).pending(held=False) == []
 
 
 def test_what_a_living_helper_holds_is_its_own():
-    journal = notify.Journal()
+    journal = Journal()
     slots = [slot for slot in (journal.take(), journal.take(), journal.take()) if slot]
     for slot in slots[:2]:
         fill(slot, 90 + slot.number)
     for slot in slots[1:]:  # as graft-sup does: one call is its own, one it still waits for
-        notify.SLOT.pack_into(journal.map, journal._at(slot.number), notify.SLOT_HELD, 0, 11)
+        SLOT.pack_into(journal.map, journal._at(slot.number), SLOT_HELD, 0, 11)
     assert [p.call.id for p in journal.pending(held=False)] == [90]
     assert [(p.call.id, p.inode, p.answer) for p in journal.pending(held=True)] == [
-        (90, 0, notify.ANSWER_NUMBER),
-        (91, 11, notify.ANSWER_NUMBER),
+        (90, 0, ANSWER_NUMBER),
+        (91, 11, ANSWER_NUMBER),
     ]
     assert journal.take() == slots[2]  # what it waited for is free again
 
 
 def test_journal_is_bounded():
-    journal = notify.Journal()
-    assert len([journal.take() for _ in range(notify.SLOTS)]) == notify.SLOTS
+    journal = Journal()
+    assert len([journal.take() for _ in range(SLOTS)]) == SLOTS
     assert journal.take() is None

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from graft.engines.seal import is_sealed, seal
+from graft.process.key import KEY_FILE
 from graft.protocol import Metadata, decode_metadata
-from graft.seal import KEY_FILE, is_sealed, seal
 
 
 def test_there_and_back(tmp_path):

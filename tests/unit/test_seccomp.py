@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graft import seccomp
+from graft.engines.profile import merge
 from graft.errors import Refused
 from tests.unit.libseccomp import ARCHITECTURES, build, verdict
 
@@ -29,7 +29,7 @@ CALLS = [*NUMBERS, "socketcall", "read", "write", "close"]
 
 
 def merged(profile, **options):
-    return seccomp.merge(profile, listener="/run/graft/agent.sock", metadata="{}", **options)
+    return merge(profile, listener="/run/graft/agent.sock", metadata="{}", **options)
 
 
 def allow(names, *args, action="SCMP_ACT_ALLOW", error=None):

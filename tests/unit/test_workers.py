@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from graft.workers import Workers
+from graft.process.workers import Workers
 
 
 def refuse(*_thread: object) -> None:

@@ -1,0 +1,248 @@
+"""The checks of `graft doctor`: what graft needs of this machine.
+
+Each check tries the thing itself, in one function that undoes what it did. A check returns what it found, and raises
+Lack if that is not what graft needs. CHECKS lists them; the ones marked as needed decide the exit status.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from graft import client
+from graft.commands.launch import SHIM
+from graft.errors import Failure, GraftError, Refused
+from graft.kernel import addresses, cgroup, libbpf, linux
+from graft.trap import filter, sup
+
+
+class Lack(Exception):
+    """Something that graft needs or profits from is missing: what was found instead, and how to get it."""
+
+    def __init__(self, found: str, remedy: str) -> None:
+        super().__init__(found)
+        self.found = found
+        self.remedy = remedy
+
+
+class Finding(NamedTuple):
+    """One line of the report. @needed: `graft run` fails without it. @good: it is there."""
+
+    name: str
+    needed: bool
+    good: bool
+    found: str
+    remedy: str
+
+
+def _machine() -> str:
+    if platform.machine() != "x86_64":
+        raise Lack(platform.machine(), "graft supports the x86_64 system call convention only")
+    return f"x86_64, Linux {platform.release()}"
+
+
+def _root() -> str:
+    if os.geteuid() != 0:
+        raise Lack(f"uid {os.geteuid()}", "run as root: sudo graft ...")
+    return "uid 0"
+
+
+def _in_child(probe: Callable[[], None]) -> None:
+    """Run @probe in a forked child, and raise the OSError that it ended with, if any."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            probe()
+            os._exit(0)
+        except OSError as error:
+            os._exit(min(error.errno or 255, 255))
+        finally:
+            os._exit(255)
+    number = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if number:
+        raise OSError(number, os.strerror(number))
+
+
+def _namespaces() -> str:
+    try:
+        _in_child(lambda: linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS))
+    except OSError as error:
+        raise Lack(f"unshare: {error.strerror}", "needs CAP_SYS_ADMIN and CONFIG_NET_NS") from None
+    return "can be created"
+
+
+def _seccomp(*, wait_killable: bool) -> None:
+    os.close(linux.seccomp_listener(filter.program(), wait_killable=wait_killable))
+
+
+def _notification() -> str:
+    try:
+        _in_child(lambda: _seccomp(wait_killable=False))
+    except OSError as error:
+        remedy = "run outside the other seccomp agent's container" if error.errno == 16 else "Linux 5.14 or newer"
+        raise Lack(f"seccomp: {error.strerror}", remedy) from None
+    return "works"
+
+
+def _wait_killable() -> str:
+    try:
+        _in_child(lambda: _seccomp(wait_killable=True))
+    except OSError as error:
+        raise Lack(
+            error.strerror or "", "Linux 6.0 or newer: signals no longer restart a call that is being answered"
+        ) from None
+    return "works"
+
+
+def _cgroup() -> str:
+    try:
+        root = cgroup.cgroup2_root()
+    except GraftError as error:
+        raise Lack(error.message, error.hint) from None
+    if not os.access(root, os.W_OK):
+        raise Lack(f"{root} is not writable", "mount it read-write, or be root")
+    return str(root)
+
+
+def _mount_privately() -> None:
+    linux.unshare(linux.CLONE_NEWNS)
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    cgroup.mount_bpffs()
+
+
+def _bpffs() -> str:
+    if os.path.ismount(cgroup.BPFFS):
+        return str(cgroup.BPFFS)
+    try:
+        _in_child(_mount_privately)
+    except OSError as error:
+        raise Lack(f"{cgroup.BPFFS}: {error.strerror}", f"mount -t bpf bpf {cgroup.BPFFS}") from None
+    return f"{cgroup.BPFFS}, mounted when graftd starts"
+
+
+def _btf() -> str:
+    path = Path("/sys/kernel/btf/vmlinux")
+    if not path.exists():
+        raise Lack(f"{path} is missing", "a kernel with CONFIG_DEBUG_INFO_BTF, which distributions have")
+    return f"{path}, {path.stat().st_size >> 10} KiB"
+
+
+def _libbpf() -> str:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        raise Lack("libbpf.so.1 not found", "apt-get install libbpf1") from None
+    lib.libbpf_version_string.restype = ctypes.c_char_p
+    return f"libbpf {lib.libbpf_version_string().decode()}"
+
+
+def _programs() -> str:
+    if not libbpf.OBJECT.exists():
+        raise Lack(f"{libbpf.OBJECT} is not built", "make build")
+    try:
+        count = libbpf.try_load()
+    except (OSError, Failure) as error:
+        remedy = "Linux 6.1 or newer, root; 'dmesg' and lockdown(7) may say why"
+        raise Lack(str(error), remedy) from None
+    return f"{count} programs load"
+
+
+def _ip() -> str:
+    path = shutil.which("ip")
+    if not path:
+        raise Lack("'ip' is not installed", "apt-get install iproute2")
+    return path
+
+
+def _helper() -> str:
+    if not sup.available():
+        raise Lack(f"{sup.PROGRAM} is not built", "'make build'; without it graftd answers socket(), slower")
+    return str(sup.PROGRAM)
+
+
+def _shim() -> str:
+    if not SHIM.exists():
+        raise Lack(f"{SHIM} is not built", "'make build'; 'graft run --accel' needs it")
+    return str(SHIM)
+
+
+def _ipv6() -> str:
+    if not addresses.has_ipv6():
+        raise Lack("off on this host", "sysctl net.ipv6.conf.all.disable_ipv6=0; IPv4 works without it")
+    return "on"
+
+
+def _sync_wake_up() -> str:
+    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    if release < (6, 6):
+        raise Lack(platform.release(), "Linux 6.6 or newer halves the cost of a trapped call")
+    return "works"
+
+
+def _route_localnet() -> str:
+    on = [p.parent.name for p in Path("/proc/sys/net/ipv4/conf").glob("*/route_localnet") if p.read_text() == "1\n"]
+    if on:
+        raise Lack(
+            f"route_localnet is on for {', '.join(sorted(on))}",
+            "neighbours on that link can reach 127.0.0.0/8: drop that in the firewall, or set route_localnet to 0",
+        )
+    return "127.0.0.0/8 cannot be reached from the wire"
+
+
+def _port_range() -> str:
+    low, high = (int(n) for n in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if high >= 61440:
+        raise Lack(
+            f"net.ipv4.ip_local_port_range is {low}-{high}",
+            "private ports are 61440 and up: sysctl net.ipv4.ip_local_port_range='32768 60999' avoids rare clashes",
+        )
+    return f"{low}-{high}, below the private ports"
+
+
+def _daemon() -> str:
+    try:
+        status = client.call("status", start=False)
+    except (Refused, Failure) as error:
+        if error.code == "ECONNREFUSED":
+            return "not running; graft run starts it"
+        raise Lack(error.message, error.hint) from None
+    keeper = "" if status["kept"] else ", without a keeper for its descriptors"
+    return f"version {status['version']}, pid {status['pid']}, {status['containers']} containers{keeper}"
+
+
+CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
+    ("machine", True, _machine),
+    ("permission", True, _root),
+    ("namespaces", True, _namespaces),
+    ("seccomp notification", True, _notification),
+    ("cgroup2", True, _cgroup),
+    ("bpffs", True, _bpffs),
+    ("kernel BTF", True, _btf),
+    ("libbpf", True, _libbpf),
+    ("BPF programs", True, _programs),
+    ("iproute2", True, _ip),
+    ("graftd", True, _daemon),
+    ("IPv6", False, _ipv6),
+    ("graft-sup", False, _helper),
+    ("preload library", False, _shim),
+    ("wait-killable notification", False, _wait_killable),
+    ("synchronous wake-up", False, _sync_wake_up),
+    ("loopback routing", False, _route_localnet),
+    ("ephemeral ports", False, _port_range),
+)
+
+
+def examine() -> list[Finding]:
+    """Run all checks; returns their findings in the order of CHECKS."""
+    findings = []
+    for name, needed, check in CHECKS:
+        try:
+            findings.append(Finding(name, needed, True, check(), ""))
+        except Lack as lack:
+            findings.append(Finding(name, needed, False, lack.found, lack.remedy))
+        except OSError as error:
+            findings.append(Finding(name, needed, False, error.strerror or str(error), ""))
+    return findings

@@ -1,0 +1,70 @@
+"""The command graftd: start the daemon in the foreground, stop it, or replace it.
+
+If systemd started this process by socket activation (LISTEN_PID, sd_listen_fds(3)), it is the daemon, and systemd
+keeps its descriptors (FDSTORE). Otherwise it becomes the keeper, and the daemon is its child.
+"""
+
+import os
+import sys
+
+import click
+
+from graft import __version__
+from graft.commands.options import CONTEXT, guarded
+from graft.errors import Failure, Refused
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--stop", is_flag=True, help="End the running graftd; refused while containers run.")
+@click.option("--force", is_flag=True, help="With --stop: end it even if containers run; their new sockets fail.")
+@click.option("--replace", is_flag=True, help="End the running graftd and start this one; no call is lost.")
+@click.option("--idle-exit", is_flag=True, help="End when nothing has run for 5 seconds.")
+@click.version_option(__version__, "-V", "--version", message="graftd %(version)s")
+def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
+    """Supervise grafted containers.
+
+    \b
+    graftd                 run in the foreground; 'graft run' starts a graftd itself if none runs
+    graftd --stop          end the running graftd
+    graftd --replace       replace it by this version, in the background, while containers run
+    systemctl enable --now graftd.socket      with systemd: start it on demand, upgrade it in place
+    """
+    from graft import client
+
+    if stop and replace:
+        raise click.UsageError("--stop and --replace exclude each other")
+    if stop or replace:
+        try:
+            client.order("stop", force=force, replace=replace)
+        except Failure as error:
+            if error.code != "ECONNREFUSED":
+                raise
+            if stop:
+                raise Refused("graftd is not running", code="ECONNREFUSED") from None
+        if replace:
+            client.connect(start=True).close()
+        return
+    if force:
+        raise click.UsageError("--force goes with --stop")
+    if os.geteuid() != 0:
+        raise Refused("graftd needs root", hint="sudo graftd", code="EPERM")
+    if idle_exit:
+        os.environ["GRAFT_IDLE_EXIT"] = "1"
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        from graft.daemon.main import main as daemon
+
+        daemon()
+        return
+    from graft.process.keeper import main as keeper
+
+    if not keeper(-1):
+        raise Refused("graftd is running already", hint="'graftd --stop' ends it", code="EEXIST")
+
+
+def main() -> int:
+    """Run `graftd`; returns the exit status."""
+    return guarded("graftd", lambda: command.main(prog_name="graftd", standalone_mode=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""`graft run` and the wrapper: install the seccomp filter, send the listener to graftd, exec the command.
+
+`graft run` first enters a netns, then speaks to graftd's admin socket. The wrapper stays in its netns and speaks to
+the agent socket, where a peer can say something about its own netns only.
+
+No process of graft stays beside the command: this process becomes it by execve(2). So status, signals and terminal
+are between the command and the shell. When the last process under the filter has ended, the listener hangs up
+(seccomp_unotify(2), EPOLLHUP), and graftd cleans up.
+"""
+
+import errno
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from graft import client
+from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
+from graft.kernel import linux
+from graft.trap import filter, nested
+
+SHIM = Path(__file__).parents[1] / "graft-shim.so"
+SHOWN_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
+
+
+class User(NamedTuple):
+    """The user that the command runs as."""
+
+    uid: int
+    gid: int
+    name: str  # "" for a uid without an account
+    home: str
+
+
+class Plan(NamedTuple):
+    """What the command line of `graft run` or the wrapper asks for; the tuples hold its texts, not yet parsed."""
+
+    argv: list[str]
+    name: str | None = None
+    netns: str | None = None
+    publish: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+    egress_default: str | None = None
+    user: User | None = None
+    accel: bool = False
+    ip: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+def _numeric(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _number(text: str) -> int:
+    if len(text) > 10 or int(text) >= 1 << 32 - 1:
+        raise UsageError(f"--user: {text} is not a user or group number")
+    return int(text)
+
+
+def find_user(text: str) -> User:
+    """Look up @text, which is UID[:GID] or NAME[:GROUP]. Raises Refused if there is no such user or group.
+
+    A uid needs no account. Raises UsageError for a number beyond 32 bits.
+    """
+    import grp
+    import pwd
+
+    owner, colon, group = text.partition(":")
+    try:
+        entry = pwd.getpwuid(_number(owner)) if _numeric(owner) else pwd.getpwnam(owner)
+        uid, gid, name, home = entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir
+    except KeyError:
+        if not _numeric(owner):
+            raise Refused(f"--user {text}: no user '{owner}'", code="ENOENT") from None
+        uid, gid, name, home = _number(owner), _number(owner), "", "/"
+    if colon:
+        try:
+            gid = _number(group) if _numeric(group) else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise Refused(f"--user {text}: no group '{group}'", code="ENOENT") from None
+    return User(uid, gid, name, home)
+
+
+def run(plan: Plan) -> NoReturn:
+    """Run @plan as `graft run`: become the command by execve(2). Raises GraftError if a step fails."""
+    if os.geteuid() != 0:
+        raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
+    if plan.accel and not SHIM.exists():
+        raise Failure(f"--accel: {SHIM} is not built", hint="run 'make build'", code="ENOENT")
+    executable = _find(plan.argv[0])
+    swap = False
+    if plan.ingress or plan.egress:
+        rules = {"ingress": plan.ingress, "egress": plan.egress, "netns": plan.netns}
+        with client.connect(start=True) as asking:
+            swap = client.exchange(asking, "hello", rules)["swap"]
+    connection = client.connect(start=True)
+    _enter_netns(plan.netns)
+    listener = _install_filter(swap=swap)
+    client.exchange(
+        connection,
+        "run",
+        {
+            "name": plan.name,
+            "publish": plan.publish,
+            "ingress": plan.ingress,
+            "egress": plan.egress,
+            "egress_default": plan.egress_default,
+            "argv": _shown(plan.argv),
+            "swap": swap,
+            "ip": plan.ip,
+            "limits": plan.limits,
+        },
+        (listener,),
+    )
+    connection.close()
+    os.close(listener)
+    if plan.user:
+        _become(plan.user)
+    if plan.accel:
+        _preload(plan.user)
+    _exec(executable, plan.argv)
+
+
+def _shown(argv: list[str]) -> list[str]:
+    return [os.fsencode(word).decode(errors="replace")[:SHOWN_MAX] for word in argv[:SHOWN_MAX]]
+
+
+def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
+    """Run @plan as the wrapper: become the command, under its rules. Raises GraftError if a step fails.
+
+    @verbose: print each conversion on standard error, from a process of its own.
+    """
+    executable = _find(plan.argv[0])
+    if plan.netns is not None:
+        if os.geteuid() != 0:
+            raise Refused("--netns needs root", hint="sudo graft --netns ...", code="EPERM")
+        _enter_netns(plan.netns)
+    rules = {"ingress": plan.ingress, "egress": plan.egress}
+    swap = client.ask_agent({"op": "traps", **rules})["swap"]
+    connection = client.connect_agent(start=True)
+    begin = _print_apart(connection) if verbose else -1
+    try:
+        listener = _install_filter(swap=swap)
+    except Failure as error:
+        if error.code != "EBUSY":
+            raise
+        listener = -1  # inside a container of graft's or another wrapper, whose listener serves this process as well
+    message = {
+        "ociVersion": "1.0.2",
+        "fds": ["seccompFd"] if listener >= 0 else [],
+        "pid": os.getpid(),
+        "metadata": json.dumps(
+            {"wrapper": True, "verbose": verbose, "swap": swap, "argv": _shown(plan.argv), **rules}
+        ),
+        "state": {"ociVersion": "1.0.2", "id": "", "status": "creating", "pid": os.getpid(), "bundle": ""},
+    }
+    reply = client.converse(connection, message, (listener,) if listener >= 0 else ())
+    if listener >= 0:
+        os.close(listener)
+    if reply["scope"]:
+        nested.enter(reply["scope"])
+    if begin >= 0:
+        os.write(begin, b"1")
+        os.close(begin)
+    connection.close()
+    _exec(executable, plan.argv)
+
+
+def _print_apart(connection: socket.socket) -> int:
+    """Fork a process that prints what graftd reports of the conversions, until the connection ends.
+
+    It is forked twice, so that the command does not have a child that it does not know. Returns a descriptor. Write a
+    byte to it when graftd's first answer has been read from @connection: printing starts then. Close it without, and
+    the process ends.
+    """
+    wait, begin = os.pipe()
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        os.close(wait)
+        return begin
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.close(begin)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        if os.read(wait, 1):
+            connection.settimeout(None)
+            for line in connection.makefile("rb"):
+                os.write(2, b"graft: " + line)
+    finally:
+        os._exit(0)
+
+
+def _find(command: str) -> str:
+    """Return the file that execvp(3) would run, so that a bad command is refused before anything is changed.
+
+    Raises CommandNotFound or CommandNotRunnable.
+    """
+    if "/" in command:
+        candidates = [command]
+    else:
+        candidates = [os.path.join(d or ".", command) for d in os.environ.get("PATH", os.defpath).split(":")]
+    found = [path for path in candidates if os.path.exists(path)]
+    for path in found:
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    if found:
+        reason = "is a directory" if os.path.isdir(found[0]) else "is not executable"
+        raise CommandNotRunnable(f"command '{command}' {reason}", code="EACCES")
+    raise CommandNotFound(f"command '{command}' not found", code="ENOENT")
+
+
+def _enter_netns(name: str | None) -> None:
+    try:
+        if name is None:
+            linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS)
+        else:
+            fd = _open_netns(name)
+            linux.setns(fd, linux.CLONE_NEWNET)
+            os.close(fd)
+            linux.unshare(linux.CLONE_NEWNS)
+        linux.loopback_up()
+        _remount_sys()
+    except OSError as error:
+        raise from_oserror("enter a network namespace", error, hint="'graft doctor' says what is missing") from None
+
+
+def _open_netns(name: str) -> int:
+    """Open the netns of a PID, of a container or ip-netns(8) name, or at a path; returns a descriptor."""
+    from graft.kernel.netns import open_netns
+
+    if "/" not in name and not name.isdigit():
+        running = {c["name"]: c["pid"] for c in client.call("ps")}
+        name = str(running.get(name, name))
+    fd, _ = open_netns(name)
+    return fd
+
+
+def _remount_sys() -> None:
+    """Mount the sysfs of the new netns, as ip-netns(8) does, and keep the mounts below /sys/fs/cgroup."""
+    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    cgroup = os.open("/sys/fs/cgroup", os.O_PATH | os.O_CLOEXEC)
+    flags = linux.MS_RDONLY if os.statvfs("/sys").f_flag & os.ST_RDONLY else 0
+    linux.mount("sysfs", "/sys", "sysfs", flags)
+    linux.mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", None, linux.MS_BIND | linux.MS_REC)
+    os.close(cgroup)
+
+
+def _install_filter(*, swap: bool) -> int:
+    program = filter.program(swap=swap)
+    try:
+        try:
+            return linux.seccomp_listener(program, wait_killable=True)
+        except PermissionError:  # no CAP_SYS_ADMIN: the kernel wants no_new_privs, so set-user-ID has no effect
+            linux.no_new_privs()
+            return linux.seccomp_listener(program, wait_killable=True)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return linux.seccomp_listener(program, wait_killable=False)  # before Linux 6.0
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise Failure(
+                "this process is under a seccomp listener already",
+                hint="graft run does not nest, nor run inside a container with a seccomp agent",
+                code="EBUSY",
+            ) from None
+        raise from_oserror("install the seccomp filter", error, hint="'graft doctor' says what is missing") from None
+
+
+def _become(user: User) -> None:
+    try:
+        if user.name:
+            os.initgroups(user.name, user.gid)
+        else:
+            os.setgroups([])
+        os.setgid(user.gid)
+        os.setuid(user.uid)
+    except OSError as error:
+        raise from_oserror(f"become user {user.name or user.uid}", error) from None
+    os.environ["HOME"] = user.home
+    if user.name:
+        os.environ["USER"] = os.environ["LOGNAME"] = user.name
+
+
+def _preload(user: User | None) -> None:
+    """Put the library of --accel into LD_PRELOAD (ld.so(8)). Statically linked programs ignore it. Raises Failure."""
+    if not os.access(SHIM, os.R_OK):
+        who = f"user {user.name or user.uid}" if user else "this user"
+        raise Failure(
+            f"--accel: {who} may not read {SHIM}", hint="'make install' puts it where all users may", code="EACCES"
+        )
+    before = os.environ.get("LD_PRELOAD", "")
+    os.environ["LD_PRELOAD"] = f"{SHIM}:{before}" if before else str(SHIM)
+
+
+def _exec(executable: str, argv: list[str]) -> NoReturn:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and execve(2) would keep that
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execv(executable, argv)  # noqa: S606 - to exec the user's command is the purpose
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:  # a script without #!: run it by sh, as execvp(3) does
+            os.execv("/bin/sh", ["/bin/sh", executable, *argv[1:]])  # noqa: S606 - the same
+        reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
+        raise reason(
+            f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")
+        ) from None

@@ -1,0 +1,219 @@
+"""The agent socket (agent.sock): it takes the seccomp listeners of filtered programs, and requests of the API.
+
+OCI runtimes (runc, crun) send ContainerProcessState (OCI runtime specification, config-linux.md) with one descriptor,
+`seccompFd`. Its `metadata` says what graft shall do. A runtime never reads an answer. A connection that ends without
+a message is normal: the runtime has given up `create`. The wrapper (`graft -i ... -- CMD`) sends the same message.
+The Python and C API send requests of graft's own (graft/protocol.py, AgentRequest).
+
+Anyone may connect, so what a message may ask depends on the peer. A peer that is root in the host's user namespace
+and netns (a runtime), or that brings metadata with graftd's seal (graft/engines/seal.py), may name another process as
+the target, and publish ports. Any other peer speaks for itself alone, in the netns of its own pid, and gets the
+strict policy.
+
+All of this runs in the loop's thread.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+from typing import Any
+
+from graft import protocol
+from graft.daemon.admission import admit_target, admit_wrapper, api_tenant, endpoints_of, required_traps
+from graft.daemon.connection import Connection
+from graft.daemon.peer import administrates, check_listener, same_user_namespace
+from graft.daemon.tenancy import Tenancy
+from graft.engines.seal import is_sealed
+from graft.errors import GraftError, Refused, UsageError
+from graft.kernel import linux
+from graft.log import log
+from graft.process.closing import close_foreign
+from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
+from graft.tenants.tenant import Tenant
+from graft.trap import swap
+from graft.trap.family import QUEUE_MAX, VALUE_MAX, Option, State
+
+
+class Agent:
+    """Answers the messages of the agent socket, with the registry of a Daemon."""
+
+    def __init__(self, tenancy: Tenancy) -> None:
+        self.tenancy = tenancy
+
+    def serve(self, connection: Connection, message: bytes, fds: list[int]) -> Any:
+        """Carry out one message; the result is the value of "ok". Raises GraftError, after logging it."""
+        try:
+            if protocol.is_agent_request(message):
+                connection.check_peer()
+                return self._answer(connection, protocol.decode_agent_request(message), fds)
+            return self._serve(connection, message, fds)
+        except GraftError as error:
+            log.warning("agent: pid %d: %s", connection.pid, error)
+            raise
+
+    def _serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any]:
+        state = protocol.decode_state(message)
+        sealed = is_sealed(state.metadata, self.tenancy.directory)
+        if not sealed:
+            connection.check_peer()
+        wish = protocol.decode_metadata(state.metadata)
+        if wish.wrapper:
+            return self._wrapper(connection, wish, fds)
+        if "seccompFd" not in state.fds or len(fds) != len(state.fds):
+            raise UsageError(f"{len(state.fds)} names and {len(fds)} descriptors", hint="send one 'seccompFd'")
+        listener = fds[state.fds.index("seccompFd")]
+        trusted = sealed or (connection.uid == 0 and self._is_host(connection.pid))
+        pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
+        known = self.tenancy.registry.by_container(state.state.id) if trusted else None
+        if known is None and trusted and wish.name and not wish.container:
+            known = self.tenancy.registry.by_name(wish.name)
+        if known and not (state.pid or state.state.pid):
+            check_listener(listener)
+            self.tenancy.adopt(known, listener, trusted=True)  # `crun exec` sends no pid
+            return {"name": known.name}
+        self.tenancy.calls.reap()
+        try:
+            tenant = admit_target(self.tenancy, pid, connection.uid, listener, wish, trusted=trusted)
+        except GraftError as error:
+            if sealed:
+                self._end(pid, wish.name or "", error)
+            raise
+        for fd in fds:
+            if fd != listener:
+                close_foreign(fd)
+        return {"name": tenant.name}
+
+    def _end(self, pid: int, name: str, why: GraftError) -> None:
+        """Kill the first process of a container that graft refuses: it must not go on without a policy.
+
+        Its engine sees it end.
+        """
+        log.error("container %s is ended: %s", name, why)
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if linux.netns_inode(pid) != self.tenancy.registry.home:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+    def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
+        if len(fds) > 1:
+            raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
+        self.tenancy.calls.reap()
+        trusted = connection.uid == 0 and administrates(connection.pid)
+        listener = fds[0] if fds else None
+        tenant = admit_wrapper(self.tenancy, connection.pid, connection.uid, listener, wish, trusted=trusted)
+        if wish.verbose:
+            self.tenancy.listen_in(tenant, connection)
+        return {"name": tenant.name, "scope": tenant.scope}
+
+    # -- the Python API --
+
+    def _answer(self, connection: Connection, request: protocol.AnyAgentRequest, fds: list[int]) -> Any:
+        if isinstance(request, protocol.Traps):
+            if fds:
+                raise UsageError("this request has no descriptors")
+            return {"swap": required_traps(self.tenancy, connection.pid, request)}
+        if isinstance(request, protocol.Endpoints):
+            if fds:
+                raise UsageError("this request has no descriptors")
+            return endpoints_of(self.tenancy, connection.pid)
+        tenant = api_tenant(self.tenancy, connection.pid, connection.uid)
+        self.tenancy.follow(tenant, connection.pid)
+        try:
+            if isinstance(request, protocol.Permit):
+                return self._permit(tenant, request, fds)
+            if fds:
+                raise UsageError("this request has no descriptors")
+            return self._open(connection, tenant, request)
+        except OSError as error:
+            code = errno.errorcode.get(error.errno or 0, "EIO")
+            raise Refused(error.strerror or str(error), code=code) from None
+
+    @staticmethod
+    def _endpoint(tenant: Tenant, name: str) -> Endpoint:
+        endpoint = tenant.endpoints.get(name)
+        if endpoint is None:
+            raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
+        return endpoint
+
+    def _open(self, connection: Connection, tenant: Tenant, request: protocol.Open) -> dict[str, Any]:
+        """Make a socket that is bound to an endpoint, or may connect to another one, or both."""
+        if request.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise UsageError(f"socket type {request.type} is not SOCK_STREAM or SOCK_DGRAM")
+        if request.bind is None and request.connect is None:
+            raise UsageError("neither bind nor connect names an endpoint")
+        if len(request.options) > QUEUE_MAX:
+            raise UsageError(f"more than {QUEUE_MAX} socket options")
+        try:
+            options = [Option(o.level, o.name, bytes.fromhex(o.value)[:VALUE_MAX]) for o in request.options]
+        except ValueError:
+            raise UsageError("the value of a socket option is not hexadecimal") from None
+        family = self.tenancy.family
+        to = self._endpoint(tenant, request.connect) if request.connect is not None else None
+        source = request.bind
+        if source is None and to and DEFAULT_SOURCE in tenant.endpoints and to.address:
+            source = DEFAULT_SOURCE
+        reply: dict[str, Any] = {}
+        kind = request.type
+        if to:
+            self.tenancy.registry.check_leaving(tenant, to)
+        if to and to.address is None:
+            made = self.tenancy.sockets.make(tenant, socket.AF_UNIX, kind, place=0)
+        elif to and source is None:
+            inet = socket.AF_INET if to.kind == "ipv4" else socket.AF_INET6
+            made = self.tenancy.sockets.make(tenant, inet, kind, place=to.place)
+        else:
+            made = family.make(tenant, kind, 0)
+        with made:
+            new = made
+            if source is not None and (to is None or to.address):
+                state = State(queue=options)
+                new = family.attach(connection.peer, tenant, made, state, self._endpoint(tenant, source))
+                refused = next((o for o in state.queue if o.result), None)
+                if refused:
+                    new.close()
+                    raise OSError(-refused.result, os.strerror(-refused.result))
+            if to and to.address:
+                reply["address"] = family.permit(tenant, new, to)
+            elif to:
+                new.setblocking(False)
+                error = swap.connect_unix(new, to.path, connection.peer, lambda: False)
+                if error:
+                    raise OSError(error, os.strerror(error))
+            reply["family"] = int(new.family)
+            connection.replies = [os.dup(new.fileno())]
+            if new is not made:
+                new.close()
+        return reply
+
+    def _permit(self, tenant: Tenant, request: protocol.Permit, fds: list[int]) -> dict[str, Any]:
+        """Let the attached socket, which must be this tenant's, reach an endpoint. Returns the endpoint's address."""
+        if len(fds) != 1:
+            raise UsageError("attach the socket")
+        endpoint = self._endpoint(tenant, request.name)
+        if endpoint.address is None:
+            raise Refused(
+                f"endpoint '{request.name}' is of type unix", hint="connect a new socket", code="EAFNOSUPPORT"
+            )
+        self.tenancy.registry.check_leaving(tenant, endpoint)
+        if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+            raise UsageError("the descriptor is not a socket")
+        with socket.socket(fileno=os.dup(fds[0])) as sock:
+            stamp = self.tenancy.sockets.stamps.get(sock.fileno())
+            if stamp is None or stamp.tenant != tenant.id:
+                raise Refused("the socket is not one of graft's", code="EPERM")
+            address = self.tenancy.family.permit(tenant, sock, endpoint)
+        close_foreign(fds[0])
+        return {"address": address}
+
+    @staticmethod
+    def _is_host(pid: int) -> bool:
+        try:
+            return same_user_namespace(pid) and linux.netns_inode(pid) == linux.netns_inode()
+        except OSError:
+            return False

@@ -1,0 +1,336 @@
+"""graftd: the daemon's start, its sockets, its periodic work, and its end.
+
+Theory of operation
+
+The loop is one thread around epoll(7) (graft/process/loop.py). It owns the registry and serves every socket:
+
+    graftd.sock         requests of `graft` by root and the group graft (graft/daemon/admin.py)
+    agent.sock          seccomp listeners from OCI runtimes and wrappers, requests of the API (graft/daemon/agent.py)
+    helpers.sock        each graft-sup that has outlived its graftd (graft/trap/orphans.py)
+    graft.sock of Docker's plugins directory    network and IPAM driver (graft/engines/docker.py)
+    port 53, UDP and TCP, at 127.0.0.11 and at the gateways of CNI networks    names (graft/engines/resolver.py)
+
+Trapped calls (seccomp_unotify(2)) may block, so the loop does not answer them. Up to 512 threads do, and up to 512
+more receive from listeners that root did not hand over (graft/trap/listeners.py, graft/process/workers.py). The
+resolver answers each TCP client in a thread, and graft/process/closing.py closes descriptors in threads. `Tenant` in
+graft/tenants/registry.py says which thread may touch what.
+
+Listeners, their journals, and network namespaces must outlive graftd. Their descriptors are in the descriptor store
+of systemd or of the keeper (graft/process/store.py), and state.json says what they are for. Without a store they are
+lost: the targets' next trapped call fails with ENOSYS, unless a graft-sup still answers.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from graft import __version__, protocol
+from graft.daemon.admin import Admin
+from graft.daemon.agent import Agent
+from graft.daemon.connection import Connection
+from graft.daemon.tenancy import Tenancy
+from graft.engines.docker import Docker
+from graft.engines.resolver import Resolver
+from graft.errors import Failure, GraftError
+from graft.interpreter import python_command
+from graft.kernel import addresses, linux
+from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
+from graft.kernel.linux import credentials
+from graft.kernel.netns import netns_cookie, processes_in_netns
+from graft.kernel.programs import Kernel
+from graft.kernel.stamps import OWN_TENANT
+from graft.log import log
+from graft.process import cage, keeper
+from graft.process.loop import Loop
+from graft.process.store import KEEPER_ENTRY, Store, exec_with
+from graft.rules.limits import Limits, parse_limits
+from graft.tenants import attachments
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import CONTAINER, Tenant
+from graft.trap.orphans import Orphans
+
+CONNECTIONS_MAX = 512
+CONNECTIONS_OF_USERS = 448  # above that, only root may connect
+CONNECTIONS_OF_A_USER = 64
+IDLE_EXIT_SECONDS = 5.0
+TICK_SECONDS = 1.0
+PURGE_SECONDS = 30.0
+ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for a new one every 50 ms
+
+
+class Daemon:
+    """All state of a running graftd, and the callbacks of its loop. Its methods run in the loop's thread, except
+    `_place`.
+    """
+
+    def __init__(self, *, idle_exit: bool) -> None:
+        self.directory = run_dir()
+        self.idle_exit = idle_exit
+        self.loop = Loop()
+        self.store = Store()
+        self.kernel = Kernel(pin_dir())
+        self.registry = Registry(self.kernel, self.directory / "state.json")
+        self.connections: set[Connection] = set()
+        self.last_used = time.monotonic()
+        self.next_tick = 0.0
+        self.next_purge = 0.0
+        self.sockets: list[tuple[str, int]] = []
+        self.failed = False
+        self.passed_on: list[tuple[str, int]] = []  # the keeper's descriptors
+
+    # -- start and end --
+
+    def start(self) -> None:
+        """Take over the state and the descriptors of a predecessor, if there was one, and serve the sockets.
+
+        Raises Failure, for instance if another graftd supervises this network namespace, and OSError.
+        """
+        inherited = self.store.inherited()
+        self.registry.load()  # first: if it fails, nothing has been made that would be left behind
+        root = cgroup2_root()
+        mount_bpffs()
+        self.root = root
+        self.limits = parse_limits(filter(None, [os.environ.get("GRAFT_LIMITS")]), Limits())
+        self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
+        self._claim_namespace()
+        cgroup = enter_cgroup(root, managed=self.managed)
+        self.kernel.install(cgroup, root)
+        self.kernel.configure(netns_cookie())
+        if self.registry.ipv6:
+            addresses.add_slice_route()
+        self.tenancy = Tenancy(self.directory, self.loop, self.store, self.kernel, self.registry, self.limits)
+        self.calls = self.tenancy.calls
+        self.resolver = Resolver(self.loop, self.registry, self.kernel)
+        self.docker = Docker(
+            self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
+        )
+        self.admin = Admin(self.tenancy, self.resolver, managed=self.managed)
+        self.agent = Agent(self.tenancy)
+        self._restore(dict(inherited), inherited)
+        self.registry.reconcile()
+        self.orphans = Orphans(self.loop, self.calls)
+        self.alone_until = time.monotonic() + ORPHAN_SECONDS
+        self.loop.add(self.kernel.denials(self.tenancy.denied), lambda _events: self.kernel.drain())
+        for name, fd in inherited:
+            if name == "keeper":
+                self.loop.add(fd, lambda _events: self._keeper_gone())
+            elif name in ("guard", "lock"):
+                self.passed_on.append((name, fd))
+            elif name in ("admin", "agent"):
+                self.sockets.append((name, fd))
+                self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
+        self.docker.start(next((fd for name, fd in inherited if name == "docker"), -1))
+        if self.registry.attachments:
+            self.resolver.start()
+        if not any(name == "admin" for name, _ in inherited):
+            raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
+        for watched in list(self.calls.watched.values()):
+            self.calls.answer_pending(watched, helper_died=not watched.helper)
+        self.store.ready()
+        log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _claim_namespace(self) -> None:
+        """Lock the host namespace: two graftds there would refuse each other's sockets.
+
+        The lock file has mode 600, so that only root can hold the lock.
+        """
+        self.claim_path = f"/run/graftd-netns-{netns_cookie()}.lock"
+        self.claim = os.open(self.claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
+
+    def _restore(self, named: dict[str, int], inherited: list[tuple[str, int]]) -> None:
+        """Give the tenants of state.json their descriptors back; drop tenants whose processes have ended."""
+        places = {}
+        for name, fd in inherited:
+            kind, _, rest = name.partition("-")
+            if kind == "place":
+                places[int(rest)] = fd
+            elif kind == "netns" and int(rest) in self.registry.tenants:
+                self.registry.tenants[int(rest)].netns_fd = fd
+            elif kind == "netns":
+                self.store.remove(name)
+                os.close(fd)
+            elif kind in ("listener", "foreign"):
+                self.calls.restore(named, name, fd)
+        self.calls.forget_strays(named)
+        for lost in self.registry.restore_places(places):
+            log.warning("endpoint %s is lost: its namespace is gone", lost)
+        self.tenancy.keep_places()
+        for tenant in list(self.registry.tenants.values()):
+            if tenant.netns_fd < 0:
+                self._reopen_netns(tenant)
+            if tenant.netns_fd < 0:
+                self.registry.remove(tenant)
+                self.store.remove(f"netns-{tenant.id}")
+        self.registry.forget_dead()
+
+    def _reopen_netns(self, tenant: Tenant) -> None:
+        """Find a namespace that no store kept by a process that lives in it: its sockets still need their policy."""
+        for pid in processes_in_netns(tenant.netns):
+            with contextlib.suppress(OSError):
+                tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                return
+
+    def run(self) -> None:
+        """Run the loop until a signal or a request stops it; clean up if no container and no attachment is left.
+
+        Exits with status 1 if graftd has to be started again.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self.loop.run(self._tick)
+        if self.failed:
+            sys.exit(1)
+        if not self.registry.tenants and not self.registry.attachments:
+            self.cleanup()
+
+    def _on_signal(self, _number: int, _frame: Any) -> None:
+        self.loop.running = False
+
+    def _keeper_gone(self) -> None:
+        """Become a new keeper that has all descriptors of this process; the keeper then starts a new graftd."""
+        log.warning("the keeper has died, starting another")
+        held = [*self.sockets, *self.docker.held(), *self.calls.held()]
+        held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
+        held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
+        held += self.passed_on
+        leave_cgroup(self.root, remove=False)
+        exec_with(python_command(KEEPER_ENTRY), held)
+
+    def cleanup(self) -> None:
+        """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state."""
+        Path(self.claim_path).unlink(missing_ok=True)
+        self.calls.helpers.unlink(missing_ok=True)
+        self.docker.cleanup()
+        self.kernel.uninstall()
+        addresses.remove_slice_route()
+        if not self.managed:
+            leave_cgroup(self.root, remove=True)
+        if not self.registry.tables:
+            self.registry.state.unlink(missing_ok=True)
+
+    def _tick(self) -> float:
+        self.calls.tick()
+        now = time.monotonic()
+        if now < self.next_tick:
+            return self.next_tick - now
+        self.next_tick = now + TICK_SECONDS
+        for connection in [c for c in self.connections if c.deadline < now]:
+            connection.close()
+        self.resolver.expire()
+        self.store.flush()
+        self._check_policy()
+        if not self.registry.saved:
+            self.registry.save()
+        alone = [t for t in self.registry.tenants.values() if not t.listeners]
+        for tenant in alone:
+            if not self.tenancy.alive(tenant, now):
+                self.tenancy.remove(tenant)
+            elif tenant.kind == CONTAINER and self.alone_until < now:
+                log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)
+        if self.alone_until < now:
+            self.alone_until = float("inf")
+        if now > self.next_purge:
+            self.next_purge = now + PURGE_SECONDS
+            self.registry.forget_dead()
+            attachments.forget_dead(self.registry)
+            attachments.forget_expected(self.registry)
+            self.tenancy.keep_places()
+        if self.registry.tenants or self.connections or self.registry.tables or self.registry.attachments:
+            self.last_used = now
+        elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
+            self.loop.running = False
+        return TICK_SECONDS
+
+    def _check_policy(self) -> None:
+        """Repair or restart where somebody removed the pins, or moved this process out of the cgroup that has the
+        policy's programs.
+        """
+        if not self.kernel.is_pinned():
+            log.error("%s was removed: its pins are put there again", self.kernel.pins)
+            try:
+                mount_bpffs()
+                self.kernel.pin_again()
+            except OSError as error:
+                log.error("%s", error)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                self.tenancy.sockets.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
+                self.tenancy.sockets.stamps.vouch(probe, OWN_TENANT)
+        except OSError as error:
+            if error.errno == errno.EIO:  # other errors, such as EMFILE, say nothing about the policy
+                log.error("%s: no socket can be made for containers; starting again", error.strerror)
+                self.failed = True
+                self.loop.running = False
+
+    # -- connections --
+
+    def _serve(self, sock: socket.socket, service: Admin | Agent) -> None:
+        sock.setblocking(False)
+
+        def accept(_events: int) -> None:
+            try:
+                peer, _ = sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
+                    return
+                raise
+            here = sum(c.service is service for c in self.connections)
+            if here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and credentials(peer)[1]):
+                peer.close()
+                return
+            whole = protocol.complete if service is self.agent else lambda text: text.endswith(b"\n")
+            now = time.monotonic()
+            connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
+            connection.service, connection.account = service, self._account(connection)
+            self.connections.add(connection)
+            self.last_used = now
+            same = sum(c.account == connection.account for c in self.connections)
+            if connection.account is not None and same > CONNECTIONS_OF_A_USER:
+                connection.close()
+
+        self.loop.add(sock.fileno(), accept)
+
+    def _account(self, connection: Connection) -> tuple[str, int] | None:
+        """What a connection counts against: its user, or the network namespace of a container's root.
+
+        None: root of the host, which has no limit of its own.
+        """
+        if connection.uid:
+            return "uid", connection.uid
+        try:
+            netns = linux.netns_inode(connection.pid)
+        except OSError:
+            return "uid", 0
+        return None if netns == self.registry.home else ("netns", netns)
+
+
+def main() -> None:
+    """Run as graftd, with sockets (LISTEN_FDS) and a store from the keeper or the service manager. Exits with a
+    message for a GraftError, and for a privilege that is missing.
+    """
+    try:
+        keeper.raise_descriptor_limit()
+        cage.enter()
+        daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")
+        daemon.start()
+        daemon.run()
+    except GraftError as error:
+        sys.exit(f"graftd: {error}")
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            sys.exit(f"graftd: {error} (graftd needs root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN)")
+        raise

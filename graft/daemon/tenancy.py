@@ -1,0 +1,145 @@
+"""Tenants from their listener to their end, with all that graftd keeps for them.
+
+Both services (the admin and the agent socket) and the loop reach tenants through here, so that none of them needs the
+whole of graftd.
+"""
+
+import errno
+import os
+import time
+from collections import deque
+from pathlib import Path
+
+from graft.daemon.connection import Connection
+from graft.daemon.verbose import Teller
+from graft.kernel import linux
+from graft.kernel.denials import CONVERTED, Denial
+from graft.kernel.netns import processes_in_netns
+from graft.kernel.programs import Kernel
+from graft.kernel.stamps import Stamper
+from graft.log import log
+from graft.process.loop import Loop
+from graft.process.store import Store
+from graft.rules.limits import Limits
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import API, WRAPPER, Tenant
+from graft.trap.family import Family
+from graft.trap.listeners import Calls, scope_of
+from graft.trap.sockets import Sockets
+from graft.trap.supervisor import Supervisor
+
+DENIALS_KEPT = 32
+SCOPE_GRACE_SECONDS = 5.0
+
+
+class Tenancy:
+    """The registry, the descriptor store and the trapped calls of one graftd, kept in step. For the loop's thread."""
+
+    def __init__(
+        self, directory: Path, loop: Loop, store: Store, kernel: Kernel, registry: Registry, limits: Limits
+    ) -> None:
+        self.directory = directory
+        self.loop = loop
+        self.store = store
+        self.kernel = kernel
+        self.registry = registry
+        self.limits = limits  # of a container that names none
+        self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
+        self.family = Family(self.sockets, kernel.maps["families"])
+        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["addresses"])
+        self.denials: dict[int, deque[tuple[float, Denial]]] = {}
+        self.tellers: dict[int, Teller] = {}
+        self.kept_places: set[int] = set()
+        self.calls = Calls(self, kernel.maps["stamps"].fd, directory)
+
+    # -- tenants --
+
+    def adopt(self, tenant: Tenant, listener_fd: int, *, trusted: bool) -> None:
+        """Store a tenant's namespace and new listener, then receive from the listener.
+
+        @listener_fd belongs to graftd from now on. @trusted: root handed it over.
+        """
+        if not tenant.listeners:
+            self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
+        self.calls.adopt(tenant, listener_fd, trusted=trusted)
+
+    def ended(self, tenant: Tenant) -> None:
+        """Remove a tenant whose last listener has ended, which means that its last process has."""
+        self.kernel.drain()  # events of its last processes are reported before it is gone
+        self.remove(tenant)
+        log.info("container %s ended", tenant.name)
+
+    def remove(self, tenant: Tenant) -> None:
+        """Take a tenant away, the wrappers inside it first, and what is kept for it."""
+        for inner in self.registry.inner(tenant):
+            self.remove(inner)
+        self.registry.remove(tenant)
+        self.store.remove(f"netns-{tenant.id}")
+        if tenant.parent and tenant.scope:
+            self.calls.divide(tenant.parent)
+        self.denials.pop(tenant.id, None)
+        teller = self.tellers.pop(tenant.id, None)
+        if teller:
+            teller.connection.close()
+        self.keep_places()
+
+    def alive(self, tenant: Tenant, now: float) -> bool:
+        """Does a tenant that has no listener still have a process?"""
+        if tenant.kind == API:
+            tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
+            return bool(tenant.followers)
+        if tenant.kind == WRAPPER and not tenant.scope:  # others are in its netns as well: only its program counts
+            return _runs(tenant.pid, tenant.netns)
+        pids = processes_in_netns(tenant.netns)
+        if not tenant.scope:
+            return bool(pids)
+        return now - tenant.since < SCOPE_GRACE_SECONDS or any(scope_of(pid) == tenant.scope for pid in pids)
+
+    def follow(self, tenant: Tenant, pid: int) -> None:
+        """Remember that a process has sockets of this tenant by the API: the tenant lives as long as the process."""
+        if tenant.kind == API and pid not in tenant.followers:
+            tenant.followers.add(pid)
+            self.registry.save()
+
+    # -- places --
+
+    def _place(self, number: int) -> int:
+        place = self.registry.places.get(number)
+        if place is None:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        return place.fd
+
+    def keep_places(self) -> None:
+        """Store the namespaces that endpoints name, and close those that no endpoint names any more."""
+        for place in self.registry.unused_places():
+            self.store.remove(f"place-{place.number}")
+            self.kept_places.discard(place.number)
+            os.close(place.fd)
+        for number in self.registry.places.keys() - self.kept_places:
+            self.store.put(f"place-{number}", self.registry.places[number].fd)
+            self.kept_places.add(number)
+
+    # -- what is told --
+
+    def listen_in(self, tenant: Tenant, connection: Connection) -> None:
+        """Send @connection one line for each bind and connect of a verbose wrapper's programs, until it closes."""
+        connection.told = True
+        connection.deadline = float("inf")
+        self.tellers[tenant.id] = Teller(tenant, connection)
+
+    def denied(self, denial: Denial) -> None:
+        """Keep what the kernel reports, and tell who listens in."""
+        teller = self.tellers.get(denial.tenant)
+        if teller:
+            teller.tell(denial)
+        if denial.reason == CONVERTED:
+            return
+        kept = self.denials.setdefault(denial.tenant, deque(maxlen=DENIALS_KEPT))
+        kept.append((time.time(), denial))
+
+
+def _runs(pid: int, netns: int) -> bool:
+    try:
+        return linux.netns_inode(pid) == netns
+    except OSError:
+        return False

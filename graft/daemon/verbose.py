@@ -1,0 +1,59 @@
+"""`graft -v`: one line for each bind and connect of a wrapper's programs, sent to the `graft` that waits for it."""
+
+import errno
+from collections import OrderedDict
+
+from graft.daemon.connection import Connection
+from graft.kernel.denials import CONVERTED, Denial
+from graft.rules import match
+from graft.rules.address import Address
+from graft.rules.endpoint import Endpoint
+from graft.tenants.tenant import Tenant
+
+REMEMBERED = 256  # destinations of datagrams: only the first datagram to each is reported
+
+
+class Teller:
+    """One verbose tenant, and the connection that gets its lines."""
+
+    def __init__(self, tenant: Tenant, connection: Connection) -> None:
+        self.tenant = tenant
+        self.connection = connection
+        self.sent: OrderedDict[str, None] = OrderedDict()
+
+    def tell(self, denial: Denial) -> None:
+        """Send the line for a conversion or a refusal; a datagram's only once for each destination."""
+        line = self.describe(denial)
+        if denial.op == "send":
+            if line in self.sent:
+                return
+            self.sent[line] = None
+            if len(self.sent) > REMEMBERED:
+                self.sent.popitem(last=False)
+        self.connection.tell(line)
+
+    def describe(self, denial: Denial) -> str:
+        """The line, without a newline: "curl: connect 192.0.2.1:80 from ep-out (198.51.100.7:dynamic)"."""
+        asked = Address(denial.address)
+        if denial.op == "setsockopt":
+            return (
+                f"{denial.comm}: setsockopt level {denial.port >> 16} option {denial.port & 0xFFFF} refused: "
+                f"{denial.reason} ({errno.errorcode.get(denial.error, denial.error)})"
+            )
+        what = f"{denial.comm}: {denial.op} {asked.with_port(denial.port)}"
+        if denial.reason != CONVERTED:
+            return f"{what} refused: {denial.reason} ({errno.errorcode.get(denial.error, denial.error)})"
+        real = Address(denial.real).with_port(denial.real_port or "dynamic")
+        endpoint = self._endpoint(denial, asked)
+        name = endpoint.name if endpoint else "?"
+        return f"{what} -> {name} ({real})" if denial.op == "bind" else f"{what} from {name} ({real})"
+
+    def _endpoint(self, denial: Denial, asked: Address) -> Endpoint | None:
+        tenant = self.tenant
+        if denial.op == "bind":
+            found = match.match_ingress(tenant.ingress, tenant.endpoints, denial.protocol, asked, denial.port)
+            if found is None and asked.raw == bytes(16):
+                any4 = Address(bytes(10) + b"\xff\xff" + bytes(4))
+                found = match.match_ingress(tenant.ingress, tenant.endpoints, denial.protocol, any4, denial.port)
+            return found
+        return match.match_egress(tenant.egress, tenant.endpoints, match.destination(asked))

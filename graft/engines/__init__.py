@@ -1,0 +1,1 @@
+"""Docker, Podman, containerd, CNI: whose container it is, what it asks for, its networks and names."""

@@ -1,0 +1,286 @@
+"""OCI bundles: identify the container, read what it asks of graft, and put graft's traps into its config.json.
+
+A container asks by settings: labels in Docker; annotations in Podman, Kubernetes and plain OCI bundles.
+
+    graft.publish          [HADDR:]HPORT:PORT[/tcp|/udp], ...          as `graft run -p`
+    graft.ingress          ADDR:PORT[-PORT]=ENDPOINT, ...              as `graft run -i`
+    graft.endpoint.NAME    [ADDR:]PORT[-PORT]                          a bind there becomes one to endpoint NAME
+    graft.egress           host | none | PREFIX/LEN=ENDPOINT, ...      as `graft run --egress` and `-e`
+    graft.ip               ADDR, ...                                   as `graft run --ip`
+    graft.limit            sockets=N, udp=N                            as `graft run --limit`
+    graft.family           on                                          for programs that use the family AF_GRAFT
+    graft                  on, or a value as graft.publish has it      Podman's hook runs for it or any graft.*
+
+A label or annotation that came with the image is refused. Whoever runs a container decides about the host's ports;
+whoever built its image does not. An image has labels, and Podman 4 passes an image's annotations on as well.
+
+The specifications are runtime-spec config.md (config.json), and, for what is read of the engines' own files:
+moby container/container.go (config.v2.json, hostconfig.json) and containers/storage (containers.json).
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from graft import protocol
+from graft.engines import profile
+from graft.engines.container import PREFIX, Container, Document, _items
+from graft.engines.seal import seal
+from graft.errors import Refused, UsageError
+from graft.kernel import linux, netns
+from graft.rules.address import PROTOCOL_NAME
+from graft.rules.publication import parse_publication
+
+DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
+DOCKER_HOOK = "libnetwork-setkey"
+CRI = "io.kubernetes.cri."
+ARGV_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
+
+
+def read(path: Path) -> Document:
+    """Parse a JSON document that an engine wrote. Raises Refused if @path is a symbolic link or no regular file."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Refused(f"{path} is not a file", code="EINVAL")
+            document: Document = json.loads(file.read())
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
+    return document
+
+
+def identify(config: Document, number: str) -> Container:
+    """Find out which container of which engine a bundle is.
+
+    @config: the parsed config.json. @number: the container id that the runtime was given; "" in a hook of Podman,
+    which has none. Raises Refused if the engine's own files about the container are missing, or say that its network
+    is not graft's.
+    """
+    path = netns_path(config)
+    return _identify(config, number)._replace(path=path, where=_where(path))
+
+
+def _identify(config: Document, number: str) -> Container:
+    annotations: dict[str, str] = config.get("annotations") or {}
+    mounts = {m.get("destination"): m.get("source", "") for m in config.get("mounts") or ()}
+    if f"{CRI}container-type" in annotations:
+        name = annotations.get(f"{CRI}sandbox-name", number[:12])
+        space = annotations.get(f"{CRI}sandbox-namespace", "default")
+        return Container("cri", number, f"{space}_{name}", _ours(annotations))
+    if annotations.get("io.container.manager") == "libpod":
+        return _podman(config, number, mounts.get("/dev/shm", ""), _ours(annotations))
+    directory = _docker_directory(config, number, mounts)
+    if directory:
+        return _docker(directory, number)
+    if DOCKER_HOOK in json.dumps(config.get("hooks") or {}):
+        raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
+    return Container("oci", number, number[:64], _ours(annotations))
+
+
+def _ours(labels: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in labels.items() if k == PREFIX or k.startswith(f"{PREFIX}.")}
+
+
+def _podman(config: Document, number: str, shm: str, settings: dict[str, str]) -> Container:
+    """Identify Podman's container. Its id is in the name of its cgroup, or else in the path of its /dev/shm.
+
+    Its name and image are in containers/storage. Podman writes those before it runs the hooks.
+    """
+    path = (config.get("linux") or {}).get("cgroupsPath") or ""
+    found = re.search(r"([0-9a-f]{64})(\.scope)?$", path) or re.search(r"/([0-9a-f]{64})/userdata/shm$", shm)
+    number = number or (found[1] if found else "")
+    if not number:
+        raise Refused("Podman's container has no id", hint="--cgroups=disabled is not supported", code="EINVAL")
+    storage = _podman_storage(Path((config.get("root") or {}).get("path") or "/"), shm)
+    entry: Document = {}
+    if storage:
+        entries: Any = read(storage / "containers.json")
+        entry = next((e for e in entries if e.get("id") == number), {})
+    if settings and (not storage or entry.get("image")):
+        _check_annotations(storage, entry.get("image") or "", settings)
+    return Container("podman", number, str(next(iter(entry.get("names") or ()), number[:12])), settings)
+
+
+def _podman_storage(root: Path, shm: str) -> Path | None:
+    """Return the directory DRIVER-containers of containers/storage, or None.
+
+    It is found from the source of the container's /dev/shm (@shm), or from the layer that is its @root.
+    """
+    if re.search(r"/[0-9a-f]{64}/userdata/shm$", shm):
+        return Path(shm).parents[2]
+    pairs = zip((root, *root.parents), root.parents, strict=False)
+    return next((p / f"{c.name}-containers" for c, p in pairs if (p / f"{c.name}-containers").is_dir()), None)
+
+
+def _check_annotations(storage: Path | None, image: str, settings: dict[str, str]) -> None:
+    """Refuse annotations of the image: Podman 4 passes them on to its containers. Raises Refused."""
+    if storage is None:
+        raise Refused("Podman's files about this container's image are not found", code="EINVAL")
+    manifest = storage.with_name(storage.name.replace("-containers", "-images")) / image / "manifest"
+    _check_brought("annotation", read(manifest).get("annotations") or {}, settings)
+
+
+def _check_brought(what: str, brought: Mapping[str, str], settings: Mapping[str, str]) -> None:
+    """Refuse settings that came with the image: whoever runs it decides, not whoever built it. Raises Refused."""
+    for key, value in settings.items():
+        if brought.get(key) == value:
+            raise Refused(
+                f"{what} '{key}' comes from the image, which may not ask for the host's network",
+                hint=f"override it with another value, or clear it with --{what} {key}=",
+                code="EPERM",
+            )
+
+
+def _docker_directory(config: Document, number: str, mounts: dict[Any, str]) -> str:
+    """Return the directory with Docker's config.v2.json of a container, or "".
+
+    It is the one that the container's /etc/resolv.conf, hostname or hosts is mounted from, or DATA-ROOT/containers/ID
+    with DATA-ROOT above the container's root file system.
+    """
+    beside = [os.path.dirname(os.path.dirname(mounts.get(f"/etc/{name}", ""))) for name in DOCKER_FILES]
+    above = Path((config.get("root") or {}).get("path") or "/").parents
+    roots = [str(p / "containers") for p in above]
+    return next(
+        (f"{place}/{number}" for place in (*beside, *roots) if os.path.exists(f"{place}/{number}/config.v2.json")), ""
+    )
+
+
+def _docker(directory: str, number: str) -> Container:
+    known = read(Path(directory, "config.v2.json"))
+    host = read(Path(directory, "hostconfig.json"))
+    labels = _ours((known.get("Config") or {}).get("Labels") or {})
+    if labels:
+        _check_image(known, Path(directory).parents[1], labels)
+    mode = host.get("NetworkMode") or "default"
+    if mode in ("default", "bridge", "host"):
+        raise Refused(
+            f"network '{mode}' is not graft's",
+            hint="--network none, or a network made by 'docker network create -d graft NAME'",
+            code="EINVAL",
+        )
+    if mode == "none":
+        bound = ",".join(_bindings(host))
+        if bound:
+            labels["graft.publish"] = ",".join(filter(None, (labels.get("graft.publish", ""), bound)))
+    else:
+        _check_twice(host, labels)
+    user = "" if mode == "none" or mode.startswith("container:") else mode
+    return Container("docker", number, str(known.get("Name", "")).lstrip("/"), labels, directory, user)
+
+
+def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
+    kind, _, digest = str(known.get("Image", "")).partition(":")
+    path = root / "image" / str(known.get("Driver", "")) / "imagedb/content" / kind / digest
+    _check_brought("label", (read(path).get("config") or {}).get("Labels") or {}, labels)
+
+
+def _check_twice(host: Document, labels: dict[str, str]) -> None:
+    """Refuse a port that both `-p` and a label publish: on a network, Docker tells its driver what -p says.
+
+    Raises Refused.
+    """
+    bound = {p.partition("/")[0::2] for p in host.get("PortBindings") or {}}
+    for item in _items(labels.get("graft.publish", "")):
+        with contextlib.suppress(UsageError):  # wish() reports it
+            p = parse_publication(item)
+            for port in range(p.first, p.first + p.span):
+                if (str(port), PROTOCOL_NAME[p.protocol]) in bound:
+                    raise Refused(
+                        f"label 'graft.publish={item}': -p publishes port {port} already",
+                        hint="a socket has one address; publish it once",
+                        code="EINVAL",
+                    )
+
+
+def _bindings(host: Document) -> list[str]:
+    """Return what `docker run -p` with --network none asks for, as publications. Raises Refused.
+
+    Docker chooses no port for such a container, so the host's port must be given.
+    """
+    found = []
+    for port, places in (host.get("PortBindings") or {}).items():
+        number, _, protocol_name = port.partition("/")
+        for place in places or ():
+            address = place.get("HostIp") or ""
+            address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
+            if address in ("0.0.0.0:", "[::]:"):
+                address = ""
+            if not place.get("HostPort"):
+                raise Refused(
+                    f"-p {number}: the host's port is missing",
+                    hint=f"-p HPORT:{number}, or a network of driver graft",
+                )
+            found.append(f"{address}{place['HostPort']}:{number}/{protocol_name or 'tcp'}")
+    return found
+
+
+def netns_path(config: Document) -> str:
+    """Return the path of the netns that the container joins; "" if the runtime makes one for it."""
+    namespaces = (config.get("linux") or {}).get("namespaces") or ()
+    return next((n.get("path") or "" for n in namespaces if n["type"] == "network"), "")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open without blocking, because @path may be a FIFO (an opener for open())."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _where(path: str) -> tuple[int, int]:
+    """Return inode and cookie of the netns at @path; zeros if it is no netns, or cannot be opened from here."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            linux.check_netns(file.fileno())
+            return os.fstat(file.fileno()).st_ino, netns.netns_cookie_of(file.fileno())
+    except OSError:
+        return 0, 0
+
+
+def devices(path: str) -> list[str]:
+    """Return the names of the network devices that are up in the netns at @path.
+
+    The list is empty if @path is no netns, or cannot be opened from here.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            linux.check_netns(file.fileno())
+            with linux.inside_netns(file.fileno()):
+                return [name for name, state in psutil.net_if_stats().items() if state.isup]
+    except OSError:
+        return []
+
+
+def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Document:
+    """Return @config with graft's traps in its seccomp profile (runtime-spec config-linux.md, "Seccomp").
+
+    The runtime will send the listener to agent.sock in graftd's run @directory, with @asked, sealed, as metadata.
+    Raises Refused for a container that has the host's network, or a profile that graft cannot be merged into.
+    """
+    section: Document = config.get("linux") or {}
+    namespaces = {n["type"]: n.get("path", "") for n in section.get("namespaces") or ()}
+    if "network" not in namespaces:
+        raise Refused(
+            "the container shares the host's network namespace",
+            hint="give it its own: --network none",
+            code="EINVAL",
+        )
+    asked.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
+    listener, metadata = str(directory / "agent.sock"), seal(asked, directory)
+    merged = profile.merge(section.get("seccomp"), listener=listener, metadata=metadata, swap=asked.swap)
+    return {**config, "linux": {**section, "seccomp": merged}}
+
+
+def write(path: Path, config: Document) -> None:
+    """Replace config.json at @path atomically, with the mode that it had. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.graft-{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with open(os.open(temporary, flags, path.stat().st_mode & 0o777), "w") as file:
+        file.write(json.dumps(config))
+    temporary.rename(path)

@@ -1,0 +1,353 @@
+"""Docker's network and IPAM driver (libnetwork): `docker network create -d graft NAME`.
+
+dockerd finds the driver's socket in /run/docker/plugins by its name, and sends HTTP requests with JSON bodies
+(libnetwork's docs/remote.md and docs/ipam.md).
+
+What libnetwork calls an endpoint is an attachment here. CreateEndpoint brings its addresses and ports; Join says
+where its netns will be; whatever runs in that netns gets both (graft/tenants/registry.py). dockerd never tells a
+driver which container an endpoint belongs to, so the netns is what identifies it.
+
+No interface is made. Join answers DisableGatewayService, because dockerd would otherwise connect the container to its
+own gateway bridge, with a proxy on the published ports.
+
+graft stores nothing about networks. An endpoint's address comes with its network's prefix. So after a reboot, which
+empties /run, graft serves the networks that Docker still knows.
+"""
+
+import contextlib
+import ipaddress
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h11
+
+from graft.engines.ipam import GATEWAY, POOLS, Pool
+from graft.engines.resolver import Resolver
+from graft.errors import GraftError, Refused, UsageError
+from graft.kernel import addresses as addresses_
+from graft.kernel import linux
+from graft.log import log
+from graft.process.loop import Loop
+from graft.process.store import Store
+from graft.rules.address import PROTOCOL_NAME, parse_address
+from graft.rules.own_address import network_of
+from graft.rules.publication import Publication, host_addresses
+from graft.tenants import attachments
+from graft.tenants.attachment import Attachment
+from graft.tenants.registry import Registry
+
+PLUGINS = Path("/run/docker/plugins")
+TYPE = "application/vnd.docker.plugins.v1.1+json"
+BODY_MAX = 1 << 20
+GENERIC = "com.docker.network.generic"
+PORTMAP = "com.docker.network.portmap"
+CHOSEN = range(49153, 65536)  # host ports for -P, the range that Docker uses
+
+Document = dict[str, Any]
+
+
+class Docker:
+    """The driver. Its listening socket is in the descriptor store, so that it survives a restart of graftd."""
+
+    def __init__(
+        self, directory: Path, loop: Loop, store: Store, registry: Registry, resolver: Resolver, *, managed: bool
+    ) -> None:
+        self.loop = loop
+        self.store = store
+        self.registry = registry
+        self.resolver = resolver
+        self.managed = managed  # does systemd keep the socket?
+        self.path = PLUGINS / f"{directory.name}.sock"
+        self.sock: socket.socket | None = None
+        self.pools: dict[str, Pool] = {}
+
+    def start(self, inherited: int = -1) -> None:
+        """Listen on @inherited if that is a descriptor (0 or more), else on a new socket if Docker is installed."""
+        if inherited >= 0:
+            self.sock = socket.socket(fileno=inherited)
+        elif shutil.which("dockerd") or PLUGINS.is_dir():
+            PLUGINS.mkdir(parents=True, exist_ok=True)
+            self.path.unlink(missing_ok=True)
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.bind(str(self.path))
+            self.path.chmod(0o600)
+            self.sock.listen(128)
+            self.store.put("docker", self.sock.fileno())
+        if self.sock:
+            self.sock.setblocking(False)
+            self.loop.add(self.sock.fileno(), self._accept)
+
+    def held(self) -> list[tuple[str, int]]:
+        """Return the names and descriptors that the next keeper has to hold."""
+        return [("docker", self.sock.fileno())] if self.sock else []
+
+    def cleanup(self) -> None:
+        """Remove the socket, because no other graftd will follow."""
+        if self.sock and not self.managed:  # systemd keeps its own sockets, to start the next graftd by them
+            self.path.unlink(missing_ok=True)
+            self.store.remove("docker")
+
+    def _accept(self, _events: int) -> None:
+        assert self.sock
+        with contextlib.suppress(OSError):
+            peer, _ = self.sock.accept()
+            Conversation(self.loop, peer, self.answer)
+
+    def answer(self, method: str, request: Document, pid: int) -> Document:
+        """Answer one call @method of dockerd, whose PID is @pid. A method that is not known gets {}.
+
+        Raises GraftError, which becomes the reply's "Err", and KeyError, TypeError or ValueError for a bad request.
+        """
+        known: dict[str, Callable[[Document, int], Document]] = {
+            "Plugin.Activate": lambda _r, _p: {"Implements": ["NetworkDriver", "IpamDriver"]},
+            "NetworkDriver.GetCapabilities": lambda _r, _p: {"Scope": "local", "ConnectivityScope": "local"},
+            "NetworkDriver.CreateNetwork": self._create_network,
+            "NetworkDriver.CreateEndpoint": self._create_endpoint,
+            "NetworkDriver.EndpointOperInfo": lambda _r, _p: {"Value": {}},
+            "NetworkDriver.Join": self._join,
+            "NetworkDriver.Leave": self._leave,
+            "NetworkDriver.DeleteEndpoint": self._delete_endpoint,
+            "IpamDriver.GetCapabilities": lambda _r, _p: {"RequiresMACAddress": False},
+            "IpamDriver.GetDefaultAddressSpaces": lambda _r, _p: {
+                "LocalDefaultAddressSpace": "graft",
+                "GlobalDefaultAddressSpace": "graft",
+            },
+            "IpamDriver.RequestPool": self._request_pool,
+            "IpamDriver.ReleasePool": self._release_pool,
+            "IpamDriver.RequestAddress": self._request_address,
+            "IpamDriver.ReleaseAddress": self._release_address,
+        }
+        handler = known.get(method)
+        return handler(request, pid) if handler else {}
+
+    # -- the network driver --
+
+    def _create_network(self, request: Document, _pid: int) -> Document:
+        options = request.get("Options") or {}
+        if options.get("com.docker.network.internal"):
+            raise UsageError("--internal is not supported", hint="give the containers --label graft.egress=none")
+        generic = options.get(GENERIC) or {}
+        for key in generic:
+            raise UsageError(f"option '{key}' is unknown", hint="a network of graft has no options")
+        for data in (*(request.get("IPv4Data") or ()), *(request.get("IPv6Data") or ())):
+            if data.get("Pool"):
+                network_of(data["Pool"], 0)
+        return {}
+
+    def _create_endpoint(self, request: Document, _pid: int) -> Document:
+        registry = self.registry
+        attachment = Attachment(f"docker/{request['EndpointID']}", request["NetworkID"])
+        interface = request.get("Interface") or {}
+        number = attachments.number(registry, attachment.network)
+        for text in (interface.get("Address"), interface.get("AddressIPv6")):
+            if text and not text.startswith(("0.0.0.0", "::/")):
+                attachment.addresses.append(network_of(text, number))
+        mappings = (request.get("Options") or {}).get(PORTMAP) or []
+        attachment.offered = sorted(mappings, key=json.dumps)
+        if not self._twins(attachment):
+            attachment.publications = self._publications(attachment)
+        attachments.add(registry, attachment)
+        return {"Interface": {}}
+
+    def _twins(self, attachment: Attachment) -> list[Attachment]:
+        """Return attachments to other networks that publish the same ports.
+
+        They may be the same container's, which CreateEndpoint does not say. Join tells, by the sandbox's key.
+        """
+        return [
+            other
+            for other in self.registry.attachments.values()
+            if attachment.offered and other.network != attachment.network and other.offered == attachment.offered
+        ]
+
+    def _publications(self, attachment: Attachment) -> list[Publication]:
+        found: list[Publication] = []
+        for entry in attachment.offered:
+            found.append(self._publication(attachment, entry, found))
+        return found
+
+    def _publication(self, attachment: Attachment, entry: Document, others: list[Publication]) -> Publication:
+        """Return the publication for one port mapping of Docker. Raises UsageError, Refused.
+
+        If the mapping names no host port, or a range, the first port that is free is taken.
+        """
+        protocol_number = entry.get("Proto", socket.IPPROTO_TCP)
+        if protocol_number not in PROTOCOL_NAME:
+            raise UsageError(f"port {entry.get('Port')}: protocol {protocol_number} is neither tcp nor udp")
+        bare = entry.get("HostIP") or ""
+        address = parse_address(bare) if bare not in ("", "::") else None
+        first = entry.get("HostPort") or 0
+        last = entry.get("HostPortEnd") or first
+        wanted = range(first, last + 1) if first else CHOSEN
+        refused: Refused | None = None
+        for port in wanted:
+            publication = Publication(address, port, entry["Port"], 1, protocol_number)
+            try:
+                self._check(attachment, publication, others)
+            except Refused as error:
+                refused = refused or error
+            else:
+                return publication
+        raise refused or Refused("no port of the host is free", code="EADDRINUSE")
+
+    def _check(self, attachment: Attachment, publication: Publication, others: list[Publication]) -> None:
+        registry = self.registry
+        for other in others:
+            same = (other.protocol, other.address) == (publication.protocol, publication.address)
+            if same and other.host_first == publication.host_first:
+                raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
+        addresses = host_addresses(publication, ipv6=registry.ipv6)
+        registry.check_free(publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
+
+    def _attachment(self, request: Document) -> Attachment:
+        attachment = self.registry.attachments.get(f"docker/{request['EndpointID']}")
+        if attachment is None:
+            raise Refused(f"endpoint {request['EndpointID'][:12]} is unknown", code="ENOENT")
+        return attachment
+
+    def _join(self, request: Document, pid: int) -> Document:
+        attachment = self._attachment(request)
+        key = request["SandboxKey"]
+        attachment.sandbox = [key, f"/proc/{pid}/root{key}"]
+        attachment.netns = attachment.cookie = 0
+        if not attachment.publications and not any(key in twin.sandbox for twin in self._twins(attachment)):
+            attachment.publications = self._publications(attachment)
+        attachments.join(self.registry, attachment)
+        self.resolver.start()
+        return {"DisableGatewayService": True}
+
+    def _leave(self, request: Document, _pid: int) -> Document:
+        registry = self.registry
+        attachment = registry.attachments.get(f"docker/{request['EndpointID']}")
+        if attachment is None:
+            return {}
+        key = attachment.sandbox[0] if attachment.sandbox else ""
+        attachments.hand_on(registry, attachment, [t for t in self._twins(attachment) if key in t.sandbox])
+        attachments.leave(registry, attachment)
+        return {}
+
+    def _delete_endpoint(self, request: Document, _pid: int) -> Document:
+        attachments.detach(self.registry, f"docker/{request['EndpointID']}")
+        self.resolver.start()
+        return {}
+
+    # -- the IPAM driver --
+
+    def _request_pool(self, request: Document, _pid: int) -> Document:
+        wanted = request.get("Pool") or ""
+        if request.get("V6") and not wanted:
+            raise UsageError("IPv6 needs --subnet", hint="for example --subnet fd00:77::/64")
+        network = ipaddress.ip_network(wanted) if wanted else self._free_pool()
+        network_of(str(network), 0)
+        pool = Pool(network, request.get("SubPool") or "")
+        self.pools[str(network)] = pool
+        return {"PoolID": str(network), "Pool": str(network), "Data": {}}
+
+    def _free_pool(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+        """Return a /24 that overlaps no pool and has no address of the host. Raises Refused.
+
+        If dockerd finds that a pool overlaps with a network in use, it asks again, without end.
+        """
+        used = [pool.network for pool in self.pools.values()]
+        local = [ipaddress.ip_address(a) for a in addresses_.addresses()]
+        for network in POOLS.subnets(new_prefix=24):
+            if not any(network.overlaps(u) for u in used if u.version == 4) and not any(a in network for a in local):
+                return network
+        raise Refused(f"no /24 of {POOLS} is free", hint="name one with --subnet", code="ENOSPC")
+
+    def _release_pool(self, request: Document, _pid: int) -> Document:
+        self.pools.pop(request["PoolID"], None)
+        return {}
+
+    def _pool(self, number: str) -> "Pool":
+        """Return the pool of an id. The id is the prefix, so a pool from before graftd's restart is made again."""
+        if number not in self.pools:
+            self.pools[number] = Pool(ipaddress.ip_network(number), "")
+        return self.pools[number]
+
+    def _request_address(self, request: Document, _pid: int) -> Document:
+        pool = self._pool(request["PoolID"])
+        used = {str(own.address) for attachment in self.registry.attachments.values() for own in attachment.addresses}
+        gateway = (request.get("Options") or {}).items() >= GATEWAY.items()
+        chosen = pool.take(request.get("Address") or "", used, gateway=gateway)
+        return {"Address": f"{chosen}/{pool.network.prefixlen}", "Data": {}}
+
+    def _release_address(self, request: Document, _pid: int) -> Document:
+        self._pool(request["PoolID"]).taken.discard(request.get("Address", ""))
+        return {}
+
+
+class Conversation:
+    """One HTTP connection of dockerd, which keeps it open for many requests. Only root may speak here."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, answer: Callable[[str, Document, int], Document]) -> None:
+        self.loop = loop
+        self.sock = sock
+        self.answer = answer
+        self.pid, uid, _ = linux.credentials(sock)
+        self.http = h11.Connection(h11.SERVER)
+        self.target = ""
+        self.body = b""
+        if uid:
+            sock.close()
+            return
+        sock.setblocking(True)
+        sock.settimeout(5)  # dockerd reads at once; a peer that does not must not hold us up
+        loop.add(sock.fileno(), self._ready)
+
+    def _ready(self, _events: int) -> None:
+        try:
+            data = self.sock.recv(65536)
+            self.http.receive_data(data)
+            while self._step():
+                pass
+            if not data:
+                self._close()
+        except (OSError, h11.ProtocolError) as error:
+            log.debug("docker: %s", error)
+            self._close()
+
+    def _step(self) -> bool:
+        event = self.http.next_event()
+        if isinstance(event, h11.Request):
+            self.target, self.body = event.target.decode(errors="replace"), b""
+        elif isinstance(event, h11.Data):
+            self.body += event.data
+            if len(self.body) > BODY_MAX:
+                raise h11.RemoteProtocolError("the request is too large")
+        elif isinstance(event, h11.EndOfMessage):
+            self._reply(json.dumps(self._document()).encode())
+            if self.http.our_state is h11.MUST_CLOSE:
+                self._close()
+                return False
+            self.http.start_next_cycle()
+        else:
+            return False
+        return True
+
+    def _document(self) -> Document:
+        method = self.target.strip("/")
+        try:
+            request = json.loads(self.body or b"{}")
+            return self.answer(method, request if isinstance(request, dict) else {}, self.pid)
+        except GraftError as error:
+            log.warning("docker: %s: %s", method, error)
+            return {"Err": str(error)}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("docker: %s: malformed request: %r", method, error)
+            return {"Err": f"graft: malformed request {method}: {error}"}
+
+    def _reply(self, body: bytes) -> None:
+        headers = [("Content-Type", TYPE), ("Content-Length", str(len(body)))]
+        out = self.http.send(h11.Response(status_code=200, headers=headers))
+        out = (out or b"") + (self.http.send(h11.Data(body)) or b"") + (self.http.send(h11.EndOfMessage()) or b"")
+        self.sock.sendall(out)
+
+    def _close(self) -> None:
+        if self.sock.fileno() >= 0:
+            self.loop.remove(self.sock.fileno())
+            self.sock.close()

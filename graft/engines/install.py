@@ -1,0 +1,307 @@
+"""Plans of `graft install` and `graft uninstall`: which files of an engine change, before and after.
+
+A plan is made and shown before anything is written. The first time that an existing file is changed, a copy is kept
+beside it as NAME.before-graft. To uninstall removes what graft wrote, and keeps what others have written since.
+
+Docker      /etc/docker/daemon.json gets a runtime (dockerd(8))
+Podman      a hook (oci-hooks(5)); a CNI network; a drop-in of containers.conf(5) that turns port reservation off,
+            because conmon would hold the ports that the container's own sockets are to bind
+containerd  config.toml gets, between two marks, a runtime handler with CNI networks of its own
+"""
+
+import difflib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graft.errors import Failure, Refused, UsageError
+
+HERE = Path(__file__).parents[1]
+BACKUP = ".before-graft"
+NAME = "graft"
+BEGIN, END = "# graft: begin (graft uninstall containerd takes this out)", "# graft: end"
+PODMAN_NETWORK = "/etc/cni/net.d/88-graft.conflist"
+CNI_PLACES = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+LEAST = {"docker": (20, 10), "podman": (4, 0), "containerd": (1, 6)}
+PROGRAMS = {"docker": "dockerd", "podman": "podman", "containerd": "containerd"}
+CRI_TABLES = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+
+
+class Change(NamedTuple):
+    """A change of one file. @before, @after: its text, None for no file; with @link, a symbolic link's target."""
+
+    path: Path
+    before: str | None
+    after: str | None
+    link: bool = False
+
+    @property
+    def diff(self) -> str:
+        """The change as diff(1) -u shows it; of a link, one line."""
+        before, after = ((text or "").splitlines(keepends=True) for text in (self.before, self.after))
+        if self.link:
+            return f"{'link' if self.after else 'remove'} {self.path}{f' -> {self.after}' if self.after else ''}\n"
+        old = str(self.path) if self.before is not None else "/dev/null"
+        new = str(self.path) if self.after is not None else "/dev/null"
+        lines = difflib.unified_diff(before, after, old, new)
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+    def make(self) -> None:
+        """Write, link or remove the file. A file is replaced atomically and keeps its mode. Raises Failure."""
+        try:
+            if self.after is None:
+                self.path.unlink(missing_ok=True)
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.link:
+                self.path.unlink(missing_ok=True)
+                self.path.symlink_to(self.after)
+                return
+            kept = self.path.with_name(self.path.name + BACKUP)
+            if self.before is not None and not kept.exists():
+                shutil.copy2(self.path, kept)
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            temporary.write_text(self.after)
+            if self.before is not None:
+                shutil.copymode(self.path, temporary)
+            temporary.replace(self.path)
+        except OSError as error:
+            raise Failure(f"{self.path}: {error.strerror}") from None
+
+
+class Plan(NamedTuple):
+    """The changes, the command by which the engine reads them (empty: it needs none), and what that command does."""
+
+    changes: list[Change]
+    reload: list[str]
+    note: str
+
+
+class Options(NamedTuple):
+    """Options of `graft install`."""
+
+    root: Path = Path("/")  # the directory that has /etc and /usr
+    runtime: str = "runc"  # or crun: the runtime that graft-runtime executes
+    subnet: str = ""  # of the CNI network, as CIDR; "": the installed one or the default
+
+
+def _under(root: Path, path: str) -> Path:
+    return root / path.lstrip("/")
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
+
+
+def _changed(path: Path, after: str | None) -> list[Change]:
+    before = _text(path)
+    return [] if before == after else [Change(path, before, after)]
+
+
+def _linked(path: Path, target: str | None) -> list[Change]:
+    before = os.readlink(path) if path.is_symlink() else None
+    if before is None and path.exists():
+        raise Refused(f"{path} exists and is not graft's", hint="move it away", code="EEXIST")
+    return [] if before == target else [Change(path, before, target, link=True)]
+
+
+def program(name: str) -> str:
+    """Return the path of the program @name that belongs to this installation of graft. Raises Failure."""
+    places = [HERE / name, HERE.parent / "bin" / name, Path(os.path.dirname(sys.executable)) / name]
+    found = next((p for p in places if os.access(p, os.X_OK)), None)
+    if found is None:
+        raise Failure(f"{name} is not built", hint="run 'make build'", code="ENOENT")
+    return str(found)
+
+
+def check_version(engine: str) -> None:
+    """Raise Refused if @engine is not installed, or is older than the oldest version that graft supports."""
+    command = PROGRAMS[engine]
+    path = shutil.which(command)
+    if path is None:
+        raise Refused(f"{command} is not installed", hint=f"apt-get install {engine}", code="ENOENT")
+    told = subprocess.run((path, "--version"), capture_output=True, text=True, timeout=20).stdout
+    numbers = re.search(r"(\d+)\.(\d+)", told)
+    if numbers is None:
+        raise Refused(f"{command} --version prints no version: '{told.strip()}'", code="EPROTO")
+    version = int(numbers[1]), int(numbers[2])
+    if version < LEAST[engine]:
+        least = ".".join(map(str, LEAST[engine]))
+        raise Refused(
+            f"{engine} {numbers[0]} is not supported", hint=f"{engine} {least} or later", code="EPROTONOSUPPORT"
+        )
+
+
+# -- Docker --
+
+
+def docker(options: Options, *, install: bool) -> Plan:
+    """Plan the runtime `graft` in daemon.json. Raises Refused, UsageError or Failure."""
+    path = _under(options.root, "/etc/docker/daemon.json")
+    text = _text(path)
+    try:
+        document = json.loads(text) if text and text.strip() else {}
+    except ValueError as error:
+        raise Refused(f"{path}: {error}", hint="fix it first", code="EINVAL") from None
+    if not isinstance(document, dict) or not isinstance(document.get("runtimes", {}), dict):
+        raise Refused(f"{path} is no configuration of dockerd", hint="fix it first", code="EINVAL")
+    runtimes = dict(document.get("runtimes", {}))
+    if install:
+        runtimes[NAME] = {"path": program("graft-runtime")}
+        if options.runtime != "runc":
+            runtimes[NAME]["runtimeArgs"] = [f"--graft-runtime={options.runtime}"]
+    else:
+        runtimes.pop(NAME, None)
+    if runtimes == document.get("runtimes", {}):
+        return Plan([], ["systemctl", "reload", "docker"], "")
+    changed = {**document, "runtimes": runtimes}
+    if not runtimes:
+        del changed["runtimes"]
+    kept = path.with_name(path.name + BACKUP)
+    after = json.dumps(changed, indent=2) + "\n" if changed or kept.exists() else None
+    return Plan(_changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again")
+
+
+# -- Podman --
+
+
+def _conflist(name: str, subnet: str, **options: Any) -> str:
+    ipam = {"type": "host-local", "subnet": subnet}
+    plugin = {
+        "type": "graft-cni",
+        "capabilities": {"portMappings": True, "aliases": True, "ips": True},
+        **options,
+        "ipam": ipam,
+    }
+    return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
+
+
+def _subnet(path: Path) -> str:
+    """Return the subnet in the conflist of graft at @path; "" if there is none."""
+    try:
+        return str(json.loads(_text(path) or "")["plugins"][0]["ipam"]["subnet"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
+
+
+def _cni_place(root: Path) -> Path:
+    return next((p for place in CNI_PLACES if (p := _under(root, place)).is_dir()), _under(root, CNI_PLACES[0]))
+
+
+def podman(options: Options, *, install: bool) -> Plan:
+    """Plan Podman's hook, the CNI network `graft`, and no port reservation. Raises Refused or Failure."""
+    root = options.root
+    runtime, cni = program("graft-runtime"), program("graft-cni")
+    hook = {
+        "version": "1.0.0",
+        "hook": {"path": runtime, "args": ["graft-hook"]},
+        "when": {"annotations": {r"^graft(\..*)?$": ".*"}},
+        "stages": ["precreate"],
+    }
+    conf = "# conmon would hold the ports that the container's own sockets are to have\n[engine]\n"
+    files = {
+        "/usr/share/containers/oci/hooks.d/graft.json": json.dumps(hook, indent=2) + "\n",
+        PODMAN_NETWORK: _conflist(NAME, options.subnet or _subnet(_under(root, PODMAN_NETWORK)) or "10.97.0.0/16"),
+        "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",
+    }
+    changes = _linked(_cni_place(root) / "graft-cni", cni if install or _containerd_uses(root) else None)
+    for name, text in files.items():
+        changes += _changed(_under(root, name), text if install else None)
+    return Plan(changes, [], "")
+
+
+def _containerd_uses(root: Path) -> bool:
+    return BEGIN in (_text(_under(root, "/etc/containerd/config.toml")) or "")
+
+
+# -- containerd --
+
+
+def containerd(options: Options, *, install: bool) -> Plan:
+    """Plan containerd's runtime handler `graft`, with its own CNI networks. Raises Refused, UsageError or Failure."""
+    root = options.root
+    path = _under(root, "/etc/containerd/config.toml")
+    before = _text(path)
+    without = _without_marks(path, before or "version = 2\n")
+    document = _toml(path, without)
+    version = document.get("version", 1)
+    if version not in CRI_TABLES:
+        raise Refused(
+            f"{path} has version {version}", hint="convert it: containerd config migrate", code="EPROTONOSUPPORT"
+        )
+    table = CRI_TABLES[version]
+    cri = (document.get("plugins") or {}).get(table) or {}
+    runtimes = (cri.get("containerd") or {}).get("runtimes") or {}
+    if NAME in runtimes:
+        raise Refused(f"{path} has a runtime '{NAME}' that graft did not write", hint="remove it", code="EEXIST")
+    place = Path((cri.get("cni") or {}).get("bin_dir") or "/opt/cni/bin")
+    nets = "/etc/cni/graft.d"
+    after: str | None = None if before is None else without
+    if install:
+        after = f"{without.rstrip()}\n\n{_handler(table, nets, options.runtime, alone=not runtimes)}"
+        _toml(path, after)
+    podman_uses = _under(root, PODMAN_NETWORK).exists()
+    shared = podman_uses and _under(root, str(place)) == _cni_place(root)
+    changes = _linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
+    pods = _under(root, f"{nets}/10-graft.conflist")
+    subnet = options.subnet or _subnet(pods) or "10.86.0.0/16"
+    changes += _changed(pods, _conflist("graft-pods", subnet, resolver=False) if install else None)
+    changes += _changed(path, after)
+    return Plan(
+        changes, ["systemctl", "restart", "containerd"], "containerd reads it at its start; pods keep running"
+    )
+
+
+def _handler(table: str, nets: str, runtime: str, *, alone: bool) -> str:
+    """Return the lines for config.toml. Raises UsageError.
+
+    @alone: the file names no runtime yet. containerd drops its default runc as soon as the file names one, so that
+    runc has to be written as well.
+    """
+    runtimes = f'plugins."{table}".containerd.runtimes'
+    where = f"{runtimes}.{NAME}"
+    default = f'[{runtimes}.runc]\n  runtime_type = "io.containerd.runc.v2"\n' if alone else ""
+    binary = program("graft-runtime")
+    if runtime != "runc":
+        raise UsageError(f"containerd calls graft-runtime without options: its runtime is runc, not '{runtime}'")
+    return f"""{BEGIN}
+{default}[{where}]
+  runtime_type = "io.containerd.runc.v2"
+  pod_annotations = ["graft.*", "graft.*.*"]
+  container_annotations = ["graft.*", "graft.*.*"]
+  cni_conf_dir = "{nets}"
+  [{where}.options]
+    BinaryName = "{binary}"
+{END}
+"""
+
+
+def _without_marks(path: Path, text: str) -> str:
+    first, last = text.find(BEGIN), text.find(END)
+    if first < 0 and last < 0:
+        return text
+    if first < 0 or last < first:
+        raise Refused(f"{path}: one of graft's two marks is missing", hint=f"'{BEGIN}' ... '{END}'", code="EINVAL")
+    return text[:first].rstrip("\n") + "\n" + text[last + len(END) :].lstrip("\n")
+
+
+def _toml(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"{path}: {error}", hint="fix it first", code="EINVAL") from None
+
+
+ENGINES: dict[str, Callable[..., Plan]] = {"docker": docker, "podman": podman, "containerd": containerd}

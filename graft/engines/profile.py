@@ -1,0 +1,314 @@
+"""Merge graft's traps into an OCI seccomp profile (runtime-spec config-linux.md, "Seccomp"). Pure: no I/O.
+
+Goal. The runtime installs one filter, made from the profile in config.json. That filter has to notify graftd of the
+calls that graft traps (seccomp_unotify(2)), and has to refuse everything that the profile refuses.
+
+Facts about libseccomp. Rules of one filter have no precedence. Beside an unconditional ALLOW for a call, a
+conditional NOTIFY is dropped silently. Of two rules that overlap, either may win.
+
+What does not work, therefore, is to add NOTIFY rules to the profile as it is.
+
+Solution. The rules of each trapped call are taken out of the profile and put back disjoint:
+
+  1. The value space of each argument that decides is cut at the borders of graft's traps and of the profile's own
+     conditions. The kernel reads these arguments as 32 bits. Each piece is covered by aligned ranges, and each range
+     is one SCMP_CMP_MASKED_EQ.
+  2. The profile's verdict is looked up for each piece. Where it is ALLOW (or LOG) and graft traps, it becomes NOTIFY.
+     Every other verdict stays.
+
+The traps are those of graft/trap/filter.py, with two differences:
+
+  - filter.py tests names and addresses of the family AF_GRAFT, which takes too many rules in this form. A container
+    that uses the family asks for it (`graft.family`), and has those calls trapped for all arguments.
+  - Options of the levels IPPROTO_IP and SOL_SOCKET that the policy knows are trapped in addition. An i386
+    setsockopt() does not run cgroup/setsockopt: the supervisor lets the native call proceed and refuses the other.
+
+What still fails: a profile that masks an argument of a trapped call, one with more than CONDITIONS_MAX conditions on
+such calls, one that comes to more than RULES_MAX rules, and one with a listener of its own. All are refused.
+"""
+
+import copy
+import errno
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from graft.errors import Refused
+from graft.rules.tables import port_prefixes
+
+ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
+PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
+ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
+TOP = (1 << 32) - 1
+CONDITIONS_MAX = 200  # conditions multiply: each one cuts the pieces of the others
+RULES_MAX = 600  # engines' profiles come to 250; libseccomp takes seconds for 1,000 rules, and minutes for 3,000
+
+Range = tuple[int, int]
+Profile = dict[str, Any]
+
+
+class Trap(NamedTuple):
+    """The values of one argument that are trapped.
+
+    @argument: its index, from 0. @ranges: values that are trapped whatever the other arguments are, first and last
+    included. @inside: for a range of values, the trap on another argument that decides there.
+    """
+
+    argument: int
+    ranges: tuple[Range, ...]
+    inside: tuple[tuple[Range, "Trap"], ...] = ()
+
+
+def _except(*values: int) -> tuple[Range, ...]:
+    """Return the ranges of 32 bits that leave out @values."""
+    return tuple(_gaps([(value, value) for value in sorted(values)]))
+
+
+def _gaps(taken: Sequence[Range]) -> Iterable[Range]:
+    """Yield what sorted, disjoint ranges leave free of 32 bits."""
+    at = 0
+    for first, last in taken:
+        if at < first:
+            yield at, first - 1
+        at = last + 1
+    if at <= TOP:
+        yield at, TOP
+
+
+FAMILIES = Trap(0, ((2, 2), (4, 4), (10, 10)))  # AF_INET, AF_GRAFT, AF_INET6
+DEVICES = Trap(1, ((0x8908, 0x89FF), (0x8B00, 0x8BFF)))  # SIOC*, linux/sockios.h
+OPTIONS = Trap(
+    1,
+    ((0, 0),),  # IPPROTO_IP: every option
+    (
+        ((1, 1), Trap(2, ((1, 1), (12, 12), (16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: all but buffers, timeouts
+        ((6, 6), Trap(2, ((16, 31),))),  # IPPROTO_TCP: TCP_REPAIR and its neighbours
+        ((41, 41), Trap(2, _except(26))),  # IPPROTO_IPV6: all but IPV6_V6ONLY, which Go sets on every socket
+    ),
+)
+ADDRESSED = Trap(4, _except(0))  # sendto() with an address
+
+WHOLE: tuple[str, ...] = ("listen",)
+PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "setsockopt": OPTIONS}
+SWAPPED_WHOLE = (*WHOLE, "bind", "connect", "getsockname", "getpeername", "setsockopt", "getsockopt")
+SWAPPED_PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "sendto": ADDRESSED}
+REFUSED = {"io_uring_setup": errno.EPERM, "socketcall": errno.ENOSYS}  # socketcall(2) exists on i386 only
+
+
+class Rule(NamedTuple):
+    """One rule of the profile for one call: an action, its errno (None: the runtime's default), its conditions."""
+
+    action: str
+    error: int | None
+    conditions: tuple[dict[str, Any], ...]
+
+
+def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool = False) -> Profile:
+    """Return a copy of @profile with graft's traps.
+
+    @profile: `linux.seccomp` of config.json; None for a container without one (unconfined). @listener: the agent
+    socket to which the runtime sends the notification descriptor, with @metadata. @swap: also trap the calls that
+    may need another socket than socket() gave (endpoints of type unix or in another namespace, the family AF_GRAFT).
+
+    Raises Refused for a profile that has a listener of its own, or whose conditions cannot be separated from graft's.
+    """
+    merged: Profile = copy.deepcopy(profile) if profile else {"defaultAction": ALLOW}
+    if merged.get("listenerPath") or any(r.get("action") == NOTIFY for r in merged.get("syscalls") or ()):
+        raise Refused(
+            "the container's seccomp profile has a listener of its own",
+            hint="a process has at most one; run it without graft, or with another profile",
+            code="EBUSY",
+        )
+    default = Rule(merged["defaultAction"], merged.get("defaultErrnoRet"), ())
+    if not profile:
+        merged["architectures"] = list(ARCHITECTURES)
+    whole = SWAPPED_WHOLE if swap else WHOLE
+    partly = SWAPPED_PARTLY if swap else PARTLY
+    found = _take(merged, {*whole, *partly, *REFUSED}, default)
+    conditions = sum(len(rule.conditions) for name in found for rule in found[name])
+    if conditions > CONDITIONS_MAX:
+        raise Refused(
+            f"the container's seccomp profile has {conditions} conditions on calls that graft traps",
+            hint=f"at most {CONDITIONS_MAX}",
+            code="E2BIG",
+        )
+    # REFUSED comes first: libseccomp adds each rule for socket() to i386's socketcall() as well, and they would clash
+    made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
+    for name in whole:
+        made += _leaf(name, found[name], [], default, caught=True)
+    for name, trap in partly.items():
+        made += _cut(name, trap, found[name], [], default)
+    if len(made) > RULES_MAX:
+        raise Refused(
+            f"the container's seccomp profile comes to {len(made)} rules with graft's traps",
+            hint="it has conditions on arguments of socket calls and allows by default; avoid one of the two",
+            code="E2BIG",
+        )
+    plain = {(default.action, default.error), (default.action, None)}
+    merged["syscalls"] += [rule for rule in made if (rule["action"], rule.get("errnoRet")) not in plain]
+    merged["listenerPath"], merged["listenerMetadata"] = listener, metadata
+    return merged
+
+
+def _unlike(number: int, default: Rule) -> int:
+    """Return an errno that differs from the default's: runtimes drop a rule that equals the default action."""
+    known = errno.EPERM if default.error is None else default.error
+    return number if default.action != ERRNO or number != known else errno.EACCES
+
+
+def _take(profile: Profile, names: set[str], default: Rule) -> dict[str, list[Rule]]:
+    """Remove the rules of the calls @names from @profile, and return them by call.
+
+    A rule that equals the default action is dropped, as runtimes drop it.
+    """
+    found: dict[str, list[Rule]] = {name: [] for name in names}
+    kept = []
+    for rule in profile.get("syscalls") or ():
+        for name in names.intersection(rule["names"]):
+            found[name] += [r for r in _split(rule) if not _same(r, default)]
+        rest = [name for name in rule["names"] if name not in names]
+        if rest:
+            kept.append({**rule, "names": rest})
+    profile["syscalls"] = kept
+    return found
+
+
+def _same(rule: Rule, default: Rule) -> bool:
+    errors = (errno.EPERM if r.error is None and r.action == ERRNO else r.error for r in (rule, default))
+    return rule.action == default.action and len(set(errors)) == 1
+
+
+def _split(rule: dict[str, Any]) -> list[Rule]:
+    """Split a rule as runc and crun do: if an argument has two conditions, each condition is a rule of its own."""
+    conditions = rule.get("args") or []
+    indexes = [c["index"] for c in conditions]
+    groups = [(c,) for c in conditions] if len(set(indexes)) < len(indexes) else [tuple(conditions)]
+    return [Rule(rule["action"], rule.get("errnoRet"), group) for group in groups]
+
+
+def _trapped(rule: Rule) -> Rule:
+    return rule._replace(action=NOTIFY, error=None) if rule.action in PERMISSIVE else rule
+
+
+def _cut(
+    name: str, trap: Trap, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule
+) -> list[dict[str, Any]]:
+    """Return rules for one call that are disjoint in the arguments of @trap and of the traps around it (@cells).
+
+    @cells: the pieces that are fixed so far, each an argument's index and its range.
+    """
+    made = []
+    narrowed = dict(trap.inside)
+    borders = {0}
+    for first, last in (*trap.ranges, *narrowed):
+        borders |= {first, last + 1}
+    for rule in rules:
+        for condition in rule.conditions:
+            if condition["index"] == trap.argument:
+                borders |= {condition["value"], condition["value"] + 1}
+    edges = [*sorted(b for b in borders if b <= TOP), TOP + 1]
+    for first, after in itertools.pairwise(edges):
+        piece = (first, after - 1)
+        here = [*cells, (trap.argument, piece)]
+        inner = next((t for (low, high), t in narrowed.items() if low <= piece[0] and piece[1] <= high), None)
+        if inner:
+            made += _cut(name, inner, rules, here, default)
+            continue
+        caught = any(low <= piece[0] and piece[1] <= high for low, high in trap.ranges)
+        made += _leaf(name, rules, here, default, caught=caught)
+    return made
+
+
+def _leaf(
+    name: str, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule, *, caught: bool
+) -> list[dict[str, Any]]:
+    """Return rules for the part of a call's argument space that @cells select. @caught: graft traps all of it."""
+    surviving = _surviving(rules, cells, default)
+    undecided = next((c["index"] for rule in surviving for c in rule.conditions), None)
+    if caught and undecided is not None and default.action in PERMISSIVE:
+        # where no condition holds, the default ALLOW applies, and has to be trapped: cut at these conditions, too
+        return _cut(name, Trap(undecided, ((0, TOP),)), rules, cells, default)
+    return [
+        _emit(name, _trapped(rule) if caught else rule, (*masks, *rule.conditions))
+        for rule in surviving
+        for masks in _product(cells)
+    ]
+
+
+def _surviving(rules: list[Rule], cells: list[tuple[int, Range]], default: Rule) -> list[Rule]:
+    """Return the @rules that can hold on @cells, each with its undecided conditions.
+
+    A rule without any undecided condition wins alone. If no rule can hold, the result is @default.
+    """
+    left = []
+    for rule in rules:
+        open_conditions = []
+        for condition in rule.conditions:
+            piece = next((p for index, p in cells if index == condition["index"]), None)
+            held = _decide(condition, piece) if piece else None
+            if held is False:
+                break
+            if held is None:
+                open_conditions.append(condition)
+        else:
+            left.append(rule._replace(conditions=tuple(open_conditions)))
+    return next(([rule] for rule in left if not rule.conditions), left or [default])
+
+
+def _decide(condition: dict[str, Any], piece: Range) -> bool:
+    """Return whether a condition holds on @piece, on all of which its answer is the same. Raises Refused for a mask.
+
+    A mask that tests bits which vary within @piece has no single answer.
+    """
+    operator, value = condition["op"], condition["value"]
+    first, last = piece
+    if operator == "SCMP_CMP_MASKED_EQ":  # mask, datum
+        datum = condition.get("valueTwo", 0)
+        if first == last:
+            return bool(first & value == datum)
+        fixed = TOP ^ ((1 << (first ^ last).bit_length()) - 1)
+        if value & ~fixed & TOP == 0:
+            return bool(first & value == datum)
+        raise Refused(
+            f"the container's seccomp profile compares argument {condition['index']} by the mask {value:#x}",
+            hint="graft traps that call by the same argument; list the values in the profile",
+            code="EINVAL",
+        )
+    verdicts: dict[str, bool] = {
+        "SCMP_CMP_EQ": first == value == last,
+        "SCMP_CMP_NE": not first <= value <= last,
+        "SCMP_CMP_LT": last < value,
+        "SCMP_CMP_LE": last <= value,
+        "SCMP_CMP_GE": first >= value,
+        "SCMP_CMP_GT": first > value,
+    }
+    if operator not in verdicts:
+        raise Refused(f"the container's seccomp profile has an unknown comparison '{operator}'", code="EINVAL")
+    return verdicts[operator]
+
+
+def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]:
+    """Return one tuple of conditions for each combination of the aligned parts of the ranges in @cells."""
+    combined: list[tuple[dict[str, Any], ...]] = [()]
+    for index, piece in cells:
+        parts = [
+            {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+            for value, mask in aligned(*piece)
+        ]
+        combined = [(*before, part) for before in combined for part in parts]
+    return combined
+
+
+def aligned(first: int, last: int) -> list[tuple[int, int]]:
+    """Return the fewest pairs (value, mask) of 32 bits that cover @first to @last, both included."""
+    return [(value, TOP ^ (TOP >> bits)) for value, bits in port_prefixes(first, last, 32)]
+
+
+def _emit(name: str, rule: Rule, conditions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    emitted: dict[str, Any] = {"names": [name], "action": rule.action}
+    if rule.error is not None:
+        emitted["errnoRet"] = rule.error
+    args = list(conditions)
+    if args:
+        emitted["args"] = args
+    return emitted

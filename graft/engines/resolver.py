@@ -1,0 +1,375 @@
+"""The resolver for names of containers: a DNS server in graftd, at 127.0.0.11 as Docker's own is (RFC 1035).
+
+Who asks. A container sends its query to 127.0.0.11 on its own loopback. graft's BPF programs let that through to the
+host's 127.0.0.11, with a source address in the container's private slice, and that address identifies the container.
+
+What it knows. The names of the containers that share a network with the one that asks: container name, host name,
+aliases and short id. Docker's names are read from Docker's files for each query, because `docker network connect` can
+give a running container another network and new aliases.
+
+All other names. The query is forwarded to the host's nameservers if the container's egress is that of the host.
+Otherwise the answer is NXDOMAIN.
+
+Where it listens. Networks of CNI use their gateway's address instead of 127.0.0.11, because Podman omits loopback
+addresses from resolv.conf.
+
+UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over TCP,
+each connection has a thread, and carries one query.
+"""
+
+import errno
+import json
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from graft.engines.names import TTL, _failed, docker_names, is_query, question_end
+from graft.errors import Failure
+from graft.kernel import addresses as addresses_
+from graft.kernel.programs import CLIENT_KEY, Kernel
+from graft.kernel.stamps import OWN_TENANT, Stamper
+from graft.log import log
+from graft.process.loop import Loop
+from graft.rules.address import MAPPED, Address
+from graft.rules.slices import SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
+from graft.rules.tables import DNS_PORT, RESOLVER
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import Tenant
+
+if TYPE_CHECKING:
+    import dns.message
+    import dns.name
+
+
+WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
+PATIENCE = 5.0  # seconds: for a nameserver to answer, and for a TCP client to send its query
+THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
+MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
+
+
+class Waiting(NamedTuple):
+    """A UDP query that was forwarded to a nameserver. `number`: the id it has there; `tenant`: who asked."""
+
+    out: socket.socket
+    tenant: int
+    number: bytes
+    query: bytes
+    client: tuple[str, int]
+    udp: socket.socket
+    until: float  # monotonic seconds
+
+
+class Resolver:
+    """The DNS server. It listens while there are attachments to networks."""
+
+    def __init__(self, loop: Loop, registry: Registry, kernel: Kernel) -> None:
+        self.loop = loop
+        self.registry = registry
+        self.kernel = kernel
+        self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
+        self.waiting: dict[int, Waiting] = {}  # by the descriptor that asks
+        self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
+        self.lock = threading.Lock()
+        self.files: dict[str, tuple[int, list[str]]] = {}
+
+    def start(self) -> None:
+        """Listen at the addresses that the attachments' resolv.conf name, and stop at all others.
+
+        An address that cannot be had is logged: its containers have no names of each other.
+        """
+        attachments = self.registry.attachments.values()
+        wanted = {a.resolver or RESOLVER for a in attachments}
+        for address in self.places.keys() - wanted:
+            self._stop(address)
+        for address in wanted - self.places.keys():
+            try:
+                self._listen(address)
+            except (OSError, Failure) as error:
+                log.error("%s for names of containers: %s", address.with_port(DNS_PORT), error)
+                self._stop(address)
+
+    def _listen(self, address: Address) -> None:
+        if address != RESOLVER:
+            self.registry.add_address(address)
+            self.registry.reserve(address)
+        pair = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
+        udp, tcp = pair
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for sock in pair:
+            sock.bind((str(address), DNS_PORT))
+        tcp.listen(64)
+        self.loop.add(udp.fileno(), lambda _events: self._asked(udp))
+        self.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
+
+    def _socket(self, kind: int) -> socket.socket:
+        made = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        Stamper(self.kernel.maps["stamps"]).stamp(made.fileno(), OWN_TENANT, 0)
+        return made
+
+    def _stop(self, address: Address) -> None:
+        for sock in self.places.pop(address, ()):
+            if sock.fileno() in self.loop.callbacks:
+                self.loop.remove(sock.fileno())
+            sock.close()
+        if address != RESOLVER:
+            self.registry.release(address)
+            self.registry.remove_address(address)
+
+    # -- UDP --
+
+    def _asked(self, udp: socket.socket) -> None:
+        try:
+            query, client = udp.recvfrom(MESSAGE_MAX)
+            tenant = self._tenant(client, socket.IPPROTO_UDP)
+            if tenant is None:
+                return
+            reply = self.answer(tenant, query)
+            if reply is None:
+                self._forward(query, client, udp, tenant)
+            elif reply:
+                udp.sendto(reply, client)
+        except OSError as error:
+            log.debug("names: %s", error)
+
+    def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:
+        """Forward a query to the host's first nameserver. Reply SERVFAIL if that fails, or too many queries wait.
+
+        Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
+        """
+        own = [w for w in self.waiting.values() if w.tenant == tenant.id]
+        if len(own) >= WAITING_OF_ONE:
+            self._forget(own[0])
+        elif len(self.waiting) >= WAITING_MAX:
+            udp.sendto(_failed(query), client)
+            return
+        out = self._socket(socket.SOCK_DGRAM)
+        try:
+            server = next(iter(nameservers()), "")
+            if not server:
+                raise OSError(errno.ENOENT, "no nameserver")
+            out.connect((server, DNS_PORT))
+            number = secrets.token_bytes(2)
+            out.send(number + query[2:])
+        except OSError as error:
+            log.debug("names: %s", error)
+            out.close()
+            udp.sendto(_failed(query), client)
+            return
+        waiting = Waiting(out, tenant.id, number, query, client, udp, time.monotonic() + PATIENCE)
+        self.waiting[out.fileno()] = waiting
+        self.loop.add(out.fileno(), lambda _events: self._answered(waiting))
+
+    def _answered(self, waiting: Waiting) -> None:
+        try:
+            reply = waiting.out.recv(MESSAGE_MAX)
+            question = waiting.query[12 : question_end(waiting.query)]
+            if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
+                return  # an answer to something else; the right one may still come
+            waiting.udp.sendto(waiting.query[:2] + reply[2:], waiting.client)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.debug("names: %s", error)
+        self._forget(waiting)
+
+    def expire(self) -> None:
+        """Drop forwarded queries that no nameserver has answered within PATIENCE seconds."""
+        now = time.monotonic()
+        for waiting in [w for w in self.waiting.values() if w.until < now]:
+            self._forget(waiting)
+
+    def _forget(self, waiting: Waiting) -> None:
+        if self.waiting.pop(waiting.out.fileno(), None):
+            self.loop.remove(waiting.out.fileno())
+            waiting.out.close()
+
+    # -- TCP --
+
+    def _called(self, tcp: socket.socket) -> None:
+        try:
+            peer, client = tcp.accept()
+        except OSError:
+            return
+        tenant = self._tenant(client, socket.IPPROTO_TCP)
+        if tenant is None or not self._admit(tenant):
+            peer.close()
+            return
+        threading.Thread(target=self._converse, args=(peer, tenant), daemon=True).start()
+
+    def _admit(self, tenant: Tenant) -> bool:
+        with self.lock:
+            if self.threads[tenant.id] >= THREADS_OF_ONE or self.threads.total() >= THREADS_MAX:
+                return False
+            self.threads[tenant.id] += 1
+            return True
+
+    def _converse(self, peer: socket.socket, tenant: Tenant) -> None:
+        try:
+            with peer:
+                query = _read(peer, time.monotonic() + PATIENCE)
+                reply = self.answer(tenant, query)
+                if reply is None:
+                    reply = self._relay(query)
+                if reply:
+                    peer.settimeout(PATIENCE)
+                    peer.sendall(struct.pack(">H", len(reply)) + reply)
+        except (OSError, ValueError) as error:
+            log.debug("names: %s", error)
+        finally:
+            with self.lock:
+                self.threads[tenant.id] -= 1
+
+    def _relay(self, query: bytes) -> bytes:
+        for server in nameservers():
+            try:
+                with self._socket(socket.SOCK_STREAM) as out:
+                    out.settimeout(PATIENCE)
+                    out.connect((server, DNS_PORT))
+                    out.sendall(struct.pack(">H", len(query)) + query)
+                    return _read(out, time.monotonic() + PATIENCE)
+            except (OSError, ValueError) as error:
+                log.debug("nameserver %s: %s", server, error)
+        return _failed(query)
+
+    # -- names --
+
+    def _tenant(self, client: tuple[str, int], kind: int) -> Tenant | None:
+        """Return the tenant that sent from @client, or None. @kind: IPPROTO_UDP or IPPROTO_TCP.
+
+        The source is in the tenant's private slice, or is an address of its own. From any other source, the map
+        `clients` has the tenant by protocol and source port.
+        """
+        raw = socket.inet_aton(client[0])
+        number = int.from_bytes(raw, "big")
+        registry = self.registry
+        slot = (number ^ SLICE4_NET) >> SLICE_SHIFT
+        if 0 <= slot < SLICE_SLOTS:
+            return next((t for t in registry.tenants.values() if t.slot == slot), None)
+        address = Address(MAPPED + raw)
+        for tenant in registry.tenants.values():
+            if any(own.address == address for own in tenant.owned):
+                return tenant
+        noted = self.kernel.maps["clients"].get(CLIENT_KEY.pack(kind, client[1]))
+        return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
+
+    def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
+        """Answer a query on the wire from the names of the tenant's networks.
+
+        Returns the reply; b"" to send none, for what is no DNS query; None to forward the query. Raises nothing:
+        a query that cannot be parsed is answered with SERVFAIL.
+        """
+        import dns.exception
+
+        if not is_query(query):
+            return b"" if len(query) < 12 or query[2] & 0x80 else _failed(query)
+        try:
+            return self._answer(tenant, query)
+        except (dns.exception.DNSException, ValueError) as error:
+            log.debug("names: %s: %s", tenant.name, error)
+            return _failed(query)
+
+    def _answer(self, tenant: Tenant, query: bytes) -> bytes | None:
+        import dns.flags
+        import dns.message
+        import dns.rcode
+        import dns.rdatatype
+        import dns.reversename
+        import dns.rrset
+
+        message = dns.message.from_wire(query)
+        question = message.question[0]
+        reply = dns.message.make_response(message)
+        reply.flags |= dns.flags.RA
+        name = question.name.to_text(omit_final_dot=True).lower()
+        found: list[str] = []
+        if question.rdtype == dns.rdatatype.PTR:
+            found = [f"{n}." for n in self._names_at(tenant, question.name, dns.reversename.to_address)]
+        addresses = self._addresses(tenant, name) if not found else []
+        if question.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
+            found = [str(a) for a in addresses if a.v4 == (question.rdtype == dns.rdatatype.A)]
+        if found:
+            reply.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", question.rdtype, found))
+            return reply.to_wire()
+        if addresses:
+            return reply.to_wire()  # the name exists, but has no record of this type: NOERROR, no answer
+        if not tenant.egress_host:
+            reply.set_rcode(dns.rcode.NXDOMAIN)  # it may not connect as the host does: no names of the outside
+            return reply.to_wire()
+        return None
+
+    def _neighbours(self, tenant: Tenant) -> list[tuple[Tenant, list[Address]]]:
+        """Return the tenants that share a network with @tenant, itself included, with their addresses there."""
+        networks = {attachment.network for attachment in tenant.attached}
+        found = []
+        for other in list(self.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
+            addresses = [o.address for a in list(other.attached) if a.network in networks for o in a.addresses]
+            if addresses:
+                found.append((other, addresses))
+        return found
+
+    def _addresses(self, tenant: Tenant, name: str) -> list[Address]:
+        found = []
+        for other, addresses in self._neighbours(tenant):
+            if name in self.names(other):
+                # a server's socket is bound to one address; if the container has both families, to the IPv4 one
+                found += [a for a in addresses if a.v4] or addresses
+        return found
+
+    def _names_at(
+        self, tenant: Tenant, pointer: "dns.name.Name", to_address: Callable[["dns.name.Name"], str]
+    ) -> list[str]:
+        try:
+            text = to_address(pointer)
+        except Exception:  # dnspython raises any of a dozen types for a name that is no address
+            return []
+        for other, addresses in self._neighbours(tenant):
+            if text in map(str, addresses):
+                return [other.name]
+        return []
+
+    def names(self, tenant: Tenant) -> set[str]:
+        """Return all names of a container, in lower case."""
+        found = {n for attachment in tenant.attached for n in attachment.names}
+        for number, member in tenant.members.items():
+            found |= {member.name, number[:12]}
+            if member.directory:
+                found.update(self._docker_names(member.directory))
+        return {n.lower() for n in found if n}
+
+    def _docker_names(self, directory: str) -> list[str]:
+        """Return the names in config.v2.json in Docker's @directory. It is cached until its mtime changes."""
+        path = f"{directory}/config.v2.json"
+        try:
+            changed = os.stat(path).st_mtime_ns
+            if self.files.get(path, (0, []))[0] != changed:
+                with open(path, "rb") as file:
+                    self.files[path] = (changed, docker_names(json.load(file)))
+        except (OSError, ValueError):
+            self.files.pop(path, None)
+        return self.files.get(path, (0, []))[1]
+
+
+def nameservers() -> list[str]:
+    """Return the IPv4 nameservers of the host (resolv.conf(5)), as text."""
+    return [str(address) for address in addresses_.nameservers() if address.v4]
+
+
+def _read(sock: socket.socket, until: float) -> bytes:
+    """Receive one message with its length in front (RFC 1035, 4.2.2).
+
+    @until: deadline in monotonic seconds. Raises TimeoutError after it, ValueError at an early end, OSError.
+    """
+    data = b""
+    while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+        sock.settimeout(max(until - time.monotonic(), 0.001))
+        more = sock.recv(MESSAGE_MAX)
+        if not more:
+            raise ValueError("a message ended early")
+        data += more
+    return data[2 : 2 + int.from_bytes(data[:2], "big")]

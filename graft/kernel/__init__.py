@@ -1,0 +1,1 @@
+"""The kernel from user space: system calls, BPF, namespaces, cgroups, addresses."""

@@ -1,0 +1,113 @@
+"""What graft needs of the host beside BPF: cgroup2, bpffs, the route of the IPv6 slices, netns, /etc/resolv.conf.
+
+The IPv6 slices are one `local` route (AnyIP) instead of addresses on `lo`, so that nothing has to be added for each
+tenant. The route is in a routing table of its own, which a rule makes valid for locally generated traffic only. The
+kernel protects 127.0.0.0/8 from packets of other hosts (its martian check), but not a ULA: without the rule, whoever
+routes the prefix to this host would get answers.
+"""
+
+import contextlib
+import socket
+import subprocess
+from pathlib import Path
+
+from graft.errors import Failure, UsageError
+from graft.rules.address import Address, parse_address
+from graft.rules.slices import SLICE6_NETWORK
+
+ROUTE_TABLE = "26470"
+RULE_PREFERENCE = "26470"
+
+
+def has_ipv6() -> bool:
+    """Does `lo` of this netns have ::1? A bind() would not tell: in graftd's cgroup the policy decides on it."""
+    try:
+        addresses = Path("/proc/net/if_inet6").read_text()
+    except OSError:
+        return False
+    return f"{1:032x} " in addresses
+
+
+def _ip(*arguments: str) -> None:
+    try:
+        subprocess.run(("ip", *arguments), check=True, capture_output=True, text=True, timeout=10)
+    except FileNotFoundError:
+        raise Failure("the command 'ip' is not installed", hint="apt-get install iproute2") from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()
+        raise Failure(f"ip {' '.join(arguments)}: {reason}") from None
+
+
+def add_slice_route() -> None:
+    """Make the IPv6 slices local addresses of this netns, for its own traffic only. Raises Failure."""
+    remove_slice_route()
+    _ip("-6", "route", "replace", "local", SLICE6_NETWORK, "dev", "lo", "src", "::1", "table", ROUTE_TABLE)
+    _ip("-6", "rule", "add", "iif", "lo", "to", SLICE6_NETWORK, "lookup", ROUTE_TABLE, "pref", RULE_PREFERENCE)
+
+
+def remove_slice_route() -> None:
+    """Undo add_slice_route(); no error if there is no such route."""
+    with contextlib.suppress(Failure):
+        _ip("-6", "rule", "del", "pref", RULE_PREFERENCE)
+    with contextlib.suppress(Failure):
+        _ip("-6", "route", "flush", "table", ROUTE_TABLE)
+
+
+def addresses() -> list[str]:
+    """The IP addresses of this netns's devices, without the zone of a link-local one."""
+    import psutil
+
+    inet = (socket.AF_INET, socket.AF_INET6)
+    found = (entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in inet)
+    return [entry.address.partition("%")[0] for entry in found]
+
+
+def has_address(address: Address) -> bool:
+    """Does a device of this netns have this address?"""
+    return str(address) in addresses()
+
+
+def add_address(address: Address) -> bool:
+    """Put a container's own address on `lo`. False, and nothing done, if a device has it already. Raises Failure.
+
+    The address has scope host, so that the kernel does not choose it as the source of the host's own traffic. It can
+    be reached all the same.
+    """
+    if has_address(address):
+        return False
+    extra = () if address.v4 else ("nodad",)
+    _ip("address", "add", f"{address}/{32 if address.v4 else 128}", "dev", "lo", "scope", "host", *extra)
+    return True
+
+
+def remove_address(address: Address) -> None:
+    """Undo an add_address() that returned True; no error if `lo` does not have the address."""
+    with contextlib.suppress(Failure):
+        _ip("address", "del", f"{address}/{32 if address.v4 else 128}", "dev", "lo")
+
+
+def end_connections(address: Address) -> None:
+    """Destroy the TCP sockets at an address that its container has lost (SOCK_DESTROY, sock_diag(7)); best effort."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(("ss", "-K", "-tanH", "src", str(address)), capture_output=True, timeout=10)
+
+
+def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
+    """The nameservers of resolv.conf(5) that listen on the host's own loopback, as systemd-resolved's stub does."""
+    return [a for a in nameservers(path) if (a.v4 and a.raw[12] == 127) or str(a) == "::1"]
+
+
+def nameservers(path: str = "/etc/resolv.conf") -> list[Address]:
+    """The nameservers of resolv.conf(5), in its order; none if @path cannot be read."""
+    try:
+        lines = Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 2 or fields[0] != "nameserver":
+            continue
+        with contextlib.suppress(UsageError):
+            found.append(parse_address(fields[1].partition("%")[0]))
+    return found

@@ -1,0 +1,98 @@
+"""Where graftd lives on the host: its cgroup2, its bpffs directory, its run directory."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from graft.errors import Failure, Refused
+from graft.kernel import linux
+
+BPFFS = Path("/sys/fs/bpf")
+
+
+def run_dir() -> Path:
+    """The directory of graftd's sockets and state. GRAFT_RUN_DIR moves a whole instance, as the tests do."""
+    return Path(os.environ.get("GRAFT_RUN_DIR", "/run/graft"))
+
+
+def pin_dir() -> Path:
+    """The directory of bpffs in which this instance pins its maps and links."""
+    return BPFFS / run_dir().name
+
+
+def cgroup2_root() -> Path:
+    """The mount point of cgroup2: /sys/fs/cgroup, or another beside cgroup v1. Raises Failure if there is none."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        kind = fields[fields.index("-") + 1]
+        if kind == "cgroup2" and fields[3] == "/":
+            return Path(fields[4].encode().decode("unicode_escape"))
+    raise Failure("no cgroup2 is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def own_cgroup(root: Path) -> Path:
+    """The directory of this process's cgroup, in the cgroup2 mounted at @root. Raises Failure if it has none."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return root / line[4:]
+    raise Failure("this process has no cgroup in cgroup2")
+
+
+def enter_cgroup(root: Path, *, managed: bool) -> Path:
+    """Enter the cgroup in which graftd makes sockets, and return it. Raises OSError, Failure.
+
+    Under a service manager (@managed) that is the service's own; otherwise graftd makes one.
+    """
+    if managed:
+        return own_cgroup(root)
+    path = root / run_dir().name
+    path.mkdir(exist_ok=True)
+    (path / "cgroup.procs").write_text("0")
+    with contextlib.suppress(OSError):  # works only with the cpu controller on; many containers wait for graftd
+        (path / "cpu.weight").write_text("10000")
+    return path
+
+
+def leave_cgroup(root: Path, *, remove: bool) -> None:
+    """Move this process to the root cgroup. @remove: remove graftd's cgroup, and with it the policy."""
+    (root / "cgroup.procs").write_text("0")
+    if remove:
+        with contextlib.suppress(OSError):
+            (root / run_dir().name).rmdir()
+
+
+def join_cgroups(pid: int, model: int) -> None:
+    """Put the process @pid into the CPU and memory cgroups of the process @model, so that its work is charged there.
+
+    Only cgroup v1 allows that. In cgroup v2 a process has one cgroup: it would leave graftd's, and graftd's BPF
+    programs would not run for the sockets that it makes. Best effort: errors are ignored.
+    """
+    roots = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        rest = fields[fields.index("-") + 1 :]
+        if rest[0] == "cgroup" and fields[3] == "/":
+            roots.update(dict.fromkeys(rest[2].split(","), Path(fields[4].encode().decode("unicode_escape"))))
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{model}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for name in {"cpu", "memory"}.intersection(controllers.split(",")) & roots.keys():
+                with contextlib.suppress(OSError):
+                    (roots[name] / path.lstrip("/") / "cgroup.procs").write_text(str(pid))
+
+
+def check_run_dir(directory: Path) -> None:
+    """Raise Refused if users other than root may change what is in the run directory."""
+    found = directory.stat()
+    if found.st_uid or found.st_mode & 0o022:
+        raise Refused(
+            f"{directory} must be writable by root only (uid {found.st_uid}, mode {found.st_mode & 0o777:o})",
+            hint=f"remove it, or: chown root {directory}; chmod 755 {directory}",
+            code="EPERM",
+        )
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs at /sys/fs/bpf, unless it is mounted there. Raises OSError."""
+    if not os.path.ismount(BPFFS):
+        linux.mount("bpf", str(BPFFS), "bpf", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)

@@ -1,0 +1,47 @@
+"""What the kernel's half reports: refused calls, and conversions that somebody asked to see."""
+
+import struct
+from typing import NamedTuple
+
+DENIAL = struct.Struct("=IHHiI16sI16sI16s")
+
+
+OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
+REASONS = (
+    "no ingress rule",
+    "outside the egress rules",
+    "bound to the private loopback",
+    "bound to another address than the egress rule's",
+    "two host addresses for one dual-stack socket",
+    "nobody of this container listens there",
+    "forbidden socket option",
+    "listen() on an unbound socket",
+    "another's private loopback",
+    "the container's policy is gone",
+    "an accepted socket put to another use",
+    "the endpoint is in another namespace than the socket",
+    "no endpoint 'default-source'",
+    "another container is bound there",
+    "an address of a network that the container is not in",
+    "converted",
+)
+CONVERTED = REASONS[-1]
+
+
+class Denial(NamedTuple):
+    """One refused call, as the ring buffer reports it. For setsockopt, `port` is level << 16 | option.
+
+    With the reason CONVERTED nothing was refused: the hook replaced the address, and `real` and `real_port` are the
+    address that it became, or the one that the connection leaves from. Addresses are 16 bytes, IPv4 ones mapped.
+    """
+
+    tenant: int
+    op: str
+    reason: str
+    error: int
+    protocol: int
+    address: bytes
+    port: int
+    real: bytes
+    real_port: int
+    comm: str

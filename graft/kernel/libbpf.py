@@ -1,0 +1,84 @@
+"""The system's libbpf, by ctypes: the functions that graft calls, and what libbpf complains of."""
+
+import ctypes
+import hashlib
+import os
+from collections import deque
+from pathlib import Path
+
+from graft.errors import Failure
+from graft.kernel.linux import libc
+
+OBJECT = Path(__file__).parents[1] / "graft.bpf.o"
+
+
+def _libbpf() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError:
+        raise Failure("libbpf.so.1 is not installed", hint="apt-get install libbpf1") from None
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("bpf_object__open_file", pointer, (text, pointer)),
+        ("bpf_object__load", ctypes.c_int, (pointer,)),
+        ("bpf_object__close", None, (pointer,)),
+        ("bpf_object__find_map_by_name", pointer, (pointer, text)),
+        ("bpf_object__next_program", pointer, (pointer, pointer)),
+        ("bpf_map__set_pin_path", ctypes.c_int, (pointer, text)),
+        ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
+        ("bpf_program__name", text, (pointer,)),
+        ("bpf_program__attach_cgroup", pointer, (pointer, ctypes.c_int)),
+        ("bpf_link__pin", ctypes.c_int, (pointer, text)),
+        ("bpf_link__destroy", ctypes.c_int, (pointer,)),
+        ("libbpf_set_print", pointer, (pointer,)),
+        ("ring_buffer__new", pointer, (ctypes.c_int, pointer, pointer, pointer)),
+        ("ring_buffer__epoll_fd", ctypes.c_int, (pointer,)),
+        ("ring_buffer__consume", ctypes.c_int, (pointer,)),
+        ("ring_buffer__free", None, (pointer,)),
+    ):
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    return lib
+
+
+_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_complaints: deque[str] = deque(maxlen=100)
+
+
+def _collect(level: int, text: bytes, arguments: int) -> int:
+    if level == 0:  # LIBBPF_WARN; the verifier's log comes with this level
+        line = ctypes.create_string_buffer(65536)
+        libc.vsnprintf(line, ctypes.c_size_t(len(line)), text, ctypes.c_void_p(arguments))
+        _complaints.extend(line.value.decode(errors="replace").splitlines())
+    return 0
+
+
+_print = _PRINT(_collect)
+
+
+def object_hash() -> str:
+    """The first 16 hex digits of the SHA-256 of the compiled object. Raises Failure if it is not built."""
+    if not OBJECT.exists():
+        raise Failure(f"{OBJECT} is not built", hint="run 'make build'")
+    return hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
+
+
+def try_load() -> int:
+    """Load the programs, attach and pin nothing, and return how many there are. Raises Failure or OSError."""
+    lib = _libbpf()
+    lib.libbpf_set_print(_print)
+    handle = lib.bpf_object__open_file(os.fsencode(OBJECT), None)
+    if not handle:
+        raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")
+    try:
+        result = lib.bpf_object__load(handle)
+        if result:
+            raise OSError(-result, f"the kernel refuses the BPF programs: {os.strerror(-result)}")
+        count, program = 0, None
+        while program := lib.bpf_object__next_program(handle, program):
+            count += 1
+        return count
+    finally:
+        lib.bpf_object__close(handle)

@@ -1,0 +1,309 @@
+"""System calls that Python does not wrap: constants, structures, and one thin function for each call.
+
+`graft run` pays for every import before its command starts, so this module imports little of the standard library
+and nothing else. Names are the kernel's. Every wrapper raises OSError with the name of the call; none interprets an
+errno.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+
+from graft.kernel import linux
+
+AF_GRAFT = 4  # AF_IPX's number, as AF_GRAFT's own header has it
+CLONE_FILES = 0x00000400
+CLONE_NEWNET = 0x40000000
+CLONE_NEWNS = 0x00020000
+IFF_UP = 1
+IPPROTO_GRAFT = 254
+IPPROTO_MPTCP = 262
+IPV6_FREEBIND = 78
+MS_BIND = 4096
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_NOSUID = 2
+MS_RDONLY = 1
+MS_REC = 16384
+MS_SLAVE = 1 << 19
+PR_SET_NO_NEW_PRIVS = 38
+PR_SET_TIMERSLACK = 29
+SECCOMP_ADDFD_FLAG_SETFD = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
+SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+SO_PEERPIDFD = 77
+SO_NETNS_COOKIE = 71
+
+# linux/seccomp.h: _IOWR('!', n, ...)
+SECCOMP_IOCTL_NOTIF_RECV = 0xC0502100
+SECCOMP_IOCTL_NOTIF_SEND = 0xC0182101
+SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102
+SECCOMP_IOCTL_NOTIF_ADDFD = 0x40182103
+SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104
+
+# asm/unistd_64.h
+NR_IOCTL = 16
+NR_SOCKET = 41
+NR_CONNECT = 42
+NR_SENDTO = 44
+NR_BIND = 49
+NR_LISTEN = 50
+NR_GETSOCKNAME = 51
+NR_GETPEERNAME = 52
+NR_SETSOCKOPT = 54
+NR_GETSOCKOPT = 55
+NR_CAPGET, NR_CAPSET = 125, 126
+CAPABILITY_VERSION_3 = 0x20080522
+PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
+SECCOMP_FILTER_FLAG_TSYNC = 1
+NR_SECCOMP = 317
+NR_IO_URING_SETUP = 425
+NR_PIDFD_GETFD = 438
+
+AUDIT_ARCH_X86_64 = 0xC000003E
+AUDIT_ARCH_I386 = 0x40000003
+X32_SYSCALL_BIT = 0x40000000
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+libc.syscall.restype = ctypes.c_long
+libc.unshare.argtypes = (ctypes.c_int,)
+
+
+class sock_fprog(ctypes.Structure):  # noqa: N801 - the kernel's name
+    """A classic BPF program (linux/filter.h)."""
+
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+class iovec(ctypes.Structure):  # noqa: N801
+    """One buffer of process_vm_readv(2) (sys/uio.h)."""
+
+    _fields_ = (("iov_base", ctypes.c_void_p), ("iov_len", ctypes.c_size_t))
+
+
+def oserror(call: str, path: str | None = None) -> OSError:
+    """The OSError for the errno that the last call of libc left; @call is its name, @path the file it was about."""
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}", path)
+
+
+def unshare(flags: int) -> None:
+    """Move the calling thread into new namespaces, or give it its own table, by CLONE_* flags (unshare(2))."""
+    if libc.unshare(flags) < 0:
+        raise oserror("unshare")
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """Move the calling thread into the namespace @fd; @nstype is the expected CLONE_NEW* or 0 (setns(2))."""
+    if libc.setns(fd, nstype) < 0:
+        raise oserror("setns")
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int) -> None:
+    """Mount @source at @target with MS_* @flags and without data (mount(2))."""
+    kind = fstype.encode() if fstype else None
+    if libc.mount(source.encode(), os.fsencode(target), kind, flags, None) < 0:
+        raise oserror("mount", target)
+
+
+def no_new_privs() -> None:
+    """Set PR_SET_NO_NEW_PRIVS (prctl(2)). An unprivileged thread needs it before it may install a seccomp filter."""
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
+        raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def set_timer_slack(nanoseconds: int) -> None:
+    """Set this thread's timer slack (prctl(2), PR_SET_TIMERSLACK). fork(2) inherits it and execve(2) keeps it."""
+    if libc.prctl(PR_SET_TIMERSLACK, nanoseconds, 0, 0, 0) < 0:
+        raise oserror("prctl(PR_SET_TIMERSLACK)")
+
+
+def timer_slack(pid: int) -> int:
+    """The timer slack of a thread in nanoseconds (proc(5), /proc/PID/timerslack_ns)."""
+    with open(f"/proc/{pid}/timerslack_ns", "rb") as file:
+        return int(file.read())
+
+
+def seccomp_listener(program: bytes, *, wait_killable: bool) -> int:
+    """Install a filter on the calling thread and return its notification descriptor (seccomp(2)).
+
+    Raises OSError: EBUSY if a filter of the thread has a listener already, EACCES without CAP_SYS_ADMIN or
+    no_new_privs, EINVAL if the kernel lacks the wait-killable flag.
+    """
+    fprog = sock_fprog(len(program) // 8, program)
+    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER
+    if wait_killable:
+        flags |= SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    fd: int = libc.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog))
+    if fd < 0:
+        raise oserror("seccomp")
+    return fd
+
+
+def seccomp_filter(program: bytes) -> None:
+    """Install a filter on all threads of this process (seccomp(2), TSYNC); children inherit it. Raises OSError."""
+    fprog = sock_fprog(len(program) // 8, program)
+    if libc.syscall(NR_SECCOMP, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(fprog)):
+        raise oserror("seccomp")
+
+
+def in_bounding_set(capability: int) -> bool:
+    """Is the capability in the bounding set (prctl(2), PR_CAPBSET_READ)? False if this kernel does not know it."""
+    return bool(libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1)
+
+
+def drop_from_bounding_set(capability: int) -> None:
+    """Drop a capability from the bounding set (prctl(2), PR_CAPBSET_DROP). Raises OSError: EPERM without SETPCAP."""
+    if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+        raise oserror("prctl")
+
+
+def keep_capabilities(kept: Iterable[int]) -> None:
+    """Reduce this thread's permitted and effective sets to @kept, and empty its inheritable set (capset(2)).
+
+    A capability in @kept that the thread does not have is not added. Raises OSError.
+    """
+    mask = sum(1 << number for number in kept)
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    had = ctypes.create_string_buffer(24)
+    if libc.syscall(NR_CAPGET, header, had):
+        raise oserror("capget")
+    low, high = struct.unpack("=IIIIII", had.raw)[1::3]
+    mask &= high << 32 | low
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", low, low, 0, high, high, 0)):
+        raise oserror("capset")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate of the descriptor @fd of another process (pidfd_getfd(2)). The caller closes it."""
+    copy: int = libc.syscall(NR_PIDFD_GETFD, pidfd, fd, 0)
+    if copy < 0:
+        raise oserror("pidfd_getfd")
+    return copy
+
+
+def _remote(call: str, pid: int, buffer: ctypes.Array[ctypes.c_char], address: int) -> int:
+    local = iovec(ctypes.addressof(buffer), len(buffer))
+    remote = iovec(address, len(buffer))
+    count: int = getattr(libc, call)(
+        pid, ctypes.byref(local), ctypes.c_ulong(1), ctypes.byref(remote), ctypes.c_ulong(1), ctypes.c_ulong(0)
+    )
+    if count < 0:
+        raise oserror(call)
+    return count
+
+
+def read_memory(pid: int, address: int, size: int) -> bytes:
+    """Up to @size bytes of another process's memory (process_vm_readv(2)); fewer if a page is unmapped.
+
+    It may block for ever on a page that another program serves (userfaultfd(2), FUSE). Raises OSError: EFAULT, ESRCH.
+    """
+    buffer = ctypes.create_string_buffer(size)
+    count = _remote("process_vm_readv", pid, buffer, address)
+    return buffer.raw[:count]
+
+
+def write_memory(pid: int, address: int, data: bytes) -> int:
+    """Write to another process's memory (process_vm_writev(2)); returns the number of bytes written.
+
+    It may block as read_memory() does. Raises OSError: EFAULT, ESRCH.
+    """
+    return _remote("process_vm_writev", pid, ctypes.create_string_buffer(data, len(data)), address)
+
+
+def alive(pidfd: int) -> bool:
+    """Does the process of this pidfd still run? False for -1. A pidfd is readable when its process has ended."""
+    if pidfd < 0:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return not poll.poll(0)
+
+
+def parent(pid: int) -> int:
+    """The PID of a process's parent (proc(5), /proc/PID/stat). Raises OSError if the process is gone."""
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rpartition(")")[2].split()[1])
+
+
+def netns_inode(pid: int | str = "self") -> int:
+    """The inode of a process's or thread's netns (/proc/PID/ns/net), which identifies it while it lives.
+
+    Raises OSError: ENOENT if the process is gone, EACCES.
+    """
+    return os.stat(f"/proc/{pid}/ns/net").st_ino
+
+
+@contextlib.contextmanager
+def inside_netns(fd: int) -> Iterator[None]:
+    """Run the body in the netns @fd. Only the calling thread moves, and it returns afterwards. Raises OSError."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(fd, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def loopback_up() -> None:
+    """Set IFF_UP on `lo` of the current netns (netdevice(7)). Raises OSError."""
+    import fcntl
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = bytearray(struct.pack("16sh22x", b"lo", 0))
+        fcntl.ioctl(sock, SIOCGIFFLAGS, request)
+        (flags,) = struct.unpack_from("h", request, 16)
+        struct.pack_into("h", request, 16, flags | IFF_UP)
+        fcntl.ioctl(sock, SIOCSIFFLAGS, request)
+
+
+def check_netns(fd: int) -> None:
+    """Raise OSError unless @fd is a netns (ioctl_ns(2), NS_GET_NSTYPE)."""
+    import fcntl
+
+    if fcntl.ioctl(fd, 0xB703) != CLONE_NEWNET:
+        raise OSError(22, os.strerror(22))
+
+
+def credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """The pid, uid and gid that the peer had when it connected (SO_PEERCRED, unix(7))."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return (
+        int.from_bytes(raw[:4], "little", signed=True),
+        int.from_bytes(raw[4:8], "little"),
+        int.from_bytes(raw[8:], "little"),
+    )
+
+
+def peer_pidfd(sock: socket.socket, pid: int) -> int:
+    """A pidfd of the process that connected a unix socket, -1 if it has ended (SO_PEERPIDFD, since Linux 6.5).
+
+    An older kernel gives a pidfd of the process that has @pid now, which may be another one.
+    """
+    try:
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, linux.SO_PEERPIDFD, 4), "little")
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            return -1
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1

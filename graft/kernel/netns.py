@@ -1,0 +1,107 @@
+"""Network namespaces: entered, named, known again, and who lives in them."""
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+from graft.errors import Refused
+from graft.kernel import linux
+
+
+def enter_initial() -> None:
+    """Join the network and mount namespaces of process 1, if this process is in others.
+
+    /proc/1/ns may be unreadable, because process 1 has a capability that this root lacks (ptrace(2), access mode
+    checking). Then join those of the oldest ancestor that can be read. Raises OSError if setns(2) fails.
+    """
+    for pid in (1, *reversed(_ancestors())):
+        try:
+            opened = [
+                (os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), name) for name in ("net", "mnt")
+            ]
+        except OSError:
+            continue
+        for fd, name in opened:
+            if os.fstat(fd).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
+                linux.setns(fd)
+            os.close(fd)
+        return
+
+
+def _ancestors() -> list[int]:
+    """The PIDs of this process's ancestors, its parent first, without process 1."""
+    found = []
+    pid = os.getppid()
+    while pid > 1:
+        found.append(pid)
+        try:
+            pid = linux.parent(pid)
+        except OSError:
+            break
+    return found
+
+
+def netns_cookie() -> int:
+    """SO_NETNS_COOKIE of the current netns (socket(7))."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, linux.SO_NETNS_COOKIE, 8), "little")
+
+
+def netns_cookie_of(fd: int) -> int:
+    """SO_NETNS_COOKIE of the netns @fd. The kernel never reuses a cookie, but it reuses inodes. Raises OSError."""
+    with linux.inside_netns(fd):
+        return netns_cookie()
+
+
+def processes_in_netns(netns: int) -> list[int]:
+    """The PIDs of all processes in the netns with this inode."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if linux.netns_inode(entry.name) == netns:
+                    found.append(int(entry.name))
+    return found
+
+
+def open_netns(text: str) -> tuple[int, str]:
+    """Open the netns that @text names by a PID, a name (ip-netns(8)) or a path.
+
+    Returns the descriptor, which the caller closes, and the path. Raises Refused if there is no such netns.
+    """
+    if "/" in text:
+        path = text
+    elif text.isascii() and text.isdigit():
+        path = f"/proc/{text}/ns/net"
+    else:
+        path = f"/run/netns/{text}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # it may be a FIFO
+    except ValueError:
+        raise Refused("the name of a network namespace contains a NUL byte", code="EINVAL") from None
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        if isinstance(error, ProcessLookupError):
+            reason = "does not exist"
+        raise Refused(
+            f"network namespace '{text}' {reason}", hint="'ip netns list' shows named ones", code="ENOENT"
+        ) from None
+    try:
+        linux.check_netns(fd)
+    except OSError:
+        os.close(fd)
+        raise Refused(
+            f"'{text}' is not a network namespace", hint="give a PID, a name or a path", code="EINVAL"
+        ) from None
+    return fd, path
+
+
+def netns_alive(netns: int, path: str) -> bool:
+    """Does the netns with this inode still exist: at @path, at another mount, or because a process is in it?"""
+    try:
+        if os.stat(path).st_ino == netns:
+            return True
+    except OSError:
+        pass
+    return f" net:[{netns}] " in Path("/proc/self/mountinfo").read_text() or bool(processes_in_netns(netns))

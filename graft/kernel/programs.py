@@ -1,0 +1,243 @@
+"""The BPF programs seen from user space: load, attach and pin them, read and write their maps, read denials.
+
+The system's libbpf does the loading, called through ctypes.
+
+Maps and links are pinned in one directory of bpffs, so the policy holds while no graftd runs. A starting graftd
+looks for those pins. If they belong to the same object file, it takes them over as they are. If they belong to
+another one, it loads its own programs on the same maps, attaches them, and then removes the old links. libbpf refuses
+that with EINVAL if a map has changed its shape.
+
+Sources: libbpf.h, bpf(2), linux/bpf.h.
+"""
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from graft.errors import Failure
+from graft.kernel import linux
+from graft.kernel.denials import DENIAL, OPS, REASONS, Denial
+from graft.kernel.libbpf import _SAMPLE, OBJECT, _complaints, _libbpf, _print, object_hash
+from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, _bpf, _Obj
+from graft.kernel.stamps import FAMILY_SIZE, STAMP
+from graft.log import log
+from graft.rules.limits import Limits
+
+ABI = 4
+MAPS = (
+    "stamps",
+    "families",
+    "config",
+    "tenants",
+    "usage",
+    "ingress",
+    "egress",
+    "services",
+    "addresses",
+    "clients",
+    "dynamic",
+    "served",
+    "askers",
+    "counters",
+    "denials",
+)
+
+DRAIN_MAX = 256
+
+CONFIG = struct.Struct("=QII")
+TENANT = struct.Struct("=QIII4s16s")
+USAGE = struct.Struct("=QQQQ")
+COUNTER_KEY = struct.Struct("=IHH")
+SERVED_KEY = struct.Struct("=16sI")
+SERVED = struct.Struct("=II")
+CLIENT_KEY = struct.Struct("=II")
+
+
+class Kernel:
+    """The loaded programs, their links and their maps. Only the loop's thread calls it; Map has no such limit."""
+
+    def __init__(self, pins: Path) -> None:
+        self.pins = pins
+        self.lib = _libbpf()
+        self.lib.libbpf_set_print(_print)
+        self.maps: dict[str, Map] = {}
+        self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
+        self._ring: int | None = None
+        self._drained = 0
+        self._sample: Callable[..., int] | None = None
+
+    def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
+        """Attach the policy to @policy_cgroup, where graftd makes sockets, and the guard to @root_cgroup.
+
+        Returns True if pins of the same object file were taken over as they are. Raises Failure or OSError.
+        """
+        identity = f"{object_hash()} {policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino}"
+        links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        if (links / "graft_bind4").exists() and (links / "guard_sendmsg6").exists():
+            self._open_pinned()
+            for path in links.iterdir():
+                self.links[path] = self._open_pin(path)
+            return True
+        self._load(links, policy_cgroup, root_cgroup)
+        for old in self.pins.glob("links-*"):
+            if old != links:
+                shutil.rmtree(old)
+        return False
+
+    def _open_pinned(self) -> None:
+        sizes = {
+            "stamps": STAMP.size,
+            "families": FAMILY_SIZE,
+            "tenants": TENANT.size,
+            "counters": 8,
+            "addresses": 8,
+            "usage": USAGE.size,
+            "clients": 4,
+            "dynamic": 4,
+            "served": SERVED.size,
+        }
+        for name in MAPS:
+            self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
+
+    @staticmethod
+    def _open_pin(path: Path) -> int:
+        name = ctypes.create_string_buffer(os.fsencode(path))
+        return _bpf(BPF_OBJ_GET, _Obj(ctypes.addressof(name), 0, 0), f"open {path}")
+
+    def is_pinned(self) -> bool:
+        """Are all pins in place that the next graftd will look for?"""
+        return all(path.exists() for path in self.links)
+
+    def pin_again(self) -> None:
+        """Pin again what somebody has removed; the open descriptors kept it alive. Raises OSError."""
+        for directory in {self.pins, *(path.parent for path in self.links)}:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        held = {self.pins / name: kept.fd for name, kept in self.maps.items()} | self.links
+        for path, fd in held.items():
+            if not path.exists():
+                name = ctypes.create_string_buffer(os.fsencode(path))
+                _bpf(BPF_OBJ_PIN, _Obj(ctypes.addressof(name), fd, 0), f"pin {path}")
+
+    def _load(self, links: Path, policy_cgroup: Path, root_cgroup: Path) -> None:
+        self.pins.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = self.lib.bpf_object__open_file(os.fsencode(OBJECT), None)
+        if not handle:
+            raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")
+        found = {}
+        for name in MAPS:
+            entry = self.lib.bpf_object__find_map_by_name(handle, name.encode())
+            self.lib.bpf_map__set_pin_path(entry, os.fsencode(self.pins / name))
+            found[name] = entry
+        result = self.lib.bpf_object__load(handle)
+        if result:
+            for line in _complaints:
+                log.error("%s", line)
+            raise Failure(
+                f"the kernel refused graft's BPF programs: {os.strerror(-result)}",
+                hint="'graft doctor' says what is missing",
+                code=errno.errorcode.get(-result, ""),
+            )
+        self._open_pinned()
+        links.mkdir(mode=0o700, exist_ok=True)
+        program = None
+        while program := self.lib.bpf_object__next_program(handle, program):
+            name = self.lib.bpf_program__name(program).decode()
+            self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
+        self.lib.bpf_object__close(handle)
+
+    def _attach(self, program: int, name: str, cgroup: Path, pin: Path) -> None:
+        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            link = self.lib.bpf_program__attach_cgroup(program, fd)
+            if not link:
+                raise linux.oserror(f"attach {name} to {cgroup}")
+            pin.unlink(missing_ok=True)
+            result = self.lib.bpf_link__pin(link, os.fsencode(pin))
+            if result:
+                raise OSError(-result, f"pin {name}: {os.strerror(-result)}")
+            self.lib.bpf_link__destroy(link)  # closes only libbpf's own descriptor; the pin keeps the link
+            self.links[pin] = self._open_pin(pin)
+        finally:
+            os.close(fd)
+
+    def configure(self, host_cookie: int) -> None:
+        """Tell the guard in which netns grafted sockets live; @host_cookie is its SO_NETNS_COOKIE. Raises OSError."""
+        self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
+
+    def denials(self, callback: Callable[[Denial], None]) -> int:
+        """Open the ring buffer of denials; drain() hands them to @callback. Returns the descriptor to poll.
+
+        Raises OSError.
+        """
+
+        def sample(_context: int, data: int, size: int) -> int:
+            if size >= DENIAL.size:
+                (tenant, op, reason, error, protocol, address, port, real, real_port, comm) = DENIAL.unpack(
+                    ctypes.string_at(data, DENIAL.size)
+                )
+                text = comm.split(b"\0", 1)[0].decode(errors="replace")
+                callback(
+                    Denial(tenant, OPS[op], REASONS[reason], error, protocol, address, port, real, real_port, text)
+                )
+            self._drained += 1
+            return -1 if self._drained >= DRAIN_MAX else 0
+
+        self._sample = _SAMPLE(sample)
+        self._ring = self.lib.ring_buffer__new(self.maps["denials"].fd, self._sample, None, None)
+        if not self._ring:
+            raise linux.oserror("open the ring buffer of denials")
+        epoll_fd: int = self.lib.ring_buffer__epoll_fd(self._ring)
+        return epoll_fd
+
+    def drain(self) -> None:
+        """Pass at most DRAIN_MAX denials to the callback. A container may fill the ring faster than it is read."""
+        self._drained = 0
+        self.lib.ring_buffer__consume(self._ring)
+
+    def limit(self, tenant: int, limits: Limits) -> None:
+        """Set how many sockets a tenant may have. It keeps what it has beyond that. Raises OSError."""
+        key = tenant.to_bytes(4, "little")
+        kept = self.maps["usage"].get(key)
+        sockets, udp, *before = USAGE.unpack(kept) if kept else (0, 0)
+        if before != list(limits):  # a write may undo what the programs count meanwhile, so write only on a change
+            self.maps["usage"].update(key, USAGE.pack(sockets, udp, *limits))
+
+    def used(self, tenant: int) -> Limits:
+        """How many sockets a tenant has, in all and of UDP."""
+        kept = self.maps["usage"].get(tenant.to_bytes(4, "little"))
+        return Limits(*USAGE.unpack(kept)[:2]) if kept else Limits(0, 0)
+
+    def counters(self, tenant: int) -> dict[tuple[str, str], int]:
+        """How many calls of a tenant were refused, by (operation, reason): names of OPS and REASONS."""
+        counts = {}
+        for key in self.maps["counters"].keys(COUNTER_KEY.size):
+            (owner, op, reason) = COUNTER_KEY.unpack(key)
+            value = self.maps["counters"].get(key) if owner == tenant else None
+            if value:
+                counts[OPS[op], REASONS[reason]] = int.from_bytes(value, "little")
+        return counts
+
+    def forget(self, tenant: int) -> None:
+        """Delete a removed tenant's usage and counters, and the addresses that it served."""
+        self.maps["usage"].delete(tenant.to_bytes(4, "little"))
+        for key in list(self.maps["served"].keys(SERVED_KEY.size)):
+            value = self.maps["served"].get(key)
+            if value and SERVED.unpack(value)[0] == tenant:
+                self.maps["served"].delete(key)
+        for key in list(self.maps["counters"].keys(COUNTER_KEY.size)):
+            if COUNTER_KEY.unpack(key)[0] == tenant:
+                self.maps["counters"].delete(key)
+
+    def uninstall(self) -> None:
+        """Detach the programs and remove the pins; the kernel frees maps when their last descriptor is closed."""
+        for fd in self.links.values():
+            os.close(fd)
+        self.links.clear()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.pins)

@@ -1,0 +1,111 @@
+"""Stamps: the socket storage that makes a socket a grafted one (struct graft_stamp of the ABI header)."""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import threading
+from typing import NamedTuple
+
+from graft.kernel import linux
+from graft.kernel.linux import libc
+from graft.kernel.maps import BPF_MAP_UPDATE_ELEM, NR_BPF, Map, _Elem
+
+PROBE = struct.Struct("=II")
+
+
+STAMP = struct.Struct("=III" + "16sI" * 4)
+FAMILY_SIZE = 16 + 8 + 64 * 132
+
+STAMP_INGRESS = 2
+STAMP_V6ONLY = 8
+STAMP_CONNECTED = 16
+STAMP_FAMILY = 32
+STAMP_NAMED = 64
+STAMP_PERMIT = 128
+GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt(): does the policy run for this socket? See Stamper.vouch()
+OWN_TENANT = 0  # in the stamp of graftd's own sockets
+
+
+class Stamp(NamedTuple):
+    """struct graft_stamp (csrc/graft.h): whose a socket is, in the kernel's socket storage.
+
+    Each address is 16 bytes, IPv4 ones mapped, with a port in host order.
+    """
+
+    tenant: int
+    flags: int = 0
+    place: int = 0
+    local: tuple[bytes, int] = (bytes(16), 0)
+    local_real: tuple[bytes, int] = (bytes(16), 0)
+    peer: tuple[bytes, int] = (bytes(16), 0)
+    peer_real: tuple[bytes, int] = (bytes(16), 0)
+
+    def pack(self) -> bytes:
+        """The bytes of struct graft_stamp."""
+        return STAMP.pack(
+            self.tenant, self.flags, self.place, *self.local, *self.local_real, *self.peer, *self.peer_real
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Stamp":
+        """The stamp in the bytes of struct graft_stamp. Raises struct.error for another size."""
+        v = STAMP.unpack(raw)
+        return cls(v[0], v[1], v[2], (v[3], v[4]), (v[5], v[6]), (v[7], v[8]), (v[9], v[10]))
+
+
+class _Update(threading.local):
+    """One thread's buffers for Stamper.stamp(), allocated once because every trapped socket() needs them."""
+
+    def __init__(self, map_fd: int) -> None:
+        self.key = ctypes.c_int()
+        self.value = ctypes.create_string_buffer(STAMP.size)
+        self.attr = _Elem(map_fd, 0, ctypes.addressof(self.key), ctypes.addressof(self.value), 0)
+        self.reference = ctypes.byref(self.attr)
+        self.size = ctypes.c_uint32(ctypes.sizeof(self.attr))
+
+
+class Stamper:
+    """Reads and writes the stamps of sockets. Any thread may call it. Its methods raise OSError."""
+
+    def __init__(self, stamps: Map) -> None:
+        self._stamps = stamps
+        self._update = _Update(stamps.fd)
+
+    def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
+        """Stamp the new socket @fd with its tenant, STAMP_* @flags, and the number of the place (netns) it is in."""
+        update = self._update
+        update.key.value = fd
+        struct.pack_into("=III", update.value, 0, tenant, flags, place)
+        if libc.syscall(NR_BPF, BPF_MAP_UPDATE_ELEM, update.reference, update.size) < 0:
+            raise linux.oserror("stamp a socket")
+
+    def vouch(self, sock: socket.socket, tenant: int) -> None:
+        """After stamp(): check that the policy runs for this socket, and count it among its tenant's sockets.
+
+        Raises OSError: ENFILE beyond the tenant's limit, EIO if graft's programs are not attached where this process
+        makes sockets.
+        """
+        try:
+            stamped, over = PROBE.unpack(sock.getsockopt(GRAFT_LEVEL, GRAFT_PROBE, PROBE.size))
+        except OSError as error:
+            raise OSError(errno.EIO, "the policy is not attached") from error
+        if stamped != tenant:
+            raise OSError(errno.EIO, "another policy is attached")
+        if over:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+
+    def get(self, fd: int) -> Stamp | None:
+        """The stamp of the socket @fd, None if it is not grafted."""
+        value = self._stamps.get(struct.pack("=i", fd))
+        return None if value is None else Stamp.unpack(value)
+
+    def put(self, fd: int, stamp: Stamp) -> None:
+        """Write the whole stamp of the socket @fd."""
+        self._stamps.update(struct.pack("=i", fd), stamp.pack())
+
+    def tenant_of(self, fd: int) -> int | None:
+        """The tenant of the socket @fd, None if it is not grafted."""
+        value = self._stamps.get(struct.pack("=i", fd))
+        return None if value is None else int.from_bytes(value[:4], "little")

@@ -1,0 +1,1 @@
+"""How graftd's processes live: the loop, threads, the descriptor store, the keeper, the cage."""

@@ -1,0 +1,88 @@
+"""The privileges that graftd and its keeper drop when they start, in named stages. What they execute inherits that.
+
+Under systemd the unit (contrib/systemd/graftd.service) drops the same and more, before graftd's first line runs.
+"""
+
+import errno
+import os
+from collections.abc import Callable
+
+from graft.kernel import linux
+from graft.kernel.cbpf import JEQ_K, LD_W_ABS, OFFSET_ARCH, OFFSET_NR, RET_ALLOW, RET_ERRNO, RET_K, Assembler
+from graft.log import log
+
+ENTERED = "GRAFT_CAGE"  # set in the environment of a process that has gone through the stages
+
+# capabilities(7), linux/capability.h
+CAPABILITIES = {
+    "CHOWN": 0,  # give sockets to their tenant's uid, unix endpoints to the target's user
+    "DAC_OVERRIDE": 1,  # reach the paths of unix endpoints, and Docker's files
+    "DAC_READ_SEARCH": 2,
+    "FOWNER": 3,
+    "KILL": 5,  # end an engine's container that is refused after its start
+    "SETGID": 6,  # connect to a unix endpoint as the target's user
+    "SETUID": 7,
+    "NET_BIND_SERVICE": 10,  # bind a published port, to see if it is free
+    "NET_ADMIN": 12,  # containers' own addresses, the route of the IPv6 slices
+    "SYS_PTRACE": 19,  # read a target's memory, descriptors, namespaces
+    "SYS_ADMIN": 21,  # setns(2), bpffs
+    "SYS_NICE": 23,  # read the timer slack of a target, which marks wrappers inside a container
+    "SYS_RESOURCE": 24,  # RLIMIT_NOFILE
+    "PERFMON": 38,
+    "BPF": 39,
+}
+
+# asm/unistd_64.h
+REFUSED = {
+    "uselib": 134, "personality": 135, "modify_ldt": 154, "vhangup": 153, "pivot_root": 155, "chroot": 161,
+    "ptrace": 101, "perf_event_open": 298, "userfaultfd": 323, "lookup_dcookie": 212, "process_madvise": 440,
+    "init_module": 175, "finit_module": 313, "delete_module": 176, "kexec_load": 246, "kexec_file_load": 320,
+    "reboot": 169, "swapon": 167, "swapoff": 168, "acct": 163, "quotactl": 179, "quotactl_fd": 443, "syslog": 103,
+    "settimeofday": 164, "clock_settime": 227, "adjtimex": 159, "clock_adjtime": 305,
+    "sethostname": 170, "setdomainname": 171, "iopl": 172, "ioperm": 173,
+    "add_key": 248, "request_key": 249, "keyctl": 250, "open_by_handle_at": 304,
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
+    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
+    "mount_setattr": 442,
+}  # fmt: skip
+
+
+def drop_capabilities() -> None:
+    """Reduce the bounding set and this thread's sets to CAPABILITIES, for children as well. Raises OSError."""
+    for number in range(64):
+        if number not in CAPABILITIES.values() and linux.in_bounding_set(number):
+            linux.drop_from_bounding_set(number)
+    linux.keep_capabilities(CAPABILITIES.values())
+
+
+def program() -> bytes:
+    """The seccomp filter: the calls in REFUSED, and all calls of another ABI, fail with EPERM."""
+    a = Assembler()
+    a.op(LD_W_ABS, OFFSET_ARCH)
+    a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, false="refused")
+    a.op(LD_W_ABS, OFFSET_NR)
+    for number in REFUSED.values():
+        a.op(JEQ_K, number, true="refused")
+    a.op(RET_K, RET_ALLOW)
+    a.label("refused")
+    a.op(RET_K, RET_ERRNO | errno.EPERM)
+    return a.assemble()
+
+
+STAGES: tuple[tuple[str, Callable[[], None]], ...] = (
+    ("capabilities", drop_capabilities),
+    ("no new privileges", linux.no_new_privs),
+    ("system calls", lambda: linux.seccomp_filter(program())),
+)
+
+
+def enter() -> None:
+    """Go through the stages, unless a parent process has. A stage that the kernel refuses is logged and skipped."""
+    if ENTERED in os.environ:
+        return
+    for name, stage in STAGES:
+        try:
+            stage()
+        except OSError as error:
+            log.warning("cannot drop privileges (%s): %s", name, error)
+    os.environ[ENTERED] = "1"

@@ -1,0 +1,105 @@
+"""The descriptor store: copies of descriptors that must survive graftd, kept by systemd or by the keeper.
+
+graftd sends them with sd_notify(3), and gets them back at its next start by LISTEN_FDS (sd_listen_fds(3)). The keeper
+uses this module for its own start as well.
+"""
+
+import fcntl
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import NoReturn
+
+from graft.log import log
+
+LISTEN_FDS_START = 3
+KEEPER_ENTRY = "from graft.process.keeper import main; main(-1)"
+
+
+def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environment: str) -> NoReturn:
+    """Execute @command in place of this process, and pass it (name, descriptor) pairs by LISTEN_FDS.
+
+    @environment is added to the environment. Never returns: if execve(2) fails, the process exits with status 127.
+    """
+    try:
+        # copy all to high numbers first, so that dup2() to 3, 4, ... overwrites none; no copy is close-on-exec
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, LISTEN_FDS_START + len(passed)) for _, fd in passed]
+        for target, fd in enumerate(high, LISTEN_FDS_START):
+            os.dup2(fd, target)
+        os.closerange(LISTEN_FDS_START + len(passed), max(high, default=2) + 1)
+        os.environ.update(
+            environment,
+            LISTEN_FDS=str(len(passed)),
+            LISTEN_FDNAMES=":".join(name for name, _ in passed),
+            LISTEN_PID=str(os.getpid()),
+        )
+        os.execv(command[0], command)  # noqa: S606 - our own interpreter
+    finally:
+        os._exit(127)
+
+
+class Store:
+    """Sends descriptors to their keeper, and gets them back at start. `kept` is False if nobody keeps them.
+
+    Only the loop's thread calls it.
+    """
+
+    def __init__(self) -> None:
+        self.path = os.environ.get("NOTIFY_SOCKET", "")
+        self.kept = bool(self.path) and ("GRAFT_KEEPER" in os.environ or int(os.environ.get("FDSTORE", "0")) > 0)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # unsent: the keeper is stopped or slow
+
+    def _notify(self, message: str, fds: tuple[int, ...] = ()) -> None:
+        if not self.path:
+            return
+        self.waiting.append((message, tuple(os.dup(fd) for fd in fds)))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what could not be sent before. Never blocks and raises nothing; a failed message is dropped."""
+        while self.waiting:
+            message, fds = self.waiting[0]
+            try:
+                self._send(message, fds)
+            except BlockingIOError:
+                return
+            except OSError as error:  # a dropped one is no loss: a dead keeper is replaced by one that gets all
+                log.warning("cannot send to the descriptor store at %s: %s", self.path, error.strerror)
+            self.waiting.popleft()
+            for fd in fds:
+                os.close(fd)
+
+    def _send(self, message: str, fds: tuple[int, ...]) -> None:
+        address = "\0" + self.path[1:] if self.path.startswith("@") else self.path
+        self.sock.connect(address)
+        socket.send_fds(self.sock, [message.encode()], fds)
+
+    def put(self, name: str, fd: int) -> None:
+        """Store a copy of @fd under @name, which has no colon."""
+        if self.kept:
+            self._notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
+
+    def remove(self, name: str) -> None:
+        """Remove all descriptors that are stored under @name."""
+        if self.kept:
+            self._notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def ready(self) -> None:
+        """Tell the service manager or the keeper that start-up is over (sd_notify(3), READY=1)."""
+        self._notify("READY=1")
+
+    @staticmethod
+    def inherited() -> list[tuple[str, int]]:
+        """The (name, descriptor) pairs that this process got at start (sd_listen_fds_with_names(3))."""
+        if os.environ.get("LISTEN_PID") != str(os.getpid()):
+            return []
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+        names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+        pairs = []
+        for i in range(count):
+            fd = LISTEN_FDS_START + i
+            os.set_inheritable(fd, False)
+            pairs.append((names[i] if i < len(names) else "unknown", fd))
+        return pairs

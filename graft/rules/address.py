@@ -1,0 +1,74 @@
+"""Addresses, ports and protocols: their values and their grammar. Pure."""
+
+import socket
+from typing import NamedTuple
+
+from graft.errors import UsageError
+
+MAPPED = bytes(10) + b"\xff\xff"
+IPPROTO = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+PROTOCOL_NAME = {number: name for name, number in IPPROTO.items()}
+ANY4 = MAPPED + bytes(4)
+ANY6 = bytes(16)
+
+
+class Address(NamedTuple):
+    """An IP address: 16 bytes in network order, IPv4 as ::ffff:a.b.c.d."""
+
+    raw: bytes
+
+    @property
+    def v4(self) -> bool:
+        """Is it IPv4?"""
+        return self.raw.startswith(MAPPED)
+
+    @property
+    def any(self) -> bool:
+        """Is it 0.0.0.0 or ::?"""
+        return self.raw in (ANY4, ANY6)
+
+    @property
+    def kind(self) -> str:
+        """The endpoint type of this family: "ipv4" or "ipv6"."""
+        return "ipv4" if self.v4 else "ipv6"
+
+    def __str__(self) -> str:
+        if self.v4:
+            return socket.inet_ntop(socket.AF_INET, self.raw[12:])
+        return socket.inet_ntop(socket.AF_INET6, self.raw)
+
+    def with_port(self, port: int | str) -> str:
+        """ADDR:PORT as text, with brackets around an IPv6 address."""
+        return f"{self}:{port}" if self.v4 else f"[{self}]:{port}"
+
+
+def parse_address(text: str, *, kind: str | None = None) -> Address:
+    """Parse an IPv4 or IPv6 literal, the latter with or without brackets. Raises UsageError, also if not of @kind."""
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        if ":" in bare:
+            address = Address(socket.inet_pton(socket.AF_INET6, bare))
+        else:
+            address = Address(MAPPED + socket.inet_pton(socket.AF_INET, bare))
+    except (OSError, ValueError):
+        raise UsageError(f"'{text}' is not an IP address", hint="like 192.0.2.1 or 2001:db8::1") from None
+    if kind and address.kind != kind:
+        raise UsageError(f"'{text}' is not an {kind} address", hint=f"it is {address.kind}")
+    return address
+
+
+def parse_port(text: str, *, least: int = 0) -> int:
+    """Parse a decimal port number from @least to 65535. Raises UsageError."""
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not least <= int(text) <= 65535:
+        raise UsageError(f"'{text}' is not a port", hint=f"a number from {least} to 65535")
+    return int(text)
+
+
+def parse_ports(text: str, *, least: int = 0) -> tuple[int, int]:
+    """Parse PORT or PORT-PORT: the first and the last port. Raises UsageError."""
+    low, dash, high = text.partition("-")
+    first = parse_port(low, least=least)
+    last = parse_port(high, least=least) if dash else first
+    if last < first:
+        raise UsageError(f"port range '{text}' runs backwards", hint=f"write {last}-{first}")
+    return first, last

@@ -1,0 +1,72 @@
+"""Addresses of a container's own: their grammar, and what leaves from them. Pure."""
+
+from typing import NamedTuple
+
+from graft.errors import UsageError
+from graft.rules.address import ANY4, ANY6, Address, parse_address
+from graft.rules.slices import SLICE4_NET, SLICE6_PREFIX
+
+
+class Own(NamedTuple):
+    """A container's own address (graft/tenants/attachment.py)."""
+
+    address: Address
+    prefix: Address  # connections to prefix/length leave from the address
+    length: int
+    network: int = 0  # only tenants with an address of the same network reach it; 0: the rules alone decide
+
+
+def parse_own(text: str) -> Own:
+    """`--ip ADDR`: an own address from which every connection leaves.
+
+    Raises UsageError for an address that no host can have.
+    """
+    address = parse_address(text)
+    check_own(address)
+    return Own(address, Address(ANY4 if address.v4 else ANY6), 0)
+
+
+def check_families(owned: list[Own]) -> None:
+    """Raise UsageError for two addresses of one family: a wildcard bind can go to one address only."""
+    for v4 in (True, False):
+        same = [str(own.address) for own in owned if own.address.v4 == v4]
+        if len(same) > 1:
+            raise UsageError(f"{' and '.join(same)} are of one family", hint="one address of each")
+
+
+def check_own(address: Address) -> None:
+    """Raise UsageError unless @address is a unicast address that is neither loopback nor link-local."""
+    raw = address.raw
+    v4 = int.from_bytes(raw[12:], "big")
+    wrong = ""
+    if address.any:
+        wrong = "is the wildcard"
+    elif (address.v4 and v4 >> 24 == SLICE4_NET >> 24) or str(address) == "::1" or raw.startswith(SLICE6_PREFIX):
+        wrong = "is a loopback address"
+    elif (address.v4 and (v4 >> 28 >= 0xE or v4 >> 24 == 0)) or raw[0] == 0xFF:
+        wrong = "is not an address of one host"
+    elif not address.v4 and raw[0] == 0xFE and raw[1] & 0xC0 == 0x80:
+        wrong = "is a link-local address"
+    if wrong:
+        raise UsageError(f"{address} {wrong}", hint="an address of the container's own, like 10.88.0.5")
+
+
+def network_of(text: str, network: int, within: str = "") -> Own:
+    """Parse ADDR/LEN, as engines give it: the address, and the destinations to which connections leave from it.
+
+    Those are the network of ADDR/LEN, or the network of PREFIX/LEN in @within, if that is of the same family.
+    @network is the number of the engine's network. Raises UsageError.
+    """
+    if within and ("." in within) == ("." in text):
+        own, wide = network_of(text, network), network_of(within, network)
+        return own._replace(prefix=wide.prefix, length=wide.length)
+    bare, slash, length_text = text.partition("/")
+    address = parse_address(bare)
+    longest = 32 if address.v4 else 128
+    if not slash or not length_text.isascii() or not length_text.isdigit() or int(length_text) > longest:
+        raise UsageError(f"'{text}' is not an address with its prefix length", hint="like 10.77.0.5/16")
+    check_own(address)
+    length = int(length_text)
+    mask = (1 << 128) - (1 << (longest - length))
+    prefix = (int.from_bytes(address.raw, "big") & mask).to_bytes(16, "big")
+    return Own(address, Address(prefix), length, network)

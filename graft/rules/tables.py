@@ -1,0 +1,241 @@
+"""Compile rules and endpoints to entries of the BPF maps. Nothing here has a side effect.
+
+Theory of operation
+
+Ingress rules name port ranges, but a BPF hash map has no ranges. So they are kept in a longest-prefix-match trie
+(BPF_MAP_TYPE_LPM_TRIE) whose last 16 key bits are the port: a range becomes at most 30 prefixes. The trie prefers
+the longer prefix, but of two ranges that overlap the rule given first shall win, as in AF_GRAFT. So overlaps are cut
+here, and the trie holds disjoint ranges. Egress rules need no cutting: the longest prefix shall win, and of two equal
+prefixes the first.
+
+The BPF programs cannot exchange the socket that socket(2) gave. Endpoints of type unix, and those in another
+namespace, need another socket, so graftd decides those calls. It looks the endpoint up with `match_ingress` and
+`match_egress`, which must decide as the entries do (tests/unit/test_policy.py compares them).
+
+The layouts are those of csrc/graft.h; tests/unit/test_layout.py compares them.
+"""
+
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from graft.rules.address import ANY4, ANY6, Address
+from graft.rules.endpoint import DEFAULT_SOURCE, EgressRule, Endpoint, IngressRule
+from graft.rules.own_address import Own
+
+TENANT_EGRESS = 1
+TENANT_STRICT = 2
+TENANT_REPLIES = 4
+TENANT_HOME = 8
+TENANT_VERBOSE = 16
+
+DEFAULT = 1
+INET = 4
+INET6 = 6
+PLACE_UNIX = 0xFFFFFFFF
+
+INGRESS_KEY = struct.Struct("=IIBBH16s2s2x")
+INGRESS_VALUE = struct.Struct("=16sHHIII")
+EGRESS_KEY = struct.Struct("=III16s")
+EGRESS_VALUE = struct.Struct("=16sII")
+SERVICE_KEY = struct.Struct("=IH2x16s")
+OWNER = struct.Struct("=II")
+INGRESS_FIXED_BITS = 32 + 32 + 128
+EGRESS_FIXED_BITS = 64
+
+SERVICE_PLAIN = 1
+SERVICE_NAMED = 2
+DNS_PORT = 53
+RESOLVER = Address(ANY4[:12] + bytes((127, 0, 0, 11)))  # graft/engines/resolver.py; the address is Docker's as well
+
+
+class Segment(NamedTuple):
+    """A port range of one rule that no earlier rule covers; `last` is included."""
+
+    first: int
+    last: int
+    rule: IngressRule
+
+
+class Tables(NamedTuple):
+    """One tenant's entries in each BPF map, as key and value bytes, and its flags (TENANT_*)."""
+
+    ingress: dict[bytes, bytes]
+    egress: dict[bytes, bytes]
+    services: dict[bytes, bytes]
+    addresses: dict[bytes, bytes]
+    flags: int
+
+    def maps(self) -> tuple[dict[bytes, bytes], ...]:
+        """The entries without the flags, in the order of KEY_SIZES."""
+        return self.ingress, self.egress, self.services, self.addresses
+
+
+NOTHING = Tables({}, {}, {}, {}, 0)
+
+
+KEY_SIZES = (
+    ("ingress", INGRESS_KEY.size),
+    ("egress", EGRESS_KEY.size),
+    ("services", SERVICE_KEY.size),
+    ("addresses", 16),
+)
+
+
+def port_prefixes(first: int, last: int, width: int = 16) -> list[tuple[int, int]]:
+    """The fewest prefixes that cover @first to @last, as (port, number of fixed bits of @width)."""
+    prefixes = []
+    while first <= last:
+        size = first & -first or 1 << width
+        while size > last - first + 1:
+            size >>= 1
+        prefixes.append((first, width + 1 - size.bit_length()))
+        first += size
+    return prefixes
+
+
+class Intervals:
+    """A set of port ranges, kept disjoint and sorted."""
+
+    def __init__(self) -> None:
+        self.first: list[int] = []
+        self.last: list[int] = []
+
+    def claim(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Add @first to @last. Returns the parts that were not in the set, sorted."""
+        low = bisect_left(self.last, first)
+        high = low
+        free = []
+        at = first
+        while high < len(self.first) and self.first[high] <= last:
+            if self.first[high] > at:
+                free.append((at, self.first[high] - 1))
+            at = self.last[high] + 1
+            high += 1
+        if at <= last:
+            free.append((at, last))
+        if low < high:
+            first, last = min(first, self.first[low]), max(last, self.last[high - 1])
+        self.first[low:high] = [first]
+        self.last[low:high] = [last]
+        return free
+
+
+def disjoint(rules: Iterable[IngressRule], protocol: int) -> list[Segment]:
+    """Cut the rules of one protocol so that each port of an address belongs to the first rule that names it."""
+    done: dict[bytes, Intervals] = {}
+    return [
+        Segment(first, last, rule)
+        for rule in rules
+        if protocol in rule.protocols
+        for first, last in done.setdefault(rule.address.raw, Intervals()).claim(rule.first, rule.last)
+    ]
+
+
+def _place(endpoint: Endpoint) -> int:
+    return endpoint.place if endpoint.address else PLACE_UNIX
+
+
+def _address(endpoint: Endpoint) -> bytes:
+    return endpoint.address.raw if endpoint.address else ANY6
+
+
+def compile_ingress(
+    tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint]
+) -> dict[bytes, bytes]:
+    """Entries of the map `ingress`. A rule whose endpoint does not exist has none."""
+    known = [rule for rule in rules if rule.endpoint in endpoints]
+    entries = {}
+    for protocol in sorted({p for rule in known for p in rule.protocols}):
+        for segment in disjoint(known, protocol):
+            rule = segment.rule
+            endpoint = endpoints[rule.endpoint]
+            span = endpoint.span if endpoint.span > 1 else 0
+            place, exclusive = _place(endpoint), int(endpoint.published)
+            value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, place, exclusive)
+            family = INET if rule.address.v4 else INET6
+            for port, bits in port_prefixes(segment.first, segment.last):
+                length = INGRESS_FIXED_BITS + bits
+                key = INGRESS_KEY.pack(length, tenant, protocol, family, 0, rule.address.raw, port.to_bytes(2, "big"))
+                entries[key] = value
+    return entries
+
+
+def compile_egress(
+    tenant: int, rules: Sequence[EgressRule], endpoints: Mapping[str, Endpoint], owned: Iterable[Own], *, host: bool
+) -> dict[bytes, bytes]:
+    """Entries of the map `egress`. @host: what no rule matches leaves as the host's own connections do.
+
+    Destinations of an own address leave from that address, unless a rule matches them.
+
+    The endpoint `default-source`, if there is one, has a key of its own (DEFAULT), which no rule can match: it is
+    for sockets of the family AF_GRAFT.
+    """
+    entries: dict[bytes, bytes] = {}
+    for rule in rules:
+        endpoint = endpoints.get(rule.endpoint)
+        if endpoint is None:
+            continue
+        bits = rule.length + (96 if rule.prefix.v4 else 0)
+        family = INET if rule.prefix.v4 else INET6
+        key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, rule.prefix.raw)
+        entries.setdefault(key, EGRESS_VALUE.pack(_address(endpoint), endpoint.port, _place(endpoint)))
+    source = endpoints.get(DEFAULT_SOURCE)
+    if source:
+        key = EGRESS_KEY.pack(EGRESS_FIXED_BITS, tenant, DEFAULT, bytes(16))
+        entries[key] = EGRESS_VALUE.pack(_address(source), source.port, _place(source))
+    for own in owned:
+        if own.length or host:
+            bits = own.length + (96 if own.address.v4 else 0)
+            key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, INET if own.address.v4 else INET6, own.prefix.raw)
+            entries.setdefault(key, EGRESS_VALUE.pack(own.address.raw, 0, 0))
+    if host:
+        for family, raw, bits in ((INET, ANY4, 96), (INET6, ANY6, 0)):
+            key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, raw)
+            entries.setdefault(key, EGRESS_VALUE.pack(raw, 0, 0))
+    return entries
+
+
+def compile_services(tenant: int, resolvers: Iterable[Address], *, named: bool = False) -> dict[bytes, bytes]:
+    """Entries of the map `services`: the host's stub resolvers, which the container may ask for names.
+
+    @named adds graftd's own resolver (graft/engines/resolver.py).
+    """
+    kinds = dict.fromkeys(resolvers, SERVICE_PLAIN)
+    if named:
+        kinds[RESOLVER] = SERVICE_NAMED
+    return {SERVICE_KEY.pack(tenant, DNS_PORT, a.raw): struct.pack("=I", kind) for a, kind in kinds.items()}
+
+
+def compile_tables(
+    tenant: int,
+    endpoints: Mapping[str, Endpoint],
+    ingress: Sequence[IngressRule],
+    egress: Sequence[EgressRule],
+    *,
+    egress_host: bool,
+    strict: bool,
+    home: bool = False,
+    verbose: bool = False,
+    resolvers: Sequence[Address] = (),
+    owned: Sequence[Own] = (),
+    named: bool = False,
+) -> Tables:
+    """All entries and flags of one tenant's policy.
+
+    @egress_host: what no egress rule matches leaves as the host's own connections do. @home: the tenant's namespace
+    is the host's own, whose loopback it may reach anyway. @named: graftd's resolver has names for it.
+    """
+    out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
+    flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
+    flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
+    if not egress_host:
+        flags |= TENANT_REPLIES
+    return Tables(
+        compile_ingress(tenant, ingress, endpoints),
+        out,
+        compile_services(tenant, resolvers if egress_host else (), named=named),
+        {own.address.raw: OWNER.pack(tenant, own.network) for own in owned},
+        flags,
+    )

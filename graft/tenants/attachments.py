@@ -1,0 +1,229 @@
+"""Attachments of engines (Docker, CNI) to network namespaces, and containers that engines are about to create.
+
+Both take addresses and ports before a container's first process is there. An attachment and the container of its
+namespace meet here, whichever comes first. A change ends with the registry's `apply` or `save`, here or in the
+caller. Only the loop's thread may call these functions.
+"""
+
+import os
+from collections.abc import Iterable
+
+from graft.errors import Refused
+from graft.kernel import netns
+from graft.kernel.addresses import end_connections, has_address
+from graft.rules.address import Address
+from graft.rules.own_address import Own
+from graft.rules.publication import Publication, host_addresses
+from graft.tenants import ports
+from graft.tenants.attachment import Attachment, since_boot
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import CONTAINER, Expected, Tenant
+
+FORGOTTEN_SECONDS = 60.0
+
+
+def give(registry: Registry, tenant: Tenant, owned: Iterable[Own]) -> None:
+    """`--ip`: give a tenant addresses, and put them on the host's stack. Raises Refused if one is in use."""
+    for own in owned:
+        check_unowned(registry, own.address)
+        tenant.given.append(own)
+        registry.add_address(own.address)
+
+
+def check_unowned(registry: Registry, address: Address) -> None:
+    """Raise Refused (EADDRINUSE) if a container, an attachment, or an expected container has this address."""
+    for other in registry.tenants.values():
+        if any(own.address == address for own in other.owned):
+            raise Refused(
+                f"{address} is the address of container '{other.name}'", hint="use another", code="EADDRINUSE"
+            )
+    for attachment in registry.attachments.values():
+        if any(own.address == address for own in attachment.addresses):
+            raise Refused(f"{address} is in use in network '{attachment.network}'", code="EADDRINUSE")
+    for expected in registry.expected.values():
+        if expected.holds() and any(own.address == address for own in expected.owned):
+            raise Refused(f"{address} is the address of container '{expected.name}'", code="EADDRINUSE")
+
+
+def check_foreign(registry: Registry, address: Address) -> None:
+    """Raise Refused for an address that the host has without graft: an engine's settings may not take that over."""
+    if address not in registry.added and has_address(address):
+        raise Refused(f"{address} is the host's own address", hint="use one that no device has", code="EADDRINUSE")
+
+
+def number(registry: Registry, name: str) -> int:
+    """The number by which the kernel knows an engine's network, from 1; a new name gets the next one."""
+    if name not in registry.networks:
+        registry.networks.append(name)
+    return registry.networks.index(name) + 1
+
+
+def add(registry: Registry, attachment: Attachment) -> None:
+    """Register a new attachment, and take its addresses and ports. Raises Refused; then nothing has changed."""
+    for own in attachment.addresses:
+        check_unowned(registry, own.address)
+        check_foreign(registry, own.address)
+    where = (attachment.netns, attachment.cookie)
+    _check_ports(registry, attachment.publications, [], where=where, shared=bool(attachment.addresses))
+    done: list[Own] = []
+    try:
+        for own in attachment.addresses:
+            registry.add_address(own.address)
+            done.append(own)
+    except BaseException:
+        for own in done:
+            registry.remove_address(own.address)
+        raise
+    registry.attachments[attachment.key] = attachment
+    registry.save()
+
+
+def _check_ports(
+    registry: Registry,
+    publications: Iterable[Publication],
+    taken: Iterable[Publication],
+    *,
+    where: tuple[int, int],
+    shared: bool,
+) -> None:
+    """Raise Refused unless one container may publish these beside @taken, which are its own already.
+
+    @where and @shared are those of Registry.check_free.
+    """
+    accepted = list(taken)
+    for publication in publications:
+        addresses = host_addresses(publication, ipv6=registry.ipv6)
+        ports.check_conflicts(publication, addresses, accepted, "this one")
+        ports.check_inside(publication, addresses, accepted)
+        registry.check_free(publication, addresses, where=where, shared=shared)
+        accepted.append(publication)
+
+
+def attach(registry: Registry, tenant: Tenant) -> None:
+    """Give a container the attachments of its namespace. A container of an unprivileged user gets none.
+
+    Raises Refused if a port is not free.
+    """
+    if not tenant.trusted:
+        return
+    for attachment in registry.attachments.values():
+        if attachment.in_netns(tenant.netns, tenant.table.cookie) and attachment not in tenant.attached:
+            tenant.attached.append(attachment)
+            try:
+                registry.publish(tenant, attachment.publications)
+            except BaseException:
+                tenant.attached.remove(attachment)
+                raise
+
+
+def join(registry: Registry, attachment: Attachment) -> None:
+    """Give an attachment whose namespace is known now to the container there, if there is one. Raises Refused."""
+    tenant = next(
+        (
+            t
+            for t in registry.tenants.values()
+            if t.kind == CONTAINER and attachment.in_netns(t.netns, t.table.cookie)
+        ),
+        None,
+    )
+    if tenant:
+        attach(registry, tenant)
+        registry.apply(tenant)
+    else:
+        registry.save()
+
+
+def republish(registry: Registry, attachment: Attachment) -> None:
+    """Give an attachment's new ports to its container. Raises Refused if one is not free."""
+    for tenant in registry.tenants.values():
+        if attachment in tenant.attached:
+            registry.publish(tenant, attachment.publications)
+            registry.apply(tenant)
+    registry.save()
+
+
+def twins_inside(registry: Registry, attachment: Attachment) -> list[Attachment]:
+    """The other attachments of the same namespace to which the engine gave the same ports."""
+    return [
+        other
+        for other in registry.attachments.values()
+        if other is not attachment
+        and attachment.offered
+        and other.offered == attachment.offered
+        and other.in_netns(attachment.netns, attachment.cookie)
+    ]
+
+
+def hand_on(registry: Registry, attachment: Attachment, twins: Iterable[Attachment]) -> None:
+    """Before an attachment goes, move its ports to a twin, so that the container stays published."""
+    twin = next((t for t in twins if not t.publications), None)
+    if twin and attachment.publications:
+        twin.publications = attachment.publications
+        leave(registry, attachment)
+        attachment.publications = []
+        republish(registry, twin)
+
+
+def leave(registry: Registry, attachment: Attachment) -> None:
+    """Take an attachment from its container, and end connections at its addresses; other containers cannot have its
+    addresses and ports until `detach`.
+    """
+    attachment.netns, attachment.cookie, attachment.sandbox = 0, 0, []
+    for tenant in registry.tenants.values():
+        if attachment in tenant.attached:
+            tenant.attached.remove(attachment)
+            for publication in attachment.publications:
+                if publication in tenant.publications:
+                    registry.unpublish(tenant, publication)
+            registry.apply(tenant)
+            for own in attachment.addresses:
+                end_connections(own.address)
+    registry.save()
+
+
+def detach(registry: Registry, key: str) -> None:
+    """Remove an attachment, and its addresses from the host. One that does not exist is no error."""
+    attachment = registry.attachments.pop(key, None)
+    if attachment is None:
+        return
+    leave(registry, attachment)
+    for own in attachment.addresses:
+        registry.remove_address(own.address)
+
+
+def forget_dead(registry: Registry) -> None:
+    """Remove attachments whose namespace has ended: their engine was killed before it could detach them."""
+    running = {attachment.key for tenant in registry.tenants.values() for attachment in tenant.attached}
+    for attachment in [a for a in registry.attachments.values() if a.key not in running]:
+        if since_boot() - attachment.since < FORGOTTEN_SECONDS:
+            continue
+        known = attachment.netns and netns.netns_alive(attachment.netns, "")
+        if not known and (attachment.netns or not any(map(os.path.exists, attachment.sandbox))):
+            detach(registry, attachment.key)
+
+
+def expect(registry: Registry, number: str, expected: Expected) -> None:
+    """Reserve the ports and addresses of a container that an engine is creating. @number is the engine's id of it.
+
+    `expected.pidfd` is closed when the container is no longer expected. Raises Refused if something is not free.
+    """
+    no_longer_expect(registry, number)
+    here = [p for a in registry.attachments.values() if a.in_netns(*expected.where) for p in a.publications]
+    _check_ports(registry, expected.publications, here, where=expected.where, shared=expected.shared)
+    for own in expected.owned:
+        check_unowned(registry, own.address)
+        check_foreign(registry, own.address)
+    registry.expected[number] = expected
+
+
+def no_longer_expect(registry: Registry, number: str) -> None:
+    """Drop the reservation of a container that is there, or will not come."""
+    expected = registry.expected.pop(number, None)
+    if expected:
+        os.close(expected.pidfd)
+
+
+def forget_expected(registry: Registry) -> None:
+    """Drop reservations whose creators have ended, or have taken too long."""
+    for number in [n for n, expected in registry.expected.items() if not expected.holds()]:
+        no_longer_expect(registry, number)

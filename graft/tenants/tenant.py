@@ -1,0 +1,292 @@
+"""Tenants, tables and places: the values that a registry holds.
+
+What tenants have in common is the registry's. The class Tenant says which thread may touch what.
+"""
+
+import os
+import random
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from graft.kernel import linux
+from graft.rules import slices, tables
+from graft.rules.address import PROTOCOL_NAME, Address
+from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
+from graft.rules.limits import Limits
+from graft.rules.own_address import Own
+from graft.rules.publication import Publication
+from graft.tenants.attachment import Attachment
+
+OWNER_BASE = 0x70000000
+
+
+BLOCKS = slices.SLICE_SLOTS - 1
+CONTAINER, WRAPPER, API = "container", "wrapper", "api"
+
+
+class Place(NamedTuple):
+    """A host namespace that endpoints name. `fd` keeps it alive; `label` is what the user called it."""
+
+    number: int
+    inode: int
+    fd: int
+    label: str
+
+
+class Table:
+    """The endpoint table of one network namespace: `netns` is its inode, `cookie` its SO_NETNS_COOKIE."""
+
+    def __init__(self, netns: int, cookie: int, label: str) -> None:
+        self.netns = netns
+        self.cookie = cookie
+        self.label = label  # what the user called the namespace: a path, a name, "pid N"
+        self.endpoints: dict[str, Endpoint] = {}
+
+
+class Member(NamedTuple):
+    """A container of an engine, such as Docker or Podman."""
+
+    engine: str
+    name: str
+    directory: str  # where Docker keeps its config.v2.json, which has the names; else empty
+
+
+class Expected(NamedTuple):
+    """A container that an engine is creating: its ports and addresses are taken while the creating process lives."""
+
+    pidfd: int
+    name: str
+    where: tuple[int, int]  # inode and cookie of the network namespace; (0, 0) if not known yet
+    publications: list[Publication]
+    owned: list[Own]
+    shared: bool  # will its sockets share port numbers?
+    until: float  # monotonic seconds
+
+    def holds(self) -> bool:
+        """May the container still come: does its creator live, and is there time left?"""
+        return linux.alive(self.pidfd) and time.monotonic() < self.until
+
+
+class Rules(NamedTuple):
+    """A copy of a tenant's rules and of its endpoint table, to undo a change."""
+
+    ingress: list[IngressRule]
+    egress: list[EgressRule]
+    publications: list[Publication]
+    endpoints: dict[str, Endpoint]
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+class Tenant:
+    """A policy, and the processes under it.
+
+    Which thread may touch what. No lock guards a tenant, the registry, or a table. Instead:
+
+    Loop thread     the only one that changes the registry, tables, and tenants. Exceptions are below.
+    Call threads    (trap/listeners.py) read `id`, `netns`, `netns_fd`, `place`, `owner`, `ingress`,
+                    `egress` and `endpoints`, and the registry's `scopes` and `places`. They write through
+                    bound_path() and probe() alone, and set the registry's `saved` to false; the loop's next tick
+                    then writes state.json. They never call save() or apply().
+    Receivers       (trap/listeners.py: _receive_apart) only look `scopes` up, and `parent` of what they find.
+    Resolver's TCP  (engines/resolver.py) read a copy of the registry's `tenants`, and `attached`, `members`,
+    threads         `name` and `egress_host`. They write nothing here.
+
+    So a reader may meet a change that is half done: each attribute by itself is consistent, two together need not
+    be. Most decisions are the kernel's, by the BPF maps, where this cannot matter. A decision of a call thread
+    (graft/trap/swap.py) may go by the rules from before the change. A tenant may be removed while a thread still
+    answers a call of it: `netns_fd` is -1 then. An exception in a call thread becomes EIO for that one call.
+    """
+
+    def __init__(self, number: int, slot: int, name: str, table: Table) -> None:
+        self.id = number
+        self.slot = slot
+        self.name = name
+        self.table = table
+        self.netns = table.netns
+        self.ingress: list[IngressRule] = []
+        self.egress: list[EgressRule] = []
+        self.publications: list[Publication] = []
+        self.kind = CONTAINER
+        self.egress_host = True
+        self.strict = False
+        self.home = False  # is it a wrapper in graftd's own netns?
+        self.verbose = False
+        self.swap = False  # does its filter trap the calls that the swap path needs (graft/trap/swap.py)?
+        self.place = 0  # the host namespace where its sockets are made
+        self.parent: Tenant | None = None  # of a wrapper inside a container: the container, whose listener it uses
+        self.scope = 0  # the number by which the processes of such a wrapper are known (graft/trap/nested.py); else 0
+        self.uid = 0  # of the user who asked for it
+        self.followers: set[int] = set()  # processes that have its sockets by the API
+        self.paths: dict[str, tuple[int, int, int]] = {}  # unix sockets that it has bound: device, inode, ctime
+        self.trusted = True  # did root of the host hand its listener over?
+        self.resolvers: list[Address] = []
+        self.given: list[Own] = []  # addresses by --ip
+        self.attached: list[Attachment] = []  # by an engine
+        self.members: dict[str, Member] = {}  # an engine's containers that share the namespace, by their ids
+        self.argv: list[str] = []
+        self.pid = 0
+        self.started = time.time()  # for `graft ps`
+        self.since = time.monotonic()  # when this graftd got to know it
+        self.limits = Limits()
+        self.netns_fd = -1
+        self.listeners: set[int] = set()
+        self.installed = tables.NOTHING
+        self._probes: dict[int, socket.socket] = {}
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """The endpoints of its namespace's table, by name."""
+        return self.table.endpoints
+
+    @property
+    def owner(self) -> int:
+        """The uid that owns this tenant's sockets. Tenants with addresses of their own have one uid in common.
+
+        The kernel lets sockets of one uid share a port number (SO_REUSEPORT, socket(7)). So a port that one tenant
+        publishes on the wildcard and the same port at another tenant's own address can both be bound.
+        """
+        return OWNER_BASE + (0 if self.owned else self.slot)
+
+    @property
+    def owned(self) -> list[Own]:
+        """The tenant's own addresses; wildcard binds go to the first one of a family."""
+        return [*self.given, *(own for attachment in self.attached for own in attachment.addresses)]
+
+    def bound_path(self, path: str) -> None:
+        """Remember a unix socket that the tenant has bound, to unlink it at the tenant's end. From any thread.
+
+        Raises OSError if @path is gone already.
+        """
+        found = os.lstat(path)
+        self.paths[path] = _identity(found)
+
+    def binds_path(self, path: str) -> bool:
+        """Has the tenant bound the unix socket at @path?"""
+        return path in self.paths
+
+    def _remove_paths(self) -> None:
+        for path, identity in self.paths.items():
+            try:
+                found = os.lstat(path)
+                if _identity(found) == identity:  # ctime as well: file systems use an inode again at once
+                    os.unlink(path)
+            except OSError:
+                continue  # the socket or its directory is gone
+
+    def needs_swap(self) -> bool:
+        """Does a rule name an endpoint that needs another socket than the one that socket() gives?"""
+        return needs_swap(self.endpoints, self.place, self.ingress, self.egress)
+
+    def probe(self, family: int) -> socket.socket:
+        """A datagram socket in the tenant's own netns, for ioctl(2) about its devices. It stays the tenant's.
+
+        From any thread. Raises OSError, also if the tenant has ended.
+        """
+        if family not in self._probes:
+            with linux.inside_netns(self.netns_fd):
+                self._probes[family] = socket.socket(family, socket.SOCK_DGRAM)
+        return self._probes[family]
+
+    def compile(self) -> tables.Tables:
+        """The entries that the BPF maps shall have of this tenant."""
+        return tables.compile_tables(
+            self.id,
+            self.table.endpoints,
+            self.ingress,
+            self.egress,
+            egress_host=self.egress_host,
+            strict=self.strict,
+            home=self.home,
+            verbose=self.verbose,
+            resolvers=self.resolvers,
+            owned=self.owned,
+            named=bool(self.attached),
+        )
+
+    def rules(self) -> Rules:
+        """A copy of the rules and endpoints, for `restore` if a change fails half way."""
+        return Rules(list(self.ingress), list(self.egress), list(self.publications), dict(self.table.endpoints))
+
+    def restore(self, rules: Rules) -> None:
+        """Undo changes that `apply` has not brought to the kernel."""
+        self.ingress, self.egress, self.publications, self.table.endpoints = rules
+
+    def close(self) -> None:
+        """Close the descriptor of the namespace, and unlink the unix sockets that the tenant has bound."""
+        self._remove_paths()
+        for probe in self._probes.values():
+            probe.close()
+        self._probes.clear()
+        if self.netns_fd >= 0:
+            os.close(self.netns_fd)
+            self.netns_fd = -1
+
+
+def needs_swap(
+    endpoints: Mapping[str, Endpoint],
+    place: int,
+    ingress: Iterable[IngressRule],
+    egress: Iterable[EgressRule],
+    *names: str,
+) -> bool:
+    """Does one of the rules (or @names) name an endpoint of type unix or local, or of another place than @place?"""
+    wanted = [*(r.endpoint for r in ingress), *(r.endpoint for r in egress), *names]
+    found = [endpoints[name] for name in wanted if name in endpoints]
+    return any(e.address is None or e.place != place for e in found)
+
+
+def common_place(endpoints: Mapping[str, Endpoint], names: Iterable[str]) -> int:
+    """The place where a wrapper's sockets are made: that of all endpoints in @names, or 0 if they differ."""
+    places = {endpoints[n].place for n in names if n in endpoints and endpoints[n].address}
+    return places.pop() if len(places) == 1 else 0
+
+
+def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
+    """An endpoint in JSON, as `graft endpoint show -j` prints it."""
+    document: dict[str, Any] = {"name": endpoint.name, "type": endpoint.kind}
+    if endpoint.address:
+        document["addr"] = str(endpoint.address)
+        document["port"] = endpoint.port if endpoint.port and endpoint.span == 1 else endpoint.port_text
+    else:
+        document["path"] = endpoint.path
+    if endpoint.netns:
+        document["netns"] = endpoint.netns
+    return {**document, "span": endpoint.span, "published": endpoint.published}
+
+
+def rule_documents(tenant: Tenant) -> dict[str, Any]:
+    """A tenant's rules in JSON, as `graft rule show -j` prints them."""
+    return {
+        "publish": [str(p) for p in tenant.publications],
+        "ingress": [{"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress],
+        "egress": [str(r) for r in tenant.egress],
+        "egress_default": "host" if tenant.egress_host else "none",
+        "strict": tenant.strict,
+    }
+
+
+class Known:
+    """What a graftd knows and the next one has to know: state.json has all of it but what is only expected."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Know nothing."""
+        self.tables: dict[int, Table] = {}
+        self.tenants: dict[int, Tenant] = {}
+        self.places: dict[int, Place] = {}
+        self.scopes: dict[int, Tenant] = {}
+        self.attachments: dict[str, Attachment] = {}
+        self.expected: dict[str, Expected] = {}
+        self.added: set[Address] = set()  # addresses that graft has put on lo
+        self.networks: list[str] = []  # the kernel knows an engine's network by its index here, counted from 1
+        self.lost_places: dict[int, tuple[int, str]] = {}
+        self.saved = True
+        self.next_id = 1
+        self.next_slot = random.randrange(BLOCKS)  # noqa: S311 - spreads, protects nothing

@@ -1,0 +1,1 @@
+"""Trapped system calls, from the seccomp listener to the answer."""

@@ -1,0 +1,40 @@
+"""What the supervisor decides for a trapped call. The same worker thread carries it out (trap/listeners.py)."""
+
+from typing import NamedTuple
+
+from graft.trap.epoll import Watch
+
+
+class Proceed(NamedTuple):
+    """Let the kernel run the call as it stands (SECCOMP_USER_NOTIF_FLAG_CONTINUE)."""
+
+
+class Answer(NamedTuple):
+    """The call returns @value, or fails with the errno @error if that is not 0."""
+
+    value: int = 0
+    error: int = 0
+
+
+class Inject(NamedTuple):
+    """The call returns a new descriptor of the target, a copy of @fd, which is closed then.
+
+    @number: the number it shall have, if the target's RLIMIT_NOFILE allows that; None for the lowest free one.
+    """
+
+    fd: int
+    cloexec: bool
+    number: int | None = None
+
+
+class Replace(NamedTuple):
+    """Put copies of our socket @fd in the place of one of the target's, close @fd, and end the call with @then."""
+
+    fd: int
+    numbers: list[tuple[int, bool]]  # (descriptor, close-on-exec) of each place
+    watches: list[Watch]
+    then: "Proceed | Answer"
+
+
+Action = Proceed | Answer | Inject | Replace
+PROCEED = Proceed()

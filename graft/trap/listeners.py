@@ -1,0 +1,568 @@
+"""The dispatcher: trapped calls, from the listener to the answer.
+
+Theory of operation
+
+Every listener has a journal, memory that outlives graftd (graft/trap/journal.py). While a graft-sup runs for the
+listener, it receives the calls, answers socket() itself and forwards the others; graftd then polls the listener only
+for its end. Without a graft-sup, graftd receives the calls itself. If a graft-sup or the graftd before has died,
+graftd first answers what is left in the journal.
+
+A call is decided and answered in a worker thread, because that may block for ever: another program may serve the
+memory that is read (userfaultfd(2), FUSE) or hold the lock of the socket, and ADDFD waits until the target runs
+again. So that one container cannot take all threads, an account has at most SLOW_CALLS of them, and all accounts
+together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unprivileged user. Further calls wait in
+the account's queue.
+
+Which thread may touch what
+
+The loop's thread (graft/process/loop.py, graft/daemon/main.py) serves five kinds of sockets: graftd.sock, agent.sock,
+helpers.sock, Docker's plugin socket, and the resolver's for UDP and TCP. It also polls the listeners and the
+graft-sups, and receives from the listeners that root has handed over. Nobody else may change the registry, its
+tenants, the BPF maps of rules, the descriptor store, or which descriptors the loop watches. It alone takes slots from
+journals. It must not block.
+
+Worker threads (Calls.workers, at most SLOW_CALLS_ALL) run _work(): Supervisor.handle(), then the answer. They read
+tenants and the registry's `scopes` and `places` without a lock, while the loop's thread may change them, so they read
+an attribute once and may see the state before or after a change. What they change: sockets and stamps that they made
+or borrowed, the paths and probes of a tenant (Tenant.bound_path, Tenant.probe), `registry.saved`, and the slot of
+their call. A thread may enter another netns, since only that thread moves (linux.inside_netns). Changes of
+credentials, umask or the descriptor table need a thread of their own (target.apart).
+
+Receiving threads (Calls.receivers) each wait in one RECV for a listener that a user has handed over, because that
+user may have kept a copy and have received the call first. Then they dispatch it.
+
+So _dispatch(), _next(), _forget() and _listen() run in any thread. Calls.lock guards what these share: `claimed`,
+`slow`, `queues`, the release of claimed slots, and the removal of a listener from `watched`. Nobody blocks while
+holding it. A listener's descriptor is closed by the last thread that has one of its slots claimed. From other
+threads, only _listen() calls the loop, and it checks under the lock that the listener's number is still watched.
+
+There are three more kinds of threads, which touch nothing of the above: those that close foreign descriptors
+(graft/process/closing.py), those for the resolver's TCP clients, which only read the registry
+(graft/engines/resolver.py), and those of target.apart(), for which their starter waits.
+"""
+
+import contextlib
+import errno
+import hmac
+import os
+import select
+import socket
+import threading
+import time
+from collections import Counter, deque
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from graft.kernel import linux
+from graft.log import log
+from graft.process.key import token
+from graft.process.loop import Loop
+from graft.process.store import Store
+from graft.process.workers import Workers
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import Tenant
+from graft.trap.actions import Action, Answer, Inject, Replace
+from graft.trap.epoll import watch_again
+from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, Described, Journal, Slot
+from graft.trap.listener import Listener, Notification
+from graft.trap.nested import SCOPE_SLACK
+from graft.trap.sup import Helper, available
+from graft.trap.supervisor import Supervisor
+
+SLOW_CALLS = 4
+SLOW_CALLS_ALL = 512
+RESTARTS = 5
+RESTARTS_SECONDS = 60.0
+
+
+class Host(Protocol):
+    """What Calls needs of graftd (graft/daemon/main.py)."""
+
+    loop: Loop
+    store: Store
+    registry: Registry
+    supervisor: Supervisor
+
+    def ended(self, tenant: Tenant) -> None:
+        """Called in the loop's thread when the last process under the tenant's listeners is gone."""
+
+
+class Watched:
+    """A listener with its journal, its tenant, and the graft-sup that receives from it, if one runs.
+
+    @trusted: root handed the listener over, so nobody else can receive from it. `claimed` is guarded by Calls.lock;
+    the other attributes belong to the loop's thread, but _forget() resets `full` in any thread.
+    """
+
+    def __init__(self, listener: Listener, journal: Journal, tenant: Tenant, *, trusted: bool) -> None:
+        self.listener = listener
+        self.journal = journal
+        self.tenant = tenant
+        self.trusted = trusted
+        self.helper: Helper | None = None
+        self.claimed: set[int] = set()  # numbers of the slots that threads of graftd work on
+        self.full = False
+        self.restarts: list[float] = []
+
+    @property
+    def stored(self) -> str:
+        """The name of the listener in the descriptor store."""
+        return f"{'listener' if self.trusted else 'foreign'}-{self.listener.number}-{self.tenant.id}"
+
+    @property
+    def account(self) -> tuple[str, int]:
+        """The account whose share of the worker threads its calls use."""
+        return ("tenant", self.tenant.id) if self.trusted else ("uid", self.tenant.uid)
+
+
+class Calls:
+    """All listeners of this graftd, and the calls that come from them.
+
+    The public methods belong to the loop's thread. @stamps: the descriptor of the BPF map; @directory: run_dir().
+    """
+
+    def __init__(self, daemon: Host, stamps: int, directory: Path) -> None:
+        self.daemon = daemon
+        self.loop = daemon.loop
+        self.store = daemon.store
+        self.stamps = stamps
+        self.directory = directory
+        self.helpers = directory / "helpers.sock"
+        self.watched: dict[int, Watched] = {}
+        self.next_number = 1
+        self.lock = threading.Lock()
+        self.workers = Workers(SLOW_CALLS_ALL)
+        self.receivers = Workers(SLOW_CALLS_ALL)
+        self.slow: Counter[tuple[str, int]] = Counter()
+        self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
+        self.starting: list[tuple[float, Watched]] = []  # (monotonic seconds, start a graft-sup for it then)
+        self.ending: list[Helper] = []
+        self.calls = 0
+        self.ns = 0
+
+    # -- listeners --
+
+    def adopt(self, tenant: Tenant, fd: int, *, trusted: bool) -> None:
+        """Store a new listener of a tenant, then watch it. Takes over @fd. @trusted: root handed it over."""
+        number = self.next_number
+        self.next_number += 1
+        journal = Journal()
+        watched = Watched(Listener(fd, number), journal, tenant, trusted=trusted)
+        self.store.put(watched.stored, fd)
+        self.store.put(f"journal-{number}", journal.fd)
+        self._watch(watched)
+        journal.describe(
+            tenant=tenant.id,
+            owner=tenant.owner,
+            flags6=self.daemon.supervisor.sockets.v6_flags,
+            netns=tenant.netns,
+            forward=self._forwarded_whole(tenant),
+            number=number,
+            trusted=trusted,
+            token=self._token(tenant.id, number, trusted),
+        )
+        self._want_helper(watched)
+
+    def _want_helper(self, watched: Watched) -> None:
+        """Have a graft-sup started at the next tick, if it is installed.
+
+        graft-sup makes sockets only in graftd's own netns. For a tenant of another place it just forwards the calls,
+        and keeps the listener and the journal.
+        """
+        if available():
+            self.starting.append((0.0, watched))
+
+    def _token(self, tenant: int, number: int, trusted: bool) -> bytes:
+        return token(f"listener {tenant} {number} {trusted:d}", self.directory)
+
+    def is_ours(self, found: Described) -> bool:
+        """Did a graftd of this run directory write the head of this journal? Checks its token."""
+        return hmac.compare_digest(found.token, self._token(found.tenant, found.number, found.trusted))
+
+    def _forwarded_whole(self, tenant: Tenant) -> bool:
+        """Must graft-sup forward socket() too? Yes if the tenant's netns is another, or it has wrappers inside."""
+        return bool(tenant.place or self.daemon.registry.inner(tenant))
+
+    def divide(self, tenant: Tenant) -> None:
+        """Tell a tenant's graft-sups whether to forward all calls, after a wrapper inside it has come or gone."""
+        for number in tenant.listeners:
+            self.watched[number].journal.forward(self._forwarded_whole(tenant))
+
+    def restore(self, named: dict[str, int], name: str, fd: int) -> None:
+        """Watch a listener that a predecessor had stored as @name; @named is all that it had stored, by name."""
+        kind, number, owner = name.split("-")
+        self.next_number = max(self.next_number, int(number) + 1)
+        tenant = self.daemon.registry.tenants.get(int(owner))
+        kept = named.get(f"journal-{number}")
+        if tenant is None:
+            self.store.remove(name)
+            os.close(fd)
+            return
+        watched = Watched(Listener(fd, int(number)), Journal(kept), tenant, trusted=kind == "listener")
+        self._watch(watched)
+        if f"sup-{number}" in named:
+            self._attach(watched, Helper(socket.socket(fileno=named[f"sup-{number}"])))
+        else:
+            self._want_helper(watched)
+
+    def take_over(self, found: Described, listener: int, journal: int, control: int) -> bool:
+        """Adopt the listener, the journal and the control socket of a graft-sup that has lost its graftd.
+
+        Returns False, and takes over no descriptor, if the tenant is gone or the listener is watched already.
+        """
+        tenant = self.daemon.registry.tenants.get(found.tenant)
+        known = {os.fstat(watched.journal.fd).st_ino for watched in self.watched.values()}
+        if tenant is None or found.inode in known:
+            return False
+        number = self.next_number
+        self.next_number += 1
+        watched = Watched(Listener(listener, number), Journal(journal), tenant, trusted=found.trusted)
+        watched.journal.renumber(number, self._token(tenant.id, number, found.trusted))
+        helper = Helper(socket.socket(fileno=control))
+        self.store.put(watched.stored, listener)
+        self.store.put(f"journal-{number}", journal)
+        self.store.put(f"sup-{number}", control)
+        if not tenant.listeners:
+            self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
+        self._watch(watched)
+        self._attach(watched, helper)
+        self.answer_pending(watched, helper_died=False)
+        log.info("container %s has its supervisor again", tenant.name)
+        return True
+
+    def end_helpers(self) -> None:
+        """Tell all graft-sups to end, because no graftd will follow this one."""
+        for watched in self.watched.values():
+            if watched.helper:
+                watched.helper.end()
+
+    def forget_strays(self, named: dict[str, int]) -> None:
+        """Remove the journals and helpers whose listener ended while no graftd ran. @named: as for restore()."""
+        for name, fd in named.items():
+            kind, _, number = name.partition("-")
+            if kind in ("journal", "sup") and int(number) not in self.watched:
+                self.store.remove(name)
+                os.close(fd)
+
+    def held(self) -> list[tuple[str, int]]:
+        """The (name, descriptor) pairs that a successor needs."""
+        found = []
+        for number, watched in self.watched.items():
+            found.append((watched.stored, watched.listener.fd))
+            found.append((f"journal-{number}", watched.journal.fd))
+            if watched.helper:
+                found.append((f"sup-{number}", watched.helper.control.fileno()))
+        return found
+
+    def _watch(self, watched: Watched) -> None:
+        self.watched[watched.listener.number] = watched
+        watched.tenant.listeners.add(watched.listener.number)
+        self.loop.add(watched.listener.fd, lambda events: self._ready(watched, events))
+
+    def _ready(self, watched: Watched, events: int) -> None:
+        if events & ~select.EPOLLIN:  # EPOLLHUP: every process of the filter is gone
+            self._gone(watched)
+        elif watched.helper:
+            return
+        else:
+            slot = watched.journal.take()
+            if slot is None:
+                watched.full = True
+                self.loop.modify(watched.listener.fd, 0)
+            elif watched.trusted:
+                self._receive(watched, slot)
+            else:
+                with self.lock:
+                    watched.claimed.add(slot.number)
+                self._receive_apart(watched, slot)
+
+    def _receive_apart(self, watched: Watched, slot: Slot) -> None:
+        """Receive in a thread, because RECV blocks if a user who kept a copy of the listener has received first."""
+        self.loop.modify(watched.listener.fd, 0)
+
+        def work() -> None:
+            try:
+                self._receive(watched, slot)
+            finally:
+                self._listen(watched)
+
+        try:
+            self.receivers.run(work)
+        except RuntimeError:  # no thread can be made: the listener's next event tries again
+            self._forget(watched, slot)
+            self._listen(watched)
+
+    def _listen(self, watched: Watched) -> None:
+        """Poll the listener for calls again, unless a graft-sup receives them. Any thread may call this."""
+        with self.lock, contextlib.suppress(OSError):  # its end is just being handled
+            if watched.listener.number in self.watched:  # or the descriptor may be another file by now
+                self.loop.modify(watched.listener.fd, 0 if watched.helper else select.EPOLLIN)
+
+    def _gone(self, watched: Watched) -> None:
+        listener, tenant = watched.listener, watched.tenant
+        self.loop.remove(listener.fd)
+        self._detach(watched)
+        calls, ns = watched.journal.counted
+        self.calls, self.ns = self.calls + calls, self.ns + ns
+        tenant.listeners.discard(listener.number)
+        self.store.remove(watched.stored)
+        self.store.remove(f"journal-{listener.number}")
+        with self.lock:
+            del self.watched[listener.number]
+            idle = not watched.claimed
+        if idle:  # otherwise the last thread with a claimed slot closes it
+            self._close(watched)
+        if not tenant.listeners:
+            self.daemon.ended(tenant)
+
+    @staticmethod
+    def _close(watched: Watched) -> None:
+        os.close(watched.listener.fd)
+        watched.journal.close()
+
+    def reap(self) -> None:
+        """Handle the end of containers now, so that a new one can have their names and ports at once."""
+        own = {watched.listener.fd: watched for watched in self.watched.values()}
+        for fd, events in self.loop.epoll.poll(0):
+            if fd in own and events & ~select.EPOLLIN:
+                self._gone(own[fd])
+
+    def counted(self) -> tuple[int, int]:
+        """How many socket() calls graftd and its graft-sups have answered, and the nanoseconds they took in all."""
+        each = [watched.journal.counted for watched in self.watched.values()]
+        return self.calls + sum(calls for calls, _ in each), self.ns + sum(ns for _, ns in each)
+
+    # -- graft-sup --
+
+    def tick(self) -> None:
+        """Start the graft-sups that are due, reap those that have ended, and retry the queues. Run between rounds.
+
+        A graft-sup starts here instead of in adopt(), so that whoever handed the listener over has its answer first.
+        """
+        if self.starting:
+            now = time.monotonic()
+            due = [watched for when, watched in self.starting if when <= now]
+            self.starting = [entry for entry in self.starting if entry[0] > now]
+            for watched in due:
+                if watched.listener.number in self.watched and not watched.helper:
+                    self._start(watched)
+        self.ending = [helper for helper in self.ending if not helper.ended()]
+        if self.queues:
+            self._next(None)
+
+    def _start(self, watched: Watched) -> None:
+        helper = Helper.start(
+            watched.tenant.name,
+            (watched.listener.fd, watched.journal.fd, self.stamps),
+            self.helpers,
+            watched.tenant.pid,
+            lambda control: self.store.put(f"sup-{watched.listener.number}", control),
+        )
+        if helper:
+            self._attach(watched, helper)
+        else:
+            self.store.remove(f"sup-{watched.listener.number}")
+
+    def _attach(self, watched: Watched, helper: Helper) -> None:
+        watched.helper = helper
+        self.loop.modify(watched.listener.fd, 0)
+        self.loop.add(helper.control.fileno(), lambda _events: self._forwarded(watched, helper))
+
+    def _detach(self, watched: Watched) -> None:
+        helper, watched.helper = watched.helper, None
+        if helper:
+            self.store.remove(f"sup-{watched.listener.number}")
+            self.loop.remove(helper.control.fileno())
+            helper.control.close()
+            self.ending.append(helper)
+
+    def _forwarded(self, watched: Watched, helper: Helper) -> None:
+        number = helper.forwarded()
+        if number is None:
+            self._lost(watched)
+        elif number >= 0:
+            with self.lock:  # a slot can be released, but still claimed, and hold the next call
+                waiting = number not in watched.claimed and watched.journal.forwarded(number)
+            if waiting:
+                self._dispatch(watched, Slot(watched.journal, number))
+
+    def _lost(self, watched: Watched) -> None:
+        """A graft-sup has died: answer the calls that it had, receive in its place, and have another started."""
+        self._detach(watched)
+        now = time.monotonic()
+        watched.restarts = [t for t in watched.restarts if now - t < RESTARTS_SECONDS] + [now]
+        self.answer_pending(watched, helper_died=True)
+        self._listen(watched)
+        often = len(watched.restarts) > RESTARTS
+        if often:
+            log.error("graft-sup of %s keeps ending: graftd answers its calls for a minute", watched.tenant.name)
+        self.starting.append((now + RESTARTS_SECONDS if often else 0.0, watched))
+
+    def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
+        """Answer the calls that a predecessor, or with @helper_died a graft-sup, had received and not answered."""
+        with self.lock:  # threads release a slot and its claim under the lock
+            claimed = frozenset(watched.claimed)
+        for slot, call, inode, answer in watched.journal.pending(held=helper_died, besides=claimed):
+            given = find_socket(call.pid, inode) if inode else None
+            if given is None:
+                self._dispatch(watched, slot)
+                continue
+            if answer == ANSWER_PROCEED:
+                watched.listener.proceed(call.id)
+            else:
+                watched.listener.answer(call.id, given if answer == ANSWER_NUMBER else 0, max(answer, 0))
+            slot.release()
+
+    # -- calls --
+
+    def _receive(self, watched: Watched, slot: Slot) -> None:
+        try:
+            received = watched.listener.receive(slot.journal.raw(slot.number))
+        except OSError as error:
+            log.error("cannot receive a call of %s: %s", watched.tenant.name, error)
+            received = False
+        if received:
+            self._dispatch(watched, slot)
+        else:
+            self._forget(watched, slot)
+
+    def _dispatch(self, watched: Watched, slot: Slot) -> None:
+        call, tenant = slot.call(), watched.tenant
+        scopes = self.daemon.registry.scopes
+        if scopes:
+            inner = scopes.get(scope_of(call.pid))
+            if inner and inner.parent is tenant:
+                tenant = inner
+        with self.lock:
+            watched.claimed.add(slot.number)
+        account = watched.account
+        with self.lock:
+            if self.slow[account] >= SLOW_CALLS or self.slow.total() >= SLOW_CALLS_ALL:
+                self.queues.setdefault(account, deque()).append((watched, slot))
+                return
+            self.slow[account] += 1
+        try:
+            self.workers.run(partial(self._work, account, watched, slot, call, tenant))
+        except RuntimeError:  # the next tick tries again
+            with self.lock:
+                self.slow[account] -= 1
+                self.queues.setdefault(account, deque()).appendleft((watched, slot))
+
+    def _work(
+        self, account: tuple[str, int], watched: Watched, slot: Slot, call: Notification, tenant: Tenant
+    ) -> None:
+        """Answer a call in a worker thread, then dispatch one that waits in a queue."""
+        began = time.perf_counter_ns()
+        try:
+            self._answer(watched, slot, call, tenant)
+        finally:
+            with self.lock:
+                if call.nr == linux.NR_SOCKET:
+                    self.calls += 1
+                    self.ns += time.perf_counter_ns() - began
+                self.slow[account] -= 1
+                self.slow += Counter()  # removes accounts without calls
+            self._next(account)
+
+    def _next(self, account: tuple[str, int] | None) -> None:
+        """Dispatch one waiting call: of this account, or else of another one that has a thread of its share free."""
+        with self.lock:
+            free = [key for key, waiting in self.queues.items() if waiting and self.slow[key] < SLOW_CALLS]
+            key = account if account in free else next(iter(free), None)
+            following = self.queues[key].popleft() if key else None
+            self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}
+        if following:
+            self._dispatch(*following)
+
+    def _answer(self, watched: Watched, slot: Slot, call: Notification, tenant: Tenant) -> None:
+        """Decide a call, answer it, and release its slot."""
+        try:
+            action = self._decide(watched.listener, call, tenant)
+            self._carry_out(watched.listener, call, action, slot)
+        finally:
+            self._forget(watched, slot)
+
+    def _forget(self, watched: Watched, slot: Slot) -> None:
+        with self.lock:
+            slot.release()
+            watched.claimed.discard(slot.number)
+            last = not watched.claimed and watched.listener.number not in self.watched
+            full, watched.full = watched.full, False
+        if last:
+            self._close(watched)
+        elif full:
+            self._listen(watched)
+
+    def _decide(self, listener: Listener, call: Notification, tenant: Tenant) -> Action:
+        try:
+            return self.daemon.supervisor.handle(call, tenant, lambda: listener.valid(call.id))
+        except Exception:
+            log.exception("call %d of pid %d in %s failed", call.nr, call.pid, tenant.name)
+            return Answer(error=errno.EIO)
+
+    def _carry_out(self, listener: Listener, call: Notification, action: Action, slot: Slot) -> None:
+        try:
+            if isinstance(action, Inject | Replace):
+                try:
+                    if isinstance(action, Inject):
+                        self._inject(listener, call, action, slot)
+                    else:
+                        self._replace(listener, call, action, slot)
+                except OSError as error:  # EMFILE: the target's descriptor table is full
+                    listener.answer(call.id, error=error.errno or errno.EIO)
+                finally:
+                    os.close(action.fd)
+            elif isinstance(action, Answer):
+                listener.answer(call.id, action.value, action.error)
+            else:
+                listener.proceed(call.id)
+        except OSError as error:
+            log.error("cannot answer call %d of pid %d: %s", call.nr, call.pid, error)
+
+    @staticmethod
+    def _inject(listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
+        slot.injecting(os.fstat(action.fd).st_ino)
+        flags = os.O_CLOEXEC if action.cloexec else 0
+        try:
+            number = listener.inject(call.id, action.fd, flags, action.number)
+        except OSError as error:
+            if action.number is None or error.errno != errno.EBADF:
+                raise
+            number = listener.inject(call.id, action.fd, flags)  # action.number is beyond the target's RLIMIT_NOFILE
+        if number is not None:
+            listener.answer(call.id, number)
+
+    def _replace(self, listener: Listener, call: Notification, action: Replace, slot: Slot) -> None:
+        then = action.then
+        slot.injecting(os.fstat(action.fd).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED)
+        with socket.socket(fileno=os.dup(action.fd)) as new:
+            watch_again(call.pid, new, action.watches)
+        for number, cloexec in action.numbers:
+            listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
+        self.daemon.registry.saved = False  # the tenant may have bound a unix socket; the next tick saves it
+        if isinstance(then, Answer):
+            listener.answer(call.id, then.value, then.error)
+        else:
+            listener.proceed(call.id)
+
+
+def scope_of(pid: int) -> int:
+    """The number of the wrapper inside a container that a thread belongs to (graft/trap/nested.py).
+
+    For other threads it is 0, or a number that no wrapper has.
+    """
+    try:
+        return linux.timer_slack(pid) - SCOPE_SLACK
+    except OSError:
+        return 0
+
+
+def find_socket(pid: int, inode: int) -> int | None:
+    """The number of the first descriptor by which a thread has the socket @inode (proc(5), /proc/PID/fd), or None."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) == f"socket:[{inode}]":
+                    return int(entry.name)
+    return None

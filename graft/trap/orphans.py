@@ -1,0 +1,64 @@
+"""Adopt the graft-sups that have outlived graftd and its keeper.
+
+If graftd and its keeper are killed together, no store has the listeners and journals any more, but each graft-sup
+still has its own. It goes on answering socket(), and connects to run_dir()/helpers.sock again and again until a
+graftd takes what it brings. Only root may connect there. The head of the journal says whose listener it is. graftd
+believes it if it carries a token that only graftd can have written (graft/engines/seal.py).
+"""
+
+import contextlib
+import os
+import socket
+
+from graft.log import log
+from graft.process.closing import receive_fds
+from graft.process.loop import Loop
+from graft.trap import journal
+from graft.trap.listeners import Calls
+
+BACKLOG = 4096
+
+
+class Orphans:
+    """The listening socket helpers.sock, served by the loop."""
+
+    def __init__(self, loop: Loop, calls: Calls) -> None:
+        self.loop = loop
+        self.calls = calls
+        path = calls.helpers
+        path.unlink(missing_ok=True)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        umask = os.umask(0o177)
+        try:
+            self.sock.bind(str(path))
+        finally:
+            os.umask(umask)
+        self.sock.listen(BACKLOG)
+        loop.add(self.sock.fileno(), lambda _events: self._accept())
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self.sock.accept()
+        except OSError:  # graft-sup tries again
+            return
+        peer.setblocking(False)
+        self.loop.add(peer.fileno(), lambda _events: self._take(peer))
+
+    def _take(self, peer: socket.socket) -> None:
+        self.loop.remove(peer.fileno())
+        with peer:
+            try:
+                _, fds, _ = receive_fds(peer)
+                peer.send(b"y" if self._adopt(fds) else b"n")
+            except OSError as error:
+                log.error("cannot adopt a graft-sup: %s", error)
+
+    def _adopt(self, fds: list[int]) -> bool:
+        found = None
+        with contextlib.suppress(OSError):  # fstat(2) or pread(2) fails for what was sent
+            found = journal.described(fds[1]) if len(fds) == 3 else None
+        if found and self.calls.is_ours(found) and self.calls.take_over(found, *fds):
+            return True
+        for fd in fds:
+            os.close(fd)
+        return False

@@ -1,0 +1,130 @@
+"""Grafted sockets: made in the host's netns, stamped, vouched for, and put in another's place.
+
+What makes them, the supervisor and the family AF_GRAFT alike, needs to know little of a tenant: TenantView says what.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from graft.kernel import linux
+from graft.kernel.stamps import STAMP_V6ONLY, Stamp
+from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
+from graft.trap import epoll, target
+from graft.trap.actions import Action, Answer, Proceed, Replace
+from graft.trap.listener import Notification
+
+
+class TenantView(Protocol):
+    """What the supervisor needs to know of a tenant (graft/tenants/registry.py).
+
+    The loop's thread changes these attributes while worker threads read them. So a worker reads each once, holds on
+    to what it got, and calls the methods below, which change only sets of the tenant's own.
+    """
+
+    id: int
+    netns: int
+    netns_fd: int
+    place: int  # the number of the netns in which its sockets are made; 0 is graftd's own
+    ingress: list[IngressRule]
+    egress: list[EgressRule]
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """Its endpoint table, by name."""
+
+    @property
+    def owner(self) -> int:
+        """The uid that owns its sockets."""
+
+    def bound_path(self, path: str) -> None:
+        """Remember a unix socket that it has bound, to remove the file at its end. Raises OSError."""
+
+    def binds_path(self, path: str) -> bool:
+        """Has it bound a unix socket at @path?"""
+
+    def probe(self, family: int) -> socket.socket:
+        """A datagram socket in the tenant's own netns, to ask about its devices. Raises OSError."""
+
+
+def host_v6only() -> bool:
+    """The default of IPV6_V6ONLY in this netns (ipv6(7), net.ipv6.bindv6only). False if it cannot be read."""
+    try:
+        with open("/proc/sys/net/ipv6/bindv6only") as file:
+            return file.read().strip() == "1"
+    except OSError:
+        return False
+
+
+class Stamps(Protocol):
+    """The socket storage of the kernel, as graft.kernel.stamps.Stamper gives access to it. All methods raise OSError."""
+
+    def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
+        """Stamp a new socket with its tenant, flags and place."""
+
+    def vouch(self, sock: socket.socket, tenant: int) -> None:
+        """Check that the policy runs for a stamped socket, and count it."""
+
+    def get(self, fd: int) -> Stamp | None:
+        """The stamp of a socket, None if it is not grafted."""
+
+    def put(self, fd: int, stamp: Stamp) -> None:
+        """Write the whole stamp of a socket."""
+
+    def tenant_of(self, fd: int) -> int | None:
+        """The tenant of a socket, None if it is not grafted."""
+
+
+class Sockets:
+    """Makes grafted sockets, for whatever thread asks, in graftd's netns or in that of an endpoint.
+
+    @places gives the descriptor of a place's netns, by its number.
+    """
+
+    def __init__(self, stamps: Stamps, places: Callable[[int], int]) -> None:
+        self.stamps = stamps
+        self.places = places
+        self.v6_flags = STAMP_V6ONLY if host_v6only() else 0
+
+    def make(
+        self, tenant: TenantView, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
+    ) -> socket.socket:
+        """Make a grafted socket of a tenant, owned by its uid. Raises OSError: ENFILE beyond its limit, EIO.
+
+        A unix socket is made in the tenant's own netns, because abstract names belong to a netns. @flags are those of
+        socket(2), @stamp_flags are STAMP_*.
+        """
+        if family == socket.AF_UNIX:
+            with linux.inside_netns(tenant.netns_fd):
+                made = socket.socket(family, kind | flags)
+        elif place:
+            with linux.inside_netns(self.places(place)):
+                made = socket.socket(family, kind | flags)
+        else:
+            made = socket.socket(family, kind | flags)
+        try:
+            if family == socket.AF_INET6:
+                # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
+                made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
+                stamp_flags |= self.v6_flags
+            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
+            # SO_REUSEPORT works among sockets of one uid: no tenant may join a listener of the host or of another
+            os.fchown(made.fileno(), tenant.owner, -1)
+            if family != socket.AF_UNIX:
+                self.stamps.vouch(made, tenant.id)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def replace(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Replace:
+        """The action that puts @new in the place of @old in the target, then ends the call with @then.
+
+        Takes over @new; the caller still closes @old. Raises OSError.
+        """
+        inode = os.fstat(old.fileno()).st_ino
+        numbers = target.descriptors(call.pid, inode)
+        watched = epoll.watches(call.pid, inode)
+        assert isinstance(then, Proceed | Answer)
+        return Replace(new.detach(), numbers, watched, then)

@@ -1,0 +1,88 @@
+"""Start and follow a graft-sup (csrc/sup.c), the program that answers the socket() calls of one listener."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from graft.kernel import cgroup
+from graft.log import log
+
+PROGRAM = Path(__file__).parents[1] / "graft-sup"
+MESSAGE_SIZE = 4
+
+
+class Helper:
+    """One graft-sup, by graftd's end of its control socket.
+
+    It ends when its listener hangs up, or when end() tells it to. When no copy of graftd's end is left, it looks for
+    another graftd (graft/trap/orphans.py). Only the loop's thread calls it.
+    """
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+        self.control = control
+        self.process = process  # None if a predecessor of this graftd started it
+        control.setblocking(False)
+
+    @classmethod
+    def start(
+        cls, name: str, given: tuple[int, int, int], path: Path, pid: int, keep: Callable[[int], None]
+    ) -> "Helper | None":
+        """Start a graft-sup for the container @name; None, and a line in the log, if that fails.
+
+        @given: the descriptors of the listener, its journal, and the map of stamps. @path: the socket at which it
+        looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @keep: a
+        function that stores our end of the control socket. It is called before the process exists, because otherwise
+        a graftd that follows after a kill in between would not know of that process.
+        """
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            log.error("cannot start graft-sup for %s: %s", name, error.strerror)
+            return None
+        keep(ours.fileno())
+        with theirs:
+            fds = (*given, theirs.fileno())
+            try:
+                process = subprocess.Popen(
+                    (PROGRAM.name, name, *map(str, fds), str(path)),
+                    executable=PROGRAM,
+                    pass_fds=fds,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    env={},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                log.error("cannot start %s: %s; graftd itself answers the calls of %s", PROGRAM, error.strerror, name)
+                ours.close()
+                return None
+        cgroup.join_cgroups(process.pid, pid)
+        return cls(ours, process)
+
+    def end(self) -> None:
+        """Tell it to end, because no graftd will follow this one."""
+        with contextlib.suppress(OSError):
+            self.control.send(b"e")
+
+    def forwarded(self) -> int | None:
+        """The number of a journal's slot that it has handed over; -1 if there is none now; None if it is dead."""
+        try:
+            message = self.control.recv(MESSAGE_SIZE)
+        except BlockingIOError:
+            return -1
+        except OSError:
+            return None
+        return int.from_bytes(message, "little") if len(message) == MESSAGE_SIZE else None
+
+    def ended(self) -> bool:
+        """Has its process ended? Reaps it. True if it is not a child of this graftd."""
+        return self.process is None or self.process.poll() is not None
+
+
+def available() -> bool:
+    """Is the program installed? Without it graftd answers every call itself, which is slower."""
+    return os.access(PROGRAM, os.X_OK)

@@ -1,0 +1,137 @@
+"""Replace the socket that socket() gave by another one.
+
+Theory of operation
+
+Goal: a program that asks for an internet address reaches an endpoint of type unix, or one in another netns.
+
+Facts: a socket's family and netns are fixed when it is made. But at socket() nobody knows yet where the program will
+bind or connect it.
+
+Solution: the right socket is made at bind() or connect(). It gets the old one's options, and replaces it at every
+descriptor of the calling process and in the process's epoll instances.
+
+An internet socket of another netns is put in place unbound, with the number of its place in the stamp, and the call
+then proceeds: the bind or connect hook decides on it as on any other. A unix socket is bound or connected here, since
+graft has no hook for it.
+
+What still fails: copies of the descriptor that other processes inherited before keep the old socket.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+
+from graft.kernel import linux
+from graft.rules.endpoint import UNIX_PATH_MAX
+from graft.trap import target
+
+CLONE_FS = 0x00000200
+UNIX_UMASK = 0o111  # all may connect: permissions are those of the socket's directory
+CONNECT_PATIENCE = 5.0  # seconds that a blocking connect waits for a full backlog
+PAUSE = 0.02
+
+# (level, option, size of its value in bytes): the options of socket(7), tcp(7), ip(7), ipv6(7) that are carried over
+OPTIONS = tuple(
+    [(socket.SOL_SOCKET, option, 4) for option in (2, 5, 6, 7, 8, 9, 10, 12, 15, 16, 18, 29, 35, 37, 40, 42, 44, 46)]
+    + [(socket.SOL_SOCKET, socket.SO_LINGER, 8)]
+    + [(socket.SOL_SOCKET, option, 16) for option in (20, 21)]  # SO_RCVTIMEO, SO_SNDTIMEO
+    + [(socket.IPPROTO_TCP, option, 4) for option in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 18, 23, 24, 25, 30, 34, 36)]
+    + [(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)]
+    + [(socket.IPPROTO_IP, option, 4) for option in (1, 2, 6, 8, 10, 11, 12, 13, 20, 21, 24, 33, 34)]
+    + [(socket.IPPROTO_IPV6, option, 4) for option in (16, 18, 19, 23, 25, 26, 49, 51, 56, 58, 60, 66, 67, 70, 72)]
+)
+BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
+
+
+def carry_options(old: socket.socket, new: socket.socket) -> None:
+    """Set on @new the options and file status flags that a program has set on @old. Raises OSError.
+
+    An option at its default is not carried over, because the default of @new may be another.
+    """
+    with socket.socket(old.family, old.type) as fresh:
+        default = {option: fresh.getsockopt(socket.SOL_SOCKET, option, 4) for option in BUFFERS}
+    for level, option, size in OPTIONS:
+        with contextlib.suppress(OSError):  # one of the two sockets does not have this option
+            value = old.getsockopt(level, option, size)
+            if value == new.getsockopt(level, option, size):
+                continue
+            if level == socket.SOL_SOCKET and option in BUFFERS:  # the kernel returns the double (socket(7))
+                if value == default[option]:
+                    continue  # TCP's default is small and grows; a unix socket's buffer does not grow
+                value = (int.from_bytes(value, "little") // 2).to_bytes(4, "little")
+            new.setsockopt(level, option, value)
+    flags = fcntl.fcntl(old, fcntl.F_GETFL)
+    fcntl.fcntl(new, fcntl.F_SETFL, flags & (os.O_NONBLOCK | os.O_ASYNC))
+
+
+def bind_unix(sock: socket.socket, path: str, who: "int | target.Owner") -> None:
+    """Bind @sock to @path on the host, and give the file to the user of @who: a thread's ID, or an Owner.
+
+    A socket file at @path whose server has ended is replaced, because a TCP port would be free again as well. Raises
+    OSError: EADDRINUSE if a server still listens, or if @path is no socket.
+    """
+    uid, gid = target.owner(who)
+
+    def work() -> None:
+        linux.unshare(CLONE_FS)
+        os.umask(UNIX_UMASK)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _stale(path, sock.type):
+                raise
+            os.unlink(path)
+            sock.bind(path)
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+    target.apart(work)
+
+
+def _stale(path: str, kind: int) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def connect_unix(sock: socket.socket, path: str, who: "int | target.Owner", waiting: Callable[[], bool]) -> int:
+    """Connect @sock to @path with the credentials of @who: a thread's ID, or an Owner. Returns an errno, or 0.
+
+    A blocking socket waits up to CONNECT_PATIENCE seconds for room in the server's backlog, and as long as @waiting()
+    says that the target still waits.
+    """
+    blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
+    sock.setblocking(False)
+    deadline = time.monotonic() + CONNECT_PATIENCE
+    try:
+        while True:
+            try:
+                target.as_target(who, lambda: sock.connect(path))
+                return 0
+            except FileNotFoundError:
+                return errno.ECONNREFUSED  # as for a TCP port without a server
+            except BlockingIOError:
+                if not blocking or time.monotonic() > deadline or not waiting():
+                    return errno.EAGAIN
+                time.sleep(PAUSE)
+            except OSError as error:
+                return error.errno or errno.EIO
+    finally:
+        sock.setblocking(blocking)
+
+
+def fits(path: str) -> bool:
+    """Is @path short enough for struct sockaddr_un, and does its directory exist?"""
+    return len(os.fsencode(path)) <= UNIX_PATH_MAX and os.path.isdir(os.path.dirname(path))

@@ -1,0 +1,233 @@
+"""Read and change what belongs to a target: its sockets, descriptors, memory and credentials.
+
+A target is hostile. Its threads may change its memory and its descriptors at any moment. So all that is decided on is
+read once, into memory of ours, and is carried out on our own duplicates. Reading may block (graft/trap/listeners.py),
+so worker threads call this module. A PID is that of a thread unless a docstring says otherwise.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from graft.kernel import linux
+from graft.rules.address import MAPPED, Address
+from graft.trap.listener import Notification
+
+T = TypeVar("T")
+
+PIDFD_THREAD = os.O_EXCL
+NR_SETGROUPS, NR_SETRESUID, NR_SETRESGID = 116, 117, 119
+SOCKADDR_MAX = 128  # struct sockaddr_storage
+
+
+class Name(NamedTuple):
+    """A socket address as the target wrote it: address and port in host order, or for AF_GRAFT the endpoint."""
+
+    family: int
+    address: Address | None = None
+    port: int = 0
+    endpoint: str = ""  # AF_GRAFT
+
+
+def signed(argument: int) -> int:
+    """The low 32 bits of a call's argument as a signed int, as the kernel takes them for an int parameter."""
+    value: int = struct.unpack("i", struct.pack("I", argument & 0xFFFFFFFF))[0]
+    return value
+
+
+def thread_group(pid: int) -> int:
+    """The PID of a thread's process (proc(5), Tgid). Raises ProcessLookupError or FileNotFoundError if it is gone."""
+    return int(_status(pid, b"Tgid:")[0])
+
+
+def _status(pid: int, field: bytes) -> list[bytes]:
+    with open(f"/proc/{pid}/status", "rb") as status:
+        for line in status:
+            if line.startswith(field):
+                return line.split()[1:]
+    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def _link(pid: int, number: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return ""
+
+
+def borrow_fd(pid: int, number: int) -> int:
+    """A duplicate of a thread's descriptor (pidfd_getfd(2)), which the caller closes.
+
+    Raises OSError: EBADF if the thread has no such descriptor, ESRCH; EPERM as borrow() says.
+    """
+    try:
+        pidfd = os.pidfd_open(pid, PIDFD_THREAD)
+    except OSError:  # before Linux 6.9 only the leader's table, unless the thread's is another one
+        leader = thread_group(pid)
+        if leader != pid and _link(leader, number) != _link(pid, number):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
+        pidfd = os.pidfd_open(leader)
+    try:
+        return linux.pidfd_getfd(pidfd, number)
+    finally:
+        os.close(pidfd)
+
+
+def borrow(call: Notification) -> socket.socket | None:
+    """A duplicate of the socket that is the call's first argument; None if that is no socket.
+
+    Raises PermissionError on kernels before 6.9, if the thread has a descriptor table of its own.
+    """
+    try:
+        fd = borrow_fd(call.pid, signed(call.args[0]))
+    except PermissionError:
+        raise
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return None
+
+
+def read_name(pid: int, address: int, length: int) -> tuple[Name | None, bytes]:
+    """Read the socket address at @address in the target, @length bytes. Returns it parsed, and its bytes.
+
+    The first is None as parse_name() says. Raises OSError: EFAULT, or EINVAL if @length is negative or beyond 128.
+    """
+    if not 0 <= length <= SOCKADDR_MAX:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    raw = linux.read_memory(pid, address, length) if length else b""
+    if len(raw) < length:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    return parse_name(raw), raw
+
+
+def parse_name(raw: bytes) -> Name | None:
+    """Parse a sockaddr_in, sockaddr_in6 or sockaddr_gr; None if it is too short or of another family."""
+    if len(raw) < 2:
+        return None
+    family = int.from_bytes(raw[:2], "little")
+    if family == socket.AF_INET and len(raw) >= 16:
+        return Name(family, Address(MAPPED + raw[4:8]), int.from_bytes(raw[2:4], "big"))
+    if family == socket.AF_INET6 and len(raw) >= 24:
+        return Name(family, Address(raw[8:24]), int.from_bytes(raw[2:4], "big"))
+    if family == linux.AF_GRAFT and len(raw) >= 18:
+        return Name(family, endpoint=raw[2:18].split(b"\0", 1)[0].decode(errors="surrogateescape"))
+    return None
+
+
+def sockaddr(address: Address, port: int) -> bytes:
+    """The bytes of a struct sockaddr_in or sockaddr_in6 (ip(7), ipv6(7)), by the family of @address."""
+    if address.v4:
+        return struct.pack("=H", socket.AF_INET) + port.to_bytes(2, "big") + address.raw[12:] + bytes(8)
+    return struct.pack("=H", socket.AF_INET6) + port.to_bytes(2, "big") + bytes(4) + address.raw + bytes(4)
+
+
+def host_address(address: Address, port: int) -> tuple[str, int]:
+    """The address as Python's socket module takes it: (text, port)."""
+    return str(address), port
+
+
+def write_value(pid: int, address: int, length_address: int, value: bytes) -> None:
+    """Write a value and its length to the target, as getsockname(2) and getsockopt(2) do.
+
+    The value is truncated to the length that the target has at @length_address; the length written is the full one.
+    Raises OSError: EFAULT, or EINVAL if the target's length is negative.
+    """
+    raw = linux.read_memory(pid, length_address, 4)
+    if len(raw) < 4:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    room = int.from_bytes(raw, "little", signed=True)
+    if room < 0:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    part = value[:room]
+    if part and linux.write_memory(pid, address, part) < len(part):
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    linux.write_memory(pid, length_address, struct.pack("=i", len(value)))
+
+
+def descriptors(pid: int, inode: int) -> list[tuple[int, bool]]:
+    """The (number, close-on-exec) of all descriptors by which a thread has the socket with this inode."""
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry.path) == f"socket:[{inode}]":
+                found.append((int(entry.name), bool(_open_flags(pid, entry.name) & os.O_CLOEXEC)))
+    return found
+
+
+def _open_flags(pid: int, number: str) -> int:
+    with open(f"/proc/{pid}/fdinfo/{number}") as info:
+        for line in info:
+            if line.startswith("flags:"):
+                return int(line.split()[1], 8)
+    return 0
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Run @work in a new thread, wait for it, and return its result or raise its exception.
+
+    What @work changes of its thread ends with the thread: credentials, and after unshare(2) umask or descriptors.
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+class Owner(NamedTuple):
+    """A uid and a gid, for callers that must not depend on a thread: it may execute a set-user-ID program."""
+
+    uid: int
+    gid: int
+
+
+def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
+    """Run @work with the effective uid and gid of a thread, or those of an Owner, and without any capability.
+
+    A unix socket tells its peer who connected (unix(7), SO_PEERCRED), and that must not be graftd's root. Raises
+    OSError.
+    """
+    uid, gid = owner(who)
+
+    def body() -> T:
+        for call, arguments in (
+            (NR_SETGROUPS, (0, None)),
+            (NR_SETRESGID, (gid, gid, gid)),
+            (NR_SETRESUID, (uid, uid, uid)),
+            (linux.NR_CAPSET, (struct.pack("=Ii", linux.CAPABILITY_VERSION_3, 0), bytes(24))),
+        ):
+            if linux.libc.syscall(call, *arguments) < 0:
+                raise linux.oserror("become the target's user")
+        return work()
+
+    return apart(body)
+
+
+def owner(who: "int | Owner") -> Owner:
+    """The effective uid and gid of a thread, as graftd's user namespace sees them. Returns an Owner as it is.
+
+    Raises ProcessLookupError or FileNotFoundError if the thread is gone.
+    """
+    if isinstance(who, Owner):
+        return who
+    pid = who
+    return Owner(int(_status(pid, b"Uid:")[1]), int(_status(pid, b"Gid:")[1]))
