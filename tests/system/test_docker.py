@@ -190,7 +190,7 @@ def test_refusals(docker, host, gnet, options, message):
 
 def test_an_internal_network_is_refused(docker):
     done = docker("network", "create", "-d", docker.driver, "--internal", "inner", check=False)
-    assert "--internal is not supported (--label graft.egress=none for the containers)" in done.stderr
+    assert "--internal is not supported (give the containers --label graft.egress=none)" in done.stderr
 
 
 def test_an_image_may_not_publish(docker, host):
