@@ -132,7 +132,7 @@ class Daemon:
         if not any(name == "admin" for name, _ in inherited):
             raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
         for watched in list(self.calls.watched.values()):
-            self.calls.answer_pending(watched, helper_died=not watched.helper)
+            self.calls.dispatcher.answer_pending(watched, helper_died=not watched.helper)
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
 

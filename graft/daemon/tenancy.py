@@ -23,8 +23,9 @@ from graft.process.store import Store
 from graft.rules.limits import Limits
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, WRAPPER, Tenant
+from graft.trap.dispatch import scope_of
 from graft.trap.family import Family
-from graft.trap.listeners import Calls, scope_of
+from graft.trap.listeners import Listeners
 from graft.trap.sockets import Sockets
 from graft.trap.supervisor import Supervisor
 
@@ -50,7 +51,7 @@ class Tenancy:
         self.denials: dict[int, deque[tuple[float, Denial]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
-        self.calls = Calls(self, kernel.maps["stamps"].fd, directory)
+        self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
 
     # -- tenants --
 

@@ -170,7 +170,7 @@ class Tenant:
         return path in self.paths
 
     def _remove_paths(self) -> None:
-        for path, identity in self.paths.items():
+        for path, identity in list(self.paths.items()):  # a worker thread may add one
             try:
                 found = os.lstat(path)
                 if _identity(found) == identity:  # ctime as well: file systems use an inode again at once

@@ -85,7 +85,7 @@ class Journal:
 
     The memory is divided into SLOTS slots of one call each. While a graft-sup runs for the listener, it receives into
     the same memory (csrc/sup.h): then graft-sup alone takes slots. Otherwise the loop's thread of graftd alone does.
-    Any thread may release a slot, under the lock of graft/trap/listeners.py.
+    Any thread may release a slot, under the lock of graft/trap/dispatch.py.
     """
 
     def __init__(self, fd: int | None = None) -> None:

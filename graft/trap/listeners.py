@@ -1,4 +1,4 @@
-"""The dispatcher: trapped calls, from the listener to the answer.
+"""The listeners of this graftd: watched, kept over its death, and given to a graft-sup.
 
 Theory of operation
 
@@ -6,12 +6,6 @@ Every listener has a journal, memory that outlives graftd (graft/trap/journal.py
 listener, it receives the calls, answers socket() itself and forwards the others; graftd then polls the listener only
 for its end. Without a graft-sup, graftd receives the calls itself. If a graft-sup or the graftd before has died,
 graftd first answers what is left in the journal.
-
-A call is decided and answered in a worker thread, because that may block for ever: another program may serve the
-memory that is read (userfaultfd(2), FUSE) or hold the lock of the socket, and ADDFD waits until the target runs
-again. So that one container cannot take all threads, an account has at most SLOW_CALLS of them, and all accounts
-together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unprivileged user. Further calls wait in
-the account's queue.
 
 Which thread may touch what
 
@@ -21,20 +15,21 @@ graft-sups, and receives from the listeners that root has handed over. Nobody el
 tenants, the BPF maps of rules, the descriptor store, or which descriptors the loop watches. It alone takes slots from
 journals. It must not block.
 
-Worker threads (Calls.workers, at most SLOW_CALLS_ALL) run _work(): Supervisor.handle(), then the answer. They read
+Worker threads (graft/trap/dispatch.py, at most SLOW_CALLS_ALL) run Supervisor.handle(), then answer. They read
 tenants and the registry's `scopes` and `places` without a lock, while the loop's thread may change them, so they read
 an attribute once and may see the state before or after a change. What they change: sockets and stamps that they made
 or borrowed, the paths and probes of a tenant (Tenant.bound_path, Tenant.probe), `registry.saved`, and the slot of
 their call. A thread may enter another netns, since only that thread moves (linux.inside_netns). Changes of
 credentials, umask or the descriptor table need a thread of their own (target.apart).
 
-Receiving threads (Calls.receivers) each wait in one RECV for a listener that a user has handed over, because that
+Receiving threads (Listeners.receivers) each wait in one RECV for a listener that a user has handed over, because that
 user may have kept a copy and have received the call first. Then they dispatch it.
 
-So _dispatch(), _next(), _forget() and _listen() run in any thread. Calls.lock guards what these share: `claimed`,
-`slow`, `queues`, the release of claimed slots, and the removal of a listener from `watched`. Nobody blocks while
-holding it. A listener's descriptor is closed by the last thread that has one of its slots claimed. From other
-threads, only _listen() calls the loop, and it checks under the lock that the listener's number is still watched.
+So the Dispatcher's methods and _listen() run in any thread. Dispatcher.lock guards what these share: `claimed`,
+`slow`, `queues`, the counts, the release of claimed slots, and the removal of a listener from `watched`. Nobody
+blocks while holding it. A listener's descriptor is closed by the last thread that has one of its slots claimed. From
+other threads, only _listen() calls the loop, and it checks under the lock that the listener's number is still
+watched.
 
 There are three more kinds of threads, which touch nothing of the above: those that close foreign descriptors
 (graft/process/closing.py), those for the resolver's TCP clients, which only read the registry
@@ -42,19 +37,14 @@ There are three more kinds of threads, which touch nothing of the above: those t
 """
 
 import contextlib
-import errno
 import hmac
 import os
 import select
 import socket
-import threading
 import time
-from collections import Counter, deque
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from graft.kernel import linux
 from graft.log import log
 from graft.process.key import token
 from graft.process.loop import Loop
@@ -62,22 +52,18 @@ from graft.process.store import Store
 from graft.process.workers import Workers
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
-from graft.trap.actions import Action, Answer, Inject, Replace
-from graft.trap.epoll import watch_again
-from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, Described, Journal, Slot
-from graft.trap.listener import Listener, Notification
-from graft.trap.nested import SCOPE_SLACK
+from graft.trap.dispatch import SLOW_CALLS_ALL, Dispatcher, Watched
+from graft.trap.journal import Described, Journal, Slot
+from graft.trap.listener import Listener
 from graft.trap.sup import Helper, available
 from graft.trap.supervisor import Supervisor
 
-SLOW_CALLS = 4
-SLOW_CALLS_ALL = 512
 RESTARTS = 5
 RESTARTS_SECONDS = 60.0
 
 
-class Host(Protocol):
-    """What Calls needs of graftd (graft/daemon/main.py)."""
+class Graftd(Protocol):
+    """What Listeners needs of graftd (graft/daemon/main.py)."""
 
     loop: Loop
     store: Store
@@ -88,41 +74,13 @@ class Host(Protocol):
         """Called in the loop's thread when the last process under the tenant's listeners is gone."""
 
 
-class Watched:
-    """A listener with its journal, its tenant, and the graft-sup that receives from it, if one runs.
-
-    @trusted: root handed the listener over, so nobody else can receive from it. `claimed` is guarded by Calls.lock;
-    the other attributes belong to the loop's thread, but _forget() resets `full` in any thread.
-    """
-
-    def __init__(self, listener: Listener, journal: Journal, tenant: Tenant, *, trusted: bool) -> None:
-        self.listener = listener
-        self.journal = journal
-        self.tenant = tenant
-        self.trusted = trusted
-        self.helper: Helper | None = None
-        self.claimed: set[int] = set()  # numbers of the slots that threads of graftd work on
-        self.full = False
-        self.restarts: list[float] = []
-
-    @property
-    def stored(self) -> str:
-        """The name of the listener in the descriptor store."""
-        return f"{'listener' if self.trusted else 'foreign'}-{self.listener.number}-{self.tenant.id}"
-
-    @property
-    def account(self) -> tuple[str, int]:
-        """The account whose share of the worker threads its calls use."""
-        return ("tenant", self.tenant.id) if self.trusted else ("uid", self.tenant.uid)
-
-
-class Calls:
+class Listeners:
     """All listeners of this graftd, and the calls that come from them.
 
     The public methods belong to the loop's thread. @stamps: the descriptor of the BPF map; @directory: run_dir().
     """
 
-    def __init__(self, daemon: Host, stamps: int, directory: Path) -> None:
+    def __init__(self, daemon: Graftd, stamps: int, directory: Path) -> None:
         self.daemon = daemon
         self.loop = daemon.loop
         self.store = daemon.store
@@ -131,15 +89,11 @@ class Calls:
         self.helpers = directory / "helpers.sock"
         self.watched: dict[int, Watched] = {}
         self.next_number = 1
-        self.lock = threading.Lock()
-        self.workers = Workers(SLOW_CALLS_ALL)
+        self.dispatcher = Dispatcher(daemon.supervisor, daemon.registry, self._listen)
+        self.lock = self.dispatcher.lock
         self.receivers = Workers(SLOW_CALLS_ALL)
-        self.slow: Counter[tuple[str, int]] = Counter()
-        self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
         self.starting: list[tuple[float, Watched]] = []  # (monotonic seconds, start a graft-sup for it then)
         self.ending: list[Helper] = []
-        self.calls = 0
-        self.ns = 0
 
     # -- listeners --
 
@@ -227,7 +181,7 @@ class Calls:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
         self._watch(watched)
         self._attach(watched, helper)
-        self.answer_pending(watched, helper_died=False)
+        self.dispatcher.answer_pending(watched, helper_died=False)
         log.info("container %s has its supervisor again", tenant.name)
         return True
 
@@ -266,15 +220,16 @@ class Calls:
         elif watched.helper:
             return
         else:
-            slot = watched.journal.take()
-            if slot is None:
-                watched.full = True
-                self.loop.modify(watched.listener.fd, 0)
-            elif watched.trusted:
-                self._receive(watched, slot)
-            else:
-                with self.lock:
+            with self.lock:  # a slot that is released meanwhile has it polled again
+                slot = watched.journal.take()
+                if slot is None:
+                    watched.full = True
+                    self.loop.modify(watched.listener.fd, 0)
+                elif not watched.trusted:
                     watched.claimed.add(slot.number)
+            if slot and watched.trusted:
+                self._receive(watched, slot)
+            elif slot:
                 self._receive_apart(watched, slot)
 
     def _receive_apart(self, watched: Watched, slot: Slot) -> None:
@@ -290,7 +245,7 @@ class Calls:
         try:
             self.receivers.run(work)
         except RuntimeError:  # no thread can be made: the listener's next event tries again
-            self._forget(watched, slot)
+            self.dispatcher.release(watched, slot)
             self._listen(watched)
 
     def _listen(self, watched: Watched) -> None:
@@ -303,23 +258,14 @@ class Calls:
         listener, tenant = watched.listener, watched.tenant
         self.loop.remove(listener.fd)
         self._detach(watched)
-        calls, ns = watched.journal.counted
-        self.calls, self.ns = self.calls + calls, self.ns + ns
         tenant.listeners.discard(listener.number)
         self.store.remove(watched.stored)
         self.store.remove(f"journal-{listener.number}")
         with self.lock:
             del self.watched[listener.number]
-            idle = not watched.claimed
-        if idle:  # otherwise the last thread with a claimed slot closes it
-            self._close(watched)
+        self.dispatcher.end(watched)
         if not tenant.listeners:
             self.daemon.ended(tenant)
-
-    @staticmethod
-    def _close(watched: Watched) -> None:
-        os.close(watched.listener.fd)
-        watched.journal.close()
 
     def reap(self) -> None:
         """Handle the end of containers now, so that a new one can have their names and ports at once."""
@@ -331,7 +277,8 @@ class Calls:
     def counted(self) -> tuple[int, int]:
         """How many socket() calls graftd and its graft-sups have answered, and the nanoseconds they took in all."""
         each = [watched.journal.counted for watched in self.watched.values()]
-        return self.calls + sum(calls for calls, _ in each), self.ns + sum(ns for _, ns in each)
+        done = self.dispatcher
+        return done.calls + sum(calls for calls, _ in each), done.ns + sum(ns for _, ns in each)
 
     # -- graft-sup --
 
@@ -348,8 +295,7 @@ class Calls:
                 if watched.listener.number in self.watched and not watched.helper:
                     self._start(watched)
         self.ending = [helper for helper in self.ending if not helper.ended()]
-        if self.queues:
-            self._next(None)
+        self.dispatcher.resume(None)
 
     def _start(self, watched: Watched) -> None:
         helper = Helper.start(
@@ -385,34 +331,19 @@ class Calls:
             with self.lock:  # a slot can be released, but still claimed, and hold the next call
                 waiting = number not in watched.claimed and watched.journal.forwarded(number)
             if waiting:
-                self._dispatch(watched, Slot(watched.journal, number))
+                self.dispatcher.dispatch(watched, Slot(watched.journal, number))
 
     def _lost(self, watched: Watched) -> None:
         """A graft-sup has died: answer the calls that it had, receive in its place, and have another started."""
         self._detach(watched)
         now = time.monotonic()
         watched.restarts = [t for t in watched.restarts if now - t < RESTARTS_SECONDS] + [now]
-        self.answer_pending(watched, helper_died=True)
+        self.dispatcher.answer_pending(watched, helper_died=True)
         self._listen(watched)
         often = len(watched.restarts) > RESTARTS
         if often:
             log.error("graft-sup of %s keeps ending: graftd answers its calls for a minute", watched.tenant.name)
         self.starting.append((now + RESTARTS_SECONDS if often else 0.0, watched))
-
-    def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
-        """Answer the calls that a predecessor, or with @helper_died a graft-sup, had received and not answered."""
-        with self.lock:  # threads release a slot and its claim under the lock
-            claimed = frozenset(watched.claimed)
-        for slot, call, inode, answer in watched.journal.pending(held=helper_died, besides=claimed):
-            given = find_socket(call.pid, inode) if inode else None
-            if given is None:
-                self._dispatch(watched, slot)
-                continue
-            if answer == ANSWER_PROCEED:
-                watched.listener.proceed(call.id)
-            else:
-                watched.listener.answer(call.id, given if answer == ANSWER_NUMBER else 0, max(answer, 0))
-            slot.release()
 
     # -- calls --
 
@@ -423,146 +354,6 @@ class Calls:
             log.error("cannot receive a call of %s: %s", watched.tenant.name, error)
             received = False
         if received:
-            self._dispatch(watched, slot)
+            self.dispatcher.dispatch(watched, slot)
         else:
-            self._forget(watched, slot)
-
-    def _dispatch(self, watched: Watched, slot: Slot) -> None:
-        call, tenant = slot.call(), watched.tenant
-        scopes = self.daemon.registry.scopes
-        if scopes:
-            inner = scopes.get(scope_of(call.pid))
-            if inner and inner.parent is tenant:
-                tenant = inner
-        with self.lock:
-            watched.claimed.add(slot.number)
-        account = watched.account
-        with self.lock:
-            if self.slow[account] >= SLOW_CALLS or self.slow.total() >= SLOW_CALLS_ALL:
-                self.queues.setdefault(account, deque()).append((watched, slot))
-                return
-            self.slow[account] += 1
-        try:
-            self.workers.run(partial(self._work, account, watched, slot, call, tenant))
-        except RuntimeError:  # the next tick tries again
-            with self.lock:
-                self.slow[account] -= 1
-                self.queues.setdefault(account, deque()).appendleft((watched, slot))
-
-    def _work(
-        self, account: tuple[str, int], watched: Watched, slot: Slot, call: Notification, tenant: Tenant
-    ) -> None:
-        """Answer a call in a worker thread, then dispatch one that waits in a queue."""
-        began = time.perf_counter_ns()
-        try:
-            self._answer(watched, slot, call, tenant)
-        finally:
-            with self.lock:
-                if call.nr == linux.NR_SOCKET:
-                    self.calls += 1
-                    self.ns += time.perf_counter_ns() - began
-                self.slow[account] -= 1
-                self.slow += Counter()  # removes accounts without calls
-            self._next(account)
-
-    def _next(self, account: tuple[str, int] | None) -> None:
-        """Dispatch one waiting call: of this account, or else of another one that has a thread of its share free."""
-        with self.lock:
-            free = [key for key, waiting in self.queues.items() if waiting and self.slow[key] < SLOW_CALLS]
-            key = account if account in free else next(iter(free), None)
-            following = self.queues[key].popleft() if key else None
-            self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}
-        if following:
-            self._dispatch(*following)
-
-    def _answer(self, watched: Watched, slot: Slot, call: Notification, tenant: Tenant) -> None:
-        """Decide a call, answer it, and release its slot."""
-        try:
-            action = self._decide(watched.listener, call, tenant)
-            self._carry_out(watched.listener, call, action, slot)
-        finally:
-            self._forget(watched, slot)
-
-    def _forget(self, watched: Watched, slot: Slot) -> None:
-        with self.lock:
-            slot.release()
-            watched.claimed.discard(slot.number)
-            last = not watched.claimed and watched.listener.number not in self.watched
-            full, watched.full = watched.full, False
-        if last:
-            self._close(watched)
-        elif full:
-            self._listen(watched)
-
-    def _decide(self, listener: Listener, call: Notification, tenant: Tenant) -> Action:
-        try:
-            return self.daemon.supervisor.handle(call, tenant, lambda: listener.valid(call.id))
-        except Exception:
-            log.exception("call %d of pid %d in %s failed", call.nr, call.pid, tenant.name)
-            return Answer(error=errno.EIO)
-
-    def _carry_out(self, listener: Listener, call: Notification, action: Action, slot: Slot) -> None:
-        try:
-            if isinstance(action, Inject | Replace):
-                try:
-                    if isinstance(action, Inject):
-                        self._inject(listener, call, action, slot)
-                    else:
-                        self._replace(listener, call, action, slot)
-                except OSError as error:  # EMFILE: the target's descriptor table is full
-                    listener.answer(call.id, error=error.errno or errno.EIO)
-                finally:
-                    os.close(action.fd)
-            elif isinstance(action, Answer):
-                listener.answer(call.id, action.value, action.error)
-            else:
-                listener.proceed(call.id)
-        except OSError as error:
-            log.error("cannot answer call %d of pid %d: %s", call.nr, call.pid, error)
-
-    @staticmethod
-    def _inject(listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
-        slot.injecting(os.fstat(action.fd).st_ino)
-        flags = os.O_CLOEXEC if action.cloexec else 0
-        try:
-            number = listener.inject(call.id, action.fd, flags, action.number)
-        except OSError as error:
-            if action.number is None or error.errno != errno.EBADF:
-                raise
-            number = listener.inject(call.id, action.fd, flags)  # action.number is beyond the target's RLIMIT_NOFILE
-        if number is not None:
-            listener.answer(call.id, number)
-
-    def _replace(self, listener: Listener, call: Notification, action: Replace, slot: Slot) -> None:
-        then = action.then
-        slot.injecting(os.fstat(action.fd).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED)
-        with socket.socket(fileno=os.dup(action.fd)) as new:
-            watch_again(call.pid, new, action.watches)
-        for number, cloexec in action.numbers:
-            listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
-        self.daemon.registry.saved = False  # the tenant may have bound a unix socket; the next tick saves it
-        if isinstance(then, Answer):
-            listener.answer(call.id, then.value, then.error)
-        else:
-            listener.proceed(call.id)
-
-
-def scope_of(pid: int) -> int:
-    """The number of the wrapper inside a container that a thread belongs to (graft/trap/nested.py).
-
-    For other threads it is 0, or a number that no wrapper has.
-    """
-    try:
-        return linux.timer_slack(pid) - SCOPE_SLACK
-    except OSError:
-        return 0
-
-
-def find_socket(pid: int, inode: int) -> int | None:
-    """The number of the first descriptor by which a thread has the socket @inode (proc(5), /proc/PID/fd), or None."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                if os.readlink(entry.path) == f"socket:[{inode}]":
-                    return int(entry.name)
-    return None
+            self.dispatcher.release(watched, slot)

@@ -14,7 +14,7 @@ from graft.log import log
 from graft.process.closing import receive_fds
 from graft.process.loop import Loop
 from graft.trap import journal
-from graft.trap.listeners import Calls
+from graft.trap.listeners import Listeners
 
 BACKLOG = 4096
 
@@ -22,7 +22,7 @@ BACKLOG = 4096
 class Orphans:
     """The listening socket helpers.sock, served by the loop."""
 
-    def __init__(self, loop: Loop, calls: Calls) -> None:
+    def __init__(self, loop: Loop, calls: Listeners) -> None:
         self.loop = loop
         self.calls = calls
         path = calls.helpers

@@ -58,7 +58,7 @@ def host_v6only() -> bool:
 
 
 class Stamps(Protocol):
-    """The socket storage of the kernel, as graft.kernel.stamps.Stamper gives access to it. All methods raise OSError."""
+    """The socket storage of the kernel, as kernel.stamps.Stamper gives access to it. All methods raise OSError."""
 
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
         """Stamp a new socket with its tenant, flags and place."""

@@ -95,7 +95,7 @@ def test_a_descriptor_that_was_injected_stays_found(target):
     sock = socket.socket()
     number = Listener(fd, 1).inject(call.id, sock.fileno(), 0)
     assert number is not None
-    from graft.trap.listeners import find_socket
+    from graft.trap.dispatch import find_socket
 
     assert find_socket(call.pid, os.fstat(sock.fileno()).st_ino) == number
     assert Listener(fd, 1).answer(call.id, number)

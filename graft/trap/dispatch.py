@@ -1,0 +1,258 @@
+"""Trapped calls from their slot in the journal to the answer.
+
+A call is decided and answered in a worker thread, because that may block for ever: another program may serve the
+memory that is read (userfaultfd(2), FUSE) or hold the lock of the socket, and ADDFD waits until the target runs
+again. So that one container cannot take all threads, an account has at most SLOW_CALLS of them, and all accounts
+together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unprivileged user. Further calls wait in
+the account's queue.
+
+graft/trap/listeners.py says which thread may touch what.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
+
+from graft.kernel import linux
+from graft.log import log
+from graft.process.workers import Workers
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import Tenant
+from graft.trap.actions import Action, Answer, Inject, Replace
+from graft.trap.epoll import watch_again
+from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, Journal, Slot
+from graft.trap.listener import Listener, Notification
+from graft.trap.nested import SCOPE_SLACK
+from graft.trap.sup import Helper
+from graft.trap.supervisor import Supervisor
+
+SLOW_CALLS = 4
+SLOW_CALLS_ALL = 512
+
+
+class Watched:
+    """A listener with its journal, its tenant, and the graft-sup that receives from it, if one runs.
+
+    @trusted: root handed the listener over, so nobody else can receive from it. `claimed` is guarded by
+    Dispatcher.lock, as is `ended`; the other attributes belong to the loop's thread, but release() resets `full` in
+    any thread.
+    """
+
+    def __init__(self, listener: Listener, journal: Journal, tenant: Tenant, *, trusted: bool) -> None:
+        self.listener = listener
+        self.journal = journal
+        self.tenant = tenant
+        self.trusted = trusted
+        self.helper: Helper | None = None
+        self.claimed: set[int] = set()  # numbers of the slots that threads of graftd work on
+        self.full = False  # it is not polled, because its journal has no free slot
+        self.ended = False  # it hung up: its descriptor is closed with its last call
+        self.restarts: list[float] = []
+
+    @property
+    def stored(self) -> str:
+        """The name of the listener in the descriptor store."""
+        return f"{'listener' if self.trusted else 'foreign'}-{self.listener.number}-{self.tenant.id}"
+
+    @property
+    def account(self) -> tuple[str, int]:
+        """The account whose share of the worker threads its calls use."""
+        return ("tenant", self.tenant.id) if self.trusted else ("uid", self.tenant.uid)
+
+
+class Dispatcher:
+    """Decides and answers calls, in worker threads. Any thread may call its methods.
+
+    @supervisor decides. @registry knows the wrappers inside containers by the number that marks their processes.
+    @listen has a listener polled for calls again. `lock` guards the claims of slots, `slow`, `queues`, the counts,
+    and the end of a listener; nobody blocks while holding it.
+    """
+
+    def __init__(self, supervisor: Supervisor, registry: Registry, listen: Callable[[Watched], None]) -> None:
+        self.supervisor = supervisor
+        self.registry = registry
+        self.listen = listen
+        self.lock = threading.Lock()
+        self.workers = Workers(SLOW_CALLS_ALL)
+        self.slow: Counter[tuple[str, int]] = Counter()
+        self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
+        self.calls = 0
+        self.ns = 0
+
+    def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
+        """Answer the calls that a predecessor, or with @helper_died a graft-sup, had received and not answered."""
+        with self.lock:  # threads release a slot and its claim under the lock
+            claimed = frozenset(watched.claimed)
+        for slot, call, inode, answer in watched.journal.pending(held=helper_died, besides=claimed):
+            given = find_socket(call.pid, inode) if inode else None
+            if given is None:
+                self.dispatch(watched, slot)
+                continue
+            if answer == ANSWER_PROCEED:
+                watched.listener.proceed(call.id)
+            else:
+                watched.listener.answer(call.id, given if answer == ANSWER_NUMBER else 0, max(answer, 0))
+            slot.release()
+
+    def dispatch(self, watched: Watched, slot: Slot) -> None:
+        """Have a worker thread answer the call in @slot, or let it wait while its account has all its threads."""
+        call, tenant = slot.call(), watched.tenant
+        scopes = self.registry.scopes
+        if scopes:
+            inner = scopes.get(scope_of(call.pid))
+            if inner and inner.parent is tenant:
+                tenant = inner
+        with self.lock:
+            watched.claimed.add(slot.number)
+        account = watched.account
+        with self.lock:
+            if self.slow[account] >= SLOW_CALLS or self.slow.total() >= SLOW_CALLS_ALL:
+                self.queues.setdefault(account, deque()).append((watched, slot))
+                return
+            self.slow[account] += 1
+        try:
+            self.workers.run(partial(self._work, account, watched, slot, call, tenant))
+        except RuntimeError:  # the next tick tries again
+            with self.lock:
+                self.slow[account] -= 1
+                self.queues.setdefault(account, deque()).appendleft((watched, slot))
+
+    def resume(self, account: tuple[str, int] | None) -> None:
+        """Dispatch one waiting call: of this account, or else of another one that has a thread of its share free."""
+        with self.lock:
+            free = [key for key, waiting in self.queues.items() if waiting and self.slow[key] < SLOW_CALLS]
+            key = account if account in free else next(iter(free), None)
+            following = self.queues[key].popleft() if key else None
+            self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}
+        if following:
+            self.dispatch(*following)
+
+    def end(self, watched: Watched) -> None:
+        """A listener hung up. The last thread that works on one of its calls closes it, or this one, if none does."""
+        calls, ns = watched.journal.counted
+        with self.lock:
+            self.calls, self.ns = self.calls + calls, self.ns + ns
+            watched.ended = True
+            idle = not watched.claimed
+        if idle:
+            self._close(watched)
+
+    def release(self, watched: Watched, slot: Slot) -> None:
+        """Give a slot back, whose call is answered, or into which none was received."""
+        with self.lock:
+            slot.release()
+            watched.claimed.discard(slot.number)
+            last = not watched.claimed and watched.ended
+            full, watched.full = watched.full, False
+        if last:
+            self._close(watched)
+        elif full:
+            self.listen(watched)
+
+    @staticmethod
+    def _close(watched: Watched) -> None:
+        os.close(watched.listener.fd)
+        watched.journal.close()
+
+    def _work(
+        self, account: tuple[str, int], watched: Watched, slot: Slot, call: Notification, tenant: Tenant
+    ) -> None:
+        """Answer a call in a worker thread, then dispatch one that waits in a queue."""
+        began = time.perf_counter_ns()
+        try:
+            self._answer(watched, slot, call, tenant)
+        finally:
+            with self.lock:
+                if call.nr == linux.NR_SOCKET:
+                    self.calls += 1
+                    self.ns += time.perf_counter_ns() - began
+                self.slow[account] -= 1
+                self.slow += Counter()  # removes accounts without calls
+            self.resume(account)
+
+    def _answer(self, watched: Watched, slot: Slot, call: Notification, tenant: Tenant) -> None:
+        """Decide a call, answer it, and release its slot."""
+        try:
+            action = self._decide(watched.listener, call, tenant)
+            self._carry_out(watched.listener, call, action, slot)
+        finally:
+            self.release(watched, slot)
+
+    def _decide(self, listener: Listener, call: Notification, tenant: Tenant) -> Action:
+        try:
+            return self.supervisor.handle(call, tenant, lambda: listener.valid(call.id))
+        except Exception:
+            log.exception("call %d of pid %d in %s failed", call.nr, call.pid, tenant.name)
+            return Answer(error=errno.EIO)
+
+    def _carry_out(self, listener: Listener, call: Notification, action: Action, slot: Slot) -> None:
+        try:
+            if isinstance(action, Inject | Replace):
+                try:
+                    if isinstance(action, Inject):
+                        self._inject(listener, call, action, slot)
+                    else:
+                        self._replace(listener, call, action, slot)
+                except OSError as error:  # EMFILE: the target's descriptor table is full
+                    listener.answer(call.id, error=error.errno or errno.EIO)
+                finally:
+                    os.close(action.fd)
+            elif isinstance(action, Answer):
+                listener.answer(call.id, action.value, action.error)
+            else:
+                listener.proceed(call.id)
+        except OSError as error:
+            log.error("cannot answer call %d of pid %d: %s", call.nr, call.pid, error)
+
+    @staticmethod
+    def _inject(listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
+        slot.injecting(os.fstat(action.fd).st_ino)
+        flags = os.O_CLOEXEC if action.cloexec else 0
+        try:
+            number = listener.inject(call.id, action.fd, flags, action.number)
+        except OSError as error:
+            if action.number is None or error.errno != errno.EBADF:
+                raise
+            number = listener.inject(call.id, action.fd, flags)  # action.number is beyond the target's RLIMIT_NOFILE
+        if number is not None:
+            listener.answer(call.id, number)
+
+    def _replace(self, listener: Listener, call: Notification, action: Replace, slot: Slot) -> None:
+        then = action.then
+        slot.injecting(os.fstat(action.fd).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED)
+        with socket.socket(fileno=os.dup(action.fd)) as new:
+            watch_again(call.pid, new, action.watches)
+        for number, cloexec in action.numbers:
+            listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
+        self.registry.saved = False  # the tenant may have bound a unix socket; the next tick saves it
+        if isinstance(then, Answer):
+            listener.answer(call.id, then.value, then.error)
+        else:
+            listener.proceed(call.id)
+
+
+def scope_of(pid: int) -> int:
+    """The number of the wrapper inside a container that a thread belongs to (graft/trap/nested.py).
+
+    For other threads it is 0, or a number that no wrapper has.
+    """
+    try:
+        return linux.timer_slack(pid) - SCOPE_SLACK
+    except OSError:
+        return 0
+
+
+def find_socket(pid: int, inode: int) -> int | None:
+    """The number of the first descriptor by which a thread has the socket @inode (proc(5), /proc/PID/fd), or None."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) == f"socket:[{inode}]":
+                    return int(entry.name)
+    return None
