@@ -9,28 +9,24 @@ a restart of graftd.
 """
 
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from graft import __version__, protocol
-from graft.daemon.admission import admit_target, endpoint_names, expect_target, import_endpoints
+from graft.daemon.admin_engines import EngineOrders
+from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
 from graft.daemon.connection import Connection
 from graft.daemon.documents import _slice, denial_document, live_pid
 from graft.daemon.peer import refuse_targets
 from graft.daemon.tenancy import Tenancy
-from graft.engines import bundle
-from graft.engines.container import Container, wish
 from graft.engines.resolver import Resolver
-from graft.errors import Failure, GraftError, Refused, UsageError
-from graft.kernel import addresses, linux
-from graft.kernel.netns import netns_cookie_of, open_netns
-from graft.log import log
-from graft.rules.address import Address, parse_address
+from graft.errors import Failure, Refused, UsageError
+from graft.kernel import linux
+from graft.kernel.netns import open_netns
+from graft.rules.address import Address
 from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
-from graft.rules.own_address import network_of
 from graft.rules.publication import parse_publication
-from graft.tenants import attachments
-from graft.tenants.attachment import Attachment
+from graft.tenants import publish
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 
 Reply = dict[str, Any] | list[Any]
@@ -54,7 +50,7 @@ class Admin:
 
     def __init__(self, tenancy: Tenancy, resolver: Resolver, *, managed: bool) -> None:
         self.tenancy = tenancy
-        self.resolver = resolver
+        self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
@@ -82,12 +78,18 @@ class Admin:
         if changes:
             self._saved(f"nothing was changed: {self.tenancy.registry.state} cannot be written")
         self.tenancy.calls.reap()
-        reply: Reply = getattr(self, _method(type(request).__name__))(connection, request, fds)
+        reply: Reply = self._order(request)(connection, request, fds)
         if changes:
             self._saved(
                 f"done, but {self.tenancy.registry.state} cannot be written: a restart of graftd would undo it"
             )
         return reply
+
+    def _order(self, request: protocol.AnyRequest) -> Callable[..., Reply]:
+        """The method that carries out this kind of request: of this class, or of EngineOrders."""
+        name = _method(type(request).__name__)
+        method: Callable[..., Reply] = getattr(self, name, None) or getattr(self.engines, name)
+        return method
 
     def _saved(self, otherwise: str) -> None:
         registry = self.tenancy.registry
@@ -182,7 +184,7 @@ class Admin:
             if tenant.kind == CONTAINER:
                 import_endpoints(self.tenancy.registry, tenant, endpoint_names(ingress, egress))
             self.tenancy.registry.add_rules(tenant, ingress, egress)
-            self.tenancy.registry.publish(tenant, publications)
+            publish.publish(self.tenancy.registry, tenant, publications)
             self.tenancy.registry.apply(tenant)
         except BaseException:
             tenant.restore(before)
@@ -199,7 +201,7 @@ class Admin:
         try:
             self.tenancy.registry.delete_rules(tenant, ingress, egress)
             for publication in publications:
-                self.tenancy.registry.unpublish(tenant, publication)
+                publish.unpublish(tenant, publication)
             self.tenancy.registry.apply(tenant)
         except BaseException:
             tenant.restore(before)
@@ -246,106 +248,6 @@ class Admin:
                 denial_document(when, denial) for when, denial in self.tenancy.denials.get(tenant.id, ())
             ],
         }
-
-    # -- engines --
-
-    def bundle(self, connection: Connection, request: protocol.Bundle, _fds: list[int]) -> Reply:
-        """graft-runtime, before the real runtime's `create`: add the traps to the bundle's config.json."""
-        path = Path(request.bundle, "config.json")
-        bundle.write(path, self._edited(connection.pid, bundle.read(path), request.id))
-        return {}
-
-    def hook(self, connection: Connection, request: protocol.Hook, _fds: list[int]) -> Reply:
-        """Podman's `precreate` hook: returns config.json with the traps."""
-        return self._edited(linux.parent(connection.pid), request.config, "")
-
-    def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
-        try:
-            return self._edit(creator, config, number)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            log.warning("container %s: %r", number, error)
-            raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
-
-    def _edit(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
-        container = bundle.identify(config, number)
-        try:
-            self._check_network(container)
-            asked = wish(container)
-            expect_target(self.tenancy, asked, container, creator)
-            return bundle.edit(config, asked, self.tenancy.directory)
-        except GraftError as error:
-            log.warning("container %s: %s", container.name, error)
-            raise
-
-    def _check_network(self, container: Container) -> None:
-        """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
-        if container.network:
-            attached = [a for t in self.tenancy.registry.tenants.values() for a in t.attached]
-            if all(a in attached or not a.sandbox for a in self.tenancy.registry.attachments.values()):
-                raise Refused(
-                    f"network '{container.network}' is not graft's",
-                    hint="--network none, or a network made by 'docker network create -d graft NAME'",
-                    code="EINVAL",
-                )
-        if container.where[0] not in (0, self.tenancy.registry.home):
-            names = [n for n in bundle.devices(container.path) if n != "lo"]
-            if names:
-                raise Refused(
-                    f"the container has a network of its own ({names[0]})",
-                    hint="--network none, or a network of graft",
-                    code="EINVAL",
-                )
-
-    def attach(self, _connection: Connection, request: protocol.Attach, fds: list[int]) -> Reply:
-        """graft-cni ADD: attach a namespace to a network of CNI. The descriptor is the namespace.
-
-        Repeated for the same key, it replaces the attachment. Raises GraftError.
-        """
-        if len(fds) != 1:
-            raise UsageError("attach carries one descriptor, the namespace")
-        registry_ = self.tenancy.registry
-        linux.check_netns(fds[0])
-        attachment = Attachment(request.key, f"cni/{request.network}")
-        attachment.netns, attachment.cookie = os.fstat(fds[0]).st_ino, netns_cookie_of(fds[0])
-        if attachment.netns == registry_.home:
-            raise UsageError("the namespace is the host's own")
-        number = attachments.number(registry_, attachment.network)
-        attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
-        attachment.publications = [parse_publication(p) for p in request.publish]
-        attachment.offered = [{"publish": str(p)} for p in attachment.publications]
-        if attachments.twins_inside(registry_, attachment):  # each of a container's networks names its ports
-            attachment.publications = []
-        attachment.names = [n for n in request.names if n]
-        if request.resolver:
-            attachment.resolver = parse_address(request.resolver)
-        attachments.detach(registry_, request.key)
-        attachments.add(registry_, attachment)
-        try:
-            attachments.join(registry_, attachment)
-        except BaseException:
-            attachments.detach(registry_, request.key)
-            raise
-        self.resolver.start()
-        os.close(fds[0])
-        return {}
-
-    def attached(self, _connection: Connection, request: protocol.Attached, _fds: list[int]) -> Reply:
-        """graft-cni CHECK: the attachment's addresses that the host has. Raises Refused if there is no attachment."""
-        attachment = self.tenancy.registry.attachments.get(request.key)
-        if attachment is None:
-            raise Refused("the container is not attached", code="ENOENT")
-        here = addresses.addresses()
-        return {"addresses": [str(own.address) for own in attachment.addresses if str(own.address) in here]}
-
-    def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
-        """graft-cni DEL: drop an attachment. One that does not exist is no error (CNI specification, DEL)."""
-        registry_ = self.tenancy.registry
-        gone = registry_.attachments.get(request.key)
-        if gone:
-            attachments.hand_on(registry_, gone, attachments.twins_inside(registry_, gone))
-        attachments.detach(registry_, request.key)
-        self.resolver.start()
-        return {}
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""

@@ -24,7 +24,7 @@ from graft.rules.limits import parse_limits
 from graft.rules.match import check_rule
 from graft.rules.own_address import check_families, parse_own
 from graft.rules.publication import parse_publication
-from graft.tenants import attachments
+from graft.tenants import attachments, publish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
     API,
@@ -139,7 +139,7 @@ def admit_target(
         if trusted:
             import_endpoints(reg, tenant, endpoint_names(ingress, egress))
         reg.add_rules(tenant, ingress, egress)
-        reg.publish(tenant, publications)
+        publish.publish(reg, tenant, publications)
         if joining:
             reg.apply(tenant)
         else:

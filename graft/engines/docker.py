@@ -15,7 +15,6 @@ empties /run, graft serves the networks that Docker still knows.
 """
 
 import contextlib
-import ipaddress
 import json
 import shutil
 import socket
@@ -25,10 +24,9 @@ from typing import Any
 
 import h11
 
-from graft.engines.ipam import GATEWAY, POOLS, Pool
+from graft.engines.ipam import Ipam
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
-from graft.kernel import addresses as addresses_
 from graft.kernel import linux
 from graft.log import log
 from graft.process.loop import Loop
@@ -38,6 +36,7 @@ from graft.rules.own_address import network_of
 from graft.rules.publication import Publication, host_addresses
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
+from graft.tenants.publish import check_free
 from graft.tenants.registry import Registry
 
 PLUGINS = Path("/run/docker/plugins")
@@ -63,7 +62,7 @@ class Docker:
         self.managed = managed  # does systemd keep the socket?
         self.path = PLUGINS / f"{directory.name}.sock"
         self.sock: socket.socket | None = None
-        self.pools: dict[str, Pool] = {}
+        self.ipam = Ipam(registry)
 
     def start(self, inherited: int = -1) -> None:
         """Listen on @inherited if that is a descriptor (0 or more), else on a new socket if Docker is installed."""
@@ -116,10 +115,10 @@ class Docker:
                 "LocalDefaultAddressSpace": "graft",
                 "GlobalDefaultAddressSpace": "graft",
             },
-            "IpamDriver.RequestPool": self._request_pool,
-            "IpamDriver.ReleasePool": self._release_pool,
-            "IpamDriver.RequestAddress": self._request_address,
-            "IpamDriver.ReleaseAddress": self._release_address,
+            "IpamDriver.RequestPool": self.ipam.request_pool,
+            "IpamDriver.ReleasePool": self.ipam.release_pool,
+            "IpamDriver.RequestAddress": self.ipam.request_address,
+            "IpamDriver.ReleaseAddress": self.ipam.release_address,
         }
         handler = known.get(method)
         return handler(request, pid) if handler else {}
@@ -201,7 +200,7 @@ class Docker:
             if same and other.host_first == publication.host_first:
                 raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
         addresses = host_addresses(publication, ipv6=registry.ipv6)
-        registry.check_free(publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
+        check_free(registry, publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
 
     def _attachment(self, request: Document) -> Attachment:
         attachment = self.registry.attachments.get(f"docker/{request['EndpointID']}")
@@ -233,51 +232,6 @@ class Docker:
     def _delete_endpoint(self, request: Document, _pid: int) -> Document:
         attachments.detach(self.registry, f"docker/{request['EndpointID']}")
         self.resolver.start()
-        return {}
-
-    # -- the IPAM driver --
-
-    def _request_pool(self, request: Document, _pid: int) -> Document:
-        wanted = request.get("Pool") or ""
-        if request.get("V6") and not wanted:
-            raise UsageError("IPv6 needs --subnet", hint="for example --subnet fd00:77::/64")
-        network = ipaddress.ip_network(wanted) if wanted else self._free_pool()
-        network_of(str(network), 0)
-        pool = Pool(network, request.get("SubPool") or "")
-        self.pools[str(network)] = pool
-        return {"PoolID": str(network), "Pool": str(network), "Data": {}}
-
-    def _free_pool(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        """Return a /24 that overlaps no pool and has no address of the host. Raises Refused.
-
-        If dockerd finds that a pool overlaps with a network in use, it asks again, without end.
-        """
-        used = [pool.network for pool in self.pools.values()]
-        local = [ipaddress.ip_address(a) for a in addresses_.addresses()]
-        for network in POOLS.subnets(new_prefix=24):
-            if not any(network.overlaps(u) for u in used if u.version == 4) and not any(a in network for a in local):
-                return network
-        raise Refused(f"no /24 of {POOLS} is free", hint="name one with --subnet", code="ENOSPC")
-
-    def _release_pool(self, request: Document, _pid: int) -> Document:
-        self.pools.pop(request["PoolID"], None)
-        return {}
-
-    def _pool(self, number: str) -> "Pool":
-        """Return the pool of an id. The id is the prefix, so a pool from before graftd's restart is made again."""
-        if number not in self.pools:
-            self.pools[number] = Pool(ipaddress.ip_network(number), "")
-        return self.pools[number]
-
-    def _request_address(self, request: Document, _pid: int) -> Document:
-        pool = self._pool(request["PoolID"])
-        used = {str(own.address) for attachment in self.registry.attachments.values() for own in attachment.addresses}
-        gateway = (request.get("Options") or {}).items() >= GATEWAY.items()
-        chosen = pool.take(request.get("Address") or "", used, gateway=gateway)
-        return {"Address": f"{chosen}/{pool.network.prefixlen}", "Data": {}}
-
-    def _release_address(self, request: Document, _pid: int) -> Document:
-        self._pool(request["PoolID"]).taken.discard(request.get("Address", ""))
         return {}
 
 

@@ -18,18 +18,15 @@ each connection has a thread, and carries one query.
 """
 
 import errno
-import json
-import os
 import secrets
 import socket
 import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from graft.engines.names import TTL, _failed, docker_names, is_query, question_end
+from graft.engines.names import Names, failure, question_end
 from graft.errors import Failure
 from graft.kernel import addresses as addresses_
 from graft.kernel.programs import CLIENT_KEY, Kernel
@@ -43,8 +40,7 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 if TYPE_CHECKING:
-    import dns.message
-    import dns.name
+    pass
 
 
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
@@ -71,12 +67,12 @@ class Resolver:
     def __init__(self, loop: Loop, registry: Registry, kernel: Kernel) -> None:
         self.loop = loop
         self.registry = registry
+        self.names = Names(registry)
         self.kernel = kernel
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
         self.waiting: dict[int, Waiting] = {}  # by the descriptor that asks
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
         self.lock = threading.Lock()
-        self.files: dict[str, tuple[int, list[str]]] = {}
 
     def start(self) -> None:
         """Listen at the addresses that the attachments' resolv.conf name, and stop at all others.
@@ -129,7 +125,7 @@ class Resolver:
             tenant = self._tenant(client, socket.IPPROTO_UDP)
             if tenant is None:
                 return
-            reply = self.answer(tenant, query)
+            reply = self.names.answer(tenant, query)
             if reply is None:
                 self._forward(query, client, udp, tenant)
             elif reply:
@@ -146,7 +142,7 @@ class Resolver:
         if len(own) >= WAITING_OF_ONE:
             self._forget(own[0])
         elif len(self.waiting) >= WAITING_MAX:
-            udp.sendto(_failed(query), client)
+            udp.sendto(failure(query), client)
             return
         out = self._socket(socket.SOCK_DGRAM)
         try:
@@ -159,7 +155,7 @@ class Resolver:
         except OSError as error:
             log.debug("names: %s", error)
             out.close()
-            udp.sendto(_failed(query), client)
+            udp.sendto(failure(query), client)
             return
         waiting = Waiting(out, tenant.id, number, query, client, udp, time.monotonic() + PATIENCE)
         self.waiting[out.fileno()] = waiting
@@ -213,7 +209,7 @@ class Resolver:
         try:
             with peer:
                 query = _read(peer, time.monotonic() + PATIENCE)
-                reply = self.answer(tenant, query)
+                reply = self.names.answer(tenant, query)
                 if reply is None:
                     reply = self._relay(query)
                 if reply:
@@ -235,9 +231,9 @@ class Resolver:
                     return _read(out, time.monotonic() + PATIENCE)
             except (OSError, ValueError) as error:
                 log.debug("nameserver %s: %s", server, error)
-        return _failed(query)
+        return failure(query)
 
-    # -- names --
+    # -- who asks --
 
     def _tenant(self, client: tuple[str, int], kind: int) -> Tenant | None:
         """Return the tenant that sent from @client, or None. @kind: IPPROTO_UDP or IPPROTO_TCP.
@@ -257,102 +253,6 @@ class Resolver:
                 return tenant
         noted = self.kernel.maps["clients"].get(CLIENT_KEY.pack(kind, client[1]))
         return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
-
-    def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
-        """Answer a query on the wire from the names of the tenant's networks.
-
-        Returns the reply; b"" to send none, for what is no DNS query; None to forward the query. Raises nothing:
-        a query that cannot be parsed is answered with SERVFAIL.
-        """
-        import dns.exception
-
-        if not is_query(query):
-            return b"" if len(query) < 12 or query[2] & 0x80 else _failed(query)
-        try:
-            return self._answer(tenant, query)
-        except (dns.exception.DNSException, ValueError) as error:
-            log.debug("names: %s: %s", tenant.name, error)
-            return _failed(query)
-
-    def _answer(self, tenant: Tenant, query: bytes) -> bytes | None:
-        import dns.flags
-        import dns.message
-        import dns.rcode
-        import dns.rdatatype
-        import dns.reversename
-        import dns.rrset
-
-        message = dns.message.from_wire(query)
-        question = message.question[0]
-        reply = dns.message.make_response(message)
-        reply.flags |= dns.flags.RA
-        name = question.name.to_text(omit_final_dot=True).lower()
-        found: list[str] = []
-        if question.rdtype == dns.rdatatype.PTR:
-            found = [f"{n}." for n in self._names_at(tenant, question.name, dns.reversename.to_address)]
-        addresses = self._addresses(tenant, name) if not found else []
-        if question.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
-            found = [str(a) for a in addresses if a.v4 == (question.rdtype == dns.rdatatype.A)]
-        if found:
-            reply.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", question.rdtype, found))
-            return reply.to_wire()
-        if addresses:
-            return reply.to_wire()  # the name exists, but has no record of this type: NOERROR, no answer
-        if not tenant.egress_host:
-            reply.set_rcode(dns.rcode.NXDOMAIN)  # it may not connect as the host does: no names of the outside
-            return reply.to_wire()
-        return None
-
-    def _neighbours(self, tenant: Tenant) -> list[tuple[Tenant, list[Address]]]:
-        """Return the tenants that share a network with @tenant, itself included, with their addresses there."""
-        networks = {attachment.network for attachment in tenant.attached}
-        found = []
-        for other in list(self.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
-            addresses = [o.address for a in list(other.attached) if a.network in networks for o in a.addresses]
-            if addresses:
-                found.append((other, addresses))
-        return found
-
-    def _addresses(self, tenant: Tenant, name: str) -> list[Address]:
-        found = []
-        for other, addresses in self._neighbours(tenant):
-            if name in self.names(other):
-                # a server's socket is bound to one address; if the container has both families, to the IPv4 one
-                found += [a for a in addresses if a.v4] or addresses
-        return found
-
-    def _names_at(
-        self, tenant: Tenant, pointer: "dns.name.Name", to_address: Callable[["dns.name.Name"], str]
-    ) -> list[str]:
-        try:
-            text = to_address(pointer)
-        except Exception:  # dnspython raises any of a dozen types for a name that is no address
-            return []
-        for other, addresses in self._neighbours(tenant):
-            if text in map(str, addresses):
-                return [other.name]
-        return []
-
-    def names(self, tenant: Tenant) -> set[str]:
-        """Return all names of a container, in lower case."""
-        found = {n for attachment in tenant.attached for n in attachment.names}
-        for number, member in tenant.members.items():
-            found |= {member.name, number[:12]}
-            if member.directory:
-                found.update(self._docker_names(member.directory))
-        return {n.lower() for n in found if n}
-
-    def _docker_names(self, directory: str) -> list[str]:
-        """Return the names in config.v2.json in Docker's @directory. It is cached until its mtime changes."""
-        path = f"{directory}/config.v2.json"
-        try:
-            changed = os.stat(path).st_mtime_ns
-            if self.files.get(path, (0, []))[0] != changed:
-                with open(path, "rb") as file:
-                    self.files[path] = (changed, docker_names(json.load(file)))
-        except (OSError, ValueError):
-            self.files.pop(path, None)
-        return self.files.get(path, (0, []))[1]
 
 
 def nameservers() -> list[str]:

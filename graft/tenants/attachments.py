@@ -14,7 +14,7 @@ from graft.kernel.addresses import end_connections, has_address
 from graft.rules.address import Address
 from graft.rules.own_address import Own
 from graft.rules.publication import Publication, host_addresses
-from graft.tenants import ports
+from graft.tenants import ports, publish
 from graft.tenants.attachment import Attachment, since_boot
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Expected, Tenant
@@ -88,14 +88,14 @@ def _check_ports(
 ) -> None:
     """Raise Refused unless one container may publish these beside @taken, which are its own already.
 
-    @where and @shared are those of Registry.check_free.
+    @where and @shared are those of publish.check_free.
     """
     accepted = list(taken)
     for publication in publications:
         addresses = host_addresses(publication, ipv6=registry.ipv6)
         ports.check_conflicts(publication, addresses, accepted, "this one")
         ports.check_inside(publication, addresses, accepted)
-        registry.check_free(publication, addresses, where=where, shared=shared)
+        publish.check_free(registry, publication, addresses, where=where, shared=shared)
         accepted.append(publication)
 
 
@@ -110,7 +110,7 @@ def attach(registry: Registry, tenant: Tenant) -> None:
         if attachment.in_netns(tenant.netns, tenant.table.cookie) and attachment not in tenant.attached:
             tenant.attached.append(attachment)
             try:
-                registry.publish(tenant, attachment.publications)
+                publish.publish(registry, tenant, attachment.publications)
             except BaseException:
                 tenant.attached.remove(attachment)
                 raise
@@ -137,7 +137,7 @@ def republish(registry: Registry, attachment: Attachment) -> None:
     """Give an attachment's new ports to its container. Raises Refused if one is not free."""
     for tenant in registry.tenants.values():
         if attachment in tenant.attached:
-            registry.publish(tenant, attachment.publications)
+            publish.publish(registry, tenant, attachment.publications)
             registry.apply(tenant)
     registry.save()
 
@@ -174,7 +174,7 @@ def leave(registry: Registry, attachment: Attachment) -> None:
             tenant.attached.remove(attachment)
             for publication in attachment.publications:
                 if publication in tenant.publications:
-                    registry.unpublish(tenant, publication)
+                    publish.unpublish(tenant, publication)
             registry.apply(tenant)
             for own in attachment.addresses:
                 end_connections(own.address)

@@ -1,0 +1,130 @@
+"""Orders of engines on the admin socket: graft-runtime, Podman's hook and graft-cni."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from graft import protocol
+from graft.daemon.admission import expect_target
+from graft.daemon.connection import Connection
+from graft.daemon.tenancy import Tenancy
+from graft.engines import bundle
+from graft.engines.container import Container, wish
+from graft.engines.resolver import Resolver
+from graft.errors import GraftError, Refused, UsageError
+from graft.kernel import addresses, linux
+from graft.kernel.netns import netns_cookie_of
+from graft.log import log
+from graft.rules.address import parse_address
+from graft.rules.own_address import network_of
+from graft.rules.publication import parse_publication
+from graft.tenants import attachments
+from graft.tenants.attachment import Attachment
+
+Reply = dict[str, Any] | list[Any]
+
+
+class EngineOrders:
+    """One method an order, as Admin has them. Each raises GraftError, and then nothing has changed."""
+
+    def __init__(self, tenancy: Tenancy, resolver: Resolver) -> None:
+        self.tenancy = tenancy
+        self.resolver = resolver
+
+    def bundle(self, connection: Connection, request: protocol.Bundle, _fds: list[int]) -> Reply:
+        """graft-runtime, before the real runtime's `create`: add the traps to the bundle's config.json."""
+        path = Path(request.bundle, "config.json")
+        bundle.write(path, self._edited(connection.pid, bundle.read(path), request.id))
+        return {}
+
+    def hook(self, connection: Connection, request: protocol.Hook, _fds: list[int]) -> Reply:
+        """Podman's `precreate` hook: returns config.json with the traps."""
+        return self._edited(linux.parent(connection.pid), request.config, "")
+
+    def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
+        try:
+            return self._edit(creator, config, number)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            log.warning("container %s: %r", number, error)
+            raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
+
+    def _edit(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
+        container = bundle.identify(config, number)
+        try:
+            self._check_network(container)
+            asked = wish(container)
+            expect_target(self.tenancy, asked, container, creator)
+            return bundle.edit(config, asked, self.tenancy.directory)
+        except GraftError as error:
+            log.warning("container %s: %s", container.name, error)
+            raise
+
+    def _check_network(self, container: Container) -> None:
+        """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
+        if container.network:
+            attached = [a for t in self.tenancy.registry.tenants.values() for a in t.attached]
+            if all(a in attached or not a.sandbox for a in self.tenancy.registry.attachments.values()):
+                raise Refused(
+                    f"network '{container.network}' is not graft's",
+                    hint="--network none, or a network made by 'docker network create -d graft NAME'",
+                    code="EINVAL",
+                )
+        if container.where[0] not in (0, self.tenancy.registry.home):
+            names = [n for n in bundle.devices(container.path) if n != "lo"]
+            if names:
+                raise Refused(
+                    f"the container has a network of its own ({names[0]})",
+                    hint="--network none, or a network of graft",
+                    code="EINVAL",
+                )
+
+    def attach(self, _connection: Connection, request: protocol.Attach, fds: list[int]) -> Reply:
+        """graft-cni ADD: attach a namespace to a network of CNI. The descriptor is the namespace.
+
+        Repeated for the same key, it replaces the attachment. Raises GraftError.
+        """
+        if len(fds) != 1:
+            raise UsageError("attach carries one descriptor, the namespace")
+        registry_ = self.tenancy.registry
+        linux.check_netns(fds[0])
+        attachment = Attachment(request.key, f"cni/{request.network}")
+        attachment.netns, attachment.cookie = os.fstat(fds[0]).st_ino, netns_cookie_of(fds[0])
+        if attachment.netns == registry_.home:
+            raise UsageError("the namespace is the host's own")
+        number = attachments.number(registry_, attachment.network)
+        attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
+        attachment.publications = [parse_publication(p) for p in request.publish]
+        attachment.offered = [{"publish": str(p)} for p in attachment.publications]
+        if attachments.twins_inside(registry_, attachment):  # each of a container's networks names its ports
+            attachment.publications = []
+        attachment.names = [n for n in request.names if n]
+        if request.resolver:
+            attachment.resolver = parse_address(request.resolver)
+        attachments.detach(registry_, request.key)
+        attachments.add(registry_, attachment)
+        try:
+            attachments.join(registry_, attachment)
+        except BaseException:
+            attachments.detach(registry_, request.key)
+            raise
+        self.resolver.start()
+        os.close(fds[0])
+        return {}
+
+    def attached(self, _connection: Connection, request: protocol.Attached, _fds: list[int]) -> Reply:
+        """graft-cni CHECK: the attachment's addresses that the host has. Raises Refused if there is no attachment."""
+        attachment = self.tenancy.registry.attachments.get(request.key)
+        if attachment is None:
+            raise Refused("the container is not attached", code="ENOENT")
+        here = addresses.addresses()
+        return {"addresses": [str(own.address) for own in attachment.addresses if str(own.address) in here]}
+
+    def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
+        """graft-cni DEL: drop an attachment. One that does not exist is no error (CNI specification, DEL)."""
+        registry_ = self.tenancy.registry
+        gone = registry_.attachments.get(request.key)
+        if gone:
+            attachments.hand_on(registry_, gone, attachments.twins_inside(registry_, gone))
+        attachments.detach(registry_, request.key)
+        self.resolver.start()
+        return {}

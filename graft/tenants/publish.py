@@ -1,0 +1,102 @@
+"""Publications of tenants (`-p`): given, checked against what others have or expect, and taken back.
+
+Functions on the registry. They change tables and rules; Registry.apply() brings those to the kernel.
+"""
+
+import os
+import socket
+from collections.abc import Iterable
+
+from graft.errors import Refused
+from graft.kernel.stamps import OWN_TENANT, Stamper
+from graft.rules.address import Address
+from graft.rules.endpoint import Endpoint, IngressRule
+from graft.rules.publication import Publication, host_addresses, published
+from graft.tenants import ports
+from graft.tenants.attachment import Attachment
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import OWNER_BASE, Tenant
+
+
+def publish(registry: Registry, tenant: Tenant, publications: Iterable[Publication]) -> None:
+    """Add `-p` publications to a tenant's table and rules; `apply` brings them to the kernel.
+
+    Raises Refused for a port that is in use; then nothing has changed.
+    """
+    taken = set(tenant.table.endpoints)
+    made: list[tuple[Endpoint, IngressRule]] = []
+    accepted: list[Publication] = []
+    for publication in publications:
+        pairs = published(publication, taken, ipv6=registry.ipv6)
+        addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
+        ports.check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
+        ports.check_inside(publication, addresses, [*tenant.publications, *accepted])
+        check_free(
+            registry, publication, addresses, where=(tenant.netns, tenant.table.cookie), shared=bool(tenant.owned)
+        )
+        made += pairs
+        accepted.append(publication)
+    for endpoint, rule in made:
+        tenant.table.endpoints[endpoint.name] = endpoint
+        tenant.ingress.append(rule)
+    tenant.publications += accepted
+
+
+def check_free(
+    registry: Registry,
+    publication: Publication,
+    addresses: list[Address],
+    *,
+    where: tuple[int, int],
+    shared: bool,
+) -> None:
+    """Raise Refused, with the holder's name, unless a container in the namespace @where may publish this.
+
+    @where is its inode and cookie. @shared: the container has an address of its own, so that its sockets share
+    port numbers with those of other such containers (`Tenant.owner`).
+    """
+    for other in registry.tenants.values():
+        if (other.netns, other.table.cookie) != where:
+            ports.check_conflicts(publication, addresses, other.publications, other.name)
+    for attachment in registry.attachments.values():
+        if not attachment.in_netns(*where):
+            ports.check_conflicts(publication, addresses, attachment.publications, _label(registry, attachment))
+
+    for expected in registry.expected.values():
+        if expected.holds() and (expected.where == (0, 0) or expected.where != where):
+            ports.check_conflicts(publication, addresses, expected.publications, expected.name)
+
+    def own(probe: socket.socket) -> None:
+        Stamper(registry.kernel.maps["stamps"]).stamp(probe.fileno(), OWN_TENANT, 0)
+        if shared:
+            os.fchown(probe.fileno(), OWNER_BASE, -1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+    ports.check_publication(publication, addresses, own)
+
+
+def _label(registry: Registry, attachment: Attachment) -> str:
+    """The name of the container that has an attachment, for messages."""
+    tenant = next((t for t in registry.tenants.values() if attachment in t.attached), None)
+    return tenant.name if tenant else next(iter(attachment.names), attachment.key)
+
+
+def unpublish(tenant: Tenant, publication: Publication) -> None:
+    """Undo a publication; sockets that are bound through it stay open. Raises Refused if there is none."""
+    if publication not in tenant.publications:
+        raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
+    tenant.publications.remove(publication)
+    last = publication.first + publication.span - 1
+    addresses = host_addresses(publication)
+    gone = [
+        rule
+        for rule in tenant.ingress
+        if (rule.first, rule.last, rule.protocols) == (publication.first, last, (publication.protocol,))
+        and (endpoint := tenant.table.endpoints.get(rule.endpoint)) is not None
+        and endpoint.published
+        and endpoint.port == publication.host_first
+        and endpoint.address in addresses
+    ]
+    for rule in gone:
+        tenant.ingress.remove(rule)
+        del tenant.table.endpoints[rule.endpoint]
