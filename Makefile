@@ -47,7 +47,7 @@ $(BPF_OBJECT): $(BPF_SOURCES)
 	@echo "graft: compile $@"
 	@$(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 
-$(HELPER): csrc/sup.c csrc/sup.h csrc/graft.h
+$(HELPER): csrc/sup.c csrc/sup.h csrc/abi.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $< -o $@
 

@@ -1,98 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * loopback.bpf.h - the rules, and the container's own loopback: who listens there
+ * loopback.bpf.h - the container's own loopback: who listens there
  */
 #ifndef LOOPBACK_BPF_H
 #define LOOPBACK_BPF_H
 
-#include "core.bpf.h"
-
-/* ---- rules ---- */
-
-static __noinline struct graft_ingress *ingress_rule(__u32 tenant, __u32 proto, struct graft_addr *a)
-{
-	struct graft_ingress_key key = {.prefixlen = INGRESS_FIXED_BITS + 16, .tenant = tenant};
-
-	if (!a)
-		return NULL;
-	key.proto = proto;
-	key.family = is_v4(a) ? GRAFT_INET : GRAFT_INET6;
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	key.port_be = bpf_htons((__u16)a->port);
-	return bpf_map_lookup_elem(&ingress, &key);
-}
-
-static __always_inline __u32 ingress_port(const struct graft_ingress *rule, __u32 port)
-{
-	return rule->span ? rule->port + port - rule->first : rule->port;
-}
-
-static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_addr *a)
-{
-	struct graft_egress_key key = {.prefixlen = EGRESS_FIXED_BITS + 128, .tenant = tenant};
-
-	if (!a)
-		return NULL;
-	key.family = is_v4(a) ? GRAFT_INET : GRAFT_INET6;
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	return bpf_map_lookup_elem(&egress, &key);
-}
-
-static __always_inline struct graft_egress *default_source(__u32 tenant)
-{
-	struct graft_egress_key key = {
-		.prefixlen = EGRESS_FIXED_BITS + 128, .tenant = tenant, .family = GRAFT_DEFAULT};
-
-	return bpf_map_lookup_elem(&egress, &key);
-}
-
-/*
- * Where this socket leaves from on its way to @a; NULL if it may not. A socket of AF_GRAFT that nobody bound
- * leaves from `default-source`. A wrapper inside a container has rules of its own; the container's must
- * allow the destination as well.
- */
-static __noinline struct graft_egress *leave(struct graft_stamp *stamp, struct graft_tenant *tenant,
-					     struct graft_addr *a)
-{
-	if (!stamp || !tenant || !a)
-		return NULL;
-	if (tenant->parent && !is_loopback(a) && !egress_rule(tenant->parent, a))
-		return NULL;
-	if (stamp->flags & STAMP_FAMILY) {
-		if (!(tenant->flags & TENANT_STRICT) && !egress_rule(stamp->tenant, a))
-			return NULL;
-		return default_source(stamp->tenant);
-	}
-	return egress_rule(stamp->tenant, a);
-}
-
-/* Bound to an endpoint by name, outside any container: it may go where that address goes, as in AF_GRAFT. */
-static __noinline bool named_may(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
-{
-	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT) || !(stamp->flags & STAMP_NAMED))
-		return false;
-	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
-}
-
-/* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
-static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
-{
-	struct graft_asker_key key = {.tenant = tenant};
-
-	if (!a)
-		return false;
-	key.port = a->port;
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	return bpf_map_lookup_elem(&askers, &key) != NULL;
-}
-
-/* A published UDP server answers a client on the host's own loopback, which is not the container's. */
-static __always_inline bool answers(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
-{
-	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && asked_us(stamp->tenant, a);
-}
-
-/* ---- the container's loopback ---- */
+#include "report.bpf.h"
+#include "rules.bpf.h"
+#include "slice.bpf.h"
 
 /* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
 enum { NOBODY, OWN, OWN_CHOSEN, ALIEN };
@@ -280,99 +195,6 @@ __noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_ad
 		return OWN;
 	}
 	return who;
-}
-
-/* ---- containers' own addresses ---- */
-
-/*
- * Lead what is sent to @a, which is @owner's, to where its server is: at the host's port where it has published the
- * port, at its first address where it has several. False if somebody else would get it, on the host's wildcard.
- */
-__noinline int reach(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *a)
-{
-	struct graft_dynamic_key key = {.tenant = owner};
-	struct graft_addr at = {}, from = {};
-	struct graft_tenant *tenant;
-	struct graft_ingress *rule;
-	__u32 *port;
-	int who;
-	bool v4;
-
-	if (!a)
-		return false;
-	v4 = is_v4(a);
-	if (v4)
-		set_v4(&at, 0);
-	at.port = a->port;
-	rule = ingress_rule(owner, ctx->protocol, &at);
-	if (rule && !rule->place) {
-		if (!is_any(rule->ip))
-			__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
-		a->port = ingress_port(rule, at.port);
-		if (!a->port) {
-			key.proto = ctx->protocol;
-			key.family = v4 ? GRAFT_INET : GRAFT_INET6;
-			key.port = at.port;
-			port = bpf_map_lookup_elem(&dynamic, &key);
-			a->port = port ? *port : at.port;
-		}
-	}
-	if (v4)
-		set_v4(&from, 0);
-	who = receiver(ctx, owner, a, &from);
-	if (who == NOBODY && !rule) {
-		tenant = bpf_map_lookup_elem(&tenants, &owner);
-		if (!tenant)
-			return false;
-		if (v4 && tenant->own4)
-			set_v4(a, tenant->own4);
-		else if (!v4 && tenant->own6[0])
-			__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
-		who = receiver(ctx, owner, a, &from);
-	}
-	return who != ALIEN;
-}
-
-enum { VISIT_ELSEWHERE, VISIT_REACHED, VISIT_NOBODY, VISIT_FOREIGN };
-
-/* Is @a an address of a container, and may this tenant go there, by @rule? Then the real one is put there. */
-static __noinline int visit(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_egress *rule)
-{
-	struct graft_owner *to, *from;
-	struct graft_tenant *who;
-
-	if (!a)
-		return VISIT_ELSEWHERE;
-	to = owner_of(a);
-	from = rule ? owner_of((struct graft_addr *)rule) : NULL;
-	if (!to) {
-		/* a network's rule leads to its members; where egress is narrowed, to nobody else in its prefix */
-		who = bpf_map_lookup_elem(&tenants, &tenant);
-		if (from && from->network && who && who->flags & TENANT_REPLIES)
-			return VISIT_FOREIGN;
-		return VISIT_ELSEWHERE;
-	}
-	if (to->network && to->tenant != tenant) {
-		if (!from || from->tenant != tenant || from->network != to->network)
-			return VISIT_FOREIGN;
-	}
-	return reach(ctx, to->tenant, a) ? VISIT_REACHED : VISIT_NOBODY;
-}
-
-/* Is @a another container's, or the resolver's? */
-static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a)
-{
-	struct graft_owner *owner = owner_of(a);
-
-	return owner && owner->tenant != tenant;
-}
-
-/* Is @a the tenant's own? Leaving needs no rule then. */
-static __always_inline bool is_own(__u32 tenant, const struct graft_addr *a)
-{
-	struct graft_owner *owner = owner_of(a);
-
-	return owner && owner->tenant == tenant;
 }
 
 enum { LOCAL_REFUSED, LOCAL_OWN, LOCAL_HOST, LOCAL_NAMED };

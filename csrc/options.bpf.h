@@ -9,6 +9,8 @@
 #ifndef OPTIONS_BPF_H
 #define OPTIONS_BPF_H
 
+#include "report.bpf.h"
+
 #define SOL_SOCKET_ 1
 #define SOL_IP_ 0
 #define SOL_TCP_ 6
@@ -113,6 +115,135 @@ static __always_inline bool tcp_option_forbidden(__u32 name)
 		return true;
 	}
 	return false;
+}
+
+static __always_inline bool option_forbidden(struct bpf_sockopt *ctx)
+{
+	__u8 *value = ctx->optval, *end = ctx->optval_end;
+
+	switch (ctx->level) {
+	case SOL_SOCKET_:
+		if (ctx->optname == SO_PRIORITY_)
+			return value + 4 <= end && *(__u32 *)value > 6;
+		return socket_option_forbidden(ctx->optname);
+	case SOL_IP_:
+		return ip_option_forbidden(ctx->optname);
+	case SOL_IPV6_:
+		return ipv6_option_forbidden(ctx->optname);
+	case SOL_TCP_:
+		if (ctx->optname == TCP_ULP_)
+			return !(value + 3 <= end && value[0] == 't' && value[1] == 'l' && value[2] == 's');
+		return tcp_option_forbidden(ctx->optname);
+	}
+	return false;
+}
+
+/* graftd has sockets of other families, which are nobody's but its own. */
+static __always_inline bool is_internet(const struct bpf_sock *sk)
+{
+	return sk && (sk->family == AF_INET || sk->family == AF_INET6);
+}
+
+static __always_inline void set_flag(struct graft_stamp *stamp, __u32 flag, __u32 value)
+{
+	stamp->flags = value ? stamp->flags | flag : stamp->flags & ~flag;
+}
+
+static __always_inline __u32 reuse_flag(__s32 name)
+{
+	return name == SO_REUSEADDR_ ? STAMP_REUSEADDR : name == SO_REUSEPORT_ ? STAMP_REUSEPORT : 0;
+}
+
+SEC("cgroup/setsockopt")
+int graft_setsockopt(struct bpf_sockopt *ctx)
+{
+	struct graft_stamp *stamp = stamp_on(ctx->sk);
+	struct graft_addr what = {};
+	__u8 *value = ctx->optval, *end = ctx->optval_end;
+
+	if ((stamp && stamp->tenant == GRAFT_OWN) || !is_internet(ctx->sk))
+		return ALLOW;
+	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_)
+		return ALLOW; /* graftd, just before it stamps; an accepted socket cannot be bound anyway */
+	if (option_forbidden(ctx)) {
+		what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
+		return deny(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0, &what);
+	}
+	if (!stamp || value + 4 > end)
+		return ALLOW;
+	if (ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && !ctx->sk->src_port)
+		set_flag(stamp, STAMP_V6ONLY, *(__u32 *)value); /* of a bound socket the kernel refuses it */
+	if (ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname)) {
+		set_flag(stamp, reuse_flag(ctx->optname), *(__u32 *)value);
+		ctx->optlen = -1; /* not the kernel's to set, see set_reuse() */
+	}
+	return ALLOW;
+}
+
+/* Answer who stamped the socket, and count it, once. */
+static __always_inline int probe(struct bpf_sockopt *ctx, struct graft_stamp *stamp)
+{
+	struct graft_probe *answer = ctx->optval;
+	struct graft_usage *used = usage_of(stamp);
+
+	if ((void *)(answer + 1) > ctx->optval_end)
+		return ALLOW;
+	answer->tenant = stamp->tenant;
+	answer->over = 0;
+	if (used && !(stamp->flags & STAMP_COUNTED)) {
+		stamp->flags |= STAMP_COUNTED;
+		__sync_fetch_and_add(&used->sockets, 1);
+		if (ctx->sk->protocol == IPPROTO_UDP)
+			__sync_fetch_and_add(&used->udp, 1);
+		answer->over = used->sockets > used->sockets_max || used->udp > used->udp_max;
+	}
+	ctx->optlen = sizeof(*answer);
+	*(volatile __s32 *)&ctx->retval =
+		0; /* volatile: clang would store both at once, which the verifier refuses */
+	return ALLOW;
+}
+
+SEC("cgroup/getsockopt")
+int graft_getsockopt(struct bpf_sockopt *ctx)
+{
+	__u8 *value = ctx->optval, *end = ctx->optval_end;
+	struct graft_tenant *tenant;
+	struct graft_stamp *stamp;
+
+	if (!is_internet(ctx->sk))
+		return ALLOW;
+	stamp = stamp_on(ctx->sk);
+	if (ctx->level == GRAFT_LEVEL && ctx->optname == GRAFT_PROBE && stamp)
+		return probe(ctx, stamp);
+	if ((ctx->level == SOL_IP_ && ctx->optname >= IP_FIREWALL_) ||
+	    (ctx->level == SOL_IPV6_ && ipv6_reads_firewall(ctx->optname)))
+		return stamp && stamp->tenant == GRAFT_OWN;
+	if (ctx->retval || ctx->level != SOL_SOCKET_)
+		return ALLOW;
+	if (ctx->optname == SO_NETNS_COOKIE_ && value + 8 <= end) {
+		tenant = stamp ? tenant_of(stamp) : NULL;
+		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
+	}
+	if (stamp && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) && value + 4 <= end)
+		*(__u32 *)value = !!(stamp->flags & reuse_flag(ctx->optname));
+	return ALLOW;
+}
+
+SEC("cgroup/sock_release")
+int graft_sock_release(struct bpf_sock *sk)
+{
+	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_usage *used;
+
+	if (!stamp || !(stamp->flags & STAMP_COUNTED))
+		return ALLOW;
+	used = usage_of(stamp);
+	if (used) {
+		__sync_fetch_and_add(&used->sockets, -1);
+		if (sk->protocol == IPPROTO_UDP)
+			__sync_fetch_and_add(&used->udp, -1);
+	}
+	return ALLOW;
 }
 
 #endif

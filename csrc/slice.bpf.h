@@ -1,48 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * slice.bpf.h - address arithmetic: IPv4 as ::ffff:a.b.c.d, and the tenants' loopback blocks
+ * slice.bpf.h - arithmetic of the tenants' loopback blocks
  */
 #ifndef SLICE_BPF_H
 #define SLICE_BPF_H
 
-#define MAPPED bpf_htonl(0xffff)
-
-static __always_inline bool is_v4(const struct graft_addr *a)
-{
-	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == MAPPED;
-}
-
-static __always_inline void set_v4(struct graft_addr *a, __be32 ip)
-{
-	a->ip[0] = 0;
-	a->ip[1] = 0;
-	a->ip[2] = MAPPED;
-	a->ip[3] = ip;
-}
-
-static __always_inline bool same_ip(const __u32 *a, const __u32 *b)
-{
-	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
-}
-
-static __always_inline bool same_addr(const struct graft_addr *a, const struct graft_addr *b)
-{
-	return a->port == b->port && same_ip(a->ip, b->ip);
-}
-
-/* 0.0.0.0, ::ffff:0.0.0.0 or :: */
-static __always_inline bool is_any(const __u32 *ip)
-{
-	return ip[0] == 0 && ip[1] == 0 && ip[3] == 0 && (ip[2] == 0 || ip[2] == MAPPED);
-}
-
-/* 127.0.0.0/8 or ::1 */
-static __always_inline bool is_loopback(const struct graft_addr *a)
-{
-	if (is_v4(a))
-		return (a->ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == 0 && a->ip[3] == bpf_htonl(1);
-}
+#include "address.bpf.h"
 
 /* An address of anybody's block? */
 static __always_inline bool in_slices(const struct graft_addr *a)
@@ -99,18 +62,6 @@ static __always_inline int slice_index(const struct graft_addr *a, __u32 slot)
 		return -1;
 	}
 	return low <= SLICE_DYNAMIC ? (int)low : -1;
-}
-
-static __always_inline void set_loopback(struct graft_addr *a)
-{
-	if (is_v4(a)) {
-		a->ip[3] = bpf_htonl(0x7f000001);
-		return;
-	}
-	a->ip[0] = 0;
-	a->ip[1] = 0;
-	a->ip[2] = 0;
-	a->ip[3] = bpf_htonl(1);
 }
 
 /* The inverse of slice_addr(): show an address of the block as the container knows it. */

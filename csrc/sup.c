@@ -52,7 +52,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "graft.h"
+#include "abi.h"
 #include "sup.h"
 
 #define THREADS 8

@@ -29,7 +29,7 @@ OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 
 class Stamp(NamedTuple):
-    """struct graft_stamp (csrc/graft.h): whose a socket is, in the kernel's socket storage.
+    """struct graft_stamp (csrc/abi.h): whose a socket is, in the kernel's socket storage.
 
     Each address is 16 bytes, IPv4 ones mapped, with a port in host order.
     """

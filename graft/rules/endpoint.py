@@ -8,7 +8,7 @@
     publication   [HADDR:]HPORT[-HPORT]:PORT[-PORT][/tcp|/udp]    -p
 
 The grammar is AF_GRAFT's (iproute2's `ip graft`, libgraft-convert). An address is 16 bytes in network order, IPv4 as
-::ffff:a.b.c.d, as in csrc/graft.h. The parsers raise UsageError with the text, the position in it, and the form that
+::ffff:a.b.c.d, as in csrc/abi.h. The parsers raise UsageError with the text, the position in it, and the form that
 is expected.
 """
 

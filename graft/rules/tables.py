@@ -12,7 +12,7 @@ The BPF programs cannot exchange the socket that socket(2) gave. Endpoints of ty
 namespace, need another socket, so graftd decides those calls. It looks the endpoint up with `match_ingress` and
 `match_egress`, which must decide as the entries do (tests/unit/test_policy.py compares them).
 
-The layouts are those of csrc/graft.h; tests/unit/test_layout.py compares them.
+The layouts are those of csrc/abi.h; tests/unit/test_layout.py compares them.
 """
 
 import struct

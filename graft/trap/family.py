@@ -78,7 +78,7 @@ class Option:
 
 @dataclass
 class State:
-    """struct graft_family (csrc/graft.h): the endpoint's name, two switches in `flags`, and the options that wait."""
+    """struct graft_family (csrc/abi.h): the endpoint's name, two switches in `flags`, and the options that wait."""
 
     name: str = ""
     flags: int = 0

@@ -1,4 +1,4 @@
-"""csrc/graft.h and the Python side agree, as a C compiler sees the header."""
+"""csrc/abi.h and the Python side agree, as a C compiler sees the header."""
 
 import subprocess
 from pathlib import Path
@@ -12,7 +12,7 @@ PROGRAM = r"""
 #include <stdio.h>
 #include <stddef.h>
 #include <linux/types.h>
-#include "graft.h"
+#include "abi.h"
 #include "sup.h"
 #define SIZE(s) printf("sizeof " #s " %zu\n", sizeof(struct s))
 #define OFFSET(s, m) printf(#s "." #m " %zu\n", offsetof(struct s, m))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * graft.h - what the kernel half and graft/kernel/programs.py share: map keys, values, reasons
+ * abi.h - what the kernel half and graft/kernel/programs.py share: map keys, values, reasons
  *
  * graft/kernel/programs.py packs and unpacks these structures; tests/unit/test_layout.py compiles this header and
  * compares every size, offset and enumerator, so the two cannot drift apart.
@@ -8,8 +8,8 @@
  * IP addresses are 16 bytes in network order everywhere; IPv4 is kept as ::ffff:a.b.c.d. One form for
  * both families lets one function serve both hooks. Ports are in host order unless the name ends in _be.
  */
-#ifndef GRAFT_H
-#define GRAFT_H
+#ifndef ABI_H
+#define ABI_H
 
 #define GRAFT_ABI 4
 #define GRAFT_OWN 0 /* the tenant in the stamp of graftd's own sockets: no policy */

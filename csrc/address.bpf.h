@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * address.bpf.h - one form of address for both families: IPv4 is ::ffff:a.b.c.d
+ */
+#ifndef ADDRESS_BPF_H
+#define ADDRESS_BPF_H
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <stdbool.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define AF_UNSPEC 0
+#define AF_INET 2
+#define AF_INET6 10
+
+#define MAPPED bpf_htonl(0xffff)
+
+static __always_inline bool is_v4(const struct graft_addr *a)
+{
+	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == MAPPED;
+}
+
+static __always_inline void set_v4(struct graft_addr *a, __be32 ip)
+{
+	a->ip[0] = 0;
+	a->ip[1] = 0;
+	a->ip[2] = MAPPED;
+	a->ip[3] = ip;
+}
+
+static __always_inline bool same_ip(const __u32 *a, const __u32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+static __always_inline bool same_addr(const struct graft_addr *a, const struct graft_addr *b)
+{
+	return a->port == b->port && same_ip(a->ip, b->ip);
+}
+
+/* 0.0.0.0, ::ffff:0.0.0.0 or :: */
+static __always_inline bool is_any(const __u32 *ip)
+{
+	return ip[0] == 0 && ip[1] == 0 && ip[3] == 0 && (ip[2] == 0 || ip[2] == MAPPED);
+}
+
+/* 127.0.0.0/8 or ::1 */
+static __always_inline bool is_loopback(const struct graft_addr *a)
+{
+	if (is_v4(a))
+		return (a->ip[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == 0 && a->ip[3] == bpf_htonl(1);
+}
+
+static __always_inline void set_loopback(struct graft_addr *a)
+{
+	if (is_v4(a)) {
+		a->ip[3] = bpf_htonl(0x7f000001);
+		return;
+	}
+	a->ip[0] = 0;
+	a->ip[1] = 0;
+	a->ip[2] = 0;
+	a->ip[3] = bpf_htonl(1);
+}
+
+static __always_inline void load4(struct bpf_sock_addr *ctx, struct graft_addr *a)
+{
+	set_v4(a, ctx->user_ip4);
+	a->port = bpf_ntohs((__u16)ctx->user_port);
+}
+
+static __always_inline void load6(struct bpf_sock_addr *ctx, struct graft_addr *a)
+{
+	a->ip[0] = ctx->user_ip6[0];
+	a->ip[1] = ctx->user_ip6[1];
+	a->ip[2] = ctx->user_ip6[2];
+	a->ip[3] = ctx->user_ip6[3];
+	a->port = bpf_ntohs((__u16)ctx->user_port);
+}
+
+/* Where the socket itself is bound, or connected from. */
+static __always_inline void load_source(const struct bpf_sock_addr *ctx, struct graft_addr *a, bool six)
+{
+	if (!ctx->sk) {
+		set_v4(a, 0);
+		return;
+	}
+	if (!six) {
+		set_v4(a, ctx->sk->src_ip4);
+		return;
+	}
+	a->ip[0] = ctx->sk->src_ip6[0];
+	a->ip[1] = ctx->sk->src_ip6[1];
+	a->ip[2] = ctx->sk->src_ip6[2];
+	a->ip[3] = ctx->sk->src_ip6[3];
+}
+
+static __always_inline void store4(struct bpf_sock_addr *ctx, const struct graft_addr *a)
+{
+	ctx->user_ip4 = a->ip[3];
+	ctx->user_port = bpf_htons((__u16)a->port);
+}
+
+static __always_inline void store6(struct bpf_sock_addr *ctx, const struct graft_addr *a)
+{
+	ctx->user_ip6[0] = a->ip[0];
+	ctx->user_ip6[1] = a->ip[1];
+	ctx->user_ip6[2] = a->ip[2];
+	ctx->user_ip6[3] = a->ip[3];
+	ctx->user_port = bpf_htons((__u16)a->port);
+}
+
+#endif

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * bind.bpf.h - bind() and listen()
+ */
+#ifndef BIND_BPF_H
+#define BIND_BPF_H
+
+#include "options.bpf.h"
+#include "own.bpf.h"
+
+/* Accepted sockets of this server show the program's port. */
+static __always_inline void note_served(__u32 tenant, const struct graft_addr *real, __u32 port)
+{
+	struct graft_served_key key = {.port = real->port};
+	struct graft_served value = {.tenant = tenant, .port = port};
+
+	__builtin_memcpy(key.ip, real->ip, sizeof(key.ip));
+	bpf_map_update_elem(&served, &key, &value, BPF_ANY);
+}
+
+static __always_inline int bound(struct graft_stamp *stamp, const struct graft_addr *asked,
+				 const struct graft_addr *real, __u32 how)
+{
+	stamp->local = *asked;
+	stamp->local_real = *real;
+	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL)) | how;
+	return BIND_ALLOW;
+}
+
+/*
+ * The options by which UDP sockets share a port hold where a rule, an address of its own or the container's loopback
+ * lets one bind. For a port that the kernel chooses it would choose a host's or another's that has set them, too.
+ */
+static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
+{
+	int addr, port;
+
+	if (!stamp || ctx->protocol != IPPROTO_UDP)
+		return 0;
+	addr = allowed && stamp->flags & STAMP_REUSEADDR;
+	port = allowed && stamp->flags & STAMP_REUSEPORT;
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &addr, sizeof(addr));
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &port, sizeof(port));
+	return 0;
+}
+
+/*
+ * Into the tenant's block. A port that the kernel has chosen for another socket of the container stands at
+ * SLICE_DYNAMIC; a bind to the same number goes there too, so that the kernel decides whether both can be.
+ */
+static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				   struct graft_tenant *tenant, bool dual)
+{
+	struct graft_addr asked, from, chosen;
+	bool v4;
+
+	if (!a || !stamp || !tenant)
+		return DENY;
+	asked = *a;
+	v4 = is_v4(&asked) || dual;
+	slice_addr(a, v4, tenant->slot, asked.port);
+	if (asked.port) {
+		slice_ip(&chosen, v4, tenant->slot, SLICE_DYNAMIC);
+		chosen.port = asked.port;
+		sender(ctx, &from, v4, tenant->slot);
+		if (receiver(ctx, stamp->tenant, &chosen, &from) == OWN_CHOSEN)
+			*a = chosen;
+	}
+	return bound(stamp, &asked, a, STAMP_PRIVATE);
+}
+
+/*
+ * A port of the container's own address, and a port that such a container publishes on the host's wildcard, may have
+ * the same number: with SO_REUSEPORT (graftd gives such sockets one owner) the kernel takes both, and the exact
+ * address gets what is sent to it. With SO_REUSEADDR the connections of the container that had the address before
+ * stand in nobody's way, as in a fresh namespace. Two sockets of the container at one address stay a conflict, as
+ * everywhere; false for one of another container.
+ */
+static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant,
+				 __u32 id)
+{
+	struct graft_addr from = {};
+	struct graft_stamp *stamp;
+	struct bpf_sock *sk;
+	bool here = false, alien = false;
+	int on = 1;
+
+	if (!a || !tenant || !a->port || !(tenant->own4 || tenant->own6[0]))
+		return true;
+	if (is_v4(a))
+		set_v4(&from, 0);
+	sk = look_up(ctx, a, &from);
+	if (sk) {
+		stamp = stamp_of(sk);
+		here = stamp && same_addr(&stamp->local_real, a);
+		alien = here && stamp->tenant != id;
+		bpf_sk_release(sk);
+	}
+	if (alien)
+		return false;
+	if (here)
+		return true;
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &on, sizeof(on));
+	if (ctx->protocol == IPPROTO_TCP)
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &on, sizeof(on));
+	return true;
+}
+
+/* Two containers may have one endpoint: there the owner that those with addresses share must not let both in. */
+static __noinline int keep_port(struct bpf_sock_addr *ctx, struct graft_tenant *tenant)
+{
+	int off = 0;
+
+	if (tenant && (tenant->own4 || tenant->own6[0]))
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &off, sizeof(off));
+	return true;
+}
+
+/* A bind to the wildcard, or to an address of the container's own, that no rule names. */
+static __always_inline bool own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant, bool dual)
+{
+	if (!is_any(a->ip))
+		return is_own(id, a);
+	if (tenant->own4 && (dual || is_v4(a))) {
+		set_v4(a, tenant->own4);
+		return true;
+	}
+	if (tenant->own6[0] && !is_v4(a)) {
+		__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
+		return true;
+	}
+	return false;
+}
+
+/* Decide a bind to @a; on success the real address is in @a. @dual: IPv6 wildcard that takes IPv4 too. */
+static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				  bool dual)
+{
+	struct graft_ingress *rule, *rule4 = NULL;
+	struct graft_tenant *tenant;
+	struct graft_addr asked, v4;
+	__u32 proto = ctx->protocol;
+
+	if (!a || !stamp)
+		return DENY;
+	if (ctx->sk && ctx->sk->src_port) { /* bound: the kernel will refuse, and the stamp is to stay */
+		bpf_set_retval(-EINVAL);
+		return DENY;
+	}
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
+	set_reuse(ctx, stamp, a->port);
+	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
+		stamp->flags &= ~STAMP_FAMILY;
+		return bound(stamp, a, a, STAMP_INGRESS);
+	}
+	asked = *a;
+	rule = ingress_rule(stamp->tenant, proto, &asked);
+	if (dual && !(rule && tenant->flags & TENANT_STRICT)) {
+		set_v4(&v4, 0);
+		v4.port = asked.port;
+		rule4 = ingress_rule(stamp->tenant, proto, &v4);
+		if (!rule) {
+			rule = rule4;
+		} else if (rule4) {
+			if (!is_any(rule->ip) || !is_any(rule4->ip) ||
+			    ingress_port(rule, asked.port) != ingress_port(rule4, asked.port))
+				return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto,
+					    a);
+		} else if (is_any(rule->ip) && rule->ip[2] == 0) {
+			/* [::] on the host would take IPv4 as well, which no rule allows */
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
+		}
+	}
+	if (rule) {
+		if (rule->place != stamp->place)
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
+		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
+		a->port = ingress_port(rule, asked.port);
+		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !keep_port(ctx, tenant))
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		converted(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
+		if (proto == IPPROTO_TCP && a->port)
+			note_served(stamp->tenant, a, asked.port);
+		return bound(stamp, &asked, a, STAMP_INGRESS);
+	}
+	if (tenant->flags & TENANT_STRICT)
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
+	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS)
+		return bound(stamp, &asked, a, STAMP_EPHEMERAL);
+	if (own_address(a, stamp->tenant, tenant, dual)) {
+		if (!share_port(ctx, a, tenant, stamp->tenant))
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		if (proto == IPPROTO_TCP && a->port)
+			note_served(stamp->tenant, a, a->port); /* another's wildcard may have the number */
+		return bound(stamp, &asked, a, STAMP_INGRESS);
+	}
+	if (!is_any(asked.ip) && !is_loopback(&asked))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
+	return bind_private(ctx, a, stamp, tenant, dual);
+}
+
+SEC("cgroup/bind4")
+int graft_bind4(struct bpf_sock_addr *ctx)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr a;
+	int verdict;
+
+	load4(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_BIND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
+	verdict = decide_bind(ctx, &a, stamp, false);
+	if (verdict == BIND_ALLOW)
+		store4(ctx, &a);
+	return verdict & BIND_ALLOW;
+}
+
+SEC("cgroup/bind6")
+int graft_bind6(struct bpf_sock_addr *ctx)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr a;
+	int verdict;
+
+	load6(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_BIND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
+	verdict = decide_bind(ctx, &a, stamp, is_any(a.ip) && !is_v4(&a) && !(stamp->flags & STAMP_V6ONLY));
+	if (verdict == BIND_ALLOW)
+		store6(ctx, &a);
+	return verdict & BIND_ALLOW;
+}
+
+/* The port that the kernel chose for a `dynamic` endpoint: what connects to it from inside wants to know. */
+static __always_inline int note_dynamic(struct bpf_sock *sk)
+{
+	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_dynamic_key key = {};
+	struct graft_addr real;
+	__u32 port;
+
+	if (!stamp || !(stamp->flags & STAMP_INGRESS) || stamp->local_real.port || !stamp->local.port)
+		return ALLOW;
+	port = sk->src_port;
+	key.tenant = stamp->tenant;
+	key.proto = sk->protocol == IPPROTO_UDP ? IPPROTO_UDP : IPPROTO_TCP;
+	key.family = is_v4(&stamp->local) ? GRAFT_INET : GRAFT_INET6;
+	key.port = stamp->local.port;
+	bpf_map_update_elem(&dynamic, &key, &port, BPF_ANY);
+	if (key.proto == IPPROTO_TCP) {
+		real = stamp->local_real;
+		real.port = port;
+		note_served(stamp->tenant, &real, stamp->local.port);
+	}
+	return ALLOW;
+}
+
+SEC("cgroup/post_bind4")
+int graft_post_bind4(struct bpf_sock *sk)
+{
+	return note_dynamic(sk);
+}
+
+SEC("cgroup/post_bind6")
+int graft_post_bind6(struct bpf_sock *sk)
+{
+	return note_dynamic(sk);
+}
+
+/*
+ * listen() without a bind runs no bind hook; graftd's trap of listen() binds such a socket first. Where
+ * the trap was evaded (another process got the socket) the listener is tied to an interface that does
+ * not exist, so that nobody reaches it.
+ */
+SEC("sockops")
+int graft_sockops(struct bpf_sock_ops *ctx)
+{
+	struct graft_stamp *stamp;
+	struct graft_addr here = {};
+	int nowhere = 0x7fffffff;
+	struct bpf_sock *sk;
+	__u32 ip4;
+
+	ctx->reply = -1;
+	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
+		return 1;
+	sk = ctx->sk;
+	if (!sk)
+		return 1;
+	stamp = stamp_of(sk);
+	if (stamp && stamp->tenant == GRAFT_OWN)
+		return 1;
+	/* volatile: clang would else share an offset between the branches, which the verifier refuses */
+	ip4 = *(volatile __u32 *)&ctx->local_ip4;
+	here.ip[0] = *(volatile __u32 *)&ctx->local_ip6[0];
+	here.ip[1] = *(volatile __u32 *)&ctx->local_ip6[1];
+	here.ip[2] = *(volatile __u32 *)&ctx->local_ip6[2];
+	here.ip[3] = *(volatile __u32 *)&ctx->local_ip6[3];
+	here.port = ctx->local_port;
+	if (ctx->family == AF_INET)
+		set_v4(&here, ip4);
+	if (stamp && in_slices(&here) && stamp->flags & STAMP_PRIVATE)
+		return 1;
+	if (stamp && stamp->flags & STAMP_INGRESS && same_ip(here.ip, stamp->local_real.ip) &&
+	    !is_anothers(stamp->tenant, &here) && tenant_of(stamp) &&
+	    (!stamp->local_real.port || here.port == stamp->local_real.port))
+		return 1;
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));
+	report(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL,
+	       IPPROTO_TCP, &here, false);
+	return 1;
+}
+
+#endif

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * connect.bpf.h - connect()
+ */
+#ifndef CONNECT_BPF_H
+#define CONNECT_BPF_H
+
+#include "own.bpf.h"
+
+static __always_inline void connected(struct graft_stamp *stamp, const struct graft_addr *asked,
+				      const struct graft_addr *real)
+{
+	stamp->peer = *asked;
+	stamp->peer_real = *real;
+	stamp->flags |= STAMP_CONNECTED;
+}
+
+/* Choose the source of an unbound socket. bpf_bind() on one that has a port would fail. */
+static __noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *source, bool mapped)
+{
+	struct sockaddr_in sin = {};
+	struct sockaddr_in6 sin6 = {};
+
+	if (!source)
+		return -EINVAL;
+	if (is_v4(source) && !mapped) {
+		sin.sin_family = AF_INET;
+		sin.sin_addr.s_addr = source->ip[3];
+		sin.sin_port = bpf_htons((__u16)source->port);
+		return bpf_bind(ctx, (struct sockaddr *)&sin, sizeof(sin));
+	}
+	sin6.sin6_family = AF_INET6;
+	__builtin_memcpy(&sin6.sin6_addr, source->ip, sizeof(source->ip));
+	sin6.sin6_port = bpf_htons((__u16)source->port);
+	return bpf_bind(ctx, (struct sockaddr *)&sin6, sizeof(sin6));
+}
+
+static __always_inline bool has_source(const struct bpf_sock *sk)
+{
+	return sk->src_port || sk->src_ip4;
+}
+
+/* A client of graftd's resolver that was bound before: its port says whose it is. */
+static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
+{
+	struct graft_client_key key = {.proto = ctx->protocol};
+
+	if (!ctx->sk)
+		return 0;
+	key.port = ctx->sk->src_port;
+	bpf_map_update_elem(&clients, &key, &tenant, BPF_ANY);
+	return 0;
+}
+
+/* A source on the loopback goes nowhere else, but for the answers of a server that is published there. */
+static __noinline int stays_inside(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
+{
+	if (!stamp || !source || !a || in_slices(source))
+		return true;
+	return is_loopback(source) && !(stamp->flags & STAMP_INGRESS && same_ip(source->ip, stamp->local_real.ip) &&
+					asked_us(stamp->tenant, a));
+}
+
+/* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
+static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				     bool six)
+{
+	struct graft_addr asked, source;
+	struct graft_tenant *tenant;
+	struct graft_egress *rule;
+	__u32 proto = ctx->protocol;
+	bool strict, inside;
+	__u32 id;
+	int who;
+
+	if (!a || !stamp)
+		return DENY;
+	id = stamp->tenant;
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return deny(id, DENIED(OP_CONNECT, REASON_NO_TENANT), ENETUNREACH, proto, a);
+	asked = *a;
+	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real)) {
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
+	strict = tenant->flags & TENANT_STRICT;
+	if (is_loopback(&asked) || is_any(asked.ip)) {
+		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
+		if (who == LOCAL_REFUSED) {
+			if (strict)
+				return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
+			return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
+		}
+		if ((who == LOCAL_NAMED || (who == LOCAL_OWN && in_slices(a))) && ctx->sk && !has_source(ctx->sk)) {
+			slice_ip(&source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
+			source.port = 0;
+			if (bind_source(ctx, &source, six))
+				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
+					    &asked);
+		} else if (who == LOCAL_NAMED) {
+			note_client(ctx, id);
+		}
+		if (who == LOCAL_OWN || !strict) {
+			connected(stamp, &asked, a);
+			return ALLOW;
+		}
+	} else if (in_slices(a)) {
+		return deny(id, DENIED(OP_CONNECT, REASON_SLICE), ENETUNREACH, proto, &asked);
+	}
+	/* a source on the loopback stays when a connection there fails, or is given up */
+	load_source(ctx, &source, six);
+	inside = !is_loopback(a) && stays_inside(stamp, &source, a);
+	if (!inside && named_may(stamp, tenant, a) && !owner_of(a)) {
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
+	rule = leave(stamp, tenant, a);
+	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
+	if (who == VISIT_FOREIGN)
+		return deny(id, DENIED(OP_CONNECT, REASON_NETWORK), ENETUNREACH, proto, &asked);
+	if (who == VISIT_NOBODY)
+		return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
+	if (who == VISIT_REACHED && !rule) {
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
+	if (!rule) {
+		if (stamp->flags & STAMP_FAMILY)
+			return deny(id, DENIED(OP_CONNECT, REASON_NO_DEFAULT), ENOENT, proto, &asked);
+		if (proto != IPPROTO_UDP || inside || !(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
+			return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
+		connected(stamp, &asked, a);
+		return ALLOW;
+	}
+	if (rule->place != stamp->place)
+		return deny(id, DENIED(OP_CONNECT, REASON_PLACE), ENETUNREACH, proto, &asked);
+	if (inside)
+		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
+	if (!is_any(rule->ip) || rule->port) {
+		if (ctx->sk && has_source(ctx->sk)) {
+			if (!is_any(rule->ip) && !(who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL) &&
+			    !same_ip(source.ip, rule->ip))
+				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
+					    &asked);
+		} else {
+			__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
+			source.port = rule->port;
+			if (bind_source(ctx, &source, six))
+				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
+					    &asked);
+		}
+	}
+	if (who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL)
+		note_client(ctx, id); /* its source will be the one that it connects to */
+	converted(id, tenant, OP_CONNECT << 16 | proto, &asked, (struct graft_addr *)rule);
+	connected(stamp, &asked, a);
+	return ALLOW;
+}
+
+SEC("cgroup/connect4")
+int graft_connect4(struct bpf_sock_addr *ctx)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr a;
+
+	load4(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_CONNECT, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
+	if (!decide_connect(ctx, &a, stamp, false))
+		return DENY;
+	store4(ctx, &a);
+	return ALLOW;
+}
+
+SEC("cgroup/connect6")
+int graft_connect6(struct bpf_sock_addr *ctx)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr a;
+
+	load6(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_CONNECT, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
+	if (!decide_connect(ctx, &a, stamp, true))
+		return DENY;
+	store6(ctx, &a);
+	return ALLOW;
+}
+
+#endif

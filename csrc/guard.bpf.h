@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * guard.bpf.h - the guard, on the cgroup root: it keeps unstamped sockets out
+ */
+#ifndef GUARD_BPF_H
+#define GUARD_BPF_H
+
+#include "own.bpf.h"
+
+#define LED 3 /* allowed, to another address than the program's */
+
+/* Keeps the host's own programs out of private loopbacks, and leads them to containers' own addresses. */
+static __always_inline int guard(struct bpf_sock_addr *ctx, struct graft_addr *a)
+{
+	struct graft_owner *owner = in_slices(a) ? NULL : owner_of(a);
+	struct graft_config *conf;
+	struct graft_addr to;
+	__u32 zero = 0;
+
+	if (!owner && !in_slices(a))
+		return ALLOW;
+	if (stamp_of(ctx->sk))
+		return ALLOW;
+	conf = bpf_map_lookup_elem(&config, &zero);
+	if (!conf || bpf_get_netns_cookie(ctx) != conf->host_cookie)
+		return ALLOW;
+	to = *a;
+	if (!owner)
+		return deny(0, DENIED(OP_GUARD, REASON_SLICE), ECONNREFUSED, ctx->protocol, &to);
+	if (!reach(ctx, owner->tenant, a))
+		return deny(0, DENIED(OP_GUARD, REASON_NOT_LISTENING), ECONNREFUSED, ctx->protocol, &to);
+	return LED;
+}
+
+static __always_inline int guard4(struct bpf_sock_addr *ctx)
+{
+	struct graft_addr a;
+	int verdict;
+
+	load4(ctx, &a);
+	verdict = guard(ctx, &a);
+	if (verdict == LED)
+		store4(ctx, &a);
+	return verdict & ALLOW;
+}
+
+static __always_inline int guard6(struct bpf_sock_addr *ctx)
+{
+	struct graft_addr a;
+	int verdict;
+
+	load6(ctx, &a);
+	verdict = guard(ctx, &a);
+	if (verdict == LED)
+		store6(ctx, &a);
+	return verdict & ALLOW;
+}
+
+SEC("cgroup/connect4")
+int guard_connect4(struct bpf_sock_addr *ctx)
+{
+	return guard4(ctx);
+}
+
+SEC("cgroup/connect6")
+int guard_connect6(struct bpf_sock_addr *ctx)
+{
+	return guard6(ctx);
+}
+
+SEC("cgroup/sendmsg4")
+int guard_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return guard4(ctx);
+}
+
+SEC("cgroup/sendmsg6")
+int guard_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return guard6(ctx);
+}
+
+#endif

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * maps.bpf.h - the maps, and whose a socket or an address is
+ */
+#ifndef MAPS_BPF_H
+#define MAPS_BPF_H
+
+#include "address.bpf.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct graft_stamp);
+} stamps SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct graft_family);
+} families SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct graft_config);
+} config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_tenant);
+} tenants SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_usage);
+} usage SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1048576);
+	__type(key, struct graft_ingress_key);
+	__type(value, struct graft_ingress);
+} ingress SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1048576);
+	__type(key, struct graft_egress_key);
+	__type(value, struct graft_egress);
+} egress SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32[4]);
+	__type(value, struct graft_owner);
+} addresses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct graft_service_key);
+	__type(value, __u32);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct graft_client_key);
+	__type(value, __u32);
+} clients SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct graft_dynamic_key);
+	__type(value, __u32);
+} dynamic SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct graft_served_key);
+	__type(value, struct graft_served);
+} served SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct graft_asker_key);
+	__type(value, __u64);
+} askers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct graft_counter_key);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 256 * 1024);
+} denials SEC(".maps");
+
+static __always_inline struct graft_stamp *stamp_on(struct bpf_sock *sk)
+{
+	return sk ? bpf_sk_storage_get(&stamps, sk, NULL, 0) : NULL;
+}
+
+/* MPTCP: the address hooks run on a subflow, the stamp is on the connection above it. */
+static __always_inline struct graft_stamp *stamp_of(struct bpf_sock *sk)
+{
+	struct graft_stamp *stamp;
+	struct mptcp_sock *msk;
+
+	if (!sk)
+		return NULL;
+	stamp = stamp_on(sk);
+	if (stamp)
+		return stamp;
+	msk = bpf_skc_to_mptcp_sock(sk);
+	if (!msk)
+		return NULL;
+	return bpf_sk_storage_get(&stamps, msk, NULL, 0);
+}
+
+static __always_inline struct graft_owner *owner_of(const struct graft_addr *a)
+{
+	return bpf_map_lookup_elem(&addresses, a->ip);
+}
+
+static __always_inline struct graft_tenant *tenant_of(struct graft_stamp *stamp)
+{
+	__u32 id = stamp->tenant;
+
+	return bpf_map_lookup_elem(&tenants, &id);
+}
+
+static __always_inline struct graft_usage *usage_of(struct graft_stamp *stamp)
+{
+	__u32 id = stamp->tenant;
+
+	return bpf_map_lookup_elem(&usage, &id);
+}
+
+#endif

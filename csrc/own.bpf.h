@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * own.bpf.h - containers' own addresses of the host's stack
+ */
+#ifndef OWN_BPF_H
+#define OWN_BPF_H
+
+#include "loopback.bpf.h"
+
+/*
+ * Lead what is sent to @a, which is @owner's, to where its server is: at the host's port where it has published the
+ * port, at its first address where it has several. False if somebody else would get it, on the host's wildcard.
+ */
+__noinline int reach(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *a)
+{
+	struct graft_dynamic_key key = {.tenant = owner};
+	struct graft_addr at = {}, from = {};
+	struct graft_tenant *tenant;
+	struct graft_ingress *rule;
+	__u32 *port;
+	int who;
+	bool v4;
+
+	if (!a)
+		return false;
+	v4 = is_v4(a);
+	if (v4)
+		set_v4(&at, 0);
+	at.port = a->port;
+	rule = ingress_rule(owner, ctx->protocol, &at);
+	if (rule && !rule->place) {
+		if (!is_any(rule->ip))
+			__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
+		a->port = ingress_port(rule, at.port);
+		if (!a->port) {
+			key.proto = ctx->protocol;
+			key.family = v4 ? GRAFT_INET : GRAFT_INET6;
+			key.port = at.port;
+			port = bpf_map_lookup_elem(&dynamic, &key);
+			a->port = port ? *port : at.port;
+		}
+	}
+	if (v4)
+		set_v4(&from, 0);
+	who = receiver(ctx, owner, a, &from);
+	if (who == NOBODY && !rule) {
+		tenant = bpf_map_lookup_elem(&tenants, &owner);
+		if (!tenant)
+			return false;
+		if (v4 && tenant->own4)
+			set_v4(a, tenant->own4);
+		else if (!v4 && tenant->own6[0])
+			__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
+		who = receiver(ctx, owner, a, &from);
+	}
+	return who != ALIEN;
+}
+
+enum { VISIT_ELSEWHERE, VISIT_REACHED, VISIT_NOBODY, VISIT_FOREIGN };
+
+/* Is @a an address of a container, and may this tenant go there, by @rule? Then the real one is put there. */
+static __noinline int visit(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_egress *rule)
+{
+	struct graft_owner *to, *from;
+	struct graft_tenant *who;
+
+	if (!a)
+		return VISIT_ELSEWHERE;
+	to = owner_of(a);
+	from = rule ? owner_of((struct graft_addr *)rule) : NULL;
+	if (!to) {
+		/* a network's rule leads to its members; where egress is narrowed, to nobody else in its prefix */
+		who = bpf_map_lookup_elem(&tenants, &tenant);
+		if (from && from->network && who && who->flags & TENANT_REPLIES)
+			return VISIT_FOREIGN;
+		return VISIT_ELSEWHERE;
+	}
+	if (to->network && to->tenant != tenant) {
+		if (!from || from->tenant != tenant || from->network != to->network)
+			return VISIT_FOREIGN;
+	}
+	return reach(ctx, to->tenant, a) ? VISIT_REACHED : VISIT_NOBODY;
+}
+
+/* Is @a another container's, or the resolver's? */
+static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a)
+{
+	struct graft_owner *owner = owner_of(a);
+
+	return owner && owner->tenant != tenant;
+}
+
+/* Is @a the tenant's own? Leaving needs no rule then. */
+static __always_inline bool is_own(__u32 tenant, const struct graft_addr *a)
+{
+	struct graft_owner *owner = owner_of(a);
+
+	return owner && owner->tenant == tenant;
+}
+
+#endif

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * report.bpf.h - how a call is refused, and who is told
+ */
+#ifndef REPORT_BPF_H
+#define REPORT_BPF_H
+
+#include "maps.bpf.h"
+
+#define EPERM 1
+#define ENOENT 2
+#define EINVAL 22
+#define EADDRINUSE 98
+#define EADDRNOTAVAIL 99
+#define ENETUNREACH 101
+#define ECONNREFUSED 111
+
+/* Return value of a bind hook: allowed, and a port below 1024 needs no CAP_NET_BIND_SERVICE. */
+#define BIND_ALLOW 3
+#define ALLOW 1
+#define DENY 0
+
+/* @comm: may this program type ask for the command's name? sockops may not on Linux 6.1. */
+static __always_inline void event(__u32 tenant, __u32 op_reason, int error, __u32 proto,
+				  const struct graft_addr *addr, const struct graft_addr *real, bool comm)
+{
+	struct graft_denial *told = bpf_ringbuf_reserve(&denials, sizeof(*told), 0);
+
+	if (!told)
+		return;
+	told->tenant = tenant;
+	told->op = op_reason >> 16;
+	told->reason = op_reason & 0xffff;
+	told->error = error;
+	told->proto = proto;
+	__builtin_memset(&told->addr, 0, sizeof(told->addr));
+	if (addr)
+		told->addr = *addr;
+	__builtin_memset(&told->real, 0, sizeof(told->real));
+	if (real)
+		told->real = *real;
+	__builtin_memset(told->comm, 0, sizeof(told->comm));
+	if (comm)
+		bpf_get_current_comm(told->comm, sizeof(told->comm));
+	bpf_ringbuf_submit(told, 0);
+}
+
+/* Count a refusal and tell of it. */
+static __always_inline void report(__u32 tenant, __u32 op_reason, int error, __u32 proto,
+				   const struct graft_addr *addr, bool comm)
+{
+	struct graft_counter_key key = {.tenant = tenant, .op = op_reason >> 16, .reason = op_reason & 0xffff};
+	__u64 one = 1, *count;
+
+	count = bpf_map_lookup_elem(&counters, &key);
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		bpf_map_update_elem(&counters, &key, &one, BPF_NOEXIST);
+	event(tenant, op_reason, error, proto, addr, NULL, comm);
+}
+
+/* Refuse the call with @error, and say so. */
+static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
+{
+	report(tenant, op_reason, error, proto, addr, true);
+	bpf_set_retval(-error);
+	return DENY;
+}
+
+#define DENIED(op, reason) ((op) << 16 | (reason))
+
+/* Tell of a conversion, where the tenant wants that: @asked became, or leaves from, @real. */
+static __noinline int converted(__u32 id, struct graft_tenant *tenant, __u32 op_proto, struct graft_addr *asked,
+				struct graft_addr *real)
+{
+	if (tenant && asked && real && tenant->flags & TENANT_VERBOSE)
+		event(id, DENIED(op_proto >> 16, REASON_CONVERTED), 0, op_proto & 0xffff, asked, real, true);
+	return 0;
+}
+
+/* An accepted socket that was disconnected, or whatever else graftd has not stamped. */
+static __always_inline int unstamped(struct bpf_sock_addr *ctx, __u32 op, struct graft_addr *a)
+{
+	return deny(GRAFT_OWN, DENIED(op, REASON_UNSTAMPED), EPERM, ctx->protocol, a);
+}
+
+#endif

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * rules.bpf.h - the rules of ingress and egress
+ */
+#ifndef RULES_BPF_H
+#define RULES_BPF_H
+
+#include "maps.bpf.h"
+
+static __noinline struct graft_ingress *ingress_rule(__u32 tenant, __u32 proto, struct graft_addr *a)
+{
+	struct graft_ingress_key key = {.prefixlen = INGRESS_FIXED_BITS + 16, .tenant = tenant};
+
+	if (!a)
+		return NULL;
+	key.proto = proto;
+	key.family = is_v4(a) ? GRAFT_INET : GRAFT_INET6;
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	key.port_be = bpf_htons((__u16)a->port);
+	return bpf_map_lookup_elem(&ingress, &key);
+}
+
+static __always_inline __u32 ingress_port(const struct graft_ingress *rule, __u32 port)
+{
+	return rule->span ? rule->port + port - rule->first : rule->port;
+}
+
+static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_addr *a)
+{
+	struct graft_egress_key key = {.prefixlen = EGRESS_FIXED_BITS + 128, .tenant = tenant};
+
+	if (!a)
+		return NULL;
+	key.family = is_v4(a) ? GRAFT_INET : GRAFT_INET6;
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	return bpf_map_lookup_elem(&egress, &key);
+}
+
+static __always_inline struct graft_egress *default_source(__u32 tenant)
+{
+	struct graft_egress_key key = {
+		.prefixlen = EGRESS_FIXED_BITS + 128, .tenant = tenant, .family = GRAFT_DEFAULT};
+
+	return bpf_map_lookup_elem(&egress, &key);
+}
+
+/*
+ * Where this socket leaves from on its way to @a; NULL if it may not. A socket of AF_GRAFT that nobody bound
+ * leaves from `default-source`. A wrapper inside a container has rules of its own; the container's must
+ * allow the destination as well.
+ */
+static __noinline struct graft_egress *leave(struct graft_stamp *stamp, struct graft_tenant *tenant,
+					     struct graft_addr *a)
+{
+	if (!stamp || !tenant || !a)
+		return NULL;
+	if (tenant->parent && !is_loopback(a) && !egress_rule(tenant->parent, a))
+		return NULL;
+	if (stamp->flags & STAMP_FAMILY) {
+		if (!(tenant->flags & TENANT_STRICT) && !egress_rule(stamp->tenant, a))
+			return NULL;
+		return default_source(stamp->tenant);
+	}
+	return egress_rule(stamp->tenant, a);
+}
+
+/* Bound to an endpoint by name, outside any container: it may go where that address goes, as in AF_GRAFT. */
+static __noinline bool named_may(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
+{
+	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT) || !(stamp->flags & STAMP_NAMED))
+		return false;
+	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
+}
+
+/* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
+static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
+{
+	struct graft_asker_key key = {.tenant = tenant};
+
+	if (!a)
+		return false;
+	key.port = a->port;
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	return bpf_map_lookup_elem(&askers, &key) != NULL;
+}
+
+/* A published UDP server answers a client on the host's own loopback, which is not the container's. */
+static __always_inline bool answers(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+{
+	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && asked_us(stamp->tenant, a);
+}
+
+#endif

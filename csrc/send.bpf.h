@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * send.bpf.h - datagrams that are sent, and the packets that come of them
+ */
+#ifndef SEND_BPF_H
+#define SEND_BPF_H
+
+#include "connect.bpf.h"
+
+/*
+ * Decide a datagram to @a. @bound is the socket's own address, unspecified if it has none. @source is what
+ * the kernel would use: @bound, or what a control message asked for. A program on the wildcard may choose among the
+ * host's addresses, but never a loopback one: that would make it look like another container's neighbour.
+ */
+static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source,
+				  struct graft_addr *bound)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr asked;
+	struct graft_tenant *tenant;
+	struct graft_egress *rule;
+	bool strict;
+	__u32 id;
+	int who;
+
+	if (!a || !source || !bound || !stamp)
+		return DENY;
+	id = stamp->tenant;
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return deny(id, DENIED(OP_SEND, REASON_NO_TENANT), ENETUNREACH, IPPROTO_UDP, a);
+	asked = *a;
+	if (!is_any(bound->ip) || is_loopback(source) || in_slices(source) ||
+	    (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) || is_anothers(id, source))
+		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
+	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real))
+		return ALLOW;
+	strict = tenant->flags & TENANT_STRICT;
+	if (is_loopback(&asked) || is_any(asked.ip)) {
+		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
+		if (who == LOCAL_REFUSED) {
+			if (strict)
+				return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
+			return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
+		}
+		if (who == LOCAL_OWN || who == LOCAL_NAMED) {
+			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
+			if (!strict && (in_slices(a) || is_loopback(a)) && is_any(bound->ip))
+				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
+		}
+		connected(stamp, &asked, a);
+		if (who == LOCAL_OWN || !strict)
+			return ALLOW;
+	} else if (in_slices(a)) {
+		return deny(id, DENIED(OP_SEND, REASON_SLICE), ENETUNREACH, IPPROTO_UDP, &asked);
+	}
+	if (named_may(stamp, tenant, a) && !owner_of(a))
+		return ALLOW;
+	rule = leave(stamp, tenant, a);
+	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
+	if (who == VISIT_FOREIGN)
+		return deny(id, DENIED(OP_SEND, REASON_NETWORK), ENETUNREACH, IPPROTO_UDP, &asked);
+	if (who == VISIT_NOBODY)
+		return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
+	if (who == VISIT_REACHED) {
+		connected(stamp, &asked, a);
+		if (!rule)
+			return ALLOW;
+	}
+	if (!rule) {
+		if (stamp->flags & STAMP_FAMILY)
+			return deny(id, DENIED(OP_SEND, REASON_NO_DEFAULT), ENOENT, IPPROTO_UDP, &asked);
+		if (stamp->flags & STAMP_INGRESS && asked_us(id, a))
+			return ALLOW;
+		return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
+	}
+	if (rule->place != stamp->place)
+		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
+	if (!is_loopback(a) && stays_inside(stamp, bound, a))
+		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
+	converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
+	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
+		return ALLOW;
+	/* an answer leaves from where it was asked, which on the wildcard only the kernel knows; a neighbour knows
+	 * the rule's */
+	if (stamp->flags & STAMP_INGRESS && asked_us(id, a) && !(is_any(bound->ip) && owner_of(a)))
+		return ALLOW;
+	if (!is_any(bound->ip))
+		return deny(id, DENIED(OP_SEND, REASON_WRONG_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
+	__builtin_memcpy(source->ip, rule->ip, sizeof(source->ip));
+	return ALLOW;
+}
+
+SEC("cgroup/sendmsg4")
+int graft_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr a, source = {}, bound = {};
+
+	load4(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_SEND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
+	set_v4(&source, ctx->msg_src_ip4);
+	set_v4(&bound, ctx->sk->src_ip4);
+	if (ctx->user_family == AF_UNSPEC && !a.port) {
+		/* connected, with a control message: the destination was decided at connect() */
+		ctx->msg_src_ip4 = bound.ip[3];
+		return ALLOW;
+	}
+	if (!decide_send(ctx, &a, &source, &bound))
+		return DENY;
+	store4(ctx, &a);
+	ctx->msg_src_ip4 = source.ip[3];
+	return ALLOW;
+}
+
+SEC("cgroup/sendmsg6")
+int graft_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr a, source = {}, bound = {};
+
+	load6(ctx, &a);
+	if (!stamp)
+		return unstamped(ctx, OP_SEND, &a);
+	if (stamp->tenant == GRAFT_OWN)
+		return ALLOW;
+	source.ip[0] = ctx->msg_src_ip6[0];
+	source.ip[1] = ctx->msg_src_ip6[1];
+	source.ip[2] = ctx->msg_src_ip6[2];
+	source.ip[3] = ctx->msg_src_ip6[3];
+	bound.ip[0] = ctx->sk->src_ip6[0];
+	bound.ip[1] = ctx->sk->src_ip6[1];
+	bound.ip[2] = ctx->sk->src_ip6[2];
+	bound.ip[3] = ctx->sk->src_ip6[3];
+	if (ctx->user_family == AF_UNSPEC && !a.port) {
+		/* IPV6_FREEBIND, which the slices need, would let a control message choose any address */
+		source = bound;
+	} else if (!decide_send(ctx, &a, &source, &bound)) {
+		return DENY;
+	} else {
+		store6(ctx, &a);
+	}
+	ctx->msg_src_ip6[0] = source.ip[0];
+	ctx->msg_src_ip6[1] = source.ip[1];
+	ctx->msg_src_ip6[2] = source.ip[2];
+	ctx->msg_src_ip6[3] = source.ip[3];
+	return ALLOW;
+}
+
+/*
+ * Control messages reach no hook: a source route (IP_RETOPTS, IPV6_RTHDR) would lead a datagram round the
+ * egress rules, a device (IP_PKTINFO) out of the loopback. Here is the packet that came of them.
+ */
+SEC("cgroup_skb/egress")
+int graft_egress(struct __sk_buff *skb)
+{
+	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	bool lo = skb->ifindex == 1;
+
+	if (packet + 20 > end)
+		return ALLOW;
+	if (packet[0] >> 4 == 4)
+		return packet[0] == 0x45 && (lo || packet[16] != 127);
+	if (packet + 40 > end)
+		return ALLOW;
+	if (!lo && packet[24] == 0xfd && packet[25] == 0x67)
+		return DENY;
+	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel's own, of a packet beyond 64 KiB (BIG TCP) */
+		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
+	return packet[6] == IPPROTO_TCP || packet[6] == IPPROTO_UDP;
+}
+
+#endif
