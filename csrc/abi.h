@@ -12,7 +12,7 @@
 #define ABI_H
 
 #define GRAFT_ABI 4
-#define GRAFT_OWN 0 /* the tenant in the stamp of graftd's own sockets: no policy */
+#define GRAFT_EXEMPT 0 /* the tenant in the stamp of graftd's own sockets: no policy */
 
 /*
  * A tenant's private loopback. Port P of the container's 127.0.0.1 is port 61440 + P % 4096 of address
@@ -26,7 +26,7 @@
 #define SLICE_DYNAMIC 16
 #define SLICE_PORT_BASE 61440
 #define SLICE_PORT_BITS 12
-#define SLICE_SLOTS (1u << (22 - SLICE_SHIFT))
+#define SLICE_COUNT (1u << (22 - SLICE_SHIFT))
 #define SLICE6_WORD0 0xfd677261u /* fd67:7261:6674::/64, host order */
 #define SLICE6_WORD1 0x66740000u
 
@@ -52,7 +52,7 @@ enum tenant_flags {
 
 struct graft_tenant {
 	__u64 netns_cookie; /* the container's own, shown instead of the host's */
-	__u32 slot;	    /* number of its loopback block */
+	__u32 slice;	    /* number of its loopback block */
 	__u32 flags;
 	__u32 parent; /* a wrapper inside a container: whose egress policy holds as well, 0: nobody's */
 	__u32 own4;   /* the address that wildcard binds go to, network order, 0: none */
@@ -63,7 +63,7 @@ struct graft_tenant {
  * addresses: whose own an address of the host's stack is. A connection there goes to its owner, at the host's port
  * where the owner has published the port, and to nobody else who listens on the wildcard.
  */
-struct graft_owner {
+struct graft_holder {
 	__u32 tenant;
 	__u32 network; /* only tenants with an address of the same network may connect, 0: whoever may go there */
 };

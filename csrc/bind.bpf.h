@@ -18,8 +18,8 @@ static __always_inline void note_served(__u32 tenant, const struct graft_addr *r
 	bpf_map_update_elem(&served, &key, &value, BPF_ANY);
 }
 
-static __always_inline int bound(struct graft_stamp *stamp, const struct graft_addr *asked,
-				 const struct graft_addr *real, __u32 how)
+static __always_inline int note_local(struct graft_stamp *stamp, const struct graft_addr *asked,
+				      const struct graft_addr *real, __u32 how)
 {
 	stamp->local = *asked;
 	stamp->local_real = *real;
@@ -58,15 +58,15 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 		return DENY;
 	asked = *a;
 	v4 = is_v4(&asked) || dual;
-	slice_addr(a, v4, tenant->slot, asked.port);
+	slice_addr(a, v4, tenant->slice, asked.port);
 	if (asked.port) {
-		slice_ip(&chosen, v4, tenant->slot, SLICE_DYNAMIC);
+		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;
-		sender(ctx, &from, v4, tenant->slot);
-		if (receiver(ctx, stamp->tenant, &chosen, &from) == OWN_CHOSEN)
+		loopback_source(ctx, &from, v4, tenant->slice);
+		if (receiver_at(ctx, stamp->tenant, &chosen, &from) == RECEIVER_TENANT_CHOSEN)
 			*a = chosen;
 	}
-	return bound(stamp, &asked, a, STAMP_PRIVATE);
+	return note_local(stamp, &asked, a, STAMP_PRIVATE);
 }
 
 /*
@@ -89,7 +89,7 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 		return true;
 	if (is_v4(a))
 		set_v4(&from, 0);
-	sk = look_up(ctx, a, &from);
+	sk = socket_at(ctx, a, &from);
 	if (sk) {
 		stamp = stamp_of(sk);
 		here = stamp && same_addr(&stamp->local_real, a);
@@ -107,7 +107,7 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 }
 
 /* Two containers may have one endpoint: there the owner that those with addresses share must not let both in. */
-static __noinline int keep_port(struct bpf_sock_addr *ctx, struct graft_tenant *tenant)
+static __noinline int claim_port(struct bpf_sock_addr *ctx, struct graft_tenant *tenant)
 {
 	int off = 0;
 
@@ -117,10 +117,11 @@ static __noinline int keep_port(struct bpf_sock_addr *ctx, struct graft_tenant *
 }
 
 /* A bind to the wildcard, or to an address of the container's own, that no rule names. */
-static __always_inline bool own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant, bool dual)
+static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant,
+					   bool dual)
 {
 	if (!is_any(a->ip))
-		return is_own(id, a);
+		return is_own_address(id, a);
 	if (tenant->own4 && (dual || is_v4(a))) {
 		set_v4(a, tenant->own4);
 		return true;
@@ -153,7 +154,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	set_reuse(ctx, stamp, a->port);
 	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
 		stamp->flags &= ~STAMP_FAMILY;
-		return bound(stamp, a, a, STAMP_INGRESS);
+		return note_local(stamp, a, a, STAMP_INGRESS);
 	}
 	asked = *a;
 	rule = ingress_rule(stamp->tenant, proto, &asked);
@@ -178,23 +179,23 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
 		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
-		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !keep_port(ctx, tenant))
+		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !claim_port(ctx, tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
-		converted(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
+		tell_conversion(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, asked.port);
-		return bound(stamp, &asked, a, STAMP_INGRESS);
+		return note_local(stamp, &asked, a, STAMP_INGRESS);
 	}
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS)
-		return bound(stamp, &asked, a, STAMP_EPHEMERAL);
-	if (own_address(a, stamp->tenant, tenant, dual)) {
+		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
+	if (to_own_address(a, stamp->tenant, tenant, dual)) {
 		if (!share_port(ctx, a, tenant, stamp->tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, a->port); /* another's wildcard may have the number */
-		return bound(stamp, &asked, a, STAMP_INGRESS);
+		return note_local(stamp, &asked, a, STAMP_INGRESS);
 	}
 	if (!is_any(asked.ip) && !is_loopback(&asked))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
@@ -210,8 +211,8 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 
 	load4(ctx, &a);
 	if (!stamp)
-		return unstamped(ctx, OP_BIND, &a);
-	if (stamp->tenant == GRAFT_OWN)
+		return deny_unstamped(ctx, OP_BIND, &a);
+	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	verdict = decide_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
@@ -228,8 +229,8 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 
 	load6(ctx, &a);
 	if (!stamp)
-		return unstamped(ctx, OP_BIND, &a);
-	if (stamp->tenant == GRAFT_OWN)
+		return deny_unstamped(ctx, OP_BIND, &a);
+	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	verdict = decide_bind(ctx, &a, stamp, is_any(a.ip) && !is_v4(&a) && !(stamp->flags & STAMP_V6ONLY));
 	if (verdict == BIND_ALLOW)
@@ -294,7 +295,7 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return 1;
 	stamp = stamp_of(sk);
-	if (stamp && stamp->tenant == GRAFT_OWN)
+	if (stamp && stamp->tenant == GRAFT_EXEMPT)
 		return 1;
 	/* volatile: clang would else share an offset between the branches, which the verifier refuses */
 	ip4 = *(volatile __u32 *)&ctx->local_ip4;
@@ -312,8 +313,8 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	    (!stamp->local_real.port || here.port == stamp->local_real.port))
 		return 1;
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));
-	report(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL,
-	       IPPROTO_TCP, &here, false);
+	count_and_tell(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL,
+		       IPPROTO_TCP, &here, false);
 	return 1;
 }
 

@@ -7,7 +7,7 @@
 
 #include "own.bpf.h"
 
-static __always_inline void connected(struct graft_stamp *stamp, const struct graft_addr *asked,
+static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
 				      const struct graft_addr *real)
 {
 	stamp->peer = *asked;
@@ -53,12 +53,12 @@ static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
 }
 
 /* A source on the loopback goes nowhere else, but for the answers of a server that is published there. */
-static __noinline int stays_inside(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
+static __noinline int is_confined(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
 {
 	if (!stamp || !source || !a || in_slices(source))
 		return true;
 	return is_loopback(source) && !(stamp->flags & STAMP_INGRESS && same_ip(source->ip, stamp->local_real.ip) &&
-					asked_us(stamp->tenant, a));
+					has_asked(stamp->tenant, a));
 }
 
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
@@ -81,7 +81,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		return deny(id, DENIED(OP_CONNECT, REASON_NO_TENANT), ENETUNREACH, proto, a);
 	asked = *a;
 	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real)) {
-		connected(stamp, &asked, a);
+		note_peer(stamp, &asked, a);
 		return ALLOW;
 	}
 	strict = tenant->flags & TENANT_STRICT;
@@ -92,8 +92,9 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 				return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
 			return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
 		}
-		if ((who == LOCAL_NAMED || (who == LOCAL_OWN && in_slices(a))) && ctx->sk && !has_source(ctx->sk)) {
-			slice_ip(&source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
+		if ((who == LOCAL_NAMED || (who == LOCAL_CONTAINER && in_slices(a))) && ctx->sk &&
+		    !has_source(ctx->sk)) {
+			slice_ip(&source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
 			source.port = 0;
 			if (bind_source(ctx, &source, six))
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
@@ -101,8 +102,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		} else if (who == LOCAL_NAMED) {
 			note_client(ctx, id);
 		}
-		if (who == LOCAL_OWN || !strict) {
-			connected(stamp, &asked, a);
+		if (who == LOCAL_CONTAINER || !strict) {
+			note_peer(stamp, &asked, a);
 			return ALLOW;
 		}
 	} else if (in_slices(a)) {
@@ -110,27 +111,27 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	}
 	/* a source on the loopback stays when a connection there fails, or is given up */
 	load_source(ctx, &source, six);
-	inside = !is_loopback(a) && stays_inside(stamp, &source, a);
-	if (!inside && named_may(stamp, tenant, a) && !owner_of(a)) {
-		connected(stamp, &asked, a);
+	inside = !is_loopback(a) && is_confined(stamp, &source, a);
+	if (!inside && named_may_go(stamp, tenant, a) && !holder_of(a)) {
+		note_peer(stamp, &asked, a);
 		return ALLOW;
 	}
-	rule = leave(stamp, tenant, a);
-	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
-	if (who == VISIT_FOREIGN)
+	rule = egress_for(stamp, tenant, a);
+	who = rule || is_own_address(id, a) ? route_to_holder(ctx, id, a, rule) : ROUTE_ELSEWHERE;
+	if (who == ROUTE_FOREIGN)
 		return deny(id, DENIED(OP_CONNECT, REASON_NETWORK), ENETUNREACH, proto, &asked);
-	if (who == VISIT_NOBODY)
+	if (who == ROUTE_NOBODY)
 		return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
-	if (who == VISIT_REACHED && !rule) {
-		connected(stamp, &asked, a);
+	if (who == ROUTE_CONTAINER && !rule) {
+		note_peer(stamp, &asked, a);
 		return ALLOW;
 	}
 	if (!rule) {
 		if (stamp->flags & STAMP_FAMILY)
 			return deny(id, DENIED(OP_CONNECT, REASON_NO_DEFAULT), ENOENT, proto, &asked);
-		if (proto != IPPROTO_UDP || inside || !(stamp->flags & STAMP_INGRESS) || !asked_us(id, a))
+		if (proto != IPPROTO_UDP || inside || !(stamp->flags & STAMP_INGRESS) || !has_asked(id, a))
 			return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
-		connected(stamp, &asked, a);
+		note_peer(stamp, &asked, a);
 		return ALLOW;
 	}
 	if (rule->place != stamp->place)
@@ -139,7 +140,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
 	if (!is_any(rule->ip) || rule->port) {
 		if (ctx->sk && has_source(ctx->sk)) {
-			if (!is_any(rule->ip) && !(who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL) &&
+			if (!is_any(rule->ip) && !(who == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL) &&
 			    !same_ip(source.ip, rule->ip))
 				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
 					    &asked);
@@ -151,10 +152,10 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 					    &asked);
 		}
 	}
-	if (who == VISIT_REACHED && stamp->flags & STAMP_EPHEMERAL)
+	if (who == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
 		note_client(ctx, id); /* its source will be the one that it connects to */
-	converted(id, tenant, OP_CONNECT << 16 | proto, &asked, (struct graft_addr *)rule);
-	connected(stamp, &asked, a);
+	tell_conversion(id, tenant, OP_CONNECT << 16 | proto, &asked, (struct graft_addr *)rule);
+	note_peer(stamp, &asked, a);
 	return ALLOW;
 }
 
@@ -166,8 +167,8 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 
 	load4(ctx, &a);
 	if (!stamp)
-		return unstamped(ctx, OP_CONNECT, &a);
-	if (stamp->tenant == GRAFT_OWN)
+		return deny_unstamped(ctx, OP_CONNECT, &a);
+	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	if (!decide_connect(ctx, &a, stamp, false))
 		return DENY;
@@ -183,8 +184,8 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 
 	load6(ctx, &a);
 	if (!stamp)
-		return unstamped(ctx, OP_CONNECT, &a);
-	if (stamp->tenant == GRAFT_OWN)
+		return deny_unstamped(ctx, OP_CONNECT, &a);
+	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	if (!decide_connect(ctx, &a, stamp, true))
 		return DENY;

@@ -7,12 +7,12 @@
 
 #include "own.bpf.h"
 
-#define LED 3 /* allowed, to another address than the program's */
+#define GUARD_LED 3 /* allowed, to another address than the program's */
 
 /* Keeps the host's own programs out of private loopbacks, and leads them to containers' own addresses. */
-static __always_inline int guard(struct bpf_sock_addr *ctx, struct graft_addr *a)
+static __always_inline int guard_destination(struct bpf_sock_addr *ctx, struct graft_addr *a)
 {
-	struct graft_owner *owner = in_slices(a) ? NULL : owner_of(a);
+	struct graft_holder *owner = in_slices(a) ? NULL : holder_of(a);
 	struct graft_config *conf;
 	struct graft_addr to;
 	__u32 zero = 0;
@@ -27,9 +27,9 @@ static __always_inline int guard(struct bpf_sock_addr *ctx, struct graft_addr *a
 	to = *a;
 	if (!owner)
 		return deny(0, DENIED(OP_GUARD, REASON_SLICE), ECONNREFUSED, ctx->protocol, &to);
-	if (!reach(ctx, owner->tenant, a))
+	if (!route_to_container(ctx, owner->tenant, a))
 		return deny(0, DENIED(OP_GUARD, REASON_NOT_LISTENING), ECONNREFUSED, ctx->protocol, &to);
-	return LED;
+	return GUARD_LED;
 }
 
 static __always_inline int guard4(struct bpf_sock_addr *ctx)
@@ -38,8 +38,8 @@ static __always_inline int guard4(struct bpf_sock_addr *ctx)
 	int verdict;
 
 	load4(ctx, &a);
-	verdict = guard(ctx, &a);
-	if (verdict == LED)
+	verdict = guard_destination(ctx, &a);
+	if (verdict == GUARD_LED)
 		store4(ctx, &a);
 	return verdict & ALLOW;
 }
@@ -50,8 +50,8 @@ static __always_inline int guard6(struct bpf_sock_addr *ctx)
 	int verdict;
 
 	load6(ctx, &a);
-	verdict = guard(ctx, &a);
-	if (verdict == LED)
+	verdict = guard_destination(ctx, &a);
+	if (verdict == GUARD_LED)
 		store6(ctx, &a);
 	return verdict & ALLOW;
 }

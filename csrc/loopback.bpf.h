@@ -10,12 +10,12 @@
 #include "slice.bpf.h"
 
 /* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
-enum { NOBODY, OWN, OWN_CHOSEN, ALIEN };
+enum { RECEIVER_NOBODY, RECEIVER_TENANT, RECEIVER_TENANT_CHOSEN, RECEIVER_OTHER };
 
 /* The socket that gets what is sent to @a, an address of the host; @from finds connected UDP sockets. To be released.
  */
-static __always_inline struct bpf_sock *look_up(struct bpf_sock_addr *ctx, const struct graft_addr *a,
-						const struct graft_addr *from)
+static __always_inline struct bpf_sock *socket_at(struct bpf_sock_addr *ctx, const struct graft_addr *a,
+						  const struct graft_addr *from)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size;
@@ -46,30 +46,30 @@ static __always_inline struct bpf_sock *look_up(struct bpf_sock_addr *ctx, const
  * Not static: the verifier then proves it (and find_own) once instead of at every call, which takes the
  * larger programs from 559,000 instructions to 5,000 on Linux 6.1.
  */
-__noinline int receiver(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
+__noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
 {
 	struct graft_stamp *stamp;
 	struct bpf_sock *sk;
-	int who = ALIEN;
+	int who = RECEIVER_OTHER;
 
 	if (!a || !from)
-		return NOBODY;
-	sk = look_up(ctx, a, from);
+		return RECEIVER_NOBODY;
+	sk = socket_at(ctx, a, from);
 	if (!sk)
-		return NOBODY;
+		return RECEIVER_NOBODY;
 	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == tenant)
-		who = stamp->flags & STAMP_INGRESS || stamp->local.port ? OWN : OWN_CHOSEN;
+		who = stamp->flags & STAMP_INGRESS || stamp->local.port ? RECEIVER_TENANT : RECEIVER_TENANT_CHOSEN;
 	bpf_sk_release(sk);
 	return who;
 }
 
 /* Where this socket sends from when it sends to the container's own loopback. */
-static __always_inline void sender(struct bpf_sock_addr *ctx, struct graft_addr *from, bool v4, __u32 slot)
+static __always_inline void loopback_source(struct bpf_sock_addr *ctx, struct graft_addr *from, bool v4, __u32 slice)
 {
 	struct bpf_sock *sk = ctx->sk;
 
-	slice_ip(from, v4, slot, SLICE_DYNAMIC);
+	slice_ip(from, v4, slice, SLICE_DYNAMIC);
 	from->port = 0;
 	if (!sk)
 		return;
@@ -85,8 +85,8 @@ static __always_inline void sender(struct bpf_sock_addr *ctx, struct graft_addr 
 }
 
 /* The host address of a port that the container published, if one of its sockets is there. */
-static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *asked, __u32 slot,
-				 struct graft_addr *from)
+static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *asked, __u32 slice,
+				      struct graft_addr *from)
 {
 	struct graft_dynamic_key key = {.tenant = tenant};
 	struct graft_ingress *rule;
@@ -110,8 +110,8 @@ static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct
 		found.port = *port;
 	}
 	if (is_any(found.ip))
-		slice_ip(&found, is_v4(asked), slot, SLICE_DYNAMIC);
-	if (receiver(ctx, tenant, &found, from) != OWN)
+		slice_ip(&found, is_v4(asked), slice, SLICE_DYNAMIC);
+	if (receiver_at(ctx, tenant, &found, from) != RECEIVER_TENANT)
 		return false;
 	*asked = found;
 	return true;
@@ -122,82 +122,66 @@ static __noinline bool published(struct bpf_sock_addr *ctx, __u32 tenant, struct
  * In the order of what is most exact: a private bind to this port, a port that the kernel chose, the container's
  * own address, a published port, all of one family.
  */
-__noinline int find_own(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slot)
+__noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
 {
 	struct graft_tenant *own;
 	struct graft_addr from;
-	struct graft_addr
-	try
-		;
+	struct graft_addr at;
 	__u32 port;
 	int who;
 	bool v4;
 
 	if (!a)
-		return NOBODY;
+		return RECEIVER_NOBODY;
 	v4 = is_v4(a);
-	sender(ctx, &from, v4, slot);
+	loopback_source(ctx, &from, v4, slice);
 	port = a->port;
-	slice_addr(&try, v4, slot, port);
-	who = receiver(ctx, tenant, &try, &from);
-	if (who == OWN) {
-		*a =
-		try
-			;
-		return OWN;
+	slice_addr(&at, v4, slice, port);
+	who = receiver_at(ctx, tenant, &at, &from);
+	if (who == RECEIVER_TENANT) {
+		*a = at;
+		return RECEIVER_TENANT;
 	}
-	slice_ip(&try, v4, slot, SLICE_DYNAMIC);
-	try
-		.port = port;
-	if (receiver(ctx, tenant, &try, &from) == OWN_CHOSEN) {
-		*a =
-		try
-			;
-		return OWN;
+	slice_ip(&at, v4, slice, SLICE_DYNAMIC);
+	at.port = port;
+	if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+		*a = at;
+		return RECEIVER_TENANT;
 	}
 	/* a UDP socket on a port of the host, connected: the kernel gave it the loopback address as its source */
-	set_loopback(&try);
-	if (ctx->protocol == IPPROTO_UDP && receiver(ctx, tenant, &try, &from) == OWN_CHOSEN) {
-		*a =
-		try
-			;
-		return OWN;
+	set_loopback(&at);
+	if (ctx->protocol == IPPROTO_UDP && receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+		*a = at;
+		return RECEIVER_TENANT;
 	}
 	own = bpf_map_lookup_elem(&tenants, &tenant);
 	if (own && (v4 ? own->own4 : own->own6[0])) {
 		if (v4)
-			set_v4(&try, own->own4);
+			set_v4(&at, own->own4);
 		else
-			__builtin_memcpy(try.ip, own->own6, sizeof(try.ip));
-		if (receiver(ctx, tenant, &try, &from) == OWN) {
-			*a =
-			try
-				;
-			return OWN;
+			__builtin_memcpy(at.ip, own->own6, sizeof(at.ip));
+		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT) {
+			*a = at;
+			return RECEIVER_TENANT;
 		}
 	}
 	if (v4)
-		set_v4(&try, 0);
+		set_v4(&at, 0);
 	else
-		__builtin_memset(try.ip, 0, sizeof(try.ip));
-	if (published(ctx, tenant, &try, slot, &from)) {
-		*a =
-		try
-			;
-		return OWN;
+		__builtin_memset(at.ip, 0, sizeof(at.ip));
+	if (find_published(ctx, tenant, &at, slice, &from)) {
+		*a = at;
+		return RECEIVER_TENANT;
 	}
-	try
-		= *a;
-	if (published(ctx, tenant, &try, slot, &from)) {
-		*a =
-		try
-			;
-		return OWN;
+	at = *a;
+	if (find_published(ctx, tenant, &at, slice, &from)) {
+		*a = at;
+		return RECEIVER_TENANT;
 	}
 	return who;
 }
 
-enum { LOCAL_REFUSED, LOCAL_OWN, LOCAL_HOST, LOCAL_NAMED };
+enum { LOCAL_REFUSED, LOCAL_CONTAINER, LOCAL_HOST, LOCAL_NAMED };
 
 /*
  * Resolve a loopback destination. An IPv6 socket that may speak IPv4 finds the server of a dual-stack
@@ -218,28 +202,28 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	if (is_any(asked.ip))
 		set_loopback(&asked);
 	*a = asked;
-	who = find_own(ctx, stamp->tenant, a, tenant->slot);
-	if (who == OWN)
-		return LOCAL_OWN;
+	who = find_on_loopback(ctx, stamp->tenant, a, tenant->slice);
+	if (who == RECEIVER_TENANT)
+		return LOCAL_CONTAINER;
 	if (!is_v4(&asked) && !(stamp->flags & STAMP_V6ONLY) &&
 	    (ctx->protocol == IPPROTO_TCP || ctx->user_family == AF_INET6)) {
 		/* in place: the stack of this chain of calls is at its limit on Linux 6.1 */
 		set_v4(a, bpf_htonl(0x7f000001));
-		if (find_own(ctx, stamp->tenant, a, tenant->slot) == OWN)
-			return LOCAL_OWN;
+		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT)
+			return LOCAL_CONTAINER;
 	}
 	service.tenant = stamp->tenant;
 	service.port = asked.port;
 	__builtin_memcpy(service.ip, asked.ip, sizeof(service.ip));
 	kind = bpf_map_lookup_elem(&services, &service);
-	if (kind || answers(ctx, stamp, &asked)) {
+	if (kind || may_answer(ctx, stamp, &asked)) {
 		*a = asked;
 		return kind && *kind == SERVICE_NAMED ? LOCAL_NAMED : LOCAL_HOST;
 	}
-	if (who == ALIEN)
+	if (who == RECEIVER_OTHER)
 		return LOCAL_REFUSED;
-	slice_addr(a, is_v4(&asked), tenant->slot, asked.port);
-	return LOCAL_OWN;
+	slice_addr(a, is_v4(&asked), tenant->slice, asked.port);
+	return LOCAL_CONTAINER;
 }
 
 /*
@@ -258,18 +242,18 @@ static __noinline int strict_local(struct bpf_sock_addr *ctx, struct graft_addr 
 		set_loopback(a);
 	if (in_slices(a))
 		return LOCAL_REFUSED;
-	if (answers(ctx, stamp, a))
-		return LOCAL_OWN;
+	if (may_answer(ctx, stamp, a))
+		return LOCAL_CONTAINER;
 	if (stamp->flags & STAMP_NAMED) {
 		granted = is_loopback(&stamp->local_real);
 	} else {
-		rule = leave(stamp, tenant, a);
+		rule = egress_for(stamp, tenant, a);
 		if (!rule)
 			return LOCAL_REFUSED;
 		granted = is_loopback((struct graft_addr *)rule);
 	}
-	if (find_own(ctx, stamp->tenant, a, tenant->slot) == OWN)
-		return LOCAL_OWN;
+	if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT)
+		return LOCAL_CONTAINER;
 	return granted || tenant->flags & TENANT_HOME ? LOCAL_HOST : LOCAL_REFUSED;
 }
 

@@ -65,7 +65,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, __u32[4]);
-	__type(value, struct graft_owner);
+	__type(value, struct graft_holder);
 } addresses SEC(".maps");
 
 struct {
@@ -140,7 +140,7 @@ static __always_inline struct graft_stamp *stamp_of(struct bpf_sock *sk)
 	return bpf_sk_storage_get(&stamps, msk, NULL, 0);
 }
 
-static __always_inline struct graft_owner *owner_of(const struct graft_addr *a)
+static __always_inline struct graft_holder *holder_of(const struct graft_addr *a)
 {
 	return bpf_map_lookup_elem(&addresses, a->ip);
 }

@@ -161,13 +161,14 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	struct graft_addr what = {};
 	__u8 *value = ctx->optval, *end = ctx->optval_end;
 
-	if ((stamp && stamp->tenant == GRAFT_OWN) || !is_internet(ctx->sk))
+	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
 		return ALLOW;
 	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_)
 		return ALLOW; /* graftd, just before it stamps; an accepted socket cannot be bound anyway */
 	if (option_forbidden(ctx)) {
 		what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
-		return deny(stamp ? stamp->tenant : GRAFT_OWN, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0, &what);
+		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0,
+			    &what);
 	}
 	if (!stamp || value + 4 > end)
 		return ALLOW;
@@ -181,7 +182,7 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 }
 
 /* Answer who stamped the socket, and count it, once. */
-static __always_inline int probe(struct bpf_sockopt *ctx, struct graft_stamp *stamp)
+static __always_inline int answer_probe(struct bpf_sockopt *ctx, struct graft_stamp *stamp)
 {
 	struct graft_probe *answer = ctx->optval;
 	struct graft_usage *used = usage_of(stamp);
@@ -214,10 +215,10 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		return ALLOW;
 	stamp = stamp_on(ctx->sk);
 	if (ctx->level == GRAFT_LEVEL && ctx->optname == GRAFT_PROBE && stamp)
-		return probe(ctx, stamp);
+		return answer_probe(ctx, stamp);
 	if ((ctx->level == SOL_IP_ && ctx->optname >= IP_FIREWALL_) ||
 	    (ctx->level == SOL_IPV6_ && ipv6_reads_firewall(ctx->optname)))
-		return stamp && stamp->tenant == GRAFT_OWN;
+		return stamp && stamp->tenant == GRAFT_EXEMPT;
 	if (ctx->retval || ctx->level != SOL_SOCKET_)
 		return ALLOW;
 	if (ctx->optname == SO_NETNS_COOKIE_ && value + 8 <= end) {

@@ -11,7 +11,7 @@
  * Lead what is sent to @a, which is @owner's, to where its server is: at the host's port where it has published the
  * port, at its first address where it has several. False if somebody else would get it, on the host's wildcard.
  */
-__noinline int reach(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *a)
+__noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *a)
 {
 	struct graft_dynamic_key key = {.tenant = owner};
 	struct graft_addr at = {}, from = {};
@@ -42,8 +42,8 @@ __noinline int reach(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *
 	}
 	if (v4)
 		set_v4(&from, 0);
-	who = receiver(ctx, owner, a, &from);
-	if (who == NOBODY && !rule) {
+	who = receiver_at(ctx, owner, a, &from);
+	if (who == RECEIVER_NOBODY && !rule) {
 		tenant = bpf_map_lookup_elem(&tenants, &owner);
 		if (!tenant)
 			return false;
@@ -51,49 +51,50 @@ __noinline int reach(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *
 			set_v4(a, tenant->own4);
 		else if (!v4 && tenant->own6[0])
 			__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
-		who = receiver(ctx, owner, a, &from);
+		who = receiver_at(ctx, owner, a, &from);
 	}
-	return who != ALIEN;
+	return who != RECEIVER_OTHER;
 }
 
-enum { VISIT_ELSEWHERE, VISIT_REACHED, VISIT_NOBODY, VISIT_FOREIGN };
+enum { ROUTE_ELSEWHERE, ROUTE_CONTAINER, ROUTE_NOBODY, ROUTE_FOREIGN };
 
 /* Is @a an address of a container, and may this tenant go there, by @rule? Then the real one is put there. */
-static __noinline int visit(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_egress *rule)
+static __noinline int route_to_holder(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a,
+				      struct graft_egress *rule)
 {
-	struct graft_owner *to, *from;
+	struct graft_holder *to, *from;
 	struct graft_tenant *who;
 
 	if (!a)
-		return VISIT_ELSEWHERE;
-	to = owner_of(a);
-	from = rule ? owner_of((struct graft_addr *)rule) : NULL;
+		return ROUTE_ELSEWHERE;
+	to = holder_of(a);
+	from = rule ? holder_of((struct graft_addr *)rule) : NULL;
 	if (!to) {
 		/* a network's rule leads to its members; where egress is narrowed, to nobody else in its prefix */
 		who = bpf_map_lookup_elem(&tenants, &tenant);
 		if (from && from->network && who && who->flags & TENANT_REPLIES)
-			return VISIT_FOREIGN;
-		return VISIT_ELSEWHERE;
+			return ROUTE_FOREIGN;
+		return ROUTE_ELSEWHERE;
 	}
 	if (to->network && to->tenant != tenant) {
 		if (!from || from->tenant != tenant || from->network != to->network)
-			return VISIT_FOREIGN;
+			return ROUTE_FOREIGN;
 	}
-	return reach(ctx, to->tenant, a) ? VISIT_REACHED : VISIT_NOBODY;
+	return route_to_container(ctx, to->tenant, a) ? ROUTE_CONTAINER : ROUTE_NOBODY;
 }
 
 /* Is @a another container's, or the resolver's? */
 static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a)
 {
-	struct graft_owner *owner = owner_of(a);
+	struct graft_holder *owner = holder_of(a);
 
 	return owner && owner->tenant != tenant;
 }
 
 /* Is @a the tenant's own? Leaving needs no rule then. */
-static __always_inline bool is_own(__u32 tenant, const struct graft_addr *a)
+static __always_inline bool is_own_address(__u32 tenant, const struct graft_addr *a)
 {
-	struct graft_owner *owner = owner_of(a);
+	struct graft_holder *owner = holder_of(a);
 
 	return owner && owner->tenant == tenant;
 }

@@ -21,8 +21,8 @@
 #define DENY 0
 
 /* @comm: may this program type ask for the command's name? sockops may not on Linux 6.1. */
-static __always_inline void event(__u32 tenant, __u32 op_reason, int error, __u32 proto,
-				  const struct graft_addr *addr, const struct graft_addr *real, bool comm)
+static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32 proto, const struct graft_addr *addr,
+				 const struct graft_addr *real, bool comm)
 {
 	struct graft_denial *told = bpf_ringbuf_reserve(&denials, sizeof(*told), 0);
 
@@ -46,8 +46,8 @@ static __always_inline void event(__u32 tenant, __u32 op_reason, int error, __u3
 }
 
 /* Count a refusal and tell of it. */
-static __always_inline void report(__u32 tenant, __u32 op_reason, int error, __u32 proto,
-				   const struct graft_addr *addr, bool comm)
+static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int error, __u32 proto,
+					   const struct graft_addr *addr, bool comm)
 {
 	struct graft_counter_key key = {.tenant = tenant, .op = op_reason >> 16, .reason = op_reason & 0xffff};
 	__u64 one = 1, *count;
@@ -57,13 +57,13 @@ static __always_inline void report(__u32 tenant, __u32 op_reason, int error, __u
 		__sync_fetch_and_add(count, 1);
 	else
 		bpf_map_update_elem(&counters, &key, &one, BPF_NOEXIST);
-	event(tenant, op_reason, error, proto, addr, NULL, comm);
+	tell(tenant, op_reason, error, proto, addr, NULL, comm);
 }
 
 /* Refuse the call with @error, and say so. */
 static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
 {
-	report(tenant, op_reason, error, proto, addr, true);
+	count_and_tell(tenant, op_reason, error, proto, addr, true);
 	bpf_set_retval(-error);
 	return DENY;
 }
@@ -71,18 +71,18 @@ static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto
 #define DENIED(op, reason) ((op) << 16 | (reason))
 
 /* Tell of a conversion, where the tenant wants that: @asked became, or leaves from, @real. */
-static __noinline int converted(__u32 id, struct graft_tenant *tenant, __u32 op_proto, struct graft_addr *asked,
-				struct graft_addr *real)
+static __noinline int tell_conversion(__u32 id, struct graft_tenant *tenant, __u32 op_proto, struct graft_addr *asked,
+				      struct graft_addr *real)
 {
 	if (tenant && asked && real && tenant->flags & TENANT_VERBOSE)
-		event(id, DENIED(op_proto >> 16, REASON_CONVERTED), 0, op_proto & 0xffff, asked, real, true);
+		tell(id, DENIED(op_proto >> 16, REASON_CONVERTED), 0, op_proto & 0xffff, asked, real, true);
 	return 0;
 }
 
 /* An accepted socket that was disconnected, or whatever else graftd has not stamped. */
-static __always_inline int unstamped(struct bpf_sock_addr *ctx, __u32 op, struct graft_addr *a)
+static __always_inline int deny_unstamped(struct bpf_sock_addr *ctx, __u32 op, struct graft_addr *a)
 {
-	return deny(GRAFT_OWN, DENIED(op, REASON_UNSTAMPED), EPERM, ctx->protocol, a);
+	return deny(GRAFT_EXEMPT, DENIED(op, REASON_UNSTAMPED), EPERM, ctx->protocol, a);
 }
 
 #endif

@@ -49,8 +49,8 @@ static __always_inline struct graft_egress *default_source(__u32 tenant)
  * leaves from `default-source`. A wrapper inside a container has rules of its own; the container's must
  * allow the destination as well.
  */
-static __noinline struct graft_egress *leave(struct graft_stamp *stamp, struct graft_tenant *tenant,
-					     struct graft_addr *a)
+static __noinline struct graft_egress *egress_for(struct graft_stamp *stamp, struct graft_tenant *tenant,
+						  struct graft_addr *a)
 {
 	if (!stamp || !tenant || !a)
 		return NULL;
@@ -65,7 +65,7 @@ static __noinline struct graft_egress *leave(struct graft_stamp *stamp, struct g
 }
 
 /* Bound to an endpoint by name, outside any container: it may go where that address goes, as in AF_GRAFT. */
-static __noinline bool named_may(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
+static __noinline bool named_may_go(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
 {
 	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT) || !(stamp->flags & STAMP_NAMED))
 		return false;
@@ -73,7 +73,7 @@ static __noinline bool named_may(struct graft_stamp *stamp, struct graft_tenant 
 }
 
 /* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
-static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
+static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 {
 	struct graft_asker_key key = {.tenant = tenant};
 
@@ -85,9 +85,9 @@ static __noinline bool asked_us(__u32 tenant, struct graft_addr *a)
 }
 
 /* A published UDP server answers a client on the host's own loopback, which is not the container's. */
-static __always_inline bool answers(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+static __always_inline bool may_answer(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
 {
-	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && asked_us(stamp->tenant, a);
+	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && has_asked(stamp->tenant, a);
 }
 
 #endif

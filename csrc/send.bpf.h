@@ -43,47 +43,47 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 				return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
 			return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
 		}
-		if (who == LOCAL_OWN || who == LOCAL_NAMED) {
+		if (who == LOCAL_CONTAINER || who == LOCAL_NAMED) {
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 			if (!strict && (in_slices(a) || is_loopback(a)) && is_any(bound->ip))
-				slice_ip(source, is_v4(a), tenant->slot, SLICE_DYNAMIC);
+				slice_ip(source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
 		}
-		connected(stamp, &asked, a);
-		if (who == LOCAL_OWN || !strict)
+		note_peer(stamp, &asked, a);
+		if (who == LOCAL_CONTAINER || !strict)
 			return ALLOW;
 	} else if (in_slices(a)) {
 		return deny(id, DENIED(OP_SEND, REASON_SLICE), ENETUNREACH, IPPROTO_UDP, &asked);
 	}
-	if (named_may(stamp, tenant, a) && !owner_of(a))
+	if (named_may_go(stamp, tenant, a) && !holder_of(a))
 		return ALLOW;
-	rule = leave(stamp, tenant, a);
-	who = rule || is_own(id, a) ? visit(ctx, id, a, rule) : VISIT_ELSEWHERE;
-	if (who == VISIT_FOREIGN)
+	rule = egress_for(stamp, tenant, a);
+	who = rule || is_own_address(id, a) ? route_to_holder(ctx, id, a, rule) : ROUTE_ELSEWHERE;
+	if (who == ROUTE_FOREIGN)
 		return deny(id, DENIED(OP_SEND, REASON_NETWORK), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (who == VISIT_NOBODY)
+	if (who == ROUTE_NOBODY)
 		return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
-	if (who == VISIT_REACHED) {
-		connected(stamp, &asked, a);
+	if (who == ROUTE_CONTAINER) {
+		note_peer(stamp, &asked, a);
 		if (!rule)
 			return ALLOW;
 	}
 	if (!rule) {
 		if (stamp->flags & STAMP_FAMILY)
 			return deny(id, DENIED(OP_SEND, REASON_NO_DEFAULT), ENOENT, IPPROTO_UDP, &asked);
-		if (stamp->flags & STAMP_INGRESS && asked_us(id, a))
+		if (stamp->flags & STAMP_INGRESS && has_asked(id, a))
 			return ALLOW;
 		return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
 	}
 	if (rule->place != stamp->place)
 		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (!is_loopback(a) && stays_inside(stamp, bound, a))
+	if (!is_loopback(a) && is_confined(stamp, bound, a))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
-	converted(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
+	tell_conversion(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
 	/* an answer leaves from where it was asked, which on the wildcard only the kernel knows; a neighbour knows
 	 * the rule's */
-	if (stamp->flags & STAMP_INGRESS && asked_us(id, a) && !(is_any(bound->ip) && owner_of(a)))
+	if (stamp->flags & STAMP_INGRESS && has_asked(id, a) && !(is_any(bound->ip) && holder_of(a)))
 		return ALLOW;
 	if (!is_any(bound->ip))
 		return deny(id, DENIED(OP_SEND, REASON_WRONG_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
@@ -99,8 +99,8 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 
 	load4(ctx, &a);
 	if (!stamp)
-		return unstamped(ctx, OP_SEND, &a);
-	if (stamp->tenant == GRAFT_OWN)
+		return deny_unstamped(ctx, OP_SEND, &a);
+	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	set_v4(&source, ctx->msg_src_ip4);
 	set_v4(&bound, ctx->sk->src_ip4);
@@ -124,8 +124,8 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 
 	load6(ctx, &a);
 	if (!stamp)
-		return unstamped(ctx, OP_SEND, &a);
-	if (stamp->tenant == GRAFT_OWN)
+		return deny_unstamped(ctx, OP_SEND, &a);
+	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	source.ip[0] = ctx->msg_src_ip6[0];
 	source.ip[1] = ctx->msg_src_ip6[1];

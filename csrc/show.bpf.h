@@ -15,7 +15,7 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 	if (!a)
 		return 0;
 	if (!stamp) {
-		slice_show(a, slice_slot(a));
+		slice_show(a, slice_number(a));
 		return 0;
 	}
 	if (stamp->flags & STAMP_CONNECTED && same_addr(a, &stamp->peer_real)) {
@@ -24,7 +24,7 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 	}
 	tenant = tenant_of(stamp);
 	if (tenant)
-		slice_show(a, tenant->slot);
+		slice_show(a, tenant->slice);
 	return 0;
 }
 
@@ -65,9 +65,9 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 		return 0;
 	if (!stamp) {
 		/* a published wildcard is reached from inside at SLICE_DYNAMIC, under the host's port */
-		if (!in_slices(a) || slice_index(a, slice_slot(a)) == SLICE_DYNAMIC)
+		if (!in_slices(a) || slice_index(a, slice_number(a)) == SLICE_DYNAMIC)
 			show_served(a);
-		slice_show(a, slice_slot(a));
+		slice_show(a, slice_number(a));
 		return 0;
 	}
 	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL)) {
@@ -89,7 +89,7 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 	}
 	tenant = tenant_of(stamp);
 	if (tenant)
-		slice_show(a, tenant->slot);
+		slice_show(a, tenant->slice);
 	return 0;
 }
 

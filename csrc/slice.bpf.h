@@ -16,38 +16,38 @@ static __always_inline bool in_slices(const struct graft_addr *a)
 }
 
 /* Address @index of the block @slot, of the family of @a. */
-static __always_inline void slice_ip(struct graft_addr *a, bool v4, __u32 slot, __u32 index)
+static __always_inline void slice_ip(struct graft_addr *a, bool v4, __u32 slice, __u32 index)
 {
 	if (v4) {
-		set_v4(a, bpf_htonl(SLICE4_NET | slot << SLICE_SHIFT | index));
+		set_v4(a, bpf_htonl(SLICE4_NET | slice << SLICE_SHIFT | index));
 		return;
 	}
 	a->ip[0] = bpf_htonl(SLICE6_WORD0);
 	a->ip[1] = bpf_htonl(SLICE6_WORD1);
-	a->ip[2] = bpf_htonl(slot);
+	a->ip[2] = bpf_htonl(slice);
 	a->ip[3] = bpf_htonl(index);
 }
 
 /* Where the container's loopback port @port really is. */
-static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slot, __u32 port)
+static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slice, __u32 port)
 {
 	if (!port) {
-		slice_ip(a, v4, slot, SLICE_DYNAMIC);
+		slice_ip(a, v4, slice, SLICE_DYNAMIC);
 		a->port = 0;
 		return;
 	}
-	slice_ip(a, v4, slot, (port & 0xffff) >> SLICE_PORT_BITS);
+	slice_ip(a, v4, slice, (port & 0xffff) >> SLICE_PORT_BITS);
 	a->port = SLICE_PORT_BASE | (port & ((1u << SLICE_PORT_BITS) - 1));
 }
 
 /* The block that an address of the slices is in. */
-static __always_inline __u32 slice_slot(const struct graft_addr *a)
+static __always_inline __u32 slice_number(const struct graft_addr *a)
 {
 	return is_v4(a) ? (bpf_ntohl(a->ip[3]) & ~SLICE4_MASK) >> SLICE_SHIFT : bpf_ntohl(a->ip[2]);
 }
 
 /* Number of @a in the block @slot, or -1 if it is not in it. */
-static __always_inline int slice_index(const struct graft_addr *a, __u32 slot)
+static __always_inline int slice_index(const struct graft_addr *a, __u32 slice)
 {
 	__u32 low;
 
@@ -55,19 +55,19 @@ static __always_inline int slice_index(const struct graft_addr *a, __u32 slot)
 		return -1;
 	low = bpf_ntohl(a->ip[3]);
 	if (is_v4(a)) {
-		if ((low & ~SLICE4_MASK) >> SLICE_SHIFT != slot)
+		if ((low & ~SLICE4_MASK) >> SLICE_SHIFT != slice)
 			return -1;
 		low &= (1u << SLICE_SHIFT) - 1;
-	} else if (a->ip[2] != bpf_htonl(slot)) {
+	} else if (a->ip[2] != bpf_htonl(slice)) {
 		return -1;
 	}
 	return low <= SLICE_DYNAMIC ? (int)low : -1;
 }
 
 /* The inverse of slice_addr(): show an address of the block as the container knows it. */
-static __always_inline bool slice_show(struct graft_addr *a, __u32 slot)
+static __always_inline bool slice_show(struct graft_addr *a, __u32 slice)
 {
-	int index = slice_index(a, slot);
+	int index = slice_index(a, slice);
 
 	if (index < 0)
 		return false;

@@ -21,12 +21,12 @@ int main(void)
 {
 	SIZE(graft_usage); SIZE(graft_probe); OFFSET(graft_usage, udp); OFFSET(graft_usage, sockets_max); VALUE(GRAFT_LEVEL);
 	VALUE(GRAFT_PROBE); OFFSET(sup_shared, number); OFFSET(sup_shared, token);
-	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_owner); SIZE(graft_client_key); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
+	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_holder); SIZE(graft_client_key); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
 	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served); SIZE(graft_family);
 	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
 	OFFSET(graft_denial, error); OFFSET(graft_denial, addr); OFFSET(graft_denial, comm); OFFSET(graft_stamp, flags);
 	VALUE(GRAFT_ABI); VALUE(SLICE4_NET); VALUE(SLICE_SHIFT); VALUE(SLICE_DYNAMIC); VALUE(SLICE_PORT_BASE);
-	VALUE(SLICE_SLOTS); VALUE(INGRESS_FIXED_BITS); VALUE(EGRESS_FIXED_BITS); VALUE(TENANT_EGRESS);
+	VALUE(SLICE_COUNT); VALUE(INGRESS_FIXED_BITS); VALUE(EGRESS_FIXED_BITS); VALUE(TENANT_EGRESS);
 	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_CONVERTED);
 	VALUE(TENANT_HOME); VALUE(TENANT_VERBOSE); VALUE(PLACE_UNIX); VALUE(FAMILY_QUEUE); VALUE(FAMILY_VALUE);
 	VALUE(STAMP_INGRESS); VALUE(STAMP_CONNECTED); VALUE(STAMP_FAMILY); VALUE(STAMP_NAMED); VALUE(STAMP_PERMIT);
@@ -50,7 +50,7 @@ def test_layout(tmp_path):
         "sizeof graft_config": str(programs.CONFIG.size),
         "sizeof graft_tenant": str(programs.TENANT.size),
         "sizeof graft_client_key": str(programs.CLIENT_KEY.size),
-        "sizeof graft_owner": str(tables.OWNER.size),
+        "sizeof graft_holder": str(tables.OWNER.size),
         "sizeof graft_stamp": str(stamps.STAMP.size),
         "sizeof graft_ingress_key": str(tables.INGRESS_KEY.size),
         "sizeof graft_ingress": str(tables.INGRESS_VALUE.size),
@@ -97,7 +97,7 @@ def test_layout(tmp_path):
         "SLICE_SHIFT": str(slices.SLICE_SHIFT),
         "SLICE_DYNAMIC": str(slices.SLICE_DYNAMIC),
         "SLICE_PORT_BASE": str(slices.SLICE_PORT_BASE),
-        "SLICE_SLOTS": str(slices.SLICE_SLOTS),
+        "SLICE_COUNT": str(slices.SLICE_SLOTS),
         "INGRESS_FIXED_BITS": str(tables.INGRESS_FIXED_BITS),
         "EGRESS_FIXED_BITS": str(tables.EGRESS_FIXED_BITS),
         "TENANT_EGRESS": str(tables.TENANT_EGRESS),
