@@ -5,15 +5,7 @@
 #ifndef CONNECT_BPF_H
 #define CONNECT_BPF_H
 
-#include "own.bpf.h"
-
-static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
-				      const struct graft_addr *real)
-{
-	stamp->peer = *asked;
-	stamp->peer_real = *real;
-	stamp->flags |= STAMP_CONNECTED;
-}
+#include "destination.bpf.h"
 
 /* Choose the source of an unbound socket. bpf_bind() on one that has a port would fail. */
 static __noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *source, bool mapped)
@@ -52,15 +44,6 @@ static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
 	return 0;
 }
 
-/* A source on the loopback goes nowhere else, but for the answers of a server that is published there. */
-static __noinline int is_confined(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
-{
-	if (!stamp || !source || !a || in_slices(source))
-		return true;
-	return is_loopback(source) && !(stamp->flags & STAMP_INGRESS && same_ip(source->ip, stamp->local_real.ip) &&
-					has_asked(stamp->tenant, a));
-}
-
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
 static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				     bool six)
@@ -68,93 +51,65 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	struct graft_addr asked, source;
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
-	__u32 proto = ctx->protocol;
-	bool strict, inside;
+	struct refusal why;
+	bool confined;
 	__u32 id;
-	int who;
+	int where;
 
 	if (!a || !stamp)
 		return DENY;
 	id = stamp->tenant;
 	tenant = tenant_of(stamp);
 	if (!tenant)
-		return deny(id, DENIED(OP_CONNECT, REASON_NO_TENANT), ENETUNREACH, proto, a);
+		return deny(id, DENIED(OP_CONNECT, REASON_NO_TENANT), ENETUNREACH, ctx->protocol, a);
 	asked = *a;
-	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real)) {
-		note_peer(stamp, &asked, a);
-		return ALLOW;
-	}
-	strict = tenant->flags & TENANT_STRICT;
+	if (is_permitted(stamp, a))
+		goto allow;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
-		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
-		if (who == LOCAL_REFUSED) {
-			if (strict)
-				return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
-			return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
-		}
-		if ((who == LOCAL_NAMED || (who == LOCAL_CONTAINER && in_slices(a))) && ctx->sk &&
+		where = decide_loopback(ctx, a, stamp, tenant, &why);
+		if (where == LOCAL_REFUSED)
+			return deny(id, DENIED(OP_CONNECT, why.reason), why.error, ctx->protocol, &asked);
+		if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && in_slices(a))) && ctx->sk &&
 		    !has_source(ctx->sk)) {
 			slice_ip(&source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
 			source.port = 0;
 			if (bind_source(ctx, &source, six))
-				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL, proto,
-					    &asked);
-		} else if (who == LOCAL_NAMED) {
+				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL,
+					    ctx->protocol, &asked);
+		} else if (where == LOCAL_NAMED) {
 			note_client(ctx, id);
 		}
-		if (who == LOCAL_CONTAINER || !strict) {
-			note_peer(stamp, &asked, a);
-			return ALLOW;
-		}
-	} else if (in_slices(a)) {
-		return deny(id, DENIED(OP_CONNECT, REASON_SLICE), ENETUNREACH, proto, &asked);
+		if (where == LOCAL_CONTAINER || !(tenant->flags & TENANT_STRICT))
+			goto allow;
 	}
-	/* a source on the loopback stays when a connection there fails, or is given up */
+	/* a socket keeps its loopback source when a connection there fails, or is given up */
 	load_source(ctx, &source, six);
-	inside = !is_loopback(a) && is_confined(stamp, &source, a);
-	if (!inside && named_may_go(stamp, tenant, a) && !holder_of(a)) {
-		note_peer(stamp, &asked, a);
-		return ALLOW;
-	}
-	rule = egress_for(stamp, tenant, a);
-	who = rule || is_own_address(id, a) ? route_to_holder(ctx, id, a, rule) : ROUTE_ELSEWHERE;
-	if (who == ROUTE_FOREIGN)
-		return deny(id, DENIED(OP_CONNECT, REASON_NETWORK), ENETUNREACH, proto, &asked);
-	if (who == ROUTE_NOBODY)
-		return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), ECONNREFUSED, proto, &asked);
-	if (who == ROUTE_CONTAINER && !rule) {
-		note_peer(stamp, &asked, a);
-		return ALLOW;
-	}
-	if (!rule) {
-		if (stamp->flags & STAMP_FAMILY)
-			return deny(id, DENIED(OP_CONNECT, REASON_NO_DEFAULT), ENOENT, proto, &asked);
-		if (proto != IPPROTO_UDP || inside || !(stamp->flags & STAMP_INGRESS) || !has_asked(id, a))
-			return deny(id, DENIED(OP_CONNECT, REASON_NO_EGRESS), ENETUNREACH, proto, &asked);
-		note_peer(stamp, &asked, a);
-		return ALLOW;
-	}
-	if (rule->place != stamp->place)
-		return deny(id, DENIED(OP_CONNECT, REASON_PLACE), ENETUNREACH, proto, &asked);
-	if (inside)
-		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, proto, &asked);
+	confined = !is_loopback(a) && is_confined(stamp, &source, a);
+	where = decide_egress(ctx, a, stamp, tenant, confined, &rule, &why);
+	if (where == ROUTE_REFUSED)
+		return deny(id, DENIED(OP_CONNECT, why.reason), why.error, ctx->protocol, &asked);
+	if (!rule)
+		goto allow;
+	if (confined)
+		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, ctx->protocol, &asked);
 	if (!is_any(rule->ip) || rule->port) {
 		if (ctx->sk && has_source(ctx->sk)) {
-			if (!is_any(rule->ip) && !(who == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL) &&
+			if (!is_any(rule->ip) && !(where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL) &&
 			    !same_ip(source.ip, rule->ip))
-				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
+				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol,
 					    &asked);
 		} else {
 			__builtin_memcpy(source.ip, rule->ip, sizeof(source.ip));
 			source.port = rule->port;
 			if (bind_source(ctx, &source, six))
-				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, proto,
+				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol,
 					    &asked);
 		}
 	}
-	if (who == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
+	if (where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
 		note_client(ctx, id); /* its source will be the one that it connects to */
-	tell_conversion(id, tenant, OP_CONNECT << 16 | proto, &asked, (struct graft_addr *)rule);
+	tell_conversion(id, tenant, OP_CONNECT << 16 | ctx->protocol, &asked, (struct graft_addr *)rule);
+allow:
 	note_peer(stamp, &asked, a);
 	return ALLOW;
 }

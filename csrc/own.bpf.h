@@ -56,7 +56,7 @@ __noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 owner, struct
 	return who != RECEIVER_OTHER;
 }
 
-enum { ROUTE_ELSEWHERE, ROUTE_CONTAINER, ROUTE_NOBODY, ROUTE_FOREIGN };
+enum { ROUTE_REFUSED, ROUTE_ELSEWHERE, ROUTE_CONTAINER, ROUTE_NOBODY, ROUTE_FOREIGN };
 
 /* Is @a an address of a container, and may this tenant go there, by @rule? Then the real one is put there. */
 static __noinline int route_to_holder(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a,

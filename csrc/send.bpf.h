@@ -5,7 +5,7 @@
 #ifndef SEND_BPF_H
 #define SEND_BPF_H
 
-#include "connect.bpf.h"
+#include "destination.bpf.h"
 
 /*
  * Decide a datagram to @a. @bound is the socket's own address, unspecified if it has none. @source is what
@@ -19,9 +19,10 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	struct graft_addr asked;
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
+	struct refusal why;
 	bool strict;
 	__u32 id;
-	int who;
+	int where;
 
 	if (!a || !source || !bound || !stamp)
 		return DENY;
@@ -33,56 +34,38 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!is_any(bound->ip) || is_loopback(source) || in_slices(source) ||
 	    (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) || is_anothers(id, source))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
-	if (stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real))
+	if (is_permitted(stamp, a))
 		return ALLOW;
-	strict = tenant->flags & TENANT_STRICT;
 	if (is_loopback(&asked) || is_any(asked.ip)) {
-		who = strict ? strict_local(ctx, a, stamp, tenant) : resolve_local(ctx, a, stamp, tenant);
-		if (who == LOCAL_REFUSED) {
-			if (strict)
-				return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
-			return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
-		}
-		if (who == LOCAL_CONTAINER || who == LOCAL_NAMED) {
+		where = decide_loopback(ctx, a, stamp, tenant, &why);
+		if (where == LOCAL_REFUSED)
+			return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
+		strict = tenant->flags & TENANT_STRICT;
+		if (where == LOCAL_CONTAINER || where == LOCAL_NAMED) {
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 			if (!strict && (in_slices(a) || is_loopback(a)) && is_any(bound->ip))
 				slice_ip(source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
 		}
 		note_peer(stamp, &asked, a);
-		if (who == LOCAL_CONTAINER || !strict)
+		if (where == LOCAL_CONTAINER || !strict)
 			return ALLOW;
-	} else if (in_slices(a)) {
-		return deny(id, DENIED(OP_SEND, REASON_SLICE), ENETUNREACH, IPPROTO_UDP, &asked);
 	}
-	if (named_may_go(stamp, tenant, a) && !holder_of(a))
-		return ALLOW;
-	rule = egress_for(stamp, tenant, a);
-	who = rule || is_own_address(id, a) ? route_to_holder(ctx, id, a, rule) : ROUTE_ELSEWHERE;
-	if (who == ROUTE_FOREIGN)
-		return deny(id, DENIED(OP_SEND, REASON_NETWORK), ENETUNREACH, IPPROTO_UDP, &asked);
-	if (who == ROUTE_NOBODY)
-		return deny(id, DENIED(OP_SEND, REASON_NOT_LISTENING), ECONNREFUSED, IPPROTO_UDP, &asked);
-	if (who == ROUTE_CONTAINER) {
+	where = decide_egress(ctx, a, stamp, tenant, false, &rule, &why);
+	if (where == ROUTE_REFUSED)
+		return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
+	if (where == ROUTE_CONTAINER)
 		note_peer(stamp, &asked, a);
-		if (!rule)
-			return ALLOW;
-	}
-	if (!rule) {
-		if (stamp->flags & STAMP_FAMILY)
-			return deny(id, DENIED(OP_SEND, REASON_NO_DEFAULT), ENOENT, IPPROTO_UDP, &asked);
-		if (stamp->flags & STAMP_INGRESS && has_asked(id, a))
-			return ALLOW;
-		return deny(id, DENIED(OP_SEND, REASON_NO_EGRESS), ENETUNREACH, IPPROTO_UDP, &asked);
-	}
-	if (rule->place != stamp->place)
-		return deny(id, DENIED(OP_SEND, REASON_PLACE), ENETUNREACH, IPPROTO_UDP, &asked);
+	if (!rule)
+		return ALLOW;
 	if (!is_loopback(a) && is_confined(stamp, bound, a))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
 	tell_conversion(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
-	/* an answer leaves from where it was asked, which on the wildcard only the kernel knows; a neighbour knows
-	 * the rule's */
+	/*
+	 * An answer leaves from where it was asked, which the kernel alone knows for a socket on the wildcard. A
+	 * neighbour on a network knows the rule's address.
+	 */
 	if (stamp->flags & STAMP_INGRESS && has_asked(id, a) && !(is_any(bound->ip) && holder_of(a)))
 		return ALLOW;
 	if (!is_any(bound->ip))

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * destination.bpf.h - may a connection or a datagram go there? What connect() and sends decide alike
+ *
+ * The two differ in what they do with the source: connect() binds it, a datagram names it. What is alike is inlined
+ * into both: a call would be one more frame in a chain that has 64 bytes left of 512 on Linux 6.1.
+ */
+#ifndef DESTINATION_BPF_H
+#define DESTINATION_BPF_H
+
+#include "own.bpf.h"
+
+static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
+				      const struct graft_addr *real)
+{
+	stamp->peer = *asked;
+	stamp->peer_real = *real;
+	stamp->flags |= STAMP_CONNECTED;
+}
+
+/* A source on the loopback goes nowhere else, but for the answers of a server that is published there. */
+static __noinline int is_confined(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
+{
+	if (!stamp || !source || !a || in_slices(source))
+		return true;
+	return is_loopback(source) && !(stamp->flags & STAMP_INGRESS && same_ip(source->ip, stamp->local_real.ip) &&
+					has_asked(stamp->tenant, a));
+}
+
+/* graftd has looked this destination up by name, for this socket. */
+static __always_inline bool is_permitted(const struct graft_stamp *stamp, const struct graft_addr *a)
+{
+	return stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real);
+}
+
+/* Why a decision refuses a call, and with which errno: for DENIED() and deny(). */
+struct refusal {
+	__u32 reason;
+	int error;
+};
+
+static __always_inline int refuse(struct refusal *why, __u32 reason, int error)
+{
+	why->reason = reason;
+	why->error = error;
+	return 0;
+}
+
+/* Decide a destination on the loopback or the wildcard: LOCAL_*, its real address in @a. */
+static __always_inline int decide_loopback(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+					   struct graft_tenant *tenant, struct refusal *why)
+{
+	int where;
+
+	if (tenant->flags & TENANT_STRICT) {
+		where = strict_local(ctx, a, stamp, tenant);
+		return where == LOCAL_REFUSED ? refuse(why, REASON_NO_EGRESS, ENETUNREACH) : where;
+	}
+	where = resolve_local(ctx, a, stamp, tenant);
+	return where == LOCAL_REFUSED ? refuse(why, REASON_NOT_LISTENING, ECONNREFUSED) : where;
+}
+
+/*
+ * Decide a destination elsewhere: ROUTE_CONTAINER, the real address of a container's server in @a, ROUTE_ELSEWHERE,
+ * or ROUTE_REFUSED. @rule is then the egress rule, whose source is to be used; NULL: the destination needs none.
+ * @confined: the socket is bound to its loopback, and only a rule counts.
+ */
+static __always_inline int decide_egress(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+					 struct graft_tenant *tenant, bool confined, struct graft_egress **rule,
+					 struct refusal *why)
+{
+	__u32 id = stamp->tenant;
+	int where = ROUTE_ELSEWHERE;
+
+	*rule = NULL;
+	if (in_slices(a))
+		return refuse(why, REASON_SLICE, ENETUNREACH);
+	if (!confined && named_may_go(stamp, tenant, a) && !holder_of(a))
+		return ROUTE_ELSEWHERE;
+	*rule = egress_for(stamp, tenant, a);
+	if (*rule || is_own_address(id, a))
+		where = route_to_holder(ctx, id, a, *rule);
+	if (where == ROUTE_FOREIGN)
+		return refuse(why, REASON_NETWORK, ENETUNREACH);
+	if (where == ROUTE_NOBODY)
+		return refuse(why, REASON_NOT_LISTENING, ECONNREFUSED);
+	if (*rule)
+		return (*rule)->place == stamp->place ? where : refuse(why, REASON_PLACE, ENETUNREACH);
+	if (where == ROUTE_CONTAINER)
+		return where;
+	if (stamp->flags & STAMP_FAMILY)
+		return refuse(why, REASON_NO_DEFAULT, ENOENT);
+	if (!confined && may_answer(ctx, stamp, a))
+		return ROUTE_ELSEWHERE;
+	return refuse(why, REASON_NO_EGRESS, ENETUNREACH);
+}
+
+#endif
