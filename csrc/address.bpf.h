@@ -43,7 +43,7 @@ static __always_inline bool same_addr(const struct graft_addr *a, const struct g
 	return a->port == b->port && same_ip(a->ip, b->ip);
 }
 
-/* 0.0.0.0, ::ffff:0.0.0.0 or :: */
+/* The wildcard: 0.0.0.0, ::ffff:0.0.0.0 or :: */
 static __always_inline bool is_any(const __u32 *ip)
 {
 	return ip[0] == 0 && ip[1] == 0 && ip[3] == 0 && (ip[2] == 0 || ip[2] == MAPPED);
@@ -84,7 +84,7 @@ static __always_inline void load6(struct bpf_sock_addr *ctx, struct graft_addr *
 	a->port = bpf_ntohs((__u16)ctx->user_port);
 }
 
-/* Where the socket itself is bound, or connected from. */
+/* The socket's own end, as bind() or connect() has set it; the wildcard if it has none. */
 static __always_inline void load_source(const struct bpf_sock_addr *ctx, struct graft_addr *a, bool six)
 {
 	if (!ctx->sk) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * bind.bpf.h - bind() and listen()
+ * bind.bpf.h - bind(): the host address that it becomes; listen() without it
  */
 #ifndef BIND_BPF_H
 #define BIND_BPF_H
@@ -8,7 +8,7 @@
 #include "options.bpf.h"
 #include "own.bpf.h"
 
-/* Accepted sockets of this server show the program's port. */
+/* Remember the program's port: an accepted socket has no stamp to show it from. */
 static __always_inline void note_served(__u32 tenant, const struct graft_addr *real, __u32 port)
 {
 	struct graft_served_key key = {.port = real->port};
@@ -28,8 +28,8 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 }
 
 /*
- * The options by which UDP sockets share a port hold where a rule, an address of its own or the container's loopback
- * lets one bind. For a port that the kernel chooses it would choose a host's or another's that has set them, too.
+ * UDP sockets that set SO_REUSEADDR or SO_REUSEPORT share ports with all that set it. Among those that the kernel
+ * may choose are ports of the host's and of other containers. So the options hold where the program names the port.
  */
 static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
 {
@@ -45,8 +45,8 @@ static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *s
 }
 
 /*
- * Into the tenant's block. A port that the kernel has chosen for another socket of the container stands at
- * SLICE_DYNAMIC; a bind to the same number goes there too, so that the kernel decides whether both can be.
+ * Bind into the tenant's slice. A port that the kernel has chosen for another socket of the container is at
+ * SLICE_DYNAMIC. A bind to the same number goes there too, so that the kernel decides whether both can be.
  */
 static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				   struct graft_tenant *tenant, bool dual)
@@ -70,11 +70,11 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 }
 
 /*
- * A port of the container's own address, and a port that such a container publishes on the host's wildcard, may have
- * the same number: with SO_REUSEPORT (graftd gives such sockets one owner) the kernel takes both, and the exact
- * address gets what is sent to it. With SO_REUSEADDR the connections of the container that had the address before
- * stand in nobody's way, as in a fresh namespace. Two sockets of the container at one address stay a conflict, as
- * everywhere; false for one of another container.
+ * A container with an address of its own may bind there a port that another one publishes on the host's wildcard.
+ * With SO_REUSEPORT the kernel takes both (graftd gives the sockets of such containers one uid), and delivers what is
+ * sent to the exact address there. With SO_REUSEADDR the connections of the container that had the address before are
+ * in nobody's way, as in a fresh namespace. Two sockets of one container at one address remain a conflict, which the
+ * kernel sees. False: another container's socket is there.
  */
 static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant,
 				 __u32 id)
@@ -82,7 +82,7 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 	struct graft_addr from = {};
 	struct graft_stamp *stamp;
 	struct bpf_sock *sk;
-	bool here = false, alien = false;
+	bool here = false, taken = false;
 	int on = 1;
 
 	if (!a || !tenant || !a->port || !(tenant->own4 || tenant->own6[0]))
@@ -93,10 +93,10 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 	if (sk) {
 		stamp = stamp_of(sk);
 		here = stamp && same_addr(&stamp->local_real, a);
-		alien = here && stamp->tenant != id;
+		taken = here && stamp->tenant != id;
 		bpf_sk_release(sk);
 	}
-	if (alien)
+	if (taken)
 		return false;
 	if (here)
 		return true;
@@ -106,7 +106,10 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 	return true;
 }
 
-/* Two containers may have one endpoint: there the owner that those with addresses share must not let both in. */
+/*
+ * The containers with addresses of their own share a uid, with which SO_REUSEPORT would let two of them bind one
+ * endpoint that is not exclusive. The first one has it.
+ */
 static __noinline int claim_port(struct bpf_sock_addr *ctx, struct graft_tenant *tenant)
 {
 	int off = 0;
@@ -116,7 +119,8 @@ static __noinline int claim_port(struct bpf_sock_addr *ctx, struct graft_tenant 
 	return true;
 }
 
-/* A bind to the wildcard, or to an address of the container's own, that no rule names. */
+/* A bind that no rule names, to the wildcard or an address of the container's own: it goes to the container's
+ * address. */
 static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant,
 					   bool dual)
 {
@@ -133,7 +137,8 @@ static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const
 	return false;
 }
 
-/* Decide a bind to @a; on success the real address is in @a. @dual: IPv6 wildcard that takes IPv4 too. */
+/* Decide a bind to @a; if it is allowed the real address is put there. @dual: it is to [::] and takes IPv4 as well.
+ */
 static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				  bool dual)
 {
@@ -144,7 +149,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 
 	if (!a || !stamp)
 		return DENY;
-	if (ctx->sk && ctx->sk->src_port) { /* bound: the kernel will refuse, and the stamp is to stay */
+	if (ctx->sk &&
+	    ctx->sk->src_port) { /* the socket is bound: the kernel would refuse, and the stamp must stay as it is */
 		bpf_set_retval(-EINVAL);
 		return DENY;
 	}
@@ -194,7 +200,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		if (!share_port(ctx, a, tenant, stamp->tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
 		if (proto == IPPROTO_TCP && a->port)
-			note_served(stamp->tenant, a, a->port); /* another's wildcard may have the number */
+			note_served(stamp->tenant, a,
+				    a->port); /* another container's wildcard may have the same number */
 		return note_local(stamp, &asked, a, STAMP_INGRESS);
 	}
 	if (!is_any(asked.ip) && !is_loopback(&asked))
@@ -238,7 +245,7 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 	return verdict & BIND_ALLOW;
 }
 
-/* The port that the kernel chose for a `dynamic` endpoint: what connects to it from inside wants to know. */
+/* Remember the port that the kernel chose for a `dynamic` endpoint: a connection from inside is led there. */
 static __always_inline int note_dynamic(struct bpf_sock *sk)
 {
 	struct graft_stamp *stamp = stamp_on(sk);
@@ -275,9 +282,9 @@ int graft_post_bind6(struct bpf_sock *sk)
 }
 
 /*
- * listen() without a bind runs no bind hook; graftd's trap of listen() binds such a socket first. Where
- * the trap was evaded (another process got the socket) the listener is tied to an interface that does
- * not exist, so that nobody reaches it.
+ * listen() without a bind runs no bind hook. graftd traps listen() and binds such a socket first, but a process that
+ * was sent the socket may not be trapped. The listener is then tied to an interface that does not exist, so that
+ * nobody reaches it.
  */
 SEC("sockops")
 int graft_sockops(struct bpf_sock_ops *ctx)
@@ -297,7 +304,7 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == GRAFT_EXEMPT)
 		return 1;
-	/* volatile: clang would else share an offset between the branches, which the verifier refuses */
+	/* volatile, because clang would share an offset between the branches, which the verifier refuses */
 	ip4 = *(volatile __u32 *)&ctx->local_ip4;
 	here.ip[0] = *(volatile __u32 *)&ctx->local_ip6[0];
 	here.ip[1] = *(volatile __u32 *)&ctx->local_ip6[1];

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * connect.bpf.h - connect()
+ * connect.bpf.h - connect(): the host address that it goes to, and leaves from
  */
 #ifndef CONNECT_BPF_H
 #define CONNECT_BPF_H
 
 #include "destination.bpf.h"
 
-/* Choose the source of an unbound socket. bpf_bind() on one that has a port would fail. */
+/* Choose the source of a socket that has none: bpf_bind() fails on one that has a port. @mapped: it is of AF_INET6.
+ */
 static __noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *source, bool mapped)
 {
 	struct sockaddr_in sin = {};
@@ -32,7 +33,7 @@ static __always_inline bool has_source(const struct bpf_sock *sk)
 	return sk->src_port || sk->src_ip4;
 }
 
-/* A client of graftd's resolver that was bound before: its port says whose it is. */
+/* Tell graftd's resolver by the source port whose this client is: it was bound before, outside its slice. */
 static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
 {
 	struct graft_client_key key = {.proto = ctx->protocol};
@@ -82,7 +83,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		if (where == LOCAL_CONTAINER || !(tenant->flags & TENANT_STRICT))
 			goto allow;
 	}
-	/* a socket keeps its loopback source when a connection there fails, or is given up */
+	/* a socket keeps its loopback source after a connection there has failed, or was given up */
 	load_source(ctx, &source, six);
 	confined = !is_loopback(a) && is_confined(stamp, &source, a);
 	where = decide_egress(ctx, a, stamp, tenant, confined, &rule, &why);
@@ -107,7 +108,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		}
 	}
 	if (where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
-		note_client(ctx, id); /* its source will be the one that it connects to */
+		note_client(ctx,
+			    id); /* the kernel takes the destination's address as its source, which says nothing */
 	tell_conversion(id, tenant, OP_CONNECT << 16 | ctx->protocol, &asked, (struct graft_addr *)rule);
 allow:
 	note_peer(stamp, &asked, a);

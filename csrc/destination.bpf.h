@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * destination.bpf.h - may a connection or a datagram go there? What connect() and sends decide alike
+ * destination.bpf.h - may a connection or a datagram go there? What connect() and a send decide alike
  *
  * The two differ in what they do with the source: connect() binds it, a datagram names it. What is alike is inlined
- * into both: a call would be one more frame in a chain that has 64 bytes left of 512 on Linux 6.1.
+ * into both: a call would be one more frame in a chain that has 32 bytes left of 512 on Linux 6.1.
  */
 #ifndef DESTINATION_BPF_H
 #define DESTINATION_BPF_H
 
 #include "own.bpf.h"
 
+/* Remember the peer as the program named it, to show it. */
 static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
 				      const struct graft_addr *real)
 {
@@ -18,7 +19,7 @@ static __always_inline void note_peer(struct graft_stamp *stamp, const struct gr
 	stamp->flags |= STAMP_CONNECTED;
 }
 
-/* A source on the loopback goes nowhere else, but for the answers of a server that is published there. */
+/* A socket on the loopback reaches nothing else, but a server that is published there may answer who asked it. */
 static __noinline int is_confined(struct graft_stamp *stamp, struct graft_addr *source, struct graft_addr *a)
 {
 	if (!stamp || !source || !a || in_slices(source))
@@ -27,13 +28,13 @@ static __noinline int is_confined(struct graft_stamp *stamp, struct graft_addr *
 					has_asked(stamp->tenant, a));
 }
 
-/* graftd has looked this destination up by name, for this socket. */
+/* Has graftd looked this destination up by name, for this socket? */
 static __always_inline bool is_permitted(const struct graft_stamp *stamp, const struct graft_addr *a)
 {
 	return stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real);
 }
 
-/* Why a decision refuses a call, and with which errno: for DENIED() and deny(). */
+/* Why a call is to be refused, and the errno that the program gets. */
 struct refusal {
 	__u32 reason;
 	int error;
@@ -46,7 +47,7 @@ static __always_inline int refuse(struct refusal *why, __u32 reason, int error)
 	return 0;
 }
 
-/* Decide a destination on the loopback or the wildcard: LOCAL_*, its real address in @a. */
+/* Decide a destination on the loopback or the wildcard: LOCAL_*; the real address is put into @a. */
 static __always_inline int decide_loopback(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 					   struct graft_tenant *tenant, struct refusal *why)
 {

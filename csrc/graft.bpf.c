@@ -1,30 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * graft.bpf.c - the policy, inside the very calls that bind, connect and send
+ * graft.bpf.c - the policy, inside the calls that bind, connect and send
  *
  * Theory of operation
  *
- * A grafted socket is made by graftd in the host's network namespace and stamped (socket storage) with
- * its tenant before the container sees it. The programs here run for sockets created in graftd's cgroup,
- * wherever they are used later. An accepted socket inherits the cgroup but not the stamp, which costs a
- * server nothing: it may do what a connection does, the option policy holds for it, and any other use (it can
- * be disconnected and connected, bound or made to listen again) is refused. graftd's own sockets carry the
- * stamp GRAFT_OWN. The guard alone sits on the cgroup root and runs for everybody: it keeps unstamped sockets out of
- * the containers' private loopback.
+ * graftd makes a grafted socket in the host's network namespace. It stamps the socket with its tenant (socket
+ * storage) before the container sees it. These programs run for every socket that was created in graftd's cgroup,
+ * wherever it is used later. An accepted socket inherits the cgroup but not the stamp, so that accept() costs a
+ * server nothing. It may do what a connection does, and the policy of options holds for it. It could be disconnected
+ * and then bound, connected or made to listen again: that is refused. graftd's sockets are exempt (GRAFT_EXEMPT). The
+ * guard alone is on the cgroup root and runs for everybody: it keeps sockets without a stamp out of the containers'
+ * loopback.
  *
- * bind      an ingress rule names the host address that a bind to ADDR:PORT becomes; loopback and wildcard
- *           binds without a rule go to the tenant's block (slice.bpf.h); anything else is refused.
- * connect,  loopback destinations are looked up among the tenant's own sockets: a socket table look-up
- * send      (bpf_sk_lookup_*) and its stamp say whose server it is, so no table of bound ports has to be
- *           kept true, and a host's wildcard listener is never taken for the container's. Everything else
- *           is matched against the egress rules, and leaves from the rule's address.
- * get*name, show what the program asked for, from the stamp.
- * recvmsg
+ * bind.bpf.h     An ingress rule names the host address that a bind becomes. A bind to the loopback or the wildcard
+ *                that no rule names goes to the tenant's slice (slice.bpf.h). Any other is refused.
+ * connect.bpf.h  A destination on the loopback is looked up in the kernel's socket table (bpf_sk_lookup_*), and the
+ * send.bpf.h     stamp of the socket found there says whose server it is. So there is no table of bound ports to be
+ *                kept true, and a wildcard listener of the host's is never taken for the container's. Any other
+ *                destination is matched against the egress rules, and the socket leaves from the rule's address.
+ * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
+ * options.bpf.h  Socket options that would reach around the policy are refused.
+ * guard.bpf.h    What the host's own programs may reach.
  *
- * Facts that this rests on (each proved by a test under tests/kernel): an accepted socket is in its listener's
- * cgroup; v4-mapped addresses arrive in the *6 hooks for bind and connect, in sendmsg4 for sends; MPTCP runs the
- * hooks on an unstamped subflow; listen() without bind runs no hook but sockops'; a connected send with a
- * control message arrives with family 0.
+ * Below these: destination.bpf.h is what connect and send decide alike, own.bpf.h addresses that are a container's
+ * own, loopback.bpf.h who listens on a container's loopback, rules.bpf.h the look-up of rules, report.bpf.h refusals,
+ * maps.bpf.h the maps, slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd shares.
+ *
+ * It rests on these facts, each of which a test under tests/kernel proves. An accepted socket is in its listener's
+ * cgroup. IPv4-mapped addresses arrive in the hooks of IPv6 for bind and connect, in sendmsg4 for sends. MPTCP runs
+ * the hooks on a subflow, which has no stamp. listen() without bind runs no hook but that of sockops. A send on a
+ * connected socket with a control message arrives with family 0.
  */
 #include "bind.bpf.h"
 #include "connect.bpf.h"

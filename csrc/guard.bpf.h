@@ -1,23 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * guard.bpf.h - the guard, on the cgroup root: it keeps unstamped sockets out
+ * guard.bpf.h - the guard, on the cgroup root: what connections and sends of the host's own programs may reach
+ *
+ * It runs for every process of the machine, so whatever is not a container's returns first. The process graft-guard
+ * (graft/process/keeper.py) is something else.
  */
 #ifndef GUARD_BPF_H
 #define GUARD_BPF_H
 
 #include "own.bpf.h"
 
-#define GUARD_LED 3 /* allowed, to another address than the program's */
+#define GUARD_LED 3 /* allowed, and the destination has become another */
 
-/* Keeps the host's own programs out of private loopbacks, and leads them to containers' own addresses. */
+/* Keep a socket without a stamp out of the slices, and route it to the server at a container's own address. */
 static __always_inline int guard_destination(struct bpf_sock_addr *ctx, struct graft_addr *a)
 {
-	struct graft_holder *owner = in_slices(a) ? NULL : holder_of(a);
+	struct graft_holder *holder = in_slices(a) ? NULL : holder_of(a);
 	struct graft_config *conf;
 	struct graft_addr to;
 	__u32 zero = 0;
 
-	if (!owner && !in_slices(a))
+	if (!holder && !in_slices(a))
 		return ALLOW;
 	if (stamp_of(ctx->sk))
 		return ALLOW;
@@ -25,9 +28,9 @@ static __always_inline int guard_destination(struct bpf_sock_addr *ctx, struct g
 	if (!conf || bpf_get_netns_cookie(ctx) != conf->host_cookie)
 		return ALLOW;
 	to = *a;
-	if (!owner)
+	if (!holder)
 		return deny(0, DENIED(OP_GUARD, REASON_SLICE), ECONNREFUSED, ctx->protocol, &to);
-	if (!route_to_container(ctx, owner->tenant, a))
+	if (!route_to_container(ctx, holder->tenant, a))
 		return deny(0, DENIED(OP_GUARD, REASON_NOT_LISTENING), ECONNREFUSED, ctx->protocol, &to);
 	return GUARD_LED;
 }

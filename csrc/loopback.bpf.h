@@ -9,11 +9,15 @@
 #include "rules.bpf.h"
 #include "slice.bpf.h"
 
-/* OWN_CHOSEN: the container's, at a port that the kernel chose, so at SLICE_DYNAMIC under its own number. */
-enum { RECEIVER_NOBODY, RECEIVER_TENANT, RECEIVER_TENANT_CHOSEN, RECEIVER_OTHER };
+/* Who receives what is sent to an address of the host. */
+enum {
+	RECEIVER_NOBODY,
+	RECEIVER_TENANT,
+	RECEIVER_TENANT_CHOSEN, /* the tenant, at a port that the kernel chose: at SLICE_DYNAMIC, under its number */
+	RECEIVER_OTHER,
+};
 
-/* The socket that gets what is sent to @a, an address of the host; @from finds connected UDP sockets. To be released.
- */
+/* The socket that receives what @from sends to @a, an address of the host. The caller releases it. */
 static __always_inline struct bpf_sock *socket_at(struct bpf_sock_addr *ctx, const struct graft_addr *a,
 						  const struct graft_addr *from)
 {
@@ -41,10 +45,10 @@ static __always_inline struct bpf_sock *socket_at(struct bpf_sock_addr *ctx, con
 }
 
 /*
- * Who would get what is sent to @a, an address of the host? @from finds connected UDP sockets.
+ * Who receives what @from sends to @a, an address of the host? The source matters: it finds connected UDP sockets.
  *
- * Not static: the verifier then proves it (and find_own) once instead of at every call, which takes the
- * larger programs from 559,000 instructions to 5,000 on Linux 6.1.
+ * This function and find_on_loopback() are not static, because the verifier proves a global function once instead of
+ * at every call: on Linux 6.1 that takes the larger programs from 559,000 instructions to 5,000.
  */
 __noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
 {
@@ -64,7 +68,7 @@ __noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft
 	return who;
 }
 
-/* Where this socket sends from when it sends to the container's own loopback. */
+/* The source that this socket has when it sends to the container's loopback. */
 static __always_inline void loopback_source(struct bpf_sock_addr *ctx, struct graft_addr *from, bool v4, __u32 slice)
 {
 	struct bpf_sock *sk = ctx->sk;
@@ -84,7 +88,7 @@ static __always_inline void loopback_source(struct bpf_sock_addr *ctx, struct gr
 	}
 }
 
-/* The host address of a port that the container published, if one of its sockets is there. */
+/* Put the host's address of the published port @asked there, if a socket of the container has it. */
 static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *asked, __u32 slice,
 				      struct graft_addr *from)
 {
@@ -118,15 +122,14 @@ static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, s
 }
 
 /*
- * Find the container's own server for the loopback destination @a and put its real address there.
- * In the order of what is most exact: a private bind to this port, a port that the kernel chose, the container's
- * own address, a published port, all of one family.
+ * Find the container's server for the loopback destination @a and put its real address there: RECEIVER_TENANT, or
+ * who has the private port. The most exact is tried first: a private bind to this port, a port that the kernel chose,
+ * an address of the container's own, a published port, all of one family.
  */
 __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
 {
-	struct graft_tenant *own;
-	struct graft_addr from;
-	struct graft_addr at;
+	struct graft_tenant *container;
+	struct graft_addr from, at;
 	__u32 port;
 	int who;
 	bool v4;
@@ -148,18 +151,18 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 		*a = at;
 		return RECEIVER_TENANT;
 	}
-	/* a UDP socket on a port of the host, connected: the kernel gave it the loopback address as its source */
+	/* the kernel gives a UDP socket on a port of the host the loopback address as its source when it connects */
 	set_loopback(&at);
 	if (ctx->protocol == IPPROTO_UDP && receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
 		*a = at;
 		return RECEIVER_TENANT;
 	}
-	own = bpf_map_lookup_elem(&tenants, &tenant);
-	if (own && (v4 ? own->own4 : own->own6[0])) {
+	container = bpf_map_lookup_elem(&tenants, &tenant);
+	if (container && (v4 ? container->own4 : container->own6[0])) {
 		if (v4)
-			set_v4(&at, own->own4);
+			set_v4(&at, container->own4);
 		else
-			__builtin_memcpy(at.ip, own->own6, sizeof(at.ip));
+			__builtin_memcpy(at.ip, container->own6, sizeof(at.ip));
 		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT) {
 			*a = at;
 			return RECEIVER_TENANT;
@@ -181,11 +184,17 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 	return who;
 }
 
-enum { LOCAL_REFUSED, LOCAL_CONTAINER, LOCAL_HOST, LOCAL_NAMED };
+/* Where a loopback destination leads. */
+enum {
+	LOCAL_REFUSED,
+	LOCAL_CONTAINER, /* to the container's own server */
+	LOCAL_HOST,	 /* to the host's loopback */
+	LOCAL_NAMED,	 /* to graftd's resolver, which knows the client by its source (SERVICE_NAMED) */
+};
 
 /*
- * Resolve a loopback destination. An IPv6 socket that may speak IPv4 finds the server of a dual-stack
- * bind at its IPv4 address. A UDP port where nobody listens stays the tenant's own empty address, so
+ * Decide a loopback destination of a container. An IPv6 socket that may speak IPv4 finds the server of a dual-stack
+ * bind at its IPv4 address. Where nobody listens the destination becomes the empty address in the tenant's slice, so
  * that the sender sees what it would on any host.
  */
 static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
@@ -207,7 +216,7 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 		return LOCAL_CONTAINER;
 	if (!is_v4(&asked) && !(stamp->flags & STAMP_V6ONLY) &&
 	    (ctx->protocol == IPPROTO_TCP || ctx->user_family == AF_INET6)) {
-		/* in place: the stack of this chain of calls is at its limit on Linux 6.1 */
+		/* in place, because this chain of calls has 32 bytes of stack left on Linux 6.1 */
 		set_v4(a, bpf_htonl(0x7f000001));
 		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT)
 			return LOCAL_CONTAINER;
@@ -227,8 +236,8 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 }
 
 /*
- * The wrapper converts what its rules list and nothing else. It has no private loopback: a destination
- * there is the host's own, and an endpoint on the loopback is the leave to go there.
+ * Decide a loopback destination of a wrapper. A wrapper has no private loopback: the destination is the host's, and
+ * an endpoint on the loopback is the permission to go there. What its rules do not list is refused.
  */
 static __noinline int strict_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				   struct graft_tenant *tenant)

@@ -123,7 +123,7 @@ static __always_inline struct graft_stamp *stamp_on(struct bpf_sock *sk)
 	return sk ? bpf_sk_storage_get(&stamps, sk, NULL, 0) : NULL;
 }
 
-/* MPTCP: the address hooks run on a subflow, the stamp is on the connection above it. */
+/* With MPTCP the address hooks run on a subflow, and the stamp is on the connection above it. */
 static __always_inline struct graft_stamp *stamp_of(struct bpf_sock *sk)
 {
 	struct graft_stamp *stamp;

@@ -2,9 +2,9 @@
 /*
  * options.bpf.h - socket options that would reach around the policy
  *
- * A grafted socket stands in the host's netns, so an option that picks a device, a mark, a source
- * address, a route or a multicast group picks among the host's. The list is by name, level by level;
- * everything else is the program's own business (ip(7), ipv6(7), socket(7), tcp(7), linux/in*.h).
+ * A grafted socket is in the host's netns, so an option that picks a device, a mark, a source address, a route or a
+ * multicast group picks among the host's. What is forbidden is listed by number, level by level; every other option
+ * is the program's business (ip(7), ipv6(7), socket(7), tcp(7), linux/in*.h).
  */
 #ifndef OPTIONS_BPF_H
 #define OPTIONS_BPF_H
@@ -23,8 +23,10 @@
 #define SO_REUSEADDR_ 2
 #define SO_REUSEPORT_ 15
 #define TCP_ULP_ 31
-#define IP_FIREWALL_ 64	  /* netfilter's, multicast routing's, IPVS's: from here on, */
-#define IPV6_FIREWALL_ 79 /* and here, but for the four below */
+/* From here on options are netfilter's, multicast routing's and IPVS's; of IPv6 so are four below
+ * (ipv6_reads_firewall). */
+#define IP_FIREWALL_ 64
+#define IPV6_FIREWALL_ 79
 
 static __always_inline bool socket_option_forbidden(__u32 name)
 {
@@ -65,14 +67,14 @@ static __always_inline bool ip_option_forbidden(__u32 name)
 static __always_inline bool ipv6_option_forbidden(__u32 name)
 {
 	switch (name) {
-	case 1:		/* IPV6_ADDRFORM: would turn the socket over to the IPv4 hooks half way */
+	case 1:		/* IPV6_ADDRFORM: the IPv4 hooks would have to go on with the stamp of an IPv6 socket */
 	case 6:		/* IPV6_2292PKTOPTIONS */
 	case 17:	/* IPV6_MULTICAST_IF */
 	case 20:	/* IPV6_ADD_MEMBERSHIP */
 	case 21:	/* IPV6_DROP_MEMBERSHIP */
 	case 27:	/* IPV6_JOIN_ANYCAST */
 	case 28:	/* IPV6_LEAVE_ANYCAST */
-	case 32:	/* IPV6_FLOWLABEL_MGR: leases are the host's */
+	case 32:	/* IPV6_FLOWLABEL_MGR: a lease is the whole host's */
 	case 34:	/* IPV6_IPSEC_POLICY */
 	case 35:	/* IPV6_XFRM_POLICY */
 	case 36:	/* IPV6_HDRINCL */
@@ -138,7 +140,7 @@ static __always_inline bool option_forbidden(struct bpf_sockopt *ctx)
 	return false;
 }
 
-/* graftd has sockets of other families, which are nobody's but its own. */
+/* Sockets of other families are graftd's, which made them for itself. */
 static __always_inline bool is_internet(const struct bpf_sock *sk)
 {
 	return sk && (sk->family == AF_INET || sk->family == AF_INET6);
@@ -164,7 +166,8 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
 		return ALLOW;
 	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_)
-		return ALLOW; /* graftd, just before it stamps; an accepted socket cannot be bound anyway */
+		return ALLOW; /* graftd sets it just before it stamps; an accepted socket, which has no stamp either,
+				 cannot be bound */
 	if (option_forbidden(ctx)) {
 		what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0,
@@ -173,15 +176,15 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (!stamp || value + 4 > end)
 		return ALLOW;
 	if (ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && !ctx->sk->src_port)
-		set_flag(stamp, STAMP_V6ONLY, *(__u32 *)value); /* of a bound socket the kernel refuses it */
+		set_flag(stamp, STAMP_V6ONLY, *(__u32 *)value); /* the kernel refuses it for a bound socket */
 	if (ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname)) {
 		set_flag(stamp, reuse_flag(ctx->optname), *(__u32 *)value);
-		ctx->optlen = -1; /* not the kernel's to set, see set_reuse() */
+		ctx->optlen = -1; /* the kernel must not set it yet: see set_reuse() */
 	}
 	return ALLOW;
 }
 
-/* Answer who stamped the socket, and count it, once. */
+/* Answer whoever stamped the socket, and count the socket, which is counted once. */
 static __always_inline int answer_probe(struct bpf_sockopt *ctx, struct graft_stamp *stamp)
 {
 	struct graft_probe *answer = ctx->optval;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * own.bpf.h - containers' own addresses of the host's stack
+ * own.bpf.h - addresses of the host's stack that are a container's own
  */
 #ifndef OWN_BPF_H
 #define OWN_BPF_H
@@ -8,12 +8,13 @@
 #include "loopback.bpf.h"
 
 /*
- * Lead what is sent to @a, which is @owner's, to where its server is: at the host's port where it has published the
- * port, at its first address where it has several. False if somebody else would get it, on the host's wildcard.
+ * Route what is sent to @a, an address of tenant @holder's own, to where its server is: to the host's port where it
+ * has published the port, to its first address where it has several. False if somebody else's socket on the host's
+ * wildcard would receive it.
  */
-__noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 owner, struct graft_addr *a)
+__noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 holder, struct graft_addr *a)
 {
-	struct graft_dynamic_key key = {.tenant = owner};
+	struct graft_dynamic_key key = {.tenant = holder};
 	struct graft_addr at = {}, from = {};
 	struct graft_tenant *tenant;
 	struct graft_ingress *rule;
@@ -27,7 +28,7 @@ __noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 owner, struct
 	if (v4)
 		set_v4(&at, 0);
 	at.port = a->port;
-	rule = ingress_rule(owner, ctx->protocol, &at);
+	rule = ingress_rule(holder, ctx->protocol, &at);
 	if (rule && !rule->place) {
 		if (!is_any(rule->ip))
 			__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
@@ -42,23 +43,31 @@ __noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 owner, struct
 	}
 	if (v4)
 		set_v4(&from, 0);
-	who = receiver_at(ctx, owner, a, &from);
+	who = receiver_at(ctx, holder, a, &from);
 	if (who == RECEIVER_NOBODY && !rule) {
-		tenant = bpf_map_lookup_elem(&tenants, &owner);
+		tenant = bpf_map_lookup_elem(&tenants, &holder);
 		if (!tenant)
 			return false;
 		if (v4 && tenant->own4)
 			set_v4(a, tenant->own4);
 		else if (!v4 && tenant->own6[0])
 			__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
-		who = receiver_at(ctx, owner, a, &from);
+		who = receiver_at(ctx, holder, a, &from);
 	}
 	return who != RECEIVER_OTHER;
 }
 
-enum { ROUTE_REFUSED, ROUTE_ELSEWHERE, ROUTE_CONTAINER, ROUTE_NOBODY, ROUTE_FOREIGN };
+/* Where a destination beyond the loopback leads. */
+enum {
+	ROUTE_REFUSED,
+	ROUTE_ELSEWHERE, /* to an address that is no container's own */
+	ROUTE_CONTAINER, /* to a container's server */
+	ROUTE_NOBODY,	 /* to a container's address where it does not listen */
+	ROUTE_FOREIGN,	 /* to a network that the tenant is not in */
+};
 
-/* Is @a an address of a container, and may this tenant go there, by @rule? Then the real one is put there. */
+/* Where does @a lead, by the egress rule @rule (NULL: none)? For ROUTE_CONTAINER the server's real address is put
+ * there. */
 static __noinline int route_to_holder(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a,
 				      struct graft_egress *rule)
 {
@@ -70,7 +79,7 @@ static __noinline int route_to_holder(struct bpf_sock_addr *ctx, __u32 tenant, s
 	to = holder_of(a);
 	from = rule ? holder_of((struct graft_addr *)rule) : NULL;
 	if (!to) {
-		/* a network's rule leads to its members; where egress is narrowed, to nobody else in its prefix */
+		/* where egress is narrowed, a network's rule leads to its members and to nobody else in its prefix */
 		who = bpf_map_lookup_elem(&tenants, &tenant);
 		if (from && from->network && who && who->flags & TENANT_REPLIES)
 			return ROUTE_FOREIGN;
@@ -83,20 +92,20 @@ static __noinline int route_to_holder(struct bpf_sock_addr *ctx, __u32 tenant, s
 	return route_to_container(ctx, to->tenant, a) ? ROUTE_CONTAINER : ROUTE_NOBODY;
 }
 
-/* Is @a another container's, or the resolver's? */
+/* Does another tenant hold @a, or graftd (its resolver's address)? */
 static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a)
 {
-	struct graft_holder *owner = holder_of(a);
+	struct graft_holder *holder = holder_of(a);
 
-	return owner && owner->tenant != tenant;
+	return holder && holder->tenant != tenant;
 }
 
-/* Is @a the tenant's own? Leaving needs no rule then. */
+/* Is @a an address of the tenant's own, where it may go without a rule? */
 static __always_inline bool is_own_address(__u32 tenant, const struct graft_addr *a)
 {
-	struct graft_holder *owner = holder_of(a);
+	struct graft_holder *holder = holder_of(a);
 
-	return owner && owner->tenant == tenant;
+	return holder && holder->tenant == tenant;
 }
 
 #endif

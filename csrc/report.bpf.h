@@ -15,12 +15,13 @@
 #define ENETUNREACH 101
 #define ECONNREFUSED 111
 
-/* Return value of a bind hook: allowed, and a port below 1024 needs no CAP_NET_BIND_SERVICE. */
+/* What hooks return. BIND_ALLOW lets a bind to a port below 1024 pass without CAP_NET_BIND_SERVICE as well. */
 #define BIND_ALLOW 3
 #define ALLOW 1
 #define DENY 0
 
-/* @comm: may this program type ask for the command's name? sockops may not on Linux 6.1. */
+/* Report to graftd. @comm: this type of program may ask for the command's name, which sockops may not on Linux 6.1.
+ */
 static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32 proto, const struct graft_addr *addr,
 				 const struct graft_addr *real, bool comm)
 {
@@ -45,7 +46,7 @@ static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32
 	bpf_ringbuf_submit(told, 0);
 }
 
-/* Count a refusal and tell of it. */
+/* A refusal is counted even where the ring buffer has no room to report it. */
 static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int error, __u32 proto,
 					   const struct graft_addr *addr, bool comm)
 {
@@ -60,7 +61,7 @@ static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int er
 	tell(tenant, op_reason, error, proto, addr, NULL, comm);
 }
 
-/* Refuse the call with @error, and say so. */
+/* Refuse the call: the program gets @error, an errno; graftd is told. */
 static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
 {
 	count_and_tell(tenant, op_reason, error, proto, addr, true);
@@ -70,7 +71,7 @@ static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto
 
 #define DENIED(op, reason) ((op) << 16 | (reason))
 
-/* Tell of a conversion, where the tenant wants that: @asked became, or leaves from, @real. */
+/* Where the tenant is verbose, report that @asked became, or leaves from, @real. */
 static __noinline int tell_conversion(__u32 id, struct graft_tenant *tenant, __u32 op_proto, struct graft_addr *asked,
 				      struct graft_addr *real)
 {
@@ -79,7 +80,7 @@ static __noinline int tell_conversion(__u32 id, struct graft_tenant *tenant, __u
 	return 0;
 }
 
-/* An accepted socket that was disconnected, or whatever else graftd has not stamped. */
+/* A socket without a stamp is an accepted one that was disconnected: it may not begin anew. */
 static __always_inline int deny_unstamped(struct bpf_sock_addr *ctx, __u32 op, struct graft_addr *a)
 {
 	return deny(GRAFT_EXEMPT, DENIED(op, REASON_UNSTAMPED), EPERM, ctx->protocol, a);

@@ -45,9 +45,9 @@ static __always_inline struct graft_egress *default_source(__u32 tenant)
 }
 
 /*
- * Where this socket leaves from on its way to @a; NULL if it may not. A socket of AF_GRAFT that nobody bound
- * leaves from `default-source`. A wrapper inside a container has rules of its own; the container's must
- * allow the destination as well.
+ * The rule by which this socket leaves for @a; NULL if it may not go there. A socket of AF_GRAFT that nobody bound
+ * leaves from `default-source`. A wrapper inside a container has rules of its own, and the container's must allow
+ * the destination as well.
  */
 static __noinline struct graft_egress *egress_for(struct graft_stamp *stamp, struct graft_tenant *tenant,
 						  struct graft_addr *a)
@@ -64,7 +64,7 @@ static __noinline struct graft_egress *egress_for(struct graft_stamp *stamp, str
 	return egress_rule(stamp->tenant, a);
 }
 
-/* Bound to an endpoint by name, outside any container: it may go where that address goes, as in AF_GRAFT. */
+/* As in AF_GRAFT, a wrapper's socket that is bound to an endpoint by name may go wherever that address may. */
 static __noinline bool named_may_go(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
 {
 	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT) || !(stamp->flags & STAMP_NAMED))
@@ -72,7 +72,7 @@ static __noinline bool named_may_go(struct graft_stamp *stamp, struct graft_tena
 	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
 }
 
-/* Has this address sent to a published UDP server of the tenant's? Then it may be answered. */
+/* Has this address sent a datagram to a published UDP server of the tenant's, which may then answer? */
 static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 {
 	struct graft_asker_key key = {.tenant = tenant};
@@ -84,7 +84,7 @@ static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 	return bpf_map_lookup_elem(&askers, &key) != NULL;
 }
 
-/* A published UDP server answers a client on the host's own loopback, which is not the container's. */
+/* A published UDP server may answer whoever asked it, also on the host's loopback, which is not the container's. */
 static __always_inline bool may_answer(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
 {
 	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && has_asked(stamp->tenant, a);

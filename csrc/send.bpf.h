@@ -8,9 +8,9 @@
 #include "destination.bpf.h"
 
 /*
- * Decide a datagram to @a. @bound is the socket's own address, unspecified if it has none. @source is what
- * the kernel would use: @bound, or what a control message asked for. A program on the wildcard may choose among the
- * host's addresses, but never a loopback one: that would make it look like another container's neighbour.
+ * Decide a datagram to @a. @bound is the socket's own address, the wildcard if it has none. @source is what the
+ * kernel would use: @bound, or what a control message asked for. A program on the wildcard may choose among the
+ * host's addresses, but not one of the loopback, by which a server takes its client for one of its own container.
  */
 static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source,
 				  struct graft_addr *bound)
@@ -88,7 +88,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	set_v4(&source, ctx->msg_src_ip4);
 	set_v4(&bound, ctx->sk->src_ip4);
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
-		/* connected, with a control message: the destination was decided at connect() */
+		/* a connected socket with a control message: connect() has decided its destination */
 		ctx->msg_src_ip4 = bound.ip[3];
 		return ALLOW;
 	}
@@ -119,7 +119,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	bound.ip[2] = ctx->sk->src_ip6[2];
 	bound.ip[3] = ctx->sk->src_ip6[3];
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
-		/* IPV6_FREEBIND, which the slices need, would let a control message choose any address */
+		/* likewise; IPV6_FREEBIND, which the slices need, would let the message choose any source */
 		source = bound;
 	} else if (!decide_send(ctx, &a, &source, &bound)) {
 		return DENY;
@@ -134,8 +134,8 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 }
 
 /*
- * Control messages reach no hook: a source route (IP_RETOPTS, IPV6_RTHDR) would lead a datagram round the
- * egress rules, a device (IP_PKTINFO) out of the loopback. Here is the packet that came of them.
+ * No hook sees control messages: a source route (IP_RETOPTS, IPV6_RTHDR) would lead a datagram round the egress
+ * rules, a device (IP_PKTINFO) out of the loopback. This program sees the packet that comes of them, and drops it.
  */
 SEC("cgroup_skb/egress")
 int graft_egress(struct __sk_buff *skb)
@@ -151,7 +151,7 @@ int graft_egress(struct __sk_buff *skb)
 		return ALLOW;
 	if (!lo && packet[24] == 0xfd && packet[25] == 0x67)
 		return DENY;
-	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel's own, of a packet beyond 64 KiB (BIG TCP) */
+	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel writes one into a packet beyond 64 KiB (BIG TCP) */
 		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
 	return packet[6] == IPPROTO_TCP || packet[6] == IPPROTO_UDP;
 }

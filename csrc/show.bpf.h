@@ -7,7 +7,7 @@
 
 #include "own.bpf.h"
 
-/* A peer's address: the one that the program asked for, or the container's view of its own loopback. */
+/* Turn a peer's real address into the one that the program asked for, or the container's name for its loopback. */
 static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 {
 	struct graft_tenant *tenant;
@@ -28,7 +28,7 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 	return 0;
 }
 
-/* The program's port of an accepted socket's server, which is bound to this address or to the wildcard. */
+/* Put the port there that the program of an accepted socket's server bound, at this address or on the wildcard. */
 static __always_inline void show_served(struct graft_addr *a)
 {
 	struct graft_served_key key = {.port = a->port};
@@ -54,8 +54,8 @@ static __always_inline void show_served(struct graft_addr *a)
 }
 
 /*
- * The socket's own address. An unbound socket shows nothing of ours; a listener what it asked for; a
- * connection the host's address with the port that was asked for, since that is what its peer knows.
+ * Turn a socket's real address into what the program may expect. A listener shows what it was bound to. A connection
+ * shows the host's address, which its peer knows, with the port that was asked for.
  */
 static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp, bool connected)
 {
@@ -146,7 +146,7 @@ int graft_getpeername6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
-/* Whoever sends to a published server may be answered. */
+/* Remember who sent to a published server: it may be answered, though no egress rule leads there. */
 static __always_inline void note_asker(struct graft_stamp *stamp, const struct graft_addr *a)
 {
 	struct graft_asker_key key = {.tenant = stamp->tenant, .port = a->port};

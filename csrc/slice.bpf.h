@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * slice.bpf.h - arithmetic of the tenants' loopback blocks
+ * slice.bpf.h - a tenant's slice of the loopback: where the ports of its 127.0.0.1 and ::1 really are (abi.h)
  */
 #ifndef SLICE_BPF_H
 #define SLICE_BPF_H
 
 #include "address.bpf.h"
 
-/* An address of anybody's block? */
+/* Is @a in some tenant's slice? */
 static __always_inline bool in_slices(const struct graft_addr *a)
 {
 	if (is_v4(a))
@@ -15,7 +15,7 @@ static __always_inline bool in_slices(const struct graft_addr *a)
 	return a->ip[0] == bpf_htonl(SLICE6_WORD0) && a->ip[1] == bpf_htonl(SLICE6_WORD1);
 }
 
-/* Address @index of the block @slot, of the family of @a. */
+/* Address @index of slice number @slice. */
 static __always_inline void slice_ip(struct graft_addr *a, bool v4, __u32 slice, __u32 index)
 {
 	if (v4) {
@@ -28,7 +28,7 @@ static __always_inline void slice_ip(struct graft_addr *a, bool v4, __u32 slice,
 	a->ip[3] = bpf_htonl(index);
 }
 
-/* Where the container's loopback port @port really is. */
+/* Where port @port of the container's loopback really is. */
 static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slice, __u32 port)
 {
 	if (!port) {
@@ -40,13 +40,13 @@ static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slic
 	a->port = SLICE_PORT_BASE | (port & ((1u << SLICE_PORT_BITS) - 1));
 }
 
-/* The block that an address of the slices is in. */
+/* The slice number of an address that is in a slice. */
 static __always_inline __u32 slice_number(const struct graft_addr *a)
 {
 	return is_v4(a) ? (bpf_ntohl(a->ip[3]) & ~SLICE4_MASK) >> SLICE_SHIFT : bpf_ntohl(a->ip[2]);
 }
 
-/* Number of @a in the block @slot, or -1 if it is not in it. */
+/* Which address of slice number @slice this is, -1 if it is in no slice or in another. */
 static __always_inline int slice_index(const struct graft_addr *a, __u32 slice)
 {
 	__u32 low;
@@ -64,7 +64,7 @@ static __always_inline int slice_index(const struct graft_addr *a, __u32 slice)
 	return low <= SLICE_DYNAMIC ? (int)low : -1;
 }
 
-/* The inverse of slice_addr(): show an address of the block as the container knows it. */
+/* The inverse of slice_addr(): turn an address of the slice into the one that the container knows. */
 static __always_inline bool slice_show(struct graft_addr *a, __u32 slice)
 {
 	int index = slice_index(a, slice);
