@@ -149,7 +149,8 @@ int graft_egress(struct __sk_buff *skb)
 		return packet[0] == 0x45 && (lo || packet[16] != 127);
 	if (packet + 40 > end)
 		return ALLOW;
-	if (!lo && packet[24] == 0xfd && packet[25] == 0x67)
+	if (!lo && *(__be32 *)(packet + 24) == bpf_htonl(SLICE6_WORD0) &&
+	    *(__be32 *)(packet + 28) == bpf_htonl(SLICE6_WORD1))
 		return DENY;
 	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel writes one into a packet beyond 64 KiB (BIG TCP) */
 		return packet + 41 <= end && packet[40] == IPPROTO_TCP;

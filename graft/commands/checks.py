@@ -16,6 +16,7 @@ from graft import client
 from graft.commands.launch import SHIM
 from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, libbpf, linux
+from graft.rules import slices
 from graft.trap import filter, sup
 
 
@@ -194,10 +195,11 @@ def _route_localnet() -> str:
 
 def _port_range() -> str:
     low, high = (int(n) for n in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    if high >= 61440:
+    if high >= slices.SLICE_PORT_BASE:
         raise Lack(
             f"net.ipv4.ip_local_port_range is {low}-{high}",
-            "private ports are 61440 and up: sysctl net.ipv4.ip_local_port_range='32768 60999' avoids rare clashes",
+            f"private ports are {slices.SLICE_PORT_BASE} and up: "
+            "sysctl net.ipv4.ip_local_port_range='32768 60999' avoids rare clashes",
         )
     return f"{low}-{high}, below the private ports"
 

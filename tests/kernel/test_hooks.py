@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import struct
+import subprocess
 
 import pytest
 
@@ -226,10 +227,25 @@ def test_the_guard_keeps_the_unstamped_out(world: World):
 
 
 @isolated
+def test_a_network_beside_the_slices_may_be_sent_to(world: World):
+    """Packets to the IPv6 slices leave by the loopback alone; fd67:1::/64 is anybody's network."""
+    for words in (
+        "link add graft0 type veth peer name graft1",
+        "link set graft0 up",
+        "link set graft1 up",
+        "address add fd67:1::1/64 dev graft0 nodad",
+        "neighbour add fd67:1::2 lladdr 02:00:00:00:00:02 dev graft0",
+    ):
+        subprocess.run(("ip", *words.split()), check=True)
+    world.egress("::", 0)
+    assert world.sock(V6, UDP).sendto(b"x", ("fd67:1::2", 9)) == 1
+
+
+@isolated
 def test_a_wildcard_listener_of_the_host_is_alien(world: World):
     with world.outside():
         host = socket.socket()
-    host.bind(("0.0.0.0", 61440 | 80))
+    host.bind(("0.0.0.0", policy.SLICE_PORT_BASE | 80))
     host.listen()
     with refused(errno.ECONNREFUSED):
         world.sock().connect(("127.0.0.1", 80))
