@@ -245,7 +245,7 @@ def test_a_network_beside_the_slices_may_be_sent_to(world: World):
 def test_a_wildcard_listener_of_the_host_is_alien(world: World):
     with world.outside():
         host = socket.socket()
-    host.bind(("0.0.0.0", policy.SLICE_PORT_BASE | 80))
+    host.bind(("0.0.0.0", slices.SLICE_PORT_BASE | 80))
     host.listen()
     with refused(errno.ECONNREFUSED):
         world.sock().connect(("127.0.0.1", 80))

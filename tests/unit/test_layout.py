@@ -1,127 +1,295 @@
-"""csrc/abi.h and the Python side agree, as a C compiler sees the header."""
+"""Every structure, enumerator and constant of the C headers is what Python has, or is listed as C's alone.
 
-import subprocess
-from pathlib import Path
-
-from graft.kernel import denials, programs, stamps
-from graft.rules import slices, tables
-from graft.trap import family, journal
-
-ROOT = Path(__file__).parent.parent.parent
-PROGRAM = r"""
-#include <stdio.h>
-#include <stddef.h>
-#include <linux/types.h>
-#include "abi.h"
-#include "sup.h"
-#define SIZE(s) printf("sizeof " #s " %zu\n", sizeof(struct s))
-#define OFFSET(s, m) printf(#s "." #m " %zu\n", offsetof(struct s, m))
-#define VALUE(v) printf(#v " %lld\n", (long long)(v))
-int main(void)
-{
-	SIZE(graft_usage); SIZE(graft_probe); OFFSET(graft_usage, udp); OFFSET(graft_usage, sockets_max); VALUE(GRAFT_LEVEL);
-	VALUE(GRAFT_PROBE); OFFSET(sup_shared, number); OFFSET(sup_shared, token);
-	SIZE(graft_config); SIZE(graft_tenant); SIZE(graft_holder); SIZE(graft_client_key); SIZE(graft_stamp); SIZE(graft_ingress_key); SIZE(graft_ingress);
-	SIZE(graft_egress_key); SIZE(graft_egress); SIZE(graft_service_key); SIZE(graft_counter_key); SIZE(graft_denial); SIZE(graft_served_key); SIZE(graft_served); SIZE(graft_family);
-	OFFSET(graft_ingress_key, tenant); OFFSET(graft_ingress_key, ip); OFFSET(graft_ingress_key, port_be);
-	OFFSET(graft_denial, error); OFFSET(graft_denial, addr); OFFSET(graft_denial, comm); OFFSET(graft_stamp, flags);
-	VALUE(GRAFT_ABI); VALUE(SLICE4_NET); VALUE(SLICE_SHIFT); VALUE(SLICE_DYNAMIC); VALUE(SLICE_PORT_BASE);
-	VALUE(SLICE_COUNT); VALUE(INGRESS_FIXED_BITS); VALUE(EGRESS_FIXED_BITS); VALUE(TENANT_EGRESS);
-	VALUE(TENANT_STRICT); VALUE(TENANT_REPLIES); VALUE(STAMP_V6ONLY); VALUE(OP_GUARD); VALUE(REASON_CONVERTED);
-	VALUE(TENANT_HOME); VALUE(TENANT_VERBOSE); VALUE(PLACE_UNIX); VALUE(FAMILY_QUEUE); VALUE(FAMILY_VALUE);
-	VALUE(STAMP_INGRESS); VALUE(STAMP_CONNECTED); VALUE(STAMP_FAMILY); VALUE(STAMP_NAMED); VALUE(STAMP_PERMIT);
-	VALUE(GRAFT_DEFAULT); OFFSET(graft_family, flags); OFFSET(graft_family, queue); OFFSET(graft_denial, real);
-	OFFSET(graft_stamp, place);
-	SIZE(sup_shared); SIZE(sup_slot); OFFSET(sup_shared, netns); OFFSET(sup_shared, flags); OFFSET(sup_shared, calls);
-	OFFSET(sup_shared, slots); OFFSET(sup_slot, answer); OFFSET(sup_slot, call);
-	VALUE(SUP_ABI); VALUE(SUP_SLOTS); VALUE(SUP_FORWARD); VALUE(SLOT_FREE); VALUE(SLOT_HELD); VALUE(SLOT_FORWARDED);
-	VALUE(GRAFT_INET); VALUE(GRAFT_INET6); VALUE(SLICE6_WORD0); VALUE(SLICE6_WORD1);
-	return 0;
-}
+The headers are read, so that a new name in one of them fails here until Python knows it, or C_ONLY says why not.
+The numbers are a C compiler's.
 """
 
+import re
+import struct
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
 
-def test_layout(tmp_path):
-    source = tmp_path / "layout.c"
-    source.write_text(PROGRAM)
-    subprocess.run(["gcc", f"-I{ROOT / 'csrc'}", source, "-o", tmp_path / "layout"], check=True)
-    lines = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.splitlines()
-    assert dict(line.rsplit(" ", 1) for line in lines) == {
-        "sizeof graft_config": str(programs.CONFIG.size),
-        "sizeof graft_tenant": str(programs.TENANT.size),
-        "sizeof graft_client_key": str(programs.CLIENT_KEY.size),
-        "sizeof graft_holder": str(tables.OWNER.size),
-        "sizeof graft_stamp": str(stamps.STAMP.size),
-        "sizeof graft_ingress_key": str(tables.INGRESS_KEY.size),
-        "sizeof graft_ingress": str(tables.INGRESS_VALUE.size),
-        "sizeof graft_egress_key": str(tables.EGRESS_KEY.size),
-        "sizeof graft_egress": str(tables.EGRESS_VALUE.size),
-        "sizeof graft_service_key": str(tables.SERVICE_KEY.size),
-        "sizeof graft_counter_key": str(programs.COUNTER_KEY.size),
-        "sizeof graft_denial": str(denials.DENIAL.size),
-        "sizeof graft_served_key": str(programs.SERVED_KEY.size),
-        "sizeof graft_served": str(programs.SERVED.size),
-        "graft_ingress_key.tenant": "4",
-        "graft_ingress_key.ip": "12",
-        "graft_ingress_key.port_be": "28",
-        "graft_denial.error": "8",
-        "graft_denial.addr": "16",
-        "graft_denial.real": "36",
-        "graft_denial.comm": "56",
-        "graft_stamp.place": "8",
-        "graft_family.flags": "16",
-        "graft_family.queue": str(family.HEAD.size),
-        "sizeof graft_family": str(stamps.FAMILY_SIZE),
-        "sizeof graft_usage": str(programs.USAGE.size),
-        "graft_usage.udp": "8",
-        "graft_usage.sockets_max": "16",
-        "sizeof graft_probe": str(stamps.PROBE.size),
-        "GRAFT_LEVEL": str(stamps.GRAFT_LEVEL),
-        "GRAFT_PROBE": str(stamps.GRAFT_PROBE),
-        "sup_shared.number": str(journal.NUMBER_OFFSET),
-        "sup_shared.token": str(journal.TOKEN_OFFSET),
-        "TENANT_HOME": str(tables.TENANT_HOME),
-        "TENANT_VERBOSE": str(tables.TENANT_VERBOSE),
-        "PLACE_UNIX": str(tables.PLACE_UNIX),
-        "FAMILY_QUEUE": str(family.QUEUE_MAX),
-        "FAMILY_VALUE": str(family.VALUE_MAX),
-        "STAMP_INGRESS": str(stamps.STAMP_INGRESS),
-        "STAMP_CONNECTED": str(stamps.STAMP_CONNECTED),
-        "STAMP_FAMILY": str(stamps.STAMP_FAMILY),
-        "STAMP_NAMED": str(stamps.STAMP_NAMED),
-        "STAMP_PERMIT": str(stamps.STAMP_PERMIT),
-        "GRAFT_DEFAULT": str(tables.DEFAULT),
-        "graft_stamp.flags": "4",
-        "GRAFT_ABI": str(programs.ABI),
-        "SLICE4_NET": str(slices.SLICE4_NET),
-        "SLICE_SHIFT": str(slices.SLICE_SHIFT),
-        "SLICE_DYNAMIC": str(slices.SLICE_DYNAMIC),
-        "SLICE_PORT_BASE": str(slices.SLICE_PORT_BASE),
-        "SLICE_COUNT": str(slices.SLICE_SLOTS),
-        "INGRESS_FIXED_BITS": str(tables.INGRESS_FIXED_BITS),
-        "EGRESS_FIXED_BITS": str(tables.EGRESS_FIXED_BITS),
-        "TENANT_EGRESS": str(tables.TENANT_EGRESS),
-        "TENANT_STRICT": str(tables.TENANT_STRICT),
-        "TENANT_REPLIES": str(tables.TENANT_REPLIES),
-        "STAMP_V6ONLY": str(stamps.STAMP_V6ONLY),
-        "OP_GUARD": str(len(denials.OPS) - 1),
-        "REASON_CONVERTED": str(len(denials.REASONS) - 1),
-        "GRAFT_INET": str(tables.INET),
-        "GRAFT_INET6": str(tables.INET6),
-        "SLICE6_WORD0": str(int.from_bytes(slices.SLICE6_PREFIX[:4], "big")),
-        "sizeof sup_shared": str(journal.SHARED_SIZE + journal.SLOTS * journal.SLOT_SIZE),
-        "sizeof sup_slot": str(journal.SLOT_SIZE),
-        "sup_shared.netns": "16",
-        "sup_shared.flags": str(journal.FLAGS_OFFSET),
-        "sup_shared.calls": str(journal.COUNTED_OFFSET),
-        "sup_shared.slots": str(journal.SHARED_SIZE),
-        "sup_slot.answer": str(journal.INJECTION_OFFSET),
-        "sup_slot.call": str(journal.SLOT.size),
-        "SUP_ABI": str(journal.SHARED_ABI),
-        "SUP_SLOTS": str(journal.SLOTS),
-        "SUP_FORWARD": str(journal.SUP_FORWARD),
-        "SLOT_FREE": str(journal.SLOT_FREE),
-        "SLOT_HELD": str(journal.SLOT_HELD),
-        "SLOT_FORWARDED": str(journal.SLOT_FORWARDED),
-        "SLICE6_WORD1": str(int.from_bytes(slices.SLICE6_PREFIX[4:], "big")),
-    }
+import pytest
+
+from graft.kernel import denials, linux, programs, stamps
+from graft.rules import endpoint, slices, tables
+from graft.trap import family, filter, journal
+
+ROOT = Path(__file__).parent.parent.parent
+HEADERS = ("csrc/abi.h", "csrc/sup.h", "include/graft.h")
+
+OPS = {f"OP_{name.upper()}": value for value, name in enumerate(denials.OPS)}
+REASONS = {
+    name: denials.REASONS.index(text)
+    for name, text in {
+        "REASON_NO_RULE": "no ingress rule",
+        "REASON_NO_EGRESS": "outside the egress rules",
+        "REASON_PRIVATE_SOURCE": "bound to the private loopback",
+        "REASON_WRONG_SOURCE": "bound to another address than the egress rule's",
+        "REASON_DUAL_STACK": "two host addresses for one dual-stack socket",
+        "REASON_NOT_LISTENING": "nobody of this container listens there",
+        "REASON_OPTION": "forbidden socket option",
+        "REASON_UNBOUND_LISTEN": "listen() on an unbound socket",
+        "REASON_SLICE": "another's private loopback",
+        "REASON_NO_TENANT": "the container's policy is gone",
+        "REASON_UNSTAMPED": "an accepted socket put to another use",
+        "REASON_PLACE": "the endpoint is in another namespace than the socket",
+        "REASON_NO_DEFAULT": "no endpoint 'default-source'",
+        "REASON_TAKEN": "another container is bound there",
+        "REASON_NETWORK": "an address of a network that the container is not in",
+        "REASON_CONVERTED": denials.CONVERTED,
+    }.items()
+}
+# names that both sides have
+SAME = {
+    stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_V6ONLY STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT",
+    slices: "SLICE4_NET SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE",
+    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX "
+    "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
+    journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
+    linux: "AF_GRAFT IPPROTO_GRAFT",
+    family: "GRAFT_SO_DELAYED GRAFT_SO_DELAYED_EXECUTE GRAFT_SO_DELAYED_RESULT GRAFT_SO_TRANSPARENT "
+    "GRAFT_NAME_TRANSPARENT",
+}
+VALUES = {name: getattr(module, name) for module, names in SAME.items() for name in names.split()}
+VALUES |= OPS
+VALUES |= REASONS
+VALUES |= {
+    "GRAFT_ABI": programs.ABI,
+    "GRAFT_EXEMPT": stamps.OWN_TENANT,
+    "SLICE_COUNT": slices.SLICE_SLOTS,
+    "SLICE6_WORD0": int.from_bytes(slices.SLICE6_PREFIX[:4], "big"),
+    "SLICE6_WORD1": int.from_bytes(slices.SLICE6_PREFIX[4:], "big"),
+    "GRAFT_DEFAULT": tables.DEFAULT,
+    "GRAFT_INET": tables.INET,
+    "GRAFT_INET6": tables.INET6,
+    "FAMILY_QUEUE": family.QUEUE_MAX,
+    "FAMILY_VALUE": family.VALUE_MAX,
+    "SUP_ABI": journal.SHARED_ABI,
+    "SUP_SLOTS": journal.SLOTS,
+    "PF_GRAFT": linux.AF_GRAFT,
+    "AF_GRAFT_EPNAME_MAX": endpoint.NAME_MAX + 1,
+    "GRAFT_SSO_TRANS_SIZE": family.SSO_TRANS_SIZE,
+}
+C_ONLY = {
+    "SLICE4_MASK": "user space asks for the slice number of one address and never whether it is in a slice",
+    "SLICE_PORT_BITS": "slices.slice_address() shifts by it; test_slices compares the addresses",
+    "STAMP_PRIVATE": "set and read by bind.bpf.h and show.bpf.h",
+    "STAMP_EPHEMERAL": "set and read by bind.bpf.h and connect.bpf.h",
+    "STAMP_REUSEADDR": "set and read by options.bpf.h and bind.bpf.h",
+    "STAMP_REUSEPORT": "set and read by options.bpf.h and bind.bpf.h",
+    "STAMP_COUNTED": "set and read by options.bpf.h",
+    "SUP_CHANNEL": "between graft-sup and the preload library",
+    "SUP_KIND_INET6": "between graft-sup and the preload library",
+    "SUP_KIND_DGRAM": "between graft-sup and the preload library",
+    "SUP_KINDS": "between graft-sup and the preload library",
+    "SUP_BATCH": "between graft-sup and the preload library",
+}
+
+ADDRESSES = {"local", "local_real", "peer", "peer_real", "addr", "real"}  # members that are a struct graft_addr
+# C structure: Python's, the members that it packs, what follows them in C: (member, its offset in Python)
+STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
+    "graft_config": (programs.CONFIG, "host_cookie abi pad", {}),
+    "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
+    "graft_holder": (tables.OWNER, "tenant network", {}),
+    "graft_usage": (programs.USAGE, "sockets udp sockets_max udp_max", {}),
+    "graft_probe": (stamps.PROBE, "tenant over", {}),
+    "graft_stamp": (stamps.STAMP, "tenant flags place local local_real peer peer_real", {}),
+    "graft_family": (family.HEAD, "name flags count", {"queue": family.HEAD.size}),
+    "graft_family.queue[0]": (family.WAITING, "level name result length done value", {}),
+    "graft_ingress_key": (tables.INGRESS_KEY, "prefixlen tenant proto family zero ip port_be pad", {}),
+    "graft_ingress": (tables.INGRESS_VALUE, "ip port first span place exclusive", {}),
+    "graft_egress_key": (tables.EGRESS_KEY, "prefixlen tenant family ip", {}),
+    "graft_egress": (tables.EGRESS_VALUE, "ip port place", {}),
+    "graft_service_key": (tables.SERVICE_KEY, "tenant port pad ip", {}),
+    "graft_client_key": (programs.CLIENT_KEY, "proto port", {}),
+    "graft_served_key": (programs.SERVED_KEY, "ip port", {}),
+    "graft_served": (programs.SERVED, "tenant port", {}),
+    "graft_counter_key": (programs.COUNTER_KEY, "tenant op reason", {}),
+    "graft_denial": (denials.DENIAL, "tenant op reason error proto addr real comm", {}),
+    "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
+    "sup_shared": (
+        journal.SHARED,
+        "abi tenant owner flags6 netns flags pad calls ns number trusted token",
+        {"rest": journal.SHARED.size, "slots": journal.SHARED_SIZE},
+    ),
+    "sockaddr_gr": (struct.Struct("=H16s"), "sgr_family sgr_epname", {}),
+    "graft_sso_result": (family.RESULT, "level optname ret", {}),
+    "graft_sso_trans": (family.TRANS, "level optname optlen", {"optval": family.TRANS.size}),
+}
+STRUCTS_C_ONLY = {
+    "graft_addr": "a part of other structures",
+    "graft_dynamic_key": "written and read by programs alone",
+    "graft_asker_key": "written and read by programs alone",
+}
+
+
+class Declared(NamedTuple):
+    """What a header has: names of constants, and of the members of each structure."""
+
+    constants: set[str]
+    structs: dict[str, list[str]]
+
+
+def declared(text: str) -> Declared:
+    """Read a header."""
+    text = re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
+    constants = set(re.findall(r"^#define (\w+)[ \t]+\S", text, flags=re.MULTILINE))
+    for body in re.findall(r"\benum\s+\w*\s*\{(.*?)\}", text, flags=re.DOTALL):
+        constants |= {entry.split("=")[0].strip() for entry in body.split(",") if entry.strip()}
+    structs = {}
+    for name, body in re.findall(r"^struct (\w+) \{\s*\n(.*?)^\}", text, flags=re.DOTALL | re.MULTILINE):
+        for inner, array in re.findall(r"struct \{\n(.*?)\} (\w+)\[", body, flags=re.DOTALL):
+            structs[f"{name}.{array}[0]"] = members(inner)
+        structs[name] = members(re.sub(r"struct \{\n.*?\} ", "struct inner ", body, flags=re.DOTALL))
+    return Declared(constants, structs)
+
+
+def members(body: str) -> list[str]:
+    """The names that a structure declares, in order."""
+    names = [re.search(r"(\w+)\s*(\[\w*\])?\s*$", line) for line in body.split(";") if line.strip()]
+    assert all(names), body
+    return [name[1] for name in names if name]
+
+
+@pytest.fixture(scope="module")
+def headers() -> Declared:
+    """All of them as one."""
+    each = [declared((ROOT / name).read_text()) for name in HEADERS]
+    return Declared(
+        set().union(*(header.constants for header in each)),
+        {name: names for header in each for name, names in header.structs.items()},
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled(headers: Declared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """What a C compiler says: NAME, sizeof STRUCT, STRUCT.MEMBER (offset), sizeof STRUCT.MEMBER."""
+    wanted = {name: name for name in headers.constants}
+    for name, names in headers.structs.items():
+        outer, _, inner = name.partition(".")
+        whole = f"*(struct {outer} *)0"
+        begins = f"offsetof(struct {outer}, {inner})" if inner else "0"
+        path = f"{inner}." if inner else ""
+        wanted[f"sizeof {name}"] = f"sizeof(({whole}).{inner})" if inner else f"sizeof({whole})"
+        for member in names:
+            wanted[f"{name}.{member}"] = f"offsetof(struct {outer}, {path}{member}) - {begins}"
+            wanted[f"sizeof {name}.{member}"] = f"sizeof(({whole}).{path}{member})" if member != "optval" else "0"
+    lines = [f'printf("%lld {key}\\n", (long long)({expression}));' for key, expression in wanted.items()]
+    includes = ["<stdio.h>", "<stddef.h>", "<linux/types.h>", *(f'"{ROOT / name}"' for name in HEADERS)]
+    directory = tmp_path_factory.mktemp("layout")
+    source = directory / "layout.c"
+    source.write_text(
+        "".join(f"#include {name}\n" for name in includes) + f"int main(void)\n{{\n{chr(10).join(lines)}\n}}\n"
+    )
+    subprocess.run(["gcc", source, "-o", directory / "layout"], check=True)
+    output = subprocess.run([directory / "layout"], check=True, capture_output=True, text=True).stdout
+    return {key: int(value) for value, _, key in (line.partition(" ") for line in output.splitlines())}
+
+
+def packed(layout: struct.Struct) -> list[tuple[int, int]]:
+    """Offset and size of each field that a struct.Struct without alignment packs; padding is a field."""
+    assert layout.format.startswith("=")
+    fields = []
+    at = 0
+    for count, code in re.findall(r"(\d*)([a-zA-Z])", layout.format):
+        times, size = (1, int(count or 1)) if code in "sx" else (int(count or 1), struct.calcsize("=" + code))
+        for _ in range(times):
+            fields.append((at, size))
+            at += size
+    assert at == layout.size
+    return fields
+
+
+def in_c(name: str, names: list[str], compiled: dict[str, int], headers: Declared) -> list[tuple[int, int]]:
+    """Offset and size of each of a structure's members, an address being two."""
+    fields = []
+    for member in names:
+        at, size = compiled[f"{name}.{member}"], compiled[f"sizeof {name}.{member}"]
+        if member in ADDRESSES:
+            parts = [f"graft_addr.{part}" for part in headers.structs["graft_addr"]]
+            fields += [(at + compiled[part], compiled[f"sizeof {part}"]) for part in parts]
+        else:
+            fields.append((at, size))
+    return fields
+
+
+def test_every_constant_is_known(headers: Declared):
+    """Nobody adds a flag, a reason or a state to a header that Python does not know of."""
+    assert headers.constants == VALUES.keys() | C_ONLY.keys()
+    assert not VALUES.keys() & C_ONLY.keys()
+
+
+def test_every_constant_is_the_same(compiled: dict[str, int]):
+    assert {name: compiled[name] for name in VALUES} == VALUES
+
+
+def test_every_operation_and_reason_has_a_name(headers: Declared):
+    assert {name for name in headers.constants if name.startswith("OP_")} == OPS.keys()
+    assert {name for name in headers.constants if name.startswith("REASON_")} == REASONS.keys()
+    assert len(denials.REASONS) == len(REASONS)
+
+
+def test_every_structure_is_known(headers: Declared):
+    assert headers.structs.keys() == STRUCTS.keys() | STRUCTS_C_ONLY.keys()
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_every_structure_is_the_same(name: str, headers: Declared, compiled: dict[str, int]):
+    layout, text, rest = STRUCTS[name]
+    names = text.split()
+    assert headers.structs[name] == names + list(rest)
+    assert in_c(name, names, compiled, headers) == packed(layout)
+    for member, offset in rest.items():
+        assert compiled[f"{name}.{member}"] == offset, member
+    if not rest:
+        assert compiled[f"sizeof {name}"] == layout.size
+
+
+def test_sizes_that_python_computes(compiled: dict[str, int]):
+    assert compiled["sizeof graft_family"] == stamps.FAMILY_SIZE
+    assert compiled["sizeof sup_slot"] == journal.SLOT_SIZE
+    assert compiled["sizeof sup_slot.call"] == journal.NOTIFICATION.size
+    assert compiled["sizeof sup_shared"] == journal.SHARED_SIZE + journal.SLOTS * journal.SLOT_SIZE
+    assert compiled["sizeof sockaddr_gr"] == filter.SOCKADDR_GR
+
+
+def test_offsets_that_python_writes_to(compiled: dict[str, int]):
+    assert compiled["sup_shared.flags"] == journal.FLAGS_OFFSET
+    assert compiled["sup_shared.calls"] == journal.COUNTED_OFFSET
+    assert compiled["sup_shared.number"] == journal.NUMBER_OFFSET
+    assert compiled["sup_shared.token"] == journal.TOKEN_OFFSET
+    assert compiled["sup_slot.answer"] == journal.INJECTION_OFFSET
+
+
+def test_slices(compiled: dict[str, int]):
+    """Where a port of the loopback is, computed from the header's numbers."""
+    bits, base = compiled["SLICE_PORT_BITS"], compiled["SLICE_PORT_BASE"]
+    assert compiled["SLICE4_MASK"] == 0xFFFFFFFF << (32 - 10) & 0xFFFFFFFF
+    assert compiled["SLICE_COUNT"] == 1 << (22 - compiled["SLICE_SHIFT"])
+    assert base + (1 << bits) == 65536
+    for port in (1, 80, 4095, 4096, 61440, 65535):
+        address, real = slices.slice_address(7, port)
+        ip = compiled["SLICE4_NET"] | 7 << compiled["SLICE_SHIFT"] | port >> bits
+        assert (int.from_bytes(address.raw[12:], "big"), real) == (ip, base | port & (1 << bits) - 1)
+
+
+def test_the_maps_are_those_that_are_pinned():
+    text = (ROOT / "csrc/maps.bpf.h").read_text()
+    assert set(re.findall(r'^\} (\w+) SEC\("\.maps"\);', text, flags=re.MULTILINE)) == set(programs.MAPS)
+
+
+def test_a_new_name_is_noticed():
+    """The reader sees what is added at any place that a header has."""
+    text = "\n".join((ROOT / name).read_text() for name in HEADERS)
+    before = declared(text)
+    more = text.replace("REASON_CONVERTED,", "REASON_CONVERTED, REASON_NEW,").replace(
+        "SLOT_FREE,", "SLOT_NEW = 9,\n\tSLOT_FREE,"
+    )
+    more += "\n#define NEW 1\nenum {\n\tNEW_FLAG = 1 << 3 /* = 8 */\n};\nstruct new {\n\t__u32 a;\n};\n"
+    more = more.replace("\t__u32 exclusive;", "\t__u32 exclusive;\n\t__u32 newer;")
+    after = declared(more)
+    assert after.constants - before.constants == {"REASON_NEW", "SLOT_NEW", "NEW", "NEW_FLAG"}
+    assert after.structs["new"] == ["a"]
+    assert after.structs["graft_ingress"] == [*before.structs["graft_ingress"], "newer"]
