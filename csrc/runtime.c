@@ -30,7 +30,7 @@ static const char *log_file;
 static const char *run_dir = "/run/graft";
 static int told = STDERR_FILENO;
 
-/* A string as JSON has it. */
+/* Write @text as a string of JSON. */
 static void put_string(FILE *to, const char *text)
 {
 	fputc('"', to);
@@ -83,7 +83,7 @@ static int dial(void)
 	return sock;
 }
 
-/* The string after @key in a reply, which is JSON in ASCII; "" without one. */
+/* The string after @key in a reply, which is JSON in ASCII; "" if @key is not there. */
 static void get_string(const char *reply, const char *key, char *to, size_t room)
 {
 	const char *at = strstr(reply, key);
@@ -105,7 +105,11 @@ static void get_string(const char *reply, const char *key, char *to, size_t room
 	*to = 0;
 }
 
-/* Send a request, which is freed, and return what follows "ok": in the reply, without the end of the line. */
+/*
+ * Send a request, which is freed, and return what follows "ok": in the reply, without the end of the line. The bytes
+ * are those that Python's json.dumps() writes (graft/daemon/connection.py, Connection._send;
+ * tests/unit/test_connection.py).
+ */
 static char *ask(char *request, size_t size)
 {
 	char *reply = malloc(ROOM), why[4096], hint[2048];
@@ -156,7 +160,7 @@ static void prepare(const char *bundle, const char *id)
 	free(path);
 }
 
-/* oci-hooks(5), precreate. Podman shows nothing of a hook's stderr: what went wrong goes to its own. */
+/* oci-hooks(5), precreate. Podman does not show a hook's stderr, so what went wrong goes to Podman's. */
 static int hook(void)
 {
 	char *config = malloc(ROOM), *request = NULL, *reply, theirs[40];
@@ -175,7 +179,7 @@ static int hook(void)
 		fail("there is no config.json on standard input", "this is an OCI hook of the stage precreate");
 	for (char *c = config; *c; c++)
 		if (*c == '\n')
-			*c = ' '; /* between words: in a string it is written \\n */
+			*c = ' '; /* a newline between words; one within a string is written as \\n */
 	text = open_memstream(&request, &size);
 	fprintf(text, "{\"op\":\"hook\",\"version\":\"" VERSION "\",\"config\":%s}\n", config);
 	fclose(text);
@@ -183,7 +187,7 @@ static int hook(void)
 	return puts(reply) < 0 || fflush(stdout) ? 1 : 0;
 }
 
-/* A word that is a verb, wherever it stands: options with values that are not known here come before it. */
+/* Is this word a verb? Looked up wherever it stands, because an option before it may have a value unknown here. */
 static bool is_verb(const char *word)
 {
 	static const char *const verbs[] = {"create", "run",  "restore",  "start",	"exec",	 "kill",   "delete",
@@ -196,7 +200,7 @@ static bool is_verb(const char *word)
 	return false;
 }
 
-/* The value of an option in either form, and the number of words that it takes. */
+/* Put the value of option @name, in either form, into @value; the number of words it takes, 0: another option. */
 static int option(char **word, const char *name, const char **value)
 {
 	size_t length = strlen(name);
@@ -213,7 +217,7 @@ static int option(char **word, const char *name, const char **value)
 	return 2;
 }
 
-/* runc's and crun's options that are followed by a value. */
+/* Is this one of runc's or crun's options whose value is the next word? */
 static bool takes_value(const char *word)
 {
 	static const char *const names[] = {
