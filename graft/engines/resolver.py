@@ -34,7 +34,7 @@ from graft.kernel.stamps import OWN_TENANT, Stamper
 from graft.log import log
 from graft.process.loop import Loop
 from graft.rules.address import MAPPED, Address
-from graft.rules.slices import SLICE4_NET, SLICE_SHIFT, SLICE_SLOTS
+from graft.rules.slices import SLICE4_NET, SLICE_COUNT, SLICE_SHIFT
 from graft.rules.tables import DNS_PORT, RESOLVER
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
@@ -245,7 +245,7 @@ class Resolver:
         number = int.from_bytes(raw, "big")
         registry = self.registry
         slot = (number ^ SLICE4_NET) >> SLICE_SHIFT
-        if 0 <= slot < SLICE_SLOTS:
+        if 0 <= slot < SLICE_COUNT:
             return next((t for t in registry.tenants.values() if t.slot == slot), None)
         address = Address(MAPPED + raw)
         for tenant in registry.tenants.values():

@@ -22,7 +22,7 @@ from graft.tenants.attachment import Attachment
 OWNER_BASE = 0x70000000
 
 
-BLOCKS = slices.SLICE_SLOTS - 1
+BLOCKS = slices.SLICE_COUNT - 1
 CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
 

@@ -204,7 +204,7 @@ def test_flags_follow_egress():
     assert narrowed == tables.TENANT_EGRESS | tables.TENANT_REPLIES
 
 
-@given(st.integers(1, slices.SLICE_SLOTS - 1), st.integers(0, 65535), st.booleans())
+@given(st.integers(1, slices.SLICE_COUNT - 1), st.integers(0, 65535), st.booleans())
 def test_slices_are_private_and_high(slot, port, v4):
     address, real = slices.slice_address(slot, port, v4=v4)
     assert address.v4 is v4
