@@ -33,7 +33,6 @@
 
 #include "sup.h"
 
-#define AF_GRAFT 4
 #define ACCUSTOM 4 /* sockets of a kind that a program gets by the trap before a channel is opened */
 #define FIRST_BATCH 8
 #define AGAIN 256 /* sockets until a channel that was lost is asked for again */

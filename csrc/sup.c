@@ -64,7 +64,6 @@
 #define SHOW_MS 50	   /* between two attempts to find a graftd */
 #define SHOW_SECONDS 10	   /* for it to answer */
 
-#define AF_GRAFT 4
 #define TYPE_MASK 0xf
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
@@ -518,7 +517,7 @@ static bool show(void)
 		return false;
 	syscall(SYS_setfsuid, 0); /* the socket is root's; of this thread alone */
 	connected = !connect(sock, (struct sockaddr *)&graftd, sizeof(graftd));
-	syscall(SYS_setfsuid, shared->owner);
+	syscall(SYS_setfsuid, shared->reuse_uid);
 	if (connected && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
 		const int fds[] = {listener, memory, ends[1]};
 
@@ -545,12 +544,12 @@ static void drop_privileges(void)
 	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE};
 
 	/* the real one counts descriptors in messages (unix(7), ETOOMANYREFS), which are not to be root's */
-	if (syscall(SYS_setresuid, shared->owner, -1, -1)) {
+	if (syscall(SYS_setresuid, shared->reuse_uid, -1, -1)) {
 		perror("graft-sup: setresuid");
 		exit(1);
 	}
-	syscall(SYS_setfsuid, shared->owner);
-	if ((__u32)syscall(SYS_setfsuid, -1) != shared->owner) {
+	syscall(SYS_setfsuid, shared->reuse_uid);
+	if ((__u32)syscall(SYS_setfsuid, -1) != shared->reuse_uid) {
 		fputs("graft-sup: cannot take the owner's uid\n", stderr);
 		exit(1);
 	}

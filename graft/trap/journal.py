@@ -85,7 +85,8 @@ class Journal:
 
     The memory is divided into SLOTS slots of one call each. While a graft-sup runs for the listener, it receives into
     the same memory (csrc/sup.h): then graft-sup alone takes slots. Otherwise the loop's thread of graftd alone does.
-    Any thread may release a slot, under the lock of graft/trap/dispatch.py.
+    Any thread may release a slot, under the lock of graft/trap/dispatch.py. The states of a slot, who may change
+    them, and what a killed owner leaves behind are described at the enum in csrc/sup.h.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -154,7 +155,12 @@ class Journal:
     def release(self, number: int) -> None:
         """Free a slot whose call has been answered, and zero its notification."""
         self.raw(number)[:] = EMPTY
-        SLOT.pack_into(self.map, self._at(number), SLOT_FREE, ANSWER_NUMBER, 0)
+        self.injecting(number, 0, ANSWER_NUMBER)
+        self._set_state(number, SLOT_FREE)
+
+    def _set_state(self, number: int, state: int) -> None:
+        """One byte, written last: a graft-sup takes the slot at once, and a successor believes what is beside it."""
+        self.map[self._at(number)] = state
 
     def injecting(self, number: int, inode: int, answer: int) -> None:
         """Note the inode of the socket that the target is about to get, and what its call returns after that.
@@ -180,7 +186,8 @@ class Journal:
                 continue
             if state == SLOT_HELD:
                 answer = ANSWER_NUMBER
-                SLOT.pack_into(self.map, self._at(number), SLOT_FORWARDED, answer, inode)
+                self.injecting(number, inode, answer)
+                self._set_state(number, SLOT_FORWARDED)
             call = parse(self.raw(number))
             if call.id:
                 found.append(Pending(Slot(self, number), call, inode, answer))

@@ -14,7 +14,7 @@ import pytest
 
 from graft.kernel import denials, linux, programs, stamps
 from graft.rules import endpoint, slices, tables
-from graft.trap import family, filter, journal
+from graft.trap import family, filter, journal, listener
 
 ROOT = Path(__file__).parent.parent.parent
 HEADERS = ("csrc/abi.h", "csrc/sup.h", "include/graft.h")
@@ -44,7 +44,7 @@ REASONS = {
 # names that both sides have
 SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_V6ONLY STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT",
-    slices: "SLICE4_NET SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE",
+    slices: "SLICE4_NET SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
@@ -58,7 +58,6 @@ VALUES |= REASONS
 VALUES |= {
     "GRAFT_ABI": programs.ABI,
     "GRAFT_EXEMPT": stamps.OWN_TENANT,
-    "SLICE_COUNT": slices.SLICE_SLOTS,
     "SLICE6_WORD0": int.from_bytes(slices.SLICE6_PREFIX[:4], "big"),
     "SLICE6_WORD1": int.from_bytes(slices.SLICE6_PREFIX[4:], "big"),
     "GRAFT_DEFAULT": tables.DEFAULT,
@@ -111,7 +110,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
         journal.SHARED,
-        "abi tenant owner flags6 netns flags pad calls ns number trusted token",
+        "abi tenant reuse_uid flags6 netns flags pad calls ns number trusted token",
         {"rest": journal.SHARED.size, "slots": journal.SHARED_SIZE},
     ),
     "sockaddr_gr": (struct.Struct("=H16s"), "sgr_family sgr_epname", {}),
@@ -250,7 +249,7 @@ def test_every_structure_is_the_same(name: str, headers: Declared, compiled: dic
 def test_sizes_that_python_computes(compiled: dict[str, int]):
     assert compiled["sizeof graft_family"] == stamps.FAMILY_SIZE
     assert compiled["sizeof sup_slot"] == journal.SLOT_SIZE
-    assert compiled["sizeof sup_slot.call"] == journal.NOTIFICATION.size
+    assert compiled["sizeof sup_slot.call"] == listener.NOTIFICATION.size
     assert compiled["sizeof sup_shared"] == journal.SHARED_SIZE + journal.SLOTS * journal.SLOT_SIZE
     assert compiled["sizeof sockaddr_gr"] == filter.SOCKADDR_GR
 
