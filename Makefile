@@ -8,6 +8,7 @@ MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiar
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 HELPER := graft/graft-sup
+HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
@@ -47,9 +48,9 @@ $(BPF_OBJECT): $(BPF_SOURCES)
 	@echo "graft: compile $@"
 	@$(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 
-$(HELPER): csrc/sup.c csrc/sup.h csrc/abi.h
+$(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $< -o $@
+	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $(HELPER_SOURCES) -o $@
 
 $(SHIM): csrc/shim.c csrc/sup.h
 	@echo "graft: compile $@"

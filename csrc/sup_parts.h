@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * sup_parts.h - what the parts of graft-sup share: sup.c (threads, and life without graftd), sup_calls.c,
+ * sup_sockets.c
+ */
+#ifndef SUP_PARTS_H
+#define SUP_PARTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/epoll.h>
+
+#include "abi.h"
+#include "sup.h"
+
+/* A socket that is ready to be given away. */
+struct made {
+	int fd;
+	__u64 inode;
+};
+
+extern struct sup_shared *shared; /* the journal */
+extern int listener, stamps, control, events;
+
+/* sup_sockets.c */
+int take_socket(int kind, struct made *result);
+void refill_pool(int kind);
+bool send_fds(int sock, const void *text, size_t length, const int *fds, int count);
+int open_channel(int kind, struct made *theirs);
+void on_channel(const struct epoll_event *event);
+
+/* sup_calls.c */
+struct sup_slot *hold_slot(void);
+void release_slot(struct sup_slot *slot);
+void handle_call(struct sup_slot *slot);
+
+#endif

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * sup_sockets.c - graft-sup: sockets that are ready to be given away, one by one or through a channel
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/bpf.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "sup_parts.h"
+
+#define POOL 32
+#define CHANNELS 16
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct made pool[SUP_KINDS][POOL];
+static int pooled[SUP_KINDS], wanted[SUP_KINDS];
+
+/* ---- sockets ---- */
+
+static int stamp_socket(int fd, int kind)
+{
+	struct graft_stamp value = {.tenant = shared->tenant, .flags = kind & SUP_KIND_INET6 ? shared->flags6 : 0};
+	union bpf_attr attr = {.map_fd = (__u32)stamps, .key = (__u64)(long)&fd, .value = (__u64)(long)&value};
+
+	return (int)syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
+}
+
+/*
+ * Does the policy run for this socket? 0: yes; ENFILE: yes, but its tenant has more sockets than it may. This process
+ * ends where the programs are not attached or the stamps are in another map by now, because it is of no use then:
+ * graftd starts another and answers the calls that this one had.
+ */
+static int check_policy(int fd)
+{
+	struct graft_probe answer = {0};
+	socklen_t size = sizeof(answer);
+
+	if (getsockopt(fd, GRAFT_LEVEL, GRAFT_PROBE, &answer, &size) || answer.tenant != shared->tenant)
+		_exit(1);
+	return answer.over ? ENFILE : 0;
+}
+
+/* Make a socket as graft/trap/supervisor.py does; it belongs to this thread's fsuid. 0 or an errno. */
+static int make_socket(int kind, struct made *result)
+{
+	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;
+	int fd = socket(family, (kind & SUP_KIND_DGRAM ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0);
+	struct stat status;
+
+	if (fd < 0)
+		return errno;
+	if ((family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
+	    stamp_socket(fd, kind) || fstat(fd, &status)) {
+		error = errno;
+		close(fd);
+		return error;
+	}
+	error = check_policy(fd);
+	if (error)
+		close(fd);
+	*result = (struct made){fd, status.st_ino};
+	return error;
+}
+
+int take_socket(int kind, struct made *result)
+{
+	pthread_mutex_lock(&lock);
+	if (pooled[kind]) {
+		*result = pool[kind][--pooled[kind]];
+		pthread_mutex_unlock(&lock);
+		return 0;
+	}
+	pthread_mutex_unlock(&lock);
+	return make_socket(kind, result);
+}
+
+static void pool_socket(int kind, struct made socket)
+{
+	pthread_mutex_lock(&lock);
+	if (pooled[kind] < POOL) {
+		pool[kind][pooled[kind]++] = socket;
+		socket.fd = -1;
+	}
+	pthread_mutex_unlock(&lock);
+	if (socket.fd >= 0)
+		close(socket.fd);
+}
+
+/* Make up to two sockets after each call, up to as many as were called for: one call leaves one in the pool. */
+void refill_pool(int kind)
+{
+	struct made socket;
+	bool room;
+	int n;
+
+	for (n = 0; n < 2; n++) {
+		pthread_mutex_lock(&lock);
+		if (!n && wanted[kind] < POOL)
+			wanted[kind]++;
+		room = pooled[kind] < wanted[kind];
+		pthread_mutex_unlock(&lock);
+		if (!room || make_socket(kind, &socket))
+			return;
+		pool_socket(kind, socket);
+	}
+}
+
+/* ---- descriptors in messages ---- */
+
+bool send_fds(int sock, const void *text, size_t length, const int *fds, int count)
+{
+	char control_text[CMSG_SPACE(SUP_BATCH * sizeof(int))] = {0};
+	struct iovec vector = {(void *)text, length};
+	struct msghdr message = {.msg_iov = &vector,
+				 .msg_iovlen = 1,
+				 .msg_control = control_text,
+				 .msg_controllen = CMSG_SPACE((size_t)count * sizeof(int))};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
+	memcpy(CMSG_DATA(header), fds, (size_t)count * sizeof(int));
+	return sendmsg(sock, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+}
+
+/* ---- channels ---- */
+
+static int channels;
+
+/* Open a channel; the program's end is put into @theirs. 0 or an errno. */
+int open_channel(int kind, struct made *theirs)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
+	struct stat status;
+	int ends[2], error;
+
+	if (__atomic_load_n(&channels, __ATOMIC_RELAXED) >= CHANNELS)
+		return EMFILE;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends))
+		return errno;
+	event.data.u64 = (__u64)kind << 32 | (__u32)ends[0];
+	if (fstat(ends[1], &status) || epoll_ctl(events, EPOLL_CTL_ADD, ends[0], &event)) {
+		error = errno;
+		close(ends[0]);
+		close(ends[1]);
+		return error;
+	}
+	__atomic_add_fetch(&channels, 1, __ATOMIC_RELAXED); /* the main thread closes ends[0] when its peer is gone */
+	*theirs = (struct made){ends[1], status.st_ino};
+	return 0;
+}
+
+/* Send one message of @count sockets; false: the channel is of no use any more. */
+static bool fill_channel(int channel, int kind, int count)
+{
+	__u64 inodes[SUP_BATCH];
+	int fds[SUP_BATCH], n, unread;
+	struct made socket;
+	bool sent;
+
+	/* one batch may be under way and one ahead, however many the program asks for */
+	if (ioctl(channel, SIOCOUTQ, &unread) || unread > 2048)
+		return true;
+	for (n = 0; n < count && !make_socket(kind, &socket); n++) {
+		fds[n] = socket.fd;
+		inodes[n] = socket.inode;
+	}
+	if (!n)
+		return false;
+	sent = send_fds(channel, inodes, (size_t)n * sizeof(inodes[0]), fds, n) || errno == EAGAIN;
+	while (n)
+		close(fds[--n]);
+	return sent;
+}
+
+void on_channel(const struct epoll_event *event)
+{
+	int channel = (int)(__u32)event->data.u64, kind = (int)(event->data.u64 >> 32);
+	unsigned char asked;
+	ssize_t length = recv(channel, &asked, 1, MSG_DONTWAIT);
+
+	if (length < 0 && errno == EAGAIN)
+		return;
+	if (length == 1 && asked && asked <= SUP_BATCH && fill_channel(channel, kind, asked))
+		return;
+	close(channel);
+	__atomic_sub_fetch(&channels, 1, __ATOMIC_RELAXED);
+}
