@@ -5,18 +5,18 @@
  * Theory of operation
  *
  * A trapped socket() costs two or four wake-ups. This library asks graft-sup for sockets ahead of the calls, up to
- * SUP_BATCH in a message and one message ahead, and gives those to the program: the same sockets, with the same
- * stamp, that the trap would give. It decides nothing and is trusted with nothing; a program that reads the channel
- * itself gets what socket() gives it anyway. Whatever is out of the ordinary goes the way of the trap: a kind of
- * socket that is not kept here, an empty channel, a lock that is taken, a table of descriptors that is small.
+ * SUP_BATCH in a message and one message ahead, and gives the program those: the same sockets, with the same stamp,
+ * that the trap would give. It decides nothing and is trusted with nothing. A program that reads the channel itself
+ * gets what socket() gives it anyway. Whatever is out of the ordinary is left to the trap: a kind of socket that is
+ * not kept here, an empty channel, a lock that is held, a small table of descriptors.
  *
- * What a program may rely on stays as it is, but for the lowest free number: a socket has one of those that were
- * lowest when its message was taken. Sockets in waiting are close-on-exec. A child gives them up at fork(), so that a
- * connection ends when its owner closes it; it asks for its own. A program that closes, or replaces, descriptors it
- * does not know may do so: each is compared with the inode that came with it before it is given away. A program that
+ * What a program may rely on stays as it is, with one exception: a new socket does not have the lowest free number,
+ * but one that was lowest when its message was received. Sockets that wait are close-on-exec. A child gives them up
+ * at fork(), so that a connection ends when its owner closes it, and asks for its own. A program may close or replace
+ * descriptors that it does not know, because each is compared with its inode before it is given away. A program that
  * makes few sockets never opens a channel.
  *
- * No libc is linked, so that the library loads under any; what it needs of one it takes where it is found.
+ * The library is linked with no libc, so that it loads with every one. What it needs of a libc it looks up.
  */
 #define _GNU_SOURCE
 #include <asm/unistd.h>
@@ -33,9 +33,9 @@
 
 #include "sup.h"
 
-#define ACCUSTOM 4 /* sockets of a kind that a program gets by the trap before a channel is opened */
+#define ACCUSTOM 4 /* sockets of a kind that the trap gives to a program before it opens a channel */
 #define FIRST_BATCH 8
-#define AGAIN 256 /* sockets until a channel that was lost is asked for again */
+#define AGAIN 256 /* sockets that the trap gives after a channel is lost, until another is asked for */
 #define SPINS 2000
 #define RESERVED (64 + SUP_KINDS) /* numbers below 1024: AF_GRAFT's, and the channels */
 #define LIMIT_MIN 512
@@ -49,12 +49,12 @@ static struct pool {
 	struct kept channel; /* fd 0: none */
 	struct kept socket[SUP_BATCH];
 	int left;
-	int rest; /* sockets by the trap until a channel is asked for */
+	int rest; /* sockets that the trap still gives, until a channel is asked for */
 	int batch;
 } pools[SUP_KINDS];
 
 static int lock, off, base;
-static int *unforked; /* a page that is zero again in a child (MADV_WIPEONFORK) */
+static int *unforked; /* in a page that the kernel zeroes in a child (MADV_WIPEONFORK) */
 
 extern int *__errno_location(void);
 extern int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void *) __attribute__((weak));
@@ -68,7 +68,7 @@ static long call(long number, long a, long b, long c)
 	return result;
 }
 
-static int returned(long result)
+static int as_libc_returns(long result)
 {
 	if (result >= 0)
 		return (int)result;
@@ -76,7 +76,7 @@ static int returned(long result)
 	return -1;
 }
 
-static bool same(struct kept kept)
+static bool is_same(struct kept kept)
 {
 	struct stat status;
 
@@ -84,33 +84,33 @@ static bool same(struct kept kept)
 	       status.st_ino == kept.inode;
 }
 
-static void forget(struct kept *kept)
+static void close_kept(struct kept *kept)
 {
-	if (kept->fd && same(*kept))
+	if (kept->fd && is_same(*kept))
 		call(__NR_close, kept->fd, 0, 0);
 	kept->fd = 0;
 }
 
-/* Give everything up: in a child, and in a process that leaves its netns. */
-static void drop(void)
+/* Close all that is kept: the process is a child, or leaves its netns. */
+static void drop_sockets(void)
 {
 	for (struct pool *pool = pools; pool < pools + SUP_KINDS; pool++) {
 		while (pool->left)
-			forget(&pool->socket[--pool->left]);
-		forget(&pool->channel);
+			close_kept(&pool->socket[--pool->left]);
+		close_kept(&pool->channel);
 		pool->rest = ACCUSTOM;
 	}
 }
 
 static void in_child(void)
 {
-	drop();
+	drop_sockets();
 	if (unforked)
 		*unforked = 1;
 	lock = 0;
 }
 
-/* A channel stays: out of the way of the program's own numbers. */
+/* Move a channel, which stays open, out of the way of the numbers that the program gets. */
 static int move_away(int fd)
 {
 	long moved = call(__NR_fcntl, fd, F_DUPFD_CLOEXEC, base);
@@ -121,7 +121,7 @@ static int move_away(int fd)
 	return (int)moved;
 }
 
-static void ask(struct pool *pool)
+static void ask_for_batch(struct pool *pool)
 {
 	unsigned char count = (unsigned char)pool->batch;
 	struct iovec text = {&count, 1};
@@ -142,7 +142,7 @@ static bool open_channel(struct pool *pool, long kind)
 		return false;
 	}
 	fd = call(__NR_socket, AF_GRAFT, SOCK_STREAM | SOCK_CLOEXEC, SUP_CHANNEL + kind);
-	if (fd < 0) { /* not under graft-sup */
+	if (fd < 0) { /* there is no graft-sup */
 		off = off || fd == -EAFNOSUPPORT || fd == -EPROTONOSUPPORT;
 		pool->rest = AGAIN;
 		return false;
@@ -151,13 +151,13 @@ static bool open_channel(struct pool *pool, long kind)
 	call(__NR_fstat, pool->channel.fd, (long)&status, 0);
 	pool->channel.inode = status.st_ino;
 	pool->batch = FIRST_BATCH;
-	ask(pool);
-	ask(pool);
+	ask_for_batch(pool);
+	ask_for_batch(pool);
 	return true;
 }
 
-/* Take the message that waits in the channel. */
-static void refill(struct pool *pool, long kind)
+/* Receive the message that waits in the channel. */
+static void receive_batch(struct pool *pool, long kind)
 {
 	union {
 		struct cmsghdr header;
@@ -171,16 +171,16 @@ static void refill(struct pool *pool, long kind)
 	long length;
 	int count, *fds;
 
-	if (pool->channel.fd && !same(pool->channel))
-		pool->channel.fd = 0; /* the program has closed it */
+	if (pool->channel.fd && !is_same(pool->channel))
+		pool->channel.fd = 0; /* the program has closed it, or has put another there */
 	if (!pool->channel.fd && !open_channel(pool, kind))
 		return;
 	length = call(__NR_recvmsg, pool->channel.fd, (long)&message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	if (length == -EAGAIN)
 		return;
 	header = length > 0 ? CMSG_FIRSTHDR(&message) : NULL;
-	if (!header || header->cmsg_type != SCM_RIGHTS) { /* graft-sup has gone, or this table is full */
-		forget(&pool->channel);
+	if (!header || header->cmsg_type != SCM_RIGHTS) { /* graft-sup has ended, or this process's table is full */
+		close_kept(&pool->channel);
 		pool->rest = AGAIN;
 		return;
 	}
@@ -190,22 +190,22 @@ static void refill(struct pool *pool, long kind)
 		pool->socket[count - 1 - n] = (struct kept){fds[n], inodes[n]}; /* the lowest number is taken first */
 	}
 	pool->left = count;
-	ask(pool);
+	ask_for_batch(pool);
 }
 
-/* A socket of the pool, or -1. */
-static int take(long kind, int flags)
+/* Take a socket of this kind out of its pool; -1: it is empty. */
+static int take_socket(long kind, int flags)
 {
 	struct pool *pool = &pools[kind];
 	struct kept kept;
 
 	if (!*unforked)
-		in_child(); /* made by a bare clone() */
+		in_child(); /* a bare clone() has made this process, which runs no handlers of fork() */
 	if (!pool->left)
-		refill(pool, kind);
+		receive_batch(pool, kind);
 	while (pool->left) {
 		kept = pool->socket[--pool->left];
-		if (!same(kept))
+		if (!is_same(kept))
 			continue;
 		if (!(flags & SOCK_CLOEXEC))
 			call(__NR_fcntl, kept.fd, F_SETFD, 0);
@@ -216,9 +216,9 @@ static int take(long kind, int flags)
 	return -1;
 }
 
-static bool enter(void)
+static bool lock_pools(void)
 {
-	for (int n = 0; n < SPINS; n++) { /* in vain where a signal has interrupted the holder */
+	for (int n = 0; n < SPINS; n++) { /* in vain if a signal has interrupted the holder */
 		if (!__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE))
 			return true;
 		__asm__ volatile("pause");
@@ -226,7 +226,7 @@ static bool enter(void)
 	return false;
 }
 
-static void leave(void)
+static void unlock_pools(void)
 {
 	__atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
 }
@@ -237,33 +237,33 @@ __attribute__((visibility("default"))) int socket(int domain, int type, int prot
 	bool stream = what == SOCK_STREAM;
 
 	if (!off && (domain == AF_INET || domain == AF_INET6) && (stream || what == SOCK_DGRAM) &&
-	    (!protocol || protocol == (stream ? 6 : 17)) && enter()) {
-		fd = take((domain == AF_INET6 ? SUP_KIND_INET6 : 0) | (stream ? 0 : SUP_KIND_DGRAM), type);
-		leave();
+	    (!protocol || protocol == (stream ? 6 : 17)) && lock_pools()) {
+		fd = take_socket((domain == AF_INET6 ? SUP_KIND_INET6 : 0) | (stream ? 0 : SUP_KIND_DGRAM), type);
+		unlock_pools();
 	}
-	return fd >= 0 ? fd : returned(call(__NR_socket, domain, type, protocol));
+	return fd >= 0 ? fd : as_libc_returns(call(__NR_socket, domain, type, protocol));
 }
 
 static void leave_netns(void)
 {
-	if (enter()) {
-		drop();
+	if (lock_pools()) {
+		drop_sockets();
 		off = 1;
-		leave();
+		unlock_pools();
 	}
 }
 
 __attribute__((visibility("default"))) int setns(int fd, int type)
 {
 	leave_netns();
-	return returned(call(__NR_setns, fd, type, 0));
+	return as_libc_returns(call(__NR_setns, fd, type, 0));
 }
 
 __attribute__((visibility("default"))) int unshare(int flags)
 {
 	if (flags & CLONE_NEWNET)
 		leave_netns();
-	return returned(call(__NR_unshare, flags, 0, 0));
+	return as_libc_returns(call(__NR_unshare, flags, 0, 0));
 }
 
 __attribute__((constructor)) static void start(void)

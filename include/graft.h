@@ -2,9 +2,9 @@
 /*
  * graft.h - AF_GRAFT's socket interface, for programs written to it
  *
- * The names, numbers and structures are those of the AF_GRAFT kernel module's header, so that a program
- * compiled against either runs with the other. Under 'graft' (graft(1)) it works on a stock kernel; without it
- * socket(AF_GRAFT, ...) fails with EAFNOSUPPORT.
+ * The names, numbers and structures are those of the AF_GRAFT kernel module's header, so that a program compiled with
+ * either header runs with the other. A program that graft has started (graft(1)) gets the family on a stock kernel.
+ * For any other program socket(AF_GRAFT, ...) fails with EAFNOSUPPORT.
  */
 #ifndef _GRAFT_H_
 #define _GRAFT_H_
@@ -14,7 +14,7 @@
 #define AF_GRAFT 4 /* the number of AF_IPX, which Linux no longer has */
 #define PF_GRAFT AF_GRAFT
 
-/* The name of an endpoint: up to 15 bytes and a NUL. */
+/* The size of an endpoint's name: up to 15 bytes and a NUL. */
 #define AF_GRAFT_EPNAME_MAX 16
 
 struct sockaddr_gr {
@@ -26,19 +26,22 @@ struct sockaddr_gr {
 #define IPPROTO_GRAFT 254
 
 /*
- * int, default 0: while it is 1, setsockopt() of other levels than IPPROTO_GRAFT and SOL_SOCKET, and
- * GRAFT_SO_TRANSPARENT, wait for bind() or GRAFT_SO_DELAYED_EXECUTE, and return 0. At most 64 can wait, the
- * next is ENOBUFS. While it is 0, such options are EADDRNOTAVAIL before bind().
+ * An int, by default 0. While it is 1, setsockopt() with a level other than IPPROTO_GRAFT and SOL_SOCKET returns 0,
+ * and the option waits for bind() or GRAFT_SO_DELAYED_EXECUTE; so does GRAFT_SO_TRANSPARENT. At most 64 options can
+ * wait; the next one fails with ENOBUFS. While it is 0, such options fail with EADDRNOTAVAIL before bind().
  */
 #define GRAFT_SO_DELAYED 1
 
-/* Set only, no value: carry out what waits, also before bind(). It always succeeds; see the results. */
+/*
+ * To be set, without a value: the options that wait are carried out now, also before bind(). The call always
+ * succeeds; GRAFT_SO_DELAYED_RESULT gives the options' results.
+ */
 #define GRAFT_SO_DELAYED_EXECUTE 2
 
 /*
- * Get only: an array of struct graft_sso_result, one for each option that has been carried out, in order; its
- * size in bytes is in *optlen. A result is given once. If the room is too small, ENOBUFS, and the rest can be
- * had with another call.
+ * To be got: an array of struct graft_sso_result, one for each option that has been carried out, in their order. Its
+ * size in bytes is put into *optlen. Each result is given once. If there is not enough room the call fills what there
+ * is and fails with ENOBUFS; another call gives the rest.
  */
 #define GRAFT_SO_DELAYED_RESULT 3
 
@@ -48,7 +51,7 @@ struct graft_sso_result {
 	int ret; /* 0, or the negative errno */
 } __attribute__((__packed__));
 
-/* Set only: an option of any level, in particular SOL_SOCKET, for the host socket. It waits like the others. */
+/* To be set: an option of any level, in particular SOL_SOCKET, for the host socket. It waits like the others. */
 #define GRAFT_SO_TRANSPARENT 4
 
 struct graft_sso_trans {
@@ -61,8 +64,8 @@ struct graft_sso_trans {
 #define GRAFT_SSO_TRANS_SIZE 128 /* at most, with optval */
 
 /*
- * int, default 0: getsockname() returns the endpoint, a struct sockaddr_gr (family 0 before bind()); with 1,
- * the address of the host socket.
+ * An int, by default 0: getsockname() returns the endpoint as a struct sockaddr_gr, whose family is 0 before bind().
+ * With 1 it returns the address of the host socket.
  */
 #define GRAFT_NAME_TRANSPARENT 5
 
