@@ -42,7 +42,7 @@ with atheris.instrument_imports(include=["graft"]):
     from graft.trap.journal import SHARED_SIZE, SLOT_SIZE, SLOTS, described
 
 from graft.bench.lab import Lab, laboratory, wait_for
-from tests.endurance.soak import seconds
+from graft.bench.stop import seconds
 
 Target = Callable[[atheris.FuzzedDataProvider], object]
 TEXT = 200

@@ -121,7 +121,7 @@ class Local(Graft):
         self.lab.graft("endpoint", "add", self.endpoint, "type", "local", check=True)
 
     def close(self) -> None:
-        self.lab.graft("endpoint", "del", self.endpoint, check=True)
+        self.lab.graft("endpoint", "del", self.endpoint)
 
     def wrap(self, argv: tuple[Any, ...], ports: tuple[int, ...]) -> list[str]:
         rules = [f"--ingress=0.0.0.0:{port}={self.endpoint}" for port in ports]
@@ -140,8 +140,11 @@ class Local(Graft):
 class InNamespace(Peer):
     """Base class of peers whose container is a netns that is made here, without an engine."""
 
+    def __init__(self, lab: Lab, index: int) -> None:
+        super().__init__(lab, index)
+        self.ns = f"{lab.tag}-{self.name[:2]}{self.first // 100 % 100}"
+
     def start(self) -> None:
-        self.ns = f"{self.lab.tag}-{self.name[:2]}{self.first // 100 % 100}"
         self.lab.ip("netns", "add", self.ns)
         self.lab.ip("-n", self.ns, "link", "set", "lo", "up")
         self.connect()
@@ -232,7 +235,7 @@ class Slirp(InNamespace):
 
     def connect(self) -> None:
         api = self.lab.work / "slirp.sock"
-        self.process = self.lab.spawn(
+        self.lab.spawn(
             *("slirp4netns", "-c", "--mtu=65520", "--disable-dns", "--netns-type=path", "-a", api),
             *(f"/run/netns/{self.ns}", "tap0"),
             stdout=subprocess.DEVNULL,
@@ -256,10 +259,6 @@ class Slirp(InNamespace):
             sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
             sock.recv(4096)
 
-    def close(self) -> None:
-        self.lab.end(self.process)
-        super().close()
-
 
 class Docker(Peer):
     """A dockerd in the laboratory's host netns, with the default bridge, and without the userland proxy."""
@@ -269,12 +268,16 @@ class Docker(Peer):
     needs = ("dockerd", "docker")
     image = "graft-bench"
 
-    def start(self) -> None:
-        self.root = self.lab.work / "docker"
-        self.root.mkdir()
+    def __init__(self, lab: Lab, index: int) -> None:
+        super().__init__(lab, index)
+        self.root = lab.work / "docker"
         self.names: list[str] = []
         self.key_existed = Path("/etc/docker/key.json").exists()
         self.address = f"unix://{self.root}/sock"
+        self.daemon: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self.root.mkdir()
         with open(self.root / "log", "w") as log:
             self.daemon = self.lab.spawn(
                 *(
@@ -334,7 +337,8 @@ class Docker(Peer):
 
     def close(self) -> None:
         self.end_servers()
-        self.lab.end(self.daemon)
+        if self.daemon:
+            self.lab.end(self.daemon)
         for place in (self.root / "exec/netns").glob("*"):
             subprocess.run(("umount", place), capture_output=True)
         if not self.key_existed:

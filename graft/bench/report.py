@@ -2,7 +2,7 @@
 
 import html
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from graft.bench.result import Result, Row
 
@@ -30,6 +30,7 @@ body {
   margin: 2rem auto; max-width: 960px; padding: 0 1rem;
 }
 h1 { font-size: 1.5rem; }
+.partial { font-weight: 600; border-left: 4px solid #d1495b; padding-left: .6rem; }
 h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
 h3 { font-size: .95rem; margin: 1rem 0 .1rem; font-weight: 600; }
 .soft { color: var(--soft); font-weight: 400; }
@@ -53,6 +54,8 @@ def _page(result: Result) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
     yield f"<title>graft bench, {html.escape(result.started)}</title><style>{STYLE}</style></head><body>"
     yield "<h1>graft bench</h1>"
+    if result.partial:
+        yield f'<p class="partial">{html.escape(str(result.partial))}</p>'
     kind = "quick look, one round" if result.quick else "interleaved rounds"
     yield (
         f"<p>{html.escape(result.started)}, {result.seconds:.0f} s, {kind}. Bars: the ratio to the host's own stack, "
@@ -67,7 +70,7 @@ def _page(result: Result) -> Iterator[str]:
     yield "</p>"
     for case in dict.fromkeys(row.case for row in result.rows):
         rows = [row for row in result.rows if row.case == case]
-        yield f"<h2>{html.escape(rows[0].title)}</h2>"
+        yield f"<h2>{html.escape(rows[0].title)}{_rounds(rows, result)}</h2>"
         for row in rows:
             yield from _chart(row)
     if result.growth:
@@ -89,6 +92,14 @@ def _page(result: Result) -> Iterator[str]:
             yield f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
         yield "</table>"
     yield "</body></html>"
+
+
+def _rounds(rows: Sequence[Row], result: Result) -> str:
+    """How many rounds a case has, where it was stopped before its last."""
+    done = max(row.rounds() for row in rows)
+    if result.partial is None or done == result.partial.of_a_case:
+        return ""
+    return f' <span class="soft">{done} of {result.partial.of_a_case} rounds</span>'
 
 
 def _chart(row: Row) -> Iterator[str]:

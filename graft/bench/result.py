@@ -9,7 +9,7 @@ import msgspec
 
 from graft import __version__
 
-FORMAT = 1
+FORMAT = 2  # 1 had no `partial`
 
 
 class Row(msgspec.Struct, forbid_unknown_fields=True):
@@ -21,6 +21,10 @@ class Row(msgspec.Struct, forbid_unknown_fields=True):
     unit: str
     better: str  # more, less
     samples: dict[str, list[float]]
+
+    def rounds(self) -> int:
+        """How many rounds it has."""
+        return max(map(len, self.samples.values()), default=0)
 
     def median(self, peer: str) -> float:
         """Return the median of a peer's samples."""
@@ -51,6 +55,18 @@ class Skipped(msgspec.Struct, forbid_unknown_fields=True):
     reason: str
 
 
+class Partial(msgspec.Struct, forbid_unknown_fields=True):
+    """A run that was stopped: the result has the rounds that were done by then, and no part of another."""
+
+    why: str
+    rounds: int  # done, of all cases; each of the growth cases counts as one
+    of: int
+    of_a_case: int  # rounds of each case, as asked for
+
+    def __str__(self) -> str:
+        return f"partial: {self.rounds} of {self.of} rounds, {self.why}"
+
+
 class Result(msgspec.Struct, forbid_unknown_fields=True):
     """A whole run. @format: FORMAT of the version that wrote it."""
 
@@ -64,6 +80,7 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
     rows: list[Row]
     growth: list[Growth]
     skipped: list[Skipped]
+    partial: Partial | None = None  # None: the run is whole
 
 
 def machine() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Shared machines change speed from minute to minute, but rarely within a round. So each case is set up in all peers,
 which are then measured one after another, round by round, with the order rotated each time. Ratios are taken between
-samples of the same round, and the result is their median.
+samples of the same round, and the result is their median. A run that is stopped yields the rounds that are done.
 """
 
 import contextlib
@@ -22,10 +22,11 @@ from rich.table import Table
 
 from graft import __version__
 from graft.bench import scale
-from graft.bench.cases import CASES, Case, Measure, Scale
+from graft.bench.cases import CASES, Case, Figures, Measure, Scale
 from graft.bench.lab import Lab, laboratory
 from graft.bench.peers import PEERS, Peer
-from graft.bench.result import FORMAT, Growth, Result, Row, Skipped, machine
+from graft.bench.result import FORMAT, Growth, Partial, Result, Row, Skipped, machine
+from graft.bench.stop import Stop, Stopped
 from graft.errors import Failure, UsageError
 
 FULL = Scale(2, 20000)
@@ -63,6 +64,8 @@ class Board:
         self.peers = peers
         self.rows: list[Row] = []
         self.growth: list[Growth] = []
+        self.partial: Partial | None = None
+        self.ended = False
         columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=console)
         self.task = self.progress.add_task("", total=total)
@@ -94,12 +97,15 @@ class Board:
         return "; ".join(parts)
 
     def __rich__(self) -> Group:
-        shown = self.rows[-max(self.console.size.height - 8, 5) :] if self.progress.finished is False else self.rows
+        shown = self.rows if self.ended else self.rows[-max(self.console.size.height - 8, 5) :]
         return Group(self.table(shown), self.progress)
 
     def table(self, rows: Sequence[Row]) -> Table:
         """Return a table with the host's own figures and, for other peers, the medians of their ratios to it."""
-        table = Table(title="ratio to the host's own stack; 1.00: equal, more is better", title_justify="left")
+        title = "ratio to the host's own stack; 1.00: equal, more is better"
+        if self.partial:
+            title = f"{title}\n{self.partial}"
+        table = Table(title=title, title_justify="left")
         table.add_column("case")
         table.add_column("host", justify="right")
         others = [peer.name for peer in self.peers if peer.name != "host"]
@@ -115,31 +121,19 @@ class Board:
         return table
 
 
-def benchmark(choice: Choice, console: Console) -> Result:
-    """Measure what @choice selects. Raises UsageError for an unknown case or peer, and Failure without a compiler."""
+def benchmark(choice: Choice, console: Console, stop: Stop) -> Result:
+    """Measure what @choice selects, until the end or until @stop.
+
+    The result of a run that is stopped, or whose laboratory breaks, is partial. Raises UsageError for an unknown case
+    or peer, and Failure without a compiler.
+    """
     _check(choice)
     began, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     facts = {**machine(), "wire": f"veth, rate {choice.rate or 'unlimited'}, delay {choice.delay or 'none'}"}
-    cases = [case for case in CASES if choice.wants(case.name)]
-    growing = [name for name in scale.CASES if choice.wants(name)]
-    peers = choice.peers()
-    board = Board(console, peers, len(cases) + len(growing))
-    skipped: list[Skipped] = []
-    show = Live(board, console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext()
+    run = Run(choice, console, stop)
+    show = Live(run.board, console=console, refresh_per_second=4) if console.is_terminal else contextlib.nullcontext()
     with show:
-        with laboratory("bench") as lab:
-            _compile(lab)
-            _shape(lab, choice)
-            field = Field(lab, peers, choice, skipped)
-            try:
-                for case in cases:
-                    board.doing(case.title)
-                    board.done(field.measure(case))
-            finally:
-                field.close()
-        for name in growing:
-            board.doing(name)
-            board.done(growth=_grow(name, choice, skipped))
+        run.measure()
     return Result(
         FORMAT,
         __version__,
@@ -147,11 +141,84 @@ def benchmark(choice: Choice, console: Console) -> Result:
         round(time.monotonic() - began, 1),
         choice.quick,
         facts,
-        {peer.name: peer.title for peer in peers},
-        board.rows,
-        board.growth,
-        skipped,
+        {peer.name: peer.title for peer in choice.peers()},
+        run.board.rows,
+        run.board.growth,
+        run.skipped,
+        run.board.partial,
     )
+
+
+class Run:
+    """One run: how far it is, and what it has skipped."""
+
+    def __init__(self, choice: Choice, console: Console, stop: Stop) -> None:
+        self.choice = choice
+        self.stop = stop
+        self.cases = [case for case in CASES if choice.wants(case.name)]
+        self.growing = [name for name in scale.CASES if choice.wants(name)]
+        self.board = Board(console, choice.peers(), len(self.cases) + len(self.growing))
+        self.skipped: list[Skipped] = []
+        self.rounds = 0
+
+    def measure(self) -> None:
+        """All cases, until @stop."""
+        try:
+            if self.cases:
+                self._pairs()
+            for name in self.growing:
+                self.board.doing(name)
+                self._grow(name)
+        except Stopped:
+            self._end_early(self.stop.why)
+        except (*FAULTS, AssertionError) as error:
+            told = f"the laboratory: {_told(error)}"
+            if self.stop.why:
+                self.skipped.append(Skipped("", "", told))
+            self._end_early(self.stop.why or told)
+        self.board.ended = True
+
+    def _end_early(self, why: str) -> None:
+        of = sum(self.choice.rounds for case in self.cases if not _missing(case)) + len(self.growing)
+        self.board.partial = Partial(why, self.rounds, of, self.choice.rounds)
+
+    def _pairs(self) -> None:
+        """The cases in one laboratory, peer beside peer."""
+        with laboratory("bench") as lab:
+            with self.stop.breakable():
+                _compile(lab)
+                _shape(lab, self.choice)
+            field = Field(lab, self)
+            try:
+                for case in self.cases:
+                    self.board.doing(case.title)
+                    rows = case_rows(case)
+                    try:
+                        field.measure(case, rows)
+                    finally:
+                        self.board.done([row for row in rows if row.samples])
+            finally:
+                field.close()
+
+    def _grow(self, name: str) -> None:
+        """One of the scale cases; what it had found when something failed is kept."""
+        found: list[Growth] = []
+        try:
+            with laboratory("bench") as lab, self.stop.breakable():
+                _compile(lab)
+                found.extend(scale.CASES[name](lab, quick=self.choice.quick))
+        except (*FAULTS, AssertionError) as error:
+            self.skipped.append(Skipped(name, "graft", _told(error)))
+            if self.stop.raised:
+                raise Stopped from None
+        finally:
+            self.board.done(growth=found)
+        self.rounds += 1
+
+
+def case_rows(case: Case) -> list[Row]:
+    """The rows of a case, without samples yet."""
+    return [Row(case.name, figure, case.title, unit.name, unit.better, {}) for figure, unit in case.figures.items()]
 
 
 def _check(choice: Choice) -> None:
@@ -191,18 +258,6 @@ def _shape(lab: Lab, choice: Choice) -> None:
             raise Failure(f"tc qdisc add {' '.join(words)}: {said}", hint=f"the kernel needs sch_{words[0]}")
 
 
-def _grow(name: str, choice: Choice, skipped: list[Skipped]) -> list[Growth]:
-    """Measure one of the scale cases. If it fails, the figures that it has found are kept."""
-    found: list[Growth] = []
-    try:
-        with laboratory("bench") as lab:
-            _compile(lab)
-            found.extend(scale.CASES[name](lab, quick=choice.quick))
-    except (*FAULTS, AssertionError) as error:
-        skipped.append(Skipped(name, "graft", _told(error)))
-    return found
-
-
 def _missing(case: Case) -> str:
     missing = [tool for tool in case.tools if not shutil.which(tool)]
     return f"not installed: {', '.join(missing)}" if missing else ""
@@ -211,45 +266,61 @@ def _missing(case: Case) -> str:
 class Field:
     """The peers in one laboratory. Each is started when a case first needs it, and is kept until close()."""
 
-    def __init__(self, lab: Lab, kinds: Sequence[type[Peer]], choice: Choice, skipped: list[Skipped]) -> None:
+    def __init__(self, lab: Lab, run: Run) -> None:
         self.lab = lab
-        self.choice = choice
-        self.skipped = skipped
-        self.kinds = {kind.name: (index, kind) for index, kind in enumerate(kinds, 1)}
+        self.run = run
+        self.choice = run.choice
+        self.skipped = run.skipped
+        self.kinds = {kind.name: (index, kind) for index, kind in enumerate(run.choice.peers(), 1)}
         self.built: dict[str, Peer] = {}
         self.broken: dict[str, str] = {}
 
     def close(self) -> None:
         """End all servers, and remove all peers."""
         for peer in reversed(self.built.values()):
-            peer.end_servers()
-            peer.close()
+            try:
+                peer.end_servers()
+                peer.close()
+            except FAULTS as error:  # the others are to go as well; the laboratory finds what is left
+                self.skipped.append(Skipped("", peer.name, f"taking it away: {_told(error)}"))
 
-    def measure(self, case: Case) -> list[Row]:
-        """Measure one case in all peers that take part; returns its rows. Failures go to `skipped`."""
+    def measure(self, case: Case, rows: Sequence[Row]) -> None:
+        """Measure one case in all peers that take part; puts each round's samples into @rows when the round is done.
+
+        Failures go to `skipped`.
+        """
         reason = _missing(case)
         if reason:
             self.skipped.append(Skipped(case.name, "", reason))
-            return []
-        rows = [Row(case.name, f, case.title, unit.name, unit.better, {}) for f, unit in case.figures.items()]
+            return
         try:
-            measures = self._set_up(case)
-            for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # round -1 warms up
-                names = list(measures)
-                at = turn % max(len(names), 1)
-                for name in names[at:] + names[:at]:
-                    try:
-                        found = measures[name]()
-                    except FAULTS as error:
-                        self.skipped.append(Skipped(case.name, name, _told(error)))
-                        del measures[name]
-                        continue
-                    for row in rows if turn >= 0 else ():
-                        row.samples.setdefault(name, []).append(found[row.figure])
+            with self.run.stop.breakable():
+                measures = self._set_up(case)
+            for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # the first round warms up
+                with self.run.stop.breakable():
+                    found = self._round(case, measures, turn)
+                if turn < 0:
+                    continue
+                for row in rows:
+                    for name, figures in found.items():
+                        row.samples.setdefault(name, []).append(figures[row.figure])
+                self.run.rounds += 1
         finally:
             for peer in self.built.values():
                 peer.end_servers()
-        return [row for row in rows if row.samples]
+
+    def _round(self, case: Case, measures: dict[str, Measure], turn: int) -> dict[str, Figures]:
+        """One round in all peers, in an order that turns; one that fails takes no further part."""
+        found = {}
+        names = list(measures)
+        at = turn % max(len(names), 1)
+        for name in names[at:] + names[:at]:
+            try:
+                found[name] = measures[name]()
+            except FAULTS as error:
+                self.skipped.append(Skipped(case.name, name, _told(error)))
+                del measures[name]
+        return found
 
     def _takes_part(self, case: Case, name: str) -> bool:
         if name not in case.peers if case.peers else name == "graft-local":
@@ -284,14 +355,13 @@ class Field:
             self.broken[name] = kind.reason()
             if self.broken[name]:
                 return None
-            peer = kind(self.lab, index)
+            self.built[name] = kind(self.lab, index)  # also what is half built has to go
             try:
-                peer.start()
+                self.built[name].start()
             except FAULTS as error:
                 self.broken[name] = _told(error)
                 return None
             del self.broken[name]
-            self.built[name] = peer
         return self.built[name]
 
 

@@ -155,8 +155,8 @@ print(time.time_ns(), flush=True)
     yield Growth("start", "a container's network, by graft", network, "ms")
     if not Docker.reason():
         docker = Docker(lab, 1)
-        docker.start()
         try:
+            docker.start()
             lab.host(*docker.wrap(("true",), ()), check=True)
             whole = statistics.median(timed(*docker.wrap(("true",), ())) for _ in range(3 if quick else 9))
         finally:

@@ -47,8 +47,8 @@ def compare(lab: Lab, pairs: int, many: int = MANY) -> dict[str, dict[str, float
         try:
             for count in (2, many):
                 name = f"{lab.tag}-{count}"
-                lab.ip("netns", "add", name)
                 namespaces.append(name)
+                lab.ip("netns", "add", name)
                 words, batch = _rules(count)
                 ip_graft = (ROOT / "bin" / "ip-graft", "-n", name, "-batch", "-")
                 subprocess.run(lab.in_host(*ip_graft), input=batch, text=True, check=True, env=lab.env)
@@ -61,7 +61,8 @@ def compare(lab: Lab, pairs: int, many: int = MANY) -> dict[str, dict[str, float
             for process in running:
                 lab.end(process)
             for name in namespaces:
-                lab.ip("netns", "del", name)
+                if Path("/run/netns", name).exists():
+                    lab.ip("netns", "del", name)
 
 
 def _add_rules(lab: Lab, pid: int, words: list[str]) -> None:

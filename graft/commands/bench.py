@@ -1,19 +1,12 @@
 """`graft bench`: options, signals and output files; graft/bench does the measuring."""
 
 import os
-import signal
 from pathlib import Path
 
 import click
 
 from graft.commands.options import CONTEXT
 from graft.errors import Failure, Refused, from_oserror
-
-
-def _interrupted(_number: int, _frame: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleaning up
-    raise KeyboardInterrupt
 
 
 @click.command(context_settings=CONTEXT)
@@ -25,6 +18,9 @@ def _interrupted(_number: int, _frame: object) -> None:
     "--against", multiple=True, metavar="PEER", help="Compare with: docker, bridge, macvlan, pasta, slirp4netns."
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=None, metavar="N", help="Rounds of pairs; default 5.")
+@click.option(
+    "--time", "limit", metavar="TIME", help="Stop after so long: 90s, 10m, 1h. Keeps what is measured by then."
+)
 @click.option("--rate", default="", metavar="RATE", help="Rate of the wire, as tc(8) takes it: 1gbit. Default: none.")
 @click.option(
     "--delay", default="", metavar="TIME", help="Delay of the wire, one way: 5ms. Needs the kernel's netem."
@@ -41,6 +37,7 @@ def command(
     cases: tuple[str, ...],
     against: tuple[str, ...],
     rounds: int | None,
+    limit: str | None,
     rate: str,
     delay: str,
     json_path: Path | None,
@@ -51,6 +48,7 @@ def command(
 
     Two network namespaces, joined by a veth pair, play a host and a client; nothing touches the machine's own
     addresses, ports or containers. Nothing else should run meanwhile: about 40 minutes, less with --case.
+    A run that is interrupted, or whose time is up, writes the rounds that are done, marked as partial.
 
     \b
     graft bench --quick
@@ -63,6 +61,7 @@ def command(
     from graft.bench.cases import CASES
     from graft.bench.peers import PEERS
     from graft.bench.report import page
+    from graft.bench.stop import Stop, seconds
 
     if listing:
         for case in CASES:
@@ -80,13 +79,9 @@ def command(
                 f"{path}: there is no directory {path.absolute().parent}", hint="create it first", code="ENOENT"
             )
     console = Console()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)  # the namespaces have to be removed
     choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
-    try:
-        result = run.benchmark(choice, console)
-    except (AssertionError, RuntimeError, TimeoutError) as error:
-        raise Failure(f"the laboratory: {error}") from None
+    stop = Stop(seconds(limit) if limit is not None else 0.0)
+    result = run.benchmark(choice, console, stop)
     try:
         if json_path:
             json_path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
@@ -96,5 +91,12 @@ def command(
         raise from_oserror(f"write {error.filename}", error) from None
     for skip in result.skipped:
         console.print(f"not measured: {skip.case} {skip.peer}: {skip.reason}", highlight=False, soft_wrap=True)
+    if result.partial:
+        console.print(str(result.partial), highlight=False, soft_wrap=True)
+    ended = stop.error()
+    if ended:
+        raise ended
+    if result.partial:
+        raise Failure(result.partial.why)
     if not result.rows and not result.growth:
         raise Failure("nothing could be measured", hint="see the reasons above")

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 from graft.bench.lab import CLIENT4, HOST4, Lab, laboratory, nginx_config, wait_for
+from graft.bench.stop import seconds
 from tests.endurance.torture import CLIENT, ECHO, descriptors, memory
 
 SAMPLE = 10.0
-UNITS = {"s": 1, "m": 60, "h": 3600}
 MEMORY_NOISE = 2 << 20  # bytes per hour that are no growth: Python's allocator goes up and down
 BYSTANDER = """
 import json, socket, statistics, sys, time
@@ -33,12 +33,6 @@ while True:
     took.sort()
     print(json.dumps([statistics.median(took), took[int(len(took) * 0.99)]]), flush=True)
 """
-
-
-def seconds(text: str) -> float:
-    """Parse a time such as 90, 90s, 10m or 1h; returns seconds. Raises ValueError."""
-    unit = UNITS.get(text[-1:], 0)
-    return float(text[:-1]) * unit if unit else float(text)
 
 
 def slope(times: list[float], values: list[float]) -> float:

@@ -1,5 +1,6 @@
 """graft bench --quick: every case starts, ends and yields its figures; no threshold on any of them."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,8 +15,10 @@ import pytest
 from graft.bench import scale
 from graft.bench.cases import CASES
 from graft.bench.lab import GRAFT, wait_for
-from graft.bench.result import FORMAT, Result
+from graft.bench.result import FORMAT, Partial, Result
 from tests.conftest import need
+
+UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 def bench(*words, timeout=60):
@@ -28,7 +31,7 @@ def test_quick(tmp_path):
     assert found.returncode == 0, found.stderr
     result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result, strict=True)
     assert (result.format, result.quick) == (FORMAT, True)
-    assert result.skipped == []
+    assert (result.skipped, result.partial) == ([], None)
     figures = {(row.case, row.figure): row for row in result.rows}
     assert set(figures) == {(case.name, figure) for case in CASES for figure in case.figures}
     for case in CASES:
@@ -76,20 +79,77 @@ def test_a_wire_with_a_rate(tmp_path):
     assert "500mbit" in result.machine["wire"]
 
 
+def left():
+    """What a laboratory of the benchmark's has on this machine."""
+    names = subprocess.run(("ip", "netns", "list"), capture_output=True, text=True).stdout
+    places = (*Path("/run").glob("graft-bench-*"), *Path("/sys/fs/bpf").glob("graft-bench-*"))
+    processes = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"GRAFT_RUN_DIR=/run/graft-bench" in (process / "environ").read_bytes():
+                processes.append((process / "cmdline").read_bytes().decode())
+    return [line for line in names.split() if "graft-bench" in line] + [str(place) for place in places] + processes
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing(how):
-    def left():
-        names = subprocess.run(("ip", "netns", "list"), capture_output=True, text=True).stdout
-        places = (*Path("/run").glob("graft-bench-*"), *Path("/sys/fs/bpf").glob("graft-bench-*"))
-        return [line for line in names.split() if "graft-bench" in line] + [str(place) for place in places]
-
     process = subprocess.Popen((GRAFT, "bench", "--case", "short"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any("/run/graft-bench" in entry for entry in left()), "the laboratory", 20)
     time.sleep(3)
     process.send_signal(how)
-    assert process.wait(60) == 130
+    assert process.wait(60) == 128 + how
     assert process.stderr is not None
     assert process.stderr.read().strip() == "graft: interrupted"
+    assert left() == []
+
+
+def partial_result(directory):
+    """What a stopped run has written: every case has as many samples in every peer, and the page says what it lacks."""
+    result = msgspec.json.decode((directory / "r.json").read_bytes(), type=Result, strict=True)
+    assert result.partial is not None
+    for row in result.rows:
+        assert {len(samples) for samples in row.samples.values()} == {row.rounds()}, row
+        assert {"host", "graft", "bridge"} <= row.samples.keys()
+    figures = {(row.case, row.rounds()) for row in result.rows}
+    assert result.partial.rounds == sum(rounds for _, rounds in figures) < result.partial.of
+    opened = open_page(directory / "r.html")
+    assert opened.count("<svg") == len(result.rows)
+    assert opened.count(f'<p class="partial">{result.partial}</p>') == 1
+    return result
+
+
+TWO_CASES = ("--quick", "--case", "short-in", "--case", "short-out", "--rounds", "3", "--against", "bridge")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_measured(tmp_path, how):
+    need("iptables", "chromium")
+    files = ("--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    process = subprocess.Popen(
+        (GRAFT, "bench", *TWO_CASES, *files), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=UNBUFFERED
+    )
+    assert process.stdout is not None
+    assert "connections in, 1 client, rate: host" in process.stdout.readline()
+    process.send_signal(how)
+    told, complained = process.communicate(timeout=60)
+    assert (process.returncode, complained) == (128 + how, "graft: interrupted\n")
+    result = partial_result(tmp_path)
+    assert result.partial == Partial(f"interrupted by {how.name}", result.partial.rounds, 6, 3)
+    assert result.partial.rounds >= 3
+    assert told.splitlines()[-1] == f"partial: {result.partial.rounds} of 6 rounds, interrupted by {how.name}"
+    assert left() == []
+
+
+def test_time_that_is_up_keeps_what_is_measured(tmp_path):
+    need("iptables", "chromium")
+    files = ("--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    found = bench("--quick", "--case", "short-in", "--rounds", "1000", "--against", "bridge", "--time", "10s", *files)
+    assert (found.returncode, found.stderr) == (124, "graft: the time is up: 10 s\n")
+    result = partial_result(tmp_path)
+    assert result.partial.why == "its time was up after 10 s"
+    assert (result.partial.of, result.partial.of_a_case) == (1000, 1000)
+    assert f"{result.partial.rounds} of 1000 rounds" in (tmp_path / "r.html").read_text().partition("<h2>")[2]
+    assert str(result.partial) in found.stdout.splitlines()
     assert left() == []
 
 
@@ -106,6 +166,7 @@ def test_list():
         (("--against", "nope"), "no peer is named 'nope'"),
         (("--json", "/nowhere/r.json"), "there is no directory /nowhere"),
         (("--rounds", "0"), "0 is not in the range"),
+        (("--time", "soon"), "'soon' is no time (as 90s, 10m or 1h)"),
         (("--rate", "much"), 'illegal value for "rate"'),
     ],
 )
