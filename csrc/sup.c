@@ -72,6 +72,18 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t parked = PTHREAD_COND_INITIALIZER;
 static int threads, waiting;
 
+static const char *name; /* the container's */
+
+/* End with one line of the log: @what, and errno's text unless it is 0. */
+static void __attribute__((noreturn)) fail(const char *what)
+{
+	if (errno)
+		fprintf(stderr, "graft-sup %s: %s: %s\n", name, what, strerror(errno));
+	else
+		fprintf(stderr, "graft-sup %s: %s\n", name, what);
+	exit(1);
+}
+
 /* ---- threads ---- */
 
 static void *serve_calls(void *unused);
@@ -151,10 +163,8 @@ static void watch_fd(int fd, __u32 mask)
 {
 	struct epoll_event event = {.events = mask, .data.u64 = (__u32)fd};
 
-	if (epoll_ctl(events, EPOLL_CTL_ADD, fd, &event)) {
-		perror("graft-sup: epoll");
-		exit(1);
-	}
+	if (epoll_ctl(events, EPOLL_CTL_ADD, fd, &event))
+		fail("epoll_ctl");
 }
 
 /* Show a graftd the listener and the journal; true: it has taken them. If it has no use for them, this process ends.
@@ -211,10 +221,8 @@ static void drop_privileges(void)
 		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);
 	data[0].effective = data[0].permitted;
 	data[1].effective = data[1].permitted;
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, data)) {
-		perror("graft-sup: drop privileges");
-		exit(1);
-	}
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, data))
+		fail("drop privileges");
 }
 
 int main(int argc, char **argv)
@@ -227,6 +235,7 @@ int main(int argc, char **argv)
 		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET (graftd starts it)\n", stderr);
 		return 2;
 	}
+	name = argv[1];
 	listener = atoi(argv[2]);
 	memory = atoi(argv[3]);
 	stamps = atoi(argv[4]);
@@ -234,8 +243,8 @@ int main(int argc, char **argv)
 	strcpy(graftd.sun_path, argv[6]);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
 	if (shared == MAP_FAILED || shared->abi != SUP_ABI) {
-		fputs("graft-sup: this is not the memory that graftd shares\n", stderr);
-		return 1;
+		errno = 0;
+		fail("this is not the memory that graftd shares");
 	}
 	signal(SIGINT, SIG_IGN); /* the terminal sends them to the program */
 	signal(SIGHUP, SIG_IGN);

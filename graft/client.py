@@ -105,7 +105,7 @@ def _last_log_line() -> str:
             lines = log.read()[-4096:].splitlines()
     except OSError as error:
         return str(error.strerror)
-    return lines[-1].removeprefix("graftd: ") if lines else "its log is empty"
+    return lines[-1].removeprefix("graftd: ").removeprefix("graft-keeper: ") if lines else "its log is empty"
 
 
 def start_daemon() -> bool:

@@ -1,4 +1,7 @@
-"""graftd's log: lines on standard error, with journald's priority prefix under systemd (sd-daemon(3)).
+"""The log of graftd and its keeper: lines on standard error that begin with the name of their process.
+
+Where standard error is the journal, a line has journald's priority prefix instead (sd-daemon(3)), and graftd's have
+no name, because journald writes the unit's before them.
 
 Containers and unprivileged users cause log lines, and must not fill the disk or forge lines. So a message is cut to
 LENGTH characters and one line, and after BURST lines at most RATE lines a second are written.
@@ -19,14 +22,26 @@ def one_line(text: str) -> str:
     return plain if len(text) <= LENGTH else f"{plain}..."
 
 
+def _is_journal() -> bool:
+    """Is standard error the journal? JOURNAL_STREAM alone may be a parent's (systemd.exec(5))."""
+    try:
+        stderr = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
+
+
 class _Formatter(logging.Formatter):
+    program = "graftd"
+
     def format(self, record: logging.LogRecord) -> str:
         text = one_line(record.getMessage())
         if record.exc_info:
             text += f"\n{self.formatException(record.exc_info)}"
-        if "JOURNAL_STREAM" in os.environ:
-            return f"<{_PRIORITY.get(record.levelno, 6)}>{text}"
-        return f"graftd: {text}"
+        if not _is_journal():
+            return f"{self.program}: {text}"
+        name = "" if self.program == "graftd" else f"{self.program}: "
+        return f"<{_PRIORITY.get(record.levelno, 6)}>{name}{text}"
 
 
 class _Limit(logging.Filter):
@@ -51,8 +66,14 @@ class _Limit(logging.Filter):
 
 log = logging.getLogger("graftd")
 _handler = logging.StreamHandler()
-_handler.setFormatter(_Formatter("%(message)s"))
+_formatter = _Formatter("%(message)s")
+_handler.setFormatter(_formatter)
 _handler.addFilter(_Limit())
 log.addHandler(_handler)
 _level = os.environ.get("GRAFT_LOG", "INFO").upper()
 log.setLevel(_level if _level in logging.getLevelNamesMapping() else "INFO")
+
+
+def set_program(name: str) -> None:
+    """Name the lines that this process writes from now on."""
+    _formatter.program = name

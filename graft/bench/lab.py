@@ -153,6 +153,17 @@ class Lab:
         """Return the PID of the keeper. Raises OSError if there is none."""
         return int((self.run_dir / "keeper.lock").read_text().splitlines()[0])
 
+    def guard_pid(self) -> int:
+        """The guard's pid; 0 if there is none."""
+        ours = f"GRAFT_RUN_DIR={self.run_dir}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(b"graft-guard\0") and (
+                    ours in (process / "environ").read_bytes().split(b"\0")
+                ):
+                    return int(process.name)
+        return 0
+
     def cgroup(self) -> Path:
         """Return the path of graftd's cgroup (cgroup v2)."""
         unified = Path("/sys/fs/cgroup/unified")

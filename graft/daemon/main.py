@@ -50,6 +50,7 @@ from graft.log import log
 from graft.process import cage, keeper
 from graft.process.loop import Loop
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
+from graft.process.title import GRAFTD, set_title
 from graft.rules.limits import Limits, parse_limits
 from graft.tenants import attachments
 from graft.tenants.registry import Registry
@@ -323,6 +324,7 @@ def main() -> None:
     message for a GraftError, and for a privilege that is missing.
     """
     try:
+        set_title(GRAFTD)
         keeper.raise_descriptor_limit()
         cage.enter()
         daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")

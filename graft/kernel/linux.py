@@ -31,6 +31,7 @@ MS_NOSUID = 2
 MS_RDONLY = 1
 MS_REC = 16384
 MS_SLAVE = 1 << 19
+PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_TIMERSLACK = 29
 SECCOMP_ADDFD_FLAG_SETFD = 1
@@ -123,6 +124,13 @@ def no_new_privs() -> None:
     """Set PR_SET_NO_NEW_PRIVS (prctl(2)). An unprivileged thread needs it before it may install a seccomp filter."""
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
         raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def set_name(name: str) -> None:
+    """PR_SET_NAME (prctl(2)): of this thread, in /proc/PID/comm; 15 bytes are kept. Raises OSError."""
+    text = ctypes.create_string_buffer(name.encode())
+    if libc.prctl(PR_SET_NAME, ctypes.addressof(text), 0, 0, 0) < 0:
+        raise oserror("prctl(PR_SET_NAME)")
 
 
 def set_timer_slack(nanoseconds: int) -> None:

@@ -42,6 +42,7 @@ from graft.kernel.cgroup import check_run_dir, run_dir
 from graft.log import log
 from graft.process import cage
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
+from graft.process.title import GUARD, KEEPER, set_title
 
 START_LIMIT = 10
 START_INTERVAL = 10.0
@@ -49,7 +50,9 @@ PAUSE = 1.0
 STORE_MAX = 65536
 FDS_MAX = 16
 CREDENTIALS = struct.Struct("=iII")
-GUARD = 'read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
+# /proc/PID/comm of a shell is sh, whatever its argv[0]; printf is a builtin, so that it names the shell itself
+NAME_IT = f"{{ printf {GUARD} >/proc/self/comm; }} 2>/dev/null"
+WATCH = f'{NAME_IT}; read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
 
 
 class Keeper:
@@ -115,7 +118,7 @@ class Keeper:
         with open(reading, "rb") as stdin:
             try:
                 subprocess.Popen(
-                    ("graft-guard", "-c", GUARD), executable="/bin/sh", stdin=stdin, cwd="/", env=environment,
+                    (GUARD, "-c", WATCH), executable="/bin/sh", stdin=stdin, cwd="/", env=environment,
                     start_new_session=True,
                 )  # fmt: skip
             except OSError as error:  # start() tries again
@@ -270,6 +273,7 @@ def main(ready_fd: int) -> bool:
         if ready_fd >= 0:
             os.write(ready_fd, b"0")
         return False
+    set_title(KEEPER)
     os.ftruncate(lock, os.pwrite(lock, f"{os.getpid()}\n".encode(), 0))
     keeper = Keeper(directory, python_command("from graft.daemon.main import main; main()"), lock)
     keeper.bind(inherited)

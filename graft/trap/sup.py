@@ -9,6 +9,7 @@ from pathlib import Path
 
 from graft.kernel import cgroup
 from graft.log import log
+from graft.process.title import SUP
 
 PROGRAM = Path(__file__).parents[1] / "graft-sup"
 MESSAGE_SIZE = 4
@@ -47,7 +48,7 @@ class Helper:
             fds = (*given, theirs.fileno())
             try:
                 process = subprocess.Popen(
-                    (PROGRAM.name, name, *map(str, fds), str(path)),
+                    (SUP, name, *map(str, fds), str(path)),
                     executable=PROGRAM,
                     pass_fds=fds,
                     stdin=subprocess.DEVNULL,

@@ -78,16 +78,6 @@ def kill(*pids):
             os.kill(pid, signal.SIGKILL)
 
 
-def guard_pid(lab):
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cmdline").read_bytes().startswith(b"graft-guard\0") and (
-                f"GRAFT_RUN_DIR={lab.run_dir}".encode() in (process / "environ").read_bytes().split(b"\0")
-            ):
-                return int(process.name)
-    return 0
-
-
 def test_torture(own_lab):
     """kill -9 of graftd, its keeper, both, and --replace, under 20 clients; `make torture` does it 100 times."""
     found = torture(own_lab, 12, 7)
@@ -109,7 +99,7 @@ def test_both_and_the_guard_killed(own_lab):
     program = Program(lab, "--name", "kept", "-p", "8080:80", "--egress", "none")
     lab.graft("endpoint", "add", "stays", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
     wait_for(lab.helper_pids, "graft-sup")
-    kill(guard_pid(lab), lab.keeper_pid(), lab.daemon_pid())
+    kill(lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid())
     wait_for(lambda: not lab.daemon_pid(), "graftd's end")
     for _ in range(40):
         assert program.does("socket") == "OK"
@@ -131,7 +121,7 @@ def test_every_process_of_grafts_killed(own_lab):
     program = Program(lab, "--name", "left", "--egress", "none")
     assert program.does("socket") == "OK"
     wait_for(lab.helper_pids, "graft-sup")
-    kill(guard_pid(lab), lab.keeper_pid(), *lab.helper_pids(), lab.daemon_pid())
+    kill(lab.guard_pid(), lab.keeper_pid(), *lab.helper_pids(), lab.daemon_pid())
     assert program.does("socket") == "ENOSYS"
     lab.graft("run", "true", check=True)
     assert running(lab) == {"left": "unsupervised"}

@@ -1,8 +1,26 @@
 """What others make graftd write: short, on one line, not without end."""
 
 import logging
+import os
 
-from graft.log import BURST, LENGTH, _Limit, log, one_line
+import pytest
+
+from graft.log import BURST, LENGTH, _Formatter, _Limit, log, one_line
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "journal"),
+    [("graftd", "graftd: it failed", "<4>it failed"), ("graft-keeper", "graft-keeper: it failed", "<4>graft-keeper: it failed")],
+)
+def test_lines_name_their_process(monkeypatch, program, line, journal):
+    record = logging.LogRecord("graftd", logging.WARNING, "", 0, "it %s", ("failed",), None)
+    formatter = _Formatter("%(message)s")
+    formatter.program = program
+    monkeypatch.setenv("JOURNAL_STREAM", "1:1")  # a parent's: this process writes elsewhere
+    assert formatter.format(record) == line
+    stderr = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
+    assert formatter.format(record) == journal
 
 
 def test_one_line():
