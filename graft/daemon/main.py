@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,16 +210,26 @@ class Daemon:
         exec_with(python_command(KEEPER_ENTRY), held)
 
     def cleanup(self) -> None:
-        """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state."""
-        Path(self.claim_path).unlink(missing_ok=True)
-        self.calls.helpers.unlink(missing_ok=True)
-        self.docker.cleanup()
-        self.kernel.uninstall()
-        addresses.remove_slice_route()
+        """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state.
+
+        A step that fails is logged, and the others are done.
+        """
+        steps: list[tuple[str, Callable[[], None]]] = [
+            (self.claim_path, lambda: Path(self.claim_path).unlink(missing_ok=True)),
+            (str(self.calls.helpers), lambda: self.calls.helpers.unlink(missing_ok=True)),
+            ("Docker's socket", self.docker.cleanup),
+            (f"the programs, {self.kernel.pins}", self.kernel.uninstall),
+            ("the route of the IPv6 slices", addresses.remove_slice_route),
+        ]
         if not self.managed:
-            leave_cgroup(self.root, remove=True)
+            steps.append(("the cgroup", lambda: leave_cgroup(self.root, remove=True)))
         if not self.registry.tables:
-            self.registry.state.unlink(missing_ok=True)
+            steps.append((str(self.registry.state), lambda: self.registry.state.unlink(missing_ok=True)))
+        for what, step in steps:
+            try:
+                step()
+            except (OSError, GraftError) as error:
+                log.error("left behind: %s: %s", what, error)
 
     def _tick(self) -> float:
         self.calls.tick()

@@ -286,3 +286,24 @@ def test_programs_are_attached_and_go(own_lab):
     assert {"guard_connect4", "guard_connect6", "guard_sendmsg4", "guard_sendmsg6"} <= set(root.split())
     assert own_lab.close() == []
     assert not own_lab.pins().exists()
+
+
+def test_the_end_goes_on_after_a_step_that_fails(own_lab):
+    """What cannot be removed is told in the log; everything else goes nevertheless."""
+    lab = own_lab
+    lab.graft("run", "true", check=True)
+    pid = lab.daemon_pid()
+    links = {_link(pid, fd) for fd in os.listdir(f"/proc/{pid}/fd")}
+    (claim,) = (Path(link) for link in links if link.startswith("/run/graftd-netns-"))
+    claim.unlink()
+    claim.mkdir()  # which unlink(2) refuses
+    try:
+        lab.host(GRAFTD, "--stop", check=True)
+        wait_for(lambda: not lab.run_dir.joinpath("graftd.sock").exists(), "the keeper's end")
+        assert not lab.pins().exists()
+        assert not lab.cgroup().exists()
+        assert not (lab.run_dir / "helpers.sock").exists()
+        assert "26470" not in lab.host("ip", "-6", "rule", "show", check=True).stdout
+        assert f"graftd: left behind: {claim}: [Errno 21] Is a directory" in (lab.run_dir / "graftd.log").read_text()
+    finally:
+        claim.rmdir()
