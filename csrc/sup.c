@@ -184,8 +184,7 @@ static bool show_graftd(void)
 	if (connected && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
 		const int fds[] = {listener, memory, ends[1]};
 
-		/* before graftd looks through the slots, so that it gets the messages of calls forwarded from now on
-		 */
+		/* before graftd looks through the slots: it gets the messages of calls forwarded from now on */
 		dup3(ends[0], control, O_CLOEXEC);
 		setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 		if (send_fds(sock, "graft-sup", 9, fds, 3) && recv(sock, &verdict, 1, 0) == 1 && verdict == 'n')
@@ -208,14 +207,12 @@ static void drop_privileges(void)
 	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE};
 
 	/* descriptors in messages count for the real uid, which must not be root's (unix(7), ETOOMANYREFS) */
-	if (syscall(SYS_setresuid, shared->reuse_uid, -1, -1)) {
-		perror("graft-sup: setresuid");
-		exit(1);
-	}
+	if (syscall(SYS_setresuid, shared->reuse_uid, -1, -1))
+		fail("setresuid");
 	syscall(SYS_setfsuid, shared->reuse_uid);
 	if ((__u32)syscall(SYS_setfsuid, -1) != shared->reuse_uid) {
-		fputs("graft-sup: cannot take the owner's uid\n", stderr);
-		exit(1);
+		errno = 0; /* setfsuid(2) has none */
+		fail("cannot take the owner's uid");
 	}
 	for (size_t n = 0; n < sizeof(kept) / sizeof(kept[0]); n++)
 		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);

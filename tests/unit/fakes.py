@@ -10,7 +10,7 @@ import pytest
 from graft.errors import Refused
 from graft.rules.address import parse_address
 from graft.rules.tables import KEY_SIZES
-from graft.tenants import attachments, registry
+from graft.tenants import attachments, publish, registry
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Table
 
@@ -105,7 +105,7 @@ class FakeHost:
 
 def make_registry(monkeypatch, directory):
     """A registry on a fake kernel, of a host that has IPv4 alone, with its state in @directory."""
-    monkeypatch.setattr(registry, "Stamper", FakeStamper)
+    monkeypatch.setattr(publish, "Stamper", FakeStamper)
     monkeypatch.setattr(registry, "has_ipv6", lambda: False)
     kernel: Any = FakeKernel()
     return Registry(kernel, directory / "state.json")

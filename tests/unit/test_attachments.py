@@ -12,7 +12,7 @@ from graft.rules.address import parse_address
 from graft.rules.own_address import network_of, parse_own
 from graft.rules.publication import parse_publication
 from graft.rules.tables import OWNER
-from graft.tenants import attachments, registry
+from graft.tenants import attachments, publish, registry
 from graft.tenants.attachment import Attachment
 from graft.tenants.tenant import Expected, Member
 from tests.unit.fakes import FakeHost, free_port, make_registry, make_tenant, refused
@@ -139,9 +139,9 @@ def test_ports_of_attachments_are_taken(reg):
     mine.names = ["db"]
     attachments.add(reg, mine)
     wanted = parse_publication(f"127.0.0.1:{port}:81")
-    refused("EADDRINUSE", lambda: reg.publish(make_tenant(reg, "x", 1), [wanted]), "published by container 'db'")
+    refused("EADDRINUSE", lambda: publish.publish(reg, make_tenant(reg, "x", 1), [wanted]), "published by container 'db'")
     make_tenant(reg).attached.append(mine)
-    refused("EADDRINUSE", lambda: reg.publish(reg.by_name("x"), [wanted]), "published by container 'web'")
+    refused("EADDRINUSE", lambda: publish.publish(reg, reg.by_name("x"), [wanted]), "published by container 'web'")
     twice = attachment(reg, "docker/2", "back", 2, "10.78.0.5/16", *(f"127.0.0.1:{n}:80" for n in (free_port(), free_port())))
     refused("EINVAL", lambda: attachments.add(reg, twice), "the container's port is published already")
 
@@ -204,9 +204,9 @@ def test_ports_of_a_container_that_is_coming_are_taken(reg):
     attachments.expect(reg, "id", expected(published=[f"127.0.0.1:{port}:80"]))
     wanted = parse_publication(f"127.0.0.1:{port}:80")
     tenant = make_tenant(reg)
-    refused("EADDRINUSE", lambda: reg.publish(tenant, [wanted]), "published by container 'coming'")
+    refused("EADDRINUSE", lambda: publish.publish(reg, tenant, [wanted]), "published by container 'coming'")
     attachments.no_longer_expect(reg, "id")
-    reg.publish(tenant, [wanted])
+    publish.publish(reg, tenant, [wanted])
     assert reg.expected == {}
 
 
@@ -214,7 +214,7 @@ def test_the_container_that_was_expected_may_have_its_ports(reg):
     port = free_port()
     tenant = make_tenant(reg)
     attachments.expect(reg, "id", expected(where=(1000, 1001), published=[f"127.0.0.1:{port}:80"]))
-    reg.publish(tenant, [parse_publication(f"127.0.0.1:{port}:80")])
+    publish.publish(reg, tenant, [parse_publication(f"127.0.0.1:{port}:80")])
     attachments.no_longer_expect(reg, "id")
 
 

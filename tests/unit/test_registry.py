@@ -15,7 +15,7 @@ from graft.rules.address import ANY4, ANY6, parse_address
 from graft.rules.endpoint import EndpointWords, parse_egress, parse_ingress
 from graft.rules.limits import Limits
 from graft.rules.publication import parse_publication
-from graft.tenants import registry
+from graft.tenants import publish, registry
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import BLOCKS, OWNER_BASE, WRAPPER, Table
 from tests.unit.fakes import FakeHost, FakeKernel, free_port, make_registry, make_tenant, refused
@@ -76,7 +76,7 @@ def test_what_the_kernel_has_of_a_tenant(reg):
 
 def test_removal_leaves_nothing(reg):
     tenant = make_tenant(reg)
-    reg.publish(tenant, [parse_publication(f"127.0.0.1:{free_port()}:80")])
+    publish.publish(reg, tenant, [parse_publication(f"127.0.0.1:{free_port()}:80")])
     reg.apply(tenant)
     assert reg.kernel.maps["ingress"].entries
     reg.remove(tenant)
@@ -89,7 +89,7 @@ def test_removal_leaves_nothing(reg):
 def test_removal_keeps_the_users_endpoints(reg):
     tenant = make_tenant(reg)
     reg.add_endpoints(tenant.table, [("mine", INET4, 0)])
-    reg.publish(tenant, [parse_publication(f"127.0.0.1:{free_port()}:80")])
+    publish.publish(reg, tenant, [parse_publication(f"127.0.0.1:{free_port()}:80")])
     reg.remove(tenant)
     assert {table.netns: list(table.endpoints) for table in reg.tables.values()} == {1000: ["mine"]}
 
@@ -187,7 +187,7 @@ def test_limits_are_given_once(reg):
 def test_publish(reg):
     tenant, port = make_tenant(reg), free_port()
     publication = parse_publication(f"127.0.0.1:{port}:80")
-    reg.publish(tenant, [publication])
+    publish.publish(reg, tenant, [publication])
     (endpoint,) = tenant.endpoints.values()
     assert (endpoint.name, str(endpoint.address), endpoint.port) == (f"tcp-{port}", "127.0.0.1", port)
     assert (endpoint.span, endpoint.published, endpoint.imported) == (1, True, False)
@@ -202,13 +202,13 @@ def test_publish(reg):
 
 def test_a_port_that_another_container_has(reg):
     port = free_port()
-    reg.publish(make_tenant(reg, "first", 1), [parse_publication(f"127.0.0.1:{port}:80")])
+    publish.publish(reg, make_tenant(reg, "first", 1), [parse_publication(f"127.0.0.1:{port}:80")])
     second = make_tenant(reg, "second", 2)
     wanted = parse_publication(f"127.0.0.1:{port}:8080")
-    refused("EADDRINUSE", lambda: reg.publish(second, [wanted]), "published by container 'first'", f"127.0.0.1:{port}:80/tcp")
+    refused("EADDRINUSE", lambda: publish.publish(reg, second, [wanted]), "published by container 'first'", f"127.0.0.1:{port}:80/tcp")
     everywhere = parse_publication(f"{port}:8080")  # the wildcard is that address as well
-    refused("EADDRINUSE", lambda: reg.publish(second, [everywhere]), "published by container 'first'")
-    reg.publish(second, [parse_publication(f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}:80/udp")])
+    refused("EADDRINUSE", lambda: publish.publish(reg, second, [everywhere]), "published by container 'first'")
+    publish.publish(reg, second, [parse_publication(f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}:80/udp")])
 
 
 def test_a_port_that_a_process_has(reg):
@@ -218,43 +218,43 @@ def test_a_port_that_a_process_has(reg):
         port = taken.getsockname()[1]
         wanted = parse_publication(f"127.0.0.1:{port}:80")
         tenant = make_tenant(reg)
-        refused("EADDRINUSE", lambda: reg.publish(tenant, [wanted]), f"127.0.0.1:{port}/tcp is in use by", f"(pid {os.getpid()})")
-    reg.publish(tenant, [wanted])
+        refused("EADDRINUSE", lambda: publish.publish(reg, tenant, [wanted]), f"127.0.0.1:{port}/tcp is in use by", f"(pid {os.getpid()})")
+    publish.publish(reg, tenant, [wanted])
 
 
 def test_a_publication_that_is_refused_changes_nothing(reg):
     """All of them or none."""
     tenant, port = make_tenant(reg), free_port()
     good, again = parse_publication(f"127.0.0.1:{port}:80"), parse_publication(f"127.0.0.1:{port}:81")
-    refused("EADDRINUSE", lambda: reg.publish(tenant, [good, again]), "published by container 'web'")
+    refused("EADDRINUSE", lambda: publish.publish(reg, tenant, [good, again]), "published by container 'web'")
     assert (tenant.publications, tenant.ingress, tenant.endpoints) == ([], [], {})
 
 
 def test_a_port_inside_is_published_once(reg):
     tenant = make_tenant(reg)
-    reg.publish(tenant, [parse_publication(f"127.0.0.1:{free_port()}:80")])
+    publish.publish(reg, tenant, [parse_publication(f"127.0.0.1:{free_port()}:80")])
     again = parse_publication(f"127.0.0.1:{free_port()}:80")
-    refused("EINVAL", lambda: reg.publish(tenant, [again]), "the container's port is published already")
+    refused("EINVAL", lambda: publish.publish(reg, tenant, [again]), "the container's port is published already")
 
 
 def test_an_address_that_is_not_the_hosts(reg):
     tenant = make_tenant(reg)
     wanted = parse_publication("192.0.2.77:8080:80")
-    refused("EADDRNOTAVAIL", lambda: reg.publish(tenant, [wanted]), "192.0.2.77 is not an address of this host")
+    refused("EADDRNOTAVAIL", lambda: publish.publish(reg, tenant, [wanted]), "192.0.2.77 is not an address of this host")
 
 
 def test_unpublish(reg):
     tenant, port = make_tenant(reg), free_port()
     kept, gone = parse_publication(f"127.0.0.1:{port}:80"), parse_publication(f"127.0.0.1:{free_port()}:81")
-    reg.publish(tenant, [kept, gone])
+    publish.publish(reg, tenant, [kept, gone])
     reg.apply(tenant)
-    reg.unpublish(tenant, gone)
+    publish.unpublish(tenant, gone)
     reg.apply(tenant)
     assert tenant.publications == [kept]
     assert list(tenant.endpoints) == [f"tcp-{port}"]
     assert [str(rule) for rule in tenant.ingress] == [f"0.0.0.0:80=tcp-{port}"]
     assert len(reg.kernel.maps["ingress"].entries) == 1
-    refused("ENOENT", lambda: reg.unpublish(tenant, gone), "is not published by 'web'")
+    refused("ENOENT", lambda: publish.unpublish(tenant, gone), "is not published by 'web'")
 
 
 # -- rules and endpoints --
@@ -284,7 +284,7 @@ def test_an_endpoint_that_goes_takes_its_entries_along(reg):
 
 def test_a_published_endpoint_is_the_publications(reg):
     tenant, port = make_tenant(reg), free_port()
-    reg.publish(tenant, [parse_publication(f"127.0.0.1:{port}:80")])
+    publish.publish(reg, tenant, [parse_publication(f"127.0.0.1:{port}:80")])
     refused("EBUSY", lambda: reg.delete_endpoints(tenant.table, [f"tcp-{port}"]), "belongs to a publication")
     leaving = parse_egress(f"10.0.0.0/8=tcp-{port}")
     refused("EACCES", lambda: reg.add_rules(tenant, [], [leaving]), "there to bind to, not to connect from")
@@ -322,7 +322,7 @@ def test_what_a_successor_knows(reg, monkeypatch):
     tenant, port = make_tenant(reg, uid=7, egress_host=False, limits=Limits(100, 10)), free_port()
     reg.add_endpoints(tenant.table, [("a", INET4, 0)])
     reg.add_rules(tenant, [parse_ingress("0.0.0.0:81-90=a")], [parse_egress("10.0.0.0/8=a")])
-    reg.publish(tenant, [parse_publication(f"127.0.0.1:{port}:80")])
+    publish.publish(reg, tenant, [parse_publication(f"127.0.0.1:{port}:80")])
     reg.add_address(parse_address("10.88.0.5"))
     reg.apply(tenant)
     kernel: Any = FakeKernel()
