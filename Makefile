@@ -12,8 +12,9 @@ HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
+MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 
-.PHONY: all compiled demo soak torture fuzz test unit lint test-kernel bench build setup setup-bench setup-test wheel install clean help
+.PHONY: all compiled demo soak torture fuzz test unit lint test-kernel bench build setup setup-bench setup-test setup-install wheel manual install uninstall clean help
 
 all: build
 
@@ -27,16 +28,21 @@ help:
 	@echo "make soak          real programs for an hour, and what grew meanwhile; TIME=10m"
 	@echo "make fuzz          ten minutes of nonsense for everything that reads from others; TIME=1h"
 	@echo "make wheel         a wheel with the compiled BPF object"
-	@echo "make install       graft, ip-graft, graftd under PREFIX (/opt/graft), links in /usr/local/bin, graft.h, units"
+	@echo "make manual        the manual pages in build/man, from man/*.md"
+	@echo "make install       graft under PREFIX (/opt/graft), links in /usr/local/bin, manual pages, completion, graft.h, units"
+	@echo "make uninstall     take that away again"
 
 setup:
 	@scripts/setup.sh run
+
+setup-install:
+	@scripts/setup.sh run install
 
 setup-bench:
 	@scripts/setup.sh run bench
 
 setup-test:
-	@scripts/setup.sh run bench test
+	@scripts/setup.sh run install bench test
 
 .venv/stamp: pyproject.toml
 	@echo "graft: virtual environment in .venv"
@@ -103,8 +109,18 @@ wheel: build
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .
 	@ls dist/*.whl
 
-install: setup
+# the first line, "# graft(1)", becomes the header with the version
+build/man/%: man/%.md graft/__init__.py
+	@mkdir -p $(@D)
+	@sed -E '1s/^# (.+)\((.)\)$$/# \1 \2 "" "graft $(VERSION)" "graft"/' $< | go-md2man -out $@
+
+manual: $(MANUAL)
+
+install: setup-install
 	@scripts/install.sh
+
+uninstall:
+	@scripts/install.sh remove
 
 clean:
 	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(SHIM) $(RUNTIME)

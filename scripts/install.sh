@@ -1,36 +1,109 @@
 #!/bin/bash
-# install.sh - install graft into a virtual environment at PREFIX (default /opt/graft), with links in BINDIR
-# (/usr/local/bin), graft.h in INCLUDEDIR (/usr/local/include) and systemd's units. 'install.sh remove' removes all.
+# install.sh - put graft on this machine, or take it away again: 'install.sh' and 'install.sh remove'.
+#
+# PREFIX      (/opt/graft)            a virtual environment with graft and what it needs
+# BINDIR      (/usr/local/bin)        links to graft, graftd, ip-graft, graft-cni
+# INCLUDEDIR  (/usr/local/include)    graft.h
+# DATADIR     (/usr/local/share)      manual pages, completion of bash, zsh and fish
+# UNITDIR     (/etc/systemd/system)   units; only where that directory is, or with DESTDIR
+# DESTDIR                             put before all of them, for packages
+#
+# PREFIX/installed lists the files and directories that were made outside of PREFIX. Removing goes by that list.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+root=${DESTDIR:-}
 prefix=${PREFIX:-/opt/graft}
 bindir=${BINDIR:-/usr/local/bin}
 includedir=${INCLUDEDIR:-/usr/local/include}
-units=/etc/systemd/system
+datadir=${DATADIR:-/usr/local/share}
+unitdir=${UNITDIR:-/etc/systemd/system}
+list=$root$prefix/installed
 
-if [ "$(id -u)" != 0 ]; then
-	echo "install: needs root" >&2
+fail() {
+	echo "install: $1" >&2
 	exit 1
-fi
+}
 
-if [ "${1:-}" = remove ]; then
-	rm -f "$bindir/graft" "$bindir/graftd" "$bindir/ip-graft" "$bindir/graft-cni" "$includedir/graft.h" "$units"/graftd.service "$units"/graftd.socket "$units"/graftd-agent.socket "$units"/graftd-docker.socket
-	rm -f /usr/local/share/man/man1/graft.1 /usr/local/share/man/man8/graftd.8
-	rm -rf "$prefix"
-	echo "install: removed"
-	exit 0
-fi
+[ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "needs root"
 
-make --no-print-directory wheel
-python3 -m venv "$prefix"
-"$prefix/bin/python3" -m pip install -q --disable-pip-version-check --force-reinstall dist/graft-*.whl
-ln -sf "$prefix/bin/graft" "$prefix/bin/graftd" "$prefix/bin/ip-graft" "$prefix/bin/graft-cni" "$bindir/"
-install -m 644 -D include/graft.h "$includedir/graft.h"
-if [ -d "$units" ]; then
-	for unit in graftd.service graftd.socket graftd-agent.socket graftd-docker.socket; do
-		sed "s|@BINDIR@|$bindir|" "contrib/systemd/$unit" >"$units/$unit"
+# Is this directory an environment that this script has made? Nothing else is overwritten, or removed.
+is_ours() {
+	[ -f "$1/pyvenv.cfg" ] && [ -e "$1/bin/graftd" ]
+}
+
+remove() {
+	is_ours "$root$prefix" || fail "there is no graft in $root$prefix"
+	if [ -z "$root" ]; then
+		local config
+		for config in /etc/docker/daemon.json /etc/containerd/config.toml /usr/share/containers/oci/hooks.d/graft.json; do
+			! grep -qsF "$prefix/" "$config" || fail "$config names $prefix: 'graft uninstall docker|podman|containerd' first"
+		done
+	fi
+	[ ! -f "$list" ] || tac "$list" | while read -r path; do
+		if [ -d "$root$path" ] && [ ! -L "$root$path" ]; then
+			rmdir --ignore-fail-on-non-empty "$root$path"
+		else
+			rm -f "$root$path"
+		fi
 	done
-	[ ! -d /run/systemd/system ] || echo "install: systemctl enable --now graftd.socket graftd-agent.socket (graftd-docker.socket for Docker)"
-fi
-echo "install: $("$bindir/graft" --version) in $bindir"
+	rm -rf "$root${prefix:?}"
+	[ -z "$root" ] || (cd "$root" && rmdir -p --ignore-fail-on-non-empty "$(dirname "${prefix#/}")")
+	echo "install: removed"
+}
+
+# Make a directory and those above it, and list the ones that were not there.
+directory() {
+	[ ! -d "$root$1" ] || return 0
+	directory "$(dirname "$1")"
+	mkdir "$root$1"
+	echo "$1" >>"$list"
+}
+
+# Put standard input at a path.
+file() {
+	directory "$(dirname "$1")"
+	cat >"$root$1"
+	chmod 644 "$root$1"
+	grep -qxF "$1" "$list" || echo "$1" >>"$list"
+}
+
+install_all() {
+	[ ! -e "$root$prefix" ] || is_ours "$root$prefix" || fail "$root$prefix is there, and no graft: PREFIX names another place"
+	rm -f dist/graft-*.whl
+	make --no-print-directory wheel manual
+	python3 -m venv "$root$prefix"
+	"$root$prefix/bin/python3" -m pip install -q --disable-pip-version-check --force-reinstall dist/graft-*.whl
+	touch "$list"
+
+	local name page unit
+	directory "$bindir"
+	for name in graft graftd ip-graft graft-cni; do
+		ln -sf "$prefix/bin/$name" "$root$bindir/$name"
+		grep -qxF "$bindir/$name" "$list" || echo "$bindir/$name" >>"$list"
+	done
+	file "$includedir/graft.h" <include/graft.h
+	for page in build/man/*.[18]; do
+		file "$datadir/man/man${page##*.}/${page##*/}" <"$page"
+	done
+	"$root$prefix/bin/graft" completion bash | file "$datadir/bash-completion/completions/graft"
+	"$root$prefix/bin/graft" completion zsh | file "$datadir/zsh/site-functions/_graft"
+	"$root$prefix/bin/graft" completion fish | file "$datadir/fish/vendor_completions.d/graft.fish"
+	if [ -n "$root" ] || [ -d "$unitdir" ]; then
+		for unit in contrib/systemd/*; do
+			sed "s|@BINDIR@|$bindir|" "$unit" | file "$unitdir/${unit##*/}"
+		done
+	fi
+	echo "install: $("$root$prefix/bin/graft" --version) in $bindir"
+	if [ -n "$root" ]; then # the programs begin with the path of their interpreter
+		grep -rlIF "$root$prefix" "$root$prefix/bin" "$root$prefix/pyvenv.cfg" | xargs sed -i "s|$root$prefix|$prefix|g"
+	elif [ -d /run/systemd/system ]; then
+		echo "install: systemctl enable --now graftd.socket graftd-agent.socket (graftd-docker.socket for Docker)"
+	fi
+}
+
+case ${1:-} in
+remove) remove ;;
+'') install_all ;;
+*) fail "unknown word '$1'" ;;
+esac

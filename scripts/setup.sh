@@ -1,12 +1,13 @@
 #!/bin/bash
 # setup.sh - install the Debian or Ubuntu packages that are missing
-# usage: setup.sh SET...       SET is run, bench or test: what graft, its benchmark, its tests need
+# usage: setup.sh SET...       SET is run, install, bench or test: what graft, its installation, its benchmark, its tests need
 set -euo pipefail
 
 declare -A need=(
 	[run]="make gcc clang libbpf-dev libbpf1 libc6-dev iproute2 util-linux python3-venv nginx-light wrk curl iperf3"
+	[install]="go-md2man man-db"
 	[bench]="redis-server redis-tools memcached libmemcached-tools sockperf iptables nftables docker.io passt slirp4netns"
-	[test]="golang-go chromium|chromium-browser dnsmasq-base strace qemu-system-x86 kmod shellcheck
+	[test]="mandoc golang-go chromium|chromium-browser dnsmasq-base strace qemu-system-x86 kmod shellcheck
 		bpftool|linux-tools-generic systemd runc crun containerd podman conmon containernetworking-plugins
 		docker-compose libseccomp2 busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
 		openjdk-17-jdk-headless|openjdk-21-jdk-headless|default-jdk-headless"

@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import lack
 
 ROOT = Path(__file__).parent.parent
@@ -47,24 +45,6 @@ def test_clang_format():
 
 def test_shellcheck():
     check("shellcheck", *files("*.sh", "bin/*"), ".ci/run")
-
-
-@pytest.mark.parametrize("page", ["man/graft.1.md", "man/ip-graft.8.md", "man/graftd.8.md"])
-def test_manual_pages_name_every_command_and_option(page):
-    from graft.commands.main import COMMANDS
-
-    text = (ROOT / page).read_text()
-    if page == "man/graft.1.md":
-        for name in COMMANDS:
-            assert f"graft {name}" in text, name
-        for option in ("--publish", "--ingress", "--egress", "--egress-rule", "--netns", "--user", "--name", "--verbose"):
-            assert option in text, option
-    elif page == "man/ip-graft.8.md":
-        for word in ("add", "del", "show", "help", "type unix path", "dynamic", "netns", "-batch", "-force", "-json"):
-            assert word in text, word
-    else:
-        for option in ("--stop", "--force", "--idle-exit"):
-            assert option in text, option
 
 
 def test_no_work_left_without_an_issue():

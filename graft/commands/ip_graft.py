@@ -36,6 +36,15 @@ Where: NAME := STRING, at most 15 bytes
        OPTIONS := { -j[son] | -n[etns] { PID | NETNSNAME } | -V[ersion] | -h[elp] }
 """
 COMMANDS = ("add", "delete", "show", "list", "help")
+OPTIONS = {
+    "json": ("-j", "-js", "-json"),
+    "force": ("-f", "-force"),
+    "netns": ("-n", "-net", "-netns"),
+    "batch": ("-b", "-batch"),
+    "help": ("-h", "-help"),
+    "version": ("-V", "-Version", "-version"),
+}
+SPELLINGS = {spelling: name for name, spellings in OPTIONS.items() for spelling in spellings}
 
 
 class Line(NamedTuple):
@@ -61,20 +70,18 @@ def parse_options(words: list[str]) -> tuple[Options, list[str]]:
     options = Options()
     while words and words[0].startswith("-"):
         word = words.pop(0)
-        bare = "-" + word.lstrip("-")
-        if bare in ("-j", "-js", "-json"):
+        name = SPELLINGS.get("-" + word.lstrip("-"))
+        if name == "json":
             options = options._replace(json=True)
-        elif bare in ("-f", "-force"):
+        elif name == "force":
             options = options._replace(force=True)
-        elif bare in ("-n", "-net", "-netns", "-b", "-batch"):
+        elif name in ("netns", "batch"):
             if not words:
                 raise UsageError(f"'{word}' lacks its value", hint="see 'ip-graft help'")
             value = words.pop(0)
-            options = options._replace(netns=value) if bare.startswith("-n") else options._replace(batch=value)
-        elif bare in ("-h", "-help"):
-            return options, ["help"]
-        elif bare in ("-V", "-Version", "-version"):
-            return options, ["version"]
+            options = options._replace(netns=value) if name == "netns" else options._replace(batch=value)
+        elif name:
+            return options, [name]
         else:
             raise UsageError(f"unknown option '{word}'", hint="see 'ip-graft help'")
     return options, words
