@@ -61,3 +61,14 @@ def test_links_in_the_documents():
     for name in files("*.md"):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / name).read_text()):
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
+
+
+def test_the_design_names_every_module():
+    """The table "The user half" in docs/design.md is the tree, both ways, with a sentence for each module."""
+    import re
+
+    text = (ROOT / "docs/design.md").read_text().partition("## The user half")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w/]+)` \| (.+) \|$", text, re.MULTILINE)
+    modules = {name.removeprefix("graft/").removesuffix(".py") for name in files("graft/*.py")}
+    assert sorted(name for name, _ in rows) == sorted(m for m in modules if Path(m).name not in ("__init__", "__main__"))
+    assert all(sentence.endswith(".") for _, sentence in rows)
