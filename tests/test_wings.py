@@ -1,10 +1,11 @@
-"""The layout of graft/: wings import downwards only, and in no circle.
+"""The layout: wings of graft/ import downwards only, in no circle, and docs/design.md names every module.
 
 The order of WINGS is the order of the layers: a module imports from its own wing and
 from those before it. Imports inside functions and under TYPE_CHECKING count as well.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,12 @@ def test_the_checks_find_what_they_look_for(tmp_path):
     made = {module: imports(path, known) - {module} for module, path in known.items()}
     assert upward(made) == ["graft.rules.address imports graft.trap.target"]
     assert circles(made) == [["graft.rules.address", "graft.trap.target"]]
+def test_design_names_every_module():
+    """The tables of modules in docs/design.md are the tree: each module once, and nothing that is not there."""
+    named = re.findall(r"^\| `((?:[a-z_]+/)?[a-z_]+)` \|", (ROOT / "docs/design.md").read_text(), re.M)
+    there = {
+        str(path.relative_to(ROOT / "graft").with_suffix(""))
+        for path in modules(ROOT).values()
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert sorted(named) == sorted(there)

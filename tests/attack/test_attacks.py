@@ -6,6 +6,7 @@ witness there.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from graft.bench.lab import CLIENT4, HOST4, HOST6, SECOND4, laboratory, wait_for
-from tests.attack.programs.attacks import ATTACKS
-from tests.conftest import need, need_root
+from tests.attack.programs import attacks  # noqa: F401 - every attack registers itself
+from tests.attack.programs.common import ATTACKS
+from tests.conftest import need, need_root, python
 
 PROGRAMS = Path(__file__).parent / "programs"
 DOCKER = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,audit_write,setfcap"
@@ -93,7 +95,7 @@ class Container:
         if egress == "host":
             options += ["-p", f"{8080 + place}:80", "-p", f"[::]:{8060 + place}:54/udp"]
         self.process = lab.spawn_graft(
-            *options, *PROFILES[profile], "/usr/bin/python3", "-I", lab.work / "attacks.py",
+            *options, *PROFILES[profile], *python(f"import sys; sys.path.insert(0, {str(lab.work)!r})\nfrom programs.attacks import main; main()"),
             HOST4, CLIENT4, SECOND4, HOST6, lab.other, lab.work / "attacks", stdin=-1, stdout=-1,
         )  # fmt: skip
         assert self.process.stdout.readline() == "up\n"
@@ -110,10 +112,9 @@ class World:
     def __init__(self, lab):
         self.lab = lab
         lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=38000 40999", check=True)  # 40000 comes up soon
-        for name in ("attacks.py", "witness.py"):
-            (lab.work / name).write_bytes((PROGRAMS / name).read_bytes())
+        shutil.copytree(PROGRAMS, lab.work / "programs", ignore=shutil.ignore_patterns("__pycache__"))
         subprocess.run(("gcc", "-O1", "-pthread", PROGRAMS / "attacks.c", "-o", lab.work / "attacks"), check=True)
-        self.witness = lab.spawn("/usr/bin/python3", "-I", lab.work / "witness.py", HOST4, stdin=-1, stdout=-1)
+        self.witness = lab.spawn("/usr/bin/python3", "-I", lab.work / "programs" / "witness.py", HOST4, stdin=-1, stdout=-1)
         assert self.witness.stdout.readline() == "up\n"
         code = (
             "import socket; l = [socket.socket() for _ in range(2)]\n"

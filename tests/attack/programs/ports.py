@@ -1,0 +1,175 @@
+"""Ports and addresses that are not the container's."""
+
+import contextlib
+import resource
+import socket
+
+from .common import CHANCES, CLIENT, HOST, HOST6, LO, SECOND, TCP, UDP, V4, V6, accepted, attack, disconnect
+
+
+@attack
+def bind_a_port_of_the_hosts():
+    socket.socket(V4, TCP).bind(("0.0.0.0", 22))
+
+
+@attack
+def bind_an_address_of_the_hosts():
+    socket.socket(V4, TCP).bind((HOST, 8099))
+
+
+@attack
+def bind_an_address_of_the_hosts_6():
+    socket.socket(V6, TCP).bind((HOST6, 8099))
+
+
+@attack
+def bind_a_mapped_address():
+    socket.socket(V6, TCP).bind((f"::ffff:{HOST}", 8099))
+
+
+@attack
+def bind_an_endpoints_real_address():
+    socket.socket(V4, TCP).bind((SECOND, 8081))
+
+
+@attack
+def listen_without_bind():
+    s = socket.socket(V4, TCP)
+    s.listen()
+    return s.getsockname()[0]
+
+
+@attack
+def listen_without_bind_6():
+    s = socket.socket(V6, TCP)
+    s.listen()
+    return s.getsockname()[0]
+
+
+@attack
+def listen_after_a_failed_bind():
+    s = socket.socket(V4, TCP)
+    with contextlib.suppress(OSError):
+        s.bind((HOST, 8099))
+    s.listen()
+    with socket.socket(V4, TCP) as c:
+        c.settimeout(1)
+        c.connect((HOST, s.getsockname()[1]))
+
+
+@attack
+def bind_again_after_disconnecting():
+    s = socket.socket(V4, UDP)
+    s.connect((CLIENT, 9001))
+    disconnect(s)
+    s.bind((HOST, 22))
+
+
+@attack
+def bind_twice():
+    """The second bind fails, and may not change what the first has made of the socket."""
+    s = socket.socket(V4, UDP)
+    s.bind(("127.0.0.1", 0))
+    with contextlib.suppress(OSError):
+        s.bind(("0.0.0.0", 0))
+    s.connect((HOST, 9102))
+    s.send(b"spoofed")
+
+
+@attack
+def v6only_after_autobind():
+    """The kernel refuses the option, and a rule for [::] must not become one for both families."""
+    s = socket.socket(V6, UDP)
+    with contextlib.suppress(OSError):
+        s.sendto(b"", ("::1", 9))
+    with contextlib.suppress(OSError):
+        s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    disconnect(s)
+    s.bind(("::", 54))
+
+
+@attack
+def mptcp():
+    s = socket.socket(V4, TCP, 262)
+    s.bind((HOST, 22))
+
+
+@attack
+def mptcp_connects_to_the_hosts_loopback():
+    socket.socket(V4, TCP, 262).connect(("127.0.0.1", 9101))
+
+
+@attack
+def accepted_socket_turns_round():
+    s, _ = accepted()
+    disconnect(s)
+    s.bind((HOST, 22))
+
+
+@attack
+def accepted_socket_connects():
+    s, _ = accepted()
+    disconnect(s)
+    s.connect((HOST, 9100))
+
+
+@attack
+def reuseport_with_the_host():
+    s = socket.socket(V4, TCP)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(("0.0.0.0", 9100))
+    s.listen()
+    s.settimeout(0.05)
+    for _ in range(8):
+        with socket.socket(V4, TCP) as c, contextlib.suppress(OSError):
+            c.connect((HOST, 9100))
+    with contextlib.suppress(TimeoutError):
+        s.accept()
+        return "OK"
+    return "NEVER"
+
+
+@attack
+def reuseport_with_another_container():
+    s = socket.socket(V4, TCP)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind((HOST, 9300))
+
+
+def by_chance(bind):
+    """The host's server has SO_REUSEADDR; a port that the kernel chooses must never be that one."""
+    for _ in range(CHANCES):
+        with socket.socket(V4, UDP) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with contextlib.suppress(OSError):
+                bind(s)
+            if s.getsockname()[1] == 40000:
+                return "OK"
+    return "NEVER"
+
+
+@attack
+def udp_port_by_chance():
+    return by_chance(lambda s: s.bind(("0.0.0.0", 0)))
+
+
+@attack
+def udp_port_by_chance_autobound():
+    return by_chance(lambda s: s.sendto(b"", LO))
+
+
+@attack
+def fork_bomb_of_sockets():
+    """Up to the limit, and no further."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    kept: list[socket.socket] = []
+    while len(kept) < 5000:
+        kept.append(socket.socket(V4, UDP))
+
+
+@attack
+def sockets_are_given_back():
+    for _ in range(1000):
+        socket.socket(V4, UDP).close()
+    return "SERVED"
