@@ -7,13 +7,14 @@ returns what it could not remove.
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,19 @@ class Lab:
     def graft(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run `graft ...` on the host and wait for its end."""
         return self.host(GRAFT, *argv, **options)
+
+    def refused(
+        self, argv: Sequence[Any], status: int, text: str, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run @argv on the host, which must end with @status and have @text in its standard error; what it did.
+
+        Raises AssertionError, with the command, its output and its status.
+        """
+        done = self.host(*argv, **options)
+        if done.returncode != status or text not in done.stderr:
+            told = f"status {done.returncode}\nstdout: {done.stdout}\nstderr: {done.stderr}"
+            raise AssertionError(f"{shlex.join(map(str, argv))}: not {status} with {text!r}, but {told}")
+        return done
 
     def _run(self, argv: list[str], options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         settings = {"capture_output": True, "text": True, "timeout": TIMEOUT, "env": self.env, "cwd": self.work}

@@ -15,32 +15,6 @@ from graft import __version__
 from graft.bench.lab import GRAFTD, HOST4, wait_for
 from tests.conftest import python
 
-WORKER = """
-import socket, sys, time
-failed = done = 0
-end = time.monotonic() + {seconds}
-while time.monotonic() < end:
-    try:
-        s = socket.socket(); s.connect(({address!r}, {port})); s.close(); done += 1
-    except OSError as e:
-        failed += 1; print(e, file=sys.stderr)
-print(done, failed)
-"""
-
-
-def another(current, before):
-    return current() not in (0, before)
-
-
-def server_on_client(lab, port=9000):
-    code = f"""
-import socket
-s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', {port})); s.listen(4096)
-while True: s.accept()[0].close()
-"""
-    lab.spawn(*python(code), client=True)
-    wait_for(lambda: lab.client("ss", "-tlnH", f"sport = :{port}").stdout, "the server")
-
 
 @pytest.mark.core
 def test_state_survives_graftd(own_lab):
@@ -80,9 +54,7 @@ def test_kill_the_command(own_lab):
 def test_stop_and_idle_exit(own_lab):
     process = own_lab.spawn_graft("--name", "busy", "sleep", "60")
     wait_for(lambda: own_lab.containers() == ["busy"], "the container")
-    refused = own_lab.host(GRAFTD, "--stop")
-    assert refused.returncode == 1
-    assert "1 containers run: busy" in refused.stderr
+    own_lab.refused((GRAFTD, "--stop"), 1, "1 containers run: busy")
     assert "graftd is running already" in own_lab.host(GRAFTD).stderr
     own_lab.end(process)
     wait_for(lambda: not own_lab.pins().exists(), "the idle exit", 15)

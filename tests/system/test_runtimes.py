@@ -10,8 +10,8 @@ import pytest
 
 from graft.bench.lab import wait_for
 from tests.conftest import need
+from tests.profiles import allow, profile
 from tests.system.engines import RUNTIME, image
-from tests.unit.test_seccomp import allow, profile
 
 PROBE = """
 import errno, os, socket
@@ -87,10 +87,16 @@ def command(lab, runtime, *, grafted=True):
     return words
 
 
-def run(lab, bundle, runtime, *, grafted=True, name="r"):
-    return lab.host(
-        *command(lab, runtime, grafted=grafted), "run", "--bundle", bundle, f"{lab.tag}-{name}", cwd=bundle, timeout=30
-    )
+def argv_of_run(lab, bundle, runtime, *, grafted=True, name="r"):
+    return [*command(lab, runtime, grafted=grafted), "run", "--bundle", bundle, f"{lab.tag}-{name}"]
+
+
+def run(lab, bundle, runtime, *, grafted=True):
+    return lab.host(*argv_of_run(lab, bundle, runtime, grafted=grafted), cwd=bundle, timeout=30)
+
+
+def refused(lab, bundle, text, *, name="r"):
+    lab.refused(argv_of_run(lab, bundle, "runc", name=name), 1, text, cwd=bundle, timeout=30)
 
 
 def detached(lab, *argv):
@@ -163,8 +169,7 @@ def test_refusals(lab, bundle, annotations, message):
 
 def test_a_listener_of_its_own_is_refused(lab, bundle):
     configure(bundle, podmans() | {"listenerPath": "/run/other.sock"}, ("/busybox", "true"))
-    done = run(lab, bundle, "runc")
-    assert (done.returncode, "has a listener of its own" in done.stderr) == (1, True)
+    refused(lab, bundle, "has a listener of its own")
     config = json.loads((bundle / "config.json").read_text())
     config["linux"]["namespaces"] = [n for n in config["linux"]["namespaces"] if n["type"] != "network"]
     (bundle / "config.json").write_text(json.dumps(config))
@@ -191,9 +196,7 @@ def test_two_at_once_do_not_get_one_port(lab, bundle):
     detached(lab, *words, "create", "--bundle", bundle, name)
     try:
         configure(bundle, None, ("/busybox", "true"), graft_publish="8602:81")
-        done = run(lab, bundle, "runc", name="second")
-        assert done.returncode == 1
-        assert f"host port is published by container '{name}'" in done.stderr
+        refused(lab, bundle, f"host port is published by container '{name}'", name="second")
     finally:
         lab.host(*words, "delete", "--force", name)
 

@@ -237,9 +237,9 @@ def test_an_nginx_proxy_reaches_its_backend_through_a_unix_endpoint(lab, path):
 def test_a_container_cannot_get_such_endpoints_later(lab, path):
     lab.spawn_graft("--name", "plain", "sleep", "60")
     wait_for(lambda: lab.containers() == ["plain"], "the container")
-    result = lab.graft("rule", "add", "plain", "-i", "0.0.0.0:80=ep-unix")
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "was started without such endpoints" in result.stderr
+    argv = (GRAFT, "rule", "add", "plain", "-i", "0.0.0.0:80=ep-unix")
+    result = lab.refused(argv, 1, "was started without such endpoints")
+    assert result.stderr.count("\n") == 1
 
 
 # -- other namespaces --
