@@ -94,6 +94,24 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 """
 
 
+def cni(lab: Lab, command: str, config: str | dict[str, Any], **environment: str) -> tuple[int, Any]:
+    """graft-cni as a runtime calls it: its status, and the JSON that it printed."""
+    env = {
+        "PATH": os.environ["PATH"],
+        "GRAFT_RUN_DIR": str(lab.run_dir),
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": "abc",
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": "/usr/lib/cni",
+        **environment,
+    }
+    text = config if isinstance(config, str) else json.dumps(config)
+    done = subprocess.run(
+        lab.in_host(ROOT / "bin/graft-cni"), input=text, capture_output=True, text=True, env=env, timeout=20
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None
+
+
 @cache
 def _pool() -> descriptor_pool.DescriptorPool:
     file = descriptor_pb2.FileDescriptorProto(name="cri.proto", package=PACKAGE, syntax="proto3")

@@ -10,13 +10,36 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from graft.bench.lab import Lab, wait_for
+from graft.bench.lab import HOST4, Lab, wait_for
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "graft/graft-runtime"
 TIMEOUT = 60
 PLACES = ("usr", "etc", "dev", "proc", "sys", "root", "run", "tmp", "var/lib", "var/log", "srv")
 LINKS = ("bin", "sbin", "lib", "lib64")
+CURL = ("curl", "-sS", "--max-time", "10")
+NGINX = """
+daemon off; pid /tmp/nginx.pid; error_log stderr; events {}
+http {
+    access_log /dev/stdout; server_tokens off;
+    client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u;
+    scgi_temp_path /tmp/s;
+    server { listen 80; location / { return 200 "from nginx\\n"; } %s }
+}
+"""
+# A page of an application that counts its visitors in redis; behind a proxy that says who they are
+APP = """
+import http.server, socket
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        with socket.create_connection(('redis', 6379)) as redis:
+            redis.sendall(b'INCR hits\\r\\n')
+            hits = redis.recv(100)[1:].strip()
+        body = b'hit %s from %s\\n' % (hits, self.headers['X-Real-IP'].encode())
+        self.send_response(200); self.send_header('Content-Length', str(len(body))); self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(('', 8713), Handler).serve_forever()
+"""
 HOST_PROGRAMS = ("-v", "/usr:/usr:ro", "-v", "/etc:/etc:ro", "-v", "/var/lib:/var/lib:ro")
 
 
@@ -36,6 +59,18 @@ def image(path: Path, extra: dict[str, bytes] | None = None) -> Path:
             entry.size, entry.mode = len(content), 0o755
             archive.addfile(entry, BytesIO(content))
     return path
+
+
+def nginx_conf(lab: Lab, more: str = "") -> tuple[str, str]:
+    """The options that give a container NGINX, with @more in its server, as /nginx.conf."""
+    path = lab.work / "nginx.conf"
+    path.write_text(NGINX % more)
+    return ("-v", f"{path}:/nginx.conf:ro")
+
+
+def reach(lab: Lab, port: int, address: str = HOST4) -> str:
+    """What the laboratory's client gets by HTTP."""
+    return lab.client(*CURL, f"http://{address}:{port}/").stdout
 
 
 class Engine:

@@ -15,7 +15,6 @@ import pytest
 
 from graft.bench.lab import CLIENT4, HOST4, HOST6, ROOT, SECOND4, wait_for
 from tests.conftest import need
-from tests.system.test_clients import httpgo  # noqa: F401 - a fixture
 
 
 class Shell:
@@ -202,7 +201,7 @@ def test_the_docker_readme(shell, lab, net1):
         assert typed(f"ip-graft del {name}").returncode == 0
 
 
-def test_a_static_go_server_and_client_under_the_wrapper(lab, shell, httpgo):  # noqa: F811
+def test_a_static_go_server_and_client_under_the_wrapper(lab, shell, httpgo):
     """What LD_PRELOAD could not reach."""
     shell(f"ip-graft add ep-in4 type ipv4 addr {HOST4} port 8505; ip-graft add ep-in6 type ipv6 addr {HOST6} port 8505; ip-graft add ep-out4 type ipv4 addr {SECOND4} port dynamic")
     lab.spawn(*shell.argv(f"exec graft -i 0.0.0.0:80=ep-in4 -i [::]:80=ep-in6 -- {httpgo} serve 0.0.0.0:80"), env=shell.env)

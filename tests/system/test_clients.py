@@ -1,40 +1,11 @@
 """Real clients from a namespace with only lo: Go, iperf3, curl by a stub resolver, asyncio."""
 
 import json
-import shutil
-import subprocess
 
 import pytest
 
 from graft.bench.lab import CLIENT4, HOST4, HOST6, ROOT, Lab, wait_for
 from tests.conftest import need, python
-
-
-@pytest.fixture(scope="module")
-def httpgo(tmp_path_factory):
-    """A static Go binary."""
-    need("go")
-    directory = tmp_path_factory.mktemp("go")
-    shutil.copy(ROOT / "tests/programs/httpgo.go", directory / "main.go")
-    (directory / "go.mod").write_text("module httpgo\n\ngo 1.19\n")
-    subprocess.run(
-        ("go", "build", "-o", directory / "httpgo", "."),
-        cwd=directory,
-        check=True,
-        timeout=110,
-        env={
-            "PATH": "/usr/bin:/bin:/usr/local/go/bin",
-            "CGO_ENABLED": "0",
-            "HOME": str(directory),
-            "GOFLAGS": "-mod=mod",
-        },
-    )
-    directory.chmod(0o755)
-    directory.parent.chmod(0o755)
-    assert "statically linked" in subprocess.run(
-        ("file", "-b", directory / "httpgo"), capture_output=True, text=True
-    ).stdout or not shutil.which("file")
-    return directory / "httpgo"
 
 
 @pytest.mark.parametrize("keepalive", ["true", "false"])

@@ -1,39 +1,30 @@
 """Kubernetes' way in: containerd's CRI, a runtime handler, a CNI plugin."""
 
 import json
-import os
 import subprocess
 
 import grpc
 import pytest
 
-from graft.bench.lab import HOST4, laboratory, wait_for
-from tests.conftest import need, need_root, python
-from tests.system.cri import Containerd
-from tests.system.engines import ROOT
-from tests.system.test_docker import CURL, reach
+from graft.bench.lab import HOST4, wait_for
+from tests.conftest import need, python
+from tests.system.cri import Containerd, cni
+from tests.system.engines import CURL, reach
 
 WRITE = ("-o", "/dev/null", "-w", "%{http_code} %{local_ip} %{remote_ip}")
 SERVER = ("/usr/bin/python3", "-m", "http.server", "80")
 
 
 @pytest.fixture(scope="module")
-def host():
-    need_root()
-    with laboratory("cri") as one:
-        one.graft("endpoint", "add", "ep-pod", "type", "ipv4", "addr", HOST4, "port", "8910", check=True)
-        yield one
-        one.graft("endpoint", "del", "ep-pod")
-
-
-@pytest.fixture(scope="module")
 def containerd(host):
     need("containerd", "ctr", "runc", "busybox", "containerd-shim-runc-v2")
+    host.graft("endpoint", "add", "ep-pod", "type", "ipv4", "addr", HOST4, "port", "8910", check=True)
     engine = Containerd(host, host.work / "containerd")
     try:
         yield engine
     finally:
         engine.stop()
+        host.graft("endpoint", "del", "ep-pod")
 
 
 def listening(host, ip, port=80):
@@ -80,24 +71,6 @@ def test_annotations(containerd, host):
     ):
         with pytest.raises(grpc.RpcError, match=message):
             containerd.pod("bad", **annotations)
-
-
-def cni(host, command, config, **environment):
-    """graft-cni as a runtime calls it."""
-    env = {
-        "PATH": os.environ["PATH"],
-        "GRAFT_RUN_DIR": str(host.run_dir),
-        "CNI_COMMAND": command,
-        "CNI_CONTAINERID": "abc",
-        "CNI_IFNAME": "eth0",
-        "CNI_PATH": "/usr/lib/cni",
-        **environment,
-    }
-    text = config if isinstance(config, str) else json.dumps(config)
-    done = subprocess.run(
-        host.in_host(ROOT / "bin/graft-cni"), input=text, capture_output=True, text=True, env=env, timeout=20
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else None
 
 
 def test_the_plugin_alone(host, tmp_path):

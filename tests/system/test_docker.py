@@ -11,71 +11,13 @@ from functools import partial
 
 import pytest
 
-from graft.bench.lab import HOST4, laboratory, wait_for
-from tests.conftest import need, need_root, python
-from tests.system.engines import Dockerd
-from tests.system.test_clients import httpgo  # noqa: F401 - a fixture
+from graft.bench.lab import HOST4, wait_for
+from tests.conftest import need, python
+from tests.system.engines import APP, CURL, NGINX, nginx_conf, reach
 
-CURL = ("curl", "-sS", "--max-time", "10")
+pytestmark = pytest.mark.usefixtures("no_container_is_left")
+
 WRITE_OUT = "%{http_code} %{local_ip} %{remote_ip}:%{remote_port}\n"
-NGINX = """
-daemon off; pid /tmp/nginx.pid; error_log stderr; events {}
-http {
-    access_log /dev/stdout; server_tokens off;
-    client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u;
-    scgi_temp_path /tmp/s;
-    server { listen 80; location / { return 200 "from nginx\\n"; } %s }
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def host():
-    need_root()
-    with laboratory("docker") as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def docker(host):
-    need("dockerd", "docker", "containerd", "runc", "busybox")
-    host.graft("endpoint", "add", "ep-keep", "type", "ipv4", "addr", HOST4, "port", "8710", check=True)
-    engine = Dockerd(host, host.work / "docker")
-    try:
-        yield engine
-    finally:
-        engine.stop()
-        host.graft("endpoint", "del", "ep-keep")
-
-
-@pytest.fixture
-def gnet(docker):
-    docker("network", "create", "-d", docker.driver, "--subnet", "10.79.0.0/24", "gnet")
-    yield "gnet"
-    running = docker("ps", "-aq").stdout.split()
-    if running:
-        docker("rm", "-f", *running)
-    docker("network", "rm", "gnet")
-
-
-@pytest.fixture(autouse=True)
-def _no_container_is_left(docker, host):
-    yield
-    running = docker("ps", "-aq").stdout.split()
-    if running:
-        docker("rm", "-f", *running)
-    wait_for(lambda: not host.containers(), "the end of all containers")
-
-
-def nginx_conf(host, more=""):
-    path = host.work / "nginx.conf"
-    path.write_text(NGINX % more)
-    return ("-v", f"{path}:/nginx.conf:ro")
-
-
-def reach(host, port, address=HOST4):
-    done = host.client(*CURL, f"http://{address}:{port}/")
-    return done.stdout
 
 
 def test_lo_alone_and_the_clients_address(docker, host):
@@ -98,7 +40,7 @@ def test_lo_alone_and_the_clients_address(docker, host):
     assert [(c["name"], c["publish"]) for c in shown] == [("web", ["8701:80/tcp"])]
 
 
-def test_servers(docker, host, httpgo):  # noqa: F811
+def test_servers(docker, host, httpgo):
     """redis, a static Go server and a Python app, each as another user, without capabilities, or unconfined."""
     docker.run(
         *("-d", "--network", "none", "-p", "8702:6379", "--user", "65534", "--cap-drop", "ALL"),
@@ -299,18 +241,6 @@ services:
 networks:
   net:
     driver: {driver}
-"""
-APP = """
-import http.server, socket
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        with socket.create_connection(('redis', 6379)) as redis:
-            redis.sendall(b'INCR hits\\r\\n')
-            hits = redis.recv(100)[1:].strip()
-        body = b'hit %s from %s\\n' % (hits, self.headers['X-Real-IP'].encode())
-        self.send_response(200); self.send_header('Content-Length', str(len(body))); self.end_headers()
-        self.wfile.write(body)
-http.server.ThreadingHTTPServer(('', 8713), Handler).serve_forever()
 """
 
 

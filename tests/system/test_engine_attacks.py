@@ -7,9 +7,10 @@ import pytest
 
 from graft.bench.lab import HOST4, wait_for
 from tests.conftest import python
-from tests.system.test_cri import cni
-from tests.system.test_docker import _no_container_is_left, docker, gnet, host  # noqa: F401 - fixtures
-from tests.unit.test_dns import query
+from tests.messages import query
+from tests.system.cri import cni
+
+pytestmark = pytest.mark.usefixtures("no_container_is_left")
 
 SPOOF = """
 import socket, struct, sys
@@ -30,7 +31,7 @@ for _ in range(4):
 """
 
 
-def test_a_neighbours_address_is_no_source(docker, host, gnet):  # noqa: F811
+def test_a_neighbours_address_is_no_source(docker, host, gnet):
     docker.run("-d", "--name", "victim", "--network", gnet, "--ip", "10.79.0.31", argv=("/busybox", "sleep", "60"))
     docker.run("-d", "--name", "ear", "--network", gnet, "--ip", "10.79.0.30", argv=python(HEAR))
     wait_for(lambda: "10.79.0.30:53 " in host.host("ss", "-ulnH").stdout, "the ear")
@@ -59,7 +60,7 @@ while True: s.accept()[0].sendall(b'V')
 """
 
 
-def test_sockets_do_not_outlive_an_address(docker, host, gnet):  # noqa: F811
+def test_sockets_do_not_outlive_an_address(docker, host, gnet):
     """Bound before the network was left, made to listen after somebody else has the address."""
     docker.run("-d", "--name", "sleeper", "--network", gnet, "--ip", "10.79.0.50", argv=python(SLEEPER))
     wait_for(lambda: "bound" in docker("logs", "sleeper").stdout, "the sleeper")
@@ -88,7 +89,7 @@ for text in sys.argv[1:]:
 """
 
 
-def test_queries_that_are_none(docker, host, gnet):  # noqa: F811
+def test_queries_that_are_none(docker, host, gnet):
     """Answered by an error or not at all, at once, and without a word in graftd's log."""
     good = query("probe")
     bad = {
@@ -107,14 +108,14 @@ def test_queries_that_are_none(docker, host, gnet):  # noqa: F811
     assert not log.exists() or "Traceback" not in log.read_text()
 
 
-def test_what_was_revoked_stays_so(docker, host, gnet):  # noqa: F811
+def test_what_was_revoked_stays_so(docker, host, gnet):
     docker.run("-d", "--name", "ex", "--network", "none", "-p", "8797:80", argv=("/busybox", "sleep", "60"))
     host.graft("rule", "del", "ex", "-p", "8797:80", check=True)
     docker("exec", "ex", "/busybox", "true")
     assert json.loads(host.graft("ps", "-j").stdout)[0]["publish"] == []
 
 
-def test_a_container_is_known_however_it_is_mounted(docker, host, gnet):  # noqa: F811
+def test_a_container_is_known_however_it_is_mounted(docker, host, gnet):
     """By another's namespace, or with its own resolv.conf, hostname and hosts."""
     docker.run("-d", "--name", "first", "--network", "none", argv=("/busybox", "sleep", "60"))
     join = ("--network", "container:first", "--label", "graft.publish=8799:80")
@@ -131,7 +132,7 @@ def test_a_container_is_known_however_it_is_mounted(docker, host, gnet):  # noqa
     assert "graft: network 'default' is not graft's" in done.stderr
 
 
-def test_the_hosts_address_is_no_containers(docker, host):  # noqa: F811
+def test_the_hosts_address_is_no_containers(docker, host):
     label = f"graft.ip={HOST4}"
     done = docker.run("--rm", "--network", "none", "--label", label, argv=("/busybox", "true"), check=False)
     assert f"graft: {HOST4} is the host's own address" in done.stderr
@@ -143,7 +144,7 @@ def test_the_hosts_address_is_no_containers(docker, host):  # noqa: F811
 
 
 @pytest.fixture
-def attached(host, tmp_path):  # noqa: F811
+def attached(host, tmp_path):
     """A namespace that graft-cni has attached."""
     name = f"{host.tag}-at"
     subprocess.run(("ip", "netns", "add", name), check=True)
@@ -157,7 +158,7 @@ def attached(host, tmp_path):  # noqa: F811
     subprocess.run(("ip", "netns", "del", name), capture_output=True)
 
 
-def test_egress_none_on_a_network(host, attached):  # noqa: F811
+def test_egress_none_on_a_network(host, attached):
     """Its members and names alone: not the host by its gateway's address, nor what nobody has."""
     name, _ = attached
     server = host.spawn(*python("import socket, time; s = socket.create_server(('', 8622)); time.sleep(60)"))

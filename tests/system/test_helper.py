@@ -14,7 +14,7 @@ import pytest
 
 from graft.bench.lab import GRAFTD, ROOT, wait_for
 from tests.conftest import python
-from tests.system.test_daemon import WORKER, another, server_on_client
+from tests.system.traffic import WORKER, another, server_on_client
 
 SHIM = ROOT / "graft" / "graft-shim.so"
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import GRAFTD, HOST4, laboratory, wait_for
-from tests.conftest import need, need_root, python
-from tests.system.engines import Podman
-from tests.system.test_clients import httpgo  # noqa: F401 - a fixture
-from tests.system.test_docker import APP, CURL, NGINX, nginx_conf, reach
+from graft.bench.lab import GRAFTD, HOST4, wait_for
+from tests.conftest import need, python
+from tests.system.engines import APP, CURL, NGINX, Podman, nginx_conf, reach
 
 GRAFT = ("--annotation", "graft=on")
 KUBE = """
@@ -31,13 +29,6 @@ spec:
   - {{name: usr, hostPath: {{path: /usr}}}}
   - {{name: etc, hostPath: {{path: /etc}}}}
 """
-
-
-@pytest.fixture(scope="module")
-def host():
-    need_root()
-    with laboratory("podman") as one:
-        yield one
 
 
 @pytest.fixture(scope="module", params=["runc", "crun"])
@@ -103,7 +94,7 @@ def test_three_services(podman, host):
     assert "from 10.77.0.2" in host.client(*CURL, f"http://{HOST4}:8802/app").stdout
 
 
-def test_servers(podman, host, httpgo):  # noqa: F811
+def test_servers(podman, host, httpgo):
     """Without a network: ports by annotation; a static Go server, another user, no capabilities."""
     podman.run(
         *("-d", "--network", "none", "--annotation", "graft=8803:80", "-v", f"{httpgo}:/httpgo:ro"),

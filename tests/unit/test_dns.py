@@ -7,11 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graft.engines.names import docker_names, is_query, question_end
-
-
-def query(name, kind=1):
-    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
-    return struct.pack(">6H", 0x1234, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", kind, 1)
+from tests.messages import query
 
 
 @pytest.mark.parametrize("name", ["web", "a.b.c.example.com", "x" * 63])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from graft.engines.profile import merge
 from graft.errors import Refused
+from tests.profiles import allow, profile
 from tests.unit.libseccomp import ARCHITECTURES, build, verdict
 
 NUMBERS = {
@@ -24,24 +25,11 @@ NUMBERS = {
     "io_uring_setup": 425,
 }
 I386 = ARCHITECTURES["SCMP_ARCH_X86"]
-ALL = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
 CALLS = [*NUMBERS, "socketcall", "read", "write", "close"]
 
 
 def merged(profile, **options):
     return merge(profile, listener="/run/graft/agent.sock", metadata="{}", **options)
-
-
-def allow(names, *args, action="SCMP_ACT_ALLOW", error=None):
-    rule = {"names": names, "action": action}
-    if args:
-        rule["args"] = [{"index": i, "value": v, "op": f"SCMP_CMP_{op}"} for i, op, v in args]
-    return rule | ({"errnoRet": error} if error is not None else {})
-
-
-def profile(*rules, default="SCMP_ACT_ERRNO", error=None):
-    made = {"defaultAction": default, "architectures": ALL, "syscalls": list(rules)}
-    return made | ({"defaultErrnoRet": error} if error is not None else {})
 
 
 PODMAN = profile(
