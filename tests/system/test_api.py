@@ -31,11 +31,9 @@ def table(lab):
         "ep-six2": f"type ipv6 addr {HOST6} port 8312",
         "ep-lo": "type ipv4 addr 127.0.0.1 port 8305",
     }
-    for name, text in words.items():
-        lab.graft("--netns", lab.client_ns, "endpoint", "add", name, *text.split(), check=True)
+    lab.add_endpoints(words, lab.client_ns)
     yield
-    for name in words:
-        lab.graft("--netns", lab.client_ns, "endpoint", "del", name, check=True)
+    lab.delete_endpoints(words, lab.client_ns)
 
 
 def program(package, code):

@@ -49,11 +49,9 @@ class Table:
 def table(lab):
     """Endpoints of every kind; taken back at the end."""
     made = Table(lab)
-    for name, words in made.words.items():
-        lab.graft("endpoint", "add", name, *words.split(), check=True)
+    lab.add_endpoints(made.words)
     yield made
-    for name in [line.split()[0] for line in lab.graft("endpoint", "show").stdout.splitlines()]:
-        lab.graft("endpoint", "del", name, check=True)
+    lab.delete_endpoints([line.split()[0] for line in lab.graft("endpoint", "show").stdout.splitlines()])
 
 
 def calls(lab, program, *ops, wrapper=("--",), **options):

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import HOST4, ROOT, wait_for
+from graft.bench.lab import HOST4, IP_GRAFT, ROOT, wait_for
 from tests.conftest import lack
-
-IP_GRAFT = ROOT / "bin" / "ip-graft"
 
 
 def ip_graft(lab, *words, **options):
@@ -20,8 +18,7 @@ def ip_graft(lab, *words, **options):
 @pytest.fixture(autouse=True)
 def empty_afterwards(lab):
     yield
-    for line in ip_graft(lab, "show").stdout.splitlines():
-        ip_graft(lab, "del", line.split()[0], check=True)
+    lab.delete_endpoints([line.split()[0] for line in ip_graft(lab, "show").stdout.splitlines()])
 
 
 def test_help_is_upstreams_usage(lab):

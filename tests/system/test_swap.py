@@ -27,15 +27,13 @@ def path(lab):
 def away(lab):
     """Endpoints of the host's table in the client's namespace: in, out, and its loopback."""
     words = {
-        "away-in": ("ipv4", CLIENT4, "7080"),
-        "away-out": ("ipv4", CLIENT4, "dynamic"),
-        "away-lo": ("ipv4", "127.0.0.1", "dynamic"),
+        "away-in": f"type ipv4 addr {CLIENT4} port 7080 netns {lab.client_ns}",
+        "away-out": f"type ipv4 addr {CLIENT4} port dynamic netns {lab.client_ns}",
+        "away-lo": f"type ipv4 addr 127.0.0.1 port dynamic netns {lab.client_ns}",
     }
-    for name, (kind, address, port) in words.items():
-        lab.graft("endpoint", "add", name, "type", kind, "addr", address, "port", port, "netns", lab.client_ns, check=True)
+    lab.add_endpoints(words)
     yield
-    for name in words:
-        lab.graft("endpoint", "del", name, check=True)
+    lab.delete_endpoints(words)
 
 
 def answers(path):

@@ -32,12 +32,13 @@ def endpoints(lab):
     """Adds endpoints of the host's table, NAME=ADDR:PORT; takes all of it back."""
 
     def add(*texts, netns=None):
+        words = {}
         for text in texts:
             name, where = text.split("=")
             address, port = where.rsplit("_", 1)
-            words = ("type", "ipv6" if ":" in address else "ipv4", "addr", address, "port", port)
-            lab.graft("endpoint", "add", name, *words, *(("--netns", netns) if netns else ()), check=True)
+            words[name] = f"type {'ipv6' if ':' in address else 'ipv4'} addr {address} port {port}"
             added.append((name, netns))
+        lab.add_endpoints(words, netns)
 
     added: list[tuple[str, str | None]] = []
     yield add
