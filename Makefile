@@ -20,7 +20,7 @@ all: build
 
 help:
 	@echo "make demo          install what is missing, show graft at work with nginx"
-	@echo "make test          install what is missing, run every test"
+	@echo "make test          install what is missing, run every test on this kernel"
 	@echo "make unit lint     the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"

@@ -104,6 +104,7 @@ print(sorted({room.raw[i:i + 16].split(b'\\0')[0].decode() for i in range(0, str
         lab.graft("endpoint", "del", "ep-u", check=True)
 
 
+@pytest.mark.alone
 def test_a_descriptor_that_takes_long_to_close(lab, package):
     """SO_LINGER of a socket that came with nonsense: graftd does not wait for it."""
     lab.spawn(*python(f"import socket, time; s = socket.create_server(('{CLIENT4}', 8702)); c = s.accept(); time.sleep(60)"), client=True)
@@ -136,6 +137,7 @@ print(hand_over(fd)['error']['code'])
     assert outside.stdout == "EPERM\n", f"nor does it make a container of the host: {outside.stderr}"
 
 
+@pytest.mark.alone
 def test_a_storm_of_refused_sends(lab):
     """What the kernel tells of refusals is read a piece at a time."""
     storm = "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True:\n try: s.sendto(b'x', ('10.77.0.2', 9))\n except OSError: pass"
@@ -221,6 +223,7 @@ def test_names_that_would_forge_a_line(lab):
     process.wait(10)
 
 
+@pytest.mark.alone
 def test_connections_of_a_containers_root(lab):
     """They share a limit, and do not keep the admin out."""
     code = f"""

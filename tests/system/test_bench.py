@@ -19,6 +19,7 @@ from graft.bench.result import FORMAT, Partial, Result
 from tests.conftest import need
 
 UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
+pytestmark = pytest.mark.alone
 
 
 def bench(*words, timeout=60):

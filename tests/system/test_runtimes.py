@@ -13,6 +13,7 @@ from tests.conftest import need
 from tests.profiles import allow, profile
 from tests.system.engines import RUNTIME, image
 
+pytestmark = pytest.mark.xdist_group("runtimes")
 PROBE = """
 import errno, os, socket
 for family in range(46):
@@ -201,6 +202,7 @@ def test_two_at_once_do_not_get_one_port(lab, bundle):
         lab.host(*words, "delete", "--force", name)
 
 
+@pytest.mark.alone
 def test_create_takes_10_ms_more_at_most(lab, bundle):
     """What graft-runtime adds before it becomes runc: measured with `true` for a runtime, in pairs."""
 

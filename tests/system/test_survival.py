@@ -366,6 +366,7 @@ def test_messages_that_are_refused_leave_no_descriptor(lab):
     wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 2, "the descriptors to be closed")
 
 
+@pytest.mark.alone
 def test_a_bystander_under_a_neighbours_storm(lab):
     """The call of another container, while one does nothing but socket() and listen() in 16 threads."""
     from tests.endurance.storm import compare
