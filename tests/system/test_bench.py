@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import msgspec
@@ -94,9 +93,12 @@ def left():
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing(how):
+    def clients(ns):
+        return subprocess.run(("ip", "netns", "pids", ns), capture_output=True, text=True).stdout.split()
+
     process = subprocess.Popen((GRAFT, "bench", "--case", "short"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any("/run/graft-bench" in entry for entry in left()), "the laboratory", 20)
-    time.sleep(3)
+    wait_for(lambda: any(clients(entry) for entry in left() if entry.endswith("-c")), "its load", 20)
     process.send_signal(how)
     assert process.wait(60) == 128 + how
     assert process.stderr is not None

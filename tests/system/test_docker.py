@@ -210,7 +210,8 @@ def test_networks_are_apart(docker, gnet):
     docker("network", "create", "-d", docker.driver, "--subnet", "10.79.9.0/24", "apart")
     try:
         docker.run("-d", "--name", "srv", "--network", gnet, "--ip", "10.79.0.9", argv=("python3", "-m", "http.server", "80"))
-        inside = docker.run("--rm", "--network", gnet, argv=("sh", "-c", "sleep .5; " + " ".join(CURL) + " http://srv/"))
+        wait_for(lambda: "10.79.0.9:80 " in docker.lab.host("ss", "-tlnH").stdout, "the server")
+        inside = docker.run("--rm", "--network", gnet, argv=(*CURL, "http://srv/"))
         assert "Directory listing" in inside.stdout
         done = docker.run("--rm", "--network", "apart", argv=(*CURL, "http://10.79.0.9/"), check=False)
         assert (done.returncode, done.stdout) == (7, "")

@@ -34,8 +34,7 @@ def test_a_helper_lives_as_long_as_its_container(own_lab):
     pid = helper_of(own_lab)
     assert Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:2] == ["graft-sup", "web"]
     before = quick_calls(own_lab)
-    time.sleep(0.3)
-    assert quick_calls(own_lab) > before + 100
+    wait_for(lambda: quick_calls(own_lab) > before + 100, "calls that graft-sup answers")
     status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert status["NoNewPrivs"] == "1"
     assert int(status["CapEff"], 16) == 1 << 39 | 1 << 19  # CAP_BPF, CAP_SYS_PTRACE
@@ -43,9 +42,13 @@ def test_a_helper_lives_as_long_as_its_container(own_lab):
     wait_for(lambda: not own_lab.helper_pids(), "its end")
 
 
-LOOK = """
-import os, socket, time
-time.sleep(.5)
+UNTIL_TOLD = """
+import select, socket, sys
+while not select.select([sys.stdin], [], [], .005)[0]: socket.socket().close()
+"""
+LOOK = f"""
+{UNTIL_TOLD}
+import os
 uids = set()
 for family in (socket.AF_INET, socket.AF_INET6):
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM | socket.SOCK_NONBLOCK):
@@ -55,6 +58,16 @@ for family in (socket.AF_INET, socket.AF_INET6):
         print(s.getblocking(), s.type, s.proto, os.get_inheritable(s.fileno()), v6)
 print(len(uids), min(uids) > 1 << 30)
 """
+
+
+def told_by_a_helper(lab, *argv):
+    """The output of a container of which @argv has UNTIL_TOLD in its program, told once graft-sup answers it."""
+    before = quick_calls(lab)
+    process = lab.spawn_graft(*argv, stdin=-1, stdout=-1)
+    wait_for(lambda: quick_calls(lab) > before + 10, "calls that graft-sup answers")
+    output = process.communicate("\n", timeout=20)[0]
+    assert process.returncode == 0
+    return output
 
 
 def without_helper(tmp_path):
@@ -67,11 +80,13 @@ def without_helper(tmp_path):
 
 def test_its_sockets_are_as_graftd_makes_them(own_lab, tmp_path):
     """Owner and options are the same whoever answers; and a graftd that has no graft-sup says nothing of it."""
-    alone = own_lab.host(without_helper(tmp_path), "run", *python(LOOK))
+    alone = own_lab.host(without_helper(tmp_path), "run", *python(LOOK), input="\n")
     assert (alone.returncode, alone.stderr) == (0, "")
     own_lab.host(GRAFTD, "--stop", check=True)
     wait_for(lambda: not own_lab.pins().exists(), "graftd's end")
-    assert own_lab.graft("run", *python(LOOK), check=True).stdout == alone.stdout
+    own_lab.spawn_graft("--name", "hold", "sleep", "60")
+    helper_of(own_lab)
+    assert told_by_a_helper(own_lab, *python(LOOK)) == alone.stdout
     assert alone.stdout.endswith("1 True\n")
 
 
@@ -152,15 +167,27 @@ def test_containers_that_end_while_graftd_is_away(own_lab):
 MANY = "import socket\nfor _ in range({count}): socket.socket({arguments}).close()\n"
 
 
+STOCKED = """
+import os, socket, time
+def waiting():
+    links = [f'/proc/self/fd/{n}' for n in os.listdir('/proc/self/fd')]
+    return sum(os.path.islink(link) and os.readlink(link).startswith('socket:') for link in links)
+def stocked():
+    "Make sockets until graft-sup answers and the library has some in store, beside its channel."
+    while 'LD_PRELOAD' in os.environ and waiting() < 2: socket.socket().close(); time.sleep(.01)
+stocked()
+"""
+
+
 def accelerated(lab, code, *options, **settings):
-    return lab.graft("run", "--accel", *options, *python(code), **settings)
+    return lab.graft("run", "--accel", *options, *python(STOCKED + code), **settings)
 
 
 @pytest.mark.parametrize("arguments", ["", "socket.AF_INET6", "type=socket.SOCK_DGRAM", "socket.AF_INET6, socket.SOCK_DGRAM"])
 def test_accel_saves_the_traps(lab, arguments):
     lab.spawn_graft("--name", "hold", "sleep", "60")
     helper_of(lab)
-    code = "import time; time.sleep(.5)\n" + MANY.format(count=3000, arguments=arguments)
+    code = MANY.format(count=3000, arguments=arguments)
     before = quick_calls(lab)
     assert accelerated(lab, code).returncode == 0
     assert quick_calls(lab) - before < 1500
@@ -168,24 +195,22 @@ def test_accel_saves_the_traps(lab, arguments):
 
 def test_accel_gives_the_same_sockets(lab):
     code = """
-import fcntl, os, socket, time
-time.sleep(.5)
+import fcntl, os, socket
 for _ in range(50): socket.socket().close()
-time.sleep(.1)
+stocked()
 def look(kind):
     s = socket.socket(socket.AF_INET, kind)
     return s, (s.type, s.proto, s.getblocking(), fcntl.fcntl(s, fcntl.F_GETFD), fcntl.fcntl(s, fcntl.F_GETFL), os.fstat(s.fileno()).st_uid > 1 << 30)
 print(*(look(k)[1] for k in (1, 1 | socket.SOCK_NONBLOCK, 1 | socket.SOCK_CLOEXEC)))
 """
-    assert accelerated(lab, code, check=True).stdout == lab.graft("run", *python(code), check=True).stdout
+    assert accelerated(lab, code, check=True).stdout == lab.graft("run", *python(STOCKED + code), check=True).stdout
 
 
 @pytest.mark.core
 def test_accel_is_under_the_same_policy(lab):
     """Whatever came by the channel may do what a trapped socket may."""
     code = """
-import errno, socket, time
-time.sleep(.5)
+import errno, socket
 for _ in range(100): socket.socket().close()
 def tried(what):
     try: what(socket.socket()); return 'done'
@@ -198,16 +223,15 @@ print(*(tried(w) for w in (lambda s: s.connect(('10.77.0.2', 9)), lambda s: s.co
 
 
 ABUSE = """
-import array, errno, os, resource, socket, time
+import array, errno, os, resource, select, socket
 libc = __import__('ctypes').CDLL(None, use_errno=True)
-time.sleep(.5)
 fds = [libc.syscall(41, 4, 1 | socket.SOCK_CLOEXEC, 0x67720000) for _ in range(200)]
 opened = [fd for fd in fds if fd >= 0]
 channel = socket.socket(fileno=opened[0])
 for _ in range(500):
     try: channel.send(bytes([64]), socket.MSG_DONTWAIT)
     except BlockingIOError: break
-time.sleep(.5)
+select.select([channel], [], [], 20)
 got = []
 while True:
     try: text, control, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(4 * 64), socket.MSG_DONTWAIT)
@@ -235,11 +259,9 @@ def test_a_channel_that_is_abused(lab):
 def test_accel_and_fork(lab):
     """A child has none of its parent's sockets in waiting: a peer sees the end when the owner closes."""
     code = """
-import os, socket, time
-time.sleep(.5)
+import os, socket
 for _ in range(100): socket.socket().close()
-time.sleep(.1)
-waiting = lambda: sum(os.readlink(f'/proc/self/fd/{n}').startswith('socket:') for n in os.listdir('/proc/self/fd') if os.path.islink(f'/proc/self/fd/{n}'))
+stocked()
 parent = waiting()
 r, w = os.pipe()
 if not os.fork():
@@ -255,10 +277,9 @@ print(parent > 1, told, len([socket.socket() for _ in range(50)]))
 def test_accel_and_programs_that_close_everything(lab):
     """close_range(), and files of their own where sockets were waiting: they are not given away."""
     code = """
-import os, socket, time
-time.sleep(.5)
+import os, socket
 for _ in range(100): socket.socket().close()
-time.sleep(.1)
+stocked()
 os.closerange(3, 1024)
 null = os.open('/dev/null', os.O_RDONLY)
 for n in range(null + 1, 400): os.dup2(null, n)
@@ -272,24 +293,23 @@ print(len({s.fileno() for s in made}))
 
 def test_accel_with_few_descriptors(lab):
     code = """
-import errno, resource, socket, time
-time.sleep(.5)
+import errno, resource, socket
 made = []
 try:
     while True: made.append(socket.socket())
 except OSError as e: print(errno.errorcode[e.errno], len(made))
 """
-    script = f"ulimit -n 64; exec /usr/bin/python3 -I -c '{code}'"
-    told = lab.graft("run", "--accel", "bash", "-c", script, check=True).stdout
-    assert told == lab.graft("run", "bash", "-c", script, check=True).stdout
+    command = ("bash", "-c", 'ulimit -n 64; exec "$@"', "bash", *python(UNTIL_TOLD + code))
+    lab.graft("endpoint", "show", check=True)
+    told = told_by_a_helper(lab, "--accel", *command)
+    assert told == told_by_a_helper(lab, *command)
     assert told.startswith("EMFILE ")
 
 
 def test_accel_in_many_threads_and_processes(own_lab):
     server_on_client(own_lab)
     code = """
-import os, socket, threading, time
-time.sleep(.5)
+import os, socket, threading
 def work():
     for _ in range(200):
         with socket.create_connection(('10.77.0.2', 9000), 5) as s: s.recv(1)
@@ -321,10 +341,9 @@ def test_accel_survives_its_helper(own_lab):
 def test_accel_and_another_netns(lab):
     """Who leaves for a netns of its own gets sockets of that."""
     code = """
-import ctypes, socket, time, errno
-time.sleep(.5)
+import ctypes, socket, errno
 for _ in range(100): socket.socket().close()
-time.sleep(.1)
+stocked()
 print(ctypes.CDLL(None).unshare(0x40000000))
 try: socket.socket().connect(('10.77.0.2', 9))
 except OSError as e: print(errno.errorcode[e.errno])

@@ -133,8 +133,10 @@ else:
 def test_outlives_its_parent(lab):
     code = """
 import os, socket, time
+parent = os.getpid()
 if os.fork(): os._exit(0)
-os.setsid(); time.sleep(0.3)
+os.setsid()
+while os.getppid() == parent: time.sleep(.01)
 s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('0.0.0.0', 80)); s.listen()
 c, _ = s.accept(); c.sendall(b'orphan')
 """
