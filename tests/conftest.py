@@ -3,12 +3,37 @@
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from graft.bench.lab import Lab, laboratory
 
+# Files whose tests share what is costly to start, or one of which the machine has: they run in one process, in order.
+TOGETHER = {
+    "tests/attack/test_attacks.py": "attacks",
+    "tests/system/test_cri.py": "containerd",
+    "tests/system/test_docker.py": "docker",  # /etc/docker, and dockerd's cgroups
+    "tests/system/test_engine_attacks.py": "docker",
+    "tests/system/test_podman.py": "podman",  # /var/lib/containers, /run/netns, and Podman's cgroups
+    "tests/system/test_runtimes.py": "runtimes",
+}
 MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of tests that run side by side, each goes to the next process that is free, those of TOGETHER to the same.
+
+    pytest-xdist's own loadgroup does that by marks, and does not work with pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+    return Scheduling(config, log)
 
 
 def lack(reason: str) -> None:

@@ -18,7 +18,6 @@ from tests.attack.programs import attacks  # noqa: F401 - every attack registers
 from tests.attack.programs.common import ATTACKS
 from tests.conftest import need, need_root, python
 
-pytestmark = pytest.mark.xdist_group("attacks")
 PROGRAMS = Path(__file__).parent / "programs"
 DOCKER = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,audit_write,setfcap"
 

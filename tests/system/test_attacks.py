@@ -214,13 +214,13 @@ except OSError as e: print(errno.errorcode[e.errno])
 def test_names_that_would_forge_a_line(lab):
     """The command's name goes into the container's, without what a terminal takes for something else."""
     odd = lab.work / "a\nb\x1b[31m"
-    odd.write_text("#!/bin/sh\nsleep 2\n")
+    odd.write_text("#!/bin/sh\nexec sleep 60\n")
     odd.chmod(0o755)
     process = lab.spawn(GRAFT, "run", odd)
     wait_for(lambda: lab.graft("ps", "-j").stdout.strip() != "[]", "the container")
     (entry,) = json.loads(lab.graft("ps", "-j").stdout)
     assert entry["name"].startswith("a_b__31m-")
-    process.wait(10)
+    lab.end(process)
 
 
 @pytest.mark.alone

@@ -11,7 +11,6 @@ from tests.conftest import need, python
 from tests.system.cri import Containerd, cni
 from tests.system.engines import CURL, reach
 
-pytestmark = pytest.mark.xdist_group("containerd")
 WRITE = ("-o", "/dev/null", "-w", "%{http_code} %{local_ip} %{remote_ip}")
 SERVER = ("/usr/bin/python3", "-m", "http.server", "80")
 

@@ -15,7 +15,7 @@ from graft.bench.lab import HOST4, wait_for
 from tests.conftest import need, python
 from tests.system.engines import APP, CURL, NGINX, nginx_conf, reach
 
-pytestmark = [pytest.mark.usefixtures("no_container_is_left"), pytest.mark.xdist_group("docker")]
+pytestmark = pytest.mark.usefixtures("no_container_is_left")
 
 WRITE_OUT = "%{http_code} %{local_ip} %{remote_ip}:%{remote_port}\n"
 

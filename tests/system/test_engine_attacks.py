@@ -10,7 +10,7 @@ from tests.conftest import python
 from tests.messages import query
 from tests.system.cri import cni
 
-pytestmark = [pytest.mark.usefixtures("no_container_is_left"), pytest.mark.xdist_group("docker")]
+pytestmark = pytest.mark.usefixtures("no_container_is_left")
 
 SPOOF = """
 import socket, struct, sys

@@ -11,7 +11,6 @@ from graft.bench.lab import GRAFTD, HOST4, wait_for
 from tests.conftest import need, python
 from tests.system.engines import APP, CURL, NGINX, Podman, nginx_conf, reach
 
-pytestmark = pytest.mark.xdist_group("podman")
 GRAFT = ("--annotation", "graft=on")
 KUBE = """
 apiVersion: v1

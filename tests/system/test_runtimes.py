@@ -13,7 +13,6 @@ from tests.conftest import need
 from tests.profiles import allow, profile
 from tests.system.engines import RUNTIME, image
 
-pytestmark = pytest.mark.xdist_group("runtimes")
 PROBE = """
 import errno, os, socket
 for family in range(46):
