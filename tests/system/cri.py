@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
-from graft.bench.lab import Lab, wait_for
-from tests.system.engines import ROOT, TIMEOUT, Engine, image
+from graft.bench.lab import TIMEOUT, Lab, wait_for
+from tests.system.engines import ROOT, Engine, image
 
 MESSAGES = """
 VersionRequest version=1

@@ -10,11 +10,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from graft.bench.lab import HOST4, Lab, wait_for
+from graft.bench.lab import HOST4, TIMEOUT, Lab, wait_for
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "graft/graft-runtime"
-TIMEOUT = 60
 PLACES = ("usr", "etc", "dev", "proc", "sys", "root", "run", "tmp", "var/lib", "var/log", "srv")
 LINKS = ("bin", "sbin", "lib", "lib64")
 CURL = ("curl", "-sS", "--max-time", "10")
