@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON := .venv/bin/python3
 CLANG ?= clang
-MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarch 2>/dev/null)
+MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarch 2>/dev/null)
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 HELPER := graft/graft-sup
@@ -14,7 +14,12 @@ RUNTIME := graft/graft-runtime
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 
-.PHONY: all compiled demo soak torture fuzz test unit lint test-kernel bench build setup setup-bench setup-test setup-install wheel manual install uninstall clean help
+# make fresh
+SUITE := bookworm
+COMMANDS := 'make demo' 'make test'
+
+.PHONY: all compiled demo soak torture fuzz test unit lint test-kernel bench build fresh
+.PHONY: setup setup-install setup-bench setup-check setup-test wheel manual install uninstall clean help
 
 all: build
 
@@ -27,6 +32,7 @@ help:
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
 	@echo "make soak          real programs for an hour, and what grew meanwhile; TIME=10m"
 	@echo "make fuzz          ten minutes of nonsense for everything that reads from others; TIME=1h"
+	@echo "make fresh         both of the first two, in an empty Debian made for it; SUITE=trixie, COMMANDS=\"'make unit'\""
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make manual        the manual pages in build/man, from man/*.md"
 	@echo "make install       graft under PREFIX (/opt/graft), links in /usr/local/bin, manual pages, completion, graft.h, units"
@@ -42,7 +48,13 @@ setup-bench:
 	@scripts/setup.sh run bench
 
 setup-test:
-	@scripts/setup.sh run install bench test
+	@scripts/setup.sh run install bench check test kernel
+
+setup-check:
+	@scripts/setup.sh run install check
+
+fresh:
+	@scripts/fresh.sh $(SUITE) $(COMMANDS)
 
 .venv/stamp: pyproject.toml
 	@echo "graft: virtual environment in .venv"
@@ -79,10 +91,12 @@ test: setup-test
 	@$(MAKE) --no-print-directory build
 	@scripts/test.sh
 
-unit: build
+unit: setup-check
+	@$(MAKE) --no-print-directory build
 	@$(PYTHON) -m pytest -q tests/unit
 
-lint: build
+lint: setup-check
+	@$(MAKE) --no-print-directory build
 	@$(PYTHON) -m pytest -q tests/test_lint.py
 
 test-kernel: setup-test

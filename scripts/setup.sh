@@ -1,59 +1,93 @@
 #!/bin/bash
-# setup.sh - install the Debian or Ubuntu packages that are missing
-# usage: setup.sh SET...       SET is run, install, bench or test: what graft, its installation, its benchmark, its tests need
+# setup.sh - install the Debian or Ubuntu packages that are missing: setup.sh SET..., the sets of packages.txt
+#
+# A row of packages.txt is there if one of its packages is installed and all of its programs are found; where its names
+# end with '*', the programs may come from anywhere (Docker's own packages, another nginx). What is still missing after
+# the installation is an error that names it.
 set -euo pipefail
+table=$(dirname "$0")/packages.txt
+PATH=$PATH:/usr/sbin:/sbin:/snap/bin # where a user who is not root has none of them
 
-declare -A need=(
-	[run]="make gcc clang libbpf-dev libbpf1 libc6-dev iproute2 util-linux python3-venv nginx-light wrk curl iperf3"
-	[install]="go-md2man man-db"
-	[bench]="redis-server redis-tools memcached libmemcached-tools sockperf iptables nftables docker.io passt slirp4netns"
-	[test]="mandoc golang-go chromium|chromium-browser dnsmasq-base strace qemu-system-x86 kmod shellcheck
-		bpftool|linux-tools-generic systemd runc crun containerd podman conmon containernetworking-plugins
-		docker-compose libseccomp2 busybox-static file libpython3.11-testsuite|libpython3.12-testsuite
-		openjdk-17-jdk-headless|openjdk-21-jdk-headless|default-jdk-headless"
-)
-
-installed() {
-	dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed
+fail() {
+	printf 'setup: %s\n' "$@" >&2
+	exit 1
 }
 
-missing=()
-for set in "$@"; do
-	for choice in ${need[$set]}; do
-		IFS='|' read -ra names <<<"$choice"
-		have=
-		for name in "${names[@]}"; do
-			installed "$name" && have=1 && break
-		done
-		[ "$choice" = nginx-light ] && command -v nginx >/dev/null && have=1
-		[[ "$choice" = bpftool* ]] && command -v bpftool >/dev/null && have=1
-		[ "$choice" = docker.io ] && command -v dockerd >/dev/null && have=1
-		[[ "$choice" = openjdk* ]] && command -v java >/dev/null && have=1
-		[ -n "$have" ] || missing+=("$choice")
-	done
-done
-[ ${#missing[@]} -gt 0 ] || exit 0
-
-if [ "$(id -u)" != 0 ]; then
-	echo "graft: as root, install: ${missing[*]}" >&2
-	exit 1
-fi
-echo "graft: install ${missing[*]}"
-export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
-wanted=()
-for choice in "${missing[@]}"; do
-	IFS='|' read -ra names <<<"$choice"
+# installed NAMES - is one of the packages "a|b|*" installed? "*": it may have come from anywhere
+installed() {
+	local name names
+	IFS='|' read -ra names <<<"$1"
 	for name in "${names[@]}"; do
+		[ "$name" != "*" ] && [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] && return
+	done
+	return 1
+}
+
+# found PROGRAM...
+found() {
+	local program
+	for program in "$@"; do
+		command -v "$program" >/dev/null || return
+	done
+}
+
+# missing SET... - the rows of the sets that are not there, one a line: "a|b|c" alone
+missing() {
+	local row
+	while read -ra row; do
+		[[ " $* " == *" ${row[0]:-#} "* ]] || continue
+		if [[ "${row[1]}" == *"|*" ]] && found "${row[@]:2}"; then continue; fi
+		if installed "${row[1]}" && found "${row[@]:2}"; then continue; fi
+		echo "${row[1]}"
+	done <"$table"
+}
+
+known=$(awk '!/^#/ && NF { print $1 }' "$table" | sort -u | tr '\n' ' ')
+[ $# -gt 0 ] || fail "which sets? $known"
+for set in "$@"; do
+	[[ " $known" == *" $set "* ]] || fail "no set '$set' in $table; there are: $known"
+done
+mapfile -t wanted < <(missing "$@")
+if [ ${#wanted[@]} -eq 0 ]; then
+	echo "setup: $*: nothing to install"
+	exit 0
+fi
+command -v apt-get >/dev/null || fail "missing: ${wanted[*]}" "this is neither Debian nor Ubuntu: install them by hand"
+[ "$(id -u)" = 0 ] || fail "missing: ${wanted[*]}" "run the same command as root, or: sudo $0 $*"
+
+echo "setup: $*: install ${wanted[*]}"
+log=$(mktemp /tmp/graft-setup-XXXXXX)
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq >"$log" 2>&1 || {
+	tail -20 "$log" >&2
+	fail "apt-get update failed (all of it: $log); check the sources of apt and the network"
+}
+packages=()
+unknown=()
+for names in "${wanted[@]}"; do
+	IFS='|' read -ra choices <<<"$names"
+	choice=
+	for name in "${choices[@]}"; do
 		candidate=$(apt-cache policy "$name" | sed -n 's/^ *Candidate: //p')
 		if [ -n "$candidate" ] && [ "$candidate" != "(none)" ]; then
-			wanted+=("$name")
+			choice=$name
 			break
 		fi
 	done
+	if [ -n "$choice" ]; then packages+=("$choice"); else unknown+=("$names"); fi
 done
+if [ ${#unknown[@]} -gt 0 ]; then
+	system=$(sed -n 's/^PRETTY_NAME="\(.*\)"/\1/p' /etc/os-release)
+	fail "the package sources of ${system:-this system} have no package for: ${unknown[*]}" \
+		"add the source that has it (Ubuntu: the component 'universe'), or name its package in $table"
+fi
 # RUNLEVEL=1: install servers without starting them on the machine's ports
-RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${wanted[@]}" >/tmp/graft-setup.log 2>&1 || {
-	tail -20 /tmp/graft-setup.log >&2
-	exit 1
+RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${packages[@]}" >>"$log" 2>&1 || {
+	tail -20 "$log" >&2
+	fail "apt-get install failed (all of it: $log) with: ${packages[*]}"
 }
+for name in "${packages[@]}"; do
+	installed "$name" || fail "apt-get succeeded and did not install $name (its output: $log)"
+done
+rm -f "$log"
+echo "setup: $*: installed ${#packages[@]} packages"
