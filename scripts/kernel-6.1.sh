@@ -21,14 +21,29 @@ command -v qemu-system-x86_64 >/dev/null || lack "qemu-system-x86_64 is not inst
 [ -x .venv/bin/vng ] || lack "virtme-ng is not installed (make build)"
 
 if ! compgen -G "$cache/tree/boot/vmlinuz-*" >/dev/null; then
-	apt-cache show busybox-static >/dev/null 2>&1 || apt-get update -qq
-	release=$(apt-cache search --names-only '^linux-image-6\.1\.0-[0-9]+-amd64$' |
-		sed -E 's/^linux-image-(\S+).*/\1/' | sort -V | tail -1)
-	[ -n "$release" ] || lack "this machine's package sources have no Debian 6.1 kernel"
+	apt=(apt-get -qq)
+	find_release() {
+		apt-cache "${apt[@]:2}" search --names-only '^linux-image-6\.1\.0-[0-9]+-amd64$' |
+			sed -E 's/^linux-image-(\S+).*/\1/' | sort -V | tail -1
+	}
+	release=$(find_release)
+	if [ -z "$release" ]; then # sources that were never read, or another system than Debian 12: read Debian 12's, apart
+		lists=$(mktemp -d /tmp/graft-lists-XXXX)
+		mkdir "$lists/lists"
+		keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+		echo "deb [signed-by=$keyring] ${MIRROR:-http://deb.debian.org/debian} bookworm main" >"$lists/sources.list"
+		apt+=(-o Dir::Etc::SourceList="$lists/sources.list" -o Dir::Etc::SourceParts=/dev/null
+			-o Dir::State::Lists="$lists/lists" -o Dir::State::status=/dev/null
+			-o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
+		"${apt[@]}" update 2>/dev/null || lack "neither this machine's package sources nor Debian 12's are to be read"
+		release=$(find_release)
+	fi
+	[ -n "$release" ] || lack "this machine's package sources have no Debian 6.1 kernel, nor has Debian 12's"
 	echo "kernel-6.1: fetch linux-image-$release"
 	rm -rf "$cache"
 	mkdir -p "$cache/tree"
-	(cd "$cache" && apt-get download -qq "linux-image-$release" busybox-static 2>/dev/null) || lack "download failed"
+	(cd "$cache" && "${apt[@]}" download "linux-image-$release" busybox-static) || lack "download failed"
+	rm -rf "${lists:-}"
 	for package in "$cache"/*.deb; do
 		dpkg-deb -x "$package" "$cache/tree"
 		rm "$package"
