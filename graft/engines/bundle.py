@@ -160,7 +160,9 @@ def _docker(directory: str, number: str) -> Container:
     if labels:
         _check_image(known, Path(directory).parents[1], labels)
     mode = host.get("NetworkMode") or "default"
-    if mode in ("default", "bridge", "host"):
+    if mode == "default":
+        mode = "bridge"  # as Docker 26 writes it from the start
+    if mode in ("bridge", "host"):
         raise Refused(
             f"network '{mode}' is not graft's",
             hint="--network none, or a network made by 'docker network create -d graft NAME'",

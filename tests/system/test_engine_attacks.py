@@ -129,7 +129,7 @@ def test_a_container_is_known_however_it_is_mounted(docker, host, gnet):
     docker(*bare, "-d", "--name", "third", "--network", "none", "-p", "8798:80", "host", "/busybox", "sleep", "60")
     assert {c["name"]: c["publish"] for c in json.loads(host.graft("ps", "-j").stdout)}["third"] == ["8798:80/tcp"]
     done = docker(*bare, "--rm", "host", "/busybox", "true", check=False)
-    assert "graft: network 'default' is not graft's" in done.stderr
+    assert "graft: network 'bridge' is not graft's" in done.stderr
 
 
 def test_the_hosts_address_is_no_containers(docker, host):
