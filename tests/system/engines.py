@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -70,6 +71,14 @@ def nginx_conf(lab: Lab, more: str = "") -> tuple[str, str]:
 def reach(lab: Lab, port: int, address: str = HOST4) -> str:
     """What the laboratory's client gets by HTTP."""
     return lab.client(*CURL, f"http://{address}:{port}/").stdout
+
+
+def engine_version(program: str) -> tuple[int, int]:
+    """The major and minor version that `@program --version` tells."""
+    told = subprocess.run((program, "--version"), capture_output=True, text=True, check=True).stdout
+    found = re.search(r"(\d+)\.(\d+)", told)
+    assert found, told
+    return int(found[1]), int(found[2])
 
 
 class Engine:

@@ -9,7 +9,7 @@ import pytest
 
 from graft.bench.lab import GRAFTD, HOST4, wait_for
 from tests.conftest import need, python
-from tests.system.engines import APP, CURL, NGINX, Podman, nginx_conf, reach
+from tests.system.engines import APP, CURL, NGINX, Podman, engine_version, nginx_conf, reach
 
 GRAFT = ("--annotation", "graft=on")
 KUBE = """
@@ -34,6 +34,8 @@ spec:
 @pytest.fixture(scope="module", params=["runc", "crun"])
 def podman(request, host):
     need("podman", "runc", "crun", "conmon", "busybox")
+    if engine_version("podman") >= (5, 0):
+        pytest.skip("Podman 5 has no CNI, by which graft gives its networks to Podman (issue 17)")
     host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
     wait_for((host.run_dir / "graftd.sock").exists, "graftd")
     (host.work / "empty").mkdir(exist_ok=True)
