@@ -97,7 +97,7 @@ unit: setup-check
 
 lint: setup-check
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m pytest -q tests/test_lint.py
+	@$(PYTHON) -m pytest -q tests/test_lint.py tests/test_wings.py
 
 test-kernel: setup-test
 	@$(MAKE) --no-print-directory build
