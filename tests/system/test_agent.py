@@ -89,7 +89,8 @@ def test_runc_without_graftd(lab, bundle):
 HAND_OVER = f"""
 import json, os, socket, sys
 sys.path.insert(0, {str(ROOT)!r})
-from graft import filter, linux
+from graft.kernel import linux
+from graft.trap import filter
 agent = socket.socket(socket.AF_UNIX); agent.connect(sys.argv[1])
 linux.no_new_privs()
 listener = linux.seccomp_listener(filter.program(), wait_killable=False)

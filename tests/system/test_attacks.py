@@ -24,7 +24,8 @@ def ask(message, fds=(), path=sys.argv[1]):
 """
 LISTENER = f"""
 sys.path.insert(0, {str(ROOT)!r})
-from graft import filter, linux
+from graft.kernel import linux
+from graft.trap import filter
 def listener():
     linux.no_new_privs(); return linux.seccomp_listener(filter.program(), wait_killable=False)
 def hand_over(fd, **wish):

@@ -282,7 +282,7 @@ def test_the_cage(own_lab):
     code = f"""
 import ctypes, errno, sys
 sys.path.insert(0, {str(ROOT)!r})
-from graft import cage
+from graft.process import cage
 cage.enter()
 libc = ctypes.CDLL(None, use_errno=True)
 for name, number in cage.REFUSED.items():
