@@ -16,7 +16,7 @@ from graft import __version__, protocol
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
 from graft.daemon.connection import Connection
-from graft.daemon.documents import _slice, denial_document, live_pid
+from graft.daemon.documents import _slice, event_document, live_pid
 from graft.daemon.peer import refuse_targets
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
@@ -244,9 +244,7 @@ class Admin:
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(counters.items())
             ],
-            "last_refused": [
-                denial_document(when, denial) for when, denial in self.tenancy.denials.get(tenant.id, ())
-            ],
+            "last_refused": [event_document(when, event) for when, event in self.tenancy.denials.get(tenant.id, ())],
         }
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:

@@ -22,19 +22,19 @@ def _slice(tenant: Tenant, *, v4: bool) -> bytes:
     return slice_address(tenant.slot, 1, v4=v4)[0].raw
 
 
-def denial_document(when: float, denial: denials.Denial) -> dict[str, Any]:
+def event_document(when: float, event: denials.Event) -> dict[str, Any]:
     """One refused call in JSON; @when is in seconds since the epoch."""
     import errno
 
     document: dict[str, Any] = {
         "time": when,
-        "op": denial.op,
-        "reason": denial.reason,
-        "errno": errno.errorcode.get(denial.error, str(denial.error)),
-        "command": denial.comm,
+        "op": event.op,
+        "reason": event.reason,
+        "errno": errno.errorcode.get(event.error, str(event.error)),
+        "command": event.comm,
     }
-    if denial.op == "setsockopt":
-        document["level"], document["option"] = denial.port >> 16, denial.port & 0xFFFF
+    if event.op == "setsockopt":
+        document["level"], document["option"] = event.port >> 16, event.port & 0xFFFF
     else:
-        document["address"] = Address(denial.address).with_port(denial.port)
+        document["address"] = Address(event.address).with_port(event.port)
     return document

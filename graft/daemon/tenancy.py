@@ -13,7 +13,7 @@ from pathlib import Path
 from graft.daemon.connection import Connection
 from graft.daemon.verbose import Teller
 from graft.kernel import linux
-from graft.kernel.denials import CONVERTED, Denial
+from graft.kernel.denials import CONVERTED, Event
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import Stamper
@@ -48,7 +48,7 @@ class Tenancy:
         self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
         self.family = Family(self.sockets, kernel.maps["families"])
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["addresses"])
-        self.denials: dict[int, deque[tuple[float, Denial]]] = {}
+        self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
         self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
@@ -128,15 +128,15 @@ class Tenancy:
         connection.deadline = float("inf")
         self.tellers[tenant.id] = Teller(tenant, connection)
 
-    def denied(self, denial: Denial) -> None:
+    def denied(self, event: Event) -> None:
         """Keep what the kernel reports, and tell who listens in."""
-        teller = self.tellers.get(denial.tenant)
+        teller = self.tellers.get(event.tenant)
         if teller:
-            teller.tell(denial)
-        if denial.reason == CONVERTED:
+            teller.tell(event)
+        if event.reason == CONVERTED:
             return
-        kept = self.denials.setdefault(denial.tenant, deque(maxlen=DENIALS_KEPT))
-        kept.append((time.time(), denial))
+        kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
+        kept.append((time.time(), event))
 
 
 def _runs(pid: int, netns: int) -> bool:

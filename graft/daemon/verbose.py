@@ -4,7 +4,7 @@ import errno
 from collections import OrderedDict
 
 from graft.daemon.connection import Connection
-from graft.kernel.denials import CONVERTED, Denial
+from graft.kernel.denials import CONVERTED, Event
 from graft.rules import match
 from graft.rules.address import Address
 from graft.rules.endpoint import Endpoint
@@ -21,10 +21,10 @@ class Teller:
         self.connection = connection
         self.sent: OrderedDict[str, None] = OrderedDict()
 
-    def tell(self, denial: Denial) -> None:
+    def tell(self, event: Event) -> None:
         """Send the line for a conversion or a refusal; a datagram's only once for each destination."""
-        line = self.describe(denial)
-        if denial.op == "send":
+        line = self.describe(event)
+        if event.op == "send":
             if line in self.sent:
                 return
             self.sent[line] = None
@@ -32,28 +32,28 @@ class Teller:
                 self.sent.popitem(last=False)
         self.connection.tell(line)
 
-    def describe(self, denial: Denial) -> str:
+    def describe(self, event: Event) -> str:
         """The line, without a newline: "curl: connect 192.0.2.1:80 from ep-out (198.51.100.7:dynamic)"."""
-        asked = Address(denial.address)
-        if denial.op == "setsockopt":
+        asked = Address(event.address)
+        if event.op == "setsockopt":
             return (
-                f"{denial.comm}: setsockopt level {denial.port >> 16} option {denial.port & 0xFFFF} refused: "
-                f"{denial.reason} ({errno.errorcode.get(denial.error, denial.error)})"
+                f"{event.comm}: setsockopt level {event.port >> 16} option {event.port & 0xFFFF} refused: "
+                f"{event.reason} ({errno.errorcode.get(event.error, event.error)})"
             )
-        what = f"{denial.comm}: {denial.op} {asked.with_port(denial.port)}"
-        if denial.reason != CONVERTED:
-            return f"{what} refused: {denial.reason} ({errno.errorcode.get(denial.error, denial.error)})"
-        real = Address(denial.real).with_port(denial.real_port or "dynamic")
-        endpoint = self._endpoint(denial, asked)
+        what = f"{event.comm}: {event.op} {asked.with_port(event.port)}"
+        if event.reason != CONVERTED:
+            return f"{what} refused: {event.reason} ({errno.errorcode.get(event.error, event.error)})"
+        real = Address(event.real).with_port(event.real_port or "dynamic")
+        endpoint = self._endpoint(event, asked)
         name = endpoint.name if endpoint else "?"
-        return f"{what} -> {name} ({real})" if denial.op == "bind" else f"{what} from {name} ({real})"
+        return f"{what} -> {name} ({real})" if event.op == "bind" else f"{what} from {name} ({real})"
 
-    def _endpoint(self, denial: Denial, asked: Address) -> Endpoint | None:
+    def _endpoint(self, event: Event, asked: Address) -> Endpoint | None:
         tenant = self.tenant
-        if denial.op == "bind":
-            found = match.match_ingress(tenant.ingress, tenant.endpoints, denial.protocol, asked, denial.port)
+        if event.op == "bind":
+            found = match.match_ingress(tenant.ingress, tenant.endpoints, event.protocol, asked, event.port)
             if found is None and asked.raw == bytes(16):
                 any4 = Address(bytes(10) + b"\xff\xff" + bytes(4))
-                found = match.match_ingress(tenant.ingress, tenant.endpoints, denial.protocol, any4, denial.port)
+                found = match.match_ingress(tenant.ingress, tenant.endpoints, event.protocol, any4, event.port)
             return found
         return match.match_egress(tenant.egress, tenant.endpoints, match.destination(asked))

@@ -28,8 +28,8 @@ REASONS = (
 CONVERTED = REASONS[-1]
 
 
-class Denial(NamedTuple):
-    """One refused call, as the ring buffer reports it. For setsockopt, `port` is level << 16 | option.
+class Event(NamedTuple):
+    """A refused or a converted call, as the ring buffer reports it. For setsockopt, `port` is level << 16 | option.
 
     With the reason CONVERTED nothing was refused: the hook replaced the address, and `real` and `real_port` are the
     address that it became, or the one that the connection leaves from. Addresses are 16 bytes, IPv4 ones mapped.

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from graft.errors import Failure
 from graft.kernel import linux
-from graft.kernel.denials import DENIAL, OPS, REASONS, Denial
+from graft.kernel.denials import DENIAL, OPS, REASONS, Event
 from graft.kernel.libbpf import _SAMPLE, OBJECT, _complaints, _libbpf, _print, object_hash
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, _bpf, _Obj
 from graft.kernel.stamps import FAMILY_SIZE, STAMP
@@ -170,7 +170,7 @@ class Kernel:
         """Tell the guard in which netns grafted sockets live; @host_cookie is its SO_NETNS_COOKIE. Raises OSError."""
         self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
 
-    def denials(self, callback: Callable[[Denial], None]) -> int:
+    def denials(self, callback: Callable[[Event], None]) -> int:
         """Open the ring buffer of denials; drain() hands them to @callback. Returns the descriptor to poll.
 
         Raises OSError.
@@ -183,7 +183,7 @@ class Kernel:
                 )
                 text = comm.split(b"\0", 1)[0].decode(errors="replace")
                 callback(
-                    Denial(tenant, OPS[op], REASONS[reason], error, protocol, address, port, real, real_port, text)
+                    Event(tenant, OPS[op], REASONS[reason], error, protocol, address, port, real, real_port, text)
                 )
             self._drained += 1
             return -1 if self._drained >= DRAIN_MAX else 0
