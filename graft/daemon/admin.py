@@ -16,7 +16,7 @@ from graft import __version__, protocol
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
 from graft.daemon.connection import Connection
-from graft.daemon.documents import _slice, event_document, live_pid
+from graft.daemon.documents import event_document, live_pid, slice_of
 from graft.daemon.peer import refuse_targets
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
@@ -228,8 +228,8 @@ class Admin:
         return {
             **self._summary(tenant),
             "loopback": {
-                "ipv4": f"{Address(_slice(tenant, v4=True))}/27",
-                "ipv6": f"{Address(_slice(tenant, v4=False))}/96",
+                "ipv4": f"{Address(slice_of(tenant, v4=True))}/27",
+                "ipv6": f"{Address(slice_of(tenant, v4=False))}/96",
             },
             "uid": tenant.owner,
             "endpoints": [endpoint_document(e) for e in tenant.table.endpoints.values()],

@@ -16,7 +16,8 @@ def live_pid(tenant: Tenant) -> int:
     return next(iter(netns.processes_in_netns(tenant.netns)), tenant.pid)
 
 
-def _slice(tenant: Tenant, *, v4: bool) -> bytes:
+def slice_of(tenant: Tenant, *, v4: bool) -> bytes:
+    """The first address, in 16 bytes, of the slice that stands for a tenant's loopback."""
     from graft.rules.slices import slice_address
 
     return slice_address(tenant.slot, 1, v4=v4)[0].raw

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 
 from graft.errors import UsageError
-from graft.process.key import _key
+from graft.process.key import secret
 from graft.protocol import Metadata, decode_metadata
 
 
 def _sign(metadata: Metadata, directory: Path) -> str:
     plain = msgspec.json.encode(msgspec.structs.replace(metadata, seal=""))
-    return hmac.new(_key(directory), plain, hashlib.sha256).hexdigest()
+    return hmac.new(secret(directory), plain, hashlib.sha256).hexdigest()
 
 
 def seal(metadata: Metadata, directory: Path) -> str:

@@ -12,7 +12,8 @@ from graft.kernel.linux import libc
 OBJECT = Path(__file__).parents[1] / "graft.bpf.o"
 
 
-def _libbpf() -> ctypes.CDLL:
+def libbpf_functions() -> ctypes.CDLL:
+    """libbpf with the signatures of what graft calls of it (libbpf.h). Raises Failure if it is not installed."""
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError:
@@ -42,20 +43,20 @@ def _libbpf() -> ctypes.CDLL:
     return lib
 
 
-_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_complaints: deque[str] = deque(maxlen=100)
+PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+complaints: deque[str] = deque(maxlen=100)
 
 
 def _collect(level: int, text: bytes, arguments: int) -> int:
     if level == 0:  # LIBBPF_WARN; the verifier's log comes with this level
         line = ctypes.create_string_buffer(65536)
         libc.vsnprintf(line, ctypes.c_size_t(len(line)), text, ctypes.c_void_p(arguments))
-        _complaints.extend(line.value.decode(errors="replace").splitlines())
+        complaints.extend(line.value.decode(errors="replace").splitlines())
     return 0
 
 
-_print = _PRINT(_collect)
+print_callback = PRINT(_collect)
 
 
 def object_hash() -> str:
@@ -67,8 +68,8 @@ def object_hash() -> str:
 
 def try_load() -> int:
     """Load the programs, attach and pin nothing, and return how many there are. Raises Failure or OSError."""
-    lib = _libbpf()
-    lib.libbpf_set_print(_print)
+    lib = libbpf_functions()
+    lib.libbpf_set_print(print_callback)
     handle = lib.bpf_object__open_file(os.fsencode(OBJECT), None)
     if not handle:
         raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")

@@ -16,7 +16,7 @@ BPF_OBJ_PIN = 6
 BPF_OBJ_GET = 7
 
 
-class _Elem(ctypes.Structure):
+class ElemAttr(ctypes.Structure):
     """union bpf_attr of BPF_MAP_*_ELEM and BPF_MAP_GET_NEXT_KEY (bpf(2))."""
 
     _fields_ = (
@@ -28,13 +28,14 @@ class _Elem(ctypes.Structure):
     )
 
 
-class _Obj(ctypes.Structure):
+class ObjAttr(ctypes.Structure):
     """union bpf_attr of BPF_OBJ_PIN and BPF_OBJ_GET (bpf(2))."""
 
     _fields_ = (("pathname", ctypes.c_uint64), ("bpf_fd", ctypes.c_uint32), ("file_flags", ctypes.c_uint32))
 
 
-def _bpf(command: int, attr: ctypes.Structure, what: str) -> int:
+def bpf(command: int, attr: ctypes.Structure, what: str) -> int:
+    """bpf(2). Returns what the call returns; raises OSError that names @what."""
     result: int = libc.syscall(NR_BPF, command, ctypes.byref(attr), ctypes.c_uint32(ctypes.sizeof(attr)))
     if result < 0:
         raise linux.oserror(what)
@@ -51,8 +52,8 @@ class Map:
 
     def _elem(self, command: int, key: bytes, value: ctypes.Array[ctypes.c_char] | None, flags: int = 0) -> int:
         kept = ctypes.create_string_buffer(key, len(key))
-        attr = _Elem(self.fd, 0, ctypes.addressof(kept), ctypes.addressof(value) if value else 0, flags)
-        return _bpf(command, attr, f"BPF map {self.name}")
+        attr = ElemAttr(self.fd, 0, ctypes.addressof(kept), ctypes.addressof(value) if value else 0, flags)
+        return bpf(command, attr, f"BPF map {self.name}")
 
     def update(self, key: bytes, value: bytes) -> None:
         """Insert or replace an element. Raises OSError: E2BIG or ENOSPC if the map is full."""
@@ -81,10 +82,10 @@ class Map:
         """All keys. Elements that are added or deleted during the iteration may be missed. Raises OSError."""
         current = ctypes.create_string_buffer(key_size)
         following = ctypes.create_string_buffer(key_size)
-        attr = _Elem(self.fd, 0, 0, ctypes.addressof(following), 0)
+        attr = ElemAttr(self.fd, 0, 0, ctypes.addressof(following), 0)
         while True:
             try:
-                _bpf(BPF_MAP_GET_NEXT_KEY, attr, f"BPF map {self.name}")
+                bpf(BPF_MAP_GET_NEXT_KEY, attr, f"BPF map {self.name}")
             except OSError as error:
                 if error.errno == errno.ENOENT:
                     return

@@ -23,8 +23,8 @@ from pathlib import Path
 from graft.errors import Failure
 from graft.kernel import linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
-from graft.kernel.libbpf import _SAMPLE, OBJECT, _complaints, _libbpf, _print, object_hash
-from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, _bpf, _Obj
+from graft.kernel.libbpf import OBJECT, SAMPLE, complaints, libbpf_functions, object_hash, print_callback
+from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, STAMP
 from graft.log import log
 from graft.rules.limits import Limits
@@ -64,8 +64,8 @@ class Kernel:
 
     def __init__(self, pins: Path) -> None:
         self.pins = pins
-        self.lib = _libbpf()
-        self.lib.libbpf_set_print(_print)
+        self.lib = libbpf_functions()
+        self.lib.libbpf_set_print(print_callback)
         self.maps: dict[str, Map] = {}
         self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
         self._ring: int | None = None
@@ -108,7 +108,7 @@ class Kernel:
     @staticmethod
     def _open_pin(path: Path) -> int:
         name = ctypes.create_string_buffer(os.fsencode(path))
-        return _bpf(BPF_OBJ_GET, _Obj(ctypes.addressof(name), 0, 0), f"open {path}")
+        return bpf(BPF_OBJ_GET, ObjAttr(ctypes.addressof(name), 0, 0), f"open {path}")
 
     def is_pinned(self) -> bool:
         """Are all pins in place that the next graftd will look for?"""
@@ -122,7 +122,7 @@ class Kernel:
         for path, fd in held.items():
             if not path.exists():
                 name = ctypes.create_string_buffer(os.fsencode(path))
-                _bpf(BPF_OBJ_PIN, _Obj(ctypes.addressof(name), fd, 0), f"pin {path}")
+                bpf(BPF_OBJ_PIN, ObjAttr(ctypes.addressof(name), fd, 0), f"pin {path}")
 
     def _load(self, links: Path, policy_cgroup: Path, root_cgroup: Path) -> None:
         self.pins.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +136,7 @@ class Kernel:
             found[name] = entry
         result = self.lib.bpf_object__load(handle)
         if result:
-            for line in _complaints:
+            for line in complaints:
                 log.error("%s", line)
             raise Failure(
                 f"the kernel refused graft's BPF programs: {os.strerror(-result)}",
@@ -188,7 +188,7 @@ class Kernel:
             self._drained += 1
             return -1 if self._drained >= DRAIN_MAX else 0
 
-        self._sample = _SAMPLE(sample)
+        self._sample = SAMPLE(sample)
         self._ring = self.lib.ring_buffer__new(self.maps["denials"].fd, self._sample, None, None)
         if not self._ring:
             raise linux.oserror("open the ring buffer of denials")

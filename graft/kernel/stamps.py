@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from graft.kernel import linux
 from graft.kernel.linux import libc
-from graft.kernel.maps import BPF_MAP_UPDATE_ELEM, NR_BPF, Map, _Elem
+from graft.kernel.maps import BPF_MAP_UPDATE_ELEM, NR_BPF, ElemAttr, Map
 
 PROBE = struct.Struct("=II")
 
@@ -61,7 +61,7 @@ class _Update(threading.local):
     def __init__(self, map_fd: int) -> None:
         self.key = ctypes.c_int()
         self.value = ctypes.create_string_buffer(STAMP.size)
-        self.attr = _Elem(map_fd, 0, ctypes.addressof(self.key), ctypes.addressof(self.value), 0)
+        self.attr = ElemAttr(map_fd, 0, ctypes.addressof(self.key), ctypes.addressof(self.value), 0)
         self.reference = ctypes.byref(self.attr)
         self.size = ctypes.c_uint32(ctypes.sizeof(self.attr))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 KEY_FILE = "seal.key"
 
 
-def _key(directory: Path) -> bytes:
+def secret(directory: Path) -> bytes:
     """This host's key, 32 bytes, made at its first use. It is in a file because containers outlive graftd."""
     path = directory / KEY_FILE
     try:
@@ -25,4 +25,4 @@ def _key(directory: Path) -> bytes:
 
 def token(text: str, directory: Path) -> bytes:
     """32 bytes that only graftd can make for @text, by which it recognises what it has written. Raises OSError."""
-    return hmac.new(_key(directory), b"token " + text.encode(), hashlib.sha256).digest()
+    return hmac.new(secret(directory), b"token " + text.encode(), hashlib.sha256).digest()
