@@ -16,48 +16,47 @@ ContainerProcessState, which the specification may extend.
 """
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
 from graft.errors import GraftError, UsageError
+from graft.rules.request import Request
 
 MESSAGE_MAX = 1 << 20
 Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
 DESCRIPTORS_MAX = 4
 
 
-class Request(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
+class AdminRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
     """What all admin requests have: the client's version, and a namespace by name, pid or path (None: the peer's)."""
 
     version: str
     netns: str | None = None
 
 
-class Hello(Request, tag="hello"):
+class Hello(AdminRequest, tag="hello"):
     """Lets a peer send its request later, from inside a container: graftd checks it now, before it has a filter.
 
     The connection stays open for one request. With rules, the answer's `swap` says whether the filter of a target
     with these rules needs the traps of the swap path.
     """
 
-    ingress: list[str] = []
-    egress: list[str] = []
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
 
 
-class Run(Request, tag="run"):
-    """`graft run`: a target becomes a container's. The descriptor is its seccomp listener. It follows a Hello."""
+class Run(AdminRequest, tag="run", rename={"traps_addresses": "swap"}):
+    """`graft run`: a target becomes a container's. The descriptor is its seccomp listener. It follows a Hello.
+
+    `request` is a JSON array, the fields of Request in their order.
+    """
 
     name: str | None = None
-    publish: list[str] = []
-    ingress: list[str] = []
-    egress: list[str] = []
-    egress_default: str | None = None
+    request: Request = Request()
     argv: list[str] = []
     strict: bool = False
-    swap: bool = False
-    ip: list[str] = []
-    limits: list[str] = []
+    traps_addresses: bool = False  # does its filter trap the calls that the swap path needs (graft/trap/swap.py)?
 
 
 class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,72 +67,72 @@ class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):
     netns: int = -1
 
 
-class EndpointAdd(Request, tag="endpoint-add"):
+class EndpointAdd(AdminRequest, tag="endpoint-add"):
     """`graft endpoint add` of one or more endpoints: all of them or none."""
 
     endpoints: list[NewEndpoint]
 
 
-class EndpointDel(Request, tag="endpoint-del"):
+class EndpointDel(AdminRequest, tag="endpoint-del"):
     """`graft endpoint del` of one or more endpoints: all of them or none."""
 
     names: list[str]
 
 
-class EndpointShow(Request, tag="endpoint-show"):
+class EndpointShow(AdminRequest, tag="endpoint-show"):
     """`graft endpoint show`, of one endpoint or of all."""
 
     name: str | None = None
 
 
-class RuleAdd(Request, tag="rule-add"):
+class RuleAdd(AdminRequest, tag="rule-add"):
     """`graft rule add`: all of them or none."""
 
-    publish: list[str] = []
-    ingress: list[str] = []
-    egress: list[str] = []
+    publish: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
 
 
-class RuleDel(Request, tag="rule-del"):
+class RuleDel(AdminRequest, tag="rule-del"):
     """`graft rule del`: all of them or none."""
 
-    publish: list[str] = []
-    ingress: list[str] = []
-    egress: list[str] = []
+    publish: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
 
 
-class RuleShow(Request, tag="rule-show"):
+class RuleShow(AdminRequest, tag="rule-show"):
     """`graft rule show`."""
 
 
-class Ps(Request, tag="ps"):
+class Ps(AdminRequest, tag="ps"):
     """`graft ps`."""
 
 
-class Inspect(Request, tag="inspect"):
+class Inspect(AdminRequest, tag="inspect"):
     """`graft inspect`."""
 
     name: str
 
 
-class Status(Request, tag="status"):
+class Status(AdminRequest, tag="status"):
     """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
 
-class Bundle(Request, tag="bundle"):
+class Bundle(AdminRequest, tag="bundle"):
     """graft-runtime: an OCI runtime is about to create this container. graftd adds the traps to its config.json."""
 
     bundle: str
     id: str
 
 
-class Hook(Request, tag="hook"):
+class Hook(AdminRequest, tag="hook"):
     """Podman's OCI hook of the stage `precreate`: the answer is @config with the traps."""
 
     config: dict[str, Any]
 
 
-class Attach(Request, tag="attach"):
+class Attach(AdminRequest, tag="attach"):
     """graft-cni ADD. The descriptor is the namespace. Connections to `within` (a prefix) leave from the addresses."""
 
     key: str
@@ -145,19 +144,19 @@ class Attach(Request, tag="attach"):
     resolver: str = ""
 
 
-class Attached(Request, tag="attached"):
+class Attached(AdminRequest, tag="attached"):
     """graft-cni CHECK: the answer has the addresses that the host still has."""
 
     key: str
 
 
-class Detach(Request, tag="detach"):
+class Detach(AdminRequest, tag="detach"):
     """graft-cni DEL; an attachment that does not exist is no error."""
 
     key: str
 
 
-class Stop(Request, tag="stop"):
+class Stop(AdminRequest, tag="stop"):
     """`graftd --stop` and `graftd --replace`; accepted from a client of any version."""
 
     force: bool = False
@@ -205,25 +204,31 @@ class ContainerProcessState(msgspec.Struct):
     metadata: str = ""
 
 
-class Metadata(msgspec.Struct, forbid_unknown_fields=True):
-    """The listenerMetadata that graft understands (OCI runtime specification, config-linux.md), as JSON."""
+class Metadata(msgspec.Struct, forbid_unknown_fields=True, rename={"traps_addresses": "swap"}):
+    """The listenerMetadata that graft understands (OCI runtime specification, config-linux.md), as JSON.
+
+    There the fields of `request` stand beside the others, by their names.
+    """
 
     name: str | None = None
-    publish: list[str] = []
-    ingress: list[str] = []
-    egress: list[str] = []
-    egress_default: str | None = None
+    request: Request = Request()
     strict: bool = False
-    swap: bool = False
+    traps_addresses: bool = False  # as in Run
     wrapper: bool = False
     verbose: bool = False
     argv: list[str] = []
-    ip: list[str] = []
-    limits: list[str] = []
     container: str = ""  # the engine's id of the container
     engine: str = ""  # which engine that is
     directory: str = ""  # where Docker keeps its config.v2.json, which has the names
     seal: str = ""  # proves that graftd wrote this (graft/engines/seal.py)
+
+
+# What release 0.1 knows of listenerMetadata, in the order in which it seals it. Newer fields are written after these,
+# and only if they are not empty, so that release 0.1 recognises containers that use nothing newer.
+METADATA_ORDER = (
+    *("name", "publish", "ingress", "egress", "egress_default", "strict", "swap", "wrapper", "verbose", "argv"),
+    *("ip", "limits", "container", "engine", "directory", "seal"),
+)
 
 
 class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, kw_only=True):
@@ -233,8 +238,8 @@ class AgentRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, k
 class Traps(AgentRequest, tag="traps"):
     """Does the filter of a wrapper with these rules need the traps of the swap path? The answer's `swap` says so."""
 
-    ingress: list[str] = []
-    egress: list[str] = []
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
 
 
 class Option(msgspec.Struct, forbid_unknown_fields=True):
@@ -272,7 +277,9 @@ AnyAgentRequest = Traps | Open | Permit | Endpoints
 
 _state_decoder = msgspec.json.Decoder(ContainerProcessState)
 _agent_decoder = msgspec.json.Decoder(AnyAgentRequest)
-_metadata_decoder = msgspec.json.Decoder(Metadata)
+_request_fields = msgspec.defstruct(  # the fields of Request by name, of the same types
+    "_request_fields", [(name, kind, Request._field_defaults[name]) for name, kind in get_type_hints(Request).items()]
+)
 
 
 def decode_request(line: bytes) -> AnyRequest:
@@ -315,9 +322,23 @@ def decode_metadata(text: str) -> Metadata:
     if not text.strip():
         return Metadata()
     try:
-        return _metadata_decoder.decode(text)
+        document = msgspec.json.decode(text, type=dict[str, Any])
+        if "request" in document:
+            raise UsageError("malformed listenerMetadata: Object contains unknown field `request`")
+        asked = {name: document.pop(name) for name in Request._fields if name in document}
+        metadata = msgspec.convert(document, Metadata)
+        metadata.request = Request(*msgspec.structs.astuple(msgspec.convert(asked, _request_fields)))
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"malformed listenerMetadata: {error}") from None
+    return metadata
+
+
+def metadata_document(metadata: Metadata) -> dict[str, Any]:
+    """The JSON object of a listenerMetadata, with its fields in the order in which they are sealed."""
+    fields = {**msgspec.to_builtins(metadata), **metadata.request._asdict()}
+    del fields["request"]
+    known = {name: fields.pop(name) for name in METADATA_ORDER}
+    return {**known, **{name: value for name, value in fields.items() if value}}
 
 
 def complete(text: bytes) -> bool:

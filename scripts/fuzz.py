@@ -197,7 +197,7 @@ def bundle(data: atheris.FuzzedDataProvider) -> None:
     """A bundle's config.json, written by an engine."""
     with contextlib.suppress(*CALLER_HANDLES):
         config = bent(CONFIG, data)
-        edit(config, container.wish(identify(config, "x")), Path("/run/graft"))
+        edit(config, container.metadata_of(identify(config, "x")), Path("/run/graft"))
 
 
 def profile(data: atheris.FuzzedDataProvider) -> None:

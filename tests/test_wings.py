@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WINGS = ("", "rules", "kernel", "process", "tenants", "engines", "trap", "daemon", "bench", "commands")
 ENTRIES = ("graft.__main__", "graft.keeper")  # how a process of graft's begins: they lead to whatever wing
+ABOVE = {"graft.protocol": "rules"}  # messages carry the request of graft/rules/request.py
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -42,6 +43,8 @@ def wing(module: str) -> str:
     """The folder below graft/ that a module is in; "" for the ground."""
     if module in ENTRIES:
         return WINGS[-1]
+    if module in ABOVE:
+        return ABOVE[module]
     parts = module.split(".")
     return parts[1] if len(parts) > 2 or parts[-1] in WINGS else ""
 

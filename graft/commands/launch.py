@@ -19,6 +19,7 @@ from typing import NamedTuple, NoReturn
 from graft import client
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 from graft.kernel import linux
+from graft.rules.request import Request
 from graft.trap import filter, nested
 
 SHIM = Path(__file__).parents[1] / "graft-shim.so"
@@ -35,19 +36,14 @@ class User(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What the command line of `graft run` or the wrapper asks for; the tuples hold its texts, not yet parsed."""
+    """What the command line of `graft run` or the wrapper says."""
 
     argv: list[str]
     name: str | None = None
     netns: str | None = None
-    publish: tuple[str, ...] = ()
-    ingress: tuple[str, ...] = ()
-    egress: tuple[str, ...] = ()
-    egress_default: str | None = None
     user: User | None = None
     accel: bool = False
-    ip: tuple[str, ...] = ()
-    limits: tuple[str, ...] = ()
+    request: Request = Request()
 
 
 def _numeric(text: str) -> bool:
@@ -91,28 +87,19 @@ def run(plan: Plan) -> NoReturn:
     if plan.accel and not SHIM.exists():
         raise Failure(f"--accel: {SHIM} is not built", hint="run 'make build'", code="ENOENT")
     executable = _find(plan.argv[0])
-    swap = False
-    if plan.ingress or plan.egress:
-        rules = {"ingress": plan.ingress, "egress": plan.egress, "netns": plan.netns}
+    traps_addresses = False
+    request = plan.request
+    if request.ingress or request.egress:
+        rules = {"ingress": request.ingress, "egress": request.egress, "netns": plan.netns}
         with client.connect(start=True) as asking:
-            swap = client.exchange(asking, "hello", rules)["swap"]
+            traps_addresses = client.exchange(asking, "hello", rules)["swap"]
     connection = client.connect(start=True)
     _enter_netns(plan.netns)
-    listener = _install_filter(swap=swap)
+    listener = _install_filter(traps_addresses=traps_addresses)
     client.exchange(
         connection,
         "run",
-        {
-            "name": plan.name,
-            "publish": plan.publish,
-            "ingress": plan.ingress,
-            "egress": plan.egress,
-            "egress_default": plan.egress_default,
-            "argv": _shown(plan.argv),
-            "swap": swap,
-            "ip": plan.ip,
-            "limits": plan.limits,
-        },
+        {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses},
         (listener,),
     )
     connection.close()
@@ -138,12 +125,12 @@ def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
         if os.geteuid() != 0:
             raise Refused("--netns needs root", hint="sudo graft --netns ...", code="EPERM")
         _enter_netns(plan.netns)
-    rules = {"ingress": plan.ingress, "egress": plan.egress}
-    swap = client.ask_agent({"op": "traps", **rules})["swap"]
+    rules = {"ingress": plan.request.ingress, "egress": plan.request.egress}
+    traps_addresses = client.ask_agent({"op": "traps", **rules})["swap"]
     connection = client.connect_agent(start=True)
     begin = _print_apart(connection) if verbose else -1
     try:
-        listener = _install_filter(swap=swap)
+        listener = _install_filter(traps_addresses=traps_addresses)
     except Failure as error:
         if error.code != "EBUSY":
             raise
@@ -153,7 +140,7 @@ def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
         "fds": ["seccompFd"] if listener >= 0 else [],
         "pid": os.getpid(),
         "metadata": json.dumps(
-            {"wrapper": True, "verbose": verbose, "swap": swap, "argv": _shown(plan.argv), **rules}
+            {"wrapper": True, "verbose": verbose, "swap": traps_addresses, "argv": _shown(plan.argv), **rules}
         ),
         "state": {"ociVersion": "1.0.2", "id": "", "status": "creating", "pid": os.getpid(), "bundle": ""},
     }
@@ -253,8 +240,8 @@ def _remount_sys() -> None:
     os.close(cgroup)
 
 
-def _install_filter(*, swap: bool) -> int:
-    program = filter.program(swap=swap)
+def _install_filter(*, traps_addresses: bool) -> int:
+    program = filter.program(swap=traps_addresses)
     try:
         try:
             return linux.seccomp_listener(program, wait_killable=True)

@@ -7,8 +7,7 @@ import click
 from graft.client import call
 from graft.commands.options import CONTEXT, Command, json_option, print_json
 from graft.errors import UsageError
-from graft.rules.endpoint import parse_egress, parse_ingress
-from graft.rules.publication import parse_publication
+from graft.rules.request import Request, parse_request
 
 
 @click.group(context_settings=CONTEXT)
@@ -40,9 +39,7 @@ def _send(
 ) -> None:
     if not (publish or ingress or egress):
         raise UsageError("no rule is given", hint="-p, -i or -e")
-    for texts, parse in ((publish, parse_publication), (ingress, parse_ingress), (egress, parse_egress)):
-        for text in texts:
-            parse(text)
+    parse_request(Request(publish=publish, ingress=ingress, egress=egress))
     call(op, netns=container, publish=publish, ingress=ingress, egress=egress)
 
 

@@ -8,6 +8,7 @@ from graft.commands.launch import Plan, wrap
 from graft.commands.options import netns_option
 from graft.errors import UsageError
 from graft.rules.endpoint import check_distinct, parse_egress, parse_ingress
+from graft.rules.request import Request
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -66,7 +67,7 @@ def command(
             parsed_out.append(parse_egress(text))
     check_distinct(parsed_in, parsed_out)
     verbose = verbose or os.environ.get("GRAFT_VERBOSE", "0") not in ("", "0")
-    wrap(Plan(list(program), netns=netns, ingress=ingress, egress=egress), verbose=verbose)
+    wrap(Plan(list(program), netns=netns, request=Request(ingress=ingress, egress=egress)), verbose=verbose)
 
 
 def _rules(option: str, given: tuple[str, ...], variable: str) -> tuple[tuple[str, ...], str]:

@@ -227,6 +227,7 @@ class Admin:
         counters = self.tenancy.kernel.counters(tenant.id)
         return {
             **self._summary(tenant),
+            "asked": tenant.asked.given(),
             "loopback": {
                 "ipv4": f"{Address(slice_of(tenant, v4=True))}/27",
                 "ipv6": f"{Address(slice_of(tenant, v4=False))}/96",

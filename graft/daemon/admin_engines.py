@@ -9,7 +9,7 @@ from graft.daemon.admission import expect_target
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines import bundle
-from graft.engines.container import Container, wish
+from graft.engines.container import Container, metadata_of
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.kernel import addresses, linux
@@ -41,20 +41,20 @@ class EngineOrders:
         """Podman's `precreate` hook: returns config.json with the traps."""
         return self._edited(linux.parent(connection.pid), request.config, "")
 
-    def _edited(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
+    def _edited(self, creator: int, config: dict[str, Any], container_id: str) -> dict[str, Any]:
         try:
-            return self._edit(creator, config, number)
+            return self._edit(creator, config, container_id)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            log.warning("container %s: %r", number, error)
+            log.warning("container %s: %r", container_id, error)
             raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
 
-    def _edit(self, creator: int, config: dict[str, Any], number: str) -> dict[str, Any]:
-        container = bundle.identify(config, number)
+    def _edit(self, creator: int, config: dict[str, Any], container_id: str) -> dict[str, Any]:
+        container = bundle.identify(config, container_id)
         try:
             self._check_network(container)
-            asked = wish(container)
-            expect_target(self.tenancy, asked, container, creator)
-            return bundle.edit(config, asked, self.tenancy.directory)
+            metadata = metadata_of(container)
+            expect_target(self.tenancy, metadata, container, creator)
+            return bundle.edit(config, metadata, self.tenancy.directory)
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise

@@ -8,8 +8,10 @@ The functions run in the loop's thread. They either make the whole change or rai
 A /proc/PID of a peer is to be believed only after Connection.check_peer().
 """
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from graft import protocol
@@ -19,11 +21,9 @@ from graft.engines.container import NAME_ROOM, Container, plain_name
 from graft.errors import Refused, UsageError
 from graft.kernel import addresses
 from graft.log import log
-from graft.rules.endpoint import EgressRule, IngressRule, check_distinct, parse_egress, parse_ingress
-from graft.rules.limits import parse_limits
+from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
-from graft.rules.own_address import check_families, parse_own
-from graft.rules.publication import parse_publication
+from graft.rules.request import Parsed, Request, parse_request
 from graft.tenants import attachments, publish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
@@ -44,12 +44,11 @@ NAME_MAX = 64
 UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
 UNTRUSTED_LISTENERS = 16  # of one such tenant
 UNTRUSTED_TENANTS = 64  # of one such user
-EGRESS_DEFAULTS = ("host", "none")
+
+Target = protocol.Run | protocol.Metadata
 
 
-def admit_target(
-    tenancy: Tenancy, pid: int, uid: int, listener: int, wish: protocol.Run | protocol.Metadata, *, trusted: bool
-) -> Tenant:
+def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Target, *, trusted: bool) -> Tenant:
     """Make the container of the netns of @pid, or join the one that is there. @uid is the peer's.
 
     An untrusted peer gets the strict policy: it may only use endpoints of its own netns, which an administrator adds;
@@ -59,138 +58,180 @@ def admit_target(
     """
     check_listener(listener)
     reg = tenancy.registry
-    publications = [parse_publication(p) for p in wish.publish]
-    ingress = [parse_ingress(r) for r in wish.ingress]
-    egress = [parse_egress(r) for r in wish.egress]
-    owned = [parse_own(a) for a in wish.ip]
-    limits = parse_limits(wish.limits, tenancy.limits)
-    check_families(owned)
-    if wish.egress_default not in (None, *EGRESS_DEFAULTS):
-        raise UsageError(f"egress '{wish.egress_default}' is unknown", hint="host or none")
-    if not trusted and (publications or owned or wish.egress_default == "host"):
+    asked = parse_request(target.request)
+    if not trusted:
+        _check_untrusted(reg, uid, target, asked)
+    attachments.no_longer_expect(reg, _container_id(target))
+    with _open_netns(pid) as netns_fd:
+        netns = os.fstat(netns_fd).st_ino
+        running = reg.by_netns(netns)
+        if not trusted:
+            _check_namespace(reg, netns, running, uid)
+        if running:
+            asked = _new_rules(running, target, asked)
+        before = running.rules() if running else None
+        tenant = running or _new_target(reg, pid, netns_fd, target)
+        try:
+            if not running:
+                tenant.trusted, tenant.uid = trusted, uid
+                _set_policy(tenancy, tenant, target, asked)
+            _add_rules(reg, tenant, target, asked, trusted=trusted)
+            if running:
+                reg.apply(tenant)
+            else:
+                reg.install(tenant)
+            tenancy.adopt(tenant, listener, trusted=trusted)
+        except BaseException:
+            if before:
+                tenant.restore(before)
+            else:
+                reg.remove(tenant)
+            raise
+    log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
+    return tenant
+
+
+@contextlib.contextmanager
+def _open_netns(pid: int) -> Iterator[int]:
+    """The netns of @pid: a descriptor that is closed after the block. Raises OSError if the process has ended."""
+    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _container_id(target: Target) -> str:
+    """The engine's id of the container; "" if no engine made it."""
+    return target.container if isinstance(target, protocol.Metadata) else ""
+
+
+def _check_untrusted(reg: Registry, uid: int, target: Target, asked: Parsed) -> None:
+    """Raise Refused if a user without root asks for what only root may have, or for more than their share."""
+    if asked.publish or asked.ip or asked.egress_default == "host":
         raise Refused(
             "only root may publish ports, give addresses or open egress", hint="use endpoints", code="EPERM"
         )
-    argv = list(wish.argv)
-    engine = wish.container if isinstance(wish, protocol.Metadata) else ""
-    if engine and not trusted:
+    if _container_id(target):
         raise Refused("only root may speak for an engine", code="EPERM")
-    attachments.no_longer_expect(reg, engine)
-    if not trusted:
-        _check_share(reg, uid, len(ingress) + len(egress))
-        if wish.name:
-            raise Refused("only root may name a container", hint="omit the name", code="EPERM")
-    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    netns = os.fstat(netns_fd).st_ino
-    tenant = reg.by_netns(netns)
-    if not trusted and (netns == reg.home or (tenant and (tenant.trusted or tenant.uid != uid))):
-        os.close(netns_fd)
+    _check_share(reg, uid, len(asked.ingress) + len(asked.egress))
+    if target.name:
+        raise Refused("only root may name a container", hint="omit the name", code="EPERM")
+
+
+def _check_namespace(reg: Registry, netns: int, running: Tenant | None, uid: int) -> None:
+    """Raise Refused if a user without root may not put programs into @netns, where the container @running may be."""
+    if netns == reg.home or (running and (running.trusted or running.uid != uid)):
         raise Refused(
             "only root may put programs under the policy of this namespace",
             hint="graft -i/-e -- COMMAND",
             code="EPERM",
         )
-    if not trusted and tenant and len(tenant.listeners) >= UNTRUSTED_LISTENERS:
-        os.close(netns_fd)
+    if running and len(running.listeners) >= UNTRUSTED_LISTENERS:
         raise Refused(f"{UNTRUSTED_LISTENERS} listeners of this namespace are served", code="ENOSPC")
-    joining = tenant is not None
-    before = tenant.rules() if tenant else None
-    try:
-        if tenant is None:
-            label = wish.name or (plain_name(os.path.basename(argv[0])) if argv else "container")
-            name = parse_container_name(wish.name) if wish.name is not None else f"{label[:48]}-{reg.next_id}"
-            if engine and reg.by_name(name):
-                name = f"{name[:NAME_ROOM]}-{engine[:12]}"
-            tenant = reg.admit(reg.table(netns_fd, f"/proc/{pid}/ns/net"), name, argv)
-            tenant.pid, tenant.netns_fd = pid, netns_fd
-            narrowed = bool(egress) or not trusted
-            tenant.egress_host = wish.egress_default == "host" or (wish.egress_default is None and not narrowed)
-            tenant.strict = wish.strict or not trusted
-            tenant.trusted, tenant.uid = trusted, uid
-            tenant.limits = limits if trusted else limits.lowest(tenancy.limits)
-            tenant.swap = wish.swap
-            tenant.resolvers = addresses.loopback_resolvers()
-            attachments.attach(reg, tenant)
-            attachments.give(reg, tenant, owned)
-        elif owned and [own for own in owned if own not in tenant.given]:
-            raise Refused(
-                f"this namespace runs container '{tenant.name}', which has its addresses",
-                hint="omit --ip",
-                code="EEXIST",
-            )
-        elif wish.name and wish.name != tenant.name and not engine:
-            raise Refused(f"this namespace runs container '{tenant.name}'", hint="omit --name", code="EEXIST")
-        elif wish.egress_default and tenant.egress_host != (wish.egress_default == "host"):
-            raise Refused(
-                f"container '{tenant.name}' runs with egress {'host' if tenant.egress_host else 'none'}",
-                hint="one namespace has one policy; omit --egress",
-                code="EEXIST",
-            )
-        else:
-            os.close(netns_fd)
-            # `exec` and a second `graft run` repeat rules that the container has
-            publications = [p for p in publications if p not in tenant.publications]
-            ingress = [r for r in ingress if r not in tenant.ingress]
-            egress = [r for r in egress if r not in tenant.egress]
-        if isinstance(wish, protocol.Metadata) and wish.container:
-            if wish.container in tenant.members:  # `exec`: do not bring back what was removed meanwhile
-                publications, ingress, egress = [], [], []
-            tenant.members[wish.container] = Member(wish.engine, wish.name or "", wish.directory)
-        if trusted:
-            import_endpoints(reg, tenant, endpoint_names(ingress, egress))
-        reg.add_rules(tenant, ingress, egress)
-        publish.publish(reg, tenant, publications)
-        if joining:
-            reg.apply(tenant)
-        else:
-            reg.install(tenant)
-        tenancy.adopt(tenant, listener, trusted=trusted)
-    except BaseException:
-        if tenant is not None and before is not None:
-            tenant.restore(before)
-        elif tenant is not None:
-            reg.remove(tenant)
-        else:
-            os.close(netns_fd)
-        raise
-    log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
-    return tenant
 
 
-def expect_target(tenancy: Tenancy, wish: protocol.Metadata, container: Container, creator: int) -> None:
+def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
+    """What @target adds to the container @running, whose namespace it joins: rules that it does not have yet.
+
+    Raises Refused if it asks for another policy than the container's.
+    """
+    container_id = _container_id(target)
+    if any(own not in running.given for own in asked.ip):
+        raise Refused(
+            f"this namespace runs container '{running.name}', which has its addresses",
+            hint="omit --ip",
+            code="EEXIST",
+        )
+    if target.name and target.name != running.name and not container_id:
+        raise Refused(f"this namespace runs container '{running.name}'", hint="omit --name", code="EEXIST")
+    if asked.egress_default and running.egress_host != (asked.egress_default == "host"):
+        raise Refused(
+            f"container '{running.name}' runs with egress {'host' if running.egress_host else 'none'}",
+            hint="one namespace has one policy; omit --egress",
+            code="EEXIST",
+        )
+    if container_id and container_id in running.members:  # `exec`: do not bring back what was removed meanwhile
+        return asked._replace(publish=[], ingress=[], egress=[])
+    return asked._replace(  # `exec` and a second `graft run` repeat rules that the container has
+        publish=[p for p in asked.publish if p not in running.publications],
+        ingress=[r for r in asked.ingress if r not in running.ingress],
+        egress=[r for r in asked.egress if r not in running.egress],
+    )
+
+
+def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target) -> Tenant:
+    """A container without a policy, which is not installed yet. Raises Refused, UsageError, OSError."""
+    container_id = _container_id(target)
+    if target.name is not None:
+        name = parse_container_name(target.name)
+    else:
+        label = plain_name(os.path.basename(target.argv[0])) if target.argv else "container"
+        name = f"{label[:48]}-{reg.next_id}"
+    if container_id and reg.by_name(name):
+        name = f"{name[:NAME_ROOM]}-{container_id[:12]}"
+    return _new_tenant(reg, CONTAINER, pid, netns_fd, name, target.argv)
+
+
+def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed) -> None:
+    """Give a new container what is not a rule: flags, limits, addresses, attachments. Raises GraftError."""
+    tenant.asked = target.request
+    narrowed = bool(asked.egress) or not tenant.trusted
+    tenant.egress_host = asked.egress_default == "host" or (asked.egress_default is None and not narrowed)
+    tenant.strict = target.strict or not tenant.trusted
+    limits = asked.limits.or_else(tenancy.limits)
+    tenant.limits = limits if tenant.trusted else limits.lowest(tenancy.limits)
+    tenant.traps_addresses = target.traps_addresses
+    tenant.resolvers = addresses.loopback_resolvers()
+    attachments.attach(tenancy.registry, tenant)
+    attachments.give(tenancy.registry, tenant, asked.ip)
+
+
+def _add_rules(reg: Registry, tenant: Tenant, target: Target, asked: Parsed, *, trusted: bool) -> None:
+    """Add the rules and publications of @asked to a container, and the engine's container to its members.
+
+    Raises GraftError.
+    """
+    if isinstance(target, protocol.Metadata) and target.container:
+        tenant.members[target.container] = Member(target.engine, target.name or "", target.directory)
+    if trusted:
+        import_endpoints(reg, tenant, endpoint_names(asked.ingress, asked.egress))
+    reg.add_rules(tenant, asked.ingress, asked.egress)
+    publish.publish(reg, tenant, asked.publish)
+
+
+def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Container, creator: int) -> None:
     """Check and reserve what a container needs that the engine's process with pid @creator is about to create.
 
     Its ports and addresses are taken from now on, until its first process is there, its creator ends, or
-    CREATE_SECONDS have passed. `wish.swap` is set if a rule needs the traps of the swap path.
+    CREATE_SECONDS have passed. @metadata's `traps_addresses` is set if a rule needs the traps of the swap path.
 
     Raises GraftError for what `admit_target` would refuse later, and OSError if @creator has ended.
     """
     reg = tenancy.registry
-    publications = [parse_publication(p) for p in wish.publish]
-    ingress = [parse_ingress(r) for r in wish.ingress]
-    egress = [parse_egress(r) for r in wish.egress]
-    check_distinct(ingress, egress)
+    asked = parse_request(metadata.request)
+    check_distinct(asked.ingress, asked.egress)
     netns, cookie = container.where
     joined = reg.by_netns(netns) if netns else None
     endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}
-    rules: list[IngressRule | EgressRule] = [*ingress, *egress]
+    rules: list[IngressRule | EgressRule] = [*asked.ingress, *asked.egress]
     for rule in rules:
         check_rule(rule, endpoints)
-    wish.swap = wish.swap or needs_swap(endpoints, 0, ingress, egress)
-    owned = [own for own in map(parse_own, wish.ip) if joined is None or own not in joined.given]
+    metadata.traps_addresses |= needs_swap(endpoints, 0, asked.ingress, asked.egress)
+    owned = [own for own in asked.ip if joined is None or own not in joined.given]
     networked = bool(container.network) or any(a.in_netns(netns, cookie) for a in reg.attachments.values())
     pidfd = os.pidfd_open(creator)
     try:
         attachments.expect(
             reg,
-            wish.container,
+            metadata.container,
             Expected(
                 pidfd,
-                wish.name or wish.container,
+                metadata.name or metadata.container,
                 container.where,
-                publications,
+                asked.publish,
                 owned,
-                networked or bool(wish.ip),
+                networked or bool(asked.ip),
                 time.monotonic() + CREATE_SECONDS,
             ),
         )
@@ -199,12 +240,12 @@ def expect_target(tenancy: Tenancy, wish: protocol.Metadata, container: Containe
         raise
 
 
-def required_traps(tenancy: Tenancy, pid: int, wish: protocol.Traps) -> bool:
+def required_traps(tenancy: Tenancy, pid: int, request: protocol.Traps) -> bool:
     """Does a wrapper of @pid with these rules need the traps of the swap path (graft/trap/swap.py)?
 
     Raises GraftError for a rule that is wrong, or names an endpoint that @pid's netns lacks.
     """
-    ingress, egress = _wrapper_rules(wish)
+    ingress, egress = _wrapper_rules(Request(ingress=request.ingress, egress=request.egress))
     endpoints = _peer_table(tenancy.registry, pid).endpoints
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
@@ -215,13 +256,10 @@ def required_traps(tenancy: Tenancy, pid: int, wish: protocol.Traps) -> bool:
 
 def _peer_table(reg: Registry, pid: int) -> Table:
     """The endpoint table of a peer's netns, only to read. An empty one is not kept in the registry."""
-    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _open_netns(pid) as netns_fd:
         table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
-        reg.forget_empty(table)
-        return table
-    finally:
-        os.close(netns_fd)
+    reg.forget_empty(table)
+    return table
 
 
 def endpoints_of(tenancy: Tenancy, pid: int) -> list[dict[str, Any]]:
@@ -230,15 +268,14 @@ def endpoints_of(tenancy: Tenancy, pid: int) -> list[dict[str, Any]]:
     return [endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
 
 
-def _wrapper_rules(wish: protocol.Traps | protocol.Metadata) -> tuple[list[IngressRule], list[EgressRule]]:
-    ingress = [parse_ingress(r) for r in wish.ingress]
-    egress = [parse_egress(r) for r in wish.egress]
-    check_distinct(ingress, egress)
-    return ingress, egress
+def _wrapper_rules(request: Request) -> tuple[list[IngressRule], list[EgressRule]]:
+    asked = parse_request(request)
+    check_distinct(asked.ingress, asked.egress)
+    return asked.ingress, asked.egress
 
 
 def admit_wrapper(
-    tenancy: Tenancy, pid: int, uid: int, listener: int | None, wish: protocol.Metadata, *, trusted: bool
+    tenancy: Tenancy, pid: int, uid: int, listener: int | None, metadata: protocol.Metadata, *, trusted: bool
 ) -> Tenant:
     """Make the tenant of `graft -i ... -e ... -- CMD`: it has its rules, and the endpoints of the netns of @pid.
 
@@ -248,46 +285,57 @@ def admit_wrapper(
 
     Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
     """
-    if wish.publish or wish.egress_default or wish.name or wish.strict or wish.ip:
+    request = metadata.request
+    if metadata.name or metadata.strict or request != Request(ingress=request.ingress, egress=request.egress):
         raise UsageError("a wrapper takes only ingress and egress rules")
     if listener is not None:
         check_listener(listener)
     reg = tenancy.registry
     if not trusted:
-        _check_share(reg, uid, len(wish.ingress) + len(wish.egress))
-    ingress, egress = _wrapper_rules(wish)
-    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    netns = os.fstat(netns_fd).st_ino
-    table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
-    tenant = None
-    try:
+        _check_share(reg, uid, len(request.ingress) + len(request.egress))
+    ingress, egress = _wrapper_rules(request)
+    with _open_netns(pid) as netns_fd:
+        netns = os.fstat(netns_fd).st_ino
         outer = None if listener is not None else _outer(reg, netns, uid)
-        label = plain_name(os.path.basename(wish.argv[0])) if wish.argv else WRAPPER
-        tenant = reg.admit(table, f"{label[:48]}-{reg.next_id}", [w[:256] for w in wish.argv[:256]])
-        tenant.kind, tenant.pid, tenant.uid, tenant.netns_fd = WRAPPER, pid, uid, netns_fd
-        tenant.strict, tenant.egress_host, tenant.trusted = True, False, trusted
-        tenant.home, tenant.verbose = netns == reg.home, wish.verbose
-        tenant.swap = outer.swap if outer else wish.swap
-        tenant.limits = tenancy.limits
-        names = endpoint_names(ingress, egress)
-        tenant.place = common_place(table.endpoints, names)
-        reg.add_rules(tenant, ingress, egress)
-        tenant.parent = outer or reg.by_netns(netns)
-        if outer:
-            reg.take_scope(tenant)
-        reg.install(tenant)
-        if outer:
-            tenancy.calls.divide(outer)
-        if listener is not None:
-            tenancy.adopt(tenant, listener, trusted=trusted)
-    except BaseException:
-        if tenant is not None:
+        label = plain_name(os.path.basename(metadata.argv[0])) if metadata.argv else WRAPPER
+        argv = [word[:256] for word in metadata.argv[:256]]
+        tenant = _new_tenant(reg, WRAPPER, pid, netns_fd, f"{label[:48]}-{reg.next_id}", argv)
+        try:
+            tenant.asked, tenant.uid, tenant.trusted, tenant.verbose = request, uid, trusted, metadata.verbose
+            tenant.traps_addresses = outer.traps_addresses if outer else metadata.traps_addresses
+            tenant.limits = tenancy.limits
+            tenant.place = common_place(tenant.endpoints, endpoint_names(ingress, egress))
+            reg.add_rules(tenant, ingress, egress)
+            tenant.parent = outer or reg.by_netns(netns)
+            if outer:
+                reg.take_scope(tenant)
+            reg.install(tenant)
+            if outer:
+                tenancy.calls.divide(outer)
+            if listener is not None:
+                tenancy.adopt(tenant, listener, trusted=trusted)
+        except BaseException:
             reg.remove(tenant)
-        else:
-            os.close(netns_fd)
-            reg.forget_empty(table)
-        raise
+            raise
     log.info("wrapper %s: pid %d, netns %d", tenant.name, pid, netns)
+    return tenant
+
+
+def _new_tenant(reg: Registry, kind: str, pid: int, netns_fd: int, name: str, argv: list[str]) -> Tenant:
+    """A tenant of @kind of the netns @netns_fd (a copy is kept), which is not installed yet.
+
+    A wrapper, or the users of the API, may do nothing but by a rule. Raises Refused, and OSError.
+    """
+    table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
+    try:
+        tenant = reg.admit(table, name, argv)
+        tenant.netns_fd = os.dup(netns_fd)
+    except BaseException:
+        reg.forget_empty(table)
+        raise
+    tenant.kind, tenant.pid = kind, pid
+    if kind != CONTAINER:
+        tenant.strict, tenant.egress_host, tenant.in_host_netns = True, False, table.netns == reg.home
     return tenant
 
 
@@ -318,24 +366,15 @@ def api_tenant(tenancy: Tenancy, pid: int, uid: int) -> Tenant:
     Raises Refused, and OSError if the program has ended.
     """
     reg = tenancy.registry
-    netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    netns = os.fstat(netns_fd).st_ino
-    found = reg.by_netns(netns) or next((t for t in reg.of_netns(netns) if t.kind == API), None)
-    if found:
-        os.close(netns_fd)
-        return found
-    table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
-    try:
+    with _open_netns(pid) as netns_fd:
+        netns = os.fstat(netns_fd).st_ino
+        found = reg.by_netns(netns) or next((t for t in reg.of_netns(netns) if t.kind == API), None)
+        if found:
+            return found
         if uid:
             _check_share(reg, uid, 0)
-        tenant = reg.admit(table, f"api-{reg.next_id}", [])
-    except BaseException:
-        os.close(netns_fd)
-        reg.forget_empty(table)
-        raise
-    tenant.kind, tenant.pid, tenant.netns_fd = API, pid, netns_fd
+        tenant = _new_tenant(reg, API, pid, netns_fd, f"api-{reg.next_id}", [])
     tenant.uid, tenant.trusted = uid, uid == 0
-    tenant.strict, tenant.egress_host, tenant.home = True, False, netns == reg.home
     reg.install(tenant)
     return tenant
 

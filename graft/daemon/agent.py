@@ -59,27 +59,27 @@ class Agent:
         sealed = is_sealed(state.metadata, self.tenancy.directory)
         if not sealed:
             connection.check_peer()
-        wish = protocol.decode_metadata(state.metadata)
-        if wish.wrapper:
-            return self._wrapper(connection, wish, fds)
+        metadata = protocol.decode_metadata(state.metadata)
+        if metadata.wrapper:
+            return self._wrapper(connection, metadata, fds)
         if "seccompFd" not in state.fds or len(fds) != len(state.fds):
             raise UsageError(f"{len(state.fds)} names and {len(fds)} descriptors", hint="send one 'seccompFd'")
         listener = fds[state.fds.index("seccompFd")]
         trusted = sealed or (connection.uid == 0 and self._is_host(connection.pid))
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
         known = self.tenancy.registry.by_container(state.state.id) if trusted else None
-        if known is None and trusted and wish.name and not wish.container:
-            known = self.tenancy.registry.by_name(wish.name)
+        if known is None and trusted and metadata.name and not metadata.container:
+            known = self.tenancy.registry.by_name(metadata.name)
         if known and not (state.pid or state.state.pid):
             check_listener(listener)
             self.tenancy.adopt(known, listener, trusted=True)  # `crun exec` sends no pid
             return {"name": known.name}
         self.tenancy.calls.reap()
         try:
-            tenant = admit_target(self.tenancy, pid, connection.uid, listener, wish, trusted=trusted)
+            tenant = admit_target(self.tenancy, pid, connection.uid, listener, metadata, trusted=trusted)
         except GraftError as error:
             if sealed:
-                self._end(pid, wish.name or "", error)
+                self._end(pid, metadata.name or "", error)
             raise
         for fd in fds:
             if fd != listener:
@@ -100,14 +100,14 @@ class Agent:
             finally:
                 os.close(pidfd)
 
-    def _wrapper(self, connection: Connection, wish: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
+    def _wrapper(self, connection: Connection, metadata: protocol.Metadata, fds: list[int]) -> dict[str, Any]:
         if len(fds) > 1:
             raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
         self.tenancy.calls.reap()
         trusted = connection.uid == 0 and administrates(connection.pid)
         listener = fds[0] if fds else None
-        tenant = admit_wrapper(self.tenancy, connection.pid, connection.uid, listener, wish, trusted=trusted)
-        if wish.verbose:
+        tenant = admit_wrapper(self.tenancy, connection.pid, connection.uid, listener, metadata, trusted=trusted)
+        if metadata.verbose:
             self.tenancy.listen_in(tenant, connection)
         return {"name": tenant.name, "scope": tenant.scope}
 

@@ -1,15 +1,8 @@
 """OCI bundles: identify the container, read what it asks of graft, and put graft's traps into its config.json.
 
-A container asks by settings: labels in Docker; annotations in Podman, Kubernetes and plain OCI bundles.
-
-    graft.publish          [HADDR:]HPORT:PORT[/tcp|/udp], ...          as `graft run -p`
-    graft.ingress          ADDR:PORT[-PORT]=ENDPOINT, ...              as `graft run -i`
-    graft.endpoint.NAME    [ADDR:]PORT[-PORT]                          a bind there becomes one to endpoint NAME
-    graft.egress           host | none | PREFIX/LEN=ENDPOINT, ...      as `graft run --egress` and `-e`
-    graft.ip               ADDR, ...                                   as `graft run --ip`
-    graft.limit            sockets=N, udp=N                            as `graft run --limit`
-    graft.family           on                                          for programs that use the family AF_GRAFT
-    graft                  on, or a value as graft.publish has it      Podman's hook runs for it or any graft.*
+A container asks by settings: labels in Docker; annotations in Podman, Kubernetes and plain OCI bundles. Most are
+options of `graft run` (graft/rules/request.py); graft/engines/container.py has the others. man/graft.1.md tells users
+of them.
 
 A label or annotation that came with the image is refused. Whoever runs a container decides about the host's ports;
 whoever built its image does not. An image has labels, and Podman 4 passes an image's annotations on as well.
@@ -57,56 +50,56 @@ def read(path: Path) -> Document:
     return document
 
 
-def identify(config: Document, number: str) -> Container:
+def identify(config: Document, container_id: str) -> Container:
     """Find out which container of which engine a bundle is.
 
-    @config: the parsed config.json. @number: the container id that the runtime was given; "" in a hook of Podman,
+    @config: the parsed config.json. @container_id: the id that the runtime was given; "" in a hook of Podman,
     which has none. Raises Refused if the engine's own files about the container are missing, or say that its network
     is not graft's.
     """
     path = netns_path(config)
-    return _identify(config, number)._replace(path=path, where=_where(path))
+    return _identify(config, container_id)._replace(path=path, where=_where(path))
 
 
-def _identify(config: Document, number: str) -> Container:
+def _identify(config: Document, container_id: str) -> Container:
     annotations: dict[str, str] = config.get("annotations") or {}
     mounts = {m.get("destination"): m.get("source", "") for m in config.get("mounts") or ()}
     if f"{CRI}container-type" in annotations:
-        name = annotations.get(f"{CRI}sandbox-name", number[:12])
+        name = annotations.get(f"{CRI}sandbox-name", container_id[:12])
         space = annotations.get(f"{CRI}sandbox-namespace", "default")
-        return Container("cri", number, f"{space}_{name}", _ours(annotations))
+        return Container("cri", container_id, f"{space}_{name}", _ours(annotations))
     if annotations.get("io.container.manager") == "libpod":
-        return _podman(config, number, mounts.get("/dev/shm", ""), _ours(annotations))
-    directory = _docker_directory(config, number, mounts)
+        return _podman(config, container_id, mounts.get("/dev/shm", ""), _ours(annotations))
+    directory = _docker_directory(config, container_id, mounts)
     if directory:
-        return _docker(directory, number)
+        return _docker(directory, container_id)
     if DOCKER_HOOK in json.dumps(config.get("hooks") or {}):
         raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
-    return Container("oci", number, number[:64], _ours(annotations))
+    return Container("oci", container_id, container_id[:64], _ours(annotations))
 
 
 def _ours(labels: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in labels.items() if k == PREFIX or k.startswith(f"{PREFIX}.")}
 
 
-def _podman(config: Document, number: str, shm: str, settings: dict[str, str]) -> Container:
+def _podman(config: Document, container_id: str, shm: str, settings: dict[str, str]) -> Container:
     """Identify Podman's container. Its id is in the name of its cgroup, or else in the path of its /dev/shm.
 
     Its name and image are in containers/storage. Podman writes those before it runs the hooks.
     """
     path = (config.get("linux") or {}).get("cgroupsPath") or ""
     found = re.search(r"([0-9a-f]{64})(\.scope)?$", path) or re.search(r"/([0-9a-f]{64})/userdata/shm$", shm)
-    number = number or (found[1] if found else "")
-    if not number:
+    container_id = container_id or (found[1] if found else "")
+    if not container_id:
         raise Refused("Podman's container has no id", hint="--cgroups=disabled is not supported", code="EINVAL")
     storage = _podman_storage(Path((config.get("root") or {}).get("path") or "/"), shm)
     entry: Document = {}
     if storage:
         entries: Any = read(storage / "containers.json")
-        entry = next((e for e in entries if e.get("id") == number), {})
+        entry = next((e for e in entries if e.get("id") == container_id), {})
     if settings and (not storage or entry.get("image")):
         _check_annotations(storage, entry.get("image") or "", settings)
-    return Container("podman", number, str(next(iter(entry.get("names") or ()), number[:12])), settings)
+    return Container("podman", container_id, str(next(iter(entry.get("names") or ()), container_id[:12])), settings)
 
 
 def _podman_storage(root: Path, shm: str) -> Path | None:
@@ -139,7 +132,7 @@ def _check_brought(what: str, brought: Mapping[str, str], settings: Mapping[str,
             )
 
 
-def _docker_directory(config: Document, number: str, mounts: dict[Any, str]) -> str:
+def _docker_directory(config: Document, container_id: str, mounts: dict[Any, str]) -> str:
     """Return the directory with Docker's config.v2.json of a container, or "".
 
     It is the one that the container's /etc/resolv.conf, hostname or hosts is mounted from, or DATA-ROOT/containers/ID
@@ -149,11 +142,16 @@ def _docker_directory(config: Document, number: str, mounts: dict[Any, str]) -> 
     above = Path((config.get("root") or {}).get("path") or "/").parents
     roots = [str(p / "containers") for p in above]
     return next(
-        (f"{place}/{number}" for place in (*beside, *roots) if os.path.exists(f"{place}/{number}/config.v2.json")), ""
+        (
+            f"{place}/{container_id}"
+            for place in (*beside, *roots)
+            if os.path.exists(f"{place}/{container_id}/config.v2.json")
+        ),
+        "",
     )
 
 
-def _docker(directory: str, number: str) -> Container:
+def _docker(directory: str, container_id: str) -> Container:
     known = read(Path(directory, "config.v2.json"))
     host = read(Path(directory, "hostconfig.json"))
     labels = _ours((known.get("Config") or {}).get("Labels") or {})
@@ -175,7 +173,7 @@ def _docker(directory: str, number: str) -> Container:
     else:
         _check_twice(host, labels)
     user = "" if mode == "none" or mode.startswith("container:") else mode
-    return Container("docker", number, str(known.get("Name", "")).lstrip("/"), labels, directory, user)
+    return Container("docker", container_id, str(known.get("Name", "")).lstrip("/"), labels, directory, user)
 
 
 def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
@@ -191,7 +189,7 @@ def _check_twice(host: Document, labels: dict[str, str]) -> None:
     """
     bound = {p.partition("/")[0::2] for p in host.get("PortBindings") or {}}
     for item in _items(labels.get("graft.publish", "")):
-        with contextlib.suppress(UsageError):  # wish() reports it
+        with contextlib.suppress(UsageError):  # metadata_of() reports it
             p = parse_publication(item)
             for port in range(p.first, p.first + p.span):
                 if (str(port), PROTOCOL_NAME[p.protocol]) in bound:
@@ -259,10 +257,10 @@ def devices(path: str) -> list[str]:
         return []
 
 
-def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Document:
+def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Document:
     """Return @config with graft's traps in its seccomp profile (runtime-spec config-linux.md, "Seccomp").
 
-    The runtime will send the listener to agent.sock in graftd's run @directory, with @asked, sealed, as metadata.
+    The runtime will send the listener to agent.sock in graftd's run @directory, with @metadata, sealed.
     Raises Refused for a container that has the host's network, or a profile that graft cannot be merged into.
     """
     section: Document = config.get("linux") or {}
@@ -273,9 +271,13 @@ def edit(config: Document, asked: protocol.Metadata, directory: Path) -> Documen
             hint="give it its own: --network none",
             code="EINVAL",
         )
-    asked.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
-    listener, metadata = str(directory / "agent.sock"), seal(asked, directory)
-    merged = profile.merge(section.get("seccomp"), listener=listener, metadata=metadata, swap=asked.swap)
+    metadata.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
+    merged = profile.merge(
+        section.get("seccomp"),
+        listener=str(directory / "agent.sock"),
+        metadata=seal(metadata, directory),
+        swap=metadata.traps_addresses,
+    )
     return {**config, "linux": {**section, "seccomp": merged}}
 
 

@@ -4,14 +4,10 @@ from typing import Any, NamedTuple
 
 from graft import protocol
 from graft.errors import GraftError, UsageError
-from graft.rules.endpoint import parse_egress, parse_ingress
-from graft.rules.limits import Limits, parse_limits
-from graft.rules.own_address import check_families, parse_own
-from graft.rules.publication import parse_publication
+from graft.rules.request import LABELS, with_label
 
 Document = dict[str, Any]
 PREFIX = "graft"
-SETTINGS = ("publish", "ingress", "egress", "ip", "limit", "family")
 ON = ("", "on", "1", "true", "yes")
 OFF = ("off", "0", "false", "no")
 
@@ -32,22 +28,18 @@ class Container(NamedTuple):
     where: tuple[int, int] = (0, 0)  # inode and cookie of that netns; zeros if it cannot be opened
 
 
-def wish(container: Container) -> protocol.Metadata:
-    """Parse a container's settings. Raises UsageError, which names the setting."""
-    asked: dict[str, Any] = {"publish": [], "ingress": [], "egress": [], "ip": [], "limits": []}
+def metadata_of(container: Container) -> protocol.Metadata:
+    """What a container asks for by its settings. Raises UsageError, which names the setting."""
+    metadata = protocol.Metadata(
+        name=_name(container), container=container.id, engine=container.engine, directory=container.directory
+    )
     what = "label" if container.engine == "docker" else "annotation"
     for key, value in sorted(container.settings.items()):
         try:
-            _setting(asked, key, value)
+            _take(metadata, key.removeprefix(PREFIX).removeprefix("."), value)
         except GraftError as error:
             raise UsageError(f"{what} '{key}={value}': {error.message}", hint=error.hint, code=error.code) from None
-    return protocol.Metadata(
-        **asked,
-        name=_name(container),
-        container=container.id,
-        engine=container.engine,
-        directory=container.directory,
-    )
+    return metadata
 
 
 def _name(container: Container) -> str:
@@ -67,45 +59,25 @@ def _items(value: str) -> list[str]:
     return value.replace(",", " ").split()
 
 
-def _setting(asked: dict[str, Any], key: str, value: str) -> None:
-    name = key.removeprefix(PREFIX).removeprefix(".")
-    if not name:
+def _take(metadata: protocol.Metadata, label: str, value: str) -> None:
+    """Add what the setting graft.@label, or `graft` if it is empty, asks for. Raises UsageError."""
+    items = _items(value)
+    if label == "family":
+        if value.lower() not in (*ON, *OFF):
+            raise UsageError("the value is neither on nor off")
+        metadata.traps_addresses = value.lower() in ON
+        return
+    if not label:
         if value.lower() in ON:
             return
         if value.lower() in OFF:
             raise UsageError("a container without this setting does not use graft", hint="omit it")
-        name = "publish"
-    if name == "publish":
-        for item in _items(value):
-            parse_publication(item)
-            asked["publish"].append(item)
-    elif name == "ingress":
-        for item in _items(value):
-            parse_ingress(item)
-            asked["ingress"].append(item)
-    elif name.startswith("endpoint."):
-        for item in _items(value):
-            where = item if ":" in item else f"0.0.0.0:{item}"
-            rule = f"{where}={name.removeprefix('endpoint.')}"
-            parse_ingress(rule)
-            asked["ingress"].append(rule)
-    elif name == "egress":
-        for item in _items(value):
-            if item in ("host", "none"):
-                asked["egress_default"] = item
-            else:
-                parse_egress(item)
-                asked["egress"].append(item)
-    elif name == "ip":
-        asked["ip"] += _items(value)
-        check_families([parse_own(item) for item in asked["ip"]])
-    elif name == "limit":
-        parse_limits(_items(value), Limits())
-        asked["limits"] += _items(value)
-    elif name == "family":
-        if value.lower() not in (*ON, *OFF):
-            raise UsageError("the value is neither on nor off")
-        asked["swap"] = value.lower() in ON
-    else:
-        known = ", ".join(f"{PREFIX}.{s}" for s in SETTINGS)
+        label = "publish"
+    elif label.startswith("endpoint."):
+        name = label.removeprefix("endpoint.")
+        items = [f"{item if ':' in item else f'0.0.0.0:{item}'}={name}" for item in items]
+        label = "ingress"
+    if label not in LABELS:
+        known = ", ".join(f"{PREFIX}.{name}" for name in (*LABELS, "family"))
         raise UsageError("unknown setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
+    metadata.request = with_label(metadata.request, label, items)

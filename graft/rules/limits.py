@@ -25,6 +25,13 @@ class Limits(NamedTuple):
         """The stricter of both, limit by limit."""
         return Limits(min(self.sockets, other.sockets), min(self.udp, other.udp))
 
+    def or_else(self, default: "Limits") -> "Limits":
+        """These limits, with those of @default in place of what is not named (0)."""
+        return Limits(self.sockets or default.sockets, self.udp or default.udp)
+
+
+UNLIMITED = Limits(0, 0)  # names none
+
 
 def parse_limits(texts: Iterable[str], default: Limits) -> Limits:
     """Parse `sockets=N` and `udp=N`, separated by commas or given one by one; the rest is as in @default.

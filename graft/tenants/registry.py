@@ -259,7 +259,7 @@ class Registry(Known):
         for each in egress:
             self.check_leaving(tenant, tenant.endpoints[each.endpoint])
         check_distinct([*tenant.ingress, *ingress], [*tenant.egress, *egress])
-        if needs_swap(tenant.endpoints, tenant.place, ingress, egress) and not tenant.swap:
+        if needs_swap(tenant.endpoints, tenant.place, ingress, egress) and not tenant.traps_addresses:
             rule = next(r for r in rules if needs_swap(tenant.endpoints, tenant.place, [], [], r.endpoint))
             raise Refused(
                 f"rule '{rule}': endpoint '{rule.endpoint}' is of type unix or in another namespace, and container "

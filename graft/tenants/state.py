@@ -2,18 +2,111 @@
 
 It names network namespaces by inode and cookie, which mean nothing after a reboot. The run directory is on a tmpfs,
 so the file is gone then as well.
+
+What it has of a tenant are the fields that the class Tenant declares. CODECS says how their types are written. A
+field that a file lacks has its default: so a newer release reads the file of an older one, and an older one passes
+over what it does not know. VERSION changes only if that does not do.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from graft.rules.address import parse_address
-from graft.rules.endpoint import Endpoint, parse_egress, parse_ingress
+from graft.rules.address import Address, parse_address
+from graft.rules.endpoint import EgressRule, Endpoint, IngressRule, parse_egress, parse_ingress
 from graft.rules.limits import Limits, parse_limits
-from graft.rules.publication import parse_publication
-from graft.tenants.attachment import own_document, restore_attachment, restore_own
+from graft.rules.own_address import Own
+from graft.rules.publication import Publication, parse_publication
+from graft.rules.request import Request
+from graft.tenants.attachment import Attachment, own_document, restore_attachment, restore_own
 from graft.tenants.tenant import Known, Member, Table, Tenant, endpoint_document
 
 VERSION = 4
+
+
+class Codec(NamedTuple):
+    """How a value is written to JSON, and read again; `read` also gets what has been read before."""
+
+    write: Callable[[Any], Any]
+    read: Callable[[Known, Any], Any]
+
+
+CODECS: dict[Any, Codec] = {
+    Address: Codec(str, lambda _, saved: parse_address(saved)),
+    Attachment: Codec(lambda attachment: attachment.key, lambda known, key: known.attachments[key]),
+    EgressRule: Codec(str, lambda _, saved: parse_egress(saved)),
+    IngressRule: Codec(
+        lambda rule: {"rule": str(rule), "protocols": list(rule.protocols)},
+        lambda _, saved: parse_ingress(saved["rule"])._replace(protocols=tuple(saved["protocols"])),
+    ),
+    Limits: Codec(str, lambda _, saved: parse_limits([saved], Limits())),
+    Member: Codec(list, lambda _, saved: Member(*saved)),
+    Own: Codec(own_document, lambda _, saved: restore_own(saved)),
+    Publication: Codec(str, lambda _, saved: parse_publication(saved)),
+    Request: Codec(Request.given, lambda _, saved: restore_request(saved)),
+    Table: Codec(lambda table: table.netns, lambda known, netns: known.tables[netns]),
+    Tenant | None: Codec(lambda tenant: tenant.id if tenant else 0, lambda known, number: known.tenants.get(number)),
+}
+
+
+def restore_request(saved: dict[str, Any]) -> Request:
+    """A request from what `given` returned, without what this release does not know."""
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in saved.items()
+        if name in Request._fields
+    }
+    return Request(**known)
+
+
+def _codec(kind: Any) -> Codec | None:
+    """The codec of values of the type @kind; None if they are written as they are."""
+    if kind in CODECS:
+        return CODECS[kind]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return Codec(list, lambda _, saved: tuple(saved))
+    if origin in (list, set):
+        codec = _codec(inner[0])
+        if codec is None:
+            return Codec(list, lambda _, saved: origin(saved))
+        write, read = codec
+        return Codec(
+            lambda values: [write(value) for value in values],
+            lambda known, saved: origin(read(known, value) for value in saved),
+        )
+    if origin is dict:
+        write, read = _codec(inner[1]) or Codec(lambda value: value, lambda _, saved: saved)
+        return Codec(
+            lambda values: {key: write(value) for key, value in list(values.items())},  # a call thread may add one
+            lambda known, saved: {key: read(known, value) for key, value in saved.items()},
+        )
+    return None
+
+
+@cache
+def _tenant_fields() -> list[tuple[str, str, Codec | None]]:
+    """Of each field of a tenant: its name, its key in state.json, and its codec."""
+    kinds = get_type_hints(Tenant)
+    return [(f.name, f.metadata.get("key", f.name), _codec(kinds[f.name])) for f in fields(Tenant)]
+
+
+def _dump_tenant(tenant: Tenant) -> dict[str, Any]:
+    return {
+        key: codec.write(getattr(tenant, name)) if codec else getattr(tenant, name)
+        for name, key, codec in _tenant_fields()
+    }
+
+
+def _restore_tenant(known: Known, saved: dict[str, Any]) -> Tenant:
+    return Tenant(
+        **{
+            name: codec.read(known, saved[key]) if codec else saved[key]
+            for name, key, codec in _tenant_fields()
+            if key in saved
+        }
+    )
 
 
 def dump(known: Known) -> dict[str, Any]:
@@ -38,39 +131,7 @@ def dump(known: Known) -> dict[str, Any]:
         "networks": known.networks,
         "added": [str(address) for address in known.added],
         "attachments": [attachment.document() for attachment in known.attachments.values()],
-        "tenants": [
-            {
-                "id": t.id,
-                "kind": t.kind,
-                "home": t.home,
-                "verbose": t.verbose,
-                "swap": t.swap,
-                "place": t.place,
-                "parent": t.parent.id if t.parent else 0,
-                "scope": t.scope,
-                "uid": t.uid,
-                "followers": list(t.followers),
-                "paths": t.paths,
-                "slot": t.slot,
-                "name": t.name,
-                "netns": t.netns,
-                "ingress": [{"rule": str(r), "protocols": list(r.protocols)} for r in t.ingress],
-                "egress": [str(r) for r in t.egress],
-                "publications": [str(p) for p in t.publications],
-                "egress_host": t.egress_host,
-                "strict": t.strict,
-                "trusted": t.trusted,
-                "resolvers": [str(a) for a in t.resolvers],
-                "given": [own_document(own) for own in t.given],
-                "members": t.members,
-                "attached": [attachment.key for attachment in t.attached],
-                "argv": t.argv,
-                "pid": t.pid,
-                "started": t.started,
-                "limits": str(t.limits),
-            }
-            for t in known.tenants.values()
-        ],
+        "tenants": [_dump_tenant(tenant) for tenant in known.tenants.values()],
     }
 
 
@@ -91,26 +152,7 @@ def restore(known: Known, document: dict[str, Any]) -> None:
     for saved in document["attachments"]:
         known.attachments[saved["key"]] = restore_attachment(saved)
     for saved in document["tenants"]:
-        tenant = Tenant(saved["id"], saved["slot"], saved["name"], known.tables[saved["netns"]])
-        tenant.ingress = [
-            parse_ingress(r["rule"])._replace(protocols=tuple(r["protocols"])) for r in saved["ingress"]
-        ]
-        tenant.egress = [parse_egress(r) for r in saved["egress"]]
-        tenant.publications = [parse_publication(p) for p in saved["publications"]]
-        tenant.egress_host = saved["egress_host"]
-        tenant.strict = saved["strict"]
-        tenant.trusted = saved["trusted"]
-        tenant.resolvers = [parse_address(a) for a in saved["resolvers"]]
-        tenant.given = [restore_own(own) for own in saved["given"]]
-        tenant.members = {number: Member(*member) for number, member in saved["members"].items()}
-        tenant.attached = [known.attachments[key] for key in saved["attached"]]
-        tenant.limits = parse_limits([saved["limits"]], Limits())
-        tenant.argv, tenant.pid, tenant.started = saved["argv"], saved["pid"], saved["started"]
-        tenant.kind, tenant.home, tenant.place = saved["kind"], saved["home"], saved["place"]
-        tenant.verbose, tenant.swap, tenant.scope = saved["verbose"], saved["swap"], saved["scope"]
-        tenant.uid, tenant.followers = saved["uid"], set(saved["followers"])
-        tenant.parent = known.tenants.get(saved["parent"])
-        tenant.paths = {path: (kept[0], kept[1], kept[2]) for path, kept in saved["paths"].items()}
+        tenant = _restore_tenant(known, saved)
         if tenant.scope:
             known.scopes[tenant.scope] = tenant
         known.tenants[tenant.id] = tenant

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from graft.kernel import linux
@@ -17,6 +18,7 @@ from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
 from graft.rules.publication import Publication
+from graft.rules.request import Request
 from graft.tenants.attachment import Attachment
 
 OWNER_BASE = 0x70000000
@@ -78,12 +80,22 @@ class Rules(NamedTuple):
     endpoints: dict[str, Endpoint]
 
 
+def saved_as(key: str) -> dict[str, str]:
+    """The metadata of a field of Tenant that has the name @key in state.json (format 4)."""
+    return {"key": key}
+
+
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
     return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
+@dataclass(eq=False, repr=False)
 class Tenant:
     """A policy, and the processes under it.
+
+    The fields that are declared here outlive a graftd: state.json has each of them, by its type
+    (graft/tenants/state.py), under its name or what `saved_as` says. A new field needs a default, for files of an
+    older release. What belongs to the running graftd alone is set in __post_init__.
 
     Which thread may touch what. No lock guards a tenant, the registry, or a table. Instead:
 
@@ -102,37 +114,44 @@ class Tenant:
     answers a call of it: `netns_fd` is -1 then. An exception in a call thread becomes EIO for that one call.
     """
 
-    def __init__(self, number: int, slot: int, name: str, table: Table) -> None:
-        self.id = number
-        self.slot = slot
-        self.name = name
-        self.table = table
-        self.netns = table.netns
-        self.ingress: list[IngressRule] = []
-        self.egress: list[EgressRule] = []
-        self.publications: list[Publication] = []
-        self.kind = CONTAINER
-        self.egress_host = True
-        self.strict = False
-        self.home = False  # is it a wrapper in graftd's own netns?
-        self.verbose = False
-        self.swap = False  # does its filter trap the calls that the swap path needs (graft/trap/swap.py)?
-        self.place = 0  # the host namespace where its sockets are made
-        self.parent: Tenant | None = None  # of a wrapper inside a container: the container, whose listener it uses
-        self.scope = 0  # the number by which the processes of such a wrapper are known (graft/trap/nested.py); else 0
-        self.uid = 0  # of the user who asked for it
-        self.followers: set[int] = set()  # processes that have its sockets by the API
-        self.paths: dict[str, tuple[int, int, int]] = {}  # unix sockets that it has bound: device, inode, ctime
-        self.trusted = True  # did root of the host hand its listener over?
-        self.resolvers: list[Address] = []
-        self.given: list[Own] = []  # addresses by --ip
-        self.attached: list[Attachment] = []  # by an engine
-        self.members: dict[str, Member] = {}  # an engine's containers that share the namespace, by their ids
-        self.argv: list[str] = []
-        self.pid = 0
-        self.started = time.time()  # for `graft ps`
+    id: int
+    slot: int  # its slice of the private loopback
+    name: str
+    table: Table = field(metadata=saved_as("netns"))
+    asked: Request = field(
+        default_factory=Request
+    )  # what its first process asked for; rules and addresses may have changed since
+    ingress: list[IngressRule] = field(default_factory=list)
+    egress: list[EgressRule] = field(default_factory=list)
+    publications: list[Publication] = field(default_factory=list)
+    kind: str = CONTAINER
+    egress_host: bool = True
+    strict: bool = False
+    in_host_netns: bool = field(default=False, metadata=saved_as("home"))  # is it a wrapper in graftd's own netns?
+    verbose: bool = False
+    # does its filter trap the calls that the swap path needs (graft/trap/swap.py)?
+    traps_addresses: bool = field(default=False, metadata=saved_as("swap"))
+    place: int = 0  # the host namespace where its sockets are made
+    parent: "Tenant | None" = None  # of a wrapper inside a container: the container, whose listener it uses
+    scope: int = 0  # the number by which the processes of such a wrapper are known (graft/trap/nested.py); else 0
+    uid: int = 0  # of the user who asked for it
+    followers: set[int] = field(default_factory=set)  # processes that have its sockets by the API
+    paths: dict[str, tuple[int, int, int]] = field(
+        default_factory=dict
+    )  # unix sockets it has bound: dev, inode, ctime
+    trusted: bool = True  # did root of the host hand its listener over?
+    resolvers: list[Address] = field(default_factory=list)
+    given: list[Own] = field(default_factory=list)  # addresses by --ip
+    attached: list[Attachment] = field(default_factory=list)  # by an engine
+    members: dict[str, Member] = field(default_factory=dict)  # an engine's containers in the namespace, by their ids
+    argv: list[str] = field(default_factory=list)
+    pid: int = 0
+    started: float = field(default_factory=time.time)  # for `graft ps`
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self.netns = self.table.netns
         self.since = time.monotonic()  # when this graftd got to know it
-        self.limits = Limits()
         self.netns_fd = -1
         self.listeners: set[int] = set()
         self.installed = tables.NOTHING
@@ -201,7 +220,7 @@ class Tenant:
             self.egress,
             egress_host=self.egress_host,
             strict=self.strict,
-            home=self.home,
+            home=self.in_host_netns,
             verbose=self.verbose,
             resolvers=self.resolvers,
             owned=self.owned,

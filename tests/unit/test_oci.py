@@ -61,7 +61,7 @@ def test_docker_that_cannot_be_found():
         bundle.identify({"hooks": hooks}, ID)
 
 
-def test_wishes():
+def test_settings():
     settings = {
         "graft": "8080:80, 8443:443",
         "graft.egress": "none,10.0.0.0/8=out",
@@ -69,14 +69,16 @@ def test_wishes():
         "graft.ip": "10.1.2.3",
         "graft.family": "on",
     }
-    asked = container.wish(container.Container("podman", ID, "a b/ü", settings))
-    assert asked.publish == ["8080:80", "8443:443"]
-    assert asked.ingress == ["0.0.0.0:81=web", "127.0.0.1:82-84=web"]
-    assert (asked.egress_default, asked.egress, asked.ip, asked.swap) == ("none", ["10.0.0.0/8=out"], ["10.1.2.3"], True)
+    asked = container.metadata_of(container.Container("podman", ID, "a b/ü", settings))
+    request = asked.request
+    assert request.publish == ("8080:80", "8443:443")
+    assert request.ingress == ("0.0.0.0:81=web", "127.0.0.1:82-84=web")
+    assert (request.egress_default, request.egress, request.ip) == ("none", ("10.0.0.0/8=out",), ("10.1.2.3",))
+    assert asked.traps_addresses
     assert asked.name == "a_b__"
-    assert container.wish(container.Container("oci", ID, "7" * 80, {})).name == "7" * 51 + "-" + ID[:12]
+    assert container.metadata_of(container.Container("oci", ID, "7" * 80, {})).name == "7" * 51 + "-" + ID[:12]
     with pytest.raises(GraftError, match=r"annotation 'graft\.ip=x': 'x' is not an IP address"):
-        container.wish(container.Container("podman", ID, "n", {"graft.ip": "x"}))
+        container.metadata_of(container.Container("podman", ID, "n", {"graft.ip": "x"}))
 
 
 def test_a_bundle_is_files_alone(tmp_path):

@@ -41,8 +41,8 @@ def test_requests():
 def test_runtime_state():
     state = protocol.decode_state(json.dumps(RUNC).encode())
     assert (state.state.id, state.pid, state.fds) == ("web", 4242, ["seccompFd"])
-    assert protocol.decode_metadata(state.metadata).publish == ["8080:80"]
-    assert protocol.decode_metadata("").publish == []
+    assert protocol.decode_metadata(state.metadata).request.publish == ("8080:80",)
+    assert protocol.decode_metadata("").request.publish == ()
     with pytest.raises(UsageError):
         protocol.decode_metadata('{"publsh": []}')
 

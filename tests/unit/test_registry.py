@@ -308,7 +308,7 @@ def test_a_rule_that_needs_another_socket(reg, tmp_path):
     reg.add_endpoints(tenant.table, [("u", EndpointWords("unix", path=str(tmp_path / "s")), 0)])
     rule = parse_ingress("0.0.0.0:80=u")
     refused("EOPNOTSUPP", lambda: reg.add_rules(tenant, [rule], []), "'web' was started without such endpoints")
-    tenant.swap = True
+    tenant.traps_addresses = True
     reg.add_rules(tenant, [rule], [])
     reg.apply(tenant)
     assert {tables.INGRESS_VALUE.unpack(v)[4] for v in reg.kernel.maps["ingress"].entries.values()} == {tables.PLACE_UNIX}

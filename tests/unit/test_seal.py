@@ -7,12 +7,13 @@ import pytest
 from graft.engines.seal import is_sealed, seal
 from graft.process.key import KEY_FILE
 from graft.protocol import Metadata, decode_metadata
+from graft.rules.request import Request
 
 
 def test_there_and_back(tmp_path):
-    text = seal(Metadata(name="web", publish=["8080:80"], container="c1"), tmp_path)
+    text = seal(Metadata(name="web", request=Request(publish=("8080:80",)), container="c1"), tmp_path)
     assert is_sealed(text, tmp_path)
-    assert decode_metadata(text).publish == ["8080:80"]
+    assert decode_metadata(text).request.publish == ("8080:80",)
     assert (tmp_path / KEY_FILE).stat().st_mode & 0o777 == 0o600
     assert is_sealed(json.dumps(json.loads(text), indent=4), tmp_path)  # it is the content that counts
 
@@ -30,7 +31,7 @@ def test_there_and_back(tmp_path):
     ],
 )
 def test_a_change_is_seen(tmp_path, change):
-    text = seal(Metadata(name="web", publish=["8080:80"], container="c1"), tmp_path)
+    text = seal(Metadata(name="web", request=Request(publish=("8080:80",)), container="c1"), tmp_path)
     assert not is_sealed(json.dumps(json.loads(text) | change), tmp_path)
 
 

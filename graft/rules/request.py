@@ -1,0 +1,163 @@
+"""What a container may ask for: the options of `graft run`, and the labels or annotations of engines.
+
+Each option is described here, once: its text in Request, its value in Parsed, its words in SETTINGS. From these come
+the command line (graft/commands/run.py), the labels (graft/engines/container.py), both messages that carry a request
+(graft/protocol.py), and what state.json and `graft inspect` have of it. What is left to write for a new option is
+what graftd does about it, a test, and its entry in man/graft.1.md.
+
+Pure. It imports little, because it is a part of each start of `graft run`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from graft.errors import UsageError
+from graft.rules.endpoint import EgressRule, IngressRule, parse_egress, parse_ingress
+from graft.rules.limits import UNLIMITED, Limits, parse_limits
+from graft.rules.own_address import Own, check_families, parse_own
+from graft.rules.publication import Publication, parse_publication
+
+
+class Request(NamedTuple):
+    """What is asked for, as texts that are not parsed yet.
+
+    A new field goes last and has a default: messages and files of an older release lack it.
+    """
+
+    publish: tuple[str, ...] = ()
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+    egress_default: str | None = None
+    ip: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are not empty, by name, in types that json.dumps() takes."""
+        return {name: value for name, value in self._asdict().items() if value}
+
+
+class Parsed(NamedTuple):
+    """The values of a request, under the names that its texts have in Request."""
+
+    publish: list[Publication]
+    ingress: list[IngressRule]
+    egress: list[EgressRule]
+    egress_default: str | None  # "host", "none"; None: not said
+    ip: list[Own]
+    limits: Limits  # 0 for a limit that is not named
+
+
+class Setting(NamedTuple):
+    """The words of one option. With `choices` it takes one of them; without, it may be given several times."""
+
+    field: str  # of Request and Parsed
+    options: tuple[str, ...]  # of `graft run`; errors name the first
+    metavar: str | None
+    help: str
+    label: str  # graft.LABEL; two settings may share one: a word among the choices is the setting's that has them
+    parse: Callable[[Any], Any]  # from what Request has to what Parsed has; raises UsageError
+    choices: tuple[str, ...] = ()
+
+    def texts(self, request: Request) -> tuple[str, ...]:
+        """What @request says of this setting, as it was given: one text for each time."""
+        value = getattr(request, self.field)
+        return value if isinstance(value, tuple) else (value,) if value is not None else ()
+
+
+def _each(parse: Callable[[str], Any]) -> Callable[[Sequence[str]], list[Any]]:
+    return lambda texts: [parse(text) for text in texts]
+
+
+def _egress_default(text: str | None) -> str | None:
+    if text not in (None, *EGRESS_DEFAULTS):
+        raise UsageError(f"egress '{text}' is unknown", hint="host or none")
+    return text
+
+
+def _own_addresses(texts: Sequence[str]) -> list[Own]:
+    owned = [parse_own(text) for text in texts]
+    check_families(owned)
+    return owned
+
+
+EGRESS_DEFAULTS = ("host", "none")
+SETTINGS = (
+    Setting(
+        "publish",
+        ("-p", "--publish"),
+        "[HADDR:]HPORT:PORT[/tcp|/udp]",
+        "Publish PORT of the container as HPORT of the host; ranges as 9000-9010:9000-9010.",
+        "publish",
+        _each(parse_publication),
+    ),
+    Setting(
+        "ingress",
+        ("-i", "--ingress"),
+        "ADDR:PORT[-PORT]=ENDPOINT",
+        "A bind to ADDR:PORT becomes a bind to the endpoint.",
+        "ingress",
+        _each(parse_ingress),
+    ),
+    Setting(
+        "egress",
+        ("-e", "--egress-rule"),
+        "PREFIX/LEN=ENDPOINT",
+        "Connections to PREFIX leave from the endpoint; other destinations are refused.",
+        "egress",
+        _each(parse_egress),
+    ),
+    Setting(
+        "egress_default",
+        ("--egress",),
+        None,
+        "Connections out: as the host's (default), or none. With -e: for destinations without a rule.",
+        "egress",
+        _egress_default,
+        EGRESS_DEFAULTS,
+    ),
+    Setting(
+        "ip",
+        ("--ip",),
+        "ADDR",
+        "The container's own address on the host's stack: wildcard binds use it, connections leave from it.",
+        "ip",
+        _own_addresses,
+    ),
+    Setting(
+        "limits",
+        ("--limit",),
+        "sockets=N|udp=N",
+        "How many sockets it may have; default: graftd's limit.",
+        "limit",
+        lambda texts: parse_limits(texts, UNLIMITED),
+    ),
+)
+LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))
+
+
+def parse_request(request: Request) -> Parsed:
+    """Parse everything that is asked for. Raises UsageError for the first text that is wrong."""
+    return Parsed(**{setting.field: setting.parse(getattr(request, setting.field)) for setting in SETTINGS})
+
+
+def check_options(request: Request) -> None:
+    """Check each text by itself. Raises UsageError, which names the option of `graft run`."""
+    for setting in SETTINGS:
+        for text in setting.texts(request):
+            try:
+                setting.parse(text if setting.choices else (text,))
+            except UsageError as error:
+                raise UsageError(f"{setting.options[0]}: {error.message}", hint=error.hint) from None
+
+
+def with_label(request: Request, label: str, items: Sequence[str]) -> Request:
+    """@request with what the items of the label graft.@label, one of LABELS, add to it. Raises UsageError."""
+    named = [setting for setting in SETTINGS if setting.label == label]
+    for item in items:
+        fitting = [s for s in named if item in s.choices] or [s for s in named if not s.choices] or named
+        field = fitting[0].field
+        value: Any = item if fitting[0].choices else (*getattr(request, field), item)
+        request = request._replace(**{field: value})
+    for setting in named:
+        setting.parse(getattr(request, setting.field))
+    return request
