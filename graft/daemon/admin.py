@@ -235,7 +235,7 @@ class Admin:
             "uid": tenant.owner,
             "endpoints": [endpoint_document(e) for e in tenant.table.endpoints.values()],
             "rules": rule_documents(tenant),
-            "resolvers": [str(r) for r in tenant.resolvers],
+            "resolvers": [str(r) for r in tenant.open_resolvers],
             "limits": {
                 name: {"used": used, "max": most}
                 for name, used, most in zip(

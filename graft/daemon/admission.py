@@ -23,7 +23,7 @@ from graft.kernel import addresses
 from graft.log import log
 from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
-from graft.rules.request import Parsed, Request, parse_request
+from graft.rules.request import Parsed, Request, needs_root, parse_request
 from graft.tenants import attachments, publish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
@@ -108,7 +108,7 @@ def _container_id(target: Target) -> str:
 
 def _check_untrusted(reg: Registry, uid: int, target: Target, asked: Parsed) -> None:
     """Raise Refused if a user without root asks for what only root may have, or for more than their share."""
-    if asked.publish or asked.ip or asked.egress_default == "host":
+    if needs_root(target.request):
         raise Refused(
             "only root may publish ports, give addresses or open egress", hint="use endpoints", code="EPERM"
         )

@@ -57,6 +57,7 @@ class Setting(NamedTuple):
     label: str  # graft.LABEL; two settings may share one: a word among the choices is the setting's that has them
     parse: Callable[[Any], Any]  # from what Request has to what Parsed has; raises UsageError
     choices: tuple[str, ...] = ()
+    for_root: Callable[[str], bool] = lambda _: True  # may only root of the host ask for this text?
 
     def texts(self, request: Request) -> tuple[str, ...]:
         """What @request says of this setting, as it was given: one text for each time."""
@@ -97,6 +98,7 @@ SETTINGS = (
         "A bind to ADDR:PORT becomes a bind to the endpoint.",
         "ingress",
         _each(parse_ingress),
+        for_root=lambda _: False,
     ),
     Setting(
         "egress",
@@ -105,6 +107,7 @@ SETTINGS = (
         "Connections to PREFIX leave from the endpoint; other destinations are refused.",
         "egress",
         _each(parse_egress),
+        for_root=lambda _: False,
     ),
     Setting(
         "egress_default",
@@ -114,6 +117,7 @@ SETTINGS = (
         "egress",
         _egress_default,
         EGRESS_DEFAULTS,
+        for_root=lambda text: text != "none",
     ),
     Setting(
         "ip",
@@ -130,6 +134,7 @@ SETTINGS = (
         "How many sockets it may have; default: graftd's limit.",
         "limit",
         lambda texts: parse_limits(texts, UNLIMITED),
+        for_root=lambda _: False,  # others get graftd's limit at most
     ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))
@@ -148,6 +153,11 @@ def check_options(request: Request) -> None:
                 setting.parse(text if setting.choices else (text,))
             except UsageError as error:
                 raise UsageError(f"{setting.options[0]}: {error.message}", hint=error.hint) from None
+
+
+def needs_root(request: Request) -> bool:
+    """Does @request ask for anything that only root of the host may have?"""
+    return any(setting.for_root(text) for setting in SETTINGS for text in setting.texts(request))
 
 
 def with_label(request: Request, label: str, items: Sequence[str]) -> Request:

@@ -235,7 +235,7 @@ def compile_tables(
     return Tables(
         compile_ingress(tenant, ingress, endpoints),
         out,
-        compile_services(tenant, resolvers if egress_host else (), named=named),
+        compile_services(tenant, resolvers, named=named),
         {own.address.raw: OWNER.pack(tenant, own.network) for own in owned},
         flags,
     )

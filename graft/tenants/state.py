@@ -10,7 +10,6 @@ over what it does not know. VERSION changes only if that does not do.
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from graft.rules.address import Address, parse_address
@@ -85,28 +84,23 @@ def _codec(kind: Any) -> Codec | None:
     return None
 
 
-@cache
-def _tenant_fields() -> list[tuple[str, str, Codec | None]]:
+def _field_codecs() -> list[tuple[str, str, Codec | None]]:
     """Of each field of a tenant: its name, its key in state.json, and its codec."""
     kinds = get_type_hints(Tenant)
     return [(f.name, f.metadata.get("key", f.name), _codec(kinds[f.name])) for f in fields(Tenant)]
 
 
+FIELDS = _field_codecs()
+
+
 def _dump_tenant(tenant: Tenant) -> dict[str, Any]:
-    return {
-        key: codec.write(getattr(tenant, name)) if codec else getattr(tenant, name)
-        for name, key, codec in _tenant_fields()
-    }
+    values = vars(tenant)
+    return {key: codec.write(values[name]) if codec else values[name] for name, key, codec in FIELDS}
 
 
 def _restore_tenant(known: Known, saved: dict[str, Any]) -> Tenant:
-    return Tenant(
-        **{
-            name: codec.read(known, saved[key]) if codec else saved[key]
-            for name, key, codec in _tenant_fields()
-            if key in saved
-        }
-    )
+    present = {name: (codec, saved[key]) for name, key, codec in FIELDS if key in saved}
+    return Tenant(**{name: codec.read(known, value) if codec else value for name, (codec, value) in present.items()})
 
 
 def dump(known: Known) -> dict[str, Any]:

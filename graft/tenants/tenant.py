@@ -140,7 +140,7 @@ class Tenant:
         default_factory=dict
     )  # unix sockets it has bound: dev, inode, ctime
     trusted: bool = True  # did root of the host hand its listener over?
-    resolvers: list[Address] = field(default_factory=list)
+    resolvers: list[Address] = field(default_factory=list)  # of the host, on its loopback
     given: list[Own] = field(default_factory=list)  # addresses by --ip
     attached: list[Attachment] = field(default_factory=list)  # by an engine
     members: dict[str, Member] = field(default_factory=dict)  # an engine's containers in the namespace, by their ids
@@ -175,6 +175,11 @@ class Tenant:
     def owned(self) -> list[Own]:
         """The tenant's own addresses; wildcard binds go to the first one of a family."""
         return [*self.given, *(own for attachment in self.attached for own in attachment.addresses)]
+
+    @property
+    def open_resolvers(self) -> list[Address]:
+        """The resolvers on the host's loopback that it may ask for names."""
+        return self.resolvers if self.egress_host else []
 
     def bound_path(self, path: str) -> None:
         """Remember a unix socket that the tenant has bound, to unlink it at the tenant's end. From any thread.
@@ -222,7 +227,7 @@ class Tenant:
             strict=self.strict,
             home=self.in_host_netns,
             verbose=self.verbose,
-            resolvers=self.resolvers,
+            resolvers=self.open_resolvers,
             owned=self.owned,
             named=bool(self.attached),
         )

@@ -14,6 +14,7 @@ from graft.commands import ip_graft, wrapper
 from graft.commands.graftd import command as graftd
 from graft.commands.main import COMMANDS, graft, is_wrapper
 from graft.engines import cni
+from graft.rules.request import SETTINGS
 from tests.conftest import lack, need
 
 ROOT = Path(__file__).parent.parent.parent
@@ -83,6 +84,14 @@ def test_graft_names_every_command():
         assert f"graft {name}" in text, name
     for option in ("--publish", "--ingress", "--egress", "--egress-rule", "--netns", "--user", "--name", "--verbose"):
         assert option in text, option
+
+
+def test_an_option_names_its_label():
+    """The entry of each option of `graft run` that containers of engines have as well."""
+    entries = "\n".join(sections("graft.1.md", "###")["graft run"]).split("\n\n")
+    for setting in SETTINGS:
+        entry = next(each for each in entries if each.startswith(f"**{setting.options[0]}**"))
+        assert f"**graft.{setting.label}**" in entry, setting.field
 
 
 def test_graft_synopsis():

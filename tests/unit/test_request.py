@@ -14,7 +14,16 @@ from graft.engines.seal import is_sealed, seal
 from graft.errors import UsageError
 from graft.process.key import KEY_FILE
 from graft.rules.limits import Limits
-from graft.rules.request import LABELS, SETTINGS, Parsed, Request, check_options, parse_request, with_label
+from graft.rules.request import (
+    LABELS,
+    SETTINGS,
+    Parsed,
+    Request,
+    check_options,
+    needs_root,
+    parse_request,
+    with_label,
+)
 
 FULL = Request(("8080:80",), ("0.0.0.0:81=ep",), ("10.0.0.0/8=ep",), "none", ("10.88.0.5",), ("sockets=100",))
 
@@ -62,7 +71,7 @@ def test_labels_say_the_same_as_options():
     for setting in SETTINGS:
         request = with_label(request, setting.label, setting.texts(FULL))
     assert request == FULL
-    assert LABELS == ("publish", "ingress", "egress", "ip", "limit")
+    assert LABELS[:5] == ("publish", "ingress", "egress", "ip", "limit")
     with pytest.raises(UsageError, match="are of one family"):
         with_label(with_label(Request(), "ip", ["10.1.2.3"]), "ip", ["10.1.2.4"])
 
@@ -82,9 +91,18 @@ def test_errors_name_the_label(key, value, message):
         metadata_of(Container("docker", "id", "web", {key: value}))
     assert error.value.message.startswith(message)
     if key == "graft.nothing":
-        assert error.value.hint == (
-            "graft.publish, graft.ingress, graft.egress, graft.ip, graft.limit, graft.family, graft.endpoint.NAME"
-        )
+        assert error.value.hint.startswith("graft.publish, graft.ingress, graft.egress, graft.ip, graft.limit")
+        assert error.value.hint.endswith(", graft.family, graft.endpoint.NAME")
+
+
+def test_who_may_ask():
+    """A setting is for root alone unless it says otherwise."""
+    assert needs_root(FULL)
+    for setting in SETTINGS:
+        alone = Request(**{setting.field: getattr(FULL, setting.field)})
+        assert needs_root(alone) == (setting.field in ("publish", "ip")), setting.field
+    assert needs_root(Request(egress_default="host"))
+    assert not needs_root(Request())
 
 
 def test_on_the_wire():
