@@ -94,7 +94,7 @@ def end_connections(address: Address) -> None:
 
 def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
     """The nameservers of resolv.conf(5) that listen on the host's own loopback, as systemd-resolved's stub does."""
-    return [a for a in nameservers(path) if (a.v4 and a.raw[12] == 127) or str(a) == "::1"]
+    return [a for a in nameservers(path) if a.loopback]
 
 
 def nameservers(path: str = "/etc/resolv.conf") -> list[Address]:

@@ -28,6 +28,11 @@ class Address(NamedTuple):
         return self.raw in (ANY4, ANY6)
 
     @property
+    def loopback(self) -> bool:
+        """Is it in 127.0.0.0/8, or ::1?"""
+        return self.raw[12] == 127 if self.v4 else self.raw == bytes(15) + b"\x01"
+
+    @property
     def kind(self) -> str:
         """The endpoint type of this family: "ipv4" or "ipv6"."""
         return "ipv4" if self.v4 else "ipv6"

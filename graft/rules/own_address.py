@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from graft.errors import UsageError
 from graft.rules.address import ANY4, ANY6, Address, parse_address
-from graft.rules.slices import SLICE4_NET, SLICE6_PREFIX
+from graft.rules.slices import SLICE6_PREFIX
 
 
 class Own(NamedTuple):
@@ -41,7 +41,7 @@ def check_own(address: Address) -> None:
     wrong = ""
     if address.any:
         wrong = "is the wildcard"
-    elif (address.v4 and v4 >> 24 == SLICE4_NET >> 24) or str(address) == "::1" or raw.startswith(SLICE6_PREFIX):
+    elif address.loopback or raw.startswith(SLICE6_PREFIX):
         wrong = "is a loopback address"
     elif (address.v4 and (v4 >> 28 >= 0xE or v4 >> 24 == 0)) or raw[0] == 0xFF:
         wrong = "is not an address of one host"
