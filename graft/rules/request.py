@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from graft.errors import UsageError
+from graft.rules.address import Address, parse_address
 from graft.rules.endpoint import EgressRule, IngressRule, parse_egress, parse_ingress
 from graft.rules.limits import UNLIMITED, Limits, parse_limits
 from graft.rules.own_address import Own, check_families, parse_own
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     egress_default: str | None = None
     ip: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    resolver: tuple[str, ...] = ()
 
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
@@ -45,6 +47,7 @@ class Parsed(NamedTuple):
     egress_default: str | None  # "host", "none"; None: not said
     ip: list[Own]
     limits: Limits  # 0 for a limit that is not named
+    resolver: list[Address]
 
 
 class Setting(NamedTuple):
@@ -73,6 +76,14 @@ def _egress_default(text: str | None) -> str | None:
     if text not in (None, *EGRESS_DEFAULTS):
         raise UsageError(f"egress '{text}' is unknown", hint="host or none")
     return text
+
+
+def parse_resolver(text: str) -> Address:
+    """`--resolver ADDR`: an address of the host's loopback. Raises UsageError."""
+    address = parse_address(text)
+    if not address.loopback:
+        raise UsageError(f"resolver {address} is not on the host's loopback", hint="one like 127.0.0.53")
+    return address
 
 
 def _own_addresses(texts: Sequence[str]) -> list[Own]:
@@ -135,6 +146,14 @@ SETTINGS = (
         "limit",
         lambda texts: parse_limits(texts, UNLIMITED),
         for_root=lambda _: False,  # others get graftd's limit at most
+    ),
+    Setting(
+        "resolver",
+        ("--resolver",),
+        "ADDR",
+        "A resolver on the host's loopback that it may ask; default: resolv.conf's, if --egress is host.",
+        "resolver",
+        _each(parse_resolver),
     ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))

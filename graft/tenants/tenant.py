@@ -18,7 +18,7 @@ from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
 from graft.rules.publication import Publication
-from graft.rules.request import Request
+from graft.rules.request import Request, parse_request
 from graft.tenants.attachment import Attachment
 
 OWNER_BASE = 0x70000000
@@ -178,8 +178,11 @@ class Tenant:
 
     @property
     def open_resolvers(self) -> list[Address]:
-        """The resolvers on the host's loopback that it may ask for names."""
-        return self.resolvers if self.egress_host else []
+        """The resolvers on the host's loopback that it may ask for names: those of --resolver, else the host's own.
+
+        The host's own are for containers whose connections leave as the host's, because a name can carry data out.
+        """
+        return parse_request(self.asked).resolver or (self.resolvers if self.egress_host else [])
 
     def bound_path(self, path: str) -> None:
         """Remember a unix socket that the tenant has bound, to unlink it at the tenant's end. From any thread.

@@ -85,6 +85,40 @@ tell('fastopen', lambda: socket.socket().sendto(b'x', socket.MSG_FASTOPEN, ({CLI
         assert counted == {}
 
 
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.settimeout(3)
+    s.connect((sys.argv[1], 53))
+    s.send(b'name?')
+    print(s.recv(99).decode())
+"""
+
+
+def test_a_resolver_that_it_may_ask(lab):
+    """--resolver opens port 53 of one address of the host's loopback, also where nothing else leaves."""
+    server = lab.spawn(
+        *python("""
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.54', 53)); print('ready', flush=True)
+while True: s.sendto(b'address', s.recvfrom(99)[1])"""),
+        stdout=-1,
+    )
+    server.stdout.readline()
+    narrow = ("--egress", "none")
+    assert lab.graft("run", *narrow, "--resolver", "127.0.0.54", *python(ASK), "127.0.0.54").stdout == "address\n"
+    assert "ConnectionRefused" in lab.graft("run", *narrow, *python(ASK), "127.0.0.54").stderr
+    other = lab.graft("run", *narrow, "--resolver", "127.0.0.55", *python(ASK), "127.0.0.54")
+    assert "ConnectionRefused" in other.stderr
+    running = lab.spawn_graft("--name", "asks", "--resolver", "127.0.0.54", "sleep", "60")
+    wait_for(lambda: "asks" in lab.containers(), "the container")
+    seen = json.loads(lab.graft("inspect", "asks").stdout)
+    assert (seen["asked"], seen["resolvers"]) == ({"resolver": ["127.0.0.54"]}, ["127.0.0.54"])
+    lab.end(running)
+    refused = lab.graft("run", "--resolver", "192.0.2.1", "true")
+    assert (refused.returncode, "--resolver: resolver 192.0.2.1 is not on" in refused.stderr) == (2, True)
+
+
 def test_egress_rules_choose_the_source(lab):
     lab.graft("endpoint", "add", "ep-out", "type", "ipv4", "addr", SECOND4, "port", "dynamic", check=True)
     code = """
