@@ -13,7 +13,7 @@ import pytest
 
 from graft.bench import scale
 from graft.bench.cases import CASES
-from graft.bench.lab import GRAFT, wait_for
+from graft.bench.lab import GRAFT, SLOWNESS, wait_for
 from graft.bench.result import FORMAT, Partial, Result
 from tests.conftest import need
 
@@ -146,10 +146,12 @@ def test_an_interrupt_keeps_what_is_measured(tmp_path, how):
 def test_time_that_is_up_keeps_what_is_measured(tmp_path):
     need("iptables", "chromium")
     files = ("--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
-    found = bench("--quick", "--case", "short-in", "--rounds", "1000", "--against", "bridge", "--time", "10s", *files)
-    assert (found.returncode, found.stderr) == (124, "graft: the time is up: 10 s\n")
+    seconds = f"{10 * SLOWNESS:g}"  # enough for the first rounds, also on a busy machine
+    one = ("--quick", "--case", "short-in", "--rounds", "1000", "--against", "bridge", "--time", f"{seconds}s")
+    found = bench(*one, *files, timeout=60 * SLOWNESS)
+    assert (found.returncode, found.stderr) == (124, f"graft: the time is up: {seconds} s\n")
     result = partial_result(tmp_path)
-    assert result.partial.why == "its time was up after 10 s"
+    assert result.partial.why == f"its time was up after {seconds} s"
     assert (result.partial.of, result.partial.of_a_case) == (1000, 1000)
     assert f"{result.partial.rounds} of 1000 rounds" in (tmp_path / "r.html").read_text().partition("<h2>")[2]
     assert str(result.partial) in found.stdout.splitlines()
