@@ -2,8 +2,8 @@
 /*
  * abi.h - what the kernel half and graftd share: map keys, values, reasons
  *
- * Python packs and unpacks these structures (graft/kernel, graft/rules/tables.py). tests/unit/test_layout.py reads
- * this header and compares every structure, enumerator and constant, so that the two cannot drift apart.
+ * Python packs and unpacks these structures (graft/kernel, graft/rules/tables.py). tests/unit/kernel/test_layout.py
+ * reads this header and compares every structure, enumerator and constant, so that the two cannot drift apart.
  *
  * IP addresses are 16 bytes in network order everywhere, IPv4 as ::ffff:a.b.c.d: with one form for both families one
  * function serves both hooks. Ports are in host order unless the name ends in _be.

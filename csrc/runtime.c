@@ -108,7 +108,7 @@ static void get_string(const char *reply, const char *key, char *to, size_t room
 /*
  * Send a request, which is freed, and return what follows "ok": in the reply, without the end of the line. The bytes
  * are those that Python's json.dumps() writes (graft/daemon/connection.py, Connection._send;
- * tests/unit/test_connection.py).
+ * tests/unit/daemon/test_connection.py).
  */
 static char *ask(char *request, size_t size)
 {

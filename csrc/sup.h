@@ -3,8 +3,8 @@
  * sup.h - what graft-sup shares with graftd (graft/trap/journal.py) and with the preload library
  *
  * graftd makes a memfd of one sup_shared for each listener, the journal. It outlives both: if one dies, the other
- * finds there which calls were received and not answered. tests/unit/test_layout.py reads this header and compares
- * every structure and constant with graft/trap/journal.py.
+ * finds there which calls were received and not answered. tests/unit/kernel/test_layout.py reads this header and
+ * compares every structure and constant with graft/trap/journal.py.
  */
 #ifndef GRAFT_SUP_H
 #define GRAFT_SUP_H

@@ -130,7 +130,7 @@ class Connection:
     def _send(self, document: dict[str, Any]) -> None:
         self.last = not (self.vetted or self.told) or "error" in document
         # csrc/runtime.c has no JSON parser: it looks for '{"ok": ', '"message": "' and '"hint": "' in ASCII, with
-        # the blanks that json.dumps() writes by default (tests/unit/test_connection.py)
+        # the blanks that json.dumps() writes by default (tests/unit/daemon/test_connection.py)
         self.outgoing = json.dumps(document).encode() + b"\n"
         self.loop.modify(self.sock.fileno(), select.EPOLLOUT)
         self._flush()

@@ -10,9 +10,9 @@ prefixes the first.
 
 The BPF programs cannot exchange the socket that socket(2) gave. Endpoints of type unix, and those in another
 namespace, need another socket, so graftd decides those calls. It looks the endpoint up with `match_ingress` and
-`match_egress`, which must decide as the entries do (tests/unit/test_policy.py compares them).
+`match_egress`, which must decide as the entries do (tests/unit/rules/test_tables.py compares them).
 
-The layouts are those of csrc/abi.h; tests/unit/test_layout.py compares them.
+The layouts are those of csrc/abi.h; tests/unit/kernel/test_layout.py compares them.
 """
 
 import struct

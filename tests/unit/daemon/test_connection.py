@@ -12,7 +12,7 @@ from graft.daemon.connection import Connection
 from graft.errors import Refused
 from graft.process.loop import Loop
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 RUNTIME = ROOT / "graft" / "graft-runtime"
 VALUE = {"config": {"args": ["sh", 'say "ok": {}'], "umask": None, "name": "ü"}}
 

@@ -17,7 +17,7 @@ from graft.engines import cni
 from graft.rules.request import SETTINGS
 from tests.conftest import lack, need
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PAGES = sorted(path.name for path in (ROOT / "man").glob("*.md"))
 EVERYWHERE = {"-h", "--help"}  # documented once, before the sub-commands
 

@@ -16,7 +16,7 @@ from graft.kernel import denials, linux, programs, stamps
 from graft.rules import endpoint, slices, tables
 from graft.trap import family, filter, journal, listener
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 HEADERS = ("csrc/abi.h", "csrc/sup.h", "include/graft.h")
 
 OPS = {f"OP_{name.upper()}": value for value, name in enumerate(denials.OPS)}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from graft.engines.profile import merge
 from graft.errors import Refused
 from tests.profiles import allow, profile
-from tests.unit.libseccomp import ARCHITECTURES, build, verdict
+from tests.unit.engines.libseccomp import ARCHITECTURES, build, verdict
 
 NUMBERS = {
     "socket": 41,
