@@ -20,7 +20,7 @@ def slice_of(tenant: Tenant, *, v4: bool) -> bytes:
     """The first address, in 16 bytes, of the slice that stands for a tenant's loopback."""
     from graft.rules.slices import slice_address
 
-    return slice_address(tenant.slot, 1, v4=v4)[0].raw
+    return slice_address(tenant.slice_number, 1, v4=v4)[0].raw
 
 
 def event_document(when: float, event: denials.Event) -> dict[str, Any]:

@@ -244,9 +244,9 @@ class Resolver:
         raw = socket.inet_aton(client[0])
         number = int.from_bytes(raw, "big")
         registry = self.registry
-        slot = (number ^ SLICE4_NET) >> SLICE_SHIFT
-        if 0 <= slot < SLICE_COUNT:
-            return next((t for t in registry.tenants.values() if t.slot == slot), None)
+        slice_number = (number ^ SLICE4_NET) >> SLICE_SHIFT
+        if 0 <= slice_number < SLICE_COUNT:
+            return next((t for t in registry.tenants.values() if t.slice_number == slice_number), None)
         address = Address(MAPPED + raw)
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):

@@ -11,7 +11,7 @@ SLICE6_PREFIX = bytes.fromhex("fd67726166740000")
 SLICE6_NETWORK = "fd67:7261:6674::/64"
 
 
-def slice_address(slot: int, port: int, *, v4: bool = True) -> tuple[Address, int]:
+def slice_address(number: int, port: int, *, v4: bool = True) -> tuple[Address, int]:
     """The host's address and port for port @port of a tenant's private loopback.
 
     @port 0 stands for ports that the kernel chooses; the result's port is 0 as well.
@@ -19,5 +19,5 @@ def slice_address(slot: int, port: int, *, v4: bool = True) -> tuple[Address, in
     index = port >> 12 if port else SLICE_DYNAMIC
     real = SLICE_PORT_BASE | (port & 0xFFF) if port else 0
     if v4:
-        return Address(ANY4[:12] + (SLICE4_NET | slot << SLICE_SHIFT | index).to_bytes(4, "big")), real
-    return Address(SLICE6_PREFIX + slot.to_bytes(4, "big") + index.to_bytes(4, "big")), real
+        return Address(ANY4[:12] + (SLICE4_NET | number << SLICE_SHIFT | index).to_bytes(4, "big")), real
+    return Address(SLICE6_PREFIX + number.to_bytes(4, "big") + index.to_bytes(4, "big")), real

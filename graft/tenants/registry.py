@@ -41,7 +41,7 @@ from graft.rules import match
 from graft.rules.address import ANY6, Address
 from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, IngressRule, check_distinct, make_endpoint
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
-from graft.tenants.tenant import BLOCKS, CONTAINER, Known, Place, Table, Tenant, needs_swap
+from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, needs_swap
 
 SCOPES, SCOPES_INSIDE = 40000, 256
 
@@ -107,21 +107,21 @@ class Registry(Known):
         """
         if self.by_name(name):
             raise Refused(f"a container named '{name}' is running", hint="choose another --name", code="EEXIST")
-        slot = self._free_slot()
-        tenant = Tenant(self.next_id, slot, name, table)
+        slice_number = self._free_slice()
+        tenant = Tenant(self.next_id, slice_number, name, table)
         tenant.argv = list(argv)
         self.next_id += 1
         return tenant
 
-    def _free_slot(self) -> int:
+    def _free_slice(self) -> int:
         """A free slice of the private loopback: in turn, so that a new container meets no TIME_WAIT of an old one."""
-        used = {t.slot for t in self.tenants.values()}
-        for n in range(self.next_slot, self.next_slot + BLOCKS):
-            slot = n % BLOCKS + 1
-            if slot not in used:
-                self.next_slot = slot
-                return slot
-        raise Refused(f"{BLOCKS} containers are running", code="ENOSPC")
+        used = {t.slice_number for t in self.tenants.values()}
+        for n in range(self.next_slice, self.next_slice + SLICES):
+            slice_number = n % SLICES + 1
+            if slice_number not in used:
+                self.next_slice = slice_number
+                return slice_number
+        raise Refused(f"{SLICES} containers are running", code="ENOSPC")
 
     def install(self, tenant: Tenant) -> None:
         """Make an admitted tenant known to the kernel. If that raises, the tenant is removed again."""
@@ -219,7 +219,7 @@ class Registry(Known):
         parent = tenant.parent.id if tenant.parent and tenant.parent.kind == CONTAINER else 0
         own4 = next((own.address.raw[12:] for own in tenant.owned if own.address.v4), bytes(4))
         own6 = next((own.address.raw for own in tenant.owned if not own.address.v4), ANY6)
-        value = TENANT.pack(tenant.table.cookie, tenant.slot, tables.flags, parent, own4, own6)
+        value = TENANT.pack(tenant.table.cookie, tenant.slice_number, tables.flags, parent, own4, own6)
         if tenant.installed is NOTHING:
             self.kernel.limit(tenant.id, tenant.limits)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)

@@ -108,7 +108,7 @@ def dump(known: Known) -> dict[str, Any]:
     return {
         "version": VERSION,
         "next_id": known.next_id,
-        "next_slot": known.next_slot,
+        "next_slot": known.next_slice,
         "tables": [
             {
                 "netns": table.netns,
@@ -135,7 +135,7 @@ def restore(known: Known, document: dict[str, Any]) -> None:
     Raises KeyError, TypeError, ValueError, or GraftError for a document of another shape.
     """
     known.next_id = document["next_id"]
-    known.next_slot = document["next_slot"]
+    known.next_slice = document["next_slot"]
     for saved in document["tables"]:
         table = known.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
         for e in saved["endpoints"]:

@@ -24,7 +24,7 @@ from graft.tenants.attachment import Attachment
 OWNER_BASE = 0x70000000
 
 
-BLOCKS = slices.SLICE_COUNT - 1
+SLICES = slices.SLICE_COUNT - 1
 CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
 
@@ -115,7 +115,7 @@ class Tenant:
     """
 
     id: int
-    slot: int  # its slice of the private loopback
+    slice_number: int = field(metadata=saved_as("slot"))  # whose addresses stand for its private loopback
     name: str
     table: Table = field(metadata=saved_as("netns"))
     asked: Request = field(
@@ -169,7 +169,7 @@ class Tenant:
         The kernel lets sockets of one uid share a port number (SO_REUSEPORT, socket(7)). So a port that one tenant
         publishes on the wildcard and the same port at another tenant's own address can both be bound.
         """
-        return OWNER_BASE + (0 if self.owned else self.slot)
+        return OWNER_BASE + (0 if self.owned else self.slice_number)
 
     @property
     def owned(self) -> list[Own]:
@@ -316,4 +316,4 @@ class Known:
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.saved = True
         self.next_id = 1
-        self.next_slot = random.randrange(BLOCKS)  # noqa: S311 - spreads, protects nothing
+        self.next_slice = random.randrange(SLICES)  # noqa: S311 - spreads, protects nothing

@@ -17,7 +17,7 @@ from graft.rules.limits import Limits
 from graft.rules.publication import parse_publication
 from graft.tenants import publish, registry
 from graft.tenants.registry import Registry
-from graft.tenants.tenant import BLOCKS, OWNER_BASE, WRAPPER, Table
+from graft.tenants.tenant import OWNER_BASE, SLICES, WRAPPER, Table
 from tests.unit.fakes import FakeHost, FakeKernel, free_port, make_registry, make_tenant, refused
 
 INET4 = EndpointWords("ipv4", addr="192.0.2.1", port="dynamic")
@@ -38,8 +38,8 @@ def identifier(tenant):
 def test_a_tenant_has_an_id_and_a_block_of_its_own(reg):
     first, second = make_tenant(reg, "a", 1), make_tenant(reg, "b", 2)
     assert second.id == first.id + 1
-    assert second.slot == first.slot % BLOCKS + 1
-    assert (first.owner, second.owner) == (OWNER_BASE + first.slot, OWNER_BASE + second.slot)
+    assert second.slice_number == first.slice_number % SLICES + 1
+    assert (first.owner, second.owner) == (OWNER_BASE + first.slice_number, OWNER_BASE + second.slice_number)
     assert reg.tenants == {first.id: first, second.id: second}
     assert (reg.by_name("b"), reg.by_netns(1), reg.by_name("c")) == (second, first, None)
 
@@ -49,25 +49,25 @@ def test_a_name_that_is_taken(reg):
     refused("EEXIST", lambda: reg.admit(Table(2, 2, ""), "web", []), "a container named 'web' is running")
 
 
-def test_blocks_are_used_in_turn(reg):
+def test_slices_are_used_in_turn(reg):
     """The block of a container that has ended comes last: its connections may be in TIME_WAIT."""
-    reg.next_slot = BLOCKS - 1
+    reg.next_slice = SLICES - 1
     last = make_tenant(reg, "a", 1)
-    assert last.slot == BLOCKS
+    assert last.slice_number == SLICES
     reg.remove(last)
-    assert make_tenant(reg, "b", 2).slot == 1
+    assert make_tenant(reg, "b", 2).slice_number == 1
 
 
-def test_all_blocks_are_used(reg, monkeypatch):
-    monkeypatch.setattr(registry, "BLOCKS", 2)
-    reg.next_slot = 1
-    assert {make_tenant(reg, "a", 1).slot, make_tenant(reg, "b", 2).slot} == {1, 2}
+def test_all_slices_are_used(reg, monkeypatch):
+    monkeypatch.setattr(registry, "SLICES", 2)
+    reg.next_slice = 1
+    assert {make_tenant(reg, "a", 1).slice_number, make_tenant(reg, "b", 2).slice_number} == {1, 2}
     refused("ENOSPC", lambda: reg.admit(Table(3, 3, ""), "c", []), "2 containers are running")
 
 
 def test_what_the_kernel_has_of_a_tenant(reg):
     tenant = make_tenant(reg, netns=1000, limits=Limits(10, 5))
-    value = TENANT.pack(1001, tenant.slot, tables.TENANT_EGRESS, 0, bytes(4), ANY6)
+    value = TENANT.pack(1001, tenant.slice_number, tables.TENANT_EGRESS, 0, bytes(4), ANY6)
     assert reg.kernel.maps["tenants"].entries == {identifier(tenant): value}
     assert reg.kernel.limits == {tenant.id: Limits(10, 5)}
     assert set(reg.kernel.entries()) == {"tenants", "egress"}

@@ -33,7 +33,7 @@ def test_what_an_earlier_release_wrote(document):
     restore(known, document)
     web, curl, api = known.tenants.values()
     assert (web.kind, curl.kind, api.kind) == (CONTAINER, WRAPPER, API)
-    assert (web.id, web.slot, web.name, web.netns, web.place, web.uid) == (3, 12, "web", 4026532001, 1, 1000)
+    assert (web.id, web.slice_number, web.name, web.netns, web.place, web.uid) == (3, 12, "web", 4026532001, 1, 1000)
     assert [(str(r), r.protocols) for r in web.ingress] == [
         ("0.0.0.0:80-90=ep-http", (6,)),
         ("[::]:443=ep-http", (6, 17)),
@@ -99,4 +99,4 @@ def test_every_field_of_a_tenant_has_a_default_but_what_it_is():
         for f in dataclasses.fields(Tenant)
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
-    assert needed == ["id", "slot", "name", "table"]
+    assert needed == ["id", "slice_number", "name", "table"]
