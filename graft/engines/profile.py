@@ -16,12 +16,7 @@ Solution. The rules of each trapped call are taken out of the profile and put ba
   2. The profile's verdict is looked up for each piece. Where it is ALLOW (or LOG) and graft traps, it becomes NOTIFY.
      Every other verdict stays.
 
-The traps are those of graft/trap/filter.py, with two differences:
-
-  - filter.py tests names and addresses of the family AF_GRAFT, which takes too many rules in this form. A container
-    that uses the family asks for it (`graft.family`), and has those calls trapped for all arguments.
-  - Options of the levels IPPROTO_IP and SOL_SOCKET that the policy knows are trapped in addition. An i386
-    setsockopt() does not run cgroup/setsockopt: the supervisor lets the native call proceed and refuses the other.
+What is trapped, and where that differs from the filter of `graft run`, stands in graft/kernel/traps.py.
 
 What still fails: a profile that masks an argument of a trapped call, one with more than CONDITIONS_MAX conditions on
 such calls, one that comes to more than RULES_MAX rules, and one with a listener of its own. All are refused.
@@ -34,20 +29,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from graft.errors import Refused
+from graft.kernel import traps
+from graft.kernel.traps import PROFILE, TOP, Range
 from graft.rules.tables import port_prefixes
 
 ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
 ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
-TOP = (1 << 32) - 1
 CONDITIONS_MAX = 200  # conditions multiply: each one cuts the pieces of the others
 RULES_MAX = 600  # engines' profiles come to 250; libseccomp takes seconds for 1,000 rules, and minutes for 3,000
 
-Range = tuple[int, int]
 Profile = dict[str, Any]
 
 
-class Trap(NamedTuple):
+class Caught(NamedTuple):
     """The values of one argument that are trapped.
 
     @argument: its index, from 0. @ranges: values that are trapped whatever the other arguments are, first and last
@@ -56,43 +51,31 @@ class Trap(NamedTuple):
 
     argument: int
     ranges: tuple[Range, ...]
-    inside: tuple[tuple[Range, "Trap"], ...] = ()
+    inside: tuple[tuple[Range, "Caught"], ...] = ()
 
 
-def _except(*values: int) -> tuple[Range, ...]:
-    """Return the ranges of 32 bits that leave out @values."""
-    return tuple(_gaps([(value, value) for value in sorted(values)]))
+REFUSED = {r.call: r.error for r in traps.REFUSED if PROFILE in r.forms}  # in all architectures
 
 
-def _gaps(taken: Sequence[Range]) -> Iterable[Range]:
-    """Yield what sorted, disjoint ranges leave free of 32 bits."""
-    at = 0
-    for first, last in taken:
-        if at < first:
-            yield at, first - 1
-        at = last + 1
-    if at <= TOP:
-        yield at, TOP
+def caught(rows: Sequence[traps.Trap]) -> Caught | None:
+    """What traps one call, by its arguments; None for a call that is trapped whatever these are.
 
-
-FAMILIES = Trap(0, ((2, 2), (4, 4), (10, 10)))  # AF_INET, AF_GRAFT, AF_INET6
-DEVICES = Trap(1, ((0x8908, 0x89FF), (0x8B00, 0x8BFF)))  # SIOC*, linux/sockios.h
-OPTIONS = Trap(
-    1,
-    ((0, 0),),  # IPPROTO_IP: every option
-    (
-        ((1, 1), Trap(2, ((1, 1), (12, 12), (16, 19), (22, 65), (68, TOP)))),  # SOL_SOCKET: all but buffers, timeouts
-        ((6, 6), Trap(2, ((16, 31),))),  # IPPROTO_TCP: TCP_REPAIR and its neighbours
-        ((41, 41), Trap(2, _except(26))),  # IPPROTO_IPV6: all but IPV6_V6ONLY, which Go sets on every socket
-    ),
-)
-ADDRESSED = Trap(4, _except(0))  # sendto() with an address
-
-WHOLE: tuple[str, ...] = ("listen",)
-PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "setsockopt": OPTIONS}
-SWAPPED_WHOLE = (*WHOLE, "bind", "connect", "getsockname", "getpeername", "setsockopt", "getsockopt")
-SWAPPED_PARTLY = {"socket": FAMILIES, "ioctl": DEVICES, "sendto": ADDRESSED}
-REFUSED = {"io_uring_setup": errno.EPERM, "socketcall": errno.ENOSYS}  # socketcall(2) exists on i386 only
+    All @rows test the same argument first, and at most one more.
+    """
+    if any(not row.conditions for row in rows):
+        return None
+    (argument,) = {row.conditions[0].argument for row in rows}
+    assert all(c.mask == TOP and not c.upper for row in rows for c in row.conditions)
+    ranges: tuple[Range, ...] = ()
+    inside: tuple[tuple[Range, Caught], ...] = ()
+    for row in rows:
+        outer, *inner = row.conditions
+        if not inner:
+            ranges += outer.ranges
+            continue
+        (condition,) = inner
+        inside += tuple((piece, Caught(condition.argument, condition.ranges)) for piece in outer.ranges)
+    return Caught(argument, ranges, inside)
 
 
 class Rule(NamedTuple):
@@ -107,8 +90,8 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
     """Return a copy of @profile with graft's traps.
 
     @profile: `linux.seccomp` of config.json; None for a container without one (unconfined). @listener: the agent
-    socket to which the runtime sends the notification descriptor, with @metadata. @swap: also trap the calls that
-    may need another socket than socket() gave (endpoints of type unix or in another namespace, the family AF_GRAFT).
+    socket to which the runtime sends the notification descriptor, with @metadata. @swap: it also traps what
+    `traps.Trap.when` calls "addresses".
 
     Raises Refused for a profile that has a listener of its own, or whose conditions cannot be separated from graft's.
     """
@@ -122,9 +105,8 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
     default = Rule(merged["defaultAction"], merged.get("defaultErrnoRet"), ())
     if not profile:
         merged["architectures"] = list(ARCHITECTURES)
-    whole = SWAPPED_WHOLE if swap else WHOLE
-    partly = SWAPPED_PARTLY if swap else PARTLY
-    found = _take(merged, {*whole, *partly, *REFUSED}, default)
+    trapped = {name: caught(rows) for name, rows in traps.active(PROFILE, addresses=swap).items()}
+    found = _take(merged, {*trapped, *REFUSED}, default)
     conditions = sum(len(rule.conditions) for name in found for rule in found[name])
     if conditions > CONDITIONS_MAX:
         raise Refused(
@@ -134,10 +116,11 @@ def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool =
         )
     # REFUSED comes first: libseccomp adds each rule for socket() to i386's socketcall() as well, and they would clash
     made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
-    for name in whole:
-        made += _leaf(name, found[name], [], default, caught=True)
-    for name, trap in partly.items():
-        made += _cut(name, trap, found[name], [], default)
+    for name, trap in trapped.items():
+        if trap is None:
+            made += _leaf(name, found[name], [], default, trapped=True)
+        else:
+            made += _cut(name, trap, found[name], [], default)
     if len(made) > RULES_MAX:
         raise Refused(
             f"the container's seccomp profile comes to {len(made)} rules with graft's traps",
@@ -191,7 +174,7 @@ def _trapped(rule: Rule) -> Rule:
 
 
 def _cut(
-    name: str, trap: Trap, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule
+    name: str, trap: Caught, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule
 ) -> list[dict[str, Any]]:
     """Return rules for one call that are disjoint in the arguments of @trap and of the traps around it (@cells).
 
@@ -214,22 +197,22 @@ def _cut(
         if inner:
             made += _cut(name, inner, rules, here, default)
             continue
-        caught = any(low <= piece[0] and piece[1] <= high for low, high in trap.ranges)
-        made += _leaf(name, rules, here, default, caught=caught)
+        trapped = any(low <= piece[0] and piece[1] <= high for low, high in trap.ranges)
+        made += _leaf(name, rules, here, default, trapped=trapped)
     return made
 
 
 def _leaf(
-    name: str, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule, *, caught: bool
+    name: str, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule, *, trapped: bool
 ) -> list[dict[str, Any]]:
-    """Return rules for the part of a call's argument space that @cells select. @caught: graft traps all of it."""
+    """Return rules for the part of a call's argument space that @cells select. @trapped: graft traps all of it."""
     surviving = _surviving(rules, cells, default)
     undecided = next((c["index"] for rule in surviving for c in rule.conditions), None)
-    if caught and undecided is not None and default.action in PERMISSIVE:
+    if trapped and undecided is not None and default.action in PERMISSIVE:
         # where no condition holds, the default ALLOW applies, and has to be trapped: cut at these conditions, too
-        return _cut(name, Trap(undecided, ((0, TOP),)), rules, cells, default)
+        return _cut(name, Caught(undecided, ((0, TOP),)), rules, cells, default)
     return [
-        _emit(name, _trapped(rule) if caught else rule, (*masks, *rule.conditions))
+        _emit(name, _trapped(rule) if trapped else rule, (*masks, *rule.conditions))
         for rule in surviving
         for masks in _product(cells)
     ]

@@ -37,10 +37,10 @@ from dataclasses import dataclass, field
 from graft.kernel import linux
 from graft.kernel.maps import Map
 from graft.kernel.stamps import FAMILY_SIZE, STAMP_FAMILY, STAMP_NAMED, STAMP_PERMIT, Stamp
+from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.trap import swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
-from graft.trap.filter import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.trap.listener import Notification
 from graft.trap.sockets import Sockets, TenantView
 

@@ -1,36 +1,12 @@
-"""The seccomp filter of a target (seccomp(2)), assembled to bytes.
+"""The seccomp filter of a target (seccomp(2)), assembled from graft/kernel/traps.py, where the reasons are.
 
-What it traps and why (docs/design.md, "Trap few calls"):
-
-- socket() of AF_INET and AF_INET6, stream and datagram, and of AF_GRAFT. Its arguments are registers, so nothing in
-  the target's memory can change between the check and the use. Raw sockets are left to the container's own netns,
-  because no cgroup hook sees what they send.
-- listen(), because no bind hook runs for a socket that was never bound.
-- ioctl() on network devices. No hook exists for it, and on a grafted socket it would read or change the host's
-  devices. 0x8901 to 0x8907 (owner, out-of-band mark, time stamps) concern the socket alone and are not trapped.
-- the calls of a program that uses AF_GRAFT: bind(), connect() and sendto() with an address of 18 bytes
-  (sizeof(struct sockaddr_gr)), and options of level 254. Also, on the descriptors FAMILY_FIRST to FAMILY_LAST, where
-  sockets of that family are put, getsockname(), getpeername() and all options. No register tells such a socket from
-  another one, and a trap for every getsockname() would cost Go and Java one trap for each connection.
-- with `swap`, for a container whose rules name endpoints of type unix or in another netns: bind(), connect(),
-  getsockname(), getpeername(), options of the IP and TCP levels, and sendto() with an address.
-
-What it refuses:
-
-- io_uring_setup(), as Docker's profile does, because io_uring's operations evade every seccomp filter.
-- x32 as a whole, and from i386 what 32-bit programs need for internet sockets, because an i386 setsockopt() skips the
-  hook cgroup/setsockopt.
-
-It never traps close, fcntl, write or sendmsg. A container runtime makes those calls after it has installed the filter
-and before it has handed over the listener, so it would hang. Tests of arguments read only the low 32 bits, as the
-kernel does for these calls. Calls without a test stay in seccomp's bitmap of calls that are always allowed.
-
-The module is pure: `program()` returns struct sock_filter records (linux/filter.h).
+Tests of arguments read 32 bits, as the kernel does for int parameters. The module is pure: `program()` returns struct
+sock_filter records (linux/filter.h).
 """
 
-import errno
+from collections.abc import Iterable
 
-from graft.kernel import linux
+from graft.kernel import linux, traps
 from graft.kernel.cbpf import (
     AND_K,
     JEQ_K,
@@ -46,105 +22,106 @@ from graft.kernel.cbpf import (
     RET_USER_NOTIF,
     Assembler,
 )
+from graft.kernel.traps import FILTER, TOP, Condition
 
-# The i386 calls (asm/unistd_32.h) by which a 32-bit program would get at an internet socket: socketcall, socket,
-# bind, connect, listen, getsockopt, setsockopt, io_uring_setup
-I386_REFUSED = (102, 359, 361, 362, 363, 365, 366, 425)
-
-# Below 1024, the usual soft limit of descriptors; above what all but programs with many connections use.
-FAMILY_FIRST = 960
-FAMILY_LAST = 1023
-SOCKADDR_GR = 18
-SWAPPED_LEVELS = (0, 6, 41)  # IPPROTO_IP, IPPROTO_TCP, IPPROTO_IPV6
-
-AF_INET = 2
-AF_INET6 = 10
-SOCK_STREAM = 1
-SOCK_DGRAM = 2
+Ways = tuple[tuple[Condition, ...], ...]  # a call is trapped if all conditions of one way hold
+ALWAYS: tuple[Condition, ...] = ()
 
 
 def program(*, swap: bool = False) -> bytes:
-    """The filter of a target. @swap: some of its endpoints need another socket than the one that socket() gave."""
+    """The filter of a target. @swap: it also traps what `traps.Trap.when` calls "addresses"."""
+    calls = {call.name: call for call in traps.CALLS}
+    ways = {name: _ways(rows) for name, rows in traps.active(FILTER, addresses=swap).items()}
+    blocks = _blocks(ways.values())
+    refused = [refusal for refusal in traps.REFUSED if FILTER in refusal.forms]
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
-    a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, true="native")
-    a.op(JEQ_K, linux.AUDIT_ARCH_I386, false="kill")
+    a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, true="x86_64")
+    a.op(JEQ_K, linux.AUDIT_ARCH_I386, false=_refusals(refused, "other")[None])
     a.op(LD_W_ABS, OFFSET_NR)
-    for number in I386_REFUSED:
-        a.op(JEQ_K, number, true="enosys")
-    a.op(JEQ_K, 54, true="ioctl", false="allow")
-
-    a.label("native")
+    known = {calls[name].i386: blocks[way] for name, way in ways.items()}
+    _numbers(a, [*_refusals(refused, "i386").items(), *known.items()])
+    a.label("x86_64")
     a.op(LD_W_ABS, OFFSET_NR)
-    a.op(JGE_K, linux.X32_SYSCALL_BIT, true="enosys")
-    a.op(JEQ_K, linux.NR_SOCKET, true="socket")
-    a.op(JEQ_K, linux.NR_IOCTL, true="ioctl")
-    a.op(JEQ_K, linux.NR_LISTEN, true="notify")
-    for number in (linux.NR_BIND, linux.NR_CONNECT):
-        a.op(JEQ_K, number, true="notify" if swap else "address")
-    for number in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT):
-        a.op(JEQ_K, number, true="option")
-    a.op(JEQ_K, linux.NR_GETSOCKNAME, true="notify" if swap else "descriptor")
-    if swap:
-        a.op(JEQ_K, linux.NR_GETPEERNAME, true="notify")
-    a.op(JEQ_K, linux.NR_SENDTO, true="send")
-    a.op(JEQ_K, linux.NR_IO_URING_SETUP, true="eperm", false="allow")
-
-    a.label("socket")
-    a.op(LD_W_ABS, OFFSET_ARGS)
-    a.op(JEQ_K, AF_INET, true="type")
-    a.op(JEQ_K, AF_INET6, true="type")
-    a.op(JEQ_K, linux.AF_GRAFT, true="type", false="allow")
-    a.label("type")
-    a.op(LD_W_ABS, OFFSET_ARGS + 8)
-    a.op(AND_K, 0xF)
-    a.op(JEQ_K, SOCK_STREAM, true="notify")
-    a.op(JEQ_K, SOCK_DGRAM, true="notify", false="allow")
-
-    a.label("send")
-    if swap:
-        a.op(LD_W_ABS, OFFSET_ARGS + 32)
-        a.op(JEQ_K, 0, false="notify")
-        a.op(LD_W_ABS, OFFSET_ARGS + 36)
-        a.op(JEQ_K, 0, true="allow", false="notify")
-    else:
-        a.op(LD_W_ABS, OFFSET_ARGS + 40)
-        a.op(JEQ_K, SOCKADDR_GR, true="notify", false="allow")
-
-    if not swap:
-        a.label("address")
-        a.op(LD_W_ABS, OFFSET_ARGS + 16)
-        a.op(JEQ_K, SOCKADDR_GR, true="notify", false="descriptor")
-
-    a.label("option")
-    a.op(LD_W_ABS, OFFSET_ARGS + 8)
-    a.op(JEQ_K, linux.IPPROTO_GRAFT, true="notify")
-    if swap:
-        for level in SWAPPED_LEVELS:
-            a.op(JEQ_K, level, true="notify")
-    a.label("descriptor")
-    a.op(LD_W_ABS, OFFSET_ARGS)
-    a.op(JGE_K, FAMILY_LAST + 1, true="allow")
-    a.op(JGE_K, FAMILY_FIRST, true="notify", false="allow")
-
-    a.label("ioctl")
-    a.op(LD_W_ABS, OFFSET_ARGS + 8)
-    a.op(AND_K, 0xFF00)
-    a.op(JEQ_K, 0x8900, true="device")
-    a.op(JEQ_K, 0x8B00, true="notify", false="allow")  # wireless extensions
-    a.label("device")
-    a.op(LD_W_ABS, OFFSET_ARGS + 8)
-    a.op(AND_K, 0xFF)
-    a.op(JGE_K, 8, true="notify", false="allow")
-
+    a.op(JGE_K, linux.X32_SYSCALL_BIT, true=_refusals(refused, "x32")[None])
+    native = {calls[name].number: blocks[way] for name, way in ways.items()}
+    _numbers(a, [*native.items(), *_refusals(refused, "x86_64").items()])
+    for way, label in blocks.items():
+        if way and ALWAYS not in way:
+            _block(a, label, way[0], blocks[way[1:]])
     a.label("notify")
     a.op(RET_K, RET_USER_NOTIF)
-    a.label("enosys")
-    a.op(RET_K, RET_ERRNO | errno.ENOSYS)
-    a.label("eperm")
-    a.op(RET_K, RET_ERRNO | errno.EPERM)
-    a.label("kill")
-    a.op(RET_K, RET_KILL_PROCESS)
+    for error in dict.fromkeys(refusal.error for refusal in refused):
+        a.label(_verdict(error))
+        a.op(RET_K, RET_ERRNO | error if error else RET_KILL_PROCESS)
     a.label("allow")
     a.op(RET_K, RET_ALLOW)
     return a.assemble()
+
+
+def _verdict(error: int) -> str:
+    return f"errno {error}" if error else "kill"
+
+
+def _refusals(refused: Iterable[traps.Refusal], abi: str) -> dict[int | None, str]:
+    """The labels to which the refused calls of an ABI lead, by number; None: all of its calls."""
+    return {refusal.number: _verdict(refusal.error) for refusal in refused if refusal.abi == abi}
+
+
+def _numbers(a: Assembler, labels: Iterable[tuple[int | None, str]]) -> None:
+    """Jump to the label of the call whose number is loaded; without one, allow it."""
+    *before, last = [(number, label) for number, label in labels if number is not None]
+    for number, label in before:
+        a.op(JEQ_K, number, true=label)
+    a.op(JEQ_K, last[0], true=last[1], false="allow")
+
+
+def _ways(rows: Iterable[traps.Trap]) -> Ways:
+    """What traps a call. Neighbours that test the same bits of one argument become one way, which loads them once."""
+    ways: list[tuple[Condition, ...]] = []
+    for row in rows:
+        before = ways[-1] if ways else ALWAYS
+        if len(before) == len(row.conditions) == 1:
+            old, new = before[0], row.conditions[0]
+            if (old.argument, old.mask, old.upper) == (new.argument, new.mask, new.upper):
+                ways[-1] = (old._replace(ranges=old.ranges + new.ranges),)
+                continue
+        ways.append(row.conditions)
+    return (ALWAYS,) if ALWAYS in ways else tuple(ways)
+
+
+def _blocks(all_ways: Iterable[Ways]) -> dict[Ways, str]:
+    """The labels of the pieces of code that try one way after another, in an order in which all jumps go forward.
+
+    Calls that end with the same ways share the code of these.
+    """
+    tails = dict.fromkeys(ways[at:] for ways in all_ways for at in range(len(ways)))
+    ordered = sorted(tails, key=len, reverse=True)
+    labels = {ways: "notify" if ALWAYS in ways else f"ways {at}" for at, ways in enumerate(ordered)}
+    return labels | {(): "allow"}
+
+
+def _block(a: Assembler, label: str, conditions: tuple[Condition, ...], otherwise: str) -> None:
+    """Notify if all @conditions hold, else go to @otherwise."""
+    for at, condition in enumerate(conditions):
+        a.label(f"{label}, {at}" if at else label)
+        _test(a, condition, f"{label}, {at + 1}" if at + 1 < len(conditions) else "notify", otherwise)
+
+
+def _test(a: Assembler, condition: Condition, yes: str, no: str) -> None:
+    a.op(LD_W_ABS, OFFSET_ARGS + 8 * condition.argument + (4 if condition.upper else 0))
+    if condition.mask != TOP:
+        a.op(AND_K, condition.mask)
+    ranges = condition.ranges
+    if all(first == last for first, last in ranges):
+        for value, _ in ranges[:-1]:
+            a.op(JEQ_K, value, true=yes)
+        a.op(JEQ_K, ranges[-1][0], true=yes, false=no)
+        return
+    borders: list[tuple[int, str]] = []  # each with where a value below it leads that is not below the one before
+    for first, last in ranges:
+        borders += [(first, no)] if first else []
+        borders += [(last + 1, yes)] if last < TOP else []
+    above = yes if ranges[-1][1] == TOP else no
+    for at, (border, below) in enumerate(borders):
+        a.op(JGE_K, border, true=above if at + 1 == len(borders) else None, false=below)

@@ -51,13 +51,13 @@ from collections.abc import Callable
 from graft.kernel import linux
 from graft.kernel.maps import Map
 from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_V6ONLY, Stamp
+from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
 from graft.trap import ioctl, swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
 from graft.trap.family import Family, State
-from graft.trap.filter import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.trap.listener import Notification
 from graft.trap.sockets import Sockets, TenantView
 

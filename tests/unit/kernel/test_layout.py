@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from graft.kernel import denials, linux, programs, stamps
+from graft.kernel import denials, linux, programs, stamps, traps
 from graft.rules import endpoint, slices, tables
-from graft.trap import family, filter, journal, listener
+from graft.trap import family, journal, listener
 
 ROOT = Path(__file__).parents[3]
 HEADERS = ("csrc/abi.h", "csrc/sup.h", "include/graft.h")
@@ -251,7 +251,7 @@ def test_sizes_that_python_computes(compiled: dict[str, int]):
     assert compiled["sizeof sup_slot"] == journal.SLOT_SIZE
     assert compiled["sizeof sup_slot.call"] == listener.NOTIFICATION.size
     assert compiled["sizeof sup_shared"] == journal.SHARED_SIZE + journal.SLOTS * journal.SLOT_SIZE
-    assert compiled["sizeof sockaddr_gr"] == filter.SOCKADDR_GR
+    assert compiled["sizeof sockaddr_gr"] == traps.SOCKADDR_GR
 
 
 def test_offsets_that_python_writes_to(compiled: dict[str, int]):

@@ -1,0 +1,255 @@
+"""What is trapped and what is refused: one table, from which all that has to know it is made.
+
+Two filters are made of it, because a process has one seccomp listener, and who installs its filter differs:
+
+- FILTER, the classic BPF program of `graft run` (graft/trap/filter.py). It can test anything.
+- PROFILE, the rules that are merged into the OCI seccomp profile of an engine's container (graft/engines/profile.py).
+  The runtime's libseccomp makes a filter of it. Each further condition there multiplies the rules of its call, and
+  there are no rules for one architecture alone. So it tests less of AF_GRAFT, and more options.
+
+The supervisor (graft/trap/supervisor.py) has one handler for each of CALLS. scripts/traps.py prints the table for
+docs/security.md, and a test compares the two.
+
+What is not in the table is never trapped, and takes no look at its arguments, so that it stays in seccomp's bitmap of
+calls that are always allowed. close, fcntl, write and sendmsg must not come in: a container runtime makes those after
+it has installed the filter and before it has handed over the listener, so it would hang.
+
+The module is pure, and `graft run` pays for its import.
+"""
+
+import errno
+import socket
+from typing import Literal, NamedTuple
+
+from graft.kernel import linux
+
+Range = tuple[int, int]  # first and last value, both included
+Form = Literal["filter", "profile"]
+When = Literal["always", "addresses", "otherwise"]
+
+FILTER: Form = "filter"
+PROFILE: Form = "profile"
+BOTH: tuple[Form, ...] = (FILTER, PROFILE)
+
+TOP = (1 << 32) - 1
+
+# On these descriptors sockets of AF_GRAFT are put (graft/trap/family.py). Below 1024, the usual soft limit of
+# descriptors; above what all but programs with many connections use.
+FAMILY_FIRST = 960
+FAMILY_LAST = 1023
+SOCKADDR_GR = 18  # sizeof(struct sockaddr_gr), include/graft.h
+
+
+class Condition(NamedTuple):
+    """Is one half of an argument in one of @ranges?
+
+    @argument: its index, from 0. @ranges: ascending, or single values in the order in which they are tried. @shown:
+    the same in words. @mask: what is compared of the half. @upper: the upper 32 bits count, not the lower ones.
+    """
+
+    argument: int
+    ranges: tuple[Range, ...]
+    shown: str
+    mask: int = TOP
+    upper: bool = False
+
+    def holds(self, args: tuple[int, ...]) -> bool:
+        """Does it hold for a call with these registers?"""
+        value = args[self.argument] >> (32 if self.upper else 0) & self.mask
+        return any(first <= value <= last for first, last in self.ranges)
+
+
+class Trap(NamedTuple):
+    """Calls of one name that are trapped: those for which all @conditions hold.
+
+    @forms: the filters that trap them. @when: "always"; "addresses", if the container's rules name an endpoint that
+    needs another socket than the one that socket() gave (type unix, or in another netns), in a profile also if it
+    asks for AF_GRAFT (`graft.family=on`); or "otherwise", if neither is so. @why: the reason, a sentence without its
+    full stop. @family: it is for sockets of AF_GRAFT.
+    """
+
+    call: str
+    conditions: tuple[Condition, ...]
+    forms: tuple[Form, ...]
+    when: When
+    why: str
+    family: bool = False
+
+    def holds(self, args: tuple[int, ...]) -> bool:
+        """Do all conditions hold for a call with these registers?"""
+        return all(condition.holds(args) for condition in self.conditions)
+
+
+class Call(NamedTuple):
+    """A call that is trapped, and how it is answered. @i386: its number there, if it is trapped there, too."""
+
+    name: str
+    number: int
+    answer: str
+    i386: int | None = None
+
+
+class Refusal(NamedTuple):
+    """A call that a filter refuses with the errno @error, without asking anybody. @error 0: the process is killed.
+
+    @abi: "x86_64", "i386", "x32" or "other". @call and @number: "" and None for all calls of that ABI. A profile
+    refuses by the name, in every ABI.
+    """
+
+    abi: str
+    call: str
+    number: int | None
+    error: int
+    forms: tuple[Form, ...]
+    why: str
+
+
+def _values(*values: int) -> tuple[Range, ...]:
+    return tuple((int(value), int(value)) for value in values)
+
+
+def _except(value: int) -> tuple[Range, ...]:
+    below = ((0, value - 1),) if value else ()
+    return (*below, (value + 1, TOP))
+
+
+FAMILY = Condition(
+    0, _values(socket.AF_INET, socket.AF_INET6, linux.AF_GRAFT), "the family is AF_INET, AF_INET6 or AF_GRAFT"
+)
+TYPE = Condition(1, _values(socket.SOCK_STREAM, socket.SOCK_DGRAM), "its type is SOCK_STREAM or SOCK_DGRAM", mask=0xF)
+# SIOC* beyond those of the socket alone, and wireless extensions (linux/sockios.h, linux/wireless.h)
+DEVICES: tuple[Range, ...] = ((0x8908, 0x89FF), (0x8B00, 0x8BFF))
+DEVICE = Condition(1, DEVICES, "the request is 0x8908-0x89ff or 0x8b00-0x8bff")
+DEVICE_LOW = Condition(1, DEVICES, "the low 16 bits of the request are 0x8908-0x89ff or 0x8b00-0x8bff", mask=0xFFFF)
+NAME_LENGTH = Condition(2, _values(SOCKADDR_GR), f"the address has {SOCKADDR_GR} bytes")
+SEND_LENGTH = Condition(5, _values(SOCKADDR_GR), f"the address has {SOCKADDR_GR} bytes")
+SEND_LOW = Condition(4, _except(0), "the low half of the address's pointer is not 0")
+SEND_HIGH = Condition(4, _except(0), "its high half is not 0", upper=True)
+NUMBER = Condition(0, ((FAMILY_FIRST, FAMILY_LAST),), f"the descriptor is {FAMILY_FIRST}-{FAMILY_LAST}")
+GRAFT_LEVEL = Condition(1, _values(linux.IPPROTO_GRAFT), f"the level is IPPROTO_GRAFT ({linux.IPPROTO_GRAFT})")
+STREAM_LEVELS = Condition(
+    1,
+    _values(socket.IPPROTO_IP, socket.IPPROTO_TCP, socket.IPPROTO_IPV6),
+    "the level is IPPROTO_IP, IPPROTO_TCP or IPPROTO_IPV6",
+)
+IP_LEVEL = Condition(1, _values(socket.IPPROTO_IP), "the level is IPPROTO_IP")
+SOCKET_LEVEL = Condition(1, _values(socket.SOL_SOCKET), "the level is SOL_SOCKET")
+SOCKET_OPTIONS = Condition(
+    2, ((1, 1), (12, 12), (16, 19), (22, 65), (68, TOP)), "the option is none of 0, 2-11, 13-15, 20-21, 66-67"
+)
+TCP_LEVEL = Condition(1, _values(socket.IPPROTO_TCP), "the level is IPPROTO_TCP")
+TCP_OPTIONS = Condition(2, ((16, 31),), "the option is 16-31 (TCP_REPAIR and its neighbours)")
+IPV6_LEVEL = Condition(1, _values(socket.IPPROTO_IPV6), "the level is IPPROTO_IPV6")
+IPV6_OPTIONS = Condition(2, _except(socket.IPV6_V6ONLY), "the option is not IPV6_V6ONLY")
+
+# The order is that of the filter's comparisons: what programs call often comes first.
+_ADDRESS = "graftd %s the endpoint, puts another socket in place, or lets it proceed"
+_NAME = "graftd writes the name that the program expects"
+_OPTIONS = "graftd carries out AF_GRAFT's, ignores a unix socket's, lets others proceed"
+CALLS = (
+    Call("socket", linux.NR_SOCKET, "graft-sup or graftd injects a stamped socket of the host's netns"),
+    Call("ioctl", linux.NR_IOCTL, "graftd asks the container's netns, and refuses what is no question", i386=54),
+    Call("listen", linux.NR_LISTEN, "graftd binds an unbound socket to the private loopback, and listens"),
+    Call("bind", linux.NR_BIND, _ADDRESS % "binds to"),
+    Call("connect", linux.NR_CONNECT, _ADDRESS % "connects to"),
+    Call("setsockopt", linux.NR_SETSOCKOPT, _OPTIONS),
+    Call("getsockopt", linux.NR_GETSOCKOPT, _OPTIONS),
+    Call("getsockname", linux.NR_GETSOCKNAME, _NAME),
+    Call("getpeername", linux.NR_GETPEERNAME, _NAME),
+    Call("sendto", linux.NR_SENDTO, _ADDRESS % "sends to"),
+)
+
+_LENGTH = "an address of this length is a sockaddr_gr"
+_NUMBER = "sockets of AF_GRAFT are put at these descriptors, and no register tells them from others otherwise"
+_OPTION = "these are the options of AF_GRAFT"
+_ANY_NAME = "the address may mean an endpoint that needs another socket"
+_SHOWN = "a unix socket that stands for an internet one shows the address that the program asked for"
+_IGNORED = "a unix socket that stands for an internet one has none of these options"
+_I386 = (
+    "an i386 setsockopt() skips cgroup/setsockopt: the native call proceeds to it, the supervisor refuses the other"
+)
+_WHOLE = _IGNORED + "; AF_GRAFT's level and descriptors would take too many rules"
+TRAPS = (
+    Trap("socket", (FAMILY, TYPE), (FILTER,), "always",
+         "the socket is made in the host's netns; its arguments are registers, so nothing changes between check and "
+         "use; raw ones stay in the container's netns, because no hook sees what they send"),
+    Trap("socket", (FAMILY,), (PROFILE,), "always",
+         "the same; a test of the type would multiply the rules, so the supervisor lets other types proceed"),
+    Trap("ioctl", (DEVICE_LOW,), (FILTER,), "always",
+         "on a grafted socket it would read or change the host's devices, and no hook exists for it; 0x8901-0x8907 "
+         "concern the socket alone"),
+    Trap("ioctl", (DEVICE,), (PROFILE,), "always",
+         "the same; the kernel knows no device request with other bits set, and pieces of a profile have no mask"),
+    Trap("listen", (), BOTH, "always", "no bind hook runs for a socket that was never bound"),
+    Trap("bind", (NAME_LENGTH,), (FILTER,), "otherwise", _LENGTH, family=True),
+    Trap("bind", (NUMBER,), (FILTER,), "otherwise", _NUMBER, family=True),
+    Trap("bind", (), BOTH, "addresses", _ANY_NAME),
+    Trap("connect", (NAME_LENGTH,), (FILTER,), "otherwise", _LENGTH, family=True),
+    Trap("connect", (NUMBER,), (FILTER,), "otherwise", _NUMBER, family=True),
+    Trap("connect", (), BOTH, "addresses", _ANY_NAME),
+    Trap("setsockopt", (GRAFT_LEVEL,), (FILTER,), "always", _OPTION, family=True),
+    Trap("setsockopt", (STREAM_LEVELS,), (FILTER,), "addresses", _IGNORED),
+    Trap("setsockopt", (NUMBER,), (FILTER,), "always", _NUMBER, family=True),
+    Trap("setsockopt", (IP_LEVEL,), (PROFILE,), "otherwise", _I386),
+    Trap("setsockopt", (SOCKET_LEVEL, SOCKET_OPTIONS), (PROFILE,), "otherwise",
+         "the same; buffers, timeouts and the like reach nothing, and programs set them often"),
+    Trap("setsockopt", (TCP_LEVEL, TCP_OPTIONS), (PROFILE,), "otherwise",
+         "the same; the other options of TCP reach nothing"),
+    Trap("setsockopt", (IPV6_LEVEL, IPV6_OPTIONS), (PROFILE,), "otherwise",
+         "the same; Go sets IPV6_V6ONLY on every socket"),
+    Trap("setsockopt", (), (PROFILE,), "addresses", _WHOLE),
+    Trap("getsockopt", (GRAFT_LEVEL,), (FILTER,), "always", _OPTION, family=True),
+    Trap("getsockopt", (STREAM_LEVELS,), (FILTER,), "addresses", _IGNORED),
+    Trap("getsockopt", (NUMBER,), (FILTER,), "always", _NUMBER, family=True),
+    Trap("getsockopt", (), (PROFILE,), "addresses", _WHOLE),
+    Trap("getsockname", (NUMBER,), (FILTER,), "otherwise",
+         _NUMBER + "; a trap on all would cost Go and Java one for each connection", family=True),
+    Trap("getsockname", (), BOTH, "addresses", _SHOWN),
+    Trap("getpeername", (), BOTH, "addresses", _SHOWN),
+    Trap("sendto", (SEND_LENGTH,), (FILTER,), "otherwise", _LENGTH, family=True),
+    Trap("sendto", (SEND_LOW,), BOTH, "addresses", _ANY_NAME + "; a send without an address is not trapped"),
+    Trap("sendto", (SEND_HIGH,), (FILTER,), "addresses",
+         "the same, for a pointer whose low half is 0; rules of a profile compare low halves, so there such a call "
+         "goes to the hook, which knows no other endpoint"),
+)  # fmt: skip
+
+_INTERNET32 = (
+    "it would make or use an internet socket, and setsockopt() here skips cgroup/setsockopt; a profile traps it by "
+    "its name, and the supervisor refuses it"
+)
+REFUSED = (
+    Refusal("x86_64", "io_uring_setup", linux.NR_IO_URING_SETUP, errno.EPERM, BOTH,
+            "io_uring's operations evade every seccomp filter; Docker's profile refuses it as well"),
+    Refusal("i386", "socketcall", 102, errno.ENOSYS, BOTH,
+            "it has all socket calls behind a pointer, and libseccomp adds each rule for socket() to it as well"),
+    Refusal("i386", "socket", 359, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "bind", 361, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "connect", 362, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "listen", 363, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "getsockopt", 365, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "setsockopt", 366, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "io_uring_setup", 425, errno.ENOSYS, (FILTER,),
+            "as for x86_64; a profile refuses it by its name, with EPERM"),
+    Refusal("x32", "", None, errno.ENOSYS, (FILTER,),
+            "nothing is built for it, so no trap is worth its numbers; under a profile, the supervisor refuses what "
+            "is trapped"),
+    Refusal("other", "", None, 0, (FILTER,), "this machine has no other; a profile has the engine's architectures"),
+)  # fmt: skip
+
+
+def active(form: Form, *, addresses: bool) -> dict[str, tuple[Trap, ...]]:
+    """The traps of one filter by call, in the order of CALLS. @addresses: "addresses" is so, see Trap.when."""
+    now = ("always", "addresses" if addresses else "otherwise")
+    rows = [trap for trap in TRAPS if form in trap.forms and trap.when in now]
+    by_call = {call.name: tuple(trap for trap in rows if trap.call == call.name) for call in CALLS}
+    return {name: traps for name, traps in by_call.items() if traps}
+
+
+def trapped(arch: int, number: int) -> str:
+    """The name of the call in CALLS with this AUDIT_ARCH_* and number; "" for one that has no handler."""
+    return _BY_NUMBER.get((arch, number), "")
+
+
+_BY_NUMBER = {(linux.AUDIT_ARCH_X86_64, call.number): call.name for call in CALLS} | {
+    (linux.AUDIT_ARCH_I386, call.i386): call.name for call in CALLS if call.i386 is not None
+}

@@ -1,0 +1,54 @@
+"""Print the table of graft/kernel/traps.py as docs/security.md has it.
+
+usage: traps.py [--write]     --write: put it into docs/security.md, between the two markers
+"""
+
+import errno
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from graft.kernel import traps
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs/security.md"
+BEGIN = "<!-- printed by scripts/traps.py -->\n"
+END = "<!-- end of what scripts/traps.py prints -->\n"
+FORMS = {"filter": "`graft run`", "profile": "engines"}
+WHEN = {"always": "always", "addresses": "other sockets", "otherwise": "else"}
+
+
+def table() -> str:
+    """The text between the markers."""
+    lines = ["| call | trapped if | by | when | because |", "| --- | --- | --- | --- | --- |"]
+    for call in traps.CALLS:
+        for trap in (trap for trap in traps.TRAPS if trap.call == call.name):
+            tests = ", and ".join(condition.shown for condition in trap.conditions) or "every one"
+            lines.append(f"| {call.name} | {tests} | {_forms(trap.forms)} | {WHEN[trap.when]} | {trap.why} |")
+    lines += ["", "| call | answer |", "| --- | --- |"]
+    for call in traps.CALLS:
+        also = f" (i386 as well, number {call.i386})" if call.i386 is not None else ""
+        lines.append(f"| {call.name}{also} | {call.answer} |")
+    lines += ["", "| ABI | refused call | with | by | because |", "| --- | --- | --- | --- | --- |"]
+    for refusal in traps.REFUSED:
+        error = errno.errorcode[refusal.error] if refusal.error else "SIGSYS"
+        name = refusal.call or "all"
+        lines.append(f"| {refusal.abi} | {name} | {error} | {_forms(refusal.forms)} | {refusal.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def _forms(forms: tuple[traps.Form, ...]) -> str:
+    return ", ".join(FORMS[form] for form in forms)
+
+
+def main() -> None:
+    """Print the table, or write it."""
+    if "--write" not in sys.argv[1:]:
+        sys.stdout.write(table())
+        return
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    DOCUMENT.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""graft/kernel/traps.py: the filter does what the table says, the supervisor has its handlers, the document its text."""
+
+import itertools
+import os
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from graft.engines.profile import REFUSED, caught
+from graft.kernel import linux, traps
+from graft.kernel.cbpf import LD_W_ABS, OFFSET_ARGS, RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF
+from graft.trap import filter as seccomp
+from tests.unit.trap.test_filter import interpret
+
+ROOT = Path(__file__).parent.parent.parent.parent
+NATIVE, I386 = linux.AUDIT_ARCH_X86_64, linux.AUDIT_ARCH_I386
+BY_NUMBER = {call.number: call.name for call in traps.CALLS}
+
+
+def expected(arch, number, args, *, addresses):
+    """What the table says of a call, read row by row."""
+    abi = {NATIVE: "x86_64", I386: "i386"}.get(arch, "other")
+    if arch == NATIVE and number & 0xFFFFFFFF >= linux.X32_SYSCALL_BIT:
+        abi = "x32"
+    for refusal in traps.REFUSED:
+        if traps.FILTER in refusal.forms and refusal.abi == abi and refusal.number in (None, number):
+            return RET_ERRNO | refusal.error if refusal.error else RET_KILL_PROCESS
+    now = ("always", "addresses" if addresses else "otherwise")
+    name = traps.trapped(arch, number)
+    rows = [t for t in traps.TRAPS if t.call == name and traps.FILTER in t.forms and t.when in now]
+    return RET_USER_NOTIF if any(row.holds(args) for row in rows) else RET_ALLOW
+
+
+def borders(call, argument):
+    """The values of an argument at which a row of a call changes its mind, and their neighbours, in both halves."""
+    found = {0, 1, 1 << 31, traps.TOP, 1 << 32, 0xFFFFFFFF_00000000}
+    for row in traps.TRAPS:
+        for condition in row.conditions if row.call == call else ():
+            if condition.argument == argument:
+                for edge in itertools.chain(*condition.ranges):
+                    found |= {edge - 1, edge, edge + 1, edge | 0xDEAD0000, edge | 1 << 40}
+    return [value & 0xFFFFFFFF_FFFFFFFF for value in found]
+
+
+def arguments(call):
+    """All combinations of these for two arguments, with the others at random."""
+    chance = random.Random(call)
+    values = [borders(call, at) for at in range(6)]
+    for one, two in itertools.combinations(range(6), 2):
+        for first, second in itertools.product(values[one], values[two]):
+            args = [chance.choice(v) for v in values]
+            args[one], args[two] = first, second
+            yield tuple(args)
+
+
+@pytest.mark.parametrize("addresses", [False, True])
+@pytest.mark.parametrize("call", traps.CALLS, ids=lambda call: call.name)
+def test_the_filter_does_what_the_table_says(call, addresses):
+    program = seccomp.program(swap=addresses)
+    numbers = [(NATIVE, call.number), (I386, call.number), *([(I386, call.i386)] if call.i386 is not None else [])]
+    for args in itertools.islice(arguments(call.name), 2000):
+        for arch, number in numbers:
+            verdict = interpret(program, struct.pack("=iIQ6Q", number, arch, 0, *args))
+            assert verdict == expected(arch, number, args, addresses=addresses), (arch, number, args)
+
+
+@pytest.mark.parametrize("addresses", [False, True])
+def test_every_number_in_every_architecture(addresses):
+    program = seccomp.program(swap=addresses)
+    numbers = [*range(480), linux.X32_SYSCALL_BIT, linux.X32_SYSCALL_BIT | 41, 0x3FFFFFFF, 0xFFFFFFFF]
+    for arch, number, args in itertools.product((NATIVE, I386, 0xC00000B7), numbers, ((0,) * 6, (0xFFFFFFFF,) * 6)):
+        verdict = interpret(program, struct.pack("=IIQ6Q", number, arch, 0, *args))
+        assert verdict == expected(arch, number, args, addresses=addresses), (arch, number)
+
+
+@pytest.mark.parametrize("addresses", [False, True])
+def test_calls_without_a_trap_look_at_no_argument(addresses):
+    """Otherwise they would leave the kernel's bitmap of calls that are always allowed."""
+    program = seccomp.program(swap=addresses)
+    head = struct.pack("=Q", 0)
+    for number in set(range(480)) - set(BY_NUMBER):
+        # without the arguments, a look at one is an error of the interpreter
+        interpret(program, struct.pack("=iI", number, NATIVE) + head)
+    assert any(code == LD_W_ABS and k >= OFFSET_ARGS for code, _, _, k in struct.iter_unpack("=HBBI", program))
+
+
+def test_each_row_is_of_a_call_and_each_call_has_a_row():
+    assert {trap.call for trap in traps.TRAPS} == {call.name for call in traps.CALLS}
+    assert len(BY_NUMBER) == len(traps.CALLS)
+    assert all(trap.forms and trap.why for trap in traps.TRAPS)
+
+
+@pytest.mark.parametrize("addresses", [False, True])
+def test_a_profile_can_express_its_rows(addresses):
+    active = traps.active(traps.PROFILE, addresses=addresses)
+    for rows in active.values():
+        caught(rows)
+    assert not set(active) & set(REFUSED)
+
+
+def test_other_conventions_have_no_handler():
+    assert traps.trapped(NATIVE, 41) == "socket"
+    assert traps.trapped(I386, 54) == "ioctl"
+    for arch, number in ((I386, 359), (I386, 366), (NATIVE, linux.X32_SYSCALL_BIT | 41), (NATIVE, 1)):
+        assert traps.trapped(arch, number) == ""
+
+
+def test_the_document_has_the_table():
+    script = ROOT / "scripts/traps.py"
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    begin, end = "<!-- printed by scripts/traps.py -->\n", "<!-- end of what scripts/traps.py prints -->\n"
+    text = (ROOT / "docs/security.md").read_text()
+    assert text.partition(begin)[2].partition(end)[0] == printed, f"run {os.path.relpath(script)} --write"
