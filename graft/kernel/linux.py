@@ -40,6 +40,9 @@ SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 32
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_USER_NOTIF_FLAG_CONTINUE = 1
 SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP = 1
+PROCMAP_QUERY = 0xC0686611  # linux/fs.h: _IOWR('f', 17, struct procmap_query)
+PROCMAP_QUERY_SIZE = 104
+PROCMAP_QUERY_VMA_WRITABLE = 2
 SIOCGIFFLAGS = 0x8913
 SIOCSIFFLAGS = 0x8914
 SO_PEERPIDFD = 77
@@ -204,33 +207,37 @@ def pidfd_getfd(pidfd: int, fd: int) -> int:
     return copy
 
 
-def _remote(call: str, pid: int, buffer: ctypes.Array[ctypes.c_char], address: int) -> int:
-    local = iovec(ctypes.addressof(buffer), len(buffer))
-    remote = iovec(address, len(buffer))
-    count: int = getattr(libc, call)(
-        pid, ctypes.byref(local), ctypes.c_ulong(1), ctypes.byref(remote), ctypes.c_ulong(1), ctypes.c_ulong(0)
-    )
-    if count < 0:
-        raise oserror(call)
-    return count
-
-
 def read_memory(pid: int, address: int, size: int) -> bytes:
     """Up to @size bytes of another process's memory (process_vm_readv(2)); fewer if a page is unmapped.
 
     It may block for ever on a page that another program serves (userfaultfd(2), FUSE). Raises OSError: EFAULT, ESRCH.
     """
     buffer = ctypes.create_string_buffer(size)
-    count = _remote("process_vm_readv", pid, buffer, address)
+    local, remote = iovec(ctypes.addressof(buffer), size), iovec(address, size)
+    one, flags = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    count: int = libc.process_vm_readv(pid, ctypes.byref(local), one, ctypes.byref(remote), one, flags)
+    if count < 0:
+        raise oserror("process_vm_readv")
     return buffer.raw[:count]
 
 
-def write_memory(pid: int, address: int, data: bytes) -> int:
-    """Write to another process's memory (process_vm_writev(2)); returns the number of bytes written.
+def writable_mapping(maps: int, address: int) -> int | None:
+    """The end of the mapping at @address, if its process may write to it, else None.
 
-    It may block as read_memory() does. Raises OSError: EFAULT, ESRCH.
+    @maps: a descriptor of /proc/PID/maps. Raises OSError: ENOTTY before Linux 6.11 (linux/fs.h, PROCMAP_QUERY).
     """
-    return _remote("process_vm_writev", pid, ctypes.create_string_buffer(data, len(data)), address)
+    import fcntl
+
+    query = bytearray(PROCMAP_QUERY_SIZE)
+    struct.pack_into("=QQQ", query, 0, PROCMAP_QUERY_SIZE, PROCMAP_QUERY_VMA_WRITABLE, address & (1 << 64) - 1)
+    try:
+        fcntl.ioctl(maps, PROCMAP_QUERY, query)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):  # no such mapping, or none any more
+            return None
+        raise
+    end: int = struct.unpack_from("=Q", query, 32)[0]
+    return end
 
 
 def alive(pidfd: int) -> bool:

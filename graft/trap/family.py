@@ -11,7 +11,7 @@ the endpoint `default-source` has. bind() binds the stand-in to the endpoint, or
 What a program sees (AF_GRAFT's README, include/graft.h):
 
 socket()      SOCK_STREAM and SOCK_DGRAM. The descriptor is between FAMILY_FIRST and FAMILY_LAST if one of them is
-              free, because the filter knows sockets of the family by that (graft/trap/filter.py).
+              free, because the filter knows sockets of the family by that (graft/kernel/traps.py).
 bind()        Takes a sockaddr_gr with the name of an endpoint in the tenant's table. Fails with ENOENT, EAFNOSUPPORT,
               or EINVAL if the address is too short or the socket is bound.
 connect()     Takes a sockaddr_gr, and connects to the endpoint's address. Other addresses work as on any socket of
@@ -41,7 +41,7 @@ from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.trap import swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
-from graft.trap.listener import Notification
+from graft.trap.caller import Caller
 from graft.trap.sockets import Sockets, TenantView
 
 GRAFT_SO_DELAYED = 1
@@ -134,17 +134,17 @@ class Family:
             raise
         return made
 
-    def create(self, call: Notification, tenant: TenantView, kind: int, flags: int) -> Action:
+    def create(self, caller: Caller, tenant: TenantView, kind: int, flags: int) -> Action:
         """socket(2) with AF_GRAFT: inject a stand-in, at a number of the family's if one is free."""
         made = self.make(tenant, kind, flags & socket.SOCK_NONBLOCK)
-        return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), _free_number(call.pid))
+        return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), _free_number(caller.pid))
 
     # -- bind --
 
-    def bind(self, call: Notification, tenant: TenantView, sock: socket.socket, state: State) -> Action:
+    def bind(self, caller: Caller, tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """bind(2) to the endpoint that a sockaddr_gr names."""
-        length = target.signed(call.args[2])
-        name, raw = target.read_name(call.pid, call.args[1], length)
+        length = caller.number(2)
+        name, raw = caller.read_name(caller.args[1], length)
         if length < SOCKADDR_GR:
             return Answer(error=errno.EINVAL)
         if int.from_bytes(raw[:2], "little") != linux.AF_GRAFT or name is None:
@@ -154,8 +154,8 @@ class Family:
             return Answer(error=errno.ENOENT)
         if state.name:
             return Answer(error=errno.EINVAL)
-        new = self.attach(call.pid, tenant, sock, state, endpoint)
-        return self._done(call, sock, new, Answer())
+        new = self.attach(caller.owner(), tenant, sock, state, endpoint)
+        return self._done(caller, sock, new, Answer())
 
     def attach(
         self,
@@ -216,68 +216,66 @@ class Family:
             stamps.put(sock.fileno(), before)
             raise
 
-    def _default_source(self, pid: int, tenant: TenantView, sock: socket.socket, state: State) -> socket.socket:
+    def _default_source(self, caller: Caller, tenant: TenantView, sock: socket.socket, state: State) -> socket.socket:
         """Bind an unbound socket to `default-source`, before connect() or sendto(). Returns the bound socket."""
         if state.name:
             return sock
         source = tenant.endpoints.get(DEFAULT_SOURCE)
         if source is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return self.attach(pid, tenant, sock, state, source)
+        return self.attach(caller.owner(), tenant, sock, state, source)
 
-    def _done(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Action:
-        return then if new is old else self.sockets.replace(call, old, new, then)
+    def _done(self, caller: Caller, old: socket.socket, new: socket.socket, then: Action) -> Action:
+        return then if new is old else self.sockets.replace(caller.call, old, new, then)
 
     # -- connect and send --
 
     def connect(
         self,
-        call: Notification,
+        caller: Caller,
         tenant: TenantView,
         sock: socket.socket,
         state: State,
-        waiting: Callable[[], bool],
     ) -> Action:
         """connect(2) to an endpoint's name or to an internet address."""
-        length = target.signed(call.args[2])
-        name, raw = target.read_name(call.pid, call.args[1], length)
+        length = caller.number(2)
+        name, raw = caller.read_name(caller.args[1], length)
         if int.from_bytes(raw[:2], "little") != linux.AF_GRAFT:
-            new = self._default_source(call.pid, tenant, sock, state)
-            return self._done(call, sock, new, PROCEED)
+            new = self._default_source(caller, tenant, sock, state)
+            return self._done(caller, sock, new, PROCEED)
         if name is None:
             return Answer(error=errno.EINVAL)
         endpoint = tenant.endpoints.get(name.endpoint)
         if endpoint is None:
             return Answer(error=errno.ENOENT)
         if endpoint.address is None:
-            return self._connect_unix(call, tenant, sock, endpoint, waiting)
-        new = self._default_source(call.pid, tenant, sock, state)
+            return self._connect_unix(caller, tenant, sock, endpoint)
+        new = self._default_source(caller, tenant, sock, state)
         try:
-            error = self.connect_inet(tenant, new, endpoint, waiting)
+            error = self.connect_inet(tenant, new, endpoint, caller.waiting)
         except BaseException:
             if new is not sock:
                 new.close()
             raise
-        return self._done(call, sock, new, Answer(error=error))
+        return self._done(caller, sock, new, Answer(error=error))
 
     def _connect_unix(
         self,
-        call: Notification,
+        caller: Caller,
         tenant: TenantView,
         sock: socket.socket,
         endpoint: Endpoint,
-        waiting: Callable[[], bool],
     ) -> Action:
         new = self._fitting(tenant, sock, endpoint)
         try:
-            error = swap.connect_unix(new, endpoint.path, call.pid, waiting)
+            error = swap.connect_unix(new, endpoint.path, caller.owner(), caller.waiting)
             if new is not sock:
                 self.put(new, self.state(sock) or State())
         except BaseException:
             if new is not sock:
                 new.close()
             raise
-        return self._done(call, sock, new, Answer(error=error))
+        return self._done(caller, sock, new, Answer(error=error))
 
     def permit(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
         """Note in the stamp of @sock that it may reach @endpoint. Returns the endpoint's address for connect().
@@ -323,50 +321,48 @@ class Family:
                 return sock.connect_ex(address)
         return errno.EINTR
 
-    def sendto(self, call: Notification, tenant: TenantView, sock: socket.socket, state: State) -> Action:
+    def sendto(self, caller: Caller, tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """sendto(2) with an address of 18 bytes: send a datagram to an endpoint's name."""
-        name, _ = target.read_name(call.pid, call.args[4], target.signed(call.args[5]))
+        name, _ = caller.read_name(caller.args[4], caller.number(5))
         if name is None or name.family != linux.AF_GRAFT or sock.type != socket.SOCK_DGRAM:
             return PROCEED
         endpoint = tenant.endpoints.get(name.endpoint)
         if endpoint is None:
             return Answer(error=errno.ENOENT)
-        if call.args[2] > DATAGRAM_MAX:
+        if caller.args[2] > DATAGRAM_MAX:
             return Answer(error=errno.EMSGSIZE)
-        new = self._default_source(call.pid, tenant, sock, state)
+        new = self._default_source(caller, tenant, sock, state)
         try:
-            data = linux.read_memory(call.pid, call.args[1], call.args[2]) if call.args[2] else b""
-            if len(data) < call.args[2]:
-                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-            flags = target.signed(call.args[3]) | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            data = caller.read(caller.args[1], caller.args[2])
+            flags = caller.number(3) | socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
             if endpoint.address:
                 address = self.permit(tenant, new, endpoint)
                 count = new.sendto(data, flags, address)
             elif new.family != socket.AF_UNIX:
                 raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
             else:
-                count = target.as_target(call.pid, lambda: new.sendto(data, flags, endpoint.path))
+                count = target.as_target(caller.owner(), lambda: new.sendto(data, flags, endpoint.path))
         except BaseException:
             if new is not sock:
                 new.close()
             raise
-        return self._done(call, sock, new, Answer(count))
+        return self._done(caller, sock, new, Answer(count))
 
     # -- names and options --
 
-    def getsockname(self, call: Notification, state: State) -> Action:
+    def getsockname(self, caller: Caller, _tenant: TenantView, _sock: socket.socket, state: State) -> Action:
         """getsockname(2): the endpoint's name; before bind() family 0 and no name."""
         if state.flags & TRANSPARENT_NAME:
             return PROCEED
         family = linux.AF_GRAFT if state.name else 0
         value = struct.pack("=H16s", family, state.name.encode(errors="surrogateescape"))
-        target.write_value(call.pid, call.args[1], call.args[2], value)
+        caller.write_value(caller.args[1], caller.args[2], value)
         return Answer()
 
-    def setsockopt(self, call: Notification, sock: socket.socket, state: State) -> Action:
+    def setsockopt(self, caller: Caller, _tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """setsockopt(2): the options of level IPPROTO_GRAFT; before bind(), those of other levels wait or fail."""
-        level, option = target.signed(call.args[1]), target.signed(call.args[2])
-        where, length = call.args[3], target.signed(call.args[4])
+        level, option = caller.number(1), caller.number(2)
+        where, length = caller.args[3], caller.number(4)
         if level == socket.SOL_SOCKET:
             return PROCEED  # applies to the stand-in; if bind() replaces that, it carries the option over
         if level != linux.IPPROTO_GRAFT:
@@ -374,25 +370,25 @@ class Family:
                 return PROCEED if state.name else Answer(error=errno.EADDRNOTAVAIL)
             if not 0 <= length <= VALUE_MAX:
                 return Answer(error=errno.EINVAL if length < 0 else errno.ENOBUFS)
-            return self._wait(sock, state, Option(level, option, _read(call.pid, where, length)))
+            return self._wait(sock, state, Option(level, option, caller.read(where, length)))
         if option in (GRAFT_SO_DELAYED, GRAFT_NAME_TRANSPARENT):
             if not where or not 0 <= length <= INT.size:
                 return Answer(error=errno.EINVAL)
             bit = DELAYED if option == GRAFT_SO_DELAYED else TRANSPARENT_NAME
-            (value,) = INT.unpack(_read(call.pid, where, INT.size))
+            (value,) = INT.unpack(caller.read(where, INT.size))
             state.flags = state.flags | bit if value > 0 else state.flags & ~bit
             self.put(sock, state)
             return Answer()
         if option == GRAFT_SO_DELAYED_EXECUTE:
             for waiting in state.queue:
                 if not waiting.done:
-                    self._carry_out(call.pid, sock, waiting)
+                    self._carry_out(caller.owner(), sock, waiting)
             self.put(sock, state)
             return Answer()
         if option == GRAFT_SO_TRANSPARENT:
             if not where or not TRANS.size <= length <= SSO_TRANS_SIZE:
                 return Answer(error=errno.EINVAL)
-            raw = _read(call.pid, where, length)
+            raw = caller.read(where, length)
             inner_level, inner, size = TRANS.unpack_from(raw)
             if size > length - TRANS.size:
                 return Answer(error=errno.EINVAL)
@@ -401,7 +397,7 @@ class Family:
                 return self._wait(sock, state, wanted)
             if not state.name:
                 return Answer(error=errno.EADDRNOTAVAIL)
-            self._carry_out(call.pid, sock, wanted)
+            self._carry_out(caller.owner(), sock, wanted)
             return Answer(error=-wanted.result)
         return Answer(error=errno.ENOPROTOOPT)
 
@@ -423,39 +419,31 @@ class Family:
         except OSError as error:
             option.result = -(error.errno or errno.EIO)
 
-    def getsockopt(self, call: Notification, sock: socket.socket, state: State) -> Action:
+    def getsockopt(self, caller: Caller, _tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """getsockopt(2): the switches, and the results of the options that waited."""
-        level, option = target.signed(call.args[1]), target.signed(call.args[2])
+        level, option = caller.number(1), caller.number(2)
         if level != linux.IPPROTO_GRAFT:
             return PROCEED if state.name or level == socket.SOL_SOCKET else Answer(error=errno.EADDRNOTAVAIL)
         if option in (GRAFT_SO_DELAYED, GRAFT_NAME_TRANSPARENT):
             bit = DELAYED if option == GRAFT_SO_DELAYED else TRANSPARENT_NAME
             # the length is not read, because programs do not always set it
-            if linux.write_memory(call.pid, call.args[3], INT.pack(bool(state.flags & bit))) < INT.size:
-                return Answer(error=errno.EFAULT)
-            linux.write_memory(call.pid, call.args[4], INT.pack(INT.size))
+            switch = INT.pack(bool(state.flags & bit))
+            caller.write((caller.args[3], switch), (caller.args[4], INT.pack(INT.size)))
             return Answer()
         if option == GRAFT_SO_DELAYED_RESULT:
-            return self._results(call, sock, state)
+            return self._results(caller, sock, state)
         return Answer(error=errno.ENOPROTOOPT)
 
-    def _results(self, call: Notification, sock: socket.socket, state: State) -> Action:
+    def _results(self, caller: Caller, sock: socket.socket, state: State) -> Action:
         """GRAFT_SO_DELAYED_RESULT: the results of options carried out, as many as fit. Each is returned once."""
-        room = INT.unpack(_read(call.pid, call.args[4], INT.size))[0]
+        room = INT.unpack(caller.read(caller.args[4], INT.size))[0]
         done = [option for option in state.queue if option.done]
         told = done[: max(room, 0) // RESULT.size]
         value = b"".join(RESULT.pack(option.level, option.name, option.result) for option in told)
-        target.write_value(call.pid, call.args[3], call.args[4], value)
+        caller.write_value(caller.args[3], caller.args[4], value)
         state.queue = [option for option in state.queue if option not in told]
         self.put(sock, state)
         return Answer(error=0 if len(told) == len(done) else errno.ENOBUFS)
-
-
-def _read(pid: int, address: int, size: int) -> bytes:
-    raw = linux.read_memory(pid, address, size) if size else b""
-    if len(raw) < size:
-        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-    return raw
 
 
 def _free_number(pid: int) -> int | None:

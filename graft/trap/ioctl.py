@@ -5,10 +5,8 @@ import fcntl
 import socket
 import struct
 
-from graft.kernel import linux
-from graft.trap import target
 from graft.trap.actions import PROCEED, Action, Answer
-from graft.trap.listener import Notification
+from graft.trap.caller import Caller
 from graft.trap.sockets import Stamps, TenantView
 
 # linux/sockios.h, netdevice(7). QUESTIONS take a struct ifreq of 40 bytes; SIOCGIFCONF takes a pointer to more.
@@ -35,12 +33,9 @@ QUESTIONS = frozenset(
 IFCONF_MAX = 64 * IFREQ_SIZE
 
 
-def _interfaces(pid: int, address: int, probe: socket.socket) -> Action:
+def _interfaces(caller: Caller, address: int, probe: socket.socket) -> Action:
     """SIOCGIFCONF: fill the target's struct ifconf { int len; struct ifreq *req; } (netdevice(7)). Raises OSError."""
-    head = linux.read_memory(pid, address, 16)
-    if len(head) < 16:
-        return Answer(error=errno.EFAULT)
-    (size, where) = struct.unpack("=i4xQ", head)
+    (size, where) = struct.unpack("=i4xQ", caller.read(address, 16))
     if where and size < 0:  # without a buffer the call asks for the size needed, and ignores the length
         return Answer(error=errno.EINVAL)
     import array
@@ -49,30 +44,26 @@ def _interfaces(pid: int, address: int, probe: socket.socket) -> Action:
     ifconf = bytearray(struct.pack("=i4xQ", len(room), room.buffer_info()[0]))
     fcntl.ioctl(probe, SIOCGIFCONF, ifconf)
     (used,) = struct.unpack_from("=i", ifconf)
-    if where and used:
-        linux.write_memory(pid, where, room.tobytes()[:used])
-    linux.write_memory(pid, address, struct.pack("=i", used))
+    caller.write((where, room.tobytes()[:used] if where else b""), (address, struct.pack("=i", used)))
     return Answer()
 
 
-def decide(call: Notification, tenant: TenantView, stamps: Stamps) -> Action:
+def decide(caller: Caller, tenant: TenantView, stamps: Stamps) -> Action:
     """ioctl(2) on network devices (netdevice(7)): answer from the container's netns, or refuse."""
-    request = call.args[1] & 0xFFFFFFFF
-    sock = target.borrow(call)
+    request = caller.args[1] & 0xFFFFFFFF
+    sock = caller.borrow()
     if sock is None:
         return PROCEED
     with sock:
         family = sock.family
         if family == socket.AF_UNIX or stamps.tenant_of(sock.fileno()) is None:
             return PROCEED
-    address = call.args[2]
+    address = caller.args[2]
     if request == SIOCGIFCONF:
-        return _interfaces(call.pid, address, tenant.probe(family))
+        return _interfaces(caller, address, tenant.probe(family))
     if request not in QUESTIONS:
         return Answer(error=errno.EPERM)
-    ifreq = bytearray(linux.read_memory(call.pid, address, IFREQ_SIZE))
-    if len(ifreq) < IFREQ_SIZE:
-        return Answer(error=errno.EFAULT)
+    ifreq = bytearray(caller.read(address, IFREQ_SIZE))
     try:
         fcntl.ioctl(tenant.probe(family), request, ifreq)
     except OSError as error:
@@ -80,6 +71,5 @@ def decide(call: Notification, tenant: TenantView, stamps: Stamps) -> Action:
             raise
         # IP_PKTINFO gives the program the index of a device of the host; dnsmasq needs a name for it
         ifreq[:16] = b"lo".ljust(16, b"\0")
-    if linux.write_memory(call.pid, address, bytes(ifreq)) < IFREQ_SIZE:
-        return Answer(error=errno.EFAULT)
+    caller.write((address, bytes(ifreq)))
     return Answer()

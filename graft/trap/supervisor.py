@@ -2,11 +2,11 @@
 
 Theory of operation
 
-A target runs under the filter of graft/trap/filter.py. Its trapped calls wait in the kernel until somebody who holds
-the listener answers (seccomp_unotify(2)). graft/trap/listeners.py receives them, and runs the decision in a worker
-thread, because reading a target's memory may block. Several threads decide at a time, also for one tenant. The
-functions of this module, one for each call, return an action, which graft/trap/listeners.py then carries out in the
-same thread:
+A target runs under a filter that traps what graft/kernel/traps.py lists and explains. Its trapped calls wait in the
+kernel until somebody who holds the listener answers (seccomp_unotify(2)). graft/trap/listeners.py receives them,
+and runs the decision in a worker thread, because reading a target's memory may block. Several threads decide at a
+time, also for one tenant. The functions of this module, one for each call, return an action, which
+graft/trap/listeners.py then carries out in the same thread:
 
     Proceed     the kernel runs the call as it stands. That is safe only if its arguments are registers, or if the
                 call cannot touch the host: the target may change its memory, and what a descriptor number means, at
@@ -28,35 +28,37 @@ ioctl()     Network devices only. On a grafted socket, questions (SIOCGIF*) are 
             container's netns. One race remains: the target may put a grafted socket at the number while the call
             proceeds. To change anything that way it needs CAP_NET_ADMIN in the host's user namespace, which is
             outside the security boundary (docs/security.md).
-bind(),     These are trapped if the container's rules name endpoints of type unix or in another netns. If the address
-connect(),  means such an endpoint, another socket replaces the target's (trap/swap.py). A unix socket is bound or
-sendto()    connected here. In all other cases the call proceeds, and the BPF hooks decide on the address, which the
-            kernel reads itself.
-names and   They are trapped for such a container as well. A unix socket shows the internet address that the program
-options     asked for, and accepts the options of TCP and IP without effect.
+bind(),     If the address means an endpoint of type unix or in another netns, another socket replaces the target's
+connect(),  (graft/trap/swap.py). A unix socket is bound or connected here. Otherwise the call proceeds, and the BPF
+sendto()    hooks decide on the address, which the kernel reads itself.
+names and   A unix socket shows the internet address that the program asked for, and accepts the options of TCP and IP
+options     without effect.
 AF_GRAFT    See graft/trap/family.py.
 
 Nothing here trusts the target: a PID may be gone, memory may be unmapped, numbers may be anything. If the target has
-ended, the kernel drops the answer, so a decision about a recycled PID has no effect.
+ended, the kernel drops the answer. A PID that another process has by then is not taken for the target's
+(graft/trap/caller.py).
 
-What still fails: results that are written to memory (getsockname() and the like, SIOCGIF*) are written before the
-answer. If the target is killed in that moment and its PID is recycled at once, they reach another process.
+What still fails: the netns of a recycled PID may be compared, and descriptors of its process be listed. That has no
+effect, since the answer is dropped.
 """
 
 import contextlib
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
-from graft.kernel import linux
+from graft.kernel import linux, traps
 from graft.kernel.maps import Map
 from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_V6ONLY, Stamp
-from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
 from graft.trap import ioctl, swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
+from graft.trap.caller import Caller
 from graft.trap.family import Family, State
 from graft.trap.listener import Notification
 from graft.trap.sockets import Sockets, TenantView
@@ -68,18 +70,22 @@ PROTOCOLS: dict[int, dict[int, int]] = {
     socket.SOCK_DGRAM: {0: 0, socket.IPPROTO_UDP: 0},
 }
 
-FAMILIES = (socket.AF_INET, socket.AF_INET6, linux.AF_GRAFT)
-CALLS = frozenset(
-    (
-        linux.NR_BIND,
-        linux.NR_CONNECT,
-        linux.NR_SENDTO,
-        linux.NR_GETSOCKNAME,
-        linux.NR_GETPEERNAME,
-        linux.NR_SETSOCKOPT,
-        linux.NR_GETSOCKOPT,
-    )
-)
+# What tells a call on a socket of AF_GRAFT; a call without a trap for the family is known by the descriptor alone.
+FAMILY_TRAPS = {call.name: tuple(t for t in traps.TRAPS if t.family and t.call == call.name) for call in traps.CALLS}
+
+Handler = Callable[[Caller, TenantView], Action]
+OnSocket = Callable[[Caller, TenantView, socket.socket, Stamp], Action]
+OnFamily = Callable[[Caller, TenantView, socket.socket, State], Action]
+
+
+class On(NamedTuple):
+    """What decides a call on a grafted socket of the caller's own tenant.
+
+    @any: on one of the internet, or a unix socket in its place. @family: on one of AF_GRAFT; None if it proceeds.
+    """
+
+    any: OnSocket
+    family: OnFamily | None
 
 
 class Supervisor:
@@ -94,49 +100,61 @@ class Supervisor:
         self.stamps = sockets.stamps
         self.owners = owners  # BPF map: containers' own addresses
         self.family = family
+        self.handlers: dict[str, Handler] = {
+            "socket": self.create,
+            "listen": self.listen,
+            "ioctl": lambda caller, tenant: ioctl.decide(caller, tenant, self.stamps),
+        }
+        self.handlers |= {name: partial(self._on_socket, name, on) for name, on in self._on().items()}
+
+    def _on(self) -> dict[str, On]:
+        """The calls that are decided by the stamp of the socket that they are made on."""
+        return {
+            "bind": On(self._bind, self.family.bind),
+            "connect": On(self._connect, self.family.connect),
+            "sendto": On(self._connect, self.family.sendto),
+            "getsockname": On(_show, self.family.getsockname),
+            "getpeername": On(_show, None),
+            "setsockopt": On(_option, self.family.setsockopt),
+            "getsockopt": On(_option, self.family.getsockopt),
+        }
 
     def handle(self, call: Notification, tenant: TenantView, waiting: Callable[[], bool]) -> Action:
         """Decide one trapped call. An OSError on the way becomes the call's errno.
 
         @waiting: returns whether the target still waits for the answer.
         """
+        handler = self.handlers.get(traps.trapped(call.arch, call.nr))
+        if handler is None:  # i386 and x32, and what the filter of a foreign listener traps
+            return Answer(error=errno.ENOSYS)
         try:
-            if call.arch == linux.AUDIT_ARCH_X86_64:
-                if call.nr == linux.NR_SOCKET:
-                    return self.create(call, tenant)
-                if call.nr == linux.NR_LISTEN:
-                    return self.listen(call)
-                if call.nr in CALLS:
-                    return self.address_or_option(call, tenant, waiting)
-            if call.nr == linux.NR_IOCTL or (call.nr == 54 and call.arch == linux.AUDIT_ARCH_I386):
-                return ioctl.decide(call, tenant, self.stamps)
+            return handler(Caller(call, waiting), tenant)
         except OSError as error:
             return Answer(error=error.errno or errno.EIO)
-        return Answer(error=errno.ENOSYS)
 
-    def create(self, call: Notification, tenant: TenantView) -> Action:
+    def create(self, caller: Caller, tenant: TenantView) -> Action:
         """socket(2): make the socket here, stamp it, and inject it."""
-        family = call.args[0] & 0xFFFFFFFF
-        flags = call.args[1] & 0xFFFFFFFF
+        family = caller.args[0] & 0xFFFFFFFF
+        flags = caller.args[1] & 0xFFFFFFFF
         kind = flags & SOCK_TYPE_MASK
         # a listener from the agent socket may have any filter; for what ours does not trap, nothing is made here
-        protocols = PROTOCOLS.get(kind) if family in FAMILIES else None
-        protocol = protocols.get(call.args[2] & 0xFFFFFFFF) if protocols else None
+        protocols = PROTOCOLS.get(kind) if traps.FAMILY.holds(caller.args) else None
+        protocol = protocols.get(caller.args[2] & 0xFFFFFFFF) if protocols else None
         if protocol is None or flags & ~(SOCK_TYPE_MASK | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
             return PROCEED
         try:
-            if linux.netns_inode(call.pid) != tenant.netns:
+            if linux.netns_inode(caller.pid) != tenant.netns:
                 return PROCEED
         except FileNotFoundError:
             return Answer(error=errno.ESRCH)
         if family == linux.AF_GRAFT:
-            return self.family.create(call, tenant, kind, flags)
+            return self.family.create(caller, tenant, kind, flags)
         made = self.sockets.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
 
-    def listen(self, call: Notification) -> Action:
+    def listen(self, caller: Caller, _tenant: TenantView) -> Action:
         """listen(2): bind an unbound socket to the private loopback, then listen on our duplicate of it."""
-        sock = target.borrow(call)
+        sock = caller.borrow()
         if sock is None:
             return PROCEED  # it is no socket: the kernel fails the call
         with sock:
@@ -153,7 +171,7 @@ class Supervisor:
                 any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
                 with contextlib.suppress(OSError):  # connected or bound meanwhile: listen() below fails
                     sock.bind((any_address, 0))
-            sock.listen(target.signed(call.args[1]))
+            sock.listen(caller.number(1))
         return Answer()
 
     def _has_left(self, sock: socket.socket) -> bool:
@@ -164,55 +182,32 @@ class Supervisor:
 
     # -- addresses and options: AF_GRAFT, and endpoints that need another socket --
 
-    def address_or_option(self, call: Notification, tenant: TenantView, waiting: Callable[[], bool]) -> Action:
-        """Decide a call in CALLS. It proceeds unless it is about a socket of this tenant."""
-        sock = target.borrow(call)
+    def _on_socket(self, name: str, on: On, caller: Caller, tenant: TenantView) -> Action:
+        """Decide the call @name on a socket. It proceeds unless the socket is one of this tenant."""
+        sock = caller.borrow()
         if sock is None:
             return PROCEED
         with sock:
             stamp = self.stamps.get(sock.fileno())
             if stamp is None:
-                return self._unstamped(call, tenant, sock)
+                return self._unstamped(name, caller, tenant, sock)
             if stamp.tenant != tenant.id:
                 return PROCEED
-            state = self.family.state(sock) if _may_be_family(call) else None
-            if state:
-                return self._family(call, tenant, sock, state, waiting)
-            if call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT):
-                return _ignore_option(call) if sock.family == socket.AF_UNIX else PROCEED
-            if call.nr in (linux.NR_GETSOCKNAME, linux.NR_GETPEERNAME):
-                return _show(call, stamp) if sock.family == socket.AF_UNIX else PROCEED
-            if call.nr == linux.NR_BIND:
-                return self._bind(call, tenant, sock, stamp)
-            return self._connect(call, tenant, sock, stamp, waiting)
+            state = self.family.state(sock) if _may_be_family(name, caller) else None
+            if state is None:
+                return on.any(caller, tenant, sock, stamp)
+            return on.family(caller, tenant, sock, state) if on.family else PROCEED
 
-    def _family(
-        self, call: Notification, tenant: TenantView, sock: socket.socket, state: State, waiting: Callable[[], bool]
-    ) -> Action:
-        if call.nr == linux.NR_BIND:
-            return self.family.bind(call, tenant, sock, state)
-        if call.nr == linux.NR_CONNECT:
-            return self.family.connect(call, tenant, sock, state, waiting)
-        if call.nr == linux.NR_SENDTO:
-            return self.family.sendto(call, tenant, sock, state)
-        if call.nr == linux.NR_GETSOCKNAME:
-            return self.family.getsockname(call, state)
-        if call.nr == linux.NR_SETSOCKOPT:
-            return self.family.setsockopt(call, sock, state)
-        if call.nr == linux.NR_GETSOCKOPT:
-            return self.family.getsockopt(call, sock, state)
-        return PROCEED
-
-    def _unstamped(self, call: Notification, tenant: TenantView, sock: socket.socket) -> Action:
+    def _unstamped(self, name: str, caller: Caller, tenant: TenantView, sock: socket.socket) -> Action:
         """Ignore TCP and IP options on a connection that the server of a unix endpoint accepted; it has no stamp."""
-        if call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT) and sock.family == socket.AF_UNIX:
-            name = sock.getsockname()
-            if isinstance(name, str) and tenant.binds_path(name):
-                return _ignore_option(call)
+        if name in ("setsockopt", "getsockopt") and sock.family == socket.AF_UNIX:
+            path = sock.getsockname()
+            if isinstance(path, str) and tenant.binds_path(path):
+                return _ignore_option(caller)
         return PROCEED
 
-    def _bind(self, call: Notification, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
-        name, _ = target.read_name(call.pid, call.args[1], target.signed(call.args[2]))
+    def _bind(self, caller: Caller, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
+        name, _ = caller.read_name(caller.args[1], caller.number(2))
         if name is None or name.address is None or sock.family == socket.AF_UNIX or sock.getsockname()[1]:
             return PROCEED
         protocol = socket.IPPROTO_TCP if sock.type == socket.SOCK_STREAM else socket.IPPROTO_UDP
@@ -222,26 +217,24 @@ class Supervisor:
         if endpoint is None:
             return PROCEED
         if endpoint.address:
-            return self._move(call, tenant, sock, stamp, endpoint)
+            return self._move(caller, tenant, sock, stamp, endpoint)
         local = (name.address.raw, name.port)
         new = self.sockets.make(tenant, socket.AF_UNIX, sock.type, place=0)
         try:
             swap.carry_options(sock, new)
             self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_INGRESS, 0, local))
-            swap.bind_unix(new, endpoint.path, call.pid)
+            swap.bind_unix(new, endpoint.path, caller.owner())
             tenant.bound_path(endpoint.path)
         except BaseException:
             new.close()
             raise
-        return self.sockets.replace(call, sock, new, Answer())
+        return self.sockets.replace(caller.call, sock, new, Answer())
 
-    def _connect(
-        self, call: Notification, tenant: TenantView, sock: socket.socket, stamp: Stamp, waiting: Callable[[], bool]
-    ) -> Action:
+    def _connect(self, caller: Caller, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
         """connect(2), and sendto(2) with an address."""
-        connecting = call.nr == linux.NR_CONNECT
-        where, length = (call.args[1], call.args[2]) if connecting else (call.args[4], call.args[5])
-        name, _ = target.read_name(call.pid, where, target.signed(length))
+        connecting = caller.call.nr == linux.NR_CONNECT
+        where, length = (1, 2) if connecting else (4, 5)
+        name, _ = caller.read_name(caller.args[where], caller.number(length))
         if name is None or name.address is None:
             return PROCEED
         if sock.family == socket.AF_UNIX:  # an earlier call has replaced the socket, and connected or bound it
@@ -251,23 +244,23 @@ class Supervisor:
         if endpoint is None or (not connecting and endpoint.address is None):
             return PROCEED
         if endpoint.address:
-            return self._move(call, tenant, sock, stamp, endpoint)
+            return self._move(caller, tenant, sock, stamp, endpoint)
         new = self.sockets.make(tenant, socket.AF_UNIX, sock.type, place=0)
         try:
             swap.carry_options(sock, new)
             peer = (name.address.raw, name.port)
             self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_CONNECTED, 0, peer=peer))
-            error = swap.connect_unix(new, endpoint.path, call.pid, waiting)
+            error = swap.connect_unix(new, endpoint.path, caller.owner(), caller.waiting)
             if error:
                 new.close()
                 return Answer(error=error)
         except BaseException:
             new.close()
             raise
-        return self.sockets.replace(call, sock, new, Answer())
+        return self.sockets.replace(caller.call, sock, new, Answer())
 
     def _move(
-        self, call: Notification, tenant: TenantView, sock: socket.socket, stamp: Stamp, endpoint: Endpoint
+        self, caller: Caller, tenant: TenantView, sock: socket.socket, stamp: Stamp, endpoint: Endpoint
     ) -> Action:
         """Replace an unbound socket by one in the endpoint's netns; the call then proceeds, and the hooks decide."""
         if endpoint.place == stamp.place or sock.getsockname()[1]:
@@ -278,34 +271,34 @@ class Supervisor:
         except BaseException:
             new.close()
             raise
-        return self.sockets.replace(call, sock, new, PROCEED)
+        return self.sockets.replace(caller.call, sock, new, PROCEED)
 
 
-def _may_be_family(call: Notification) -> bool:
+def _may_be_family(name: str, caller: Caller) -> bool:
     """Would the filter trap this call for a socket of AF_GRAFT? If not, its state need not be read."""
-    if call.nr in (linux.NR_BIND, linux.NR_CONNECT) and target.signed(call.args[2]) == SOCKADDR_GR:
-        return True
-    if call.nr == linux.NR_SENDTO:
-        return target.signed(call.args[5]) == SOCKADDR_GR
-    level = call.nr in (linux.NR_SETSOCKOPT, linux.NR_GETSOCKOPT) and target.signed(call.args[1])
-    return level == linux.IPPROTO_GRAFT or FAMILY_FIRST <= target.signed(call.args[0]) <= FAMILY_LAST
+    tests = FAMILY_TRAPS[name]
+    return any(trap.holds(caller.args) for trap in tests) if tests else traps.NUMBER.holds(caller.args)
 
 
-def _ignore_option(call: Notification) -> Action:
+def _option(caller: Caller, _tenant: TenantView, sock: socket.socket, _stamp: Stamp) -> Action:
+    """setsockopt(2) and getsockopt(2)."""
+    return _ignore_option(caller) if sock.family == socket.AF_UNIX else PROCEED
+
+
+def _ignore_option(caller: Caller) -> Action:
     """Accept a TCP or IP option of a unix socket without effect. getsockopt() reads 0, except for TCP_MAXSEG."""
-    if call.nr == linux.NR_GETSOCKOPT:
-        segment = (target.signed(call.args[1]), target.signed(call.args[2])) == (
-            socket.IPPROTO_TCP,
-            socket.TCP_MAXSEG,
-        )
+    if caller.call.nr == linux.NR_GETSOCKOPT:
+        segment = (caller.number(1), caller.number(2)) == (socket.IPPROTO_TCP, socket.TCP_MAXSEG)
         value = (LOOPBACK_SEGMENT if segment else 0).to_bytes(4, "little")
-        target.write_value(call.pid, call.args[3], call.args[4], value)
+        caller.write_value(caller.args[3], caller.args[4], value)
     return Answer()
 
 
-def _show(call: Notification, stamp: Stamp) -> Action:
+def _show(caller: Caller, _tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
     """getsockname(2) and getpeername(2) of a unix socket that the program takes for an internet one."""
-    if call.nr == linux.NR_GETPEERNAME:
+    if sock.family != socket.AF_UNIX:
+        return PROCEED
+    if caller.call.nr == linux.NR_GETPEERNAME:
         if not stamp.flags & STAMP_CONNECTED:
             return Answer(error=errno.ENOTCONN)
         raw, port = stamp.peer
@@ -313,5 +306,5 @@ def _show(call: Notification, stamp: Stamp) -> Action:
         raw, port = stamp.local
     else:  # a client's own address: the wildcard
         raw, port = (ANY4, 0) if Address(stamp.peer[0]).v4 else (ANY6, 0)
-    target.write_value(call.pid, call.args[1], call.args[2], target.sockaddr(Address(raw), port))
+    caller.write_value(caller.args[1], caller.args[2], target.sockaddr(Address(raw), port))
     return Answer()

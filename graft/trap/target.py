@@ -1,4 +1,4 @@
-"""Read and change what belongs to a target: its sockets, descriptors, memory and credentials.
+"""Read and change what belongs to a target: its descriptors and credentials. Its memory: graft/trap/caller.py.
 
 A target is hostile. Its threads may change its memory and its descriptors at any moment. So all that is decided on is
 read once, into memory of ours, and is carried out on our own duplicates. Reading may block (graft/trap/listeners.py),
@@ -16,7 +16,6 @@ from typing import NamedTuple, TypeVar
 
 from graft.kernel import linux
 from graft.rules.address import MAPPED, Address
-from graft.trap.listener import Notification
 
 T = TypeVar("T")
 
@@ -63,7 +62,8 @@ def _link(pid: int, number: int) -> str:
 def borrow_fd(pid: int, number: int) -> int:
     """A duplicate of a thread's descriptor (pidfd_getfd(2)), which the caller closes.
 
-    Raises OSError: EBADF if the thread has no such descriptor, ESRCH; EPERM as borrow() says.
+    Raises OSError: EBADF if the thread has no such descriptor, ESRCH; EPERM on kernels before 6.9, if the thread
+    has a descriptor table of its own.
     """
     try:
         pidfd = os.pidfd_open(pid, PIDFD_THREAD)
@@ -76,37 +76,6 @@ def borrow_fd(pid: int, number: int) -> int:
         return linux.pidfd_getfd(pidfd, number)
     finally:
         os.close(pidfd)
-
-
-def borrow(call: Notification) -> socket.socket | None:
-    """A duplicate of the socket that is the call's first argument; None if that is no socket.
-
-    Raises PermissionError on kernels before 6.9, if the thread has a descriptor table of its own.
-    """
-    try:
-        fd = borrow_fd(call.pid, signed(call.args[0]))
-    except PermissionError:
-        raise
-    except OSError:
-        return None
-    try:
-        return socket.socket(fileno=fd)
-    except OSError:
-        os.close(fd)
-        return None
-
-
-def read_name(pid: int, address: int, length: int) -> tuple[Name | None, bytes]:
-    """Read the socket address at @address in the target, @length bytes. Returns it parsed, and its bytes.
-
-    The first is None as parse_name() says. Raises OSError: EFAULT, or EINVAL if @length is negative or beyond 128.
-    """
-    if not 0 <= length <= SOCKADDR_MAX:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    raw = linux.read_memory(pid, address, length) if length else b""
-    if len(raw) < length:
-        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-    return parse_name(raw), raw
 
 
 def parse_name(raw: bytes) -> Name | None:
@@ -133,24 +102,6 @@ def sockaddr(address: Address, port: int) -> bytes:
 def host_address(address: Address, port: int) -> tuple[str, int]:
     """The address as Python's socket module takes it: (text, port)."""
     return str(address), port
-
-
-def write_value(pid: int, address: int, length_address: int, value: bytes) -> None:
-    """Write a value and its length to the target, as getsockname(2) and getsockopt(2) do.
-
-    The value is truncated to the length that the target has at @length_address; the length written is the full one.
-    Raises OSError: EFAULT, or EINVAL if the target's length is negative.
-    """
-    raw = linux.read_memory(pid, length_address, 4)
-    if len(raw) < 4:
-        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-    room = int.from_bytes(raw, "little", signed=True)
-    if room < 0:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    part = value[:room]
-    if part and linux.write_memory(pid, address, part) < len(part):
-        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-    linux.write_memory(pid, length_address, struct.pack("=i", len(value)))
 
 
 def descriptors(pid: int, inode: int) -> list[tuple[int, bool]]:

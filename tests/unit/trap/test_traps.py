@@ -7,6 +7,8 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -14,6 +16,7 @@ from graft.engines.profile import REFUSED, caught
 from graft.kernel import linux, traps
 from graft.kernel.cbpf import LD_W_ABS, OFFSET_ARGS, RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF
 from graft.trap import filter as seccomp
+from graft.trap.supervisor import FAMILY_TRAPS, Supervisor
 from tests.unit.trap.test_filter import interpret
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -100,6 +103,13 @@ def test_a_profile_can_express_its_rows(addresses):
     for rows in active.values():
         caught(rows)
     assert not set(active) & set(REFUSED)
+
+
+def test_each_call_has_a_handler_and_each_handler_a_call():
+    anything: Any = MagicMock()
+    supervisor = Supervisor(anything, anything, anything)
+    assert set(supervisor.handlers) == {call.name for call in traps.CALLS}
+    assert set(FAMILY_TRAPS) == {call.name for call in traps.CALLS}
 
 
 def test_other_conventions_have_no_handler():
