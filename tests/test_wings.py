@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WINGS = ("", "rules", "kernel", "process", "tenants", "engines", "trap", "daemon", "bench", "commands")
+LINES_MAX, FUNCTION_MAX = 500, 80
 ENTRIES = ("graft.__main__", "graft.keeper")  # how a process of graft's begins: they lead to whatever wing
 ABOVE = {"graft.protocol": "rules"}  # messages carry the request of graft/rules/request.py
 
@@ -130,3 +131,23 @@ def test_design_names_every_module():
         if path.name not in ("__init__.py", "__main__.py")
     }
     assert sorted(named) == sorted(there)
+def test_no_file_and_no_function_is_long():
+    """A file of more than 500 lines, or a function of more than 80, has more than one concern."""
+    found = []
+    for folder in ("graft", "tests", "scripts"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text()
+            if text.count("\n") > LINES_MAX:
+                found.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef) and node.end_lineno and not _is_data(node):
+                    length = node.end_lineno - node.lineno + 1
+                    if length > FUNCTION_MAX:
+                        found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
+    assert not found
+
+
+def _is_data(function: ast.FunctionDef) -> bool:
+    """Is its body one expression, as a table is?"""
+    body = [s for s in function.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+    return len(body) == 1 and isinstance(body[0], ast.Return)
