@@ -18,7 +18,7 @@ from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
 from graft.rules.publication import Publication
-from graft.rules.request import Request, parse_request
+from graft.rules.request import Request, parse_resolver
 from graft.tenants.attachment import Attachment
 
 OWNER_BASE = 0x70000000
@@ -182,7 +182,8 @@ class Tenant:
 
         The host's own are for containers whose connections leave as the host's, because a name can carry data out.
         """
-        return parse_request(self.asked).resolver or (self.resolvers if self.egress_host else [])
+        asked = [parse_resolver(text) for text in self.asked.resolver]
+        return asked or (self.resolvers if self.egress_host else [])
 
     def bound_path(self, path: str) -> None:
         """Remember a unix socket that the tenant has bound, to unlink it at the tenant's end. From any thread.
