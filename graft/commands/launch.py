@@ -20,7 +20,7 @@ from graft import client
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 from graft.kernel import linux
 from graft.rules.request import Request
-from graft.trap import filter, nested
+from graft.trap import filter
 
 SHIM = Path(__file__).parents[1] / "graft-shim.so"
 SHOWN_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
@@ -148,6 +148,8 @@ def wrap(plan: Plan, *, verbose: bool) -> NoReturn:
     if listener >= 0:
         os.close(listener)
     if reply["scope"]:
+        from graft.trap import nested
+
         nested.enter(reply["scope"])
     if begin >= 0:
         os.write(begin, b"1")
