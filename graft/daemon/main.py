@@ -109,7 +109,7 @@ class Daemon:
             addresses.add_slice_route()
         self.tenancy = Tenancy(self.directory, self.loop, self.store, self.kernel, self.registry, self.limits)
         self.calls = self.tenancy.calls
-        self.resolver = Resolver(self.loop, self.registry, self.kernel)
+        self.resolver = Resolver(self.loop, self.registry, self.kernel, self.store)
         self.docker = Docker(
             self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
         )
@@ -129,8 +129,8 @@ class Daemon:
                 self.sockets.append((name, fd))
                 self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
         self.docker.start(next((fd for name, fd in inherited if name == "docker"), -1))
-        if self.registry.attachments:
-            self.resolver.start()
+        self.resolver.inherit(inherited)
+        self.resolver.start()
         if not any(name == "admin" for name, _ in inherited):
             raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
         for watched in list(self.calls.watched.values()):
@@ -202,7 +202,7 @@ class Daemon:
     def _keeper_gone(self) -> None:
         """Become a new keeper that has all descriptors of this process; the keeper then starts a new graftd."""
         log.warning("the keeper has died, starting another")
-        held = [*self.sockets, *self.docker.held(), *self.calls.held()]
+        held = [*self.sockets, *self.docker.held(), *self.resolver.held(), *self.calls.held()]
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
         held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
         held += self.passed_on

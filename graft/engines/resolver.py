@@ -18,12 +18,14 @@ each connection has a thread, and carries one query.
 """
 
 import errno
+import os
 import secrets
 import socket
 import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from graft.engines.names import Names, failure, question_end
@@ -33,6 +35,7 @@ from graft.kernel.programs import CLIENT_KEY, Kernel
 from graft.kernel.stamps import OWN_TENANT, Stamper
 from graft.log import log
 from graft.process.loop import Loop
+from graft.process.store import Store
 from graft.rules.address import MAPPED, Address
 from graft.rules.slices import SLICE4_NET, SLICE_COUNT, SLICE_SHIFT
 from graft.rules.tables import DNS_PORT, RESOLVER
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
 PATIENCE = 5.0  # seconds: for a nameserver to answer, and for a TCP client to send its query
 THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
+STORED = "resolver-"
 MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
 
 
@@ -61,18 +65,39 @@ class Waiting(NamedTuple):
     until: float  # monotonic seconds
 
 
-class Resolver:
-    """The DNS server. It listens while there are attachments to networks."""
+def _stored(address: Address, kind: int) -> str:
+    """The name of the socket of @kind (SOCK_DGRAM, SOCK_STREAM) at @address in the descriptor store."""
+    return f"{STORED}{'tcp' if kind == socket.SOCK_STREAM else 'udp'}-{address}"
 
-    def __init__(self, loop: Loop, registry: Registry, kernel: Kernel) -> None:
+
+class Resolver:
+    """The DNS server. It listens while there are attachments to networks.
+
+    Its sockets are in the descriptor store, so that a query which comes while graftd is started again waits in the
+    socket. Without one, the stub resolver would be told ECONNREFUSED, and give up at once.
+    """
+
+    def __init__(self, loop: Loop, registry: Registry, kernel: Kernel, store: Store) -> None:
         self.loop = loop
         self.registry = registry
+        self.store = store
+        self.inherited: dict[str, int] = {}
         self.names = Names(registry)
         self.kernel = kernel
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
         self.waiting: dict[int, Waiting] = {}  # by the descriptor that asks
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
         self.lock = threading.Lock()
+
+    def inherit(self, stored: Iterable[tuple[str, int]]) -> None:
+        """Take the sockets of an earlier graftd, by the names that they have in the store; start() uses them."""
+        self.inherited = {name: fd for name, fd in stored if name.startswith(STORED)}
+
+    def held(self) -> list[tuple[str, int]]:
+        """The sockets by the names that they have in the store."""
+        return [
+            (_stored(address, sock.type), sock.fileno()) for address, pair in self.places.items() for sock in pair
+        ]
 
     def start(self) -> None:
         """Listen at the addresses that the attachments' resolv.conf name, and stop at all others.
@@ -89,17 +114,27 @@ class Resolver:
             except (OSError, Failure) as error:
                 log.error("%s for names of containers: %s", address.with_port(DNS_PORT), error)
                 self._stop(address)
+        for name, fd in self.inherited.items():  # of an address that no attachment names any more
+            self.store.remove(name)
+            os.close(fd)
+        self.inherited = {}
 
     def _listen(self, address: Address) -> None:
         if address != RESOLVER:
             self.registry.add_address(address)
             self.registry.reserve(address)
-        pair = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
-        udp, tcp = pair
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for sock in pair:
-            sock.bind((str(address), DNS_PORT))
-        tcp.listen(64)
+        names = [_stored(address, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+        if all(name in self.inherited for name in names):
+            udp, tcp = (socket.socket(fileno=self.inherited.pop(name)) for name in names)
+            self.places[address] = (udp, tcp)
+        else:
+            udp, tcp = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            for sock in (udp, tcp):
+                sock.bind((str(address), DNS_PORT))
+            tcp.listen(64)
+            for name, sock in zip(names, (udp, tcp), strict=True):  # now: the store drops a socket that hangs up
+                self.store.put(name, sock.fileno())
         self.loop.add(udp.fileno(), lambda _events: self._asked(udp))
         self.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
 
@@ -110,6 +145,7 @@ class Resolver:
 
     def _stop(self, address: Address) -> None:
         for sock in self.places.pop(address, ()):
+            self.store.remove(_stored(address, sock.type))
             if sock.fileno() in self.loop.callbacks:
                 self.loop.remove(sock.fileno())
             sock.close()

@@ -181,4 +181,4 @@ def test_many_at_once(podman, host):
     done = [p.communicate(timeout=60) for p in started]
     assert [out for out, _ in done] == ["up\n"] * 8, done
     assert time.monotonic() - began < 60
-    assert not list(Path("/run/netns").glob("netns-*"))
+    wait_for(lambda: not list(Path("/run/netns").glob("netns-*")), "the namespaces' end")
