@@ -111,8 +111,8 @@ class Caller:
                 if not writable(maps, [(address, len(data)) for address, data in parts if data]):
                     raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
                 for address, data in parts:
-                    if data and os.pwrite(memory, data, address) < len(data):
-                        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+                    if data:
+                        _write_all(memory, address, data)
             finally:
                 os.close(memory)
 
@@ -126,6 +126,17 @@ class Caller:
         if room < 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self.write((address, value[:room]), (length_address, struct.pack("=i", len(value))))
+
+
+def _write_all(memory: int, address: int, data: bytes) -> None:
+    try:
+        count = os.pwrite(memory, data, address)
+    except OSError as error:
+        if error.errno != errno.EIO:  # what /proc/PID/mem has for a page that cannot be had (fs/proc/base.c)
+            raise
+        count = 0
+    if count < len(data):
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
 def writable(maps: BinaryIO, parts: list[tuple[int, int]]) -> bool:

@@ -115,6 +115,16 @@ def test_what_the_caller_may_not_write_is_not_written(child, memory):
     assert made(child).read(start, 6) == text
 
 
+def test_a_page_that_cannot_be_had(tmp_path):
+    """Beyond the end of its file a mapping is writable, and the write fails."""
+    with open(tmp_path / "file", "w+b") as file:
+        file.truncate(mmap.PAGESIZE)
+        page = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        file.truncate(0)
+    with pytest.raises(OSError, match="Bad address"):
+        made(os.getpid()).write((ctypes.addressof(ctypes.c_char.from_buffer(page)), AFTER))
+
+
 def test_both_ways_to_know_what_is_writable(child):
     with open(f"/proc/{child}/maps", "rb") as maps:
         lines = maps.readlines()
