@@ -17,6 +17,7 @@ from graft.rules.endpoint import EgressRule, IngressRule, parse_egress, parse_in
 from graft.rules.limits import UNLIMITED, Limits, parse_limits
 from graft.rules.own_address import Own, check_families, parse_own
 from graft.rules.publication import Publication, parse_publication
+from graft.rules.slices import in_slices
 
 
 class Request(NamedTuple):
@@ -79,9 +80,9 @@ def _egress_default(text: str | None) -> str | None:
 
 
 def parse_resolver(text: str) -> Address:
-    """`--resolver ADDR`: an address of the host's loopback. Raises UsageError."""
+    """`--resolver ADDR`: an address of the host's loopback, not of a container's slice of it. Raises UsageError."""
     address = parse_address(text)
-    if not address.loopback:
+    if not address.loopback or in_slices(address):
         raise UsageError(f"resolver {address} is not on the host's loopback", hint="one like 127.0.0.53")
     return address
 

@@ -7,8 +7,16 @@ SLICE_DYNAMIC = 16
 SLICE_PORT_BASE = 61440
 SLICE_COUNT = 1 << (22 - SLICE_SHIFT)
 SLICE4_NET = 0x7F400000
+SLICE4_MASK = 0xFFC00000
 SLICE6_PREFIX = bytes.fromhex("fd67726166740000")
 SLICE6_NETWORK = "fd67:7261:6674::/64"
+
+
+def in_slices(address: Address) -> bool:
+    """Is @address in 127.64.0.0/10 or fd67:7261:6674::/64, so that it is some tenant's loopback?"""
+    if address.v4:
+        return int.from_bytes(address.raw[12:], "big") & SLICE4_MASK == SLICE4_NET
+    return address.raw.startswith(SLICE6_PREFIX)
 
 
 def slice_address(number: int, port: int, *, v4: bool = True) -> tuple[Address, int]:

@@ -44,7 +44,7 @@ REASONS = {
 # names that both sides have
 SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_V6ONLY STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT",
-    slices: "SLICE4_NET SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT",
+    slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
@@ -72,7 +72,6 @@ VALUES |= {
     "GRAFT_SSO_TRANS_SIZE": family.SSO_TRANS_SIZE,
 }
 C_ONLY = {
-    "SLICE4_MASK": "user space asks for the slice number of one address and never whether it is in a slice",
     "SLICE_PORT_BITS": "slices.slice_address() shifts by it; test_slices compares the addresses",
     "STAMP_PRIVATE": "set and read by bind.bpf.h and show.bpf.h",
     "STAMP_EPHEMERAL": "set and read by bind.bpf.h and connect.bpf.h",

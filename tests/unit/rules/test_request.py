@@ -55,6 +55,8 @@ def test_parsed():
         ({"egress_default": "some"}, "--egress: egress 'some' is unknown"),
         ({"ip": ("127.0.0.1",)}, "--ip: 127.0.0.1 is a loopback address"),
         ({"limits": ("sockets=0",)}, "--limit: limit 'sockets=0': not a number"),
+        ({"resolver": ("192.0.2.1",)}, "--resolver: resolver 192.0.2.1 is not on the host's loopback"),
+        ({"resolver": ("127.64.0.33",)}, "--resolver: resolver 127.64.0.33 is not on the host's loopback"),
     ],
 )
 def test_errors_name_the_option(change, message):
