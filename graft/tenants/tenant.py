@@ -72,12 +72,13 @@ class Expected(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """A copy of a tenant's rules and of its endpoint table, to undo a change."""
+    """A copy of a tenant's rules, its endpoint table and its engine's containers, to undo a change."""
 
     ingress: list[IngressRule]
     egress: list[EgressRule]
     publications: list[Publication]
     endpoints: dict[str, Endpoint]
+    members: dict[str, Member]
 
 
 def saved_as(key: str) -> dict[str, str]:
@@ -100,7 +101,7 @@ class Tenant:
     Which thread may touch what. No lock guards a tenant, the registry, or a table. Instead:
 
     Loop thread     the only one that changes the registry, tables, and tenants. Exceptions are below.
-    Call threads    (trap/listeners.py) read `id`, `netns`, `netns_fd`, `place`, `owner`, `ingress`,
+    Call threads    (trap/dispatch.py) read `id`, `netns`, `netns_fd`, `place`, `owner`, `ingress`,
                     `egress` and `endpoints`, and the registry's `scopes` and `places`. They write through
                     bound_path() and probe() alone, and set the registry's `saved` to false; the loop's next tick
                     then writes state.json. They never call save() or apply().
@@ -237,12 +238,18 @@ class Tenant:
         )
 
     def rules(self) -> Rules:
-        """A copy of the rules and endpoints, for `restore` if a change fails half way."""
-        return Rules(list(self.ingress), list(self.egress), list(self.publications), dict(self.table.endpoints))
+        """A copy of what a change may touch, for `restore` if it fails half way."""
+        return Rules(
+            list(self.ingress),
+            list(self.egress),
+            list(self.publications),
+            dict(self.table.endpoints),
+            dict(self.members),
+        )
 
     def restore(self, rules: Rules) -> None:
         """Undo changes that `apply` has not brought to the kernel."""
-        self.ingress, self.egress, self.publications, self.table.endpoints = rules
+        self.ingress, self.egress, self.publications, self.table.endpoints, self.members = rules
 
     def close(self) -> None:
         """Close the descriptor of the namespace, and unlink the unix sockets that the tenant has bound."""

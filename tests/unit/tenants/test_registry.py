@@ -17,7 +17,7 @@ from graft.rules.limits import Limits
 from graft.rules.publication import parse_publication
 from graft.tenants import publish, registry
 from graft.tenants.registry import Registry
-from graft.tenants.tenant import OWNER_BASE, SLICES, WRAPPER, Table
+from graft.tenants.tenant import OWNER_BASE, SLICES, WRAPPER, Member, Table
 from tests.unit.fakes import FakeHost, FakeKernel, free_port, make_registry, make_tenant, refused
 
 INET4 = EndpointWords("ipv4", addr="192.0.2.1", port="dynamic")
@@ -30,6 +30,15 @@ def reg(monkeypatch, tmp_path):
 
 def identifier(tenant):
     return tenant.id.to_bytes(4, "little")
+
+
+def test_a_change_that_fails_leaves_nothing_behind(reg):
+    tenant = make_tenant(reg, "a")
+    before = tenant.rules()
+    tenant.members["0123"] = Member("docker", "web", "")
+    tenant.table.endpoints["x"] = None
+    tenant.restore(before)
+    assert (tenant.members, tenant.endpoints) == ({}, {})
 
 
 # -- admit, install, remove --
