@@ -41,6 +41,7 @@ from graft.rules import match
 from graft.rules.address import ANY6, Address
 from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, IngressRule, check_distinct, make_endpoint
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
+from graft.tenants.state import VERSION, dump, restore
 from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, needs_swap
 
 SCOPES, SCOPES_INSIDE = 40000, 256
@@ -394,8 +395,6 @@ class Registry(Known):
             self.saved = False
 
     def _write(self) -> None:
-        from graft.tenants.state import dump  # here, because graft.state imports this module
-
         temporary = self.state.with_suffix(".new")
         temporary.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # O_EXCL follows no symbolic link
@@ -408,8 +407,6 @@ class Registry(Known):
 
         A file that cannot be read is moved aside, and the state is empty. Raises Failure for one of another version.
         """
-        from graft.tenants.state import VERSION, restore
-
         try:
             document: dict[str, Any] = json.loads(self.state.read_text())
             version = document["version"]
