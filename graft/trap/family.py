@@ -159,7 +159,7 @@ class Family:
 
     def attach(
         self,
-        who: "int | target.Owner",
+        who: target.Owner,
         tenant: TenantView,
         sock: socket.socket,
         state: State,
@@ -167,8 +167,8 @@ class Family:
     ) -> socket.socket:
         """Bind @sock to @endpoint, or if it does not fit, a new socket with its options. Returns the bound socket.
 
-        @who: whose credentials count, a thread's ID or an Owner. Options that waited are carried out first. Writes
-        @state. If the returned socket is a new one, the caller owns it. Raises OSError.
+        @who: whose credentials count. Options that waited are carried out first. Writes @state. If the returned
+        socket is a new one, the caller owns it. Raises OSError.
         """
         new = self._fitting(tenant, sock, endpoint)
         try:
@@ -408,7 +408,7 @@ class Family:
         self.put(sock, state)
         return Answer()
 
-    def _carry_out(self, who: "int | target.Owner", sock: socket.socket, option: Option) -> None:
+    def _carry_out(self, who: target.Owner, sock: socket.socket, option: Option) -> None:
         """Carry out an option with the target's credentials instead of graftd's. Its result is 0 or -errno."""
         option.done = True
         option.result = 0

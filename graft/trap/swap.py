@@ -69,13 +69,12 @@ def carry_options(old: socket.socket, new: socket.socket) -> None:
     fcntl.fcntl(new, fcntl.F_SETFL, flags & (os.O_NONBLOCK | os.O_ASYNC))
 
 
-def bind_unix(sock: socket.socket, path: str, who: "int | target.Owner") -> None:
-    """Bind @sock to @path on the host, and give the file to the user of @who: a thread's ID, or an Owner.
+def bind_unix(sock: socket.socket, path: str, who: target.Owner) -> None:
+    """Bind @sock to @path on the host, and give the file to the user @who.
 
     A socket file at @path whose server has ended is replaced, because a TCP port would be free again as well. Raises
     OSError: EADDRINUSE if a server still listens, or if @path is no socket.
     """
-    uid, gid = target.owner(who)
 
     def work() -> None:
         linux.unshare(CLONE_FS)
@@ -87,7 +86,7 @@ def bind_unix(sock: socket.socket, path: str, who: "int | target.Owner") -> None
                 raise
             os.unlink(path)
             sock.bind(path)
-        os.chown(path, uid, gid, follow_symlinks=False)
+        os.chown(path, *who, follow_symlinks=False)
 
     target.apart(work)
 
@@ -106,8 +105,8 @@ def _stale(path: str, kind: int) -> bool:
     return False
 
 
-def connect_unix(sock: socket.socket, path: str, who: "int | target.Owner", waiting: Callable[[], bool]) -> int:
-    """Connect @sock to @path with the credentials of @who: a thread's ID, or an Owner. Returns an errno, or 0.
+def connect_unix(sock: socket.socket, path: str, who: target.Owner, waiting: Callable[[], bool]) -> int:
+    """Connect @sock to @path with the credentials @who. Returns an errno, or 0.
 
     A blocking socket waits up to CONNECT_PATIENCE seconds for room in the server's backlog, and as long as @waiting()
     says that the target still waits.

@@ -145,19 +145,19 @@ def apart(work: Callable[[], T]) -> T:
 
 
 class Owner(NamedTuple):
-    """A uid and a gid, for callers that must not depend on a thread: it may execute a set-user-ID program."""
+    """A uid and a gid, read once: a thread may execute a set-user-ID program meanwhile."""
 
     uid: int
     gid: int
 
 
-def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
-    """Run @work with the effective uid and gid of a thread, or those of an Owner, and without any capability.
+def as_target(who: Owner, work: Callable[[], T]) -> T:
+    """Run @work with the effective uid and gid @who, and without any capability.
 
     A unix socket tells its peer who connected (unix(7), SO_PEERCRED), and that must not be graftd's root. Raises
     OSError.
     """
-    uid, gid = owner(who)
+    uid, gid = who
 
     def body() -> T:
         for call, arguments in (
@@ -173,12 +173,9 @@ def as_target(who: "int | Owner", work: Callable[[], T]) -> T:
     return apart(body)
 
 
-def owner(who: "int | Owner") -> Owner:
-    """The effective uid and gid of a thread, as graftd's user namespace sees them. Returns an Owner as it is.
+def owner(pid: int) -> Owner:
+    """The effective uid and gid of a thread, as graftd's user namespace sees them.
 
     Raises ProcessLookupError or FileNotFoundError if the thread is gone.
     """
-    if isinstance(who, Owner):
-        return who
-    pid = who
     return Owner(int(_status(pid, b"Uid:")[1]), int(_status(pid, b"Gid:")[1]))
