@@ -50,7 +50,7 @@ static int check_policy(int fd)
 	return answer.over ? ENFILE : 0;
 }
 
-/* Make a socket as graft/trap/supervisor.py does; it belongs to this thread's fsuid. 0 or an errno. */
+/* Make a socket as graft/trap/sockets.py does; it belongs to this thread's fsuid. 0 or an errno. */
 static int make_socket(int kind, struct made *result)
 {
 	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;

@@ -348,4 +348,3 @@ class Docker(Peer):
 
 
 PEERS: tuple[type[Peer], ...] = (Peer, Graft, Accel, Local, Docker, Bridge, Macvlan, Pasta, Slirp)
-BY_NAME = {peer.name: peer for peer in PEERS}

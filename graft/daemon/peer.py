@@ -6,9 +6,7 @@ from graft.daemon.tenancy import Tenancy
 from graft.errors import Refused, UsageError
 from graft.kernel import linux
 from graft.process.closing import is_listener
-from graft.tenants.tenant import (
-    CONTAINER,
-)
+from graft.tenants.tenant import CONTAINER
 
 CAP_SYS_ADMIN = 21
 

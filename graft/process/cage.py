@@ -16,7 +16,7 @@ ENTERED = "GRAFT_CAGE"  # set in the environment of a process that has gone thro
 # capabilities(7), linux/capability.h
 CAPABILITIES = {
     "CHOWN": 0,  # give sockets to their tenant's uid, unix endpoints to the target's user
-    "DAC_OVERRIDE": 1,  # reach the paths of unix endpoints, and Docker's files
+    "DAC_OVERRIDE": 1,  # reach the paths of unix endpoints, /proc/PID/mem of a target, and Docker's files
     "DAC_READ_SEARCH": 2,
     "FOWNER": 3,
     "KILL": 5,  # end an engine's container that is refused after its start

@@ -41,7 +41,7 @@ class Endpoint(NamedTuple):
     published: bool = False  # made by -p, removed with the container
     path: str = ""  # of type unix and local
     netns: str = ""  # as the user named it
-    place: int = 0  # the number of that host netns in graft.registry; 0 is graftd's own
+    place: int = 0  # the number of that host netns in the registry; 0 is graftd's own
     imported: bool = False  # copied from the host's table for a container, removed with it
     local: bool = False  # type local: a unix socket whose path graftd chooses
 

@@ -68,7 +68,7 @@ class Described(NamedTuple):
 def described(fd: int) -> Described | None:
     """Read the head of a journal that a peer sent; None if @fd is not a journal of this version.
 
-    The peer may be lying: the caller checks the token (Calls.is_ours). Raises OSError.
+    The peer may be lying: the caller checks the token (Listeners.is_ours). Raises OSError.
     """
     status = os.fstat(fd)
     head = os.pread(fd, SHARED.size, 0)
@@ -114,7 +114,7 @@ class Journal:
 
         @owner: the uid of the tenant's sockets. @flags6: the stamp's flags of an IPv6 socket. @netns: the inode of
         the container's netns. @forward: graft-sup answers no call itself. @token: 32 bytes, see
-        graft/engines/seal.py.
+        graft/process/key.py.
         """
         flags = SUP_FORWARD if forward else 0
         head = (SHARED_ABI, tenant, owner, flags6, netns, flags, 0, 0, 0, number, trusted, token)

@@ -3,7 +3,7 @@
 If graftd and its keeper are killed together, no store has the listeners and journals any more, but each graft-sup
 still has its own. It goes on answering socket(), and connects to run_dir()/helpers.sock again and again until a
 graftd takes what it brings. Only root may connect there. The head of the journal says whose listener it is. graftd
-believes it if it carries a token that only graftd can have written (graft/engines/seal.py).
+believes it if it carries a token that only graftd can have written (graft/process/key.py).
 """
 
 import contextlib

@@ -6,7 +6,7 @@ A target runs under a filter that traps what graft/kernel/traps.py lists and exp
 kernel until somebody who holds the listener answers (seccomp_unotify(2)). graft/trap/listeners.py receives them,
 and runs the decision in a worker thread, because reading a target's memory may block. Several threads decide at a
 time, also for one tenant. The functions of this module, one for each call, return an action, which
-graft/trap/listeners.py then carries out in the same thread:
+graft/trap/dispatch.py then carries out in the same thread:
 
     Proceed     the kernel runs the call as it stands. That is safe only if its arguments are registers, or if the
                 call cannot touch the host: the target may change its memory, and what a descriptor number means, at
@@ -21,7 +21,7 @@ socket()    It is made here, in the host's netns, and stamped before the target 
             than its tenant's, the call proceeds, and gives it an ordinary socket there.
 listen()    It is done here, on our duplicate of the socket. An unbound socket is bound first, to the tenant's private
             loopback, so that no port of the host opens without a rule. For other than grafted sockets it proceeds.
-            If the target puts a grafted one at that number meanwhile, the sockops backstop of graft.bpf.c puts the
+            If the target puts a grafted one at that number meanwhile, the sockops program of bind.bpf.h puts the
             listening socket out of reach.
 ioctl()     Network devices only. On a grafted socket, questions (SIOCGIF*) are answered from the container's own
             netns, and all other requests are refused. On other sockets it proceeds, since those are in the
@@ -91,8 +91,7 @@ class On(NamedTuple):
 class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
-    Sockets are made in the netns of the calling thread, or in a place: @places returns the descriptor of a place's
-    netns by its number, and raises OSError if it is gone.
+    @sockets makes the sockets, @family answers for those of AF_GRAFT. @owners: the BPF map `addresses`.
     """
 
     def __init__(self, sockets: Sockets, family: Family, owners: Map) -> None:
