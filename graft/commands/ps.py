@@ -51,7 +51,7 @@ def _check_none_is_left() -> None:
     except (OSError, ValueError, KeyError):
         return
     if left:
-        names = ", ".join(t["name"] for t in left[:5])
+        names = ", ".join(t["name"] for t in left[:5]) + ", ..." * (len(left) > 5)
         raise Failure(f"graftd is not running; it was supervising {len(left)}: {names}", hint="start it: graftd")
 
 

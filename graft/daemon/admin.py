@@ -271,7 +271,7 @@ class Admin:
         names = [t.name for t in self.tenancy.registry.tenants.values()]
         if names and not request.force and not request.replace:
             raise Refused(
-                f"{len(names)} containers run: {', '.join(names[:5])}",
+                f"{len(names)} containers run: {', '.join(names[:5])}{', ...' * (len(names) > 5)}",
                 hint="end them first, or give --force: their new sockets will fail",
                 code="EBUSY",
             )

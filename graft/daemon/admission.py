@@ -77,6 +77,7 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
                 _set_policy(tenancy, tenant, target, asked)
             _add_rules(reg, tenant, target, asked, trusted=trusted)
             if running:
+                tenant.lost_listener |= not tenant.listeners
                 reg.apply(tenant)
             else:
                 reg.install(tenant)

@@ -65,7 +65,14 @@ class Tenancy:
         self.calls.adopt(tenant, listener_fd, trusted=trusted)
 
     def ended(self, tenant: Tenant) -> None:
-        """Remove a tenant whose last listener has ended, which means that its last process has."""
+        """Remove a tenant whose last listener has ended, which means that its last process has.
+
+        A container that had lost its listener when another process joined it is kept while it has a process: the
+        daemon's tick looks for the end of that.
+        """
+        if tenant.lost_listener and self.alive(tenant, time.monotonic()):
+            self.store.remove(f"netns-{tenant.id}")
+            return
         self.kernel.drain()  # events of its last processes are reported before it is gone
         self.remove(tenant)
         log.info("container %s ended", tenant.name)

@@ -85,7 +85,9 @@ def open_netns(text: str) -> tuple[int, str]:
         if isinstance(error, ProcessLookupError):
             reason = "does not exist"
         raise Refused(
-            f"network namespace '{text}' {reason}", hint="'ip netns list' shows named ones", code="ENOENT"
+            f"network namespace '{text}' {reason}",
+            hint="'ip netns list' shows named ones, 'graft ps' containers",
+            code="ENOENT",
         ) from None
     try:
         linux.check_netns(fd)

@@ -130,6 +130,22 @@ def test_every_process_of_grafts_killed(own_lab):
     wait_for(lambda: running(lab) == {}, "the end")
 
 
+def test_a_guest_of_an_unsupervised_container_leaves(own_lab):
+    """The container stays as it was until its own last process ends."""
+    lab = own_lab
+    program = Program(lab, "--name", "left", "-p", "8080:80")
+    wait_for(lab.helper_pids, "graft-sup")
+    kill(lab.guard_pid(), lab.keeper_pid(), *lab.helper_pids(), lab.daemon_pid())
+    lab.graft("run", "true", check=True)
+    for _ in range(2):
+        lab.graft("run", "--netns", "left", "true", check=True)
+        wait_for(lambda: running(lab) == {"left": "unsupervised"}, "the guest's end")
+    lab.refused((GRAFT, "run", "-p", "8080:80", "true"), 1, "published by container 'left'")
+    program.process.stdin.close()
+    program.process.wait(5)
+    wait_for(lambda: running(lab) == {}, "the end")
+
+
 def test_another_version_takes_over(own_lab):
     lab = own_lab
     program = Program(lab, "--name", "kept", "-p", "8080:80")
