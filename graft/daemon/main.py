@@ -39,7 +39,7 @@ from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines.docker import Docker
 from graft.engines.resolver import Resolver
-from graft.errors import Failure, GraftError
+from graft.errors import Failure, GraftError, UsageError
 from graft.interpreter import python_command
 from graft.kernel import addresses, linux
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
@@ -65,6 +65,13 @@ IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
 ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for a new one every 50 ms
+
+
+def _limits_of_environment() -> Limits:
+    try:
+        return parse_limits(filter(None, [os.environ.get("GRAFT_LIMITS")]), Limits())
+    except UsageError as error:
+        raise UsageError(f"GRAFT_LIMITS: {error.message}", hint=error.hint) from None
 
 
 class Daemon:
@@ -99,7 +106,7 @@ class Daemon:
         root = cgroup2_root()
         mount_bpffs()
         self.root = root
-        self.limits = parse_limits(filter(None, [os.environ.get("GRAFT_LIMITS")]), Limits())
+        self.limits = _limits_of_environment()
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         self._claim_namespace()
         cgroup = enter_cgroup(root, managed=self.managed)

@@ -17,6 +17,12 @@ from tests.conftest import python
 
 
 @pytest.mark.core
+def test_limits_of_the_environment_that_are_wrong(own_lab):
+    refused = own_lab.host("env", "GRAFT_LIMITS=foo", GRAFTD)
+    assert refused.returncode != 0
+    assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N)\n"
+
+
 def test_state_survives_graftd(own_lab):
     code = (
         "import socket; s = socket.socket(); s.setsockopt(1,2,1); s.bind(('0.0.0.0', 80)); s.listen(); print(flush=True)\n"
