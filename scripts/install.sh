@@ -94,8 +94,9 @@ install_all() {
 			sed "s|@BINDIR@|$bindir|" "$unit" | file "$unitdir/${unit##*/}"
 		done
 	fi
-	echo "install: $("$root$prefix/bin/graft" --version) in $bindir"
-	if [ -n "$root" ]; then # the programs begin with the path of their interpreter
+	echo "install: $("$root$prefix/bin/graft" --version) in $root$bindir"
+	if [ -n "$root" ]; then # the programs begin with the path of their interpreter; compiled modules have their own
+		"$root$prefix/bin/python3" -m compileall -qf -s "$root" "$root$prefix/lib"
 		grep -rlIF "$root$prefix" "$root$prefix/bin" "$root$prefix/pyvenv.cfg" | xargs sed -i "s|$root$prefix|$prefix|g"
 	elif [ -d /run/systemd/system ]; then
 		echo "install: systemctl enable --now graftd.socket graftd-agent.socket (graftd-docker.socket for Docker)"

@@ -51,6 +51,13 @@ def installed(package, command):
 
 
 @pytest.mark.timeout(500)
+def test_no_file_names_the_directory_of_the_package(package):
+    """Neither programs nor compiled modules, whose path a traceback shows."""
+    found = [p for p in package.rglob("*") if p.is_file() and not p.is_symlink() and str(package).encode() in p.read_bytes()]
+    assert found == []
+
+
+@pytest.mark.timeout(500)
 def test_what_is_installed(package):
     found = {str(path.relative_to(package)) for path in package.rglob("*") if not path.is_dir()}
     outside = {path for path in found if not path.startswith("opt/graft/")}
