@@ -9,6 +9,7 @@ from graft.commands.options import CONTEXT, json_option, netns_option, print_jso
 from graft.rules.endpoint import NAME_MAX, parse_endpoint_words, parse_name
 
 WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH | type local [netns NS]"
+TABLE = "The network namespace (or container) whose table is meant; default: the caller's."
 
 
 @click.group(context_settings=CONTEXT)
@@ -27,7 +28,7 @@ def command() -> None:
 
 
 @command.command("add", context_settings=CONTEXT)
-@netns_option
+@netns_option(TABLE)
 @click.argument("name")
 @click.argument("words", nargs=-1, metavar=WORDS)
 def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
@@ -43,7 +44,7 @@ def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
 
 
 @command.command("del", context_settings=CONTEXT)
-@netns_option
+@netns_option(TABLE)
 @click.argument("name")
 def delete(name: str, netns: str | None) -> None:
     """Delete endpoint NAME. New binds and connects through it are refused; open sockets stay."""
@@ -52,7 +53,7 @@ def delete(name: str, netns: str | None) -> None:
 
 
 @command.command("show", context_settings=CONTEXT)
-@netns_option
+@netns_option(TABLE)
 @json_option
 @click.argument("name", required=False)
 def show(name: str | None, netns: str | None, as_json: bool) -> None:

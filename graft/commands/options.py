@@ -25,14 +25,9 @@ def _default_netns(ctx: click.Context, _param: click.Parameter, value: str | Non
     return given if value is None else value
 
 
-def netns_option(function: Command) -> Command:
-    """Add the option --netns to a command. `graft --netns X COMMAND` means the same."""
-    return click.option(
-        "--netns",
-        metavar="PID|NAME|PATH",
-        callback=_default_netns,
-        help="The network namespace (or container) to work on; default: the caller's.",
-    )(function)
+def netns_option(text: str) -> Callable[[Command], Command]:
+    """Add the option --netns to a command, with @text as its help. `graft --netns X COMMAND` means the same."""
+    return click.option("--netns", metavar="PID|NAME|PATH", callback=_default_netns, help=text)
 
 
 def json_option(function: Command) -> Command:

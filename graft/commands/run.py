@@ -28,7 +28,7 @@ def request_options(function: Command) -> Command:
 
 @click.command(context_settings=RUN_CONTEXT)
 @click.option("--name", help="Name of the container; default: the command and a number.")
-@netns_option
+@netns_option("Join this network namespace (or container); default: a new one, with nothing but lo.")
 @request_options
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
 @click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")

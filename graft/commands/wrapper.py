@@ -19,7 +19,7 @@ CONTEXT = {
 
 
 @click.command(context_settings=CONTEXT)
-@netns_option
+@netns_option("Run in this network namespace (or container); default: the caller's.")
 @click.option("-v", "--verbose", is_flag=True, help="Print each conversion on standard error.")
 @click.option(
     "-i",
