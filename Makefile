@@ -26,7 +26,8 @@ all: build
 help:
 	@echo "make demo          install what is missing, show graft at work with nginx"
 	@echo "make test          install what is missing, run every test on this kernel"
-	@echo "make unit lint     the tests that need no root"
+	@echo "make build         .venv and the compiled parts, so that bin/graft and single tests run; installs no package"
+	@echo "make unit lint     install what is missing, run the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
@@ -36,7 +37,8 @@ help:
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make manual        the manual pages in build/man, from man/*.md"
 	@echo "make install       graft under PREFIX (/opt/graft), links in /usr/local/bin, manual pages, completion, graft.h, units"
-	@echo "make uninstall     take that away again"
+	@echo "make uninstall     take that away again; PREFIX, BINDIR, DATADIR and DESTDIR as for make install"
+	@echo "make clean         remove .venv and what was built"
 
 setup:
 	@scripts/setup.sh run
