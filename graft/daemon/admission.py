@@ -152,6 +152,18 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             hint="one namespace has one policy; omit --egress",
             code="EEXIST",
         )
+    if any(new not in (0, have) for new, have in zip(asked.limits, running.limits, strict=True)):
+        raise Refused(
+            f"container '{running.name}' runs with limits {running.limits}",
+            hint="one namespace has one policy; omit --limit",
+            code="EEXIST",
+        )
+    if any(address not in running.open_resolvers for address in asked.resolver):
+        raise Refused(
+            f"container '{running.name}' may not ask that resolver",
+            hint="one namespace has one policy; omit --resolver",
+            code="EEXIST",
+        )
     if container_id and container_id in running.members:  # `exec`: do not bring back what was removed meanwhile
         return asked._replace(publish=[], ingress=[], egress=[])
     return asked._replace(  # `exec` and a second `graft run` repeat rules that the container has

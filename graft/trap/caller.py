@@ -18,8 +18,9 @@ Solution, as seccomp_unotify(2) advises: what was taken by the PID counts only i
 kernel's own getsockname(2) fails there, and a program in a narrow sandbox must not get its code changed by us. So a
 write looks at /proc/PID/maps first, which is opened before the question as well.
 
-What still fails: a caller that changes its own mappings while we look may have a page written that was writable just
-before.
+What still fails: before Linux 6.11 the mappings are read line by line, and not more than LINES_MAX of them, because
+that holds up the loop; to a page beyond those nothing is written (EFAULT). And a caller that changes its own mappings
+while we look may have a page written that was writable just before.
 """
 
 import errno
@@ -27,11 +28,14 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import BinaryIO
 
 from graft.kernel import linux
 from graft.trap import target
 from graft.trap.listener import Notification
+
+LINES_MAX = 8192  # of /proc/PID/maps, about 3 us each; vm.max_map_count is 65530
 
 
 class Caller:
@@ -164,7 +168,7 @@ def _covered(maps: BinaryIO, first: int, end: int) -> bool:
 def writable_by_lines(maps: Iterable[bytes], parts: list[tuple[int, int]]) -> bool:
     """As writable(), from the lines of /proc/PID/maps (proc(5))."""
     missing = [(address, address + size) for address, size in parts]
-    for line in maps:
+    for line in islice(maps, LINES_MAX):
         if not missing:
             break
         span, permissions = line.split(b" ", 2)[:2]

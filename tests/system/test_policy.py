@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, HOST6, SECOND4, wait_for
 from tests.conftest import python
 
 TRY = """
@@ -117,6 +117,17 @@ while True: s.sendto(b'address', s.recvfrom(99)[1])"""),
     lab.end(running)
     refused = lab.graft("run", "--resolver", "192.0.2.1", "true")
     assert (refused.returncode, "--resolver: resolver 192.0.2.1 is not on" in refused.stderr) == (2, True)
+
+
+def test_a_second_command_has_the_policy_that_is_there(lab):
+    """What it repeats is fine; what would be another policy is refused, not passed over."""
+    lab.spawn_graft("--name", "first", "--limit", "udp=9", "--resolver", "127.0.0.54", "sleep", "60")
+    wait_for(lambda: "first" in lab.containers(), "the container")
+    join = (GRAFT, "run", "--netns", "first")
+    assert lab.host(*join, "--limit", "udp=9", "--resolver", "127.0.0.54", "true").returncode == 0
+    lab.refused((*join, "--limit", "udp=10", "true"), 1, "runs with limits sockets=65536,udp=9 (one namespace has one policy; omit --limit)")
+    lab.refused((*join, "--resolver", "127.0.0.55", "true"), 1, "may not ask that resolver (one namespace has one policy; omit --resolver)")
+    lab.refused((*join, "--egress", "none", "true"), 1, "runs with egress host (one namespace has one policy; omit --egress)")
 
 
 def test_egress_rules_choose_the_source(lab):

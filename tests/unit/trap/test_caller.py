@@ -134,3 +134,12 @@ def test_both_ways_to_know_what_is_writable(child):
             for part in ((start, end - start), (start, 1), (end - 1, 1), (end - 1, 2), (start - 1, 2)):
                 maps.seek(0)
                 assert caller.writable(maps, [part]) == caller.writable_by_lines(lines, [part]), part
+
+
+def test_a_look_at_the_mappings_ends():
+    """A caller with tens of thousands of mappings does not hold up the others."""
+    mapping = b"%x-%x rw-p 00000000 00:00 0\n"
+    lines = [mapping % (n << 12, (n + 1) << 12) for n in range(caller.LINES_MAX + 1)]
+    last = caller.LINES_MAX << 12
+    assert caller.writable_by_lines(lines, [(last - 8, 8)])
+    assert not caller.writable_by_lines(lines, [(last, 8)])
