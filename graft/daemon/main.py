@@ -15,9 +15,10 @@ more receive from listeners that root did not hand over (graft/trap/listeners.py
 resolver answers each TCP client in a thread, and graft/process/closing.py closes descriptors in threads. `Tenant` in
 graft/tenants/registry.py says which thread may touch what.
 
-Listeners, their journals, and network namespaces must outlive graftd. Their descriptors are in the descriptor store
-of systemd or of the keeper (graft/process/store.py), and state.json says what they are for. Without a store they are
-lost: the targets' next trapped call fails with ENOSYS, unless a graft-sup still answers.
+Listeners, their journals, network namespaces, and the sockets at which engines' containers ask for names must outlive
+graftd. Their descriptors are in the descriptor store of systemd or of the keeper (graft/process/store.py), and
+state.json says what they are for. Without a store they are lost: the targets' next trapped call fails with ENOSYS,
+unless a graft-sup still answers.
 """
 
 import contextlib
