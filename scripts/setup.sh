@@ -56,7 +56,7 @@ command -v apt-get >/dev/null || fail "missing: ${wanted[*]}" "this is neither D
 [ "$(id -u)" = 0 ] || fail "missing: ${wanted[*]}" "run the same command as root, or: sudo $0 $*"
 
 echo "setup: $*: install ${wanted[*]}"
-log=$(mktemp /tmp/graft-setup-XXXXXX)
+log=$(mktemp -t graft-setup-XXXXXX)
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq >"$log" 2>&1 || {
 	tail -20 "$log" >&2

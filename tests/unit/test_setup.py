@@ -125,7 +125,7 @@ def system(tmp_path):
         for name in ("apt-get", "apt-cache", "dpkg-query", "id"):
             (tmp_path / "bin" / name).write_text(fake)
             (tmp_path / "bin" / name).chmod(0o755)
-        env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+        env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
         script = tmp_path / "scripts/setup.sh"
         done = subprocess.run(("bash", script, *sets), env=env, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
