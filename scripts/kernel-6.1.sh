@@ -17,6 +17,9 @@ lack() {
 }
 
 [ "$(id -u)" = 0 ] || lack "needs root"
+case $PWD in
+/var/* | /run/*) lack "$PWD is not to be seen in the guest, which has a tmpfs there: clone elsewhere" ;;
+esac
 command -v qemu-system-x86_64 >/dev/null || lack "qemu-system-x86_64 is not installed (make setup-test)"
 [ -x .venv/bin/vng ] || lack "virtme-ng is not installed (make build)"
 
