@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from graft.bench.lab import CLIENT4, GRAFT, HOST4, ROOT, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, wait_for
 from tests.conftest import python
 
 AGENT = """
@@ -242,3 +242,43 @@ print('up', flush=True); time.sleep(4)
     began = time.monotonic()
     assert lab.graft("ps").returncode == 0
     assert time.monotonic() - began < 3
+
+
+def rules(lab, name):
+    return json.loads(lab.graft("rule", "show", name, "-j").stdout)
+
+
+def test_a_source_route_does_not_lead_round_the_rules(lab):
+    """IP_RETOPTS in a control message reaches no sendmsg hook; the packet is stopped on its way out."""
+    server = lab.spawn(*python("import socket; s = socket.socket(2, 2); s.settimeout(2); s.bind(('0.0.0.0', 9055)); print(flush=True)\n"
+                               "try: print(s.recv(9))\nexcept TimeoutError: print('nothing')"), client=True, stdout=-1)
+    server.stdout.readline()
+    code = """
+import errno, socket
+s = socket.socket(2, 2); s.bind(('0.0.0.0', 53))
+route = bytes([1, 131, 7, 4]) + socket.inet_aton('10.77.0.2')
+try: s.sendmsg([b'x'], [(0, 7, route)], 0, ('127.0.0.1', 9055)); print('sent')
+except OSError as e: print(errno.errorcode[e.errno])
+"""
+    lab.graft("run", "--egress", "none", "-p", f"{HOST4}:5356:53/udp", *python(code), check=True)
+    assert server.stdout.readline() == "nothing\n"
+
+
+def test_a_source_of_another_host_is_not_used(lab):
+    server = lab.spawn(*python("import socket; s = socket.socket(10, 2); s.settimeout(5); s.bind(('::', 9056)); print(flush=True)\n"
+                               "print(s.recvfrom(9)[1][0], s.recvfrom(9)[1][0])"), client=True, stdout=-1)
+    server.stdout.readline()
+    code = """
+import socket
+info = (41, 50, socket.inet_pton(10, '2001:db8:dead::1') + bytes(4))
+s = socket.socket(10, 2); s.sendmsg([b'x'], [info], 0, ('2001:db8:77::2', 9056))
+s.connect(('2001:db8:77::2', 9056)); s.sendmsg([b'x'], [info])
+"""
+    assert lab.graft("run", *python(code)).returncode == 0
+    assert server.stdout.readline() == f"{HOST6} {HOST6}\n"
+
+
+def test_a_user_namespace_gives_no_orders(lab):
+    """Out of the container's netns by a user namespace of its own, and back to the admin socket."""
+    argv = (GRAFT, "run", "unshare", "--user", "--net", "--map-root-user", GRAFT, "ps")
+    lab.refused(argv, 1, "another user namespace")

@@ -1,7 +1,9 @@
 """What the commands say: output, JSON, exit statuses, and one line for whatever is wrong."""
 
 import json
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -168,3 +170,51 @@ def test_completion(lab, shell):
         env={**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": "graft in", "COMP_CWORD": "1"}
     )
     assert "inspect" in words.stdout
+
+
+def test_arguments_of_any_bytes_and_length(lab):
+    enter = ["nsenter", f"--net=/run/netns/{lab.host_ns}", str(GRAFT), "run"]
+    odd = subprocess.run([*enter, "printf", "%s", b"\xff\xfe"], env=lab.env, capture_output=True)
+    assert odd.stdout == b"\xff\xfe", odd.stderr
+    many = subprocess.run([*enter, "sh", "-c", "echo $#", *["é" * 20] * 9000], env=lab.env, capture_output=True)
+    assert many.stdout == b"8999\n", many.stderr
+
+
+def test_a_script_without_a_first_line(lab):
+    script = lab.work / "script"
+    script.write_text("echo from sh $1\n")
+    script.chmod(0o755)
+    assert lab.graft("run", script, "x").stdout == "from sh x\n"
+
+
+def test_one_line_for_odd_input(lab):
+    lab.graft("endpoint", "show", check=True)
+    for words in (
+        ("endpoint", "add", b"\xff", "type", "ipv4", "addr", "1.2.3.4", "port", "1"),
+        ("run", "-p", "1" * 5000 + ":80", "true"),
+        ("run", "-u", "²", "id"),
+        ("run", "-u", "0:99999999999", "id"),
+        ("run", "-u", "", "id"),
+        ("run", "--name", "", "true"),
+        ("run", "-p", "224.0.0.1:8077:80", "true"),
+    ):
+        argv = [w.decode(errors="surrogateescape") if isinstance(w, bytes) else w for w in words]
+        result = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{lab.host_ns}", GRAFT, *argv], env=lab.env, capture_output=True, text=True
+        )
+        assert result.returncode in (1, 2), (words, result.stderr)
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stderr.startswith("graft: ")
+    for redirection in (">&-", ">/dev/full"):
+        result = lab.host("sh", "-c", f"{GRAFT} ps {redirection}")
+        assert "Traceback" not in result.stderr
+        assert result.stderr.count("\n") <= 1, result.stderr
+
+
+def test_an_early_interrupt_is_silent(lab):
+    for delay in (0.005, 0.015, 0.025, 0.035):
+        process = lab.spawn_graft("sleep", "60", stderr=-1)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=10)
+        assert "Traceback" not in said

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from graft import __version__
-from graft.bench.lab import GRAFTD, HOST4, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, wait_for
 from tests.conftest import python
 
 
@@ -285,3 +285,37 @@ def test_the_end_goes_on_after_a_step_that_fails(own_lab):
         assert f"graftd: left behind: {claim}: [Errno 21] Is a directory" in (lab.run_dir / "graftd.log").read_text()
     finally:
         claim.rmdir()
+
+
+def test_a_full_run_directory(own_lab):
+    """State cannot be written: graftd says so and goes on; nothing loses its supervisor."""
+    own_lab.run_dir.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", own_lab.run_dir), check=True)
+    try:
+        code = "import socket, sys\nfor line in sys.stdin: socket.socket().close(); print('ok', flush=True)"
+        long = own_lab.spawn_graft("--name", "long", *python(code), stdin=-1, stdout=-1)
+        short = own_lab.spawn_graft("--name", "short", *python("input()"), stdin=-1)
+        wait_for(lambda: sorted(own_lab.containers()) == ["long", "short"], "both")
+        with open(own_lab.run_dir / "filler", "wb") as filler:
+            subprocess.run(("dd", "if=/dev/zero", "bs=1k"), stdout=filler, stderr=subprocess.DEVNULL)
+        pid = own_lab.daemon_pid()
+        short.stdin.close()
+        wait_for(lambda: own_lab.containers() == ["long"], "the short one's end")
+        long.stdin.write("\n")
+        long.stdin.flush()
+        assert long.stdout.readline() == "ok\n"
+        assert own_lab.daemon_pid() == pid
+        os.unlink(own_lab.run_dir / "filler")
+        wait_for(lambda: "short" not in (own_lab.run_dir / "state.json").read_text(), "the state to be written")
+        long.stdin.close()
+        long.wait(10)
+        wait_for(lambda: not own_lab.pins().exists(), "the idle exit", 15)
+    finally:
+        subprocess.run(("umount", "-l", own_lab.run_dir), check=True)
+
+
+def test_a_second_graftd_in_one_namespace_is_refused(lab):
+    lab.graft("endpoint", "show", check=True)
+    env = {**lab.env, "GRAFT_RUN_DIR": f"{lab.run_dir}-two"}
+    lab.refused((GRAFT, "run", "true"), 125, "another graftd supervises this network namespace", env=env)
+    subprocess.run(("rm", "-r", f"{lab.run_dir}-two"), check=True)

@@ -1,10 +1,11 @@
 """127.0.0.1 and ::1 inside are the container's own, for TCP and UDP, and nobody else's."""
 
 import ipaddress
+import json
 
 import pytest
 
-from graft.bench.lab import HOST4, HOST6
+from graft.bench.lab import GRAFT, HOST4, HOST6
 from tests.conftest import python
 
 SERVE = """
@@ -46,7 +47,7 @@ def ask(lab, where, address, kind, connect, port=5000):
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize(("kind", "connect"), [pytest.param(1, True, marks=pytest.mark.core), (2, True), (2, False)])
 def test_two_containers_and_the_host_on_one_port(lab, address, kind, connect):
-    graft = str(lab_graft())
+    graft = str(GRAFT)
     serve(lab, (), address, kind, "host")
     for name in ("one", "two"):
         serve(lab, (graft, "run", "--name", name), address, kind, name)
@@ -57,23 +58,13 @@ def test_two_containers_and_the_host_on_one_port(lab, address, kind, connect):
     assert ask(lab, (), address, kind, connect).stdout.split()[0] == "host"
 
 
-def lab_graft():
-    from graft.bench.lab import GRAFT
-
-    return GRAFT
-
-
 def pid_of(lab, name):
-    import json
-
     return next(c["pid"] for c in json.loads(lab.graft("ps", "-j").stdout) if c["name"] == name)
 
 
 @pytest.mark.parametrize("kind", [1, 2])
 def test_the_host_reaches_no_slice(lab, kind):
-    import json
-
-    serve(lab, (str(lab_graft()), "run", "--name", "hidden"), "127.0.0.1", kind, "hidden")
+    serve(lab, (str(GRAFT), "run", "--name", "hidden"), "127.0.0.1", kind, "hidden")
     block = json.loads(lab.graft("inspect", "hidden").stdout)["loopback"]
     low = block["ipv4"].split("/")[0].split(".")
     index, real = 5000 >> 12, 61440 | 5000 & 4095
@@ -84,21 +75,21 @@ def test_the_host_reaches_no_slice(lab, kind):
         assert "ConnectionRefusedError" in result.stderr
     if kind == 2:
         assert "ConnectionRefusedError" in ask(lab, (), address, kind, False, real).stderr
-    other = ask(lab, (str(lab_graft()), "run"), address, kind, True, real)
+    other = ask(lab, (str(GRAFT), "run"), address, kind, True, real)
     assert "Error" in other.stderr
     assert "hidden" not in other.stdout
 
 
 def test_a_hosts_wildcard_server_is_not_the_containers(lab):
     serve(lab, (), "0.0.0.0", 1, "host", port=7001)
-    inside = ask(lab, (str(lab_graft()), "run"), "127.0.0.1", 1, True, 7001)
+    inside = ask(lab, (str(GRAFT), "run"), "127.0.0.1", 1, True, 7001)
     assert "ConnectionRefusedError" in inside.stderr
-    assert ask(lab, (str(lab_graft()), "run"), HOST4, 1, True, 7001).stdout.startswith("host")
+    assert ask(lab, (str(GRAFT), "run"), HOST4, 1, True, 7001).stdout.startswith("host")
 
 
 def test_private_ports_do_not_stand_in_the_hosts_way(lab):
     """A container on 0.0.0.0:80, unpublished, beside a host's and another container's wildcard port 80."""
-    graft = str(lab_graft())
+    graft = str(GRAFT)
     serve(lab, (graft, "run", "--name", "private"), "0.0.0.0", 1, "private", port=80)
     serve(lab, (), "0.0.0.0", 1, "host", port=80)
     serve(lab, (graft, "run", "--name", "third"), "0.0.0.0", 1, "third", port=80)
@@ -111,8 +102,8 @@ def test_private_ports_do_not_stand_in_the_hosts_way(lab):
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])
 def test_unpublished_wildcard_is_private(lab, address):
     name = "wild4" if address == "0.0.0.0" else "wild6"
-    serve(lab, (str(lab_graft()), "run", "--name", name), address, 1, name, port=8123)
-    inside = (str(lab_graft()), "run", "--netns", str(pid_of(lab, name)))
+    serve(lab, (str(GRAFT), "run", "--name", name), address, 1, name, port=8123)
+    inside = (str(GRAFT), "run", "--netns", str(pid_of(lab, name)))
     for target in ("127.0.0.1", "127.9.9.9", "0.0.0.0") if address == "0.0.0.0" else ("127.0.0.1", "::1", "::"):
         assert ask(lab, inside, target, 1, True, 8123).stdout.startswith(name), target
     assert lab.client(*python(ASK.format(address=HOST4, kind=1, connect=True, port=8123))).returncode
@@ -152,7 +143,7 @@ def test_a_server_bound_to_loopback_is_not_published(lab):
         stdout=-1,
     )
     assert process.stdout.readline() == "ready\n"
-    assert ask(lab, (str(lab_graft()), "run", "--netns", str(pid_of(lab, "shy"))), "127.0.0.1", 1, True, 80).stdout
+    assert ask(lab, (str(GRAFT), "run", "--netns", str(pid_of(lab, "shy"))), "127.0.0.1", 1, True, 80).stdout
     assert not lab.listening(8080)
     assert lab.client(*python(ASK.format(address=HOST4, kind=1, connect=True, port=8080))).returncode
 
@@ -174,9 +165,7 @@ input()
 
 def test_the_wire_reaches_no_slice(lab):
     """A neighbour that routes the slices' prefix to this host gets no answer, neither family."""
-    serve(lab, (str(lab_graft()), "run", "--name", "wired"), "::1", 1, "wired", port=8124)
-    import json
-
+    serve(lab, (str(GRAFT), "run", "--name", "wired"), "::1", 1, "wired", port=8124)
     block = json.loads(lab.graft("inspect", "wired").stdout)["loopback"]["ipv6"].split("/")[0]
     real = 61440 | 8124 & 4095
     address = str(ipaddress.ip_address(int(ipaddress.ip_address(block)) >> 32 << 32 | 8124 >> 12))
@@ -186,3 +175,18 @@ def test_the_wire_reaches_no_slice(lab):
     reached = lab.client(*python(ASK.format(address=address, kind=1, connect=True, port=real)))
     assert reached.returncode
     assert "wired" not in reached.stdout
+
+
+def test_udp_client_bound_to_port_0_talks_to_its_own_servers(lab):
+    code = """
+import socket
+for family, loopback, wild in ((2, '127.0.0.1', '0.0.0.0'), (10, '::1', '::')):
+    for server_address in (loopback, wild):
+        s = socket.socket(family, 2); s.settimeout(3)
+        if family == 10: s.setsockopt(41, 26, 1)
+        s.bind((server_address, 5300 if server_address == loopback else 53))
+        c = socket.socket(family, 2); c.settimeout(3); c.bind((wild, 0)); c.connect((loopback, s.getsockname()[1]))
+        c.send(b'q'); data, peer = s.recvfrom(9); s.sendto(b'a', peer); print(c.recv(9), peer[0])
+"""
+    result = lab.graft("run", "-p", "5355:53/udp", *python(code))
+    assert result.stdout.splitlines() == ["b'a' 127.0.0.1"] * 2 + ["b'a' ::1"] * 2, result.stderr

@@ -1,6 +1,8 @@
 """What no rule allows is refused in the kernel, counted, and leaves the host untouched; rules change live."""
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -354,3 +356,38 @@ c = socket.create_connection(('127.0.0.1', 80)); print(c.getpeername()[1], s.acc
     assert lab.host("ss", "-tlnH", f"src {HOST4}").stdout.count("LISTEN") == 1
     process.stdin.close()
     lab.graft("endpoint", "del", "ep-dyn", check=True)
+
+
+def rules(lab, name):
+    return json.loads(lab.graft("rule", "show", name, "-j").stdout)
+
+
+def test_deleting_is_all_or_none(lab):
+    process = lab.spawn_graft("--name", "whole", "-p", "8182:80", *python("input()"), stdin=-1)
+    wait_for(lambda: lab.containers() == ["whole"], "the container")
+    before = rules(lab, "whole")
+    lab.refused((GRAFT, "rule", "del", "whole", "-p", "8182:80", "-p", "8182:80"), 1, "not published")
+    assert rules(lab, "whole") == before
+    lab.graft("endpoint", "add", "ep-w", "type", "ipv4", "addr", HOST4, "port", "99", check=True)
+    assert lab.graft("rule", "add", "whole", "-i", "0.0.0.0:1=ep-w", "-i", "0.0.0.0:1=ep-w").returncode == 2
+    assert rules(lab, "whole") == before
+    assert lab.graft("rule", "add", "whole", "-i", "0.0.0.0:1=ep-w").returncode == 0, "from the host's table"
+    lab.graft("endpoint", "del", "ep-w", check=True)
+    process.stdin.close()
+
+
+def test_a_container_whose_first_process_is_gone_can_be_joined(lab):
+    lab.graft("run", "--name", "daemonized", "sh", "-c", "setsid sleep 20 & exit 0", stdout=-3, capture_output=False)
+    assert lab.graft("run", "--netns", "daemonized", "echo", "inside").stdout == "inside\n"
+    pid = json.loads(lab.graft("ps", "-j").stdout)[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_one_namespace_has_one_egress(lab):
+    process = lab.spawn_graft("--name", "open", *python("input()"), stdin=-1)
+    wait_for(lambda: lab.containers() == ["open"], "the container")
+    argv = (GRAFT, "run", "--netns", "open", "--egress", "none", "true")
+    joined = lab.refused(argv, 1, "runs with egress host")
+    assert joined.stderr.count("\n") == 1
+    assert lab.graft("run", "--netns", "open", "--egress", "host", "true").returncode == 0
+    process.stdin.close()

@@ -1,10 +1,11 @@
 """-p: what is reachable from outside, under which address, and what is refused before the command starts."""
 
+import json
 import socket
 
 import pytest
 
-from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4
+from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, SECOND4, wait_for
 from tests.conftest import python
 
 ECHO = """
@@ -139,3 +140,19 @@ def test_address_of_another_host(lab):
 def test_ports_are_free_again_at_once(lab):
     for _ in range(5):
         assert lab.graft("run", "--name", "again", "-p", "8080:80", "true").returncode == 0
+
+
+def rules(lab, name):
+    return json.loads(lab.graft("rule", "show", name, "-j").stdout)
+
+
+def test_a_publication_is_taken_back_by_its_own_address(lab):
+    options = ("-p", f"{HOST4}:8082:82", "-p", f"[{HOST6}]:8082:82", "-p", "0.0.0.0:8181:80")
+    process = lab.spawn_graft("--name", "exact", *options, *python("input()"), stdin=-1)
+    wait_for(lambda: lab.containers() == ["exact"], "the container")
+    assert lab.graft("rule", "del", "exact", "-p", f"{HOST4}:8082:82").returncode == 0
+    assert lab.graft("rule", "del", "exact", "-p", "0.0.0.0:8181:80").returncode == 0
+    left = rules(lab, "exact")
+    assert left["publish"] == [f"[{HOST6}]:8082:82/tcp"]
+    assert [r["rule"] for r in left["ingress"]] == ["[::]:82=tcp6-8082"]
+    process.stdin.close()

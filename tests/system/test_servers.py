@@ -146,3 +146,13 @@ def test_cpython_servers_of_the_standard_library(lab):
     lab.wait_listening(8080)
     code = f"import urllib.request as u\nfor i in range(200): u.urlopen('http://{HOST4}:8080/').read()\nprint('done')"
     assert lab.client(*python(code)).stdout == "done\n"
+
+
+def test_dnsmasq_with_its_wildcard_listener(lab):
+    """It asks for the name of the device that a query came in by, by the host's index."""
+    options = ("-d", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--address=/x.test/1.2.3.4", "-x", "")
+    lab.spawn_graft("-p", "5354:53/udp", "-p", "5354:53/tcp", "dnsmasq", *options, stderr=-3)
+    lab.wait_listening(5354)
+    query = "b'\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\1x\\4test\\0\\0\\1\\0\\1'"
+    code = f"import socket; s = socket.socket(2, 2); s.settimeout(3); s.connect(({HOST4!r}, 5354)); s.send({query}); print(s.recv(512)[-4:])"
+    assert lab.client(*python(code)).stdout == "b'\\x01\\x02\\x03\\x04'\n"
