@@ -46,7 +46,8 @@ def speak(path, data=b"", timeout=20):
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout)
         wait_for(lambda: sock.connect_ex(str(path)) == 0, "the server")
-        sock.sendall(data)
+        if data:  # to send nothing to a server that has answered and closed is EPIPE
+            sock.sendall(data)
         answer = b""
         while piece := sock.recv(65536):
             answer += piece
