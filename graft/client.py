@@ -195,8 +195,19 @@ def _receive(sock: socket.socket, received: list[int]) -> bytes:
 def order(op: str, **fields: Any) -> Any:
     """Send one request without `hello`, to a graftd of any version, and start none. Returns the value of "ok".
 
-    Raises GraftError, with the code ECONNREFUSED if graftd is not running.
+    A graftd that is just ending by itself closes the connection: then it is asked once more. Raises GraftError, with
+    the code ECONNREFUSED if graftd is not running.
     """
+    try:
+        return _order(op, fields)
+    except Failure as error:
+        if error.code != "EPIPE":
+            raise
+    time.sleep(1)
+    return _order(op, fields)
+
+
+def _order(op: str, fields: dict[str, Any]) -> Any:
     path = f"{run_directory()}/graftd.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(REPLY_TIMEOUT)

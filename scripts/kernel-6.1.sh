@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 cache=${GRAFT_KERNEL_CACHE:-/tmp/graft-kernel-6.1} # not below /run or /var, where the guest has a tmpfs
 limit=${GRAFT_KERNEL_TIMEOUT:-900}
+slowness=${GRAFT_KERNEL_SLOWNESS:-10} # emulation is that much slower, and more beside other work
 must=${GRAFT_MUST_WORK:-0}
 
 lack() {
@@ -57,8 +58,8 @@ kernel=$(compgen -G "$cache/tree/boot/vmlinuz-*" | head -1)
 out=$(mktemp -d /tmp/graft-kernel-out-XXXX)
 trap 'rm -rf "$out"' EXIT
 tests=(tests/kernel tests/system -m "core or kernel" --durations=12)
-command="cd $PWD; GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=10 PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
-command+=" -p no:cacheprovider -o timeout=300 $(printf '%q ' "${tests[@]}")"
+command="cd $PWD; GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=$slowness PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
+command+=" -p no:cacheprovider -o timeout=$((30 * slowness)) $(printf '%q ' "${tests[@]}")"
 echo "kernel-6.1: boot ${kernel##*/vmlinuz-} and run the core of the tests"
 PATH="$PWD/.venv/bin:$PATH" timeout "$limit" .venv/bin/vng --disable-kvm --run "$kernel" \
 	--busybox "$cache/tree/bin/busybox" --rwdir="$out" --cwd / --user root --memory 2G --cpus 2 \
