@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from graft.bench.lab import Lab, laboratory
+from graft.bench.lab import SLOWNESS, Lab, laboratory
 
 # Files whose tests share what is costly to start, or one of which the machine has: they run in one process, in order.
 TOGETHER = {
@@ -73,6 +75,26 @@ def own_lab() -> Iterator[Lab]:
         yield one
 
 
+# On a slow machine the time limits that tests and their programs give to sockets are as many times longer.
+PATIENCE = """import socket as _socket
+def _patient(sock, seconds, _set=_socket.socket.settimeout): _set(sock, seconds and seconds * {})
+_socket.socket.settimeout = _patient
+"""
+
+
 def python(code: str) -> tuple[str, ...]:
     """A command that runs @code in the system's Python, which any user may execute."""
-    return ("/usr/bin/python3", "-I", "-c", code)
+    return ("/usr/bin/python3", "-I", "-c", code if SLOWNESS == 1 else PATIENCE.format(SLOWNESS) + code)
+
+
+if SLOWNESS != 1:
+    _settimeout, _communicate = socket.socket.settimeout, subprocess.Popen.communicate
+
+    def _patient(sock: socket.socket, seconds: float | None) -> None:
+        _settimeout(sock, seconds and seconds * SLOWNESS)
+
+    def _wait_longer(process: subprocess.Popen[Any], text: Any = None, timeout: float | None = None) -> Any:
+        return _communicate(process, text, timeout and timeout * SLOWNESS)
+
+    socket.socket.settimeout = _patient  # type: ignore[method-assign,assignment]
+    subprocess.Popen.communicate = _wait_longer  # type: ignore[method-assign,assignment]
