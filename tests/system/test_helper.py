@@ -28,6 +28,7 @@ def helper_of(lab):
     return wait_for(lab.helper_pids, "graft-sup")[0]
 
 
+@pytest.mark.core
 def test_a_helper_lives_as_long_as_its_container(own_lab):
     process = own_lab.spawn_graft("--name", "web", *python("import socket\nwhile True: socket.socket().close()"))
     pid = helper_of(own_lab)
