@@ -47,7 +47,7 @@ class Tenancy:
         self.limits = limits  # of a container that names none
         self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
         self.family = Family(self.sockets, kernel.maps["families"])
-        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["addresses"])
+        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["addresses"], self._is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
@@ -116,6 +116,10 @@ class Tenancy:
         if place is None:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return place.fd
+
+    def _is_hosts(self, netns: int) -> bool:
+        """Is the netns with this inode graftd's own, or one that an endpoint names? From any thread."""
+        return netns == self.registry.home or any(p.inode == netns for p in list(self.registry.places.values()))
 
     def keep_places(self) -> None:
         """Store the namespaces that endpoints name, and close those that no endpoint names any more."""

@@ -44,6 +44,7 @@ PROCMAP_QUERY = 0xC0686611  # linux/fs.h: _IOWR('f', 17, struct procmap_query)
 PROCMAP_QUERY_SIZE = 104
 PROCMAP_QUERY_VMA_WRITABLE = 2
 SIOCGIFFLAGS = 0x8913
+SIOCGSKNS = 0x894C
 SIOCSIFFLAGS = 0x8914
 SO_PEERPIDFD = 77
 SO_NETNS_COOKIE = 71
@@ -68,6 +69,7 @@ NR_SETSOCKOPT = 54
 NR_GETSOCKOPT = 55
 NR_CAPGET, NR_CAPSET = 125, 126
 CAPABILITY_VERSION_3 = 0x20080522
+CAP_NET_ADMIN = 12
 PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
 SECCOMP_FILTER_FLAG_TSYNC = 1
 NR_SECCOMP = 317
@@ -199,6 +201,24 @@ def keep_capabilities(kept: Iterable[int]) -> None:
         raise oserror("capset")
 
 
+@contextlib.contextmanager
+def without_capability(number: int) -> Iterator[None]:
+    """Run the body without a capability in this thread's effective set (capset(2)). Raises OSError."""
+    header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
+    had = ctypes.create_string_buffer(24)
+    if libc.syscall(NR_CAPGET, header, had):
+        raise oserror("capget")
+    sets = list(struct.unpack("=IIIIII", had.raw[:24]))
+    sets[3 * (number // 32)] &= ~(1 << number % 32)
+    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", *sets)):
+        raise oserror("capset")
+    try:
+        yield
+    finally:
+        if libc.syscall(NR_CAPSET, header, had):
+            raise oserror("capset")
+
+
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """A duplicate of the descriptor @fd of another process (pidfd_getfd(2)). The caller closes it."""
     copy: int = libc.syscall(NR_PIDFD_GETFD, pidfd, fd, 0)
@@ -261,6 +281,20 @@ def netns_inode(pid: int | str = "self") -> int:
     Raises OSError: ENOENT if the process is gone, EACCES.
     """
     return os.stat(f"/proc/{pid}/ns/net").st_ino
+
+
+def socket_netns(sock: socket.socket) -> int:
+    """The inode of the netns that a socket of any family is in (SIOCGSKNS, linux/sockios.h).
+
+    Raises OSError: EPERM without CAP_NET_ADMIN over that netns.
+    """
+    import fcntl
+
+    fd = fcntl.ioctl(sock, SIOCGSKNS)
+    try:
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -23,11 +23,7 @@ listen()    It is done here, on our duplicate of the socket. An unbound socket i
             loopback, so that no port of the host opens without a rule. For other than grafted sockets it proceeds.
             If the target puts a grafted one at that number meanwhile, the sockops program of bind.bpf.h puts the
             listening socket out of reach.
-ioctl()     Network devices only. On a grafted socket, questions (SIOCGIF*) are answered from the container's own
-            netns, and all other requests are refused. On other sockets it proceeds, since those are in the
-            container's netns. One race remains: the target may put a grafted socket at the number while the call
-            proceeds. To change anything that way it needs CAP_NET_ADMIN in the host's user namespace, which is
-            outside the security boundary (docs/security.md).
+ioctl()     Network devices only: see graft/trap/ioctl.py.
 bind(),     If the address means an endpoint of type unix or in another netns, another socket replaces the target's
 connect(),  (graft/trap/swap.py). A unix socket is bound or connected here. Otherwise the call proceeds, and the BPF
 sendto()    hooks decide on the address, which the kernel reads itself.
@@ -91,10 +87,11 @@ class On(NamedTuple):
 class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
-    @sockets makes the sockets, @family answers for those of AF_GRAFT. @owners: the BPF map `addresses`.
+    @sockets makes the sockets, @family answers for those of AF_GRAFT. @owners: the BPF map `addresses`. @is_hosts: is
+    the netns with this inode graftd's own, or one in which grafted sockets are made?
     """
 
-    def __init__(self, sockets: Sockets, family: Family, owners: Map) -> None:
+    def __init__(self, sockets: Sockets, family: Family, owners: Map, is_hosts: ioctl.IsHosts) -> None:
         self.sockets = sockets
         self.stamps = sockets.stamps
         self.owners = owners  # BPF map: containers' own addresses
@@ -102,7 +99,7 @@ class Supervisor:
         self.handlers: dict[str, Handler] = {
             "socket": self.create,
             "listen": self.listen,
-            "ioctl": lambda caller, tenant: ioctl.decide(caller, tenant, self.stamps),
+            "ioctl": lambda caller, tenant: ioctl.decide(caller, tenant, self.stamps, is_hosts),
         }
         self.handlers |= {name: partial(self._on_socket, name, on) for name, on in self._on().items()}
 

@@ -7,6 +7,7 @@ so worker threads call this module. A PID is that of a thread unless a docstring
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -20,6 +21,7 @@ from graft.rules.address import MAPPED, Address
 T = TypeVar("T")
 
 PIDFD_THREAD = os.O_EXCL
+NS_GET_PARENT = 0xB702  # linux/nsfs.h
 NR_SETGROUPS, NR_SETRESUID, NR_SETRESGID = 116, 117, 119
 SOCKADDR_MAX = 128  # struct sockaddr_storage
 
@@ -50,6 +52,21 @@ def _status(pid: int, field: bytes) -> list[bytes]:
             if line.startswith(field):
                 return line.split()[1:]
     raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def administers_network(pid: int) -> bool:
+    """Has a thread CAP_NET_ADMIN in graftd's user namespace, or in one above that? Raises OSError.
+
+    What it has in a user namespace below counts for nothing over the host's netns (user_namespaces(7)).
+    """
+    with open(f"/proc/{pid}/ns/user", "rb") as user:
+        if os.fstat(user.fileno()).st_ino != os.stat("/proc/self/ns/user").st_ino:
+            try:
+                os.close(fcntl.ioctl(user, NS_GET_PARENT))
+            except PermissionError:  # it is not below ours
+                return True
+            return False
+    return bool(int(_status(pid, b"CapEff:")[0], 16) & 1 << linux.CAP_NET_ADMIN)
 
 
 def _link(pid: int, number: int) -> str:

@@ -70,6 +70,15 @@ EXPECTED = {
     "netlink_sees_only_lo": {"lo"},
     "netlink_changes_nothing": {"FAILED"},
 }
+EXPECTED |= {
+    "accepted_lists_the_devices": {"lo"},
+    "accepted_and_own_ones_do_not_differ": {"OWN"},
+    "swap_reads_the_hardware_address": {"NEVER"},
+    "swap_changes_the_flags": {"NEVER"},
+    "swap_gives_the_namespace": {"NEVER"},
+    "swap_under_no_socket": {"NEVER"},
+    "swap_reads_under_no_socket": {"NEVER"},
+}
 OTHER_ABI = (
     "i386_socket", "i386_socketcall", "i386_bind", "i386_connect", "i386_listen", "i386_setsockopt", "i386_getsockopt",
     "x32_socket", "x32_setsockopt",
