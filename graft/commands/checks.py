@@ -16,6 +16,7 @@ from graft import client
 from graft.commands.launch import SHIM
 from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, libbpf, linux
+from graft.kernel.netns import netns_claimant
 from graft.rules import slices
 from graft.trap import filter, sup
 
@@ -209,6 +210,12 @@ def _daemon() -> str:
         status = client.call("status", start=False)
     except (Refused, Failure) as error:
         if error.code == "ECONNREFUSED":
+            other = netns_claimant() if os.geteuid() == 0 else 0
+            if other:
+                raise Lack(
+                    f"pid {other} supervises this namespace, and is not at {client.run_directory()}",
+                    f"GRAFT_RUN_DIR names it; nsenter --target {other} --mount leads to its /run",
+                ) from None
             return "not running; graft run starts it"
         raise Lack(error.message, error.hint) from None
     keeper = "" if status["kept"] else ", without a keeper for its descriptors"

@@ -45,7 +45,7 @@ from graft.interpreter import python_command
 from graft.kernel import addresses, linux
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
 from graft.kernel.linux import credentials
-from graft.kernel.netns import netns_cookie, processes_in_netns
+from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
 from graft.log import log
@@ -110,7 +110,7 @@ class Daemon:
         self.limits = _limits_of_environment()
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         self._claim_namespace()
-        cgroup = enter_cgroup(root, managed=self.managed)
+        cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)
         self.kernel.install(cgroup, root)
         self.kernel.configure(netns_cookie())
         if self.registry.ipv6:
@@ -149,7 +149,8 @@ class Daemon:
     def _claim_namespace(self) -> None:
         """Lock the host namespace: two graftds there would refuse each other's sockets.
 
-        The lock file has mode 600, so that only root can hold the lock.
+        The lock file has mode 600, so that only root can hold the lock. Another graftd may have another /run, so
+        there is a name in the namespace as well.
         """
         self.claim_path = f"/run/graftd-netns-{netns_cookie()}.lock"
         self.claim = os.open(self.claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -157,6 +158,9 @@ class Daemon:
             fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
+        self.claimed = claim_netns()
+        if self.claimed is None:
+            log.warning("a process that is not root's has taken the abstract name '@%s'", CLAIM)
 
     def _restore(self, named: dict[str, int], inherited: list[tuple[str, int]]) -> None:
         """Give the tenants of state.json their descriptors back; drop tenants whose processes have ended."""

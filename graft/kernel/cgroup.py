@@ -38,19 +38,32 @@ def own_cgroup(root: Path) -> Path:
     raise Failure("this process has no cgroup in cgroup2")
 
 
-def enter_cgroup(root: Path, *, managed: bool) -> Path:
+def enter_cgroup(root: Path, *, managed: bool, program: str) -> Path:
     """Enter the cgroup in which graftd makes sockets, and return it. Raises OSError, Failure.
 
-    Under a service manager (@managed) that is the service's own; otherwise graftd makes one.
+    Under a service manager (@managed) that is the service's own; otherwise graftd makes one. If a process of the name
+    @program is there, it is another graftd's, in another netns and with another /run: the pins would be shared, too.
     """
     if managed:
         return own_cgroup(root)
     path = root / run_dir().name
     path.mkdir(exist_ok=True)
+    other = next((pid for pid in (path / "cgroup.procs").read_text().split() if _comm(pid) == program), "")
+    if other:
+        raise Failure(
+            f"the graftd with pid {other} has the cgroup {path}", hint="give this one another GRAFT_RUN_DIR"
+        )
     (path / "cgroup.procs").write_text("0")
     with contextlib.suppress(OSError):  # works only with the cpu controller on; many containers wait for graftd
         (path / "cpu.weight").write_text("10000")
     return path
+
+
+def _comm(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def leave_cgroup(root: Path, *, remove: bool) -> None:

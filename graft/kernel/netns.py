@@ -3,10 +3,13 @@
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
-from graft.errors import Refused
+from graft.errors import Failure, Refused
 from graft.kernel import linux
+
+CLAIM = "graftd"
 
 
 def enter_initial() -> None:
@@ -52,6 +55,54 @@ def netns_cookie_of(fd: int) -> int:
     """SO_NETNS_COOKIE of the netns @fd. The kernel never reuses a cookie, but it reuses inodes. Raises OSError."""
     with linux.inside_netns(fd):
         return netns_cookie()
+
+
+def claim_netns() -> socket.socket | None:
+    """Claim the current netns by the abstract name CLAIM, which each netns has once, whatever its mounts are.
+
+    Returns the socket that holds it: it is bound, and listens to nobody. None if a process that is not root's has
+    taken the name, which says nothing. Raises Failure if root's has.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.bind(f"\0{CLAIM}")
+    except OSError:
+        sock.close()
+        holder = netns_claimant()
+        if holder:
+            raise Failure(
+                f"another graftd (pid {holder}) supervises this network namespace",
+                hint="GRAFT_RUN_DIR names it; "
+                f"if its /run is another one, nsenter --target {holder} --mount leads there",
+            ) from None
+        return None
+    return sock
+
+
+def netns_claimant() -> int:
+    """The PID of root's process that has claimed the current netns; 0 if there is none."""
+    for line in Path("/proc/net/unix").read_text(errors="replace").splitlines():
+        words = line.split()
+        if words[7:] == [f"@{CLAIM}"]:
+            wanted = f"socket:[{words[6]}]"
+            return next((pid for pid in _processes_of_root() if _has_open(pid, wanted)), 0)
+    return 0
+
+
+def _processes_of_root() -> Iterator[int]:
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == 0:
+                yield int(entry.name)
+
+
+def _has_open(pid: int, wanted: str) -> bool:
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) == wanted:
+                    return True
+    return False
 
 
 def processes_in_netns(netns: int) -> list[int]:
