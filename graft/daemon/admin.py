@@ -17,7 +17,6 @@ from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
 from graft.daemon.connection import Connection
 from graft.daemon.documents import event_document, live_pid, slice_of
-from graft.daemon.peer import refuse_targets
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
@@ -27,6 +26,7 @@ from graft.rules.address import Address
 from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.publication import parse_publication
 from graft.tenants import publish
+from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 
 Reply = dict[str, Any] | list[Any]
@@ -58,9 +58,9 @@ class Admin:
 
         Raises GraftError, for instance Refused (EPROTO) for a client of another version.
         """
-        connection.check_peer()
-        if not connection.vetted:
-            refuse_targets(self.tenancy, connection.pid)
+        connection.peer.check()
+        if not connection.vetted:  # `graft run` is judged as it was before it entered
+            refuse_contained(self.tenancy.registry, connection.peer, "the admin socket")
         request = protocol.decode_request(line)
         if request.version != __version__ and not isinstance(request, protocol.Stop):
             raise Refused(

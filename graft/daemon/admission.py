@@ -5,7 +5,7 @@ peer is `trusted` if it is root of the host, or brings metadata that graftd has 
 policy, in its own network namespace, within the limits below.
 
 The functions run in the loop's thread. They either make the whole change or raise GraftError and change nothing.
-A /proc/PID of a peer is to be believed only after Connection.check_peer().
+A /proc/PID of a peer is to be believed only after Peer.check().
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from graft import protocol
-from graft.daemon.peer import check_listener
 from graft.daemon.tenancy import Tenancy
 from graft.engines.container import NAME_ROOM, Container, plain_name
 from graft.errors import Refused, UsageError
 from graft.kernel import addresses
 from graft.log import log
+from graft.process.closing import is_listener
 from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_request
@@ -406,6 +406,12 @@ def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
     for name in names:
         if name not in tenant.table.endpoints and name in home:
             tenant.table.endpoints[name] = home[name]._replace(imported=True)
+
+
+def check_listener(fd: int) -> None:
+    """Raise UsageError unless @fd is a seccomp listener (seccomp_unotify(2))."""
+    if not is_listener(fd):
+        raise UsageError("the descriptor is not a seccomp listener")
 
 
 def parse_container_name(name: str) -> str:

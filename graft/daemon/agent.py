@@ -22,9 +22,15 @@ import stat
 from typing import Any
 
 from graft import protocol
-from graft.daemon.admission import admit_target, admit_wrapper, api_tenant, endpoints_of, required_traps
+from graft.daemon.admission import (
+    admit_target,
+    admit_wrapper,
+    api_tenant,
+    check_listener,
+    endpoints_of,
+    required_traps,
+)
 from graft.daemon.connection import Connection
-from graft.daemon.peer import administrates, check_listener, same_user_namespace
 from graft.daemon.tenancy import Tenancy
 from graft.engines.seal import is_sealed
 from graft.errors import GraftError, Refused, UsageError
@@ -32,9 +38,11 @@ from graft.kernel import linux
 from graft.log import log
 from graft.process.closing import close_foreign
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
+from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import Tenant
 from graft.trap import swap
 from graft.trap.family import QUEUE_MAX, VALUE_MAX, Option, State
+from graft.trap.target import Owner
 
 
 class Agent:
@@ -47,7 +55,7 @@ class Agent:
         """Carry out one message; the result is the value of "ok". Raises GraftError, after logging it."""
         try:
             if protocol.is_agent_request(message):
-                connection.check_peer()
+                connection.peer.check()
                 return self._answer(connection, protocol.decode_agent_request(message), fds)
             return self._serve(connection, message, fds)
         except GraftError as error:
@@ -58,14 +66,16 @@ class Agent:
         state = protocol.decode_state(message)
         sealed = is_sealed(state.metadata, self.tenancy.directory)
         if not sealed:
-            connection.check_peer()
+            connection.peer.check()
+        elif connection.peer.lives():  # a runtime may have ended by now; who lives is no process of a container
+            refuse_contained(self.tenancy.registry, connection.peer, "another container's seal")
         metadata = protocol.decode_metadata(state.metadata)
         if metadata.wrapper:
             return self._wrapper(connection, metadata, fds)
         if "seccompFd" not in state.fds or len(fds) != len(state.fds):
             raise UsageError(f"{len(state.fds)} names and {len(fds)} descriptors", hint="send one 'seccompFd'")
         listener = fds[state.fds.index("seccompFd")]
-        trusted = sealed or (connection.uid == 0 and self._is_host(connection.pid))
+        trusted = sealed or self._is_host(connection)
         pid = (state.pid or state.state.pid or connection.pid) if trusted else connection.pid
         known = self.tenancy.registry.by_container(state.state.id) if trusted else None
         if known is None and trusted and metadata.name and not metadata.container:
@@ -104,7 +114,7 @@ class Agent:
         if len(fds) > 1:
             raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
         self.tenancy.calls.reap()
-        trusted = connection.uid == 0 and administrates(connection.pid)
+        trusted = connection.uid == 0 and connection.peer.administrates()
         listener = fds[0] if fds else None
         tenant = admit_wrapper(self.tenancy, connection.pid, connection.uid, listener, metadata, trusted=trusted)
         if metadata.verbose:
@@ -133,6 +143,10 @@ class Agent:
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "EIO")
             raise Refused(error.strerror or str(error), code=code) from None
+
+    @staticmethod
+    def _owner(connection: Connection) -> Owner:
+        return Owner(connection.peer.uid, connection.peer.gid)
 
     @staticmethod
     def _endpoint(tenant: Tenant, name: str) -> Endpoint:
@@ -173,7 +187,7 @@ class Agent:
             new = made
             if source is not None and (to is None or to.address):
                 state = State(queue=options)
-                new = family.attach(connection.peer, tenant, made, state, self._endpoint(tenant, source))
+                new = family.attach(self._owner(connection), tenant, made, state, self._endpoint(tenant, source))
                 refused = next((o for o in state.queue if o.result), None)
                 if refused:
                     new.close()
@@ -182,7 +196,7 @@ class Agent:
                 reply["address"] = family.permit(tenant, new, to)
             elif to:
                 new.setblocking(False)
-                error = swap.connect_unix(new, to.path, connection.peer, lambda: False)
+                error = swap.connect_unix(new, to.path, self._owner(connection), lambda: False)
                 if error:
                     raise OSError(error, os.strerror(error))
             reply["family"] = int(new.family)
@@ -211,9 +225,11 @@ class Agent:
         close_foreign(fds[0])
         return {"address": address}
 
-    @staticmethod
-    def _is_host(pid: int) -> bool:
+    def _is_host(self, connection: Connection) -> bool:
+        """Is the peer root of the host, in graftd's own netns? Nobody else may name another process."""
+        peer, registry = connection.peer, self.tenancy.registry
         try:
-            return same_user_namespace(pid) and linux.netns_inode(pid) == linux.netns_inode()
-        except OSError:
+            refuse_contained(registry, peer, "the agent socket's orders")
+            return peer.uid == 0 and peer.netns() == registry.home and peer.administrates()
+        except Refused:
             return False

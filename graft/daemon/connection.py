@@ -13,13 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from graft import protocol
-from graft.errors import GraftError, Refused, UsageError, from_oserror
-from graft.kernel import linux
-from graft.kernel.linux import credentials, peer_pidfd
+from graft.errors import GraftError, UsageError, from_oserror
 from graft.log import log
 from graft.process.closing import close_foreign, receive_fds
 from graft.process.loop import Loop
-from graft.trap.target import Owner
+from graft.tenants.peers import Peer
 
 IDLE_SECONDS = 30.0
 PIECES_MAX = 64  # each piece of an agent message makes graftd parse all that has come so far
@@ -49,9 +47,8 @@ class Connection:
         self.serve = serve
         self.closed = closed
         self.deadline = now + IDLE_SECONDS
-        self.pid, self.uid, self.gid = credentials(sock)
-        self.peer = Owner(self.uid, self.gid)
-        self.pidfd = peer_pidfd(sock, self.pid)
+        self.peer = Peer(sock)
+        self.pid, self.uid = self.peer.pid, self.peer.uid
         self.incoming = bytearray()
         self.fds: list[int] = []
         self.pieces = 0
@@ -118,15 +115,6 @@ class Connection:
         except GraftError as error:
             self._send(protocol.error_document(error))
 
-    def check_peer(self) -> None:
-        """Raise Refused if the peer has ended: another process may have its pid by now, and /proc/PID be of that."""
-        if not self.peer_lives():
-            raise Refused("the peer has ended", code="ESRCH")
-
-    def peer_lives(self) -> bool:
-        """Is the process that connected still there? As long as it is, no other process has its pid."""
-        return linux.alive(self.pidfd)
-
     def _send(self, document: dict[str, Any]) -> None:
         self.last = not (self.vetted or self.told) or "error" in document
         # csrc/runtime.c has no JSON parser: it looks for '{"ok": ', '"message": "' and '"hint": "' in ASCII, with
@@ -168,8 +156,7 @@ class Connection:
             close_foreign(fd)
         self.fds = []
         self._close_replies()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
+        self.peer.close()
         self.loop.remove(self.sock.fileno())
         self.sock.close()
         self.closed(self)

@@ -125,7 +125,7 @@ class Daemon:
         self.agent = Agent(self.tenancy)
         self._restore(dict(inherited), inherited)
         self.registry.reconcile()
-        self.orphans = Orphans(self.loop, self.calls)
+        self.orphans = Orphans(self.loop, self.calls, self.registry)
         self.alone_until = time.monotonic() + ORPHAN_SECONDS
         self.loop.add(self.kernel.denials(self.tenancy.denied), lambda _events: self.kernel.drain())
         for name, fd in inherited:

@@ -27,7 +27,6 @@ import h11
 from graft.engines.ipam import Ipam
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
-from graft.kernel import linux
 from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
@@ -36,6 +35,7 @@ from graft.rules.own_address import network_of
 from graft.rules.publication import Publication, host_addresses
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
+from graft.tenants.peers import Peer, refuse_contained
 from graft.tenants.publish import check_free
 from graft.tenants.registry import Registry
 
@@ -93,11 +93,27 @@ class Docker:
     def _accept(self, _events: int) -> None:
         assert self.sock
         with contextlib.suppress(OSError):
-            peer, _ = self.sock.accept()
-            Conversation(self.loop, peer, self.answer)
+            sock, _ = self.sock.accept()
+            self._meet(sock)
 
-    def answer(self, method: str, request: Document, pid: int) -> Document:
-        """Answer one call @method of dockerd, whose PID is @pid. A method that is not known gets {}.
+    def _meet(self, sock: socket.socket) -> None:
+        peer = Peer(sock)
+        try:
+            self._vet(peer)
+        except Refused as error:  # nothing is read of it: a peer that sends slowly would hold the loop up
+            log.warning("docker: pid %d: %s", peer.pid, error)
+            peer.close()
+            sock.close()
+            return
+        Conversation(self.loop, sock, peer, self.answer)
+
+    def _vet(self, peer: Peer) -> None:
+        if peer.uid:
+            raise Refused("only root may use Docker's plugin socket", code="EPERM")
+        refuse_contained(self.registry, peer, "Docker's plugin socket")
+
+    def answer(self, method: str, request: Document, peer: Peer) -> Document:
+        """Answer one call @method of dockerd, which is @peer. A method that is not known gets {}.
 
         Raises GraftError, which becomes the reply's "Err", and KeyError, TypeError or ValueError for a bad request.
         """
@@ -120,8 +136,9 @@ class Docker:
             "IpamDriver.RequestAddress": self.ipam.request_address,
             "IpamDriver.ReleaseAddress": self.ipam.release_address,
         }
+        self._vet(peer)
         handler = known.get(method)
-        return handler(request, pid) if handler else {}
+        return handler(request, peer.pid) if handler else {}
 
     # -- the network driver --
 
@@ -236,19 +253,18 @@ class Docker:
 
 
 class Conversation:
-    """One HTTP connection of dockerd, which keeps it open for many requests. Only root may speak here."""
+    """One HTTP connection of dockerd, which keeps it open for many requests."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, answer: Callable[[str, Document, int], Document]) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, peer: Peer, answer: Callable[[str, Document, Peer], Document]
+    ) -> None:
         self.loop = loop
         self.sock = sock
+        self.peer = peer
         self.answer = answer
-        self.pid, uid, _ = linux.credentials(sock)
         self.http = h11.Connection(h11.SERVER)
         self.target = ""
         self.body = b""
-        if uid:
-            sock.close()
-            return
         sock.setblocking(True)
         sock.settimeout(5)  # dockerd reads at once; a peer that does not must not hold us up
         loop.add(sock.fileno(), self._ready)
@@ -287,7 +303,7 @@ class Conversation:
         method = self.target.strip("/")
         try:
             request = json.loads(self.body or b"{}")
-            return self.answer(method, request if isinstance(request, dict) else {}, self.pid)
+            return self.answer(method, request if isinstance(request, dict) else {}, self.peer)
         except GraftError as error:
             log.warning("docker: %s: %s", method, error)
             return {"Err": str(error)}
@@ -305,3 +321,4 @@ class Conversation:
         if self.sock.fileno() >= 0:
             self.loop.remove(self.sock.fileno())
             self.sock.close()
+            self.peer.close()

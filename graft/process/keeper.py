@@ -6,11 +6,16 @@ Goal: containers keep their network when graftd, its keeper, or both are killed.
 
 The keeper makes the sockets graftd.sock and agent.sock and starts graftd with them (the LISTEN_FDS protocol of
 sd_listen_fds(3)). It keeps the descriptors that graftd stores (FDSTORE=1 of sd_notify(3)), and when graftd dies it
-starts another one with all of them. It never reads from what it keeps, and obeys only its own child. Under systemd
-the service manager does all that, and there is no keeper.
+starts another one with all of them. It never reads from what it keeps, and hears its own child alone: they have a
+pair of sockets, and no path leads to it. Under systemd the service manager does all that, and there is no keeper.
 
 If graftd exits with status 0, it has cleaned up, and the keeper ends as well. After any other end the keeper starts
 it again. After START_LIMIT starts within START_INTERVAL seconds it pauses for PAUSE seconds before each.
+
+A graftd that is stopped or hangs does not end. So it gives a sign of life every few seconds (WATCHDOG=1), and one
+that has given none for SILENCE_SECONDS is killed. The keeper looks once a second and counts its looks, not the time:
+while the machine is suspended, or has no time for the keeper either, nothing is counted. The sign comes from graftd's
+loop, which does not block; 30 s are far more than the longest order takes (100,000 rules: half a second).
 
 If the keeper dies, graftd sees the end of a pipe, becomes a keeper itself by execve(2), and that starts a graftd.
 
@@ -30,7 +35,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -49,7 +53,9 @@ START_INTERVAL = 10.0
 PAUSE = 1.0
 STORE_MAX = 65536
 FDS_MAX = 16
-CREDENTIALS = struct.Struct("=iII")
+LOOK_SECONDS = 1.0
+SILENCE_SECONDS = 30  # GRAFT_WATCHDOG in the environment says otherwise; 0: never
+START_SILENCE_SECONDS = 300  # until graftd is ready; it takes seconds to write thousands of rules again
 # /proc/PID/comm of a shell is sh, whatever its argv[0]; printf is a builtin, so that it names the shell itself
 NAME_IT = f"{{ printf {GUARD} >/proc/self/comm; }} 2>/dev/null"
 WATCH = f'{NAME_IT}; read -r end || exec "$GRAFT_PYTHON" -I -c "$GRAFT_ENTRY" "$GRAFT_TREE"'
@@ -70,42 +76,43 @@ class Keeper:
         self.poll = select.epoll()
         self.alive = os.pipe2(os.O_CLOEXEC)  # graftd polls the reading end for the end of this process
         self.guard = -1  # writing end of its standard input
+        self.silence = 0  # looks since the child's last sign of life
+        self.up = False  # is the child ready?
+        self.patience = _patience()
 
     def bind(self, inherited: list[tuple[str, int]]) -> None:
         """Make the listening sockets, or take them over from a graftd whose keeper has died (@inherited).
 
         A dead predecessor may have left files at the paths of the sockets: they are removed. Raises OSError.
         """
-        self.notify = self._socket("notify.sock", socket.SOCK_DGRAM, 0o600)
-        self.notify.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.notify, self.told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.poll.register(self.notify, select.EPOLLIN)
         if inherited:
             listening = ("admin", "agent")
             self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
-            self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard", "lock")]
+            self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard", "lock", "notify")]
             self.guard = next((fd for name, fd in inherited if name == "guard"), -1)
             if self.guard >= 0:
                 self._watch(self.guard)
             for _, fd in self.store:
                 self._watch(fd)
             return
-        admin = self._socket("graftd.sock", socket.SOCK_STREAM, 0o660)
+        admin = self._socket("graftd.sock", 0o660)
         with contextlib.suppress(KeyError):
             os.chown(self.directory / "graftd.sock", 0, grp.getgrnam("graft").gr_gid)
-        agent = self._socket("agent.sock", socket.SOCK_STREAM, 0o666)
+        agent = self._socket("agent.sock", 0o666)
         self.sockets = [("admin", admin), ("agent", agent)]
 
-    def _socket(self, name: str, kind: int, mode: int) -> socket.socket:
+    def _socket(self, name: str, mode: int) -> socket.socket:
         path = self.directory / name
         path.unlink(missing_ok=True)
-        sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         umask = os.umask(0o777 & ~mode)
         try:
             sock.bind(str(path))
         finally:
             os.umask(umask)
-        if kind == socket.SOCK_STREAM:
-            sock.listen(1024)
+        sock.listen(1024)
         return sock
 
     def start_guard(self) -> None:
@@ -136,7 +143,7 @@ class Keeper:
         if len(self.starts) > START_LIMIT:
             time.sleep(PAUSE)  # the containers wait for graftd, so the keeper never gives up
         passed = [(name, sock.fileno()) for name, sock in self.sockets] + self.store
-        passed += [("keeper", self.alive[0]), ("lock", self.lock)]
+        passed += [("keeper", self.alive[0]), ("lock", self.lock), ("notify", self.told.fileno())]
         if self.guard >= 0:
             passed.append(("guard", self.guard))
         self.child = -1
@@ -148,23 +155,22 @@ class Keeper:
                 time.sleep(PAUSE)
         if self.child == 0:
             signal.set_wakeup_fd(-1)
-            notify = str(self.directory / "notify.sock")
-            exec_with(self.command, passed, NOTIFY_SOCKET=notify, GRAFT_KEEPER="1")
+            os.environ.pop("NOTIFY_SOCKET", None)
+            exec_with(self.command, passed, GRAFT_KEEPER="1", WATCHDOG_USEC=str(self.patience * 1000000))
+        self.silence, self.up = 0, False
 
     def receive(self) -> None:
-        """Handle one sd_notify(3) datagram: FDSTORE=1 or FDSTOREREMOVE=1, both with FDNAME=, or READY=1.
+        """Handle one sd_notify(3) datagram: FDSTORE=1 or FDSTOREREMOVE=1, both with FDNAME=, READY=1, WATCHDOG=1.
 
-        Datagrams of processes other than the child are ignored.
+        Each is a sign of life.
         """
         try:
-            message, fds, sender = self._receive()
+            message, fds = self._receive()
         except BlockingIOError:
             return
-        if sender != self.child:
-            for fd in fds:
-                os.close(fd)
-            return
-        self.ready = self.ready or b"READY=1" in message
+        self.silence = 0
+        self.up = self.up or b"READY=1" in message
+        self.ready = self.ready or self.up
         fields = dict(line.partition("=")[::2] for line in message.decode(errors="replace").splitlines())
         name = fields.get("FDNAME", "stored").replace(":", "_")
         if fields.get("FDSTORE") == "1" and len(self.store) < STORE_MAX:
@@ -178,18 +184,24 @@ class Keeper:
             for entry in [e for e in self.store if e[0] == name]:
                 self._drop(entry)
 
-    def _receive(self) -> tuple[bytes, list[int], int]:
-        """Receive a datagram: its text, its descriptors, and its sender's PID (SCM_CREDENTIALS, unix(7))."""
+    def look(self) -> None:
+        """Kill the child if it has given no sign of life for too long. To be called every LOOK_SECONDS."""
+        self.silence += 1
+        most = self.patience if self.up else START_SILENCE_SECONDS
+        if self.patience and self.silence > most and self.child > 0:
+            log.error("graftd (pid %d) has given no sign of life for %d s: starting another", self.child, most)
+            self.silence = 0
+            os.kill(self.child, signal.SIGKILL)
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        """Receive a datagram: its text and its descriptors."""
         fds = array.array("i")
-        room = socket.CMSG_LEN(FDS_MAX * fds.itemsize) + socket.CMSG_SPACE(CREDENTIALS.size)
+        room = socket.CMSG_LEN(FDS_MAX * fds.itemsize)
         message, ancillary, _, _ = self.notify.recvmsg(4096, room, socket.MSG_CMSG_CLOEXEC)
-        sender = 0
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-            elif (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                sender = CREDENTIALS.unpack(data)[0]
-        return message, list(fds), sender
+        return message, list(fds)
 
     def _watch(self, fd: int) -> None:
         try:
@@ -221,8 +233,12 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self.poll.register(wake_read, select.EPOLLIN)
         self.start()
+        looked = time.monotonic()
         while True:
-            for fd, _events in self.poll.poll():
+            if time.monotonic() - looked >= LOOK_SECONDS:
+                looked = time.monotonic()
+                self.look()
+            for fd, _events in self.poll.poll(LOOK_SECONDS if self.patience else None):
                 if fd == self.notify.fileno():
                     self.receive()
                 elif fd == wake_read:
@@ -245,6 +261,12 @@ class Keeper:
                 if not self.ready:
                     sys.exit(1)  # graftd cannot work on this machine; its log says why
                 self.start()
+
+
+def _patience() -> int:
+    """The seconds without a sign of life after which graftd is killed; 0: it never is."""
+    told = os.environ.get("GRAFT_WATCHDOG", "")
+    return int(told) if told.isascii() and told.isdigit() else SILENCE_SECONDS
 
 
 def main(ready_fd: int) -> bool:
@@ -285,7 +307,7 @@ def main(ready_fd: int) -> bool:
     finally:  # also if graftd could not work: a client must not wait at its sockets
         with contextlib.suppress(OSError):
             os.write(keeper.guard, b"end\n")
-        for name in ("graftd.sock", "agent.sock", "notify.sock"):
+        for name in ("graftd.sock", "agent.sock"):
             (directory / name).unlink(missing_ok=True)
     return True
 

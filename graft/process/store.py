@@ -39,6 +39,13 @@ def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environme
         os._exit(127)
 
 
+def _watchdog_seconds() -> float:
+    """After how many seconds without a sign of life this process is killed (sd_watchdog_enabled(3)); 0: never."""
+    told = os.environ.get("WATCHDOG_USEC", "")
+    meant = os.environ.get("WATCHDOG_PID", "") in ("", str(os.getpid()))
+    return int(told) / 1e6 if told.isdigit() and meant else 0.0
+
+
 class Store:
     """Sends descriptors to their keeper, and gets them back at start. `kept` is False if nobody keeps them.
 
@@ -47,12 +54,20 @@ class Store:
 
     def __init__(self) -> None:
         self.path = os.environ.get("NOTIFY_SOCKET", "")
-        self.kept = bool(self.path) and ("GRAFT_KEEPER" in os.environ or int(os.environ.get("FDSTORE", "0")) > 0)
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        paired = next((fd for name, fd in self.inherited() if name == "notify"), -1)  # the keeper's end is the other
+        self.told = bool(self.path) or paired >= 0  # does anybody hear what is said?
+        self.kept = self.told and ("GRAFT_KEEPER" in os.environ or int(os.environ.get("FDSTORE", "0")) > 0)
+        self.sock = (
+            socket.socket(fileno=paired)
+            if paired >= 0
+            else socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        )
+        self.signs = _watchdog_seconds() / 4  # between two signs of life
+        self.next_sign = 0.0
         self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # unsent: the keeper is stopped or slow
 
     def _notify(self, message: str, fds: tuple[int, ...] = ()) -> None:
-        if not self.path:
+        if not self.told:
             return
         self.waiting.append((message, tuple(os.dup(fd) for fd in fds)))
         self.flush()
@@ -66,14 +81,14 @@ class Store:
             except BlockingIOError:
                 return
             except OSError as error:  # a dropped one is no loss: a dead keeper is replaced by one that gets all
-                log.warning("cannot send to the descriptor store at %s: %s", self.path, error.strerror)
+                log.warning("cannot send to the descriptor store: %s", error.strerror)
             self.waiting.popleft()
             for fd in fds:
                 os.close(fd)
 
     def _send(self, message: str, fds: tuple[int, ...]) -> None:
-        address = "\0" + self.path[1:] if self.path.startswith("@") else self.path
-        self.sock.connect(address)
+        if self.path:
+            self.sock.connect("\0" + self.path[1:] if self.path.startswith("@") else self.path)
         socket.send_fds(self.sock, [message.encode()], fds)
 
     def put(self, name: str, fd: int) -> None:
@@ -89,6 +104,15 @@ class Store:
     def ready(self) -> None:
         """Tell the service manager or the keeper that start-up is over (sd_notify(3), READY=1)."""
         self._notify("READY=1")
+
+    def alive(self, now: float) -> None:
+        """Give the keeper or the service manager a sign of life (sd_notify(3), WATCHDOG=1), if one is due.
+
+        @now: monotonic seconds. None is sent while others wait, because those are signs of life as well.
+        """
+        if self.signs and now >= self.next_sign and not self.waiting:
+            self.next_sign = now + self.signs
+            self._notify("WATCHDOG=1")
 
     @staticmethod
     def inherited() -> list[tuple[str, int]]:

@@ -2,17 +2,20 @@
 
 If graftd and its keeper are killed together, no store has the listeners and journals any more, but each graft-sup
 still has its own. It goes on answering socket(), and connects to run_dir()/helpers.sock again and again until a
-graftd takes what it brings. Only root may connect there. The head of the journal says whose listener it is. graftd
-believes it if it carries a token that only graftd can have written (graft/process/key.py).
+graftd takes what it brings. Only root outside of every container is heard there. The head of the journal says whose
+listener it is. graftd believes it if it carries a token that only graftd can have written (graft/process/key.py).
 """
 
 import contextlib
 import os
 import socket
 
+from graft.errors import Refused
 from graft.log import log
 from graft.process.closing import receive_fds
 from graft.process.loop import Loop
+from graft.tenants.peers import Peer, refuse_contained
+from graft.tenants.registry import Registry
 from graft.trap import journal
 from graft.trap.listeners import Listeners
 
@@ -22,8 +25,9 @@ BACKLOG = 4096
 class Orphans:
     """The listening socket helpers.sock, served by the loop."""
 
-    def __init__(self, loop: Loop, calls: Listeners) -> None:
+    def __init__(self, loop: Loop, calls: Listeners, registry: Registry) -> None:
         self.loop = loop
+        self.registry = registry
         self.calls = calls
         path = calls.helpers
         path.unlink(missing_ok=True)
@@ -41,6 +45,17 @@ class Orphans:
             peer, _ = self.sock.accept()
         except OSError:  # graft-sup tries again
             return
+        who = Peer(peer)
+        try:
+            if who.uid:
+                raise Refused("only root may bring a supervisor", code="EPERM")
+            refuse_contained(self.registry, who, "a supervisor's socket")
+        except Refused as error:
+            log.warning("helpers.sock: pid %d: %s", who.pid, error)
+            peer.close()
+            return
+        finally:
+            who.close()
         peer.setblocking(False)
         self.loop.add(peer.fileno(), lambda _events: self._take(peer))
 

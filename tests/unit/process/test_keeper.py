@@ -4,6 +4,7 @@ import grp
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -30,20 +31,19 @@ def keeper(monkeypatch, tmp_path):
     made = Keeper(tmp_path, ["/bin/false"], lock)
     made.bind([])
     made.child = os.getpid()
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify.sock"))
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     monkeypatch.setenv("GRAFT_KEEPER", "1")
+    monkeypatch.setattr(Store, "inherited", staticmethod(lambda: [("notify", os.dup(made.told.fileno()))]))
     yield made
     for fd in (lock, *made.alive, *(fd for _, fd in made.store)):
         os.close(fd)
-    for _, sock in (*made.sockets, ("notify", made.notify)):
+    for _, sock in (*made.sockets, ("notify", made.notify), ("told", made.told)):
         sock.close()
     made.poll.close()
 
 
 def say(keeper, message, *fds):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect(str(keeper.directory / "notify.sock"))
-        socket.send_fds(sock, [message], fds)
+    socket.send_fds(keeper.told, [message], fds)
     keeper.receive()
 
 
@@ -61,8 +61,9 @@ def descriptors():
 
 def test_sockets(keeper):
     assert [name for name, _ in keeper.sockets] == ["admin", "agent"]
-    modes = {name: (keeper.directory / name).stat().st_mode & 0o777 for name in ("graftd.sock", "agent.sock", "notify.sock")}
-    assert modes == {"graftd.sock": 0o660, "agent.sock": 0o666, "notify.sock": 0o600}
+    modes = {name: (keeper.directory / name).stat().st_mode & 0o777 for name in ("graftd.sock", "agent.sock")}
+    assert modes == {"graftd.sock": 0o660, "agent.sock": 0o666}
+    assert sorted(p.name for p in keeper.directory.iterdir()) == ["agent.sock", "graftd.sock", "keeper.lock"]
     for name in ("graftd.sock", "agent.sock"):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(keeper.directory / name))
@@ -104,9 +105,6 @@ def test_descriptors_that_are_not_to_be_stored_are_closed(keeper):
     before = descriptors()
     say(keeper, b"STATUS=busy", reading, writing)
     assert (keeper.store, descriptors()) == ([], before)
-    keeper.child = os.getpid() + 1  # somebody else speaks
-    say(keeper, b"FDSTORE=1\nFDNAME=x\nREADY=1", reading)
-    assert (keeper.store, keeper.ready, descriptors()) == ([], False, before)
     os.close(reading)
     os.close(writing)
 
@@ -129,6 +127,64 @@ def test_ready(keeper):
     keeper.receive()
     assert keeper.ready
     store.sock.close()
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """The PIDs that were killed."""
+    found = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: found.append((pid, number)))
+    return found
+
+
+def test_a_child_without_a_sign_of_life_is_killed(keeper, killed):
+    say(keeper, b"READY=1")
+    for _ in range(module.SILENCE_SECONDS):
+        keeper.look()
+    assert killed == []
+    keeper.look()
+    assert killed == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_every_message_is_a_sign_of_life(keeper, killed, monkeypatch):
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    store = Store()
+    store.ready()
+    keeper.receive()
+    for second in range(300):
+        store.alive(float(second))
+        keeper.receive()
+        keeper.look()
+    assert killed == []
+    store.sock.close()
+
+
+def test_a_start_may_take_longer(keeper, killed):
+    for _ in range(module.START_SILENCE_SECONDS):
+        keeper.look()
+    assert killed == []
+    keeper.look()
+    assert killed
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("", module.SILENCE_SECONDS), ("0", 0), ("5", 5), ("-1", module.SILENCE_SECONDS), ("x", module.SILENCE_SECONDS)])
+def test_patience(keeper, killed, monkeypatch, told, seconds):
+    monkeypatch.setenv("GRAFT_WATCHDOG", told)
+    keeper.patience = module._patience()
+    assert keeper.patience == seconds
+    say(keeper, b"READY=1")
+    for _ in range(seconds or 1000):
+        keeper.look()
+    assert killed == []
+
+
+def test_no_watchdog(monkeypatch):
+    for usec, pid in (("", ""), ("0", ""), ("x", ""), ("5000000", "1")):
+        monkeypatch.setenv("WATCHDOG_USEC", usec)
+        monkeypatch.setenv("WATCHDOG_PID", pid)
+        store = Store()
+        assert not store.signs
+        store.sock.close()
 
 
 def test_nothing_to_receive(keeper):
@@ -218,7 +274,7 @@ def run(tmp_path, act):
         return status, [json.loads(line) for line in file]
 
 
-ALWAYS = ["keeper", "lock", "guard"]
+ALWAYS = ["keeper", "lock", "notify", "guard"]
 
 
 def test_graftd_is_started_again_with_what_it_stored(tmp_path):
