@@ -249,6 +249,7 @@ class Daemon:
         if now < self.next_tick:
             return self.next_tick - now
         self.next_tick = now + TICK_SECONDS
+        self.store.alive(now)
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
         self.resolver.expire()

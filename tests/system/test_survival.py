@@ -218,6 +218,36 @@ def test_stopped_and_continued(own_lab):
     assert program.hear() == "OK"
 
 
+def test_a_graftd_that_is_stopped_is_replaced(own_lab):
+    """It does not end, but it gives no sign of life: calls that wait for it are answered by the next one."""
+    lab = own_lab
+    lab.env["GRAFT_WATCHDOG"] = "3"
+    program = Program(lab, "--name", "waiting")
+    wait_for(lab.helper_pids, "graft-sup")
+    stopped = lab.daemon_pid()
+    os.kill(stopped, signal.SIGSTOP)
+    program.say("listen")
+    wait_for(lambda: lab.daemon_pid() not in (0, stopped), "the next graftd", 15)
+    assert program.hear() == "OK"
+    assert f"graftd (pid {stopped}) has given no sign of life" in (lab.run_dir / "graftd.log").read_text()
+
+
+def test_a_machine_that_sleeps_replaces_nobody(own_lab):
+    """Keeper and graftd are stopped together, as by a suspended machine: the time does not count."""
+    lab = own_lab
+    lab.env["GRAFT_WATCHDOG"] = "2"
+    program = Program(lab, "--name", "asleep")
+    pids = (lab.keeper_pid(), lab.daemon_pid())
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    assert not select.select([program.process.stdout], [], [], 5)[0]
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    for _ in range(20):
+        assert program.does("listen") == "OK"
+    assert lab.daemon_pid() == pids[1]
+
+
 def test_a_keeper_that_is_stopped_stalls_nobody(own_lab):
     lab = own_lab
     lab.graft("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
