@@ -110,8 +110,8 @@ class Daemon:
         self.limits = _limits_of_environment()
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         self._claim_namespace()
-        cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)
-        self.kernel.install(cgroup, root)
+        self.cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)
+        self.kernel.install(self.cgroup, root)
         self.kernel.configure(netns_cookie())
         if self.registry.ipv6:
             addresses.add_slice_route()
@@ -224,13 +224,15 @@ class Daemon:
     def cleanup(self) -> None:
         """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state.
 
+        The programs stay with sockets that containers have passed to others (graft/kernel/links.py).
+
         A step that fails is logged, and the others are done.
         """
         steps: list[tuple[str, Callable[[], None]]] = [
             (self.claim_path, lambda: Path(self.claim_path).unlink(missing_ok=True)),
             (str(self.calls.helpers), lambda: self.calls.helpers.unlink(missing_ok=True)),
             ("Docker's socket", self.docker.cleanup),
-            (f"the programs, {self.kernel.pins}", self.kernel.uninstall),
+            (f"the programs, {self.kernel.pins}", lambda: self.kernel.uninstall(self.cgroup)),
             ("the route of the IPv6 slices", addresses.remove_slice_route),
         ]
         if not self.managed:

@@ -5,7 +5,8 @@ The system's libbpf does the loading, called through ctypes.
 Maps and links are pinned in one directory of bpffs, so the policy holds while no graftd runs. A starting graftd
 looks for those pins. If they belong to the same object file, it takes them over as they are. If they belong to
 another one, it loads its own programs on the same maps, attaches them, and then removes the old links. libbpf refuses
-that with EINVAL if a map has changed its shape.
+that with EINVAL if a map has changed its shape. Links to another cgroup than this graftd's stay while sockets of that
+cgroup live. What stays with sockets when graftd has ended is in graft/kernel/links.py.
 
 Sources: libbpf.h, bpf(2), linux/bpf.h.
 """
@@ -24,6 +25,7 @@ from graft.errors import Failure
 from graft.kernel import linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
 from graft.kernel.libbpf import OBJECT, SAMPLE, complaints, libbpf_functions, object_hash, print_callback
+from graft.kernel.links import attached, leave, take_back
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, STAMP
 from graft.log import log
@@ -79,16 +81,38 @@ class Kernel:
         """
         identity = f"{object_hash()} {policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino}"
         links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-        if (links / "graft_bind4").exists() and (links / "guard_sendmsg6").exists():
+        known = (links / "graft_bind4").exists() and (links / "guard_sendmsg6").exists()
+        if known:
             self._open_pinned()
             for path in links.iterdir():
                 self.links[path] = self._open_pin(path)
-            return True
-        self._load(links, policy_cgroup, root_cgroup)
-        for old in self.pins.glob("links-*"):
-            if old != links:
-                shutil.rmtree(old)
-        return False
+        else:
+            self._load(links, policy_cgroup, root_cgroup)
+        self._remove_old_links(policy_cgroup)
+        take_back(self._policy_links(), policy_cgroup)
+        return known
+
+    def _policy_links(self) -> list[int]:
+        return [fd for path, fd in self.links.items() if not _is_guard(path)]
+
+    def _remove_old_links(self, policy_cgroup: Path) -> bool:
+        """Remove the links of earlier graftds, but those whose cgroup has sockets that no other program judges.
+
+        @policy_cgroup: where this graftd's programs are attached. Returns True if some stay. Raises OSError.
+        """
+        here = policy_cgroup.stat().st_ino if policy_cgroup.exists() else 0
+        kept = False
+        for old in {path for path in self.pins.glob("links-*/*") if path not in self.links}:
+            fd = self._open_pin(old)
+            stays = not _is_guard(old) and attached(fd).cgroup not in (0, here)
+            os.close(fd)
+            kept |= stays
+            if not stays:
+                old.unlink()
+        for directory in self.pins.glob("links-*"):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        return kept
 
     def _open_pinned(self) -> None:
         sizes = {
@@ -234,10 +258,30 @@ class Kernel:
             if COUNTER_KEY.unpack(key)[0] == tenant:
                 self.maps["counters"].delete(key)
 
-    def uninstall(self) -> None:
-        """Detach the programs and remove the pins; the kernel frees maps when their last descriptor is closed."""
+    def uninstall(self, policy_cgroup: Path) -> None:
+        """Detach the programs from the host and remove the pins; they stay with sockets that live on (links.leave()).
+
+        No tenant is left for them, so that they refuse everything. The kernel frees maps and programs when nothing
+        uses them. Raises OSError; the pins stay then.
+        """
+        tenants = self.maps["tenants"]
+        for key in list(tenants.keys(4)):
+            tenants.delete(key)
+        found = policy_cgroup.stat().st_ino if policy_cgroup.exists() else 0
+        leave([fd for fd in self._policy_links() if attached(fd).cgroup == found], policy_cgroup)
         for fd in self.links.values():
             os.close(fd)
         self.links.clear()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.pins)
+        if not self._remove_old_links(policy_cgroup):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self.pins)
+            return
+        for name in MAPS:
+            (self.pins / name).unlink(missing_ok=True)
+        log.warning(
+            "%s keeps links: sockets of a cgroup that is gone live on; the next graftd looks again", self.pins
+        )
+
+
+def _is_guard(link: Path) -> bool:
+    return link.name.startswith("guard")

@@ -51,7 +51,7 @@ class World:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kernel.uninstall()
+        self.kernel.uninstall(self.cgroup)
         cgroup.leave_cgroup(self.root, remove=False)
         self.cgroup.rmdir()
 

@@ -1,0 +1,138 @@
+"""Where graft's programs are attached, and how they stay with sockets that outlive graftd.
+
+Theory of operation
+
+A cgroup program runs for the sockets that were created in its cgroup, wherever a socket goes. Sockets can outlive
+their container: a program sends them to a process outside (SCM_RIGHTS, unix(7)). They must keep their policy when
+graftd ends, or they are free sockets of the host.
+
+The kernel counts the sockets of a cgroup, accepted ones as well, and keeps the programs of a removed cgroup until the
+last of them is closed (cgroup_bpf_release() of kernel/bpf/cgroup.c). Links end with their pins. So graftd attaches
+the programs to the cgroup itself before it removes pins and cgroup (leave()). Nothing of graft's is to be seen on the
+host then, no other socket runs the programs, and the kernel frees them with the last socket.
+
+A graftd that finds programs so attached to the cgroup it is going to use takes them away, after it has attached its
+own (take_back()).
+
+Sources: bpf(2), linux/bpf.h.
+"""
+
+import contextlib
+import ctypes
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from graft.kernel.maps import bpf
+
+BPF_PROG_ATTACH, BPF_PROG_DETACH = 8, 9
+BPF_PROG_GET_FD_BY_ID = 13
+BPF_OBJ_GET_INFO_BY_FD = 15
+BPF_PROG_QUERY = 16
+BPF_F_ALLOW_MULTI = 2
+LINK_INFO = struct.Struct("=III4xQI36x")  # struct bpf_link_info: type, id, prog_id, cgroup_id, attach_type
+PROGRAM_INFO_SIZE, PROGRAM_NAME = 80, slice(64, 80)  # struct bpf_prog_info, as far as its name
+PROGRAMS_MAX = 64  # of one attach type at one cgroup
+
+
+class InfoAttr(ctypes.Structure):
+    """union bpf_attr of BPF_OBJ_GET_INFO_BY_FD (bpf(2))."""
+
+    _fields_ = (("bpf_fd", ctypes.c_uint32), ("info_len", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
+class IdAttr(ctypes.Structure):
+    """union bpf_attr of BPF_PROG_GET_FD_BY_ID."""
+
+    _fields_ = (("id", ctypes.c_uint32), ("next_id", ctypes.c_uint32), ("open_flags", ctypes.c_uint32))
+
+
+class AttachAttr(ctypes.Structure):
+    """union bpf_attr of BPF_PROG_ATTACH and BPF_PROG_DETACH."""
+
+    _fields_ = tuple((name, ctypes.c_uint32) for name in ("target_fd", "program_fd", "type", "flags", "replace_fd"))
+
+
+class QueryAttr(ctypes.Structure):
+    """union bpf_attr of BPF_PROG_QUERY."""
+
+    _fields_ = (
+        ("target_fd", ctypes.c_uint32),
+        ("type", ctypes.c_uint32),
+        ("query_flags", ctypes.c_uint32),
+        ("attach_flags", ctypes.c_uint32),
+        ("program_ids", ctypes.c_uint64),
+        ("count", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("program_flags", ctypes.c_uint64),
+    )
+
+
+class Attached(NamedTuple):
+    """What a link attaches: a program by its id, to a cgroup by its inode (0: it has ended), at an attach type."""
+
+    program: int
+    cgroup: int
+    type: int
+
+
+def attached(link: int) -> Attached:
+    """What the link with the descriptor @link attaches. Raises OSError."""
+    info = ctypes.create_string_buffer(LINK_INFO.size)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, InfoAttr(link, len(info), ctypes.addressof(info)), "look at a link")
+    _, _, program, cgroup, kind = LINK_INFO.unpack(info.raw)
+    return Attached(program, cgroup, kind)
+
+
+def leave(links: Iterable[int], cgroup: Path) -> None:
+    """Attach the programs of @links to @cgroup without a link: they stay as long as it has a socket.
+
+    Raises OSError.
+    """
+    with _directory(cgroup) as target:
+        for link in links:
+            what = attached(link)
+            program = _program(what.program)
+            try:
+                attr = AttachAttr(target, program, what.type, BPF_F_ALLOW_MULTI, 0)
+                bpf(BPF_PROG_ATTACH, attr, f"leave a program at {cgroup}")
+            finally:
+                os.close(program)
+
+
+def take_back(links: Iterable[int], cgroup: Path) -> None:
+    """Detach what leave() has attached to @cgroup where @links are attached now. Raises OSError."""
+    with _directory(cgroup) as target:
+        for kind in {attached(link).type for link in links}:
+            ids = (ctypes.c_uint32 * PROGRAMS_MAX)()
+            query = QueryAttr(target, kind, 0, 0, ctypes.addressof(ids), PROGRAMS_MAX, 0, 0)
+            bpf(BPF_PROG_QUERY, query, f"look at {cgroup}")
+            for number in ids[: query.count]:
+                with contextlib.suppress(FileNotFoundError):  # it is attached by a link, or has ended meanwhile
+                    _detach(target, number, kind)
+
+
+def _detach(target: int, number: int, kind: int) -> None:
+    program = _program(number)
+    try:
+        info = ctypes.create_string_buffer(PROGRAM_INFO_SIZE)
+        bpf(BPF_OBJ_GET_INFO_BY_FD, InfoAttr(program, len(info), ctypes.addressof(info)), "look at a program")
+        if info.raw[PROGRAM_NAME].startswith(b"graft_"):  # a service manager has programs of its own there
+            bpf(BPF_PROG_DETACH, AttachAttr(target, program, kind, 0, 0), "detach a program")
+    finally:
+        os.close(program)
+
+
+def _program(number: int) -> int:
+    return bpf(BPF_PROG_GET_FD_BY_ID, IdAttr(number, 0, 0), f"open program {number}")
+
+
+@contextlib.contextmanager
+def _directory(cgroup: Path) -> Iterator[int]:
+    fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
