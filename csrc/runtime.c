@@ -3,7 +3,8 @@
  * graft-runtime - an OCI runtime: runc or crun, with graft's traps in the container's seccomp profile
  *
  * For `create` and `run` it asks graftd, over its admin socket, to put the traps into the bundle's config.json, and
- * becomes the real runtime; all other verbs go straight through. As graft-hook it is an OCI hook of the stage
+ * becomes the real runtime. For an `exec` with CAP_NET_ADMIN it asks whether the container may have that. All other
+ * verbs go straight through. As graft-hook it is an OCI hook of the stage
  * `precreate` (oci-hooks(5)): config.json from stdin to stdout. In C because an engine waits for it at every create:
  * a Python interpreter takes longer to start than runc needs for the container.
  *
@@ -160,26 +161,55 @@ static void prepare(const char *bundle, const char *id)
 	free(path);
 }
 
+/* All of @from, which is closed, on one line: a newline within a string of JSON is written as \\n. */
+static char *read_line(FILE *from)
+{
+	char *text = malloc(ROOM);
+	size_t have = fread(text, 1, ROOM - 1, from);
+
+	fclose(from);
+	text[have] = 0;
+	for (char *c = text; *c; c++)
+		if (*c == '\n')
+			*c = ' ';
+	return text;
+}
+
+/* Most processes that are executed later have no capability that graftd has to judge, and it is not asked. */
+static void check_exec(const char *path, const char *id)
+{
+	FILE *from = fopen(path, "re"), *text;
+	char *process, *request = NULL;
+	size_t size = 0;
+
+	if (!from)
+		return; /* the real runtime says why */
+	process = read_line(from);
+	if (strcasestr(process, "NET_ADMIN")) {
+		text = open_memstream(&request, &size);
+		fprintf(text, "{\"op\":\"exec\",\"version\":\"" VERSION "\",\"id\":");
+		put_string(text, id);
+		fprintf(text, ",\"process\":%s}\n", process);
+		fclose(text);
+		free(ask(request, size));
+	}
+	free(process);
+}
+
 /* oci-hooks(5), precreate. Podman does not show a hook's stderr, so what went wrong goes to Podman's. */
 static int hook(void)
 {
-	char *config = malloc(ROOM), *request = NULL, *reply, theirs[40];
-	size_t have = 0, size = 0;
-	ssize_t got;
+	char *config, *request = NULL, *reply, theirs[40];
+	size_t size = 0;
 	FILE *text;
 
 	snprintf(theirs, sizeof(theirs), "/proc/%d/fd/2", (int)getppid());
 	told = open(theirs, O_WRONLY | O_APPEND | O_CLOEXEC);
 	if (told < 0)
 		told = STDERR_FILENO;
-	while (have < ROOM - 1 && (got = read(STDIN_FILENO, config + have, ROOM - 1 - have)) > 0)
-		have += (size_t)got;
-	config[have] = 0;
-	if (!have)
+	config = read_line(stdin);
+	if (!*config)
 		fail("there is no config.json on standard input", "this is an OCI hook of the stage precreate");
-	for (char *c = config; *c; c++)
-		if (*c == '\n')
-			*c = ' '; /* a newline between words; one within a string is written as \\n */
 	text = open_memstream(&request, &size);
 	fprintf(text, "{\"op\":\"hook\",\"version\":\"" VERSION "\",\"config\":%s}\n", config);
 	fclose(text);
@@ -233,7 +263,8 @@ static bool takes_value(const char *word)
 
 int main(int argc, char **argv)
 {
-	const char *runtime = "runc", *bundle = ".", *id = NULL, *verb = NULL, *name = strrchr(argv[0], '/');
+	const char *runtime = "runc", *bundle = ".", *id = NULL, *verb = NULL, *process = NULL,
+		   *name = strrchr(argv[0], '/');
 	int first = 1, used;
 
 	for (; first < argc; first += used) {
@@ -251,6 +282,10 @@ int main(int argc, char **argv)
 			used = option(argv + i, "--bundle", &bundle);
 		if (!used && verb)
 			used = option(argv + i, "-b", &bundle);
+		if (!used && verb && !strcmp(verb, "exec"))
+			used = option(argv + i, "--process", &process);
+		if (!used && verb && !strcmp(verb, "exec"))
+			used = option(argv + i, "-p", &process);
 		if (used)
 			continue;
 		used = takes_value(argv[i]) ? 2 : 1;
@@ -266,6 +301,8 @@ int main(int argc, char **argv)
 			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");
 		prepare(bundle, id);
 	}
+	if (process && id)
+		check_exec(process, id);
 	if (verb && !strcmp(verb, "restore"))
 		fail("a checkpoint cannot be restored", "its sockets were the host's; start the container anew");
 	argv += first - 1;

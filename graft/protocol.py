@@ -132,6 +132,13 @@ class Hook(AdminRequest, tag="hook"):
     config: dict[str, Any]
 
 
+class Exec(AdminRequest, tag="exec"):
+    """graft-runtime: a runtime is about to execute @process (runtime-spec config.md, "Process") in a container."""
+
+    id: str
+    process: dict[str, Any]
+
+
 class Attach(AdminRequest, tag="attach"):
     """graft-cni ADD. The descriptor is the namespace. Connections to `within` (a prefix) leave from the addresses."""
 
@@ -177,6 +184,7 @@ AnyRequest = (
     | Status
     | Bundle
     | Hook
+    | Exec
     | Attach
     | Attached
     | Detach
@@ -220,6 +228,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True, rename={"traps_addres
     container: str = ""  # the engine's id of the container
     engine: str = ""  # which engine that is
     directory: str = ""  # where Docker keeps its config.v2.json, which has the names
+    netadmin: bool = False  # may its processes have CAP_NET_ADMIN?
     seal: str = ""  # proves that graftd wrote this (graft/engines/seal.py)
 
 

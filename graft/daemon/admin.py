@@ -39,6 +39,7 @@ READING = (
     protocol.Ps,
     protocol.Inspect,
     protocol.Bundle,
+    protocol.Exec,
     protocol.Attached,
     protocol.Status,
     protocol.Stop,

@@ -41,6 +41,13 @@ class EngineOrders:
         """Podman's `precreate` hook: returns config.json with the traps."""
         return self._edited(linux.parent(connection.pid), request.config, "")
 
+    def exec(self, _connection: Connection, request: protocol.Exec, _fds: list[int]) -> Reply:
+        """graft-runtime, before the real runtime's `exec` of a process with CAP_NET_ADMIN. Raises Refused."""
+        tenant = self.tenancy.registry.by_container(request.id)
+        if tenant:
+            bundle.check_capabilities(request.process, allowed=request.id not in tenant.no_netadmin)
+        return {}
+
     def _edited(self, creator: int, config: dict[str, Any], container_id: str) -> dict[str, Any]:
         try:
             return self._edit(creator, config, container_id)
@@ -53,6 +60,7 @@ class EngineOrders:
         try:
             self._check_network(container)
             metadata = metadata_of(container)
+            bundle.check_capabilities(config.get("process") or {}, allowed=metadata.netadmin)
             expect_target(self.tenancy, metadata, container, creator)
             return bundle.edit(config, metadata, self.tenancy.directory)
         except GraftError as error:

@@ -207,6 +207,8 @@ def _add_rules(reg: Registry, tenant: Tenant, target: Target, asked: Parsed, *, 
     """
     if isinstance(target, protocol.Metadata) and target.container:
         tenant.members[target.container] = Member(target.engine, target.name or "", target.directory)
+        if not target.netadmin:
+            tenant.no_netadmin.add(target.container)
     if trusted:
         import_endpoints(reg, tenant, endpoint_names(asked.ingress, asked.egress))
     reg.add_rules(tenant, asked.ingress, asked.egress)

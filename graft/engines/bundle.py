@@ -35,6 +35,7 @@ from graft.rules.publication import parse_publication
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = "libnetwork-setkey"
 CRI = "io.kubernetes.cri."
+NET_ADMIN = "CAP_NET_ADMIN"
 ARGV_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
 
 
@@ -279,6 +280,21 @@ def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Docu
         swap=metadata.traps_addresses,
     )
     return {**config, "linux": {**section, "seccomp": merged}}
+
+
+def check_capabilities(process: Document, *, allowed: bool) -> None:
+    """Refuse a process that would have CAP_NET_ADMIN, unless its container asked for that (@allowed). Raises Refused.
+
+    @process: runtime-spec config.md, "Process". The capability holds in the container's own netns, and the sockets
+    are the host's: a firewall there says OK and stops nothing, and a route leads nothing.
+    """
+    sets = (process.get("capabilities") or {}).values()
+    if not allowed and any(str(name).upper() == NET_ADMIN for names in sets for name in names or ()):
+        raise Refused(
+            "CAP_NET_ADMIN is of no use: a firewall or a route inside acts on no socket: those are the host's",
+            hint="leave out --cap-add and --privileged, use graft.egress; or create it with graft.netadmin=on",
+            code="EPERM",
+        )
 
 
 def write(path: Path, config: Document) -> None:

@@ -10,6 +10,7 @@ Document = dict[str, Any]
 PREFIX = "graft"
 ON = ("", "on", "1", "true", "yes")
 OFF = ("off", "0", "false", "no")
+SWITCHES = ("family", "netadmin")  # settings that are no options of `graft run`: on or off
 
 
 NAME_ROOM = 51  # characters: 64 for the whole name, less a hyphen and 12 digits of the container's id
@@ -62,10 +63,10 @@ def _items(value: str) -> list[str]:
 def _take(metadata: protocol.Metadata, label: str, value: str) -> None:
     """Add what the setting graft.@label, or `graft` if it is empty, asks for. Raises UsageError."""
     items = _items(value)
-    if label == "family":
+    if label in SWITCHES:
         if value.lower() not in (*ON, *OFF):
             raise UsageError("the value is neither on nor off")
-        metadata.traps_addresses = value.lower() in ON
+        setattr(metadata, "traps_addresses" if label == "family" else label, value.lower() in ON)
         return
     if not label:
         if value.lower() in ON:
@@ -78,6 +79,6 @@ def _take(metadata: protocol.Metadata, label: str, value: str) -> None:
         items = [f"{item if ':' in item else f'0.0.0.0:{item}'}={name}" for item in items]
         label = "ingress"
     if label not in LABELS:
-        known = ", ".join(f"{PREFIX}.{name}" for name in (*LABELS, "family"))
+        known = ", ".join(f"{PREFIX}.{name}" for name in (*LABELS, *SWITCHES))
         raise UsageError("unknown setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
     metadata.request = with_label(metadata.request, label, items)

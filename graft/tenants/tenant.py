@@ -149,6 +149,7 @@ class Tenant:
     pid: int = 0
     started: float = field(default_factory=time.time)  # for `graft ps`
     limits: Limits = field(default_factory=Limits)
+    no_netadmin: set[str] = field(default_factory=set)  # ids of members that may not have CAP_NET_ADMIN
     lost_listener: bool = False  # has it processes whose listener was lost? Then no hang-up tells of its end
 
     def __post_init__(self) -> None:

@@ -130,6 +130,28 @@ def test_refusals(docker, host, gnet, options, message):
         host.end(holder)
 
 
+def test_a_capability_that_acts_on_nothing(docker):
+    """At create and at exec; a firewall inside would say OK and stop nothing."""
+    admin = ("ip", "link", "set", "lo", "mtu", "9000")
+    for option in ("--cap-add=NET_ADMIN", "--privileged"):
+        done = docker.run("--rm", "--network", "none", option, argv=admin, check=False)
+        assert done.returncode == 125
+        assert "graft: CAP_NET_ADMIN is of no use: a firewall or a route inside acts on no socket" in done.stderr
+    try:
+        docker.run("-d", "--name", "plain", "--network", "none", argv=("/busybox", "sleep", "100"))
+        docker("exec", "plain", "/busybox", "echo", "CAP_NET_ADMIN")
+        done = docker("exec", "--privileged", "plain", *admin, check=False)
+        assert done.returncode != 0
+        assert "graft: CAP_NET_ADMIN is of no use" in done.stderr + done.stdout
+        label = ("--label", "graft.netadmin=on", "--cap-add=NET_ADMIN")
+        docker.run("-d", "--name", "asked", "--network", "none", *label, argv=("/busybox", "sleep", "100"))
+        docker("exec", "asked", *admin)
+        done = docker("exec", "--privileged", "asked", *admin, check=False)  # dockerd may lack what it is to give
+        assert "graft:" not in done.stderr + done.stdout
+    finally:
+        docker("rm", "-f", "plain", "asked")
+
+
 def test_an_internal_network_is_refused(docker):
     done = docker("network", "create", "-d", docker.driver, "--internal", "inner", check=False)
     assert "--internal is not supported (give the containers --label graft.egress=none)" in done.stderr

@@ -155,6 +155,15 @@ def test_refusals(podman):
         assert message in done.stderr
 
 
+def test_a_capability_that_acts_on_nothing(podman):
+    for option in ("--cap-add=NET_ADMIN", "--privileged"):
+        done = podman.run("--rm", "--network", "none", *GRAFT, option, argv=("true",), check=False)
+        assert done.returncode == 126
+        assert "graft: CAP_NET_ADMIN is of no use" in done.stderr
+    asked = ("--annotation", "graft.netadmin=on")
+    podman.run("--rm", "--network", "none", *asked, "--cap-add=NET_ADMIN", argv=("ip", "link", "set", "lo", "mtu", "9000"))
+
+
 def test_an_image_may_not_publish(podman, host):
     """Podman hands an image's annotations on to its containers."""
     (host.work / "Containerfile").write_text("FROM localhost/host:1\n")

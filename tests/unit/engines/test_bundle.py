@@ -81,6 +81,26 @@ def test_settings():
         container.metadata_of(container.Container("podman", ID, "n", {"graft.ip": "x"}))
 
 
+@pytest.mark.parametrize("which", ["bounding", "effective", "inheritable", "permitted", "ambient"])
+def test_a_capability_that_acts_on_nothing(which):
+    sets = {"bounding": ["CAP_CHOWN"], "ambient": None}
+    process = {"args": ["CAP_NET_ADMIN"], "capabilities": sets}
+    bundle.check_capabilities(process, allowed=False)
+    bundle.check_capabilities({}, allowed=False)
+    sets[which] = ["CAP_KILL", "CAP_NET_ADMIN"]
+    with pytest.raises(Refused, match="CAP_NET_ADMIN is of no use"):
+        bundle.check_capabilities(process, allowed=False)
+    bundle.check_capabilities(process, allowed=True)
+
+
+def test_switches():
+    for label, asked in (("on", True), ("off", False)):
+        found = container.metadata_of(container.Container("podman", ID, "n", {"graft.netadmin": label}))
+        assert found.netadmin == asked
+    with pytest.raises(GraftError, match="neither on nor off"):
+        container.metadata_of(container.Container("podman", ID, "n", {"graft.netadmin": "80"}))
+
+
 def test_a_bundle_is_files_alone(tmp_path):
     path = tmp_path / "config.json"
     (tmp_path / "other").write_text("{}")

@@ -94,7 +94,7 @@ def test_errors_name_the_label(key, value, message):
     assert error.value.message.startswith(message)
     if key == "graft.nothing":
         assert error.value.hint.startswith("graft.publish, graft.ingress, graft.egress, graft.ip, graft.limit")
-        assert error.value.hint.endswith(", graft.family, graft.endpoint.NAME")
+        assert error.value.hint.endswith(", graft.family, graft.netadmin, graft.endpoint.NAME")
 
 
 def test_who_may_ask():
