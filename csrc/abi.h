@@ -73,7 +73,7 @@ enum stamp_flags {
 	STAMP_PRIVATE = 1,     /* bound into the tenant's slice */
 	STAMP_INGRESS = 2,     /* bound through an ingress rule */
 	STAMP_EPHEMERAL = 4,   /* a UDP socket, bound to a port that the kernel chose, to send from */
-	STAMP_V6ONLY = 8,      /* IPV6_V6ONLY is set */
+	STAMP_V6ONLY = 8,      /* its bind was decided with IPV6_V6ONLY set: it may not take IPv4 as well */
 	STAMP_CONNECTED = 16,  /* peer and peer_real are set */
 	STAMP_FAMILY = 32,     /* made as AF_GRAFT and not bound yet: leaves from `default-source` */
 	STAMP_NAMED = 64,      /* graftd binds it to an endpoint by name, whose address is in local_real */

@@ -49,6 +49,12 @@ static __always_inline bool is_any(const __u32 *ip)
 	return ip[0] == 0 && ip[1] == 0 && ip[3] == 0 && (ip[2] == 0 || ip[2] == MAPPED);
 }
 
+/* [::], which takes IPv4 as well, but for IPV6_V6ONLY */
+static __always_inline bool is_any6(const __u32 *ip)
+{
+	return !ip[0] && !ip[1] && !ip[2] && !ip[3];
+}
+
 /* 127.0.0.0/8 or ::1 */
 static __always_inline bool is_loopback(const struct graft_addr *a)
 {

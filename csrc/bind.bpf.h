@@ -23,7 +23,7 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 {
 	stamp->local = *asked;
 	stamp->local_real = *real;
-	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL)) | how;
+	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY)) | how;
 	return BIND_ALLOW;
 }
 
@@ -137,15 +137,18 @@ static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const
 	return false;
 }
 
-/* Decide a bind to @a; if it is allowed the real address is put there. @dual: it is to [::] and takes IPv4 as well.
+/*
+ * Decide a bind to @a; if it is allowed the real address is put there. @both: the socket would take IPv4 as well
+ * where that is [::]. That the socket does not become such a one before the kernel binds it is checked in post_bind.
  */
 static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
-				  bool dual)
+				  bool both)
 {
 	struct graft_ingress *rule, *rule4 = NULL;
 	struct graft_tenant *tenant;
 	struct graft_addr asked, v4;
-	__u32 proto = ctx->protocol;
+	__u32 proto = ctx->protocol, only6 = both ? 0 : STAMP_V6ONLY;
+	bool dual;
 
 	if (!a || !stamp)
 		return DENY;
@@ -158,28 +161,32 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!tenant)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
 	set_reuse(ctx, stamp, a->port);
-	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
-		stamp->flags &= ~STAMP_FAMILY;
-		return note_local(stamp, a, a, STAMP_INGRESS);
-	}
 	asked = *a;
+	dual = both && is_any6(a->ip);
+	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
+		if (dual)
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
+		stamp->flags &= ~STAMP_FAMILY;
+		return note_local(stamp, &asked, a, STAMP_INGRESS | only6);
+	}
 	rule = ingress_rule(stamp->tenant, proto, &asked);
-	if (dual && !(rule && tenant->flags & TENANT_STRICT)) {
+	if (dual) {
 		set_v4(&v4, 0);
 		v4.port = asked.port;
 		rule4 = ingress_rule(stamp->tenant, proto, &v4);
 		if (!rule) {
 			rule = rule4;
-		} else if (rule4) {
-			if (!is_any(rule->ip) || !is_any(rule4->ip) ||
-			    ingress_port(rule, asked.port) != ingress_port(rule4, asked.port))
+		} else if (rule4 && (!is_any(rule->ip) || !is_any(rule4->ip) ||
+				     ingress_port(rule, asked.port) != ingress_port(rule4, asked.port))) {
+			if (!(tenant->flags &
+			      TENANT_STRICT)) /* a wrapper's program gets what the rule of IPv6 says */
 				return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto,
 					    a);
-		} else if (is_any(rule->ip) && rule->ip[2] == 0) {
-			/* [::] on the host would take IPv4 as well, which no rule allows */
-			return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
+			rule4 = NULL;
 		}
 	}
+	if (rule && both && !rule4 && is_any6(rule->ip)) /* it would take IPv4 as well, which no rule allows */
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
 	if (rule) {
 		if (rule->place != stamp->place)
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
@@ -190,7 +197,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		tell_conversion(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, asked.port);
-		return note_local(stamp, &asked, a, STAMP_INGRESS);
+		return note_local(stamp, &asked, a, STAMP_INGRESS | only6);
 	}
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
@@ -239,22 +246,21 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_BIND, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
-	verdict = decide_bind(ctx, &a, stamp, is_any(a.ip) && !is_v4(&a) && !(stamp->flags & STAMP_V6ONLY));
+	verdict = decide_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);
 	return verdict & BIND_ALLOW;
 }
 
 /* Remember the port that the kernel chose for a `dynamic` endpoint: a connection from inside is led there. */
-static __always_inline int note_dynamic(struct bpf_sock *sk)
+static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
 {
-	struct graft_stamp *stamp = stamp_on(sk);
 	struct graft_dynamic_key key = {};
 	struct graft_addr real;
 	__u32 port;
 
-	if (!stamp || !(stamp->flags & STAMP_INGRESS) || stamp->local_real.port || !stamp->local.port)
-		return ALLOW;
+	if (!(stamp->flags & STAMP_INGRESS) || stamp->local_real.port || !stamp->local.port)
+		return;
 	port = sk->src_port;
 	key.tenant = stamp->tenant;
 	key.proto = sk->protocol == IPPROTO_UDP ? IPPROTO_UDP : IPPROTO_TCP;
@@ -266,19 +272,50 @@ static __always_inline int note_dynamic(struct bpf_sock *sk)
 		real.port = port;
 		note_served(stamp->tenant, &real, stamp->local.port);
 	}
-	return ALLOW;
+}
+
+/*
+ * The socket is bound, and locked. Is it bound as it was decided? Between the decision and the bind another thread
+ * may have decided another bind, or changed IPV6_V6ONLY.
+ */
+static __always_inline bool is_as_decided(const struct graft_stamp *stamp, const __u32 *ip, __u32 port)
+{
+	return same_ip(ip, stamp->local_real.ip) && (!stamp->local_real.port || port == stamp->local_real.port);
 }
 
 SEC("cgroup/post_bind4")
 int graft_post_bind4(struct bpf_sock *sk)
 {
-	return note_dynamic(sk);
+	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_addr at = {};
+
+	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
+		return ALLOW;
+	set_v4(&at, sk->src_ip4);
+	if (!is_as_decided(stamp, at.ip, sk->src_port))
+		return DENY;
+	note_dynamic(sk, stamp);
+	return ALLOW;
 }
 
 SEC("cgroup/post_bind6")
 int graft_post_bind6(struct bpf_sock *sk)
 {
-	return note_dynamic(sk);
+	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_addr at = {};
+
+	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
+		return ALLOW;
+	at.ip[0] = sk->src_ip6[0];
+	at.ip[1] = sk->src_ip6[1];
+	at.ip[2] = sk->src_ip6[2];
+	at.ip[3] = sk->src_ip6[3];
+	if (!is_as_decided(stamp, at.ip, sk->src_port))
+		return DENY;
+	if (stamp->flags & STAMP_V6ONLY && is_any6(at.ip) && bound_takes_ipv4(sk))
+		return DENY;
+	note_dynamic(sk, stamp);
+	return ALLOW;
 }
 
 /*
@@ -315,9 +352,9 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 		set_v4(&here, ip4);
 	if (stamp && in_slices(&here) && stamp->flags & STAMP_PRIVATE)
 		return 1;
-	if (stamp && stamp->flags & STAMP_INGRESS && same_ip(here.ip, stamp->local_real.ip) &&
+	if (stamp && stamp->flags & STAMP_INGRESS && is_as_decided(stamp, here.ip, here.port) &&
 	    !is_anothers(stamp->tenant, &here) && tenant_of(stamp) &&
-	    (!stamp->local_real.port || here.port == stamp->local_real.port))
+	    !(stamp->flags & STAMP_V6ONLY && is_any6(here.ip) && takes_ipv4(sk)))
 		return 1;
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));
 	count_and_tell(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL,

@@ -23,7 +23,8 @@
  * guard.bpf.h    What the host's own programs may reach.
  *
  * Below these: destination.bpf.h is what connect and send decide alike, own.bpf.h addresses that are a container's
- * own, loopback.bpf.h who listens on a container's loopback, rules.bpf.h the look-up of rules, report.bpf.h refusals,
+ * own, loopback.bpf.h who listens on a container's loopback, kernel_sock.bpf.h
+ * what the kernel's socket says, rules.bpf.h the look-up of rules, report.bpf.h refusals,
  * maps.bpf.h the maps, slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd shares.
  *
  * It rests on these facts, each of which a test under tests/kernel proves. An accepted socket is in its listener's

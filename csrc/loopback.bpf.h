@@ -5,6 +5,7 @@
 #ifndef LOOPBACK_BPF_H
 #define LOOPBACK_BPF_H
 
+#include "kernel_sock.bpf.h"
 #include "report.bpf.h"
 #include "rules.bpf.h"
 #include "slice.bpf.h"
@@ -214,8 +215,7 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	who = find_on_loopback(ctx, stamp->tenant, a, tenant->slice);
 	if (who == RECEIVER_TENANT)
 		return LOCAL_CONTAINER;
-	if (!is_v4(&asked) && !(stamp->flags & STAMP_V6ONLY) &&
-	    (ctx->protocol == IPPROTO_TCP || ctx->user_family == AF_INET6)) {
+	if (!is_v4(&asked) && takes_ipv4(ctx->sk) && (ctx->protocol == IPPROTO_TCP || ctx->user_family == AF_INET6)) {
 		/* in place, because this chain of calls has 32 bytes of stack left on Linux 6.1 */
 		set_v4(a, bpf_htonl(0x7f000001));
 		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT)

@@ -69,8 +69,8 @@ struct sup_shared {
 	__u32 abi;
 	__u32 tenant;	 /* for the stamp of a socket */
 	__u32 reuse_uid; /* the uid that sockets belong to: SO_REUSEPORT works among those of one uid */
-	__u32 flags6;	 /* for the stamp of an IPv6 socket */
-	__u64 netns;	 /* inode of the container's netns; in any other, socket() proceeds in the caller */
+	__u32 unused;
+	__u64 netns; /* inode of the container's netns; in any other, socket() proceeds in the caller */
 	__u32 flags;
 	__u32 pad;
 	__u64 calls;	/* how many calls graft-sup has answered, */

@@ -27,9 +27,9 @@ static int pooled[SUP_KINDS], wanted[SUP_KINDS];
 
 /* ---- sockets ---- */
 
-static int stamp_socket(int fd, int kind)
+static int stamp_socket(int fd)
 {
-	struct graft_stamp value = {.tenant = shared->tenant, .flags = kind & SUP_KIND_INET6 ? shared->flags6 : 0};
+	struct graft_stamp value = {.tenant = shared->tenant};
 	union bpf_attr attr = {.map_fd = (__u32)stamps, .key = (__u64)(long)&fd, .value = (__u64)(long)&value};
 
 	return (int)syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
@@ -60,7 +60,7 @@ static int make_socket(int kind, struct made *result)
 	if (fd < 0)
 		return errno;
 	if ((family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
-	    stamp_socket(fd, kind) || fstat(fd, &status)) {
+	    stamp_socket(fd) || fstat(fd, &status)) {
 		error = errno;
 		close(fd);
 		return error;

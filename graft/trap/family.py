@@ -38,6 +38,7 @@ from graft.kernel import linux
 from graft.kernel.maps import Map
 from graft.kernel.stamps import FAMILY_SIZE, STAMP_FAMILY, STAMP_NAMED, STAMP_PERMIT, Stamp
 from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
+from graft.rules.address import ANY6
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.trap import swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
@@ -211,6 +212,8 @@ class Family:
             return  # an earlier graftd bound it, and was killed before it answered
         stamps.put(sock.fileno(), before._replace(flags=before.flags | STAMP_NAMED, local_real=real))
         try:
+            if endpoint.address.raw == ANY6:  # the endpoint is of IPv6 alone
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(target.host_address(endpoint.address, endpoint.port))
         except OSError:
             stamps.put(sock.fileno(), before)

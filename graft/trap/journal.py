@@ -103,7 +103,6 @@ class Journal:
         *,
         tenant: int,
         owner: int,
-        flags6: int,
         netns: int,
         forward: bool,
         number: int,
@@ -112,12 +111,11 @@ class Journal:
     ) -> None:
         """Write the head: what graft-sup needs to know of the tenant, and by what a later graftd recognises it.
 
-        @owner: the uid of the tenant's sockets. @flags6: the stamp's flags of an IPv6 socket. @netns: the inode of
-        the container's netns. @forward: graft-sup answers no call itself. @token: 32 bytes, see
-        graft/process/key.py.
+        @owner: the uid of the tenant's sockets. @netns: the inode of the container's netns. @forward: graft-sup
+        answers no call itself. @token: 32 bytes, see graft/process/key.py.
         """
         flags = SUP_FORWARD if forward else 0
-        head = (SHARED_ABI, tenant, owner, flags6, netns, flags, 0, 0, 0, number, trusted, token)
+        head = (SHARED_ABI, tenant, owner, 0, netns, flags, 0, 0, 0, number, trusted, token)
         SHARED.pack_into(self.map, 0, *head)
 
     def renumber(self, number: int, token: bytes) -> None:

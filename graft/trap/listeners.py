@@ -109,7 +109,6 @@ class Listeners:
         journal.describe(
             tenant=tenant.id,
             owner=tenant.owner,
-            flags6=self.daemon.supervisor.sockets.v6_flags,
             netns=tenant.netns,
             forward=self._forwarded_whole(tenant),
             number=number,

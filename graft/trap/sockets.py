@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from graft.kernel import linux
-from graft.kernel.stamps import STAMP_V6ONLY, Stamp
+from graft.kernel.stamps import Stamp
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.trap import epoll, target
 from graft.trap.actions import Action, Answer, Proceed, Replace
@@ -48,15 +48,6 @@ class TenantView(Protocol):
         """A datagram socket in the tenant's own netns, to ask about its devices. Raises OSError."""
 
 
-def host_v6only() -> bool:
-    """The default of IPV6_V6ONLY in this netns (ipv6(7), net.ipv6.bindv6only). False if it cannot be read."""
-    try:
-        with open("/proc/sys/net/ipv6/bindv6only") as file:
-            return file.read().strip() == "1"
-    except OSError:
-        return False
-
-
 class Stamps(Protocol):
     """The socket storage of the kernel, as kernel.stamps.Stamper gives access to it. All methods raise OSError."""
 
@@ -85,7 +76,6 @@ class Sockets:
     def __init__(self, stamps: Stamps, places: Callable[[int], int]) -> None:
         self.stamps = stamps
         self.places = places
-        self.v6_flags = STAMP_V6ONLY if host_v6only() else 0
 
     def make(
         self, tenant: TenantView, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
@@ -107,7 +97,6 @@ class Sockets:
             if family == socket.AF_INET6:
                 # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
-                stamp_flags |= self.v6_flags
             self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
             # SO_REUSEPORT works among sockets of one uid: no tenant may join a listener of the host or of another
             os.fchown(made.fileno(), tenant.owner, -1)

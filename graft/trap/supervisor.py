@@ -48,7 +48,7 @@ from typing import NamedTuple
 
 from graft.kernel import linux, traps
 from graft.kernel.maps import Map
-from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_V6ONLY, Stamp
+from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, Stamp
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
@@ -208,7 +208,7 @@ class Supervisor:
             return PROCEED
         protocol = socket.IPPROTO_TCP if sock.type == socket.SOCK_STREAM else socket.IPPROTO_UDP
         endpoint = match.match_ingress(tenant.ingress, tenant.endpoints, protocol, name.address, name.port)
-        if endpoint is None and name.address.raw == ANY6 and not stamp.flags & STAMP_V6ONLY:
+        if endpoint is None and name.address.raw == ANY6 and _takes_ipv4(sock):
             endpoint = match.match_ingress(tenant.ingress, tenant.endpoints, protocol, Address(ANY4), name.port)
         if endpoint is None:
             return PROCEED
@@ -268,6 +268,11 @@ class Supervisor:
             new.close()
             raise
         return self.sockets.replace(caller.call, sock, new, PROCEED)
+
+
+def _takes_ipv4(sock: socket.socket) -> bool:
+    """Would this socket take IPv4 as well, bound to [::]? See IPV6_V6ONLY in ipv6(7)."""
+    return sock.family == socket.AF_INET6 and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
 
 def _may_be_family(name: str, caller: Caller) -> bool:

@@ -43,7 +43,7 @@ REASONS = {
 }
 # names that both sides have
 SAME = {
-    stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_V6ONLY STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT",
+    stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
@@ -75,6 +75,7 @@ C_ONLY = {
     "SLICE_PORT_BITS": "slices.slice_address() shifts by it; test_slices compares the addresses",
     "STAMP_PRIVATE": "set and read by bind.bpf.h and show.bpf.h",
     "STAMP_EPHEMERAL": "set and read by bind.bpf.h and connect.bpf.h",
+    "STAMP_V6ONLY": "set and read by bind.bpf.h",
     "STAMP_REUSEADDR": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_REUSEPORT": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_COUNTED": "set and read by options.bpf.h",
@@ -109,7 +110,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
         journal.SHARED,
-        "abi tenant reuse_uid flags6 netns flags pad calls ns number trusted token",
+        "abi tenant reuse_uid unused netns flags pad calls ns number trusted token",
         {"rest": journal.SHARED.size, "slots": journal.SHARED_SIZE},
     ),
     "sockaddr_gr": (struct.Struct("=H16s"), "sgr_family sgr_epname", {}),

@@ -82,7 +82,6 @@ class FakeSupervisor:
     """Does with a call what the test has put into `actions` for its id; PROCEED if nothing."""
 
     def __init__(self):
-        self.sockets = SimpleNamespace(v6_flags=0)
         self.actions = {}
         self.handled: Any = queue.SimpleQueue()  # (id, the tenant's name)
 
