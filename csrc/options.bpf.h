@@ -3,8 +3,10 @@
  * options.bpf.h - socket options that would reach around the policy
  *
  * A grafted socket is in the host's netns, so an option that picks a device, a mark, a source address, a route or a
- * multicast group picks among the host's. What is forbidden is listed by number, level by level; every other option
- * is the program's business (ip(7), ipv6(7), socket(7), tcp(7), linux/in*.h).
+ * multicast group picks among the host's. The options of Linux 6.18 were looked at, and what is forbidden is listed
+ * by number, level by level; every other one is the program's business (ip(7), ipv6(7), socket(7), tcp(7), udp(7),
+ * linux/in*.h). An option whose value decides is looked at by its length, too: the kernel gets the copy that was
+ * seen. What is in no list is refused: levels that neither TCP nor UDP has, and numbers beyond those looked at.
  */
 #ifndef OPTIONS_BPF_H
 #define OPTIONS_BPF_H
@@ -14,8 +16,10 @@
 #define SOL_SOCKET_ 1
 #define SOL_IP_ 0
 #define SOL_TCP_ 6
+#define SOL_UDP_ 17
 #define SOL_IPV6_ 41
-#define IPV6_V6ONLY_ 26
+#define SOL_UDPLITE_ 136 /* to the kernel the same as SOL_UDP for a UDP socket */
+#define SOL_TLS_ 282
 #define IPV6_FREEBIND_ 78
 #define SO_NETNS_COOKIE_ 71
 #define SO_BINDTOIFINDEX_ 62
@@ -37,6 +41,8 @@ static __always_inline bool socket_option_forbidden(__u32 name)
 	case 33: /* SO_RCVBUFFORCE */
 	case 36: /* SO_MARK */
 	case 62: /* SO_BINDTOIFINDEX */
+	case 69: /* SO_PREFER_BUSY_POLL: holds back a device's interrupts, */
+	case 70: /* SO_BUSY_POLL_BUDGET, likewise */
 	case 75: /* SO_RCVMARK */
 	case 82: /* SO_RCVPRIORITY */
 		return true;
@@ -114,6 +120,77 @@ static __always_inline bool tcp_option_forbidden(__u32 name)
 	case 21: /* TCP_QUEUE_SEQ */
 	case 22: /* TCP_REPAIR_OPTIONS */
 	case 29: /* TCP_REPAIR_WINDOW */
+	case 42: /* TCP_AO_REPAIR */
+		return true;
+	}
+	return false;
+}
+
+static __always_inline bool udp_option_forbidden(__u32 name)
+{
+	switch (name) {
+	case 1:		  /* UDP_CORK */
+	case 10:	  /* UDPLITE_SEND_CSCOV, which the kernel refuses for UDP, */
+	case 11:	  /* UDPLITE_RECV_CSCOV, likewise */
+	case 101 ... 104: /* UDP_NO_CHECK6_TX, UDP_NO_CHECK6_RX, UDP_SEGMENT, UDP_GRO */
+		return false;
+	}
+	return true; /* UDP_ENCAP: the kernel would answer and forward what arrives, past every hook */
+}
+
+/*
+ * Put an option's value there that is an int to the kernel; false: it is too short, and the kernel says so. What is
+ * longer is cut, because the kernel reads the program's memory again where it is longer than a page.
+ */
+static __always_inline bool int_value(struct bpf_sockopt *ctx, __u32 *value)
+{
+	__u8 *text = ctx->optval, *end = ctx->optval_end;
+
+	if (ctx->optlen < 4 || text + 4 > end)
+		return false;
+	*value = *(__u32 *)text;
+	if (ctx->optlen > 4)
+		ctx->optlen = 4;
+	return true;
+}
+
+/* Is this TCP_ULP anything but "tls"? The kernel takes the text up to a zero, which ends the copy that it then gets.
+ */
+static __always_inline bool ulp_forbidden(struct bpf_sockopt *ctx)
+{
+	__u8 *text = ctx->optval, *end = ctx->optval_end;
+
+	if (ctx->optlen < 1)
+		return false; /* EINVAL */
+	if (ctx->optlen < 3 || text + 4 > end || text[0] != 't' || text[1] != 'l' || text[2] != 's')
+		return true;
+	if (ctx->optlen == 3)
+		return false;
+	if (ctx->optlen > 4)
+		ctx->optlen = 4;
+	return text[3];
+}
+
+/*
+ * Are this level and number among those that were looked at? They are those of Linux 6.18; the highest of each level
+ * is here. A newer kernel's are refused as an older kernel refuses them, until somebody has looked at them.
+ */
+static __always_inline bool option_known(struct bpf_sockopt *ctx)
+{
+	__u32 name = ctx->optname;
+
+	switch (ctx->level) {
+	case SOL_SOCKET_:
+		return name <= 84; /* SO_INQ */
+	case SOL_IP_:
+		return name <= 52 || name >= IP_FIREWALL_; /* IP_PROTOCOL */
+	case SOL_IPV6_:
+		return true; /* all from IPV6_FIREWALL_ on are forbidden */
+	case SOL_TCP_:
+		return name <= 46; /* TCP_DELACK_MAX_US */
+	case SOL_UDP_:
+	case SOL_UDPLITE_:
+	case SOL_TLS_:
 		return true;
 	}
 	return false;
@@ -121,21 +198,22 @@ static __always_inline bool tcp_option_forbidden(__u32 name)
 
 static __always_inline bool option_forbidden(struct bpf_sockopt *ctx)
 {
-	__u8 *value = ctx->optval, *end = ctx->optval_end;
+	__u32 value;
 
 	switch (ctx->level) {
 	case SOL_SOCKET_:
 		if (ctx->optname == SO_PRIORITY_)
-			return value + 4 <= end && *(__u32 *)value > 6;
+			return int_value(ctx, &value) && value > 6;
 		return socket_option_forbidden(ctx->optname);
 	case SOL_IP_:
 		return ip_option_forbidden(ctx->optname);
 	case SOL_IPV6_:
 		return ipv6_option_forbidden(ctx->optname);
 	case SOL_TCP_:
-		if (ctx->optname == TCP_ULP_)
-			return !(value + 3 <= end && value[0] == 't' && value[1] == 'l' && value[2] == 's');
-		return tcp_option_forbidden(ctx->optname);
+		return ctx->optname == TCP_ULP_ ? ulp_forbidden(ctx) : tcp_option_forbidden(ctx->optname);
+	case SOL_UDP_:
+	case SOL_UDPLITE_:
+		return udp_option_forbidden(ctx->optname);
 	}
 	return false;
 }
@@ -161,24 +239,23 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 {
 	struct graft_stamp *stamp = stamp_on(ctx->sk);
 	struct graft_addr what = {};
-	__u8 *value = ctx->optval, *end = ctx->optval_end;
+	__u32 value;
 
 	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
 		return ALLOW;
+	what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
+	if (!option_known(ctx))
+		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), ENOPROTOOPT,
+			    0, &what);
 	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_)
 		return ALLOW; /* graftd sets it just before it stamps; an accepted socket, which has no stamp either,
 				 cannot be bound */
-	if (option_forbidden(ctx)) {
-		what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
+	if (option_forbidden(ctx))
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0,
 			    &what);
-	}
-	if (!stamp || value + 4 > end)
-		return ALLOW;
-	if (ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && !ctx->sk->src_port)
-		set_flag(stamp, STAMP_V6ONLY, *(__u32 *)value); /* the kernel refuses it for a bound socket */
-	if (ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname)) {
-		set_flag(stamp, reuse_flag(ctx->optname), *(__u32 *)value);
+	if (stamp && ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) &&
+	    int_value(ctx, &value)) {
+		set_flag(stamp, reuse_flag(ctx->optname), value);
 		ctx->optlen = -1; /* the kernel must not set it yet: see set_reuse() */
 	}
 	return ALLOW;
@@ -228,8 +305,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		tenant = stamp ? tenant_of(stamp) : NULL;
 		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	}
-	if (stamp && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) && value + 4 <= end)
-		*(__u32 *)value = !!(stamp->flags & reuse_flag(ctx->optname));
+	if (stamp && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) && value + 1 <= end)
+		*value = !!(stamp->flags & reuse_flag(ctx->optname));
 	return ALLOW;
 }
 

@@ -69,17 +69,19 @@ class World:
         leave = parse_address(source or ("0.0.0.0" if address.v4 else "::"))
         self.kernel.maps["egress"].update(key, tables.EGRESS_VALUE.pack(leave.raw, 0, 0))
 
-    def ingress(self, port: int, address: str, host_port: int) -> None:
-        """Publish a TCP port of the wildcard address."""
+    def ingress(
+        self, port: int, address: str, host_port: int, *, at: str = "", protocol: int = socket.IPPROTO_TCP
+    ) -> None:
+        """Publish a port of the address @at, or of the wildcard one."""
         real = parse_address(address)
-        wildcard = parse_address("0.0.0.0" if real.v4 else "::")
+        asked = parse_address(at or ("0.0.0.0" if real.v4 else "::"))
         key = tables.INGRESS_KEY.pack(
             tables.INGRESS_FIXED_BITS + 16,
             TENANT_ID,
-            socket.IPPROTO_TCP,
+            protocol,
             tables.INET if real.v4 else tables.INET6,
             0,
-            wildcard.raw,
+            asked.raw,
             port.to_bytes(2, "big"),
         )
         self.kernel.maps["ingress"].update(key, tables.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0, 1))
