@@ -81,6 +81,7 @@ enum stamp_flags {
 	STAMP_REUSEADDR = 256, /* what the program has set for a UDP socket; it holds where the program names the */
 	STAMP_REUSEPORT = 512, /* port to bind, not for a port that the kernel chooses (set_reuse()) */
 	STAMP_COUNTED = 1024,  /* counted in its tenant's usage */
+	STAMP_VOUCHED = 2048,  /* whoever made the socket has asked for GRAFT_PROBE */
 };
 
 /*
@@ -95,8 +96,9 @@ struct graft_usage {
 };
 
 /*
- * Whoever stamps a socket asks by getsockopt() of this name whether the policy runs for it. The policy answers. The
- * kernel has no such option, so that there is no answer where the programs are not attached, or others are.
+ * Whoever stamps a socket asks by getsockopt() of this name whether the policy runs for it, before anybody else has
+ * the socket. The policy answers once, so that no program learns its tenant's number. The kernel has no such option,
+ * so that there is no answer where the programs are not attached, or others are.
  */
 #define GRAFT_LEVEL 254
 #define GRAFT_PROBE 1

@@ -30,16 +30,16 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 /*
  * UDP sockets that set SO_REUSEADDR or SO_REUSEPORT share ports with all that set it. Among those that the kernel
  * may choose are ports of the host's and of other containers. So the options hold where the program names the port.
+ * Whichever is set, the kernel's is SO_REUSEPORT, which works among sockets of one uid: where the bind fails the
+ * option stays set, and no hook runs before the kernel chooses a port for the first datagram.
  */
 static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
 {
-	int addr, port;
+	int port;
 
 	if (!stamp || ctx->protocol != IPPROTO_UDP)
 		return 0;
-	addr = allowed && stamp->flags & STAMP_REUSEADDR;
-	port = allowed && stamp->flags & STAMP_REUSEPORT;
-	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &addr, sizeof(addr));
+	port = allowed && stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT);
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &port, sizeof(port));
 	return 0;
 }

@@ -267,8 +267,9 @@ static __always_inline int answer_probe(struct bpf_sockopt *ctx, struct graft_st
 	struct graft_probe *answer = ctx->optval;
 	struct graft_usage *used = usage_of(stamp);
 
-	if ((void *)(answer + 1) > ctx->optval_end)
+	if ((void *)(answer + 1) > ctx->optval_end || stamp->flags & STAMP_VOUCHED)
 		return ALLOW;
+	stamp->flags |= STAMP_VOUCHED;
 	answer->tenant = stamp->tenant;
 	answer->over = 0;
 	if (used && !(stamp->flags & STAMP_COUNTED)) {

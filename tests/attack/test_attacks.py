@@ -95,6 +95,16 @@ EXPECTED |= {  # doors.py; an ordinary user may not even connect
     "keepers_socket": {"ENOENT"},
     "door_of_the_admin_by_a_passed_connection": {"EPERM", "EACCES"},
 }
+EXPECTED |= {f"v6only_of_{length}_bytes": {"HELD", "EADDRNOTAVAIL"} for length in (0, 1, 3)} | {
+    "v6only_beside_the_bind": {"HELD"},
+    "race_so_priority_over_a_page": {"HELD"},
+    "race_v6only_over_a_page": {"HELD"},
+    "tenants_number": {"ENOTSUP", "ENOPROTOOPT"},
+    "udp_reuseaddr_of_no_length": {"EINVAL"},
+    "udp_reuseaddr_of_one_byte": {"EINVAL"},
+    "udp_reuseport_of_three_bytes": {"EINVAL"},
+    "udp_port_by_chance_after_a_failed_bind": {"NEVER"},
+}
 # With the host's files in reach root may write to them, with graft or without; these are an ordinary user's
 FILES = {"links_in_the_run_directory", "run_directory_is_not_ours"}
 # Where the host may be spoken to these arrive, from the address that the route gives

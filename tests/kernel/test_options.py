@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from tests.kernel.harness import World, isolated
+from graft.kernel.stamps import GRAFT_LEVEL, GRAFT_PROBE, PROBE
+from tests.kernel.harness import TENANT_ID, World, isolated
 
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
 IPPROTO_UDPLITE, UDP_ENCAP, TCP_ULP, SO_NETNS_COOKIE = 136, 100, 31, 71
@@ -219,3 +220,17 @@ def test_a_port_that_the_kernel_chose_stays_ipv6s(world: World) -> None:
             port = local.rpartition(":")[2]
             with world.outside(), pytest.raises(ConnectionRefusedError):
                 socket.create_connection(("127.0.0.1", int(port)), 3)
+
+
+@isolated
+def test_the_probe_answers_once(world: World) -> None:
+    """Whoever made the socket asks before it gives it away. Afterwards the tenant's number is nobody's business."""
+    for family, kind in ((V4, TCP), (V4, UDP), (V6, TCP), (V6, UDP)):
+        with world.sock(family, kind) as sock:
+            for length in (0, 1, 4, 7):
+                assert get(sock, GRAFT_LEVEL, GRAFT_PROBE, length)[0]
+            world.stamper.vouch(sock, TENANT_ID)
+            for length in (*LENGTHS, PROBE.size):
+                error, text = get(sock, GRAFT_LEVEL, GRAFT_PROBE, length)
+                assert error
+                assert TENANT_ID.to_bytes(4, "little") not in text

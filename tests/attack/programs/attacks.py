@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from . import accepted, destinations, doors, options, others, ports, sources  # noqa: F401 - they register their attacks
+from . import destinations, lengths, options, others, ports, sources  # noqa: F401 - they register their attacks
 from .common import ATTACKS, CLIENT, COMPILED, HOST
 
 

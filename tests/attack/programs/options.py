@@ -114,3 +114,9 @@ def list_the_devices():
         told = fcntl.ioctl(s.fileno(), 0x8912, struct.pack("=i4xQ", len(buffer), buffer.buffer_info()[0]))
     count = struct.unpack_from("=i", told)[0] // 40
     return ",".join(buffer.tobytes()[n * 40 : n * 40 + 16].split(b"\0")[0].decode() for n in range(count))
+
+
+@attack
+def tenants_number():
+    """GRAFT_PROBE, which graftd asks before it gives a socket away."""
+    return ",".join(str(socket.socket(f, k).getsockopt(254, 1, 8)) for f in (V4, V6) for k in (TCP, UDP))

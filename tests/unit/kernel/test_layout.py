@@ -76,6 +76,7 @@ C_ONLY = {
     "STAMP_PRIVATE": "set and read by bind.bpf.h and show.bpf.h",
     "STAMP_EPHEMERAL": "set and read by bind.bpf.h and connect.bpf.h",
     "STAMP_V6ONLY": "set and read by bind.bpf.h",
+    "STAMP_VOUCHED": "set and read by options.bpf.h",
     "STAMP_REUSEADDR": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_REUSEPORT": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_COUNTED": "set and read by options.bpf.h",
