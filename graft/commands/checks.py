@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -205,6 +206,47 @@ def _port_range() -> str:
     return f"{low}-{high}, below the private ports"
 
 
+MODPROBE = Path("/proc/sys/kernel/modprobe")  # the program by which the kernel loads modules
+# A link of such a kind takes a UDP socket by its descriptor, of whatever netns, and sends by it past every hook
+TUNNELS = {"gtp": "rtnl-link-gtp", "ovpn": "rtnl-link-ovpn"}  # module: the name by which the kernel asks for it
+
+
+def _may_come(module: str, alias: str) -> bool:
+    """Is this module in the kernel, or would modprobe(8) load it when the kernel asks for @alias?"""
+    if Path("/sys/module", module).exists():
+        return True
+    if not MODPROBE.exists():
+        return False  # a kernel without modules
+    modprobe = MODPROBE.read_text().strip()
+    if not os.access(modprobe, os.X_OK):
+        return False
+    told = subprocess.run((modprobe, "-n", "-v", "-b", alias), capture_output=True, text=True).stdout
+    return any(line.startswith("insmod ") for line in told.splitlines())
+
+
+def _tunnels() -> str:
+    found = [module for module, alias in TUNNELS.items() if _may_come(module, alias)]
+    if found:
+        raise Lack(
+            f"{', '.join(found)}: whoever has CAP_NET_ADMIN in any netns can have it send by a grafted UDP socket",
+            f"echo 'install {found[0]} /bin/false' >>/etc/modprobe.d/graft.conf, and rmmod, where nothing needs it",
+        )
+    return f"no module takes a container's UDP sockets ({', '.join(TUNNELS)})"
+
+
+def _marks() -> str:
+    told = "".join(
+        subprocess.run(("ip", family, "rule"), capture_output=True, text=True).stdout for family in ("-4", "-6")
+    )
+    rules = sorted({line.split(":")[0] for line in told.splitlines() if " fwmark " in line}, key=int)
+    if rules:
+        raise Lack(
+            f"routing rules by fwmark: {', '.join(rules)}",
+            "a container with CAP_NET_RAW may mark its datagrams, and choose among them: --cap-drop=NET_RAW",
+        )
+    return "no routing rule looks at a packet's mark"
+
+
 def _daemon() -> str:
     try:
         status = client.call("status", start=False)
@@ -241,6 +283,8 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("synchronous wake-up", False, _sync_wake_up),
     ("loopback routing", False, _route_localnet),
     ("ephemeral ports", False, _port_range),
+    ("kernel tunnels", False, _tunnels),
+    ("packet marks", False, _marks),
 )
 
 
