@@ -141,11 +141,15 @@ TCP_LEVEL = Condition(1, _values(socket.IPPROTO_TCP), "the level is IPPROTO_TCP"
 TCP_OPTIONS = Condition(2, ((16, 31),), "the option is 16-31 (TCP_REPAIR and its neighbours)")
 IPV6_LEVEL = Condition(1, _values(socket.IPPROTO_IPV6), "the level is IPPROTO_IPV6")
 IPV6_OPTIONS = Condition(2, _except(socket.IPV6_V6ONLY), "the option is not IPV6_V6ONLY")
+# netfilter's, multicast routing's and IPVS's, as in csrc/options.bpf.h
+FIREWALL = Condition(2, ((64, TOP),), "the option is 64 or above")
+FIREWALL6 = Condition(2, ((64, 65), (68, 69), (79, TOP)), "the option is 64-65, 68-69, or 79 or above")
 
 # The order is that of the filter's comparisons: what programs call often comes first.
 _ADDRESS = "graftd %s the endpoint, puts another socket in place, or lets it proceed"
 _NAME = "graftd writes the name that the program expects"
 _OPTIONS = "graftd carries out AF_GRAFT's, ignores a unix socket's, lets others proceed"
+_READS = "graftd carries out AF_GRAFT's, ignores a unix socket's, refuses the host's firewall, lets others proceed"
 CALLS = (
     Call("socket", linux.NR_SOCKET, "graft-sup or graftd injects a stamped socket of the host's netns"),
     Call("ioctl", linux.NR_IOCTL, "graftd asks the container's netns, and refuses what is no question", i386=54),
@@ -153,7 +157,7 @@ CALLS = (
     Call("bind", linux.NR_BIND, _ADDRESS % "binds to"),
     Call("connect", linux.NR_CONNECT, _ADDRESS % "connects to"),
     Call("setsockopt", linux.NR_SETSOCKOPT, _OPTIONS),
-    Call("getsockopt", linux.NR_GETSOCKOPT, _OPTIONS),
+    Call("getsockopt", linux.NR_GETSOCKOPT, _READS),
     Call("getsockname", linux.NR_GETSOCKNAME, _NAME),
     Call("getpeername", linux.NR_GETPEERNAME, _NAME),
     Call("sendto", linux.NR_SENDTO, _ADDRESS % "sends to"),
@@ -167,6 +171,10 @@ _SHOWN = "a unix socket that stands for an internet one shows the address that t
 _IGNORED = "a unix socket that stands for an internet one has none of these options"
 _I386 = (
     "an i386 setsockopt() skips cgroup/setsockopt: the native call proceeds to it, the supervisor refuses the other"
+)
+_FIREWALL = (
+    "these read the firewall, and real addresses: cgroup/getsockopt refuses them on a grafted socket when the kernel "
+    "has written its answer to the program's memory already"
 )
 _WHOLE = _IGNORED + "; AF_GRAFT's level and descriptors would take too many rules"
 TRAPS = (
@@ -201,6 +209,10 @@ TRAPS = (
     Trap("getsockopt", (GRAFT_LEVEL,), (FILTER,), "always", _OPTION, family=True),
     Trap("getsockopt", (STREAM_LEVELS,), (FILTER,), "addresses", _IGNORED),
     Trap("getsockopt", (NUMBER,), (FILTER,), "always", _NUMBER, family=True),
+    Trap("getsockopt", (IP_LEVEL, FIREWALL), (FILTER,), "always", _FIREWALL),
+    Trap("getsockopt", (IPV6_LEVEL, FIREWALL6), (FILTER,), "always", _FIREWALL),
+    Trap("getsockopt", (IP_LEVEL, FIREWALL), (PROFILE,), "otherwise", _FIREWALL),
+    Trap("getsockopt", (IPV6_LEVEL, FIREWALL6), (PROFILE,), "otherwise", _FIREWALL),
     Trap("getsockopt", (), (PROFILE,), "addresses", _WHOLE),
     Trap("getsockname", (NUMBER,), (FILTER,), "otherwise",
          _NUMBER + "; a trap on all would cost Go and Java one for each connection", family=True),
@@ -243,6 +255,13 @@ def active(form: Form, *, addresses: bool) -> dict[str, tuple[Trap, ...]]:
     rows = [trap for trap in TRAPS if form in trap.forms and trap.when in now]
     by_call = {call.name: tuple(trap for trap in rows if trap.call == call.name) for call in CALLS}
     return {name: traps for name, traps in by_call.items() if traps}
+
+
+def reads_firewall(args: tuple[int, ...]) -> bool:
+    """Would getsockopt() with these registers read the firewall of the socket's netns?"""
+    return any(
+        level.holds(args) and name.holds(args) for level, name in ((IP_LEVEL, FIREWALL), (IPV6_LEVEL, FIREWALL6))
+    )
 
 
 def trapped(arch: int, number: int) -> str:

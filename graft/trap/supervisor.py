@@ -96,6 +96,7 @@ class Supervisor:
         self.stamps = sockets.stamps
         self.owners = owners  # BPF map: containers' own addresses
         self.family = family
+        self.is_hosts = is_hosts
         self.handlers: dict[str, Handler] = {
             "socket": self.create,
             "listen": self.listen,
@@ -184,6 +185,9 @@ class Supervisor:
         if sock is None:
             return PROCEED
         with sock:
+            if name == "getsockopt" and traps.reads_firewall(caller.args):
+                own = ioctl.is_own(caller, tenant, self.stamps, sock, self.is_hosts)
+                return PROCEED if own else Answer(error=errno.EPERM)
             stamp = self.stamps.get(sock.fileno())
             if stamp is None:
                 return self._unstamped(name, caller, tenant, sock)

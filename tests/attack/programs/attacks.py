@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 
-from . import accepted, destinations, doors, options, others, ports, sources  # noqa: F401 - they register their attacks
-from . import destinations, lengths, options, others, ports, sources  # noqa: F401 - they register their attacks
+from . import accepted, destinations, doors, lengths, options, others, ports, sources  # noqa: F401 - they register their attacks
 from .common import ATTACKS, CLIENT, COMPILED, HOST
 
 

@@ -2,6 +2,7 @@
 
 import array
 import ctypes
+import errno
 import fcntl
 import socket
 import struct
@@ -59,12 +60,25 @@ def option_of_an_accepted_socket():
     accepted()[0].setsockopt(1, 25, b"veth0\0")
 
 
-@attack
-def firewall_by_getsockopt():
-    info, size = ctypes.create_string_buffer(b"filter", 84), ctypes.c_uint32(84)
-    with socket.socket(V4, UDP) as s:
-        if libc.getsockopt(s.fileno(), 0, 64, info, ctypes.byref(size)):
-            raise OSError(ctypes.get_errno(), "getsockopt")
+def reading(level, name, kind=UDP, family=V4):
+    """An attack that reads an option. READ: it is refused, and its value is in the program's memory all the same."""
+
+    def tries():
+        before = b"filter".ljust(84, b"\xaa")
+        text, size = ctypes.create_string_buffer(before, len(before)), ctypes.c_uint32(len(before))
+        s = accepted()[0] if kind == TCP else socket.socket(family, kind)
+        if libc.getsockopt(s.fileno(), level, name, text, ctypes.byref(size)):
+            return "READ" if text.raw != before else errno.errorcode[ctypes.get_errno()]
+        return "OK"
+
+    return tries
+
+
+ATTACKS |= {
+    "firewall_by_getsockopt": reading(0, 64),
+    "firewall_of_ipv6_by_getsockopt": reading(41, 65, family=V6),
+    "real_address_by_conntrack": reading(0, 80, kind=TCP),
+}
 
 
 @attack
