@@ -30,7 +30,7 @@
  * It rests on these facts, each of which a test under tests/kernel proves. An accepted socket is in its listener's
  * cgroup. IPv4-mapped addresses arrive in the hooks of IPv6 for bind and connect, in sendmsg4 for sends. MPTCP runs
  * the hooks on a subflow, which has no stamp. listen() without bind runs no hook but that of sockops. A send on a
- * connected socket with a control message arrives with family 0.
+ * connected socket with a control message arrives with family 0. post_bind's context is the kernel's socket, locked.
  */
 #include "bind.bpf.h"
 #include "connect.bpf.h"
