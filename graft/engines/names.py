@@ -1,33 +1,55 @@
-"""Names of containers on networks, as DNS answers."""
+"""Names of containers on networks, as DNS answers (RFC 1035).
+
+A name is told to who shares the network that it was given in. A container's own name, host name and short id hold on
+each of its networks. An alias holds on one: with the address that the container has there.
+
+Queries come from hostile programs, and cost graftd's time. So a query is checked before it is read, nothing but its
+question is, and the names are read from a table that is made again at most every FRESH seconds, and for a name that
+is not in it not so often that it would take more than a twentieth of a processor.
+"""
 
 import json
 import os
 import struct
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any, NamedTuple
 
+from graft.errors import UsageError
 from graft.log import log
-from graft.rules.address import Address
+from graft.rules.address import Address, parse_address
+from graft.tenants.attachment import Attachment
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
-if TYPE_CHECKING:
-    import dns.name
-
 TTL = 5  # seconds; short, because containers come and go
+FRESH = 0.1  # seconds that the table of names is used
+SPARE = 20  # so many times what the table takes to make passes before it is made again
 
-
+A, PTR, AAAA, OPT = 1, 12, 28, 41  # types of records
+SERVFAIL, NXDOMAIN = 2, 3
 QUERY_MAX = 512  # bytes: header 12, question at most 259, the rest for an OPT record
 NAME_MAX = 255  # bytes of a name on the wire (RFC 1035, 2.3.4)
+ANSWERS_MAX = 64  # records, which a datagram has room for
+PAYLOAD = 1232  # bytes that graftd says it takes (RFC 6891); what is sent to it is shorter
+QUESTION_AT = 0xC00C  # a pointer to the name in the question
 
 
-def docker_names(known: dict[str, Any]) -> list[str]:
-    """Return a container's name, host name and aliases. @known: Docker's config.v2.json, parsed."""
-    found = [str(known.get("Name", "")).lstrip("/"), (known.get("Config") or {}).get("Hostname") or ""]
+class DockerNames(NamedTuple):
+    """The names in Docker's config.v2.json."""
+
+    everywhere: list[str]  # on each of its networks
+    by_network: dict[str, list[str]]  # by the network's id; "" if Docker has not written that yet
+
+
+def docker_names(known: dict[str, Any]) -> DockerNames:
+    """Return a container's name and host name, and its aliases. @known: Docker's config.v2.json, parsed."""
+    everywhere = [str(known.get("Name", "")).lstrip("/"), (known.get("Config") or {}).get("Hostname") or ""]
+    by_network: dict[str, list[str]] = {}
     for network in ((known.get("NetworkSettings") or {}).get("Networks") or {}).values():
+        found = by_network.setdefault((network or {}).get("NetworkID") or "", [])
         for key in ("Aliases", "DNSNames"):
             found += (network or {}).get(key) or []
-    return found
+    return DockerNames(everywhere, by_network)
 
 
 def failure(query: bytes) -> bytes:
@@ -50,7 +72,72 @@ def is_query(query: bytes) -> bool:
     """
     if not 12 <= len(query) <= QUERY_MAX or query[2] & 0xF8:  # these bits: a response, or another opcode
         return False
-    return struct.unpack(">4H", query[4:12]) in ((1, 0, 0, 0), (1, 0, 0, 1)) and bool(question_end(query))
+    return struct.unpack(">4H", query[4:12]) in ((1, 0, 0, 0), (1, 0, 0, 1)) and _ends_well(query)
+
+
+def _ends_well(query: bytes) -> bool:
+    """Is there a question, and after it an OPT record or nothing?"""
+    end = question_end(query)
+    if not end or not query[11]:
+        return end == len(query)
+    if len(query) < end + 11:
+        return False
+    root, kind, length = struct.unpack(">BH6xH", query[end : end + 11])
+    return (root, kind) == (0, OPT) and len(query) == end + 11 + length
+
+
+def question(query: bytes) -> tuple[str, int]:
+    """Return the name, in lower case and without the final dot, and the type of record that is asked for.
+
+    @query: one that is_query(). A label that has more than printable ASCII is nobody's name: it becomes "?".
+    """
+    labels, at = [], 12
+    while query[at]:
+        label = query[at + 1 : at + 1 + query[at]]
+        labels.append(
+            label.decode() if label.isascii() and label.decode().isprintable() and b"." not in label else "?"
+        )
+        at += 1 + query[at]
+    return ".".join(labels).lower(), int.from_bytes(query[at + 1 : at + 3], "big")
+
+
+def response(query: bytes, code: int, records: list[bytes], kind: int) -> bytes:
+    """Return the response to a query that is_query(). @code: RCODE. @records: RDATA of records of the type @kind."""
+    end = question_end(query)
+    extended = query[11]
+    header = struct.pack(">2sBB4H", query[:2], 0x80 | query[2] & 1, 0x80 | code, 1, len(records), 0, extended)
+    parts = [header, query[12:end]]
+    parts += [struct.pack(">3HIH", QUESTION_AT, kind, 1, TTL, len(data)) + data for data in records]
+    if extended:
+        parts.append(struct.pack(">BHHIH", 0, OPT, PAYLOAD, 0, 0))
+    return b"".join(parts)
+
+
+def _wire(name: str) -> list[bytes]:
+    """Return @name on the wire, alone in a list; none if it is no name."""
+    labels = [label.encode() for label in name.split(".")]
+    whole = b"".join(bytes([len(label)]) + label for label in labels if len(label) < 64) + b"\0"
+    return [whole] if all(0 < len(label) < 64 for label in labels) and len(whole) <= NAME_MAX else []
+
+
+def pointed_at(name: str) -> Address | None:
+    """Return the address of a name in in-addr.arpa (RFC 1035, 3.5) or ip6.arpa (RFC 3596, 2.5), or None."""
+    labels = name.split(".")
+    try:
+        if labels[-2:] == ["in-addr", "arpa"] and len(labels) == 6:
+            return parse_address(".".join(reversed(labels[:4])))
+        if labels[-2:] == ["ip6", "arpa"] and len(labels) == 34 and all(len(label) == 1 for label in labels[:32]):
+            return Address(bytes.fromhex("".join(reversed(labels[:32]))))
+    except (UsageError, ValueError):
+        pass
+    return None
+
+
+class Told(NamedTuple):
+    """What is told on one network."""
+
+    addresses: dict[str, list[tuple[int, Address]]]  # by name: of which tenant, and which
+    names: dict[Address, str]
 
 
 class Names:
@@ -61,100 +148,97 @@ class Names:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.files: dict[str, tuple[int, list[str]]] = {}  # Docker's: modification time, names
+        self.files: dict[str, tuple[int, DockerNames]] = {}  # Docker's: modification time, names
+        self.told: dict[str, Told] = {}  # by network
+        self.made = float("-inf")  # monotonic seconds: when that was made
+        self.rest = 0.0  # seconds until it may be made again
 
     def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
         """Answer a query on the wire from the names of the tenant's networks.
 
-        Returns the reply; b"" to send none, for what is no DNS query; None to forward the query. Raises nothing:
-        a query that cannot be parsed is answered with SERVFAIL.
+        Returns the reply; b"" to send none, for what is no DNS query; None to forward the query. Raises nothing.
         """
-        import dns.exception
-
         if not is_query(query):
             return b"" if len(query) < 12 or query[2] & 0x80 else failure(query)
-        try:
-            return self._answer(tenant, query)
-        except (dns.exception.DNSException, ValueError) as error:
-            log.debug("names: %s: %s", tenant.name, error)
-            return failure(query)
-
-    def _answer(self, tenant: Tenant, query: bytes) -> bytes | None:
-        import dns.flags
-        import dns.message
-        import dns.rcode
-        import dns.rdatatype
-        import dns.reversename
-        import dns.rrset
-
-        message = dns.message.from_wire(query)
-        question = message.question[0]
-        reply = dns.message.make_response(message)
-        reply.flags |= dns.flags.RA
-        name = question.name.to_text(omit_final_dot=True).lower()
-        found: list[str] = []
-        if question.rdtype == dns.rdatatype.PTR:
-            found = [f"{n}." for n in self._names_at(tenant, question.name, dns.reversename.to_address)]
-        addresses = self._addresses(tenant, name) if not found else []
-        if question.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA):
-            found = [str(a) for a in addresses if a.v4 == (question.rdtype == dns.rdatatype.A)]
-        if found:
-            reply.answer.append(dns.rrset.from_text_list(question.name, TTL, "IN", question.rdtype, found))
-            return reply.to_wire()
-        if addresses:
-            return reply.to_wire()  # the name exists, but has no record of this type: NOERROR, no answer
-        if not tenant.egress_host:
-            reply.set_rcode(dns.rcode.NXDOMAIN)  # it may not connect as the host does: no names of the outside
-            return reply.to_wire()
+        name, kind = question(query)
+        records: list[bytes] = []
+        addresses: list[Address] = []
+        if kind == PTR:
+            address = pointed_at(name)
+            records = _wire(self.name_at(tenant, address)) if address else []
+        if not records:
+            addresses = self.addresses(tenant, name)
+        if kind in (A, AAAA):
+            records = [a.raw[12:] if a.v4 else a.raw for a in addresses if a.v4 == (kind == A)]
+        if records or addresses:  # a name that has no record of this type: NOERROR, no answer
+            return response(query, 0, records[:ANSWERS_MAX], kind)
+        if not tenant.egress_host:  # it may not connect as the host does: no names of the outside
+            return response(query, NXDOMAIN, [], kind)
         return None
 
-    def _neighbours(self, tenant: Tenant) -> list[tuple[Tenant, list[Address]]]:
-        """Return the tenants that share a network with @tenant, itself included, with their addresses there."""
-        networks = {attachment.network for attachment in tenant.attached}
-        found = []
-        for other in list(self.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
-            addresses = [o.address for a in list(other.attached) if a.network in networks for o in a.addresses]
-            if addresses:
-                found.append((other, addresses))
-        return found
+    def addresses(self, tenant: Tenant, name: str) -> list[Address]:
+        """Return the addresses of the containers that have this @name on a network of @tenant's, there."""
+        found = self._addresses(tenant, name)
+        return found or (self._addresses(tenant, name) if self._make(self.rest) else [])
 
     def _addresses(self, tenant: Tenant, name: str) -> list[Address]:
-        found = []
-        for other, addresses in self._neighbours(tenant):
-            if name in self.of(other):
-                # a server's socket is bound to one address; if the container has both families, to the IPv4 one
-                found += [a for a in addresses if a.v4] or addresses
-        return found
+        self._make(max(FRESH, self.rest))
+        of_tenant: dict[int, list[Address]] = {}
+        for told in self._told_to(tenant):
+            for number, address in told.addresses.get(name, ()):
+                of_tenant.setdefault(number, []).append(address)
+        # a server's socket is bound to one address; if the container has both families, to the IPv4 one
+        return [a for each in of_tenant.values() for a in ([a for a in each if a.v4] or each)]
 
-    def _names_at(
-        self, tenant: Tenant, pointer: "dns.name.Name", to_address: Callable[["dns.name.Name"], str]
-    ) -> list[str]:
-        try:
-            text = to_address(pointer)
-        except Exception:  # dnspython raises any of a dozen types for a name that is no address
-            return []
-        for other, addresses in self._neighbours(tenant):
-            if text in map(str, addresses):
-                return [other.name]
-        return []
+    def name_at(self, tenant: Tenant, address: Address) -> str:
+        """Return the name of the container that has @address on a network of @tenant's; "" if none has."""
+        self._make(max(FRESH, self.rest))
+        return next((told.names[address] for told in self._told_to(tenant) if address in told.names), "")
 
-    def of(self, tenant: Tenant) -> set[str]:
-        """Return all names of a container, in lower case."""
-        found = {n for attachment in tenant.attached for n in attachment.names}
-        for number, member in tenant.members.items():
+    def _told_to(self, tenant: Tenant) -> list[Told]:
+        networks = dict.fromkeys(attachment.network for attachment in list(tenant.attached))
+        return [self.told[network] for network in networks if network in self.told]
+
+    def _make(self, age: float) -> bool:
+        """Make the table again if it is older than @age seconds. Returns whether it was made."""
+        began = time.monotonic()
+        if began - self.made < age:
+            return False
+        told: dict[str, Told] = {}
+        for tenant in list(self.registry.tenants.values()):  # a copy: threads of TCP clients run this as well
+            for attachment in list(tenant.attached):
+                here = told.setdefault(attachment.network, Told({}, {}))
+                addresses = [own.address for own in attachment.addresses]
+                for name in self.of(tenant, attachment):
+                    here.addresses.setdefault(name, []).extend((tenant.id, address) for address in addresses)
+                for address in addresses:
+                    here.names.setdefault(address, tenant.name)
+        self.told = told
+        self.made = time.monotonic()
+        self.rest = SPARE * (self.made - began)
+        return True
+
+    def of(self, tenant: Tenant, attachment: Attachment) -> set[str]:
+        """Return the names that a container has on the network of one of its attachments, in lower case."""
+        found = set(attachment.names)
+        for number, member in list(tenant.members.items()):
             found |= {member.name, number[:12]}
             if member.directory:
-                found.update(self._docker_names(member.directory))
+                names = self._docker_names(member.directory)
+                found.update(names.everywhere, names.by_network.get(attachment.network, ()))
+                if len(names.by_network) == len(tenant.attached) == 1:  # not written yet, and there is one choice
+                    found.update(names.by_network.get("", ()))
         return {n.lower() for n in found if n}
 
-    def _docker_names(self, directory: str) -> list[str]:
+    def _docker_names(self, directory: str) -> DockerNames:
         """Return the names in config.v2.json in Docker's @directory. It is cached until its mtime changes."""
         path = f"{directory}/config.v2.json"
         try:
             changed = os.stat(path).st_mtime_ns
-            if self.files.get(path, (0, []))[0] != changed:
+            if path not in self.files or self.files[path][0] != changed:
                 with open(path, "rb") as file:
                     self.files[path] = (changed, docker_names(json.load(file)))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            log.debug("names: %s: %s", path, error)
             self.files.pop(path, None)
-        return self.files.get(path, (0, []))[1]
+        return self.files[path][1] if path in self.files else DockerNames([], {})
