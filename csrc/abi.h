@@ -258,6 +258,7 @@ enum graft_reason {
 	REASON_NO_DEFAULT,     /* an unbound socket of AF_GRAFT, and no endpoint `default-source` */
 	REASON_TAKEN,	       /* another container is bound there */
 	REASON_NETWORK,	       /* an address of a network that the tenant is not in */
+	REASON_BUDGET,	       /* more queries for graftd's resolver than a container may send */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 };
 

@@ -105,6 +105,21 @@ struct {
 	__type(value, __u64);
 } askers SEC(".maps");
 
+/* What a tenant may still send to graftd's resolver: see budget.bpf.h. */
+struct graft_budget {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	__u64 full_at; /* ns of bpf_ktime_get_ns() */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_budget);
+} budgets SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

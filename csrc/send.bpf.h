@@ -5,6 +5,7 @@
 #ifndef SEND_BPF_H
 #define SEND_BPF_H
 
+#include "budget.bpf.h"
 #include "destination.bpf.h"
 
 /*
@@ -145,8 +146,11 @@ int graft_egress(struct __sk_buff *skb)
 
 	if (packet + 20 > end)
 		return ALLOW;
-	if (packet[0] >> 4 == 4)
-		return packet[0] == 0x45 && (lo || packet[16] != 127);
+	if (packet[0] >> 4 == 4) {
+		if (packet[0] != 0x45 || (!lo && packet[16] == 127))
+			return DENY;
+		return lo ? within_budget(skb) : ALLOW;
+	}
 	if (packet + 40 > end)
 		return ALLOW;
 	if (!lo && *(__be32 *)(packet + 24) == bpf_htonl(SLICE6_WORD0) &&

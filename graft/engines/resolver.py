@@ -15,6 +15,10 @@ addresses from resolv.conf.
 
 UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over TCP,
 each connection has a thread, and carries one query.
+
+One container must not take the resolver from the others. What it sends beyond its budget is dropped in its own send
+(csrc/budget.bpf.h), so that the queue of the UDP socket has room. Of what is limited over all, a container that has
+much gives way to one that has little: forwarded queries that wait, and TCP connections.
 """
 
 import errno
@@ -26,7 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from graft.engines.names import Names, failure, question_end
 from graft.errors import Failure
@@ -42,13 +46,14 @@ from graft.rules.tables import DNS_PORT, RESOLVER
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
-if TYPE_CHECKING:
-    pass
-
-
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
 PATIENCE = 5.0  # seconds: for a nameserver to answer, and for a TCP client to send its query
 THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
+THREADS_FIRST = 512  # TCP connections of all, if it is a container's only one
+SO_RCVBUFFORCE = 33  # socket(7), which Python does not name
+QUEUE = 4 << 20  # bytes of the UDP socket's queue: the bursts of ten containers (BUDGET_BURST), or 5,000 queries
+BACKLOG = 1024  # TCP connections that wait to be accepted
+SERVERS_SECONDS = 1.0  # for which the host's nameservers are remembered
 STORED = "resolver-"
 MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
 
@@ -85,7 +90,9 @@ class Resolver:
         self.names = Names(registry)
         self.kernel = kernel
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
-        self.waiting: dict[int, Waiting] = {}  # by the descriptor that asks
+        self.waiting: dict[int, dict[int, Waiting]] = {}  # by tenant, and by the descriptor that asks, in their order
+        self.servers: list[str] = []
+        self.servers_until = 0.0  # monotonic seconds
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
         self.lock = threading.Lock()
 
@@ -132,7 +139,8 @@ class Resolver:
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for sock in (udp, tcp):
                 sock.bind((str(address), DNS_PORT))
-            tcp.listen(64)
+            udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, QUEUE)
+            tcp.listen(BACKLOG)
             for name, sock in zip(names, (udp, tcp), strict=True):  # now: the store drops a socket that hangs up
                 self.store.put(name, sock.fileno())
         self.loop.add(udp.fileno(), lambda _events: self._asked(udp))
@@ -174,15 +182,14 @@ class Resolver:
 
         Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
         """
-        own = [w for w in self.waiting.values() if w.tenant == tenant.id]
+        own = self.waiting.get(tenant.id, {})
         if len(own) >= WAITING_OF_ONE:
-            self._forget(own[0])
-        elif len(self.waiting) >= WAITING_MAX:
-            udp.sendto(failure(query), client)
-            return
+            self._forget(next(iter(own.values())))
+        elif sum(map(len, self.waiting.values())) >= WAITING_MAX:
+            self._forget(next(iter(max(self.waiting.values(), key=len).values())))  # who has most gives way
         out = self._socket(socket.SOCK_DGRAM)
         try:
-            server = next(iter(nameservers()), "")
+            server = next(iter(self._servers()), "")
             if not server:
                 raise OSError(errno.ENOENT, "no nameserver")
             out.connect((server, DNS_PORT))
@@ -194,7 +201,7 @@ class Resolver:
             udp.sendto(failure(query), client)
             return
         waiting = Waiting(out, tenant.id, number, query, client, udp, time.monotonic() + PATIENCE)
-        self.waiting[out.fileno()] = waiting
+        self.waiting.setdefault(tenant.id, {})[out.fileno()] = waiting
         self.loop.add(out.fileno(), lambda _events: self._answered(waiting))
 
     def _answered(self, waiting: Waiting) -> None:
@@ -213,13 +220,23 @@ class Resolver:
     def expire(self) -> None:
         """Drop forwarded queries that no nameserver has answered within PATIENCE seconds."""
         now = time.monotonic()
-        for waiting in [w for w in self.waiting.values() if w.until < now]:
+        for waiting in [w for own in self.waiting.values() for w in own.values() if w.until < now]:
             self._forget(waiting)
 
     def _forget(self, waiting: Waiting) -> None:
-        if self.waiting.pop(waiting.out.fileno(), None):
+        own = self.waiting.get(waiting.tenant, {})
+        if own.pop(waiting.out.fileno(), None):
             self.loop.remove(waiting.out.fileno())
             waiting.out.close()
+        if not own:
+            self.waiting.pop(waiting.tenant, None)
+
+    def _servers(self) -> list[str]:
+        """The host's nameservers, read again every SERVERS_SECONDS."""
+        now = time.monotonic()
+        if now > self.servers_until:
+            self.servers, self.servers_until = nameservers(), now + SERVERS_SECONDS
+        return self.servers
 
     # -- TCP --
 
@@ -236,7 +253,8 @@ class Resolver:
 
     def _admit(self, tenant: Tenant) -> bool:
         with self.lock:
-            if self.threads[tenant.id] >= THREADS_OF_ONE or self.threads.total() >= THREADS_MAX:
+            own = self.threads[tenant.id]
+            if own >= THREADS_OF_ONE or self.threads.total() >= (THREADS_MAX if own else THREADS_FIRST):
                 return False
             self.threads[tenant.id] += 1
             return True
@@ -256,6 +274,8 @@ class Resolver:
         finally:
             with self.lock:
                 self.threads[tenant.id] -= 1
+                if not self.threads[tenant.id]:
+                    del self.threads[tenant.id]
 
     def _relay(self, query: bytes) -> bytes:
         for server in nameservers():

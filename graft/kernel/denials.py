@@ -23,6 +23,7 @@ REASONS = (
     "no endpoint 'default-source'",
     "another container is bound there",
     "an address of a network that the container is not in",
+    "more queries than a container may send",
     "converted",
 )
 CONVERTED = REASONS[-1]

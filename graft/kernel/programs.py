@@ -46,6 +46,7 @@ MAPS = (
     "dynamic",
     "served",
     "askers",
+    "budgets",
     "counters",
     "denials",
 )
@@ -248,8 +249,9 @@ class Kernel:
         return counts
 
     def forget(self, tenant: int) -> None:
-        """Delete a removed tenant's usage and counters, and the addresses that it served."""
-        self.maps["usage"].delete(tenant.to_bytes(4, "little"))
+        """Delete a removed tenant's usage, budget and counters, and the addresses that it served."""
+        for name in ("usage", "budgets"):
+            self.maps[name].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["served"].keys(SERVED_KEY.size)):
             value = self.maps["served"].get(key)
             if value and SERVED.unpack(value)[0] == tenant:

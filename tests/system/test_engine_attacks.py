@@ -1,7 +1,9 @@
 """Hostile containers on engines' networks, and what engines leave behind."""
 
 import json
+import os
 import subprocess
+import time
 
 import pytest
 
@@ -106,6 +108,87 @@ def test_queries_that_are_none(docker, host, gnet):
     assert done.stdout.split() == ["-", "-", "2", "2", "2", "2", "2", "0"]
     log = host.run_dir / "graftd.log"
     assert not log.exists() or "Traceback" not in log.read_text()
+
+
+FLOOD = """
+import os, socket, sys, time
+how, query = sys.argv[1], bytes.fromhex(sys.argv[2])
+to = ('127.0.0.11', 53)
+if how == 'nobody':
+    own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); own.bind(('127.0.0.1', 53)); to = own.getsockname()
+def sockets(n, connect=True):
+    made = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(n)]
+    for s in made:
+        s.setblocking(False)
+        if connect: s.connect(to)
+    return made
+def tcp():
+    s = socket.socket(); s.setblocking(False)
+    try: s.connect(to)
+    except BlockingIOError: pass
+    return s
+end, sent, kept = time.monotonic() + 100, 0, []
+if how == 'segments':
+    made = sockets(8)
+    for s in made: s.setsockopt(17, 103, len(query))  # UDP_SEGMENT: one send, as many datagrams as fit
+    query = query * 60
+elif how != 'tcp': made = sockets(8, how != 'unconnected')
+print('up', flush=True)
+while time.monotonic() < end:
+    for s in range(8) if how == 'tcp' else made:
+        try:
+            if how == 'tcp':
+                kept.append(tcp())
+                if len(kept) > 100: kept.pop(0).close()
+            elif how == 'unconnected': s.sendto(query, to)
+            elif how == 'huge': s.send(query + bytes(30000))
+            else: s.send(query)
+        except OSError: pass
+"""
+BYSTANDER = """
+import socket, sys, time
+query, times = bytes.fromhex(sys.argv[1]), []
+for n in range(100):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1); s.connect(('127.0.0.11', 53))
+    began = time.monotonic(); s.send(query)
+    try: s.recv(600); times.append(time.monotonic() - began)
+    except OSError: pass
+    s.close(); time.sleep(.01)
+times.sort()
+print(len(times), *(f'{1e6 * t:.0f}' for t in (times[len(times) // 2], times[-2]) if times))
+"""
+
+
+def used(pid):
+    """The processor seconds of a process."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("how", ["unconnected", "connected", "segments", "huge", "tcp"])
+def test_a_flood_of_queries(docker, host, gnet, how):
+    """Another gets each answer, as soon as beside one that is as busy with itself; graftd does not wear itself out."""
+    docker.run("-d", "--name", "by", "--network", gnet, argv=("/busybox", "sleep", "100"))
+    figures = {}
+    for busy in ("nobody", how):
+        docker.run("-d", "--name", busy, "--network", gnet, argv=(*python(FLOOD), busy, query("by").hex()))
+        wait_for(lambda: "up" in docker("logs", busy).stdout, "the flood")  # noqa: B023 - it is asked at once
+        began, before = time.monotonic(), used(host.daemon_pid())
+        told = docker("exec", "by", *python(BYSTANDER), query("by").hex()).stdout
+        share = (used(host.daemon_pid()) - before) / (time.monotonic() - began)
+        figures[busy] = [*map(int, told.split()), share]
+        if busy == how:
+            assert ["send", "more queries than a container may send"] in [
+                [r["op"], r["reason"]] for r in json.loads(host.graft("inspect", how).stdout)["refused"]
+            ]
+        docker("rm", "-f", busy)
+    print(figures)
+    answers, median, _, share = figures[how]
+    assert answers == 100
+    assert median < 2 * figures["nobody"][1] + 1000  # microseconds
+    assert share < 0.3
 
 
 def test_what_was_revoked_stays_so(docker, host, gnet):

@@ -38,6 +38,7 @@ REASONS = {
         "REASON_NO_DEFAULT": "no endpoint 'default-source'",
         "REASON_TAKEN": "another container is bound there",
         "REASON_NETWORK": "an address of a network that the container is not in",
+        "REASON_BUDGET": "more queries than a container may send",
         "REASON_CONVERTED": denials.CONVERTED,
     }.items()
 }
