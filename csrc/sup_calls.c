@@ -121,15 +121,15 @@ static void on_socket(struct sup_slot *slot)
 	struct made socket;
 
 	channel = family == AF_GRAFT && stream && protocol >= SUP_CHANNEL && protocol < SUP_CHANNEL + SUP_KINDS;
-	if (family == AF_GRAFT && !channel) {
-		forward_call(slot);
+	if (family != AF_INET && family != AF_INET6 && !channel) {
+		forward_call(slot); /* AF_GRAFT, and families that graftd refuses */
 		return;
 	}
 	if (!channel) {
 		bool plain = !protocol || protocol == (stream ? IPPROTO_TCP : IPPROTO_UDP) ||
 			     (stream && protocol == IPPROTO_MPTCP);
 
-		if ((family != AF_INET && family != AF_INET6) || (!stream && type != SOCK_DGRAM) || !plain ||
+		if ((!stream && type != SOCK_DGRAM) || !plain ||
 		    flags & ~(__u32)(TYPE_MASK | SOCK_NONBLOCK | SOCK_CLOEXEC)) {
 			let_proceed(call);
 			goto out;

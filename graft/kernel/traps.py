@@ -119,6 +119,12 @@ FAMILY = Condition(
 TYPE = Condition(1, _values(socket.SOCK_STREAM, socket.SOCK_DGRAM), "its type is SOCK_STREAM or SOCK_DGRAM", mask=0xF)
 # SIOC* beyond those of the socket alone, and wireless extensions (linux/sockios.h, linux/wireless.h)
 DEVICES: tuple[Range, ...] = ((0x8908, 0x89FF), (0x8B00, 0x8BFF))
+# Families that know no namespaces, and that the kernel gives in any (af_vsock.c, af_qrtr.c, rds/ib.c, mISDN/socket.c)
+BEYOND = Condition(
+    0,
+    _values(socket.AF_RDS, linux.AF_ISDN, socket.AF_VSOCK, socket.AF_QIPCRTR),
+    "the family is AF_RDS, AF_ISDN, AF_VSOCK or AF_QIPCRTR",
+)
 DEVICE = Condition(1, DEVICES, "the request is 0x8908-0x89ff or 0x8b00-0x8bff")
 DEVICE_LOW = Condition(1, DEVICES, "the low 16 bits of the request are 0x8908-0x89ff or 0x8b00-0x8bff", mask=0xFFFF)
 NAME_LENGTH = Condition(2, _values(SOCKADDR_GR), f"the address has {SOCKADDR_GR} bytes")
@@ -151,7 +157,11 @@ _NAME = "graftd writes the name that the program expects"
 _OPTIONS = "graftd carries out AF_GRAFT's, ignores a unix socket's, lets others proceed"
 _READS = "graftd carries out AF_GRAFT's, ignores a unix socket's, refuses the host's firewall, lets others proceed"
 CALLS = (
-    Call("socket", linux.NR_SOCKET, "graft-sup or graftd injects a stamped socket of the host's netns"),
+    Call(
+        "socket",
+        linux.NR_SOCKET,
+        "graft-sup or graftd injects a stamped socket of the host's netns; the families beyond: EAFNOSUPPORT",
+    ),
     Call("ioctl", linux.NR_IOCTL, "graftd asks the container's netns, and refuses what is no question", i386=54),
     Call("listen", linux.NR_LISTEN, "graftd binds an unbound socket to the private loopback, and listens"),
     Call("bind", linux.NR_BIND, _ADDRESS % "binds to"),
@@ -176,6 +186,15 @@ _FIREWALL = (
     "these read the firewall, and real addresses: cgroup/getsockopt refuses them on a grafted socket when the kernel "
     "has written its answer to the program's memory already"
 )
+_FAMILIES_BEYOND = (
+    (socket.AF_VSOCK, "AF_VSOCK",
+     "it is refused: it reaches the hypervisor, and the host's virtual machines, from any netns; Docker's profile "
+     "refuses it as well"),
+    (socket.AF_QIPCRTR, "AF_QIPCRTR", "it is refused: it reaches the host's modem and its services from any netns"),
+    (linux.AF_ISDN, "AF_ISDN", "it is refused: it reaches the host's ISDN devices, and renames them, from any netns"),
+    (socket.AF_RDS, "AF_RDS",
+     "it is refused: over InfiniBand it has the addresses of the host's netns, and no hook sees what it sends"),
+)  # fmt: skip
 _WHOLE = _IGNORED + "; AF_GRAFT's level and descriptors would take too many rules"
 TRAPS = (
     Trap("socket", (FAMILY, TYPE), (FILTER,), "always",
@@ -183,6 +202,8 @@ TRAPS = (
          "use; raw ones stay in the container's netns, because no hook sees what they send"),
     Trap("socket", (FAMILY,), (PROFILE,), "always",
          "the same; a test of the type would multiply the rules, so the supervisor lets other types proceed"),
+    *(Trap("socket", (BEYOND._replace(ranges=_values(family), shown=f"the family is {name}"),), BOTH, "always", why)
+      for family, name, why in _FAMILIES_BEYOND),
     Trap("ioctl", (DEVICE_LOW,), (FILTER,), "always",
          "on a grafted socket it would read or change the host's devices, and no hook exists for it; 0x8901-0x8907 "
          "concern the socket alone"),

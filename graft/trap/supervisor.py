@@ -130,7 +130,9 @@ class Supervisor:
             return Answer(error=error.errno or errno.EIO)
 
     def create(self, caller: Caller, tenant: TenantView) -> Action:
-        """socket(2): make the socket here, stamp it, and inject it."""
+        """socket(2): make the socket here, stamp it, and inject it; refuse a family that reaches out of any netns."""
+        if traps.BEYOND.holds(caller.args):
+            return Answer(error=errno.EAFNOSUPPORT)
         family = caller.args[0] & 0xFFFFFFFF
         flags = caller.args[1] & 0xFFFFFFFF
         kind = flags & SOCK_TYPE_MASK

@@ -105,6 +105,8 @@ EXPECTED |= {f"v6only_of_{length}_bytes": {"HELD", "EADDRNOTAVAIL"} for length i
     "udp_reuseport_of_three_bytes": {"EINVAL"},
     "udp_port_by_chance_after_a_failed_bind": {"NEVER"},
 }
+FAMILIES = ("family_vsock", "family_qipcrtr", "family_isdn", "family_rds", "family_vsock_to_the_hypervisor")
+EXPECTED |= {attack: {"EAFNOSUPPORT"} for attack in FAMILIES}
 # With the host's files in reach root may write to them, with graft or without; these are an ordinary user's
 FILES = {"links_in_the_run_directory", "run_directory_is_not_ours"}
 # Where the host may be spoken to these arrive, from the address that the route gives

@@ -191,6 +191,21 @@ def test_a_flood_of_queries(docker, host, gnet, how):
     assert share < 0.3
 
 
+def test_families_that_know_no_namespaces(docker):
+    """Also where the engine's profile lets them pass."""
+    code = (
+        "import errno, socket\nfor family in (40, 42, 34, 21):\n"
+        "    for kind in (1, 2, 3, 5):\n"
+        "        try: print('OK', family, socket.socket(family, kind))\n"
+        "        except OSError as error: print(errno.errorcode[error.errno])"
+    )
+    for options in ((), ("--security-opt", "seccomp=unconfined")):
+        told = docker.run("--rm", "--network", "none", *options, argv=python(code)).stdout.split()
+        assert len(told) == 16
+        assert set(told) <= {"EAFNOSUPPORT", "EPERM"}  # the latter is Docker's own
+        assert options == () or set(told) == {"EAFNOSUPPORT"}
+
+
 def test_what_was_revoked_stays_so(docker, host, gnet):
     docker.run("-d", "--name", "ex", "--network", "none", "-p", "8797:80", argv=("/busybox", "sleep", "60"))
     host.graft("rule", "del", "ex", "-p", "8797:80", check=True)

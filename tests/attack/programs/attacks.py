@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 from . import accepted, destinations, doors, lengths, options, others, ports, sources  # noqa: F401 - they register their attacks
+from . import accepted, destinations, doors, families, lengths, options, others, ports, sources  # noqa: F401 - they register themselves
 from .common import ATTACKS, CLIENT, COMPILED, HOST
 
 
