@@ -213,6 +213,10 @@ def test_life(docker, host, gnet):
         docker("network", "connect", "--alias", "second", other, "web")
         told = docker.run("--rm", "--network", other, argv=(*CURL, "http://second/"))
         assert told.stdout == "from nginx\n"
+        done = docker.run("--rm", "--network", gnet, argv=(*CURL, "http://second/"), check=False)
+        assert "Could not resolve host" in done.stderr  # the alias is the other network's
+        told = docker.run("--rm", "--network", gnet, argv=(*CURL, "http://web/"))
+        assert told.stdout == "from nginx\n"
         docker("network", "disconnect", gnet, "web")
         assert reach(host, 8712) == "from nginx\n"  # the ports are the container's, not the network's
         docker("network", "disconnect", other, "web")
