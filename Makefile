@@ -8,6 +8,7 @@ MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarc
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 HELPER := graft/graft-sup
+DEPUTY := graft/graft-deputy
 HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
@@ -72,6 +73,11 @@ $(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $(HELPER_SOURCES) -o $@
 
+# static, because it is started for each call: 0.7 ms instead of 1.1
+$(DEPUTY): csrc/deputy.c csrc/deputy.h
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -static $< -o $@
+
 $(SHIM): csrc/shim.c csrc/sup.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
@@ -81,7 +87,7 @@ $(RUNTIME): csrc/runtime.c graft/__init__.py
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' $< -o $@
 
-compiled: $(BPF_OBJECT) $(HELPER) $(SHIM) $(RUNTIME)
+compiled: $(BPF_OBJECT) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
 
 build: .venv/stamp compiled
 
@@ -139,5 +145,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(SHIM) $(RUNTIME)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
 	find . -name __pycache__ -prune -exec rm -rf {} +

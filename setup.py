@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 class BuildWithC(build_py):
-    """Compile the BPF object, graft-sup, graft-runtime and the preload library, if make finds them out of date."""
+    """Compile the BPF object, the C programs and the preload library, if make finds them out of date."""
 
     def run(self) -> None:
         subprocess.run(("make", "-s", "-C", HERE, "compiled"), check=True)

@@ -206,8 +206,11 @@ static void drop_privileges(void)
 	struct __user_cap_data_struct data[2] = {0};
 	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE};
 
-	/* descriptors in messages count for the real uid, which must not be root's (unix(7), ETOOMANYREFS) */
-	if (syscall(SYS_setresuid, shared->reuse_uid, -1, -1))
+	/*
+	 * Descriptors in messages count for the real uid, which must not be root's (unix(7), ETOOMANYREFS). kill(2)
+	 * looks at the real and the saved one, so that a container's root without CAP_KILL cannot stop this process.
+	 */
+	if (syscall(SYS_setresuid, shared->reuse_uid, -1, shared->reuse_uid))
 		fail("setresuid");
 	syscall(SYS_setfsuid, shared->reuse_uid);
 	if ((__u32)syscall(SYS_setfsuid, -1) != shared->reuse_uid) {
@@ -218,7 +221,9 @@ static void drop_privileges(void)
 		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);
 	data[0].effective = data[0].permitted;
 	data[1].effective = data[1].permitted;
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, data))
+	/* the last one because a change of ids resets it to what fs.suid_dumpable says */
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, data) ||
+	    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		fail("drop privileges");
 }
 
@@ -232,6 +237,7 @@ int main(int argc, char **argv)
 		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET (graftd starts it)\n", stderr);
 		return 2;
 	}
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	name = argv[1];
 	listener = atoi(argv[2]);
 	memory = atoi(argv[3]);

@@ -156,7 +156,8 @@ class Lab:
     def daemon_pid(self) -> int:
         """Return the PID of graftd; 0 if there is none."""
         pids = [int(pid) for pid in (Path(self.cgroup()) / "cgroup.procs").read_text().split()]
-        return next((pid for pid in pids if pid not in self.helper_pids()), 0)
+        found = [pid for pid in pids if pid not in self.helper_pids()]
+        return next((pid for pid in found if Path(f"/proc/{pid}/comm").read_text() != "graft-deputy\n"), 0)
 
     def helper_pids(self) -> list[int]:
         """Return the PIDs of the graft-sup processes, of which each listener has one."""

@@ -350,6 +350,7 @@ def main() -> None:
     message for a GraftError, and for a privilege that is missing.
     """
     try:
+        cage.hide()
         set_title(GRAFTD)
         keeper.raise_descriptor_limit()
         cage.enter()

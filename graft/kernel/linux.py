@@ -32,6 +32,7 @@ MS_NOSUID = 2
 MS_RDONLY = 1
 MS_REC = 16384
 MS_SLAVE = 1 << 19
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_TIMERSLACK = 29
@@ -132,6 +133,12 @@ def no_new_privs() -> None:
         raise oserror("prctl(PR_SET_NO_NEW_PRIVS)")
 
 
+def not_dumpable() -> None:
+    """PR_SET_DUMPABLE 0 (prctl(2)): only CAP_SYS_PTRACE traces this process. execve(2) resets it. Raises OSError."""
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0:
+        raise oserror("prctl(PR_SET_DUMPABLE)")
+
+
 def set_name(name: str) -> None:
     """PR_SET_NAME (prctl(2)): of this thread, in /proc/PID/comm; 15 bytes are kept. Raises OSError."""
     text = ctypes.create_string_buffer(name.encode())
@@ -203,15 +210,17 @@ def keep_capabilities(kept: Iterable[int]) -> None:
 
 
 @contextlib.contextmanager
-def without_capability(number: int) -> Iterator[None]:
-    """Run the body without a capability in this thread's effective set (capset(2)). Raises OSError."""
+def without_capabilities() -> Iterator[None]:
+    """Run the body with an empty effective set of this thread; the permitted one stays (capset(2)). Raises OSError.
+
+    Other threads keep theirs, and nobody gains a right over this one: ptrace(2) compares the permitted sets.
+    """
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     had = ctypes.create_string_buffer(24)
     if libc.syscall(NR_CAPGET, header, had):
         raise oserror("capget")
-    sets = list(struct.unpack("=IIIIII", had.raw[:24]))
-    sets[3 * (number // 32)] &= ~(1 << number % 32)
-    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", *sets)):
+    low, low_inherited, high, high_inherited = (struct.unpack("=IIIIII", had.raw)[n] for n in (1, 2, 4, 5))
+    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", 0, low, low_inherited, 0, high, high_inherited)):
         raise oserror("capset")
     try:
         yield

@@ -1,5 +1,10 @@
 """The privileges that graftd and its keeper drop when they start, in named stages. What they execute inherits that.
 
+hide() is what does not outlive execve(2), so each of them does it anew, as its first step. A process that is not
+dumpable cannot be traced, and neither its memory nor its descriptors be read, by anybody without CAP_SYS_PTRACE
+(ptrace(2)). A saved gid that is another than the real one keeps a process of the same uid and gid from changing its
+limits: prlimit(2) compares all six ids, and asks for nothing else.
+
 Under systemd the unit (contrib/systemd/graftd.service) drops the same and more, before graftd's first line runs.
 """
 
@@ -11,6 +16,7 @@ from graft.kernel import linux
 from graft.kernel.cbpf import JEQ_K, LD_W_ABS, OFFSET_ARCH, OFFSET_NR, RET_ALLOW, RET_ERRNO, RET_K, Assembler
 from graft.log import log
 
+NOBODYS = 0x6FFFFFFF  # a uid and a gid that nobody has; tenants' sockets have the uids above
 ENTERED = "GRAFT_CAGE"  # set in the environment of a process that has gone through the stages
 
 # capabilities(7), linux/capability.h
@@ -45,6 +51,25 @@ REFUSED = {
     "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
     "mount_setattr": 442,
 }  # fmt: skip
+
+
+def hide() -> None:
+    """Keep other processes of this uid from tracing this one and from changing its limits. No core is dumped.
+
+    What the kernel refuses is logged and skipped.
+    """
+    import resource
+
+    steps: tuple[Callable[[], None], ...] = (
+        linux.not_dumpable,
+        lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+        lambda: os.setresgid(-1, -1, NOBODYS),
+    )
+    for step in steps:
+        try:
+            step()
+        except OSError as error:
+            log.warning("cannot be kept from other processes of this uid: %s", error)
 
 
 def drop_capabilities() -> None:

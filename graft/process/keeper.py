@@ -275,6 +275,7 @@ def main(ready_fd: int) -> bool:
     Returns False at once if another keeper runs, else True. Unless @ready_fd is -1, a byte is written to it: "1" when
     the sockets accept connections, "0" if another keeper runs. Exits with a message if the run directory is not safe.
     """
+    cage.hide()
     directory = run_dir()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     try:

@@ -15,6 +15,7 @@ GRAFTD = "graftd"
 KEEPER = "graft-keeper"
 GUARD = "graft-guard"
 SUP = "graft-sup"
+DEPUTY = "graft-deputy"
 
 
 def set_title(name: str) -> None:

@@ -40,7 +40,7 @@ from graft.kernel.stamps import FAMILY_SIZE, STAMP_FAMILY, STAMP_NAMED, STAMP_PE
 from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.rules.address import ANY6
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
-from graft.trap import swap, target
+from graft.trap import deputy, swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
 from graft.trap.caller import Caller
 from graft.trap.sockets import Sockets, TenantView
@@ -168,14 +168,14 @@ class Family:
     ) -> socket.socket:
         """Bind @sock to @endpoint, or if it does not fit, a new socket with its options. Returns the bound socket.
 
-        @who: whose credentials count. Options that waited are carried out first. Writes @state. If the returned
-        socket is a new one, the caller owns it. Raises OSError.
+        @who: who gets a unix endpoint's file. Options that waited are carried out first. Writes @state. If the
+        returned socket is a new one, the caller owns it. Raises OSError.
         """
         new = self._fitting(tenant, sock, endpoint)
         try:
             for option in state.queue:
                 if new is not sock or not option.done:
-                    self._carry_out(who, new, option)
+                    _carry_out(new, option)
             if endpoint.address is None:
                 swap.bind_unix(new, endpoint.path, who)
                 tenant.bound_path(endpoint.path)
@@ -344,7 +344,7 @@ class Family:
             elif new.family != socket.AF_UNIX:
                 raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
             else:
-                count = target.as_target(caller.owner(), lambda: new.sendto(data, flags, endpoint.path))
+                count = deputy.sendto(caller.owner(), new, data, flags, endpoint.path)
         except BaseException:
             if new is not sock:
                 new.close()
@@ -385,7 +385,7 @@ class Family:
         if option == GRAFT_SO_DELAYED_EXECUTE:
             for waiting in state.queue:
                 if not waiting.done:
-                    self._carry_out(caller.owner(), sock, waiting)
+                    _carry_out(sock, waiting)
             self.put(sock, state)
             return Answer()
         if option == GRAFT_SO_TRANSPARENT:
@@ -400,7 +400,7 @@ class Family:
                 return self._wait(sock, state, wanted)
             if not state.name:
                 return Answer(error=errno.EADDRNOTAVAIL)
-            self._carry_out(caller.owner(), sock, wanted)
+            _carry_out(sock, wanted)
             return Answer(error=-wanted.result)
         return Answer(error=errno.ENOPROTOOPT)
 
@@ -410,17 +410,6 @@ class Family:
         state.queue.append(option)
         self.put(sock, state)
         return Answer()
-
-    def _carry_out(self, who: target.Owner, sock: socket.socket, option: Option) -> None:
-        """Carry out an option with the target's credentials instead of graftd's. Its result is 0 or -errno."""
-        option.done = True
-        option.result = 0
-        try:
-            if option.level == socket.SOL_SOCKET and option.name in POINTERS:
-                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-            target.as_target(who, lambda: sock.setsockopt(option.level, option.name, option.value))
-        except OSError as error:
-            option.result = -(error.errno or errno.EIO)
 
     def getsockopt(self, caller: Caller, _tenant: TenantView, sock: socket.socket, state: State) -> Action:
         """getsockopt(2): the switches, and the results of the options that waited."""
@@ -447,6 +436,19 @@ class Family:
         state.queue = [option for option in state.queue if option not in told]
         self.put(sock, state)
         return Answer(error=0 if len(told) == len(done) else errno.ENOBUFS)
+
+
+def _carry_out(sock: socket.socket, option: Option) -> None:
+    """Carry out an option without graftd's capabilities. Its result is 0 or -errno."""
+    option.done = True
+    option.result = 0
+    try:
+        if option.level == socket.SOL_SOCKET and option.name in POINTERS:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        with linux.without_capabilities():
+            sock.setsockopt(option.level, option.name, option.value)
+    except OSError as error:
+        option.result = -(error.errno or errno.EIO)
 
 
 def _free_number(pid: int) -> int | None:

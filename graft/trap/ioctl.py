@@ -21,7 +21,7 @@ is neither graftd's nor one in which grafted sockets are made (a sandbox inside 
     no socket       The kernel has none of these requests, except on a tap device's descriptor. All are refused.
     at home         A wrapper's program in graftd's own netns may see the host. Only grafted sockets are special.
 
-Questions are asked without CAP_NET_ADMIN, because with it the kernel loads a module for a name that no device has.
+Questions are asked without capabilities, because with it the kernel loads a module for a name that no device has.
 
 What still fails: a request that proceeds and only reads (ethtool's long answers, wireless ones) may be answered for a
 device of the host, if the caller wins the race.
@@ -163,26 +163,34 @@ def _is_i386(caller: Caller) -> bool:
 def _ask(caller: Caller, request: int, sock: socket.socket, *, grafted: bool) -> Action | None:
     """Answer a question on @sock. None if @request is no question. Raises OSError."""
     address = caller.args[2]
-    with linux.without_capability(linux.CAP_NET_ADMIN):
-        if request == SIOCGIFCONF:
-            return _interfaces(caller, address, sock)
-        if request in QUESTIONS and not (_is_i386(caller) and request == SIOCGIFMAP):
-            size = IFREQ_SIZE_I386 if _is_i386(caller) else IFREQ_SIZE
-            ifreq = bytearray(caller.read(address, size).ljust(IFREQ_SIZE, b"\0"))
-            try:
-                fcntl.ioctl(sock, request, ifreq)
-            except OSError as error:
-                if not grafted or request != SIOCGIFNAME or error.errno != errno.ENODEV:
-                    raise
-                # IP_PKTINFO gives the program the index of a device of the host; dnsmasq needs a name for it
-                ifreq[:NAME_SIZE] = b"lo".ljust(NAME_SIZE, b"\0")
-            caller.write((address, bytes(ifreq[:size])))
-            return Answer()
-        if grafted or _is_i386(caller):
-            return None
-        if request == SIOCGARP:
-            return _exchange(caller, request, sock, ARPREQ_SIZE, back=True)
-        return _ethtool(caller, address, sock) if request == SIOCETHTOOL else None
+    if request == SIOCGIFCONF:
+        return _interfaces(caller, address, sock)
+    if request in QUESTIONS and not (_is_i386(caller) and request == SIOCGIFMAP):
+        size = IFREQ_SIZE_I386 if _is_i386(caller) else IFREQ_SIZE
+        ifreq = bytearray(caller.read(address, size).ljust(IFREQ_SIZE, b"\0"))
+        try:
+            _question(sock, request, ifreq)
+        except OSError as error:
+            if not grafted or request != SIOCGIFNAME or error.errno != errno.ENODEV:
+                raise
+            # IP_PKTINFO gives the program the index of a device of the host; dnsmasq needs a name for it
+            ifreq[:NAME_SIZE] = b"lo".ljust(NAME_SIZE, b"\0")
+        caller.write((address, bytes(ifreq[:size])))
+        return Answer()
+    if grafted or _is_i386(caller):
+        return None
+    if request == SIOCGARP:
+        entry = bytearray(caller.read(address, ARPREQ_SIZE))
+        _question(sock, request, entry)
+        caller.write((address, bytes(entry)))
+        return Answer()
+    return _ethtool(caller, address, sock) if request == SIOCETHTOOL else None
+
+
+def _question(sock: socket.socket, request: int, argument: bytearray) -> None:
+    """Ask the kernel, which writes its answer into @argument. Raises OSError."""
+    with linux.without_capabilities():
+        fcntl.ioctl(sock, request, argument)
 
 
 def _interfaces(caller: Caller, address: int, sock: socket.socket) -> Action:
@@ -194,7 +202,7 @@ def _interfaces(caller: Caller, address: int, sock: socket.socket) -> Action:
     count = size // entry if where else IFCONF_MAX
     room = array.array("B", bytes(min(count * IFREQ_SIZE, IFCONF_MAX)))
     ifconf = bytearray(struct.pack("=i4xQ", len(room), room.buffer_info()[0]))
-    fcntl.ioctl(sock, SIOCGIFCONF, ifconf)
+    _question(sock, SIOCGIFCONF, ifconf)
     (used,) = struct.unpack_from("=i", ifconf)
     entries = [room.tobytes()[at : at + entry] for at in range(0, used, IFREQ_SIZE)]
     caller.write((where, b"".join(entries) if where else b""), (address, struct.pack("=i", len(entries) * entry)))
@@ -212,7 +220,7 @@ def _ethtool(caller: Caller, address: int, sock: socket.socket) -> Action | None
     if int.from_bytes(question.raw[:4], "little") not in ETHTOOL or size != ETHTOOL[question.raw[0]]:
         return Answer(error=errno.EAGAIN)  # another thread has changed it between the two reads
     ours = ifreq[:NAME_SIZE] + struct.pack("=Q16x", ctypes.addressof(question))
-    fcntl.ioctl(sock, SIOCETHTOOL, ours)
+    _question(sock, SIOCETHTOOL, bytearray(ours))
     caller.write((where, question.raw))
     return Answer()
 

@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from graft.kernel import linux
 from graft.rules.endpoint import UNIX_PATH_MAX
-from graft.trap import target
+from graft.trap import deputy, target
 
 CLONE_FS = 0x00000200
 UNIX_UMASK = 0o111  # all may connect: permissions are those of the socket's directory
@@ -106,7 +106,7 @@ def _stale(path: str, kind: int) -> bool:
 
 
 def connect_unix(sock: socket.socket, path: str, who: target.Owner, waiting: Callable[[], bool]) -> int:
-    """Connect @sock to @path with the credentials @who. Returns an errno, or 0.
+    """Connect @sock to @path as the user @who. Returns an errno, or 0.
 
     A blocking socket waits up to CONNECT_PATIENCE seconds for room in the server's backlog, and as long as @waiting()
     says that the target still waits.
@@ -117,7 +117,7 @@ def connect_unix(sock: socket.socket, path: str, who: target.Owner, waiting: Cal
     try:
         while True:
             try:
-                target.as_target(who, lambda: sock.connect(path))
+                deputy.connect(who, sock, path)
                 return 0
             except FileNotFoundError:
                 return errno.ECONNREFUSED  # as for a TCP port without a server

@@ -22,7 +22,6 @@ T = TypeVar("T")
 
 PIDFD_THREAD = os.O_EXCL
 NS_GET_PARENT = 0xB702  # linux/nsfs.h
-NR_SETGROUPS, NR_SETRESUID, NR_SETRESGID = 116, 117, 119
 SOCKADDR_MAX = 128  # struct sockaddr_storage
 
 
@@ -142,7 +141,7 @@ def _open_flags(pid: int, number: str) -> int:
 def apart(work: Callable[[], T]) -> T:
     """Run @work in a new thread, wait for it, and return its result or raise its exception.
 
-    What @work changes of its thread ends with the thread: credentials, and after unshare(2) umask or descriptors.
+    What @work changes of its thread ends with the thread: after unshare(2) umask or descriptors.
     """
     result: list[T] = []
     failure: list[BaseException] = []
@@ -166,28 +165,6 @@ class Owner(NamedTuple):
 
     uid: int
     gid: int
-
-
-def as_target(who: Owner, work: Callable[[], T]) -> T:
-    """Run @work with the effective uid and gid @who, and without any capability.
-
-    A unix socket tells its peer who connected (unix(7), SO_PEERCRED), and that must not be graftd's root. Raises
-    OSError.
-    """
-    uid, gid = who
-
-    def body() -> T:
-        for call, arguments in (
-            (NR_SETGROUPS, (0, None)),
-            (NR_SETRESGID, (gid, gid, gid)),
-            (NR_SETRESUID, (uid, uid, uid)),
-            (linux.NR_CAPSET, (struct.pack("=Ii", linux.CAPABILITY_VERSION_3, 0), bytes(24))),
-        ):
-            if linux.libc.syscall(call, *arguments) < 0:
-                raise linux.oserror("become the target's user")
-        return work()
-
-    return apart(body)
 
 
 def owner(pid: int) -> Owner:

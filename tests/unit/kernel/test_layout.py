@@ -13,11 +13,12 @@ from typing import NamedTuple
 import pytest
 
 from graft.kernel import denials, linux, programs, stamps, traps
+from graft.process import cage
 from graft.rules import endpoint, slices, tables
-from graft.trap import family, journal, listener
+from graft.trap import deputy, family, journal, listener
 
 ROOT = Path(__file__).parents[3]
-HEADERS = ("csrc/abi.h", "csrc/sup.h", "include/graft.h")
+HEADERS = ("csrc/abi.h", "csrc/sup.h", "csrc/deputy.h", "include/graft.h")
 
 OPS = {f"OP_{name.upper()}": value for value, name in enumerate(denials.OPS)}
 REASONS = {
@@ -50,6 +51,7 @@ SAME = {
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
+    deputy: "DEPUTY_CONNECT DEPUTY_SENDTO DEPUTY_PATH",
     family: "GRAFT_SO_DELAYED GRAFT_SO_DELAYED_EXECUTE GRAFT_SO_DELAYED_RESULT GRAFT_SO_TRANSPARENT "
     "GRAFT_NAME_TRANSPARENT",
 }
@@ -69,6 +71,8 @@ VALUES |= {
     "SUP_ABI": journal.SHARED_ABI,
     "SUP_SLOTS": journal.SLOTS,
     "PF_GRAFT": linux.AF_GRAFT,
+    "DEPUTY_ID": cage.NOBODYS,
+    "DEPUTY_DATA": family.DATAGRAM_MAX,
     "AF_GRAFT_EPNAME_MAX": endpoint.NAME_MAX + 1,
     "GRAFT_SSO_TRANS_SIZE": family.SSO_TRANS_SIZE,
 }
@@ -115,6 +119,8 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
         "abi tenant reuse_uid unused netns flags pad calls ns number trusted token",
         {"rest": journal.SHARED.size, "slots": journal.SHARED_SIZE},
     ),
+    "deputy_order": (deputy.ORDER, "uid gid call flags path_length data_length path", {}),
+    "deputy_answer": (deputy.ANSWER, "value error unused", {}),
     "sockaddr_gr": (struct.Struct("=H16s"), "sgr_family sgr_epname", {}),
     "graft_sso_result": (family.RESULT, "level optname ret", {}),
     "graft_sso_trans": (family.TRANS, "level optname optlen", {"optval": family.TRANS.size}),
