@@ -10,8 +10,17 @@ import signal
 import subprocess
 import sys
 
-from . import accepted, destinations, doors, lengths, options, others, ports, sources  # noqa: F401 - they register their attacks
-from . import accepted, destinations, doors, families, lengths, options, others, ports, sources  # noqa: F401 - they register themselves
+from . import (  # noqa: F401 - they register their attacks
+    accepted,
+    destinations,
+    doors,
+    families,
+    lengths,
+    options,
+    others,
+    ports,
+    sources,
+)
 from .common import ATTACKS, CLIENT, COMPILED, HOST
 
 
