@@ -28,7 +28,7 @@ DEPUTY_CONNECT, DEPUTY_SENDTO = 1, 2
 DEPUTY_PATH = 108
 ORDER = struct.Struct(f"=IIIiII{DEPUTY_PATH}s")
 ANSWER = struct.Struct("=qi4x")
-PATIENCE = 1.0  # seconds; the calls do not block
+PATIENCE = 5.0  # seconds; the calls do not block, but a busy machine may be slow to start it
 REAP = 0.1  # seconds that a killed one has to end
 
 _killed: set[int] = set()
