@@ -82,6 +82,8 @@ enum stamp_flags {
 	STAMP_REUSEPORT = 512, /* port to bind, not for a port that the kernel chooses (set_reuse()) */
 	STAMP_COUNTED = 1024,  /* counted in its tenant's usage */
 	STAMP_VOUCHED = 2048,  /* whoever made the socket has asked for GRAFT_PROBE */
+	STAMP_SOURCE = 16384,  /* with STAMP_NAMED: the endpoint is there to leave from, and nobody may serve there */
+	STAMP_STAYS = 32768,   /* with STAMP_NAMED: it is there to serve, and no leave to go elsewhere */
 };
 
 /*

@@ -167,6 +167,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		if (dual)
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
 		stamp->flags &= ~STAMP_FAMILY;
+		if (stamp->flags & STAMP_SOURCE)
+			return note_local(stamp, &asked, a, (proto == IPPROTO_UDP ? STAMP_EPHEMERAL : 0) | only6);
 		return note_local(stamp, &asked, a, STAMP_INGRESS | only6);
 	}
 	rule = ingress_rule(stamp->tenant, proto, &asked);

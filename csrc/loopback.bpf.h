@@ -253,7 +253,7 @@ static __noinline int strict_local(struct bpf_sock_addr *ctx, struct graft_addr 
 		return LOCAL_REFUSED;
 	if (may_answer(ctx, stamp, a))
 		return LOCAL_CONTAINER;
-	if (stamp->flags & STAMP_NAMED) {
+	if ((stamp->flags & (STAMP_NAMED | STAMP_STAYS)) == STAMP_NAMED) {
 		granted = is_loopback(&stamp->local_real);
 	} else {
 		rule = egress_for(stamp, tenant, a);

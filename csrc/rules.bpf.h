@@ -67,7 +67,9 @@ static __noinline struct graft_egress *egress_for(struct graft_stamp *stamp, str
 /* As in AF_GRAFT, a wrapper's socket that is bound to an endpoint by name may go wherever that address may. */
 static __noinline bool named_may_go(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a)
 {
-	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT) || !(stamp->flags & STAMP_NAMED))
+	if (!stamp || !tenant || !a || !(tenant->flags & TENANT_STRICT))
+		return false;
+	if ((stamp->flags & (STAMP_NAMED | STAMP_STAYS)) != STAMP_NAMED)
 		return false;
 	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
 }

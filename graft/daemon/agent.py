@@ -40,7 +40,6 @@ from graft.process.closing import close_foreign
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import Tenant
-from graft.trap import swap
 from graft.trap.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.trap.target import Owner
 
@@ -174,8 +173,6 @@ class Agent:
             source = DEFAULT_SOURCE
         reply: dict[str, Any] = {}
         kind = request.type
-        if to:
-            self.tenancy.registry.check_leaving(tenant, to)
         if to and to.address is None:
             made = self.tenancy.sockets.make(tenant, socket.AF_UNIX, kind, place=0)
         elif to and source is None:
@@ -187,7 +184,9 @@ class Agent:
             new = made
             if source is not None and (to is None or to.address):
                 state = State(queue=options)
-                new = family.attach(self._owner(connection), tenant, made, state, self._endpoint(tenant, source))
+                new = family.attach(
+                    self._owner(connection), tenant, made, state, self._endpoint(tenant, source), leave=to is not None
+                )
                 refused = next((o for o in state.queue if o.result), None)
                 if refused:
                     new.close()
@@ -196,7 +195,7 @@ class Agent:
                 reply["address"] = family.permit(tenant, new, to)
             elif to:
                 new.setblocking(False)
-                error = swap.connect_unix(new, to.path, self._owner(connection), lambda: False)
+                error = family.connect_unix(new, to, self._owner(connection), lambda: False)
                 if error:
                     raise OSError(error, os.strerror(error))
             reply["family"] = int(new.family)
@@ -214,7 +213,6 @@ class Agent:
             raise Refused(
                 f"endpoint '{request.name}' is of type unix", hint="connect a new socket", code="EAFNOSUPPORT"
             )
-        self.tenancy.registry.check_leaving(tenant, endpoint)
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise UsageError("the descriptor is not a socket")
         with socket.socket(fileno=os.dup(fds[0])) as sock:

@@ -44,6 +44,18 @@ class Endpoint(NamedTuple):
     place: int = 0  # the number of that host netns in the registry; 0 is graftd's own
     imported: bool = False  # copied from the host's table for a container, removed with it
     local: bool = False  # type local: a unix socket whose path graftd chooses
+    ingress: bool = False  # of an imported one: does an ingress rule of the container name it?
+    egress: bool = False  # does an egress rule?
+
+    @property
+    def serves(self) -> bool:
+        """May programs of its table's namespace serve there? An imported one is for what the rules say."""
+        return self.ingress or not self.imported
+
+    @property
+    def leaves(self) -> bool:
+        """May they connect and send to it, and from it? A publication says where a server is, and nothing else."""
+        return (self.egress or not self.imported) and not self.published
 
     @property
     def kind(self) -> str:

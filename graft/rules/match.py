@@ -35,6 +35,7 @@ def match_ingress(
             and rule.first <= port <= rule.last
             and protocol in rule.protocols
             and rule.endpoint in endpoints
+            and endpoints[rule.endpoint].serves
         ):
             return endpoints[rule.endpoint]
     return None
@@ -57,6 +58,7 @@ def match_egress(
         difference = int.from_bytes(rule.prefix.raw, "big") ^ int.from_bytes(destination.raw, "big")
         if (
             rule.endpoint in endpoints
+            and endpoints[rule.endpoint].leaves
             and rule.prefix.v4 == destination.v4
             and not difference >> (128 - bits)
             and (best is None or rule.length > best.length)

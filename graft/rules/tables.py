@@ -144,8 +144,8 @@ def _address(endpoint: Endpoint) -> bytes:
 def compile_ingress(
     tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint]
 ) -> dict[bytes, bytes]:
-    """Entries of the map `ingress`. A rule whose endpoint does not exist has none."""
-    known = [rule for rule in rules if rule.endpoint in endpoints]
+    """Entries of the map `ingress`. A rule whose endpoint does not exist, or is not there to serve, has none."""
+    known = [rule for rule in rules if rule.endpoint in endpoints and endpoints[rule.endpoint].serves]
     entries = {}
     for protocol in sorted({p for rule in known for p in rule.protocols}):
         for segment in disjoint(known, protocol):
@@ -175,14 +175,14 @@ def compile_egress(
     entries: dict[bytes, bytes] = {}
     for rule in rules:
         endpoint = endpoints.get(rule.endpoint)
-        if endpoint is None:
+        if endpoint is None or not endpoint.leaves:
             continue
         bits = rule.length + (96 if rule.prefix.v4 else 0)
         family = INET if rule.prefix.v4 else INET6
         key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, rule.prefix.raw)
         entries.setdefault(key, EGRESS_VALUE.pack(_address(endpoint), endpoint.port, _place(endpoint)))
     source = endpoints.get(DEFAULT_SOURCE)
-    if source:
+    if source and source.leaves:
         key = EGRESS_KEY.pack(EGRESS_FIXED_BITS, tenant, DEFAULT, bytes(16))
         entries[key] = EGRESS_VALUE.pack(_address(source), source.port, _place(source))
     for own in owned:

@@ -47,6 +47,28 @@ from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant,
 SCOPES, SCOPES_INSIDE = 40000, 256
 
 
+def check_use(tenant: Tenant, endpoint: Endpoint, *, leave: bool) -> None:
+    """Raise Refused if a rule of @tenant may not name this endpoint of its table; @leave: it is an egress rule.
+
+    A publication, and an endpoint that was imported for a container's ingress rule, say where a server may be bound:
+    a connection from there would reach what the container may not, such as the host's loopback. One that was imported
+    for an egress rule is no place for a server. What a container itself imports it is given by the rule.
+    """
+    gives = tenant.kind == CONTAINER and endpoint.imported
+    if leave and not (endpoint.leaves or (gives and not endpoint.published)):
+        raise Refused(
+            f"endpoint '{endpoint.name}' is there to bind to, not to connect from",
+            hint="name another one, or give the container an egress rule with it",
+            code="EACCES",
+        )
+    if not leave and not (endpoint.serves or gives):
+        raise Refused(
+            f"endpoint '{endpoint.name}' is there to connect from, not to bind to",
+            hint="name another one, or give the container an ingress rule with it",
+            code="EACCES",
+        )
+
+
 class Registry(Known):
     """All tables and tenants of one graftd. Only the loop's thread may call its methods (see `Tenant`)."""
 
@@ -199,6 +221,7 @@ class Registry(Known):
 
         Raises OSError, ENOSPC if a map is full; then the maps are as before.
         """
+        changed = tenant.kind == CONTAINER and tenant.note_uses()
         tables = tenant.compile()
         maps = self.kernel.maps
         named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(KEY_SIZES)]
@@ -228,10 +251,16 @@ class Registry(Known):
             for key in old.keys() - new.keys():
                 maps[name].delete(key)
         tenant.installed = tables
+        for other in self.of_netns(tenant.netns) if changed else ():  # wrappers inside use the same endpoints
+            if other is not tenant:
+                self.apply(other)
         self.save()
 
     def reconcile(self) -> None:
         """After a restart, make the BPF maps equal to the registry: delete entries of no tenant, write the others."""
+        for tenant in self.tenants.values():
+            if tenant.kind == CONTAINER:
+                tenant.note_uses()
         wanted = [tenant.compile() for tenant in self.tenants.values()]
         for index, (name, key_size) in enumerate(KEY_SIZES):
             keep = {key for tables in wanted for key in tables.maps()[index]}
@@ -257,8 +286,8 @@ class Registry(Known):
         rules: list[IngressRule | EgressRule] = [*ingress, *egress]
         for rule in rules:
             match.check_rule(rule, tenant.table.endpoints)
-        for each in egress:
-            self.check_leaving(tenant, tenant.endpoints[each.endpoint])
+        for rule in rules:
+            check_use(tenant, tenant.endpoints[rule.endpoint], leave=isinstance(rule, EgressRule))
         check_distinct([*tenant.ingress, *ingress], [*tenant.egress, *egress])
         if needs_swap(tenant.endpoints, tenant.place, ingress, egress) and not tenant.traps_addresses:
             rule = next(r for r in rules if needs_swap(tenant.endpoints, tenant.place, [], [], r.endpoint))
@@ -270,21 +299,6 @@ class Registry(Known):
             )
         tenant.ingress += ingress
         tenant.egress += egress
-
-    def check_leaving(self, tenant: Tenant, endpoint: Endpoint) -> None:
-        """Raise Refused unless a program may connect through, or to, this endpoint of its table.
-
-        A publication, and an endpoint that was imported for an ingress rule, say where a server may be bound. A
-        connection from there would reach what the container may not, such as the host's loopback.
-        """
-        container = tenant if tenant.kind == CONTAINER else self.by_netns(tenant.netns)
-        allowed = {rule.endpoint for rule in container.egress} if container else set()
-        if endpoint.published or (endpoint.imported and container is not tenant and endpoint.name not in allowed):
-            raise Refused(
-                f"endpoint '{endpoint.name}' is there to bind to, not to connect from",
-                hint="name another one, or give the container an egress rule with it",
-                code="EACCES",
-            )
 
     def delete_rules(self, tenant: Tenant, ingress: Iterable[IngressRule], egress: Iterable[EgressRule]) -> None:
         """Remove rules. Raises Refused if one does not exist; then nothing has changed."""

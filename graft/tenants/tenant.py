@@ -209,6 +209,17 @@ class Tenant:
             except OSError:
                 continue  # the socket or its directory is gone
 
+    def note_uses(self) -> bool:
+        """Note in the endpoints that a container has imported which of its rules name them. Did that change any?"""
+        served, left = {rule.endpoint for rule in self.ingress}, {rule.endpoint for rule in self.egress}
+        changed = False
+        for name, endpoint in list(self.endpoints.items()):
+            uses = name in served, name in left
+            if endpoint.imported and (endpoint.ingress, endpoint.egress) != uses:
+                self.endpoints[name] = endpoint._replace(ingress=uses[0], egress=uses[1])
+                changed = True
+        return changed
+
     def needs_swap(self) -> bool:
         """Does a rule name an endpoint that needs another socket than the one that socket() gives?"""
         return needs_swap(self.endpoints, self.place, self.ingress, self.egress)

@@ -14,6 +14,7 @@ socket()      SOCK_STREAM and SOCK_DGRAM. The descriptor is between FAMILY_FIRST
               free, because the filter knows sockets of the family by that (graft/kernel/traps.py).
 bind()        Takes a sockaddr_gr with the name of an endpoint in the tenant's table. Fails with ENOENT, EAFNOSUPPORT,
               or EINVAL if the address is too short or the socket is bound.
+any by name   Fails with EACCES if the endpoint is not there for that (allow(); docs/af_graft.md has the table).
 connect()     Takes a sockaddr_gr, and connects to the endpoint's address. Other addresses work as on any socket of
               the endpoint's family. An unbound socket is bound to `default-source` first, or fails with ENOENT.
 sendto()      As connect(). If an unbound datagram socket sends to an internet address, the BPF hook decides.
@@ -36,7 +37,15 @@ from dataclasses import dataclass, field
 
 from graft.kernel import linux
 from graft.kernel.maps import Map
-from graft.kernel.stamps import FAMILY_SIZE, STAMP_FAMILY, STAMP_NAMED, STAMP_PERMIT, Stamp
+from graft.kernel.stamps import (
+    FAMILY_SIZE,
+    STAMP_FAMILY,
+    STAMP_NAMED,
+    STAMP_PERMIT,
+    STAMP_SOURCE,
+    STAMP_STAYS,
+    Stamp,
+)
 from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
 from graft.rules.address import ANY6
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
@@ -165,12 +174,21 @@ class Family:
         sock: socket.socket,
         state: State,
         endpoint: Endpoint,
+        *,
+        leave: bool = False,
     ) -> socket.socket:
         """Bind @sock to @endpoint, or if it does not fit, a new socket with its options. Returns the bound socket.
 
         @who: who gets a unix endpoint's file. Options that waited are carried out first. Writes @state. If the
-        returned socket is a new one, the caller owns it. Raises OSError.
+        returned socket is a new one, the caller owns it. @leave: it is bound to connect or send from there, and not to
+        serve. Raises OSError.
         """
+        stream = sock.type == socket.SOCK_STREAM and endpoint.address is not None
+        if leave and endpoint.address:
+            # a datagram socket takes what anybody sends to its port: at a fixed one it is a server
+            allow(endpoint, leave=True, serve=not stream and endpoint.port != 0)
+        elif not (stream and endpoint.leaves):  # it may connect from there, and STAMP_SOURCE says: not listen
+            allow(endpoint, serve=True)
         new = self._fitting(tenant, sock, endpoint)
         try:
             for option in state.queue:
@@ -210,7 +228,9 @@ class Family:
         real = (endpoint.address.raw, endpoint.port)
         if sock.getsockname()[1] and before.flags & STAMP_NAMED and before.local_real == real:
             return  # an earlier graftd bound it, and was killed before it answered
-        stamps.put(sock.fileno(), before._replace(flags=before.flags | STAMP_NAMED, local_real=real))
+        flags = before.flags | STAMP_NAMED
+        flags |= (0 if endpoint.serves else STAMP_SOURCE) | (0 if endpoint.leaves else STAMP_STAYS)
+        stamps.put(sock.fileno(), before._replace(flags=flags, local_real=real))
         try:
             if endpoint.address.raw == ANY6:  # the endpoint is of IPv6 alone
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -226,7 +246,7 @@ class Family:
         source = tenant.endpoints.get(DEFAULT_SOURCE)
         if source is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return self.attach(caller.owner(), tenant, sock, state, source)
+        return self.attach(caller.owner(), tenant, sock, state, source, leave=True)
 
     def _done(self, caller: Caller, old: socket.socket, new: socket.socket, then: Action) -> Action:
         return then if new is old else self.sockets.replace(caller.call, old, new, then)
@@ -251,6 +271,7 @@ class Family:
         endpoint = tenant.endpoints.get(name.endpoint)
         if endpoint is None:
             return Answer(error=errno.ENOENT)
+        allow(endpoint, leave=True)  # before it is bound to `default-source`
         if endpoint.address is None:
             return self._connect_unix(caller, tenant, sock, endpoint)
         new = self._default_source(caller, tenant, sock, state)
@@ -271,7 +292,7 @@ class Family:
     ) -> Action:
         new = self._fitting(tenant, sock, endpoint)
         try:
-            error = swap.connect_unix(new, endpoint.path, caller.owner(), caller.waiting)
+            error = self.connect_unix(new, endpoint, caller.owner(), caller.waiting)
             if new is not sock:
                 self.put(new, self.state(sock) or State())
         except BaseException:
@@ -280,16 +301,27 @@ class Family:
             raise
         return self._done(caller, sock, new, Answer(error=error))
 
+    def connect_unix(
+        self, sock: socket.socket, endpoint: Endpoint, who: target.Owner, waiting: Callable[[], bool]
+    ) -> int:
+        """Connect @sock to an endpoint of type unix or local: swap.connect_unix(). Raises OSError: EACCES."""
+        allow(endpoint, leave=True)
+        return swap.connect_unix(sock, endpoint.path, who, waiting)
+
     def permit(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
         """Note in the stamp of @sock that it may reach @endpoint. Returns the endpoint's address for connect().
 
-        Raises OSError: EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns.
+        Raises OSError: EACCES if the endpoint, or the one that the socket is bound to, is not there to leave from or
+        to; EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns.
         """
         assert endpoint.address is not None
+        allow(endpoint, leave=True)
         if sock.family != (socket.AF_INET if endpoint.kind == "ipv4" else socket.AF_INET6):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         stamps = self.sockets.stamps
         stamp = stamps.get(sock.fileno()) or Stamp(tenant.id)
+        if stamp.flags & STAMP_STAYS:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         if stamp.place != endpoint.place:  # the same address in another netns is another server
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         real = (endpoint.address.raw, endpoint.port)
@@ -332,6 +364,7 @@ class Family:
         endpoint = tenant.endpoints.get(name.endpoint)
         if endpoint is None:
             return Answer(error=errno.ENOENT)
+        allow(endpoint, leave=True)
         if caller.args[2] > DATAGRAM_MAX:
             return Answer(error=errno.EMSGSIZE)
         new = self._default_source(caller, tenant, sock, state)
@@ -449,6 +482,15 @@ def _carry_out(sock: socket.socket, option: Option) -> None:
             sock.setsockopt(option.level, option.name, option.value)
     except OSError as error:
         option.result = -(error.errno or errno.EIO)
+
+
+def allow(endpoint: Endpoint, *, serve: bool = False, leave: bool = False) -> None:
+    """Raise OSError (EACCES) if programs may not serve at @endpoint, or not connect and send to and from it.
+
+    Every way to use an endpoint by its name passes here, whoever asks: the family's calls, and the API's requests.
+    """
+    if (serve and not endpoint.serves) or (leave and not endpoint.leaves):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _free_number(pid: int) -> int | None:

@@ -48,7 +48,7 @@ from typing import NamedTuple
 
 from graft.kernel import linux, traps
 from graft.kernel.maps import Map
-from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, Stamp
+from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_SOURCE, Stamp
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
@@ -157,9 +157,12 @@ class Supervisor:
         if sock is None:
             return PROCEED  # it is no socket: the kernel fails the call
         with sock:
-            if self.stamps.tenant_of(sock.fileno()) is None or sock.type != socket.SOCK_STREAM:
+            stamp = self.stamps.get(sock.fileno())
+            if stamp is None or sock.type != socket.SOCK_STREAM:
                 return PROCEED
-            if self._has_left(sock):
+            if stamp.flags & STAMP_SOURCE:  # its endpoint is there to connect from
+                return Answer(error=errno.EACCES)
+            if self._has_left(stamp):
                 return Answer(error=errno.EADDRNOTAVAIL)
             state = self.family.state(sock)
             if state and not state.name:
@@ -173,11 +176,10 @@ class Supervisor:
             sock.listen(caller.number(1))
         return Answer()
 
-    def _has_left(self, sock: socket.socket) -> bool:
-        """Does the address that this socket is bound to belong to another container by now?"""
-        stamp = self.stamps.get(sock.fileno())
-        owner = self.owners.get(stamp.local_real[0]) if stamp and stamp.flags & STAMP_INGRESS else None
-        return owner is not None and stamp is not None and tables.OWNER.unpack(owner)[0] != stamp.tenant
+    def _has_left(self, stamp: Stamp) -> bool:
+        """Does the address that the socket of this stamp is bound to belong to another container by now?"""
+        owner = self.owners.get(stamp.local_real[0]) if stamp.flags & STAMP_INGRESS else None
+        return owner is not None and tables.OWNER.unpack(owner)[0] != stamp.tenant
 
     # -- addresses and options: AF_GRAFT, and endpoints that need another socket --
 

@@ -12,7 +12,7 @@ from graft.errors import Failure
 from graft.kernel.programs import TENANT
 from graft.rules import tables
 from graft.rules.address import ANY4, ANY6, parse_address
-from graft.rules.endpoint import EndpointWords, parse_egress, parse_ingress
+from graft.rules.endpoint import EndpointWords, make_endpoint, parse_egress, parse_ingress
 from graft.rules.limits import Limits
 from graft.rules.publication import parse_publication
 from graft.tenants import publish, registry
@@ -390,3 +390,56 @@ def test_own_addresses(reg, monkeypatch):
     assert reg.kernel.maps["addresses"].entries == {ANY4[:12] + bytes((10, 0, 0, 1)): tables.OWNER.pack(0, 0)}
     reg.release(parse_address("10.0.0.1"))
     assert reg.kernel.entries() == {}
+
+
+# -- what an endpoint is there for --
+
+HOME = {"in": "192.0.2.1", "out": "192.0.2.2", "both": "192.0.2.3", "default-source": "192.0.2.4"}
+
+
+def importing(reg):
+    """A container with endpoints of the host's, and a wrapper inside it."""
+    container = make_tenant(reg, "a", 1)
+    for name, address in HOME.items():
+        container.endpoints[name] = make_endpoint(name, EndpointWords("ipv4", addr=address, port="dynamic"))._replace(imported=True)
+    reg.add_rules(
+        container,
+        [parse_ingress(f"0.0.0.0:{n}={name}") for n, name in ((1, "in"), (2, "both"), (3, "default-source"))],
+        [parse_egress(f"10.{n}.0.0/16={name}") for n, name in ((1, "out"), (2, "both"))],
+    )
+    reg.apply(container)
+    wrapper = reg.admit(container.table, "w", [])
+    wrapper.kind, wrapper.strict, wrapper.egress_host, wrapper.parent = WRAPPER, True, False, container
+    return container, wrapper
+
+
+def test_what_is_imported_is_for_what_the_rules_say(reg):
+    container, wrapper = importing(reg)
+    told = {name: (e.serves, e.leaves) for name, e in container.endpoints.items()}
+    assert told == {"in": (True, False), "out": (False, True), "both": (True, True), "default-source": (True, False)}
+    refused("EACCES", lambda: reg.add_rules(wrapper, [parse_ingress("0.0.0.0:9=out")], []), "to connect from")
+    refused("EACCES", lambda: reg.add_rules(wrapper, [], [parse_egress("10.9.0.0/16=in")]), "to bind to")
+    reg.add_rules(wrapper, [parse_ingress("0.0.0.0:9=in")], [parse_egress("10.9.0.0/16=out")])
+    reg.install(wrapper)
+    assert [len(m) for m in wrapper.installed.maps()[:2]] == [2, 1]  # TCP and UDP; default-source is no way out
+
+
+def test_a_use_ends_with_its_rule(reg):
+    """For the wrappers inside as well, in the kernel's maps; so does a successor find it."""
+    container, wrapper = importing(reg)
+    reg.add_rules(wrapper, [parse_ingress("0.0.0.0:9=in")], [parse_egress("10.9.0.0/16=out")])
+    reg.install(wrapper)
+    reg.delete_rules(container, [parse_ingress("0.0.0.0:1=in")], [parse_egress("10.1.0.0/16=out")])
+    reg.apply(container)
+    assert [len(m) for m in wrapper.installed.maps()[:2]] == [0, 0]
+    container.endpoints["in"] = container.endpoints["in"]._replace(ingress=True)  # as from an older state.json
+    reg.reconcile()
+    assert not container.endpoints["in"].serves
+
+
+def test_a_tables_own_endpoints_are_for_everything(reg):
+    container = make_tenant(reg, "a", 1)
+    reg.add_endpoints(container.table, [("own", INET4, 0)])
+    assert (container.endpoints["own"].serves, container.endpoints["own"].leaves) == (True, True)
+    publish.publish(reg, container, [parse_publication("127.0.0.1:8080:80")])
+    assert [(e.serves, e.leaves) for e in container.endpoints.values() if e.published] == [(True, False)]
