@@ -19,18 +19,20 @@ class Answer(NamedTuple):
 class Inject(NamedTuple):
     """The call returns a new descriptor of the target, a copy of @fd, which is closed then.
 
-    @number: the number it shall have, if the target's RLIMIT_NOFILE allows that; None for the lowest free one.
+    @numbered: it shall have a number of AF_GRAFT's range, if one is safe (graft/trap/numbers.py); else the lowest
+    free one.
     """
 
     fd: int
     cloexec: bool
-    number: int | None = None
+    numbered: bool = False
 
 
 class Replace(NamedTuple):
     """Put copies of our socket @fd in the place of one of the target's, close @fd, and end the call with @then."""
 
     fd: int
+    inode: int  # of the target's socket
     numbers: list[tuple[int, bool]]  # (descriptor, close-on-exec) of each place
     watches: list[Watch]
     then: "Proceed | Answer"

@@ -29,6 +29,7 @@ from graft.trap.epoll import watch_again
 from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, Journal, Slot
 from graft.trap.listener import Listener, Notification
 from graft.trap.nested import SCOPE_SLACK
+from graft.trap.numbers import Turns, free_number, is_socket
 from graft.trap.sup import Helper
 from graft.trap.supervisor import Supervisor
 
@@ -82,6 +83,7 @@ class Dispatcher:
         self.workers = Workers(SLOW_CALLS_ALL)
         self.slow: Counter[tuple[str, int]] = Counter()
         self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
+        self.turns = Turns()
         self.calls = 0
         self.ns = 0
 
@@ -210,26 +212,36 @@ class Dispatcher:
         except OSError as error:
             log.error("cannot answer call %d of pid %d: %s", call.nr, call.pid, error)
 
-    @staticmethod
-    def _inject(listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
+    def _inject(self, listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
         slot.injecting(os.fstat(action.fd).st_ino)
         flags = os.O_CLOEXEC if action.cloexec else 0
-        try:
-            number = listener.inject(call.id, action.fd, flags, action.number)
-        except OSError as error:
-            if action.number is None or error.errno != errno.EBADF:
-                raise
-            number = listener.inject(call.id, action.fd, flags)  # action.number is beyond the target's RLIMIT_NOFILE
+        number = self._inject_numbered(listener, call, action.fd, flags) if action.numbered else None
+        if number is None:
+            number = listener.inject(call.id, action.fd, flags)
         if number is not None:
             listener.answer(call.id, number)
+
+    def _inject_numbered(self, listener: Listener, call: Notification, fd: int, flags: int) -> int | None:
+        """Add @fd at a number of AF_GRAFT's. Returns the number; None if none is safe, or the target is gone."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError), self.turns.of(call.pid):
+            wanted = free_number(call.pid)
+            if wanted is not None:
+                try:
+                    return listener.inject(call.id, fd, flags, wanted)
+                except OSError as error:
+                    if error.errno != errno.EBADF:  # the number is beyond the target's RLIMIT_NOFILE
+                        raise
+        return None
 
     def _replace(self, listener: Listener, call: Notification, action: Replace, slot: Slot) -> None:
         then = action.then
         slot.injecting(os.fstat(action.fd).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED)
         with socket.socket(fileno=os.dup(action.fd)) as new:
             watch_again(call.pid, new, action.watches)
-        for number, cloexec in action.numbers:
-            listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
+        with self.turns.of(call.pid):
+            for number, cloexec in action.numbers:
+                if is_socket(call.pid, number, action.inode):  # its program may have closed it, and opened another
+                    listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
         self.registry.saved = False  # the tenant may have bound a unix socket; the next tick saves it
         if isinstance(then, Answer):
             listener.answer(call.id, then.value, then.error)

@@ -11,7 +11,8 @@ the endpoint `default-source` has. bind() binds the stand-in to the endpoint, or
 What a program sees (AF_GRAFT's README, include/graft.h):
 
 socket()      SOCK_STREAM and SOCK_DGRAM. The descriptor is between FAMILY_FIRST and FAMILY_LAST if one of them is
-              free, because the filter knows sockets of the family by that (graft/kernel/traps.py).
+              free and safe to take (graft/trap/numbers.py), because the filter knows sockets of the family by that
+              (graft/kernel/traps.py).
 bind()        Takes a sockaddr_gr with the name of an endpoint in the tenant's table. Fails with ENOENT, EAFNOSUPPORT,
               or EINVAL if the address is too short or the socket is bound.
 any by name   Fails with EACCES if the endpoint is not there for that (allow(); docs/af_graft.md has the table).
@@ -46,7 +47,7 @@ from graft.kernel.stamps import (
     STAMP_STAYS,
     Stamp,
 )
-from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST, SOCKADDR_GR
+from graft.kernel.traps import SOCKADDR_GR
 from graft.rules.address import ANY6
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.trap import deputy, swap, target
@@ -144,10 +145,10 @@ class Family:
             raise
         return made
 
-    def create(self, caller: Caller, tenant: TenantView, kind: int, flags: int) -> Action:
+    def create(self, tenant: TenantView, kind: int, flags: int) -> Action:
         """socket(2) with AF_GRAFT: inject a stand-in, at a number of the family's if one is free."""
         made = self.make(tenant, kind, flags & socket.SOCK_NONBLOCK)
-        return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), _free_number(caller.pid))
+        return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC), numbered=True)
 
     # -- bind --
 
@@ -491,9 +492,3 @@ def allow(endpoint: Endpoint, *, serve: bool = False, leave: bool = False) -> No
     """
     if (serve and not endpoint.serves) or (leave and not endpoint.leaves):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def _free_number(pid: int) -> int | None:
-    """A free descriptor number from FAMILY_FIRST to FAMILY_LAST in the thread's table; None if all are taken."""
-    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-    return next((n for n in range(FAMILY_FIRST, FAMILY_LAST + 1) if n not in taken), None)

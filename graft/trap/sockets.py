@@ -116,4 +116,4 @@ class Sockets:
         numbers = target.descriptors(call.pid, inode)
         watched = epoll.watches(call.pid, inode)
         assert isinstance(then, Proceed | Answer)
-        return Replace(new.detach(), numbers, watched, then)
+        return Replace(new.detach(), inode, numbers, watched, then)

@@ -147,7 +147,7 @@ class Supervisor:
         except FileNotFoundError:
             return Answer(error=errno.ESRCH)
         if family == linux.AF_GRAFT:
-            return self.family.create(caller, tenant, kind, flags)
+            return self.family.create(tenant, kind, flags)
         made = self.sockets.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
 

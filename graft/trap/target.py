@@ -68,7 +68,8 @@ def administers_network(pid: int) -> bool:
     return bool(int(_status(pid, b"CapEff:")[0], 16) & 1 << linux.CAP_NET_ADMIN)
 
 
-def _link(pid: int, number: int) -> str:
+def link(pid: int, number: int) -> str:
+    """What a thread's descriptor leads to (/proc/PID/fd); "" if there is none."""
     try:
         return os.readlink(f"/proc/{pid}/fd/{number}")
     except OSError:
@@ -85,7 +86,7 @@ def borrow_fd(pid: int, number: int) -> int:
         pidfd = os.pidfd_open(pid, PIDFD_THREAD)
     except OSError:  # before Linux 6.9 only the leader's table, unless the thread's is another one
         leader = thread_group(pid)
-        if leader != pid and _link(leader, number) != _link(pid, number):
+        if leader != pid and link(leader, number) != link(pid, number):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from None
         pidfd = os.pidfd_open(leader)
     try:

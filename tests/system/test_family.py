@@ -386,6 +386,34 @@ def test_many_sockets_of_the_family(lab, program):
     assert lines == ["socket 0"] * 70 + ["bind ENOENT"]
 
 
+THREADS = """
+import os, socket, sys, threading
+kept, others, lost = [], [], []
+start = threading.Barrier(9)
+def make():
+    start.wait()
+    for _ in range(7): kept.append(socket.socket(4, socket.SOCK_STREAM))
+def work():  # files come and go meanwhile
+    start.wait()
+    for _ in range(300):
+        fd = os.open('/proc/self/stat', os.O_RDONLY); inode = os.fstat(fd).st_ino
+        if os.fstat(fd).st_ino != inode or not os.readlink(f'/proc/self/fd/{fd}').endswith('stat'): lost.append(fd)
+        os.close(fd)
+threads = [threading.Thread(target=make) for _ in range(8)] + [threading.Thread(target=work)]
+for t in threads: t.start()
+for t in threads: t.join()
+numbers = {s.fileno() for s in kept}
+print(len(kept), len(numbers), len({os.fstat(n).st_ino for n in numbers}), lost, sum(960 <= n <= 1023 for n in numbers))
+"""
+
+
+def test_threads_get_sockets_of_their_own(lab):
+    """Each a number and a socket that no other has, and no file of the program's is closed for it."""
+    for _ in range(5):
+        told = lab.graft("--", *python(THREADS))
+        assert told.stdout == "56 56 56 [] 56\n", told.stdout + told.stderr
+
+
 def test_a_low_limit_of_descriptors(lab, program, table):
     lines = calls(lab, "/bin/sh", "-c", f"ulimit -n 256; exec {program} socket:stream bind:ep-test listen")
     assert lines == ["socket 0", "bind 0", "listen 0"]

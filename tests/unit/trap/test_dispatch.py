@@ -73,8 +73,8 @@ def test_a_socket_is_injected_in_two_steps(bench):
 def test_a_number_beyond_the_targets_limit(bench):
     watched = bench.listen()
     watched.listener.fails = [errno.EBADF]
-    bench.actions[1] = Inject(os.dup(0), cloexec=False, number=5000)
-    bench.receive(watched, call(1))
+    bench.actions[1] = Inject(os.dup(0), cloexec=False, numbered=True)
+    bench.receive(watched, call(1, pid=os.getpid()))
     assert watched.listener.next()[3:] == (0, None)
     assert watched.listener.next() == ("answer", 1, 42, 0)
 
@@ -103,13 +103,15 @@ def test_a_target_that_dies_during_an_injection(bench):
 @pytest.mark.parametrize(
     ("then", "told", "noted"), [(PROCEED, ("proceed", 1), ANSWER_PROCEED), (Answer(0, errno.EINPROGRESS), ("answer", 1, 0, errno.EINPROGRESS), errno.EINPROGRESS)]
 )
-def test_a_socket_in_the_place_of_another(bench, then, told, noted):
+def test_a_socket_in_the_place_of_another(bench, monkeypatch, then, told, noted):
     watched, found = bench.listen(), []
     made = socket.socket()
     inode, fd = os.fstat(made.fileno()).st_ino, os.dup(made.fileno())
     watched.listener.on_inject = lambda: found.extend(watched.journal.pending(held=False))
-    bench.actions[1] = Replace(fd, [(5, False), (9, True)], [], then)
-    bench.receive(watched, call(1))
+    bench.actions[1] = Replace(fd, 77, [(5, False), (6, False), (9, True)], [], then)
+    # 6 is another file by now
+    monkeypatch.setattr(dispatch, "is_socket", lambda pid, number, inode: (pid, inode) == (os.getpid(), 77) and number != 6)
+    bench.receive(watched, call(1, pid=os.getpid()))
     assert watched.listener.next() == ("inject", 1, inode, 0, 5)
     assert watched.listener.next() == ("inject", 1, inode, os.O_CLOEXEC, 9)
     assert watched.listener.next() == told

@@ -1,0 +1,76 @@
+"""Descriptor numbers of a target: chosen, and kept while a socket is put there.
+
+Theory of operation
+
+Goal: a socket of AF_GRAFT gets a number between FAMILY_FIRST and FAMILY_LAST, and nothing that the program has is
+closed for it.
+
+Facts: SECCOMP_IOCTL_NOTIF_ADDFD adds a descriptor at the lowest free number, or at a given one (ADDFD_FLAG_SETFD),
+where it closes what is there, as dup2(2) does. There is no way to say "there, if it is free". Between a look at
+/proc/PID/fd and the injection two others may take the number: another thread of graftd, for another call of the same
+process, and the program itself.
+
+Solution: against the first, one process's numbers are chosen and filled by one thread at a time (Turns). The second
+cannot happen while the caller is the process's only thread, since that one waits. A process with more threads gets a
+number of the range only if its lowest free number is far below: open(2), socket(2), accept(2) and dup(2) take the
+lowest, and would have to fill MARGIN of them first. Else the socket gets the lowest free number: nothing is closed.
+
+For a socket that replaces another one (Replace), each number is looked at again just before it is filled.
+
+What still fails: a thread that names a number of the range itself (dup2(2), F_DUPFD), or closes and reuses the one
+that another thread is binding or connecting, in the microseconds between look and injection.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+from graft.kernel.traps import FAMILY_FIRST, FAMILY_LAST
+from graft.trap import target
+
+MARGIN = 256
+
+
+class Turns:
+    """Locks by the PID of a process, each of which exists while somebody has it or waits for it. For any thread."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.turns: dict[int, tuple[threading.Lock, int]] = {}  # the lock, and how many threads have or want it
+
+    @contextlib.contextmanager
+    def of(self, pid: int) -> Iterator[None]:
+        """Run the body while no other thread does so for the process of thread @pid. Raises OSError if it is gone."""
+        process = target.thread_group(pid)
+        with self.lock:
+            turn, count = self.turns.get(process, (threading.Lock(), 0))
+            self.turns[process] = turn, count + 1
+        try:
+            with turn:
+                yield
+        finally:
+            with self.lock:
+                turn, count = self.turns[process]
+                if count == 1:
+                    del self.turns[process]
+                else:
+                    self.turns[process] = turn, count - 1
+
+
+def free_number(pid: int) -> int | None:
+    """A number of AF_GRAFT's range that is free in the thread's table and safe to fill; None if there is none.
+
+    Raises OSError if the thread is gone.
+    """
+    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    number = next((n for n in range(FAMILY_FIRST, FAMILY_LAST + 1) if n not in taken), None)
+    if number is None or len(os.listdir(f"/proc/{pid}/task")) == 1:
+        return number
+    lowest = next(n for n in range(FAMILY_LAST + 2) if n not in taken)
+    return number if lowest + MARGIN <= FAMILY_FIRST else None
+
+
+def is_socket(pid: int, number: int, inode: int) -> bool:
+    """Is the thread's descriptor @number the socket with this inode, right now?"""
+    return target.link(pid, number) == f"socket:[{inode}]"
