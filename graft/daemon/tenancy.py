@@ -67,8 +67,8 @@ class Tenancy:
     def ended(self, tenant: Tenant) -> None:
         """Remove a tenant whose last listener has ended, which means that its last process has.
 
-        A container that had lost its listener when another process joined it is kept while it has a process: the
-        daemon's tick looks for the end of that.
+        A container that had lost its listener, when another process joined it or graftd started, is kept while it has
+        a process: the daemon's tick looks for the end of that.
         """
         if tenant.lost_listener and self.alive(tenant, time.monotonic()):
             self.store.remove(f"netns-{tenant.id}")

@@ -146,6 +146,25 @@ def test_a_guest_of_an_unsupervised_container_leaves(own_lab):
     wait_for(lambda: running(lab) == {}, "the end")
 
 
+def test_one_of_two_supervisors_is_lost(own_lab):
+    """A guest's graft-sup outlives all others: the guest's end is not the container's."""
+    lab = own_lab
+    program = Program(lab, "--name", "left", "-p", "8080:80", "--egress", "none")
+    (first,) = wait_for(lab.helper_pids, "graft-sup")
+    guest = Program(lab, "--netns", "left")
+    wait_for(lambda: len(lab.helper_pids()) == 2, "the guest's")
+    kill(lab.guard_pid(), lab.keeper_pid(), first, lab.daemon_pid())
+    lab.graft("run", "true", check=True)
+    wait_for(lambda: running(lab).get("left") == "running", "the guest's supervisor")
+    guest.process.stdin.close()
+    guest.process.wait(5)
+    wait_for(lambda: running(lab) == {"left": "unsupervised"}, "the guest's end")
+    lab.refused((GRAFT, "run", "-p", "8080:80", "true"), 1, "published by container 'left'")
+    program.process.stdin.close()
+    program.process.wait(5)
+    wait_for(lambda: running(lab) == {}, "the end")
+
+
 def test_another_version_takes_over(own_lab):
     lab = own_lab
     program = Program(lab, "--name", "kept", "-p", "8080:80")
