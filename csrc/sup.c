@@ -13,7 +13,8 @@
  *
  * Threads. Whoever adds a descriptor to a target waits in the kernel until the target runs again, so one thread would
  * serve one target at a time. There are up to THREADS, made when needed. Each call wakes every thread that waits in
- * RECV, so at most WAITERS wait there and the others on a condition.
+ * RECV, so at most WAITERS wait there and the others on a condition. If not even one can be made (RLIMIT_NPROC, a pids
+ * limit), this process ends, and graftd receives the calls.
  *
  * Nothing is lost. A call is received into a slot of memory shared with graftd (sup.h) and stays there until it is
  * answered. If this process is killed, graftd finds the call there; if graftd is killed, its successor finds what was
@@ -102,6 +103,16 @@ static void start_thread(void)
 		pthread_mutex_unlock(&lock);
 	}
 	pthread_attr_destroy(&attributes);
+}
+
+static int count_threads(void)
+{
+	int count;
+
+	pthread_mutex_lock(&lock);
+	count = threads;
+	pthread_mutex_unlock(&lock);
+	return count;
 }
 
 /* Let this thread wait in RECV, or park it until one of those that do is busy. */
@@ -260,6 +271,10 @@ int main(int argc, char **argv)
 	threads = WAITERS;
 	for (int n = 0; n < WAITERS; n++)
 		start_thread();
+	if (!count_threads()) { /* a limit of processes: graftd receives instead, and tries again later */
+		errno = EAGAIN;
+		fail("cannot start a thread");
+	}
 	for (;;) {
 		if (alone && show_graftd()) {
 			alone = false;
