@@ -4,22 +4,17 @@ Where standard error is the journal, a line has journald's priority prefix inste
 no name, because journald writes the unit's before them.
 
 Containers and unprivileged users cause log lines, and must not fill the disk or forge lines. So a message is cut to
-LENGTH characters and one line, and after BURST lines at most RATE lines a second are written.
+a few hundred characters and one line (graft/text.py), and after BURST lines at most RATE lines a second are written.
 """
 
 import logging
 import os
 import time
 
-LENGTH = 400
+from graft.text import plain
+
 RATE, BURST = 20.0, 200.0
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-
-
-def one_line(text: str) -> str:
-    """@text with its control characters escaped, cut to LENGTH characters."""
-    plain = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:LENGTH])
-    return plain if len(text) <= LENGTH else f"{plain}..."
 
 
 def _is_journal() -> bool:
@@ -35,9 +30,10 @@ class _Formatter(logging.Formatter):
     program = "graftd"
 
     def format(self, record: logging.LogRecord) -> str:
-        text = one_line(record.getMessage())
+        text = plain(record.getMessage())
         if record.exc_info:
-            text += f"\n{self.formatException(record.exc_info)}"
+            lines = self.formatException(record.exc_info).splitlines()
+            text = "\n".join([text, *(plain(line) for line in lines)])
         if not _is_journal():
             return f"{self.program}: {text}"
         name = "" if self.program == "graftd" else f"{self.program}: "

@@ -3,7 +3,7 @@
 import click
 
 from graft.commands.checks import examine
-from graft.commands.options import CONTEXT, json_option, print_json
+from graft.commands.options import CONTEXT, json_option, print_json, say
 
 
 @click.command(context_settings=CONTEXT)
@@ -23,7 +23,7 @@ def command(as_json: bool) -> int:
     else:
         for f in findings:
             mark = "ok     " if f.good else "MISSING" if f.needed else "note   "
-            click.echo(f"{mark}  {f.name:<27}{f.found}")
+            say(f"{mark}  {f.name:<27}{f.found}")
             if f.remedy:
-                click.echo(f"{'':9}{'':27}-> {f.remedy}")
+                say(f"{'':9}{'':27}-> {f.remedy}")
     return int(any(f.needed and not f.good for f in findings))

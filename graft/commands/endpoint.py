@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from graft.commands.endpoint_requests import add_endpoints, delete_endpoints, describe, show_endpoints
-from graft.commands.options import CONTEXT, json_option, netns_option, print_json
+from graft.commands.options import CONTEXT, json_option, netns_option, print_json, say
 from graft.rules.endpoint import NAME_MAX, parse_endpoint_words, parse_name
 
 WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH | type local [netns NS]"
@@ -65,4 +65,4 @@ def show(name: str | None, netns: str | None, as_json: bool) -> None:
         print_json(endpoints)
         return
     for endpoint in endpoints:
-        click.echo(describe(endpoint))
+        say(describe(endpoint))

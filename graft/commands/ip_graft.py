@@ -12,9 +12,10 @@ from typing import NamedTuple, TextIO
 
 from graft import __version__
 from graft.commands.endpoint_requests import add_endpoints, delete_endpoints, describe, show_endpoints
-from graft.commands.options import guarded, print_json
+from graft.commands.options import LINE_MAX, guarded, print_json
 from graft.errors import GraftError, Refused, UsageError
 from graft.rules.endpoint import parse_endpoint_words, parse_name
+from graft.text import plain
 
 USAGE = """\
 Usage: ip-graft [ OPTIONS ] add NAME
@@ -128,7 +129,7 @@ def carry_out(lines: Sequence[Line], options: Options) -> None:
                 print_json(endpoints)
             else:
                 for endpoint in endpoints:
-                    print(describe(endpoint))
+                    print(plain(describe(endpoint), LINE_MAX))
 
 
 def read_batch(name: str) -> Iterator[tuple[int, list[str]]]:
@@ -184,7 +185,7 @@ def batch(options: Options) -> int:
                 ) from None
             failures.append(f"{where}, line {span}: {error}")
     for failure in failures:
-        print(f"ip-graft: {failure}", file=sys.stderr)
+        print(f"ip-graft: {plain(str(failure), LINE_MAX)}", file=sys.stderr)
     return int(bool(failures))
 
 

@@ -20,6 +20,7 @@ from graft import client
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 from graft.kernel import linux
 from graft.rules.request import Request
+from graft.text import plain
 from graft.trap import filter
 
 SHIM = Path(__file__).parents[1] / "graft-shim.so"
@@ -182,7 +183,7 @@ def _print_apart(connection: socket.socket) -> int:
         if os.read(wait, 1):
             connection.settimeout(None)
             for line in connection.makefile("rb"):
-                os.write(2, b"graft: " + line)
+                os.write(2, f"graft: {plain(line.decode(errors='replace').rstrip())}\n".encode())
     finally:
         os._exit(0)
 

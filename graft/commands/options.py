@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import click
 
 from graft.errors import GraftError
+from graft.text import plain
 
+LINE_MAX = 8192  # of a line that a command prints
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -40,6 +42,11 @@ def print_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2))
+
+
+def say(line: str) -> None:
+    """Print a line on standard output, in which a container may have chosen words."""
+    click.echo(plain(line, LINE_MAX))
 
 
 def guarded(program: str, work: Callable[[], Any]) -> int:
@@ -79,6 +86,5 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
         if os.environ.get("GRAFT_DEBUG"):
             raise
         message, status = f"{type(error).__name__}: {error} (a bug in graft: GRAFT_DEBUG=1 shows where)", 125
-    line = " ".join(message.split()).encode(errors="backslashreplace").decode()
-    print(f"{program}: {line}", file=sys.stderr)
+    print(f"{program}: {plain(' '.join(message.split()), LINE_MAX)}", file=sys.stderr)
     return status

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from graft.client import call, run_directory
-from graft.commands.options import CONTEXT, json_option, print_json
+from graft.commands.options import CONTEXT, json_option, print_json, say
 from graft.errors import Failure
+from graft.text import plain
 
 COLUMNS = ("NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND")
 COMMAND_WIDTH = 40
@@ -37,7 +38,7 @@ def command(as_json: bool) -> None:
     rows = [COLUMNS] + [_row(c) for c in containers]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
     for row in rows:
-        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
 
 
 def _check_none_is_left() -> None:
@@ -57,12 +58,12 @@ def _check_none_is_left() -> None:
 
 def _row(c: dict[str, Any]) -> tuple[str, ...]:
     line = " ".join(shlex.join(c["command"]).split()) or "-"
-    line = "".join(c if c.isprintable() else "?" for c in line)
+    line = plain(line)
     if len(line) > COMMAND_WIDTH:
         line = line[: COMMAND_WIDTH - 3] + "..."
     status = f"{c['status']} {_ago(time.time() - c['started'])}"
     lists = (",".join(c[key]) or "-" for key in ("addresses", "publish", "named_endpoints"))
-    return (c["name"], str(c["pid"]), status, *lists, line)
+    return (*map(plain, (c["name"], str(c["pid"]), status, *lists)), line)
 
 
 def _ago(seconds: float) -> str:

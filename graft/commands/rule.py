@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.commands.options import CONTEXT, Command, json_option, print_json
+from graft.commands.options import CONTEXT, Command, json_option, print_json, say
 from graft.errors import UsageError
 from graft.rules.request import Request, parse_request
 
@@ -67,9 +67,9 @@ def show(container: str, as_json: bool) -> None:
         print_json(rules)
         return
     for publication in rules["publish"]:
-        click.echo(f"publish {publication}")
+        say(f"publish {publication}")
     for rule in rules["ingress"]:
-        click.echo(f"ingress {rule['rule']} {','.join(rule['protocols'])}")
+        say(f"ingress {rule['rule']} {','.join(rule['protocols'])}")
     for rule in rules["egress"]:
-        click.echo(f"egress {rule}")
-    click.echo(f"egress default {rules['egress_default']}{' strict' if rules['strict'] else ''}")
+        say(f"egress {rule}")
+    say(f"egress default {rules['egress_default']}{' strict' if rules['strict'] else ''}")

@@ -18,6 +18,7 @@ from graft.log import log
 from graft.process.closing import close_foreign, receive_fds
 from graft.process.loop import Loop
 from graft.tenants.peers import Peer
+from graft.text import plain
 
 IDLE_SECONDS = 30.0
 PIECES_MAX = 64  # each piece of an agent message makes graftd parse all that has come so far
@@ -143,10 +144,10 @@ class Connection:
         self.replies = []
 
     def tell(self, line: str) -> None:
-        """Send one line to a peer with `told`. The line is dropped if the peer does not read."""
+        """Send one line, made safe for a terminal, to a peer with `told`. It is dropped if the peer does not read."""
         if self.told and not self.outgoing and self.sock.fileno() >= 0:
             with contextlib.suppress(OSError):
-                self.sock.send(line.encode(errors="replace") + b"\n", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+                self.sock.send(plain(line).encode() + b"\n", socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Close the connection, and descriptors that came with an incomplete message. May be called twice."""

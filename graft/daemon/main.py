@@ -186,7 +186,9 @@ class Daemon:
             if tenant.netns_fd < 0:
                 self.registry.remove(tenant)
                 self.store.remove(f"netns-{tenant.id}")
-            elif tenant.kind == CONTAINER and not tenant.listeners:  # a graft-sup may bring one of several: its end is not the container's
+            elif (
+                tenant.kind == CONTAINER and not tenant.listeners
+            ):  # a graft-sup may bring one of several: its end is not the container's
                 tenant.lost_listener = True
         self.registry.forget_dead()
 

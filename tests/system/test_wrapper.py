@@ -158,6 +158,17 @@ def test_verbose(lab, endpoints):
     assert quiet.stderr == ""
 
 
+def test_verbose_of_a_hostile_name(lab, endpoints):
+    """A program may call itself what it likes: the line obeys nobody, and stays one line."""
+    endpoints(f"ep-in={HOST4}_8219")
+    code = f"import ctypes; ctypes.CDLL(None).prctl(15, b'\\x1b[2J\\nroot: ok\\xff')\n{BIND}"
+    result = lab.graft("-v", "-i", "0.0.0.0:80=ep-in", "--", *python(code), "0.0.0.0_80")
+    assert result.stdout.split() == ["bound"]
+    (line,) = result.stderr.splitlines()
+    assert line.isprintable()
+    assert line.startswith("graft: \\x1b[2J\\x0aroot: ok")
+
+
 def test_the_environment_is_upstreams(lab, endpoints):
     endpoints(f"ep-in={HOST4}_8209", f"ep-b={HOST4}_8210", f"ep-out={SECOND4}_dynamic")
     env = {**lab.env, "GRAFT_INGRESS_CONVERT": "0.0.0.0:80=ep-in 0.0.0.0:81=ep-b", "GRAFT_EGRESS_CONVERT": "10.0.0.0/8=ep-out", "GRAFT_VERBOSE": "1"}

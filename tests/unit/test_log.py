@@ -2,10 +2,11 @@
 
 import logging
 import os
+import sys
 
 import pytest
 
-from graft.log import BURST, LENGTH, _Formatter, _Limit, log, one_line
+from graft.log import BURST, _Formatter, _Limit, log
 
 
 @pytest.mark.parametrize(
@@ -23,9 +24,15 @@ def test_lines_name_their_process(monkeypatch, program, line, journal):
     assert formatter.format(record) == journal
 
 
-def test_one_line():
-    assert one_line("a\nforged: line\x1b[2J\0é") == "a\\x0aforged: line\\x1b[2J\\x00é"
-    assert len(one_line("x" * 5000)) == LENGTH + 3
+def test_a_traceback_has_no_foreign_lines():
+    """Its own line ends stay; what an exception says is one line."""
+    try:
+        raise ValueError("odd\x1b[2J\u202etext")
+    except ValueError:
+        record = logging.LogRecord("graftd", logging.ERROR, "", 0, "it\nfailed", (), sys.exc_info())
+    told = _Formatter("%(message)s").format(record).splitlines()
+    assert told[0].endswith("it\\x0afailed")
+    assert told[-1] == "ValueError: odd\\x1b[2J\\u202etext"
 
 
 def test_limit():
