@@ -203,8 +203,6 @@ class Dispatcher:
                         self._replace(listener, call, action, slot)
                 except OSError as error:  # EMFILE: the target's descriptor table is full
                     listener.answer(call.id, error=error.errno or errno.EIO)
-                finally:
-                    os.close(action.fd)
             elif isinstance(action, Answer):
                 listener.answer(call.id, action.value, action.error)
             else:
@@ -215,9 +213,12 @@ class Dispatcher:
     def _inject(self, listener: Listener, call: Notification, action: Inject, slot: Slot) -> None:
         slot.injecting(os.fstat(action.fd).st_ino)
         flags = os.O_CLOEXEC if action.cloexec else 0
-        number = self._inject_numbered(listener, call, action.fd, flags) if action.numbered else None
-        if number is None:
-            number = listener.inject(call.id, action.fd, flags)
+        try:
+            number = self._inject_numbered(listener, call, action.fd, flags) if action.numbered else None
+            if number is None:
+                number = listener.inject(call.id, action.fd, flags)
+        finally:
+            os.close(action.fd)
         if number is not None:
             listener.answer(call.id, number)
 
@@ -235,13 +236,13 @@ class Dispatcher:
 
     def _replace(self, listener: Listener, call: Notification, action: Replace, slot: Slot) -> None:
         then = action.then
-        slot.injecting(os.fstat(action.fd).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED)
-        with socket.socket(fileno=os.dup(action.fd)) as new:
+        # closed before the answer: when the target closes its copies, the address is free again
+        with socket.socket(fileno=action.fd) as new, self.turns.of(call.pid):
+            slot.injecting(os.fstat(new.fileno()).st_ino, then.error if isinstance(then, Answer) else ANSWER_PROCEED)
             watch_again(call.pid, new, action.watches)
-        with self.turns.of(call.pid):
             for number, cloexec in action.numbers:
                 if is_socket(call.pid, number, action.inode):  # its program may have closed it, and opened another
-                    listener.inject(call.id, action.fd, os.O_CLOEXEC if cloexec else 0, number)
+                    listener.inject(call.id, new.fileno(), os.O_CLOEXEC if cloexec else 0, number)
         self.registry.saved = False  # the tenant may have bound a unix socket; the next tick saves it
         if isinstance(then, Answer):
             listener.answer(call.id, then.value, then.error)

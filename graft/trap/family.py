@@ -181,8 +181,8 @@ class Family:
         """Bind @sock to @endpoint, or if it does not fit, a new socket with its options. Returns the bound socket.
 
         @who: who gets a unix endpoint's file. Options that waited are carried out first. Writes @state. If the
-        returned socket is a new one, the caller owns it. @leave: it is bound to connect or send from there, and not to
-        serve. Raises OSError.
+        returned socket is a new one, the caller owns it. @leave: it is bound to connect or send from there, and not
+        to serve. Raises OSError.
         """
         stream = sock.type == socket.SOCK_STREAM and endpoint.address is not None
         if leave and endpoint.address:
