@@ -19,7 +19,8 @@
  * many of fd67:7261:6674::/64. Port P of the container's 127.0.0.1 is port SLICE_PORT_BASE + P % 4096 of address
  * P / 4096 of the slice. A wildcard bind claims its number on every local address, so that a private port under its
  * own number would be in the way of the host's programs, and of what other tenants publish. Address SLICE_DYNAMIC of
- * the slice is for ports that the kernel chooses (bind to port 0), and for sources.
+ * the slice is the source of connections to the container's loopback. A container's socket on the host's wildcard is
+ * reached from inside there, under its port.
  */
 #define SLICE4_NET 0x7f400000u /* 127.64.0.0/10, host order */
 #define SLICE4_MASK 0xffc00000u
@@ -95,6 +96,60 @@ struct graft_usage {
 	__u64 udp;
 	__u64 sockets_max;
 	__u64 udp_max;
+};
+
+/*
+ * ports: how many of the host's ports a tenant has that the kernel chose, and how many it may have. Key GRAFT_EXEMPT
+ * has the sum of all tenants, and the ceiling over all.
+ */
+struct graft_ports {
+	__u64 used;
+	__u64 max;
+	__u64 served; /* entries in `served` that are the tenant's */
+};
+#define SERVED_MAX 1024 /* of a tenant */
+
+/*
+ * numbers: which ports of a tenant's private loopback are taken, of those that a bind to port 0 may get. The bind
+ * hook chooses, so that no private socket takes a number out of the host's ephemeral range: connect() of the whole
+ * host passes over a number that is bound at any address.
+ */
+#define NUMBERS_FIRST 32768 /* as Linux has it (ip(7), ip_local_port_range) */
+#define NUMBERS_WORDS 448   /* of 64 numbers: up to 61439 */
+#define NUMBERS_KINDS 4	    /* TCP and UDP, at 127.0.0.1 and at ::1 */
+#define NUMBERS_ALL (NUMBERS_KINDS * NUMBERS_WORDS)
+struct graft_numbers {
+	__u32 next; /* where the next search begins, so that a number comes again as late as possible: think of
+		       TIME_WAIT */
+	__u32 pad;
+	__u64 taken[NUMBERS_ALL];
+};
+
+/* held: socket storage, what is to be given back when the socket is closed. graftd does not write it. */
+enum held_flags {
+	HELD_PORT = 1,	   /* counted in `ports` */
+	HELD_DYNAMIC = 2,  /* has an entry in `dynamic_ports` */
+	HELD_DYNAMIC6 = 4, /* of IPv6 */
+};
+
+struct graft_held {
+	__u32 flags;
+	__u32 number; /* a private one, 0: none */
+	__u32 kind;   /* in which of `taken` */
+	__u16 port;   /* HELD_DYNAMIC: the program's */
+	__u16 host_port;
+};
+
+/*
+ * peers: socket storage of a UDP socket on the host's wildcard: whom it has sent to. Nobody else's datagrams reach
+ * it. It is a Bloom filter: two of PEERS_BITS bits for each address and port, by a hash with a key of the socket's
+ * own.
+ */
+#define PEERS_BITS 8192
+#define PEERS_WORDS (PEERS_BITS / 64)
+struct graft_peers {
+	__u64 key;
+	__u64 bits[PEERS_WORDS];
 };
 
 /*
@@ -206,7 +261,7 @@ struct graft_client_key {
 	__u32 port;
 };
 
-/* dynamic: the host port that the kernel chose for a bind through a `dynamic` endpoint. */
+/* dynamic_ports: the host port that the kernel chose for a bind through a `dynamic` endpoint, while it is bound. */
 struct graft_dynamic_key {
 	__u32 tenant;
 	__u8 proto;
@@ -261,6 +316,7 @@ enum graft_reason {
 	REASON_TAKEN,	       /* another container is bound there */
 	REASON_NETWORK,	       /* an address of a network that the tenant is not in */
 	REASON_BUDGET,	       /* more queries for graftd's resolver than a container may send */
+	REASON_PORTS,	       /* no port is left that the kernel may choose for the tenant */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 };
 

@@ -5,6 +5,7 @@
 #ifndef BIND_BPF_H
 #define BIND_BPF_H
 
+#include "numbers.bpf.h"
 #include "options.bpf.h"
 #include "own.bpf.h"
 
@@ -45,8 +46,8 @@ static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *s
 }
 
 /*
- * Bind into the tenant's slice. A port that the kernel has chosen for another socket of the container is at
- * SLICE_DYNAMIC. A bind to the same number goes there too, so that the kernel decides whether both can be.
+ * Bind into the tenant's slice. A UDP socket of the container may have this number on the host's wildcard, from where
+ * it has sent without a bind. Then the bind goes to SLICE_DYNAMIC, so that the kernel refuses it.
  */
 static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				   struct graft_tenant *tenant, bool dual)
@@ -58,8 +59,16 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 		return DENY;
 	asked = *a;
 	v4 = is_v4(&asked) || dual;
+	if (!asked.port) {
+		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4);
+		if (!asked.port)
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, ctx->protocol, a);
+		slice_addr(a, v4, tenant->slice, asked.port);
+		return note_local(stamp, &asked, a, STAMP_PRIVATE);
+	}
+	name_number(ctx, stamp->tenant, asked.port, v4);
 	slice_addr(a, v4, tenant->slice, asked.port);
-	if (asked.port) {
+	if (ctx->protocol == IPPROTO_UDP) {
 		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;
 		loopback_source(ctx, &from, v4, tenant->slice);
@@ -137,6 +146,17 @@ static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const
 	return false;
 }
 
+/* May this socket have the port at @a? The kernel chooses it if none is named. */
+static __always_inline bool may_have_port(struct bpf_sock_addr *ctx, const struct graft_addr *a, __u32 tenant)
+{
+	return a->port || hold_port(ctx, tenant);
+}
+
+static __always_inline int deny_port(struct bpf_sock_addr *ctx, struct graft_addr *a, __u32 tenant)
+{
+	return deny(tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, ctx->protocol, a);
+}
+
 /*
  * Decide a bind to @a; if it is allowed the real address is put there. @both: the socket would take IPv4 as well
  * where that is [::]. That the socket does not become such a one before the kernel binds it is checked in post_bind.
@@ -160,12 +180,15 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
+	let_go(held_by(ctx->sk), stamp->tenant); /* of a bind that failed */
 	set_reuse(ctx, stamp, a->port);
 	asked = *a;
 	dual = both && is_any6(a->ip);
 	if (stamp->flags & STAMP_NAMED && same_addr(a, &stamp->local_real)) {
 		if (dual)
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
+		if (!may_have_port(ctx, a, stamp->tenant))
+			return deny_port(ctx, a, stamp->tenant);
 		stamp->flags &= ~STAMP_FAMILY;
 		if (stamp->flags & STAMP_SOURCE)
 			return note_local(stamp, &asked, a, (proto == IPPROTO_UDP ? STAMP_EPHEMERAL : 0) | only6);
@@ -196,6 +219,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		a->port = ingress_port(rule, asked.port);
 		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !claim_port(ctx, tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		if (!may_have_port(ctx, a, stamp->tenant))
+			return deny_port(ctx, &asked, stamp->tenant);
 		tell_conversion(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, asked.port);
@@ -203,11 +228,16 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
-	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS)
+	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS) {
+		if (!may_have_port(ctx, a, stamp->tenant))
+			return deny_port(ctx, a, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
+	}
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
 		if (!share_port(ctx, a, tenant, stamp->tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		if (!may_have_port(ctx, a, stamp->tenant))
+			return deny_port(ctx, &asked, stamp->tenant);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a,
 				    a->port); /* another container's wildcard may have the same number */
@@ -257,18 +287,24 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 /* Remember the port that the kernel chose for a `dynamic` endpoint: a connection from inside is led there. */
 static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
 {
-	struct graft_dynamic_key key = {};
+	struct graft_dynamic_key key;
+	struct graft_held *mine;
 	struct graft_addr real;
 	__u32 port;
+	bool v4;
 
 	if (!(stamp->flags & STAMP_INGRESS) || stamp->local_real.port || !stamp->local.port)
 		return;
 	port = sk->src_port;
-	key.tenant = stamp->tenant;
-	key.proto = sk->protocol == IPPROTO_UDP ? IPPROTO_UDP : IPPROTO_TCP;
-	key.family = is_v4(&stamp->local) ? GRAFT_INET : GRAFT_INET6;
-	key.port = stamp->local.port;
-	bpf_map_update_elem(&dynamic, &key, &port, BPF_ANY);
+	v4 = is_v4(&stamp->local);
+	key = dynamic_key(stamp->tenant, sk->protocol == IPPROTO_UDP, v4, stamp->local.port);
+	mine = held_by(sk);
+	if (!mine)
+		return;
+	mine->flags |= HELD_DYNAMIC | (v4 ? 0 : HELD_DYNAMIC6);
+	mine->port = stamp->local.port;
+	mine->host_port = port;
+	bpf_map_update_elem(&dynamic_ports, &key, &port, BPF_ANY);
 	if (key.proto == IPPROTO_TCP) {
 		real = stamp->local_real;
 		real.port = port;

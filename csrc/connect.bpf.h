@@ -6,6 +6,7 @@
 #define CONNECT_BPF_H
 
 #include "destination.bpf.h"
+#include "numbers.bpf.h"
 
 /* Choose the source of a socket that has none: bpf_bind() fails on one that has a port. @mapped: it is of AF_INET6.
  */
@@ -41,8 +42,38 @@ static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
 	if (!ctx->sk)
 		return 0;
 	key.port = ctx->sk->src_port;
-	bpf_map_update_elem(&clients, &key, &tenant, BPF_ANY);
+	bpf_map_update_elem(&client_ports, &key, &tenant, BPF_ANY);
 	return 0;
+}
+
+/*
+ * The source of a connection to the container's loopback. TCP has a port of the kernel's choice, which many
+ * connections have in common. A UDP socket has its port alone, so that it is a private one.
+ */
+static __noinline int private_source(struct bpf_sock_addr *ctx, struct graft_addr *source, __u32 id, bool v4)
+{
+	struct graft_tenant *tenant = bpf_map_lookup_elem(&tenants, &id);
+	int number;
+
+	if (!source || !tenant)
+		return -EINVAL;
+	if (ctx->protocol != IPPROTO_UDP) {
+		slice_ip(source, v4, tenant->slice, SLICE_DYNAMIC);
+		source->port = 0;
+		return 0;
+	}
+	number = take_number(ctx, id, tenant->slice, v4);
+	if (!number)
+		return -EADDRNOTAVAIL;
+	slice_addr(source, v4, tenant->slice, number);
+	return 0;
+}
+
+/* A UDP socket that connects without a bind gets a port of the host's when this hook has allowed it. */
+static __always_inline bool may_have_source(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
+{
+	return ctx->protocol != IPPROTO_UDP || stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) ||
+	       hold_port(ctx, stamp->tenant);
 }
 
 /* Decide a connection to @a, from a socket of family AF_INET6 if @six; the real destination is in @a. */
@@ -70,11 +101,13 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		where = decide_loopback(ctx, a, stamp, tenant, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_CONNECT, why.reason), why.error, ctx->protocol, &asked);
+		if (where == LOCAL_CLOSED) { /* as on any host: no refusal that is to be counted */
+			bpf_set_retval(-ECONNREFUSED);
+			return DENY;
+		}
 		if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && in_slices(a))) && ctx->sk &&
 		    !has_source(ctx->sk)) {
-			slice_ip(&source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
-			source.port = 0;
-			if (bind_source(ctx, &source, six))
+			if (private_source(ctx, &source, id, is_v4(a)) || bind_source(ctx, &source, six))
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL,
 					    ctx->protocol, &asked);
 		} else if (where == LOCAL_NAMED) {
@@ -112,6 +145,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			    id); /* the kernel takes the destination's address as its source, which says nothing */
 	tell_conversion(id, tenant, OP_CONNECT << 16 | ctx->protocol, &asked, (struct graft_addr *)rule);
 allow:
+	if (!may_have_source(ctx, stamp))
+		return deny(id, DENIED(OP_CONNECT, REASON_PORTS), EADDRNOTAVAIL, ctx->protocol, &asked);
 	note_peer(stamp, &asked, a);
 	return ALLOW;
 }

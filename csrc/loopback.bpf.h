@@ -14,7 +14,7 @@
 enum {
 	RECEIVER_NOBODY,
 	RECEIVER_TENANT,
-	RECEIVER_TENANT_CHOSEN, /* the tenant, at a port that the kernel chose: at SLICE_DYNAMIC, under its number */
+	RECEIVER_TENANT_CHOSEN, /* the tenant, at a port that no bind of the program's named */
 	RECEIVER_OTHER,
 };
 
@@ -109,7 +109,7 @@ static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, s
 		key.proto = ctx->protocol;
 		key.family = is_v4(asked) ? GRAFT_INET : GRAFT_INET6;
 		key.port = asked->port;
-		port = bpf_map_lookup_elem(&dynamic, &key);
+		port = bpf_map_lookup_elem(&dynamic_ports, &key);
 		if (!port)
 			return false;
 		found.port = *port;
@@ -124,8 +124,8 @@ static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, s
 
 /*
  * Find the container's server for the loopback destination @a and put its real address there: RECEIVER_TENANT, or
- * who has the private port. The most exact is tried first: a private bind to this port, a port that the kernel chose,
- * an address of the container's own, a published port, all of one family.
+ * who has the private port. The most exact is tried first: this private port, a UDP port on the host's wildcard that
+ * the kernel chose, an address of the container's own, a published port, all of one family.
  */
 __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
 {
@@ -142,21 +142,23 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 	port = a->port;
 	slice_addr(&at, v4, slice, port);
 	who = receiver_at(ctx, tenant, &at, &from);
-	if (who == RECEIVER_TENANT) {
+	if (who == RECEIVER_TENANT || who == RECEIVER_TENANT_CHOSEN) {
 		*a = at;
 		return RECEIVER_TENANT;
 	}
-	slice_ip(&at, v4, slice, SLICE_DYNAMIC);
 	at.port = port;
-	if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
-		*a = at;
-		return RECEIVER_TENANT;
-	}
-	/* the kernel gives a UDP socket on a port of the host the loopback address as its source when it connects */
-	set_loopback(&at);
-	if (ctx->protocol == IPPROTO_UDP && receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
-		*a = at;
-		return RECEIVER_TENANT;
+	if (ctx->protocol == IPPROTO_UDP) {
+		slice_ip(&at, v4, slice, SLICE_DYNAMIC);
+		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+			*a = at;
+			return RECEIVER_TENANT;
+		}
+		/* the kernel gives such a socket the loopback address as its source when it connects */
+		set_loopback(&at);
+		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+			*a = at;
+			return RECEIVER_TENANT;
+		}
 	}
 	container = bpf_map_lookup_elem(&tenants, &tenant);
 	if (container && (v4 ? container->own4 : container->own6[0])) {
@@ -190,13 +192,16 @@ enum {
 	LOCAL_REFUSED,
 	LOCAL_CONTAINER, /* to the container's own server */
 	LOCAL_HOST,	 /* to the host's loopback */
+	LOCAL_CLOSED,	 /* a TCP port where nobody listens */
 	LOCAL_NAMED,	 /* to graftd's resolver, which knows the client by its source (SERVICE_NAMED) */
 };
 
 /*
  * Decide a loopback destination of a container. An IPv6 socket that may speak IPv4 finds the server of a dual-stack
- * bind at its IPv4 address. Where nobody listens the destination becomes the empty address in the tenant's slice, so
- * that the sender sees what it would on any host.
+ * bind at its IPv4 address. Where nobody listens, TCP is refused here: a server of the host that is bound to the
+ * device lo is not found by a look-up without a device, and would take the connection. A UDP destination becomes the
+ * empty address in the tenant's slice, so that the sender sees what it would on any host; graft_egress() looks at
+ * each datagram.
  */
 static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				    struct graft_tenant *tenant)
@@ -231,6 +236,8 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	}
 	if (who == RECEIVER_OTHER)
 		return LOCAL_REFUSED;
+	if (ctx->protocol != IPPROTO_UDP)
+		return LOCAL_CLOSED;
 	slice_addr(a, is_v4(&asked), tenant->slice, asked.port);
 	return LOCAL_CONTAINER;
 }

@@ -311,21 +311,4 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	return ALLOW;
 }
 
-SEC("cgroup/sock_release")
-int graft_sock_release(struct bpf_sock *sk)
-{
-	struct graft_stamp *stamp = stamp_on(sk);
-	struct graft_usage *used;
-
-	if (!stamp || !(stamp->flags & STAMP_COUNTED))
-		return ALLOW;
-	used = usage_of(stamp);
-	if (used) {
-		__sync_fetch_and_add(&used->sockets, -1);
-		if (sk->protocol == IPPROTO_UDP)
-			__sync_fetch_and_add(&used->udp, -1);
-	}
-	return ALLOW;
-}
-
 #endif

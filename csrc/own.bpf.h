@@ -37,7 +37,7 @@ __noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 holder, struc
 			key.proto = ctx->protocol;
 			key.family = v4 ? GRAFT_INET : GRAFT_INET6;
 			key.port = at.port;
-			port = bpf_map_lookup_elem(&dynamic, &key);
+			port = bpf_map_lookup_elem(&dynamic_ports, &key);
 			a->port = port ? *port : at.port;
 		}
 	}

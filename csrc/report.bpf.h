@@ -14,6 +14,7 @@
 #define ENOPROTOOPT 92
 #define EADDRNOTAVAIL 99
 #define ENETUNREACH 101
+#define ENOBUFS 105
 #define ECONNREFUSED 111
 
 /* What hooks return. BIND_ALLOW lets a bind to a port below 1024 pass without CAP_NET_BIND_SERVICE as well. */

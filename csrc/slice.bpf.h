@@ -31,11 +31,6 @@ static __always_inline void slice_ip(struct graft_addr *a, bool v4, __u32 slice,
 /* Where port @port of the container's loopback really is. */
 static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slice, __u32 port)
 {
-	if (!port) {
-		slice_ip(a, v4, slice, SLICE_DYNAMIC);
-		a->port = 0;
-		return;
-	}
 	slice_ip(a, v4, slice, (port & 0xffff) >> SLICE_PORT_BITS);
 	a->port = SLICE_PORT_BASE | (port & ((1u << SLICE_PORT_BITS) - 1));
 }

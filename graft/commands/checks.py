@@ -196,7 +196,7 @@ def _route_localnet() -> str:
 
 
 def _port_range() -> str:
-    low, high = (int(n) for n in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    low, high = addresses.ephemeral_ports()
     if high >= slices.SLICE_PORT_BASE:
         raise Lack(
             f"net.ipv4.ip_local_port_range is {low}-{high}",

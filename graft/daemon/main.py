@@ -112,7 +112,8 @@ class Daemon:
         self._claim_namespace()
         self.cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)
         self.kernel.install(self.cgroup, root)
-        self.kernel.configure(netns_cookie())
+        low, high = addresses.ephemeral_ports()
+        self.kernel.configure(netns_cookie(), (high - low + 1) // 2)
         if self.registry.ipv6:
             addresses.add_slice_route()
         self.tenancy = Tenancy(self.directory, self.loop, self.store, self.kernel, self.registry, self.limits)

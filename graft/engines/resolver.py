@@ -295,7 +295,7 @@ class Resolver:
         """Return the tenant that sent from @client, or None. @kind: IPPROTO_UDP or IPPROTO_TCP.
 
         The source is in the tenant's private slice, or is an address of its own. From any other source, the map
-        `clients` has the tenant by protocol and source port.
+        `client_ports` has the tenant by protocol and source port.
         """
         raw = socket.inet_aton(client[0])
         number = int.from_bytes(raw, "big")
@@ -307,7 +307,7 @@ class Resolver:
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):
                 return tenant
-        noted = self.kernel.maps["clients"].get(CLIENT_KEY.pack(kind, client[1]))
+        noted = self.kernel.maps["client_ports"].get(CLIENT_KEY.pack(kind, client[1]))
         return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
 
 

@@ -28,6 +28,12 @@ def has_ipv6() -> bool:
     return f"{1:032x} " in addresses
 
 
+def ephemeral_ports() -> tuple[int, int]:
+    """The first and the last port that the kernel chooses in this netns. Raises OSError."""
+    low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return int(low), int(high)
+
+
 def _ip(*arguments: str) -> None:
     try:
         subprocess.run(("ip", *arguments), check=True, capture_output=True, text=True, timeout=10)

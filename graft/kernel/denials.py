@@ -24,6 +24,7 @@ REASONS = (
     "another container is bound there",
     "an address of a network that the container is not in",
     "more queries than a container may send",
+    "no port is left that the kernel may choose",
     "converted",
 )
 CONVERTED = REASONS[-1]

@@ -16,6 +16,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import struct
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from graft.kernel.denials import DENIAL, OPS, REASONS, Event
 from graft.kernel.libbpf import OBJECT, SAMPLE, complaints, libbpf_functions, object_hash, print_callback
 from graft.kernel.links import attached, leave, take_back
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
-from graft.kernel.stamps import FAMILY_SIZE, STAMP
+from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
 from graft.log import log
 from graft.rules.limits import Limits
 
@@ -42,11 +43,15 @@ MAPS = (
     "egress",
     "services",
     "addresses",
-    "clients",
-    "dynamic",
+    "client_ports",
+    "dynamic_ports",
     "served",
     "askers",
     "budgets",
+    "ports",
+    "numbers",
+    "held",
+    "peers",
     "counters",
     "denials",
 )
@@ -60,6 +65,10 @@ COUNTER_KEY = struct.Struct("=IHH")
 SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
 CLIENT_KEY = struct.Struct("=II")
+PORTS = struct.Struct("=QQQ")
+NUMBERS_WORDS, NUMBERS_KINDS = 448, 4
+NUMBERS = struct.Struct("=II")
+NUMBERS_SIZE = NUMBERS.size + 8 * NUMBERS_WORDS * NUMBERS_KINDS
 
 
 class Kernel:
@@ -123,9 +132,11 @@ class Kernel:
             "counters": 8,
             "addresses": 8,
             "usage": USAGE.size,
-            "clients": 4,
-            "dynamic": 4,
+            "client_ports": 4,
+            "dynamic_ports": 4,
             "served": SERVED.size,
+            "ports": PORTS.size,
+            "numbers": NUMBERS_SIZE,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
@@ -191,9 +202,12 @@ class Kernel:
         finally:
             os.close(fd)
 
-    def configure(self, host_cookie: int) -> None:
-        """Tell the guard in which netns grafted sockets live; @host_cookie is its SO_NETNS_COOKIE. Raises OSError."""
+    def configure(self, host_cookie: int, ports: int) -> None:
+        """Tell the programs in which netns grafted sockets live, @host_cookie is its SO_NETNS_COOKIE, and how many
+        ports the kernel may choose for all of them together, see Limits. Raises OSError.
+        """
         self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
+        self._limit_ports(OWN_TENANT, ports)
 
     def denials(self, callback: Callable[[Event], None]) -> int:
         """Open the ring buffer of denials; drain() hands them to @callback. Returns the descriptor to poll.
@@ -226,17 +240,31 @@ class Kernel:
         self.lib.ring_buffer__consume(self._ring)
 
     def limit(self, tenant: int, limits: Limits) -> None:
-        """Set how many sockets a tenant may have. It keeps what it has beyond that. Raises OSError."""
+        """Set how many sockets and ports a tenant may have. It keeps what it has beyond that. Raises OSError."""
         key = tenant.to_bytes(4, "little")
         kept = self.maps["usage"].get(key)
         sockets, udp, *before = USAGE.unpack(kept) if kept else (0, 0)
-        if before != list(limits):  # a write may undo what the programs count meanwhile, so write only on a change
-            self.maps["usage"].update(key, USAGE.pack(sockets, udp, *limits))
+        wanted = [limits.sockets, limits.udp]
+        if before != wanted:  # a write may undo what the programs count meanwhile, so write only on a change
+            self.maps["usage"].update(key, USAGE.pack(sockets, udp, *wanted))
+        self._limit_ports(tenant, limits.ports)
+        if self.maps["numbers"].get(key) is None:
+            start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
+            self.maps["numbers"].update(key, start.ljust(NUMBERS_SIZE, b"\0"))
+
+    def _limit_ports(self, tenant: int, most: int) -> None:
+        key = tenant.to_bytes(4, "little")
+        kept = self.maps["ports"].get(key)
+        used, before, served = PORTS.unpack(kept) if kept else (0, 0, 0)
+        if before != most:
+            self.maps["ports"].update(key, PORTS.pack(used, most, served))
 
     def used(self, tenant: int) -> Limits:
-        """How many sockets a tenant has, in all and of UDP."""
-        kept = self.maps["usage"].get(tenant.to_bytes(4, "little"))
-        return Limits(*USAGE.unpack(kept)[:2]) if kept else Limits(0, 0)
+        """How many sockets a tenant has, in all and of UDP, and ports that the kernel chose."""
+        key = tenant.to_bytes(4, "little")
+        kept, ports = self.maps["usage"].get(key), self.maps["ports"].get(key)
+        sockets, udp = USAGE.unpack(kept)[:2] if kept else (0, 0)
+        return Limits(sockets, udp, PORTS.unpack(ports)[0] if ports else 0)
 
     def counters(self, tenant: int) -> dict[tuple[str, str], int]:
         """How many calls of a tenant were refused, by (operation, reason): names of OPS and REASONS."""
@@ -249,8 +277,8 @@ class Kernel:
         return counts
 
     def forget(self, tenant: int) -> None:
-        """Delete a removed tenant's usage, budget and counters, and the addresses that it served."""
-        for name in ("usage", "budgets"):
+        """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
+        for name in ("usage", "budgets", "ports", "numbers"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["served"].keys(SERVED_KEY.size)):
             value = self.maps["served"].get(key)

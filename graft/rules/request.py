@@ -142,7 +142,7 @@ SETTINGS = (
     Setting(
         "limits",
         ("--limit",),
-        "sockets=N|udp=N",
+        "sockets=N|udp=N|ports=N",
         "How many sockets it may have; default: graftd's limit.",
         "limit",
         lambda texts: parse_limits(texts, UNLIMITED),

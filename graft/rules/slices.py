@@ -20,12 +20,8 @@ def in_slices(address: Address) -> bool:
 
 
 def slice_address(number: int, port: int, *, v4: bool = True) -> tuple[Address, int]:
-    """The host's address and port for port @port of a tenant's private loopback.
-
-    @port 0 stands for ports that the kernel chooses; the result's port is 0 as well.
-    """
-    index = port >> 12 if port else SLICE_DYNAMIC
-    real = SLICE_PORT_BASE | (port & 0xFFF) if port else 0
+    """The host's address and port for port @port of a tenant's private loopback."""
+    index, real = port >> 12, SLICE_PORT_BASE | (port & 0xFFF)
     if v4:
         return Address(ANY4[:12] + (SLICE4_NET | number << SLICE_SHIFT | index).to_bytes(4, "big")), real
     return Address(SLICE6_PREFIX + number.to_bytes(4, "big") + index.to_bytes(4, "big")), real

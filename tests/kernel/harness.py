@@ -19,10 +19,12 @@ from graft.kernel.programs import TENANT, Kernel
 from graft.kernel.stamps import Stamper
 from graft.rules import tables
 from graft.rules.address import parse_address
+from graft.rules.limits import Limits
 from tests.conftest import need_root
 
 TENANT_ID = 4242
 SLOT = 77
+PORTS = 14116  # that the kernel may choose for all tenants
 
 
 class World:
@@ -41,9 +43,10 @@ class World:
         try:
             (self.cgroup / "cgroup.procs").write_text("0")
             self.kernel.install(self.cgroup, self.root)
-            self.kernel.configure(netns.netns_cookie())
+            self.kernel.configure(netns.netns_cookie(), PORTS)
             addresses.add_slice_route()
             self.stamper = Stamper(self.kernel.maps["stamps"])
+            self.kernel.limit(TENANT_ID, Limits())
             self.tenant(tables.TENANT_EGRESS)
         except BaseException:
             self.__exit__()

@@ -20,7 +20,7 @@ from tests.conftest import python
 def test_limits_of_the_environment_that_are_wrong(own_lab):
     refused = own_lab.host("env", "GRAFT_LIMITS=foo", GRAFTD)
     assert refused.returncode != 0
-    assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N)\n"
+    assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N, ports=N)\n"
 
 
 def test_state_survives_graftd(own_lab):

@@ -40,6 +40,7 @@ REASONS = {
         "REASON_TAKEN": "another container is bound there",
         "REASON_NETWORK": "an address of a network that the container is not in",
         "REASON_BUDGET": "more queries than a container may send",
+        "REASON_PORTS": "no port is left that the kernel may choose",
         "REASON_CONVERTED": denials.CONVERTED,
     }.items()
 }
@@ -69,6 +70,9 @@ VALUES |= {
     "GRAFT_INET6": tables.INET6,
     "FAMILY_QUEUE": family.QUEUE_MAX,
     "FAMILY_VALUE": family.VALUE_MAX,
+    "NUMBERS_WORDS": programs.NUMBERS_WORDS,
+    "NUMBERS_KINDS": programs.NUMBERS_KINDS,
+    "NUMBERS_ALL": programs.NUMBERS_WORDS * programs.NUMBERS_KINDS,
     "SUP_ABI": journal.SHARED_ABI,
     "SUP_SLOTS": journal.SLOTS,
     "PF_GRAFT": linux.AF_GRAFT,
@@ -86,6 +90,13 @@ C_ONLY = {
     "STAMP_REUSEADDR": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_REUSEPORT": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_COUNTED": "set and read by options.bpf.h",
+    "SERVED_MAX": "read by bind.bpf.h",
+    "NUMBERS_FIRST": "read by numbers.bpf.h; test_numbers.py looks at the ports",
+    "HELD_PORT": "set and read by numbers.bpf.h",
+    "HELD_DYNAMIC": "set by bind.bpf.h, read by numbers.bpf.h",
+    "HELD_DYNAMIC6": "set by bind.bpf.h, read by numbers.bpf.h",
+    "PEERS_BITS": "read by receive.bpf.h",
+    "PEERS_WORDS": "read by receive.bpf.h",
     "SUP_CHANNEL": "between graft-sup and the preload library",
     "SUP_KIND_INET6": "between graft-sup and the preload library",
     "SUP_KIND_DGRAM": "between graft-sup and the preload library",
@@ -109,6 +120,8 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_egress_key": (tables.EGRESS_KEY, "prefixlen tenant family ip", {}),
     "graft_egress": (tables.EGRESS_VALUE, "ip port place", {}),
     "graft_service_key": (tables.SERVICE_KEY, "tenant port pad ip", {}),
+    "graft_ports": (programs.PORTS, "used max served", {}),
+    "graft_numbers": (programs.NUMBERS, "next pad", {"taken": 8}),
     "graft_client_key": (programs.CLIENT_KEY, "proto port", {}),
     "graft_served_key": (programs.SERVED_KEY, "ip port", {}),
     "graft_served": (programs.SERVED, "tenant port", {}),
@@ -129,6 +142,8 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
 STRUCTS_C_ONLY = {
     "graft_addr": "a part of other structures",
     "graft_dynamic_key": "written and read by programs alone",
+    "graft_held": "written and read by programs alone",
+    "graft_peers": "written and read by programs alone",
     "graft_asker_key": "written and read by programs alone",
 }
 
@@ -257,6 +272,7 @@ def test_every_structure_is_the_same(name: str, headers: Declared, compiled: dic
 
 def test_sizes_that_python_computes(compiled: dict[str, int]):
     assert compiled["sizeof graft_family"] == stamps.FAMILY_SIZE
+    assert compiled["sizeof graft_numbers"] == programs.NUMBERS_SIZE
     assert compiled["sizeof sup_slot"] == journal.SLOT_SIZE
     assert compiled["sizeof sup_slot.call"] == listener.NOTIFICATION.size
     assert compiled["sizeof sup_shared"] == journal.SHARED_SIZE + journal.SLOTS * journal.SLOT_SIZE

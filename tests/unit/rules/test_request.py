@@ -42,8 +42,8 @@ def test_parsed():
     assert [str(p) for p in asked.publish] == ["8080:80/tcp"]
     assert [str(r) for r in (*asked.ingress, *asked.egress)] == ["0.0.0.0:81=ep", "10.0.0.0/8=ep"]
     assert (asked.egress_default, str(asked.ip[0].address)) == ("none", "10.88.0.5")
-    assert asked.limits.or_else(Limits(7, 8)) == Limits(100, 8)
-    assert parse_request(Request()).limits.or_else(Limits(7, 8)) == Limits(7, 8)
+    assert asked.limits.or_else(Limits(7, 8, 9)) == Limits(100, 8, 9)
+    assert parse_request(Request()).limits.or_else(Limits(7, 8, 9)) == Limits(7, 8, 9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * numbers.bpf.h - ports that nobody names: private numbers, which are chosen here, and ports of the host's, which the
+ * kernel chooses and which are counted here
+ *
+ * What a socket has of either is in its storage `held`, and given back when it is closed, or bound anew after a bind
+ * that failed. The kernel holds the socket's lock where these functions are called.
+ */
+#ifndef NUMBERS_BPF_H
+#define NUMBERS_BPF_H
+
+#include "loopback.bpf.h"
+
+#define TRIES 4
+
+/* Which of graft_numbers.taken a socket's numbers are in. */
+static __always_inline __u32 number_kind(bool udp, bool v4)
+{
+	return (udp ? 2 : 0) + (v4 ? 0 : 1);
+}
+
+static __always_inline struct graft_held *held_by(struct bpf_sock *sk)
+{
+	return sk ? bpf_sk_storage_get(&held, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) : NULL;
+}
+
+/* The number of the lowest bit that is set in @word, which is not 0. */
+static __always_inline __u32 lowest_bit(__u64 word)
+{
+	__u64 below = (word & -word) - 1;
+
+	below -= below >> 1 & 0x5555555555555555ull;
+	below = (below & 0x3333333333333333ull) + (below >> 2 & 0x3333333333333333ull);
+	below = (below + (below >> 4)) & 0x0f0f0f0f0f0f0f0full;
+	return (below * 0x0101010101010101ull) >> 56;
+}
+
+/* The word of @numbers in which bit @index is; NULL if there is none. */
+static __always_inline __u64 *taken_word(struct graft_numbers *numbers, __u32 kind, __u32 index)
+{
+	__u64 at = kind * NUMBERS_WORDS + index / 64;
+
+	if (!numbers || index >= NUMBERS_WORDS * 64)
+		return NULL;
+	asm volatile("" : "+r"(at)); /* clang would test another register than it uses */
+	return at < NUMBERS_ALL ? &numbers->taken[at] : NULL;
+}
+
+struct search {
+	struct graft_numbers *of;
+	__u32 kind;
+	__u32 index;  /* of the first number to look at */
+	__u32 number; /* what was found, 0: none */
+};
+
+/* One step of find_number(), through the word with the number at index; not 0: it is over. */
+static long search_word(__u32 step, struct search *search)
+{
+	__u32 index = search->index;
+	__u64 free, one, *word;
+
+	(void)step;
+	word = taken_word(search->of, search->kind, index);
+	if (!word) { /* behind the last one */
+		search->index = 0;
+		return search->kind >= NUMBERS_KINDS;
+	}
+	free = ~*(volatile __u64 *)word & ~0ull << (index & 63);
+	if (!free) {
+		search->index = (index | 63) + 1;
+		return 0;
+	}
+	one = free & -free;
+	if (__sync_fetch_and_or(word, one) & one)
+		return 0; /* another thread was faster */
+	index = (index & ~63u) + lowest_bit(free);
+	search->of->next = index + 1;
+	search->number = NUMBERS_FIRST + index;
+	return 1;
+}
+
+/* Find a free number and mark it as taken; 0: none is free. */
+__noinline int find_number(__u32 tenant, __u32 kind)
+{
+	struct search search = {.kind = kind};
+
+	search.of = bpf_map_lookup_elem(&numbers, &tenant);
+	if (!search.of)
+		return 0;
+	search.index = search.of->next;
+	bpf_loop(NUMBERS_WORDS + 64, search_word, &search, 0);
+	return search.number;
+}
+
+/* Mark @number as free again. */
+static __always_inline void free_number(__u32 tenant, __u32 kind, __u32 number)
+{
+	__u32 index = number - NUMBERS_FIRST;
+	__u64 *word = taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, index);
+
+	if (word)
+		__sync_fetch_and_and(word, ~(1ull << (index & 63)));
+}
+
+/*
+ * Choose a private number for this socket; 0: none is free. A number may be in use although it is not marked: whoever
+ * took it has closed his socket and others share it, or an unbound UDP socket has it as its port on the host's
+ * wildcard.
+ */
+__noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice, bool v4)
+{
+	__u32 kind = number_kind(ctx->protocol == IPPROTO_UDP, v4);
+	struct graft_held *mine = held_by(ctx->sk);
+	struct graft_addr at, from;
+	int number, n;
+
+	if (!mine)
+		return 0;
+	for (n = 0; n < TRIES; n++) {
+		number = find_number(tenant, kind);
+		if (!number)
+			return 0;
+		loopback_source(ctx, &from, v4, slice);
+		slice_addr(&at, v4, slice, number);
+		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_NOBODY) {
+			slice_ip(&at, v4, slice, SLICE_DYNAMIC);
+			at.port = number;
+			if (ctx->protocol != IPPROTO_UDP ||
+			    receiver_at(ctx, tenant, &at, &from) != RECEIVER_TENANT_CHOSEN) {
+				mine->number = number;
+				mine->kind = kind;
+				return number;
+			}
+		}
+		free_number(tenant, kind, number);
+	}
+	return 0;
+}
+
+/* Mark the number that the program has named, if a bind to port 0 could get it. */
+static __noinline int name_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 number, bool v4)
+{
+	__u32 kind = number_kind(ctx->protocol == IPPROTO_UDP, v4), index = number - NUMBERS_FIRST;
+	__u64 one = 1ull << (index & 63), *word;
+	struct graft_held *mine;
+
+	word = taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, index);
+	if (!word)
+		return 0;
+	mine = held_by(ctx->sk);
+	if (mine && !(__sync_fetch_and_or(word, one) & one)) { /* else it is another's to give back */
+		mine->number = number;
+		mine->kind = kind;
+	}
+	return 0;
+}
+
+static __always_inline void count_ports(__u32 tenant, __s64 by)
+{
+	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
+
+	if (of)
+		__sync_fetch_and_add(&of->used, by);
+}
+
+static __always_inline bool too_many_ports(__u32 tenant)
+{
+	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
+
+	return of && *(volatile __u64 *)&of->used > of->max;
+}
+
+/* Count a port of the host's that the kernel chooses for this socket. False: the tenant may have no more. */
+static __noinline bool hold_port(struct bpf_sock_addr *ctx, __u32 tenant)
+{
+	struct graft_held *mine = held_by(ctx->sk);
+
+	if (!mine)
+		return false;
+	if (mine->number || mine->flags & HELD_PORT)
+		return true;
+	count_ports(tenant, 1);
+	count_ports(GRAFT_EXEMPT, 1);
+	if (too_many_ports(tenant) || too_many_ports(GRAFT_EXEMPT)) {
+		count_ports(tenant, -1);
+		count_ports(GRAFT_EXEMPT, -1);
+		return false;
+	}
+	mine->flags |= HELD_PORT;
+	return true;
+}
+
+/* Give back what this socket has. */
+static __noinline int let_go(struct graft_held *mine, __u32 tenant)
+{
+	if (!mine)
+		return 0;
+	if (mine->number)
+		free_number(tenant, mine->kind, mine->number);
+	mine->number = 0;
+	if (mine->flags & HELD_PORT) {
+		count_ports(tenant, -1);
+		count_ports(GRAFT_EXEMPT, -1);
+	}
+	mine->flags &= ~HELD_PORT;
+	return 0;
+}
+
+/* The key of `dynamic_ports` for the program's port @port; proto and family are IPPROTO_* and GRAFT_INET*. */
+static __always_inline struct graft_dynamic_key dynamic_key(__u32 tenant, bool udp, bool v4, __u32 port)
+{
+	struct graft_dynamic_key key = {.tenant = tenant, .port = port};
+
+	key.proto = udp ? IPPROTO_UDP : IPPROTO_TCP;
+	key.family = v4 ? GRAFT_INET : GRAFT_INET6;
+	return key;
+}
+
+/* Forget the port that the kernel chose for a `dynamic` endpoint, unless another socket has the program's port. */
+static __always_inline void forget_dynamic(struct bpf_sock *sk, __u32 tenant, struct graft_held *mine)
+{
+	struct graft_dynamic_key key =
+		dynamic_key(tenant, sk->protocol == IPPROTO_UDP, !(mine->flags & HELD_DYNAMIC6), mine->port);
+	__u32 *port = bpf_map_lookup_elem(&dynamic_ports, &key);
+
+	if (port && *port == mine->host_port)
+		bpf_map_delete_elem(&dynamic_ports, &key);
+}
+
+SEC("cgroup/sock_release")
+int graft_sock_release(struct bpf_sock *sk)
+{
+	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_held *mine;
+	struct graft_usage *used;
+
+	if (!stamp)
+		return ALLOW;
+	mine = bpf_sk_storage_get(&held, sk, NULL, 0);
+	if (mine) {
+		let_go(mine, stamp->tenant);
+		if (mine->flags & HELD_DYNAMIC)
+			forget_dynamic(sk, stamp->tenant, mine);
+	}
+	if (!(stamp->flags & STAMP_COUNTED))
+		return ALLOW;
+	used = usage_of(stamp);
+	if (used) {
+		__sync_fetch_and_add(&used->sockets, -1);
+		if (sk->protocol == IPPROTO_UDP)
+			__sync_fetch_and_add(&used->udp, -1);
+	}
+	return ALLOW;
+}
+
+#endif
