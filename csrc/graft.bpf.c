@@ -18,14 +18,15 @@
  * send.bpf.h     stamp of the socket found there says whose server it is. So there is no table of bound ports to be
  *                kept true, and a wildcard listener of the host's is never taken for the container's. Any other
  *                destination is matched against the egress rules, and the socket leaves from the rule's address.
+ * receive.bpf.h  A UDP socket on the host's wildcard hears whom it has sent to, and nobody else.
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.
  * guard.bpf.h    What the host's own programs may reach.
  *
  * Below these: destination.bpf.h is what connect and send decide alike, own.bpf.h addresses that are a container's
- * own, loopback.bpf.h who listens on a container's loopback, kernel_sock.bpf.h
- * what the kernel's socket says, rules.bpf.h the look-up of rules, report.bpf.h refusals,
- * maps.bpf.h the maps, slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd shares.
+ * own, numbers.bpf.h ports that nobody names, loopback.bpf.h who listens on a container's loopback, kernel_sock.bpf.h
+ * what the kernel's socket says, rules.bpf.h the look-up of rules, report.bpf.h refusals, maps.bpf.h the maps,
+ * slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd shares.
  *
  * It rests on these facts, each of which a test under tests/kernel proves. An accepted socket is in its listener's
  * cgroup. IPv4-mapped addresses arrive in the hooks of IPv6 for bind and connect, in sendmsg4 for sends. MPTCP runs

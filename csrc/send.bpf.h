@@ -7,6 +7,7 @@
 
 #include "budget.bpf.h"
 #include "destination.bpf.h"
+#include "receive.bpf.h"
 
 /*
  * Decide a datagram to @a. @bound is the socket's own address, the wildcard if it has none. @source is what the
@@ -75,6 +76,12 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	return ALLOW;
 }
 
+/* The kernel would say EAGAIN. A program would take the socket for full, wait for it, and try again at once. */
+static __always_inline int deny_sent(struct graft_stamp *stamp, struct graft_addr *a)
+{
+	return deny(stamp->tenant, DENIED(OP_SEND, REASON_PORTS), ENOBUFS, IPPROTO_UDP, a);
+}
+
 SEC("cgroup/sendmsg4")
 int graft_sendmsg4(struct bpf_sock_addr *ctx)
 {
@@ -95,6 +102,8 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	}
 	if (!decide_send(ctx, &a, &source, &bound))
 		return DENY;
+	if (!note_sent(ctx, &a))
+		return deny_sent(stamp, &a);
 	store4(ctx, &a);
 	ctx->msg_src_ip4 = source.ip[3];
 	return ALLOW;
@@ -124,6 +133,8 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 		source = bound;
 	} else if (!decide_send(ctx, &a, &source, &bound)) {
 		return DENY;
+	} else if (!note_sent(ctx, &a)) {
+		return deny_sent(stamp, &a);
 	} else {
 		store6(ctx, &a);
 	}
@@ -136,7 +147,8 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 
 /*
  * No hook sees control messages: a source route (IP_RETOPTS, IPV6_RTHDR) would lead a datagram round the egress
- * rules, a device (IP_PKTINFO) out of the loopback. This program sees the packet that comes of them, and drops it.
+ * rules, a device (IP_PKTINFO) out of the loopback. This program sees the packet that comes of them, and drops it. On
+ * the loopback it sees who is to receive a datagram.
  */
 SEC("cgroup_skb/egress")
 int graft_egress(struct __sk_buff *skb)
@@ -149,7 +161,11 @@ int graft_egress(struct __sk_buff *skb)
 	if (packet[0] >> 4 == 4) {
 		if (packet[0] != 0x45 || (!lo && packet[16] == 127))
 			return DENY;
-		return lo ? within_budget(skb) : ALLOW;
+		if (!lo)
+			return ALLOW;
+		if (packet[9] == IPPROTO_UDP && !leave_by_loopback(skb))
+			return DENY;
+		return within_budget(skb);
 	}
 	if (packet + 40 > end)
 		return ALLOW;
@@ -158,7 +174,9 @@ int graft_egress(struct __sk_buff *skb)
 		return DENY;
 	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel writes one into a packet beyond 64 KiB (BIG TCP) */
 		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
-	return packet[6] == IPPROTO_TCP || packet[6] == IPPROTO_UDP;
+	if (packet[6] == IPPROTO_UDP)
+		return lo ? leave_by_loopback(skb) : ALLOW;
+	return packet[6] == IPPROTO_TCP;
 }
 
 #endif

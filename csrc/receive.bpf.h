@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * receive.bpf.h - datagrams: whom a UDP socket has sent to, who may send to it, and where its own may arrive
+ *
+ * A UDP socket that nobody bound to a port of a rule's is on the host's wildcard, at a port that the kernel chose: it
+ * is there because it sends. Only those it has sent to reach it, as behind Docker's NAT. The kernel binds such a
+ * socket before any hook runs, so this holds with `--egress none`, too, where it can have sent to nobody.
+ */
+#ifndef RECEIVE_BPF_H
+#define RECEIVE_BPF_H
+
+#include "numbers.bpf.h"
+
+/* Where in the Bloom filter of graft_peers an address is: two numbers of 16 bits. */
+static __always_inline __u32 peer_bits(const struct graft_addr *a, __u64 key)
+{
+	__u64 hash = key ^ ((__u64)a->ip[0] << 32 | a->ip[1]);
+
+	hash *= 0x9e3779b97f4a7c15ull;
+	hash ^= hash >> 32 ^ ((__u64)a->ip[2] << 32 | a->ip[3]);
+	hash *= 0xbf58476d1ce4e5b9ull;
+	hash ^= hash >> 29 ^ a->port;
+	hash *= 0x94d049bb133111ebull;
+	hash ^= hash >> 32 ^ key;
+	hash *= 0x9e3779b97f4a7c15ull;
+	return hash >> 32;
+}
+
+static __always_inline bool is_peer(struct graft_peers *of, const struct graft_addr *a)
+{
+	__u32 bits = peer_bits(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
+
+	return of->bits[low / 64] >> low % 64 & 1 && of->bits[high / 64] >> high % 64 & 1;
+}
+
+static __always_inline void add_peer(struct graft_peers *of, const struct graft_addr *a)
+{
+	__u32 bits = peer_bits(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
+
+	__sync_fetch_and_or(&of->bits[low / 64], 1ull << low % 64);
+	__sync_fetch_and_or(&of->bits[high / 64], 1ull << high % 64);
+}
+
+/*
+ * Remember that this socket sends to @a, and count its port. False: the tenant has too many ports. The kernel has
+ * bound the socket before; it keeps its port until it is closed, and its datagrams do not leave.
+ */
+__noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a)
+{
+	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_peers *of;
+
+	if (!a || !stamp || !ctx->sk)
+		return false;
+	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))
+		return true;
+	of = bpf_sk_storage_get(&peers, ctx->sk, NULL, 0);
+	if (!of) {
+		if (!hold_port(ctx, stamp->tenant))
+			return false;
+		of = bpf_sk_storage_get(&peers, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!of)
+			return false;
+		of->key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	}
+	if (!in_slices(a) && !is_peer(of, a))
+		add_peer(of, a);
+	return true;
+}
+
+/* The ends of a UDP packet that begins with its IP header. False: it is none, or has
+ * options. */
+static __always_inline bool read_udp(const struct __sk_buff *skb, struct graft_addr *from, struct graft_addr *to)
+{
+	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *ports;
+
+	if (packet + 28 > end)
+		return false;
+	if (packet[0] == 0x45) {
+		set_v4(from, *(__be32 *)(packet + 12));
+		set_v4(to, *(__be32 *)(packet + 16));
+		ports = packet + 20;
+	} else {
+		if (packet + 48 > end || packet[6] != IPPROTO_UDP)
+			return false;
+		__builtin_memcpy(from->ip, packet + 8, sizeof(from->ip));
+		__builtin_memcpy(to->ip, packet + 24, sizeof(to->ip));
+		ports = packet + 40;
+	}
+	from->port = bpf_ntohs(*(__be16 *)ports);
+	to->port = bpf_ntohs(*(__be16 *)(ports + 2));
+	return true;
+}
+
+/* What a UDP socket of a container receives. Senders to the slices are judged when they send. */
+static __always_inline int receive_datagram(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct graft_addr from, to;
+	struct graft_stamp *stamp;
+	struct graft_peers *of;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
+	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT || stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))
+		return ALLOW;
+	if (sk->protocol != IPPROTO_UDP)
+		return ALLOW;
+	if (sk->dst_port) /* it is connected: the kernel lets its peer in alone */
+		return ALLOW;
+	if (!read_udp(skb, &from, &to))
+		return DENY;
+	if (in_slices(&to))
+		return ALLOW;
+	of = bpf_sk_storage_get(&peers, sk, NULL, 0);
+	return of && is_peer(of, &from);
+}
+
+SEC("cgroup_skb/ingress")
+int graft_ingress(struct __sk_buff *skb)
+{
+	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (packet + 20 > end)
+		return ALLOW;
+	if (packet[0] >> 4 == 4 ? packet[9] == IPPROTO_TCP : packet[6] == IPPROTO_TCP)
+		return ALLOW;
+	return receive_datagram(skb);
+}
+
+/*
+ * May this datagram arrive where it goes? A socket connects to its container's loopback, and sends long after who was
+ * there has gone: then another program may have the port. A server of the host that is bound to the device lo is
+ * found here alone, where the device is known.
+ */
+static __always_inline int leave_by_loopback(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk, *receiver;
+	struct graft_service_key service = {};
+	struct bpf_sock_tuple tuple = {};
+	struct graft_stamp *stamp;
+	struct graft_addr from, to;
+	__u32 size, tenant;
+	bool ours = false;
+
+	if (!read_udp(skb, &from, &to) || (!in_slices(&from) && !in_slices(&to)))
+		return ALLOW;
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
+	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
+		return ALLOW;
+	tenant = stamp->tenant;
+	if (is_v4(&to)) {
+		tuple.ipv4.saddr = from.ip[3];
+		tuple.ipv4.daddr = to.ip[3];
+		tuple.ipv4.sport = bpf_htons((__u16)from.port);
+		tuple.ipv4.dport = bpf_htons((__u16)to.port);
+		size = sizeof(tuple.ipv4);
+	} else {
+		__builtin_memcpy(tuple.ipv6.saddr, from.ip, sizeof(from.ip));
+		__builtin_memcpy(tuple.ipv6.daddr, to.ip, sizeof(to.ip));
+		tuple.ipv6.sport = bpf_htons((__u16)from.port);
+		tuple.ipv6.dport = bpf_htons((__u16)to.port);
+		size = sizeof(tuple.ipv6);
+	}
+	receiver = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!receiver)
+		return ALLOW;
+	stamp = stamp_on(receiver);
+	ours = stamp && (stamp->tenant == tenant || stamp->tenant == GRAFT_EXEMPT);
+	bpf_sk_release(receiver);
+	if (ours)
+		return ALLOW;
+	service.tenant = tenant;
+	service.port = to.port;
+	__builtin_memcpy(service.ip, to.ip, sizeof(service.ip));
+	return bpf_map_lookup_elem(&services, &service) ? ALLOW : DENY;
+}
+
+#endif
