@@ -283,11 +283,17 @@ struct graft_served {
 	__u32 port; /* the program's */
 };
 
-/* askers: who sent to a published UDP server, which may answer although egress is narrowed. */
-struct graft_asker_key {
-	__u32 tenant;
-	__u32 port;
-	__u32 ip[4];
+/*
+ * askers: who sent to a tenant's published UDP servers, which may answer although egress is narrowed. Each tenant has
+ * a table of its own, so that none is filled by another's: hashes of addresses with ports, in sets of ASKERS_WAYS.
+ * The key of the hash is secret.
+ */
+#define ASKERS_SETS 480
+#define ASKERS_WAYS 4
+#define ASKERS_ALL (ASKERS_SETS * ASKERS_WAYS)
+struct graft_askers {
+	__u64 key;
+	__u64 hash[ASKERS_ALL];
 };
 
 enum graft_op {

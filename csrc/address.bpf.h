@@ -75,6 +75,21 @@ static __always_inline void set_loopback(struct graft_addr *a)
 	a->ip[3] = bpf_htonl(1);
 }
 
+/* A hash of an address and its port that nobody can foretell without @key. */
+static __always_inline __u64 hash_addr(const struct graft_addr *a, __u64 key)
+{
+	__u64 hash = key ^ ((__u64)a->ip[0] << 32 | a->ip[1]);
+
+	hash *= 0x9e3779b97f4a7c15ull;
+	hash ^= hash >> 32 ^ ((__u64)a->ip[2] << 32 | a->ip[3]);
+	hash *= 0xbf58476d1ce4e5b9ull;
+	hash ^= hash >> 29 ^ a->port;
+	hash *= 0x94d049bb133111ebull;
+	hash ^= hash >> 32 ^ key;
+	hash *= 0x9e3779b97f4a7c15ull;
+	return hash ^ hash >> 32;
+}
+
 static __always_inline void load4(struct bpf_sock_addr *ctx, struct graft_addr *a)
 {
 	set_v4(a, ctx->user_ip4);

@@ -9,16 +9,6 @@
 #include "options.bpf.h"
 #include "own.bpf.h"
 
-/* Remember the program's port: an accepted socket has no stamp to show it from. */
-static __always_inline void note_served(__u32 tenant, const struct graft_addr *real, __u32 port)
-{
-	struct graft_served_key key = {.port = real->port};
-	struct graft_served value = {.tenant = tenant, .port = port};
-
-	__builtin_memcpy(key.ip, real->ip, sizeof(key.ip));
-	bpf_map_update_elem(&served, &key, &value, BPF_ANY);
-}
-
 static __always_inline int note_local(struct graft_stamp *stamp, const struct graft_addr *asked,
 				      const struct graft_addr *real, __u32 how)
 {

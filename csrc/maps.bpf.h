@@ -124,19 +124,21 @@ struct {
 	__type(value, __u32);
 } dynamic_ports SEC(".maps");
 
+/* SERVED_MAX entries are a tenant's */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1048576);
+	__type(key, struct graft_served_key);
+	__type(value, struct graft_served);
+} served_ports SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
-	__type(key, struct graft_served_key);
-	__type(value, struct graft_served);
-} served SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, struct graft_asker_key);
-	__type(value, __u64);
+	__type(key, __u32);
+	__type(value, struct graft_askers);
 } askers SEC(".maps");
 
 /* What a tenant may still send to graftd's resolver: see budget.bpf.h. */

@@ -170,6 +170,14 @@ static __always_inline bool too_many_ports(__u32 tenant)
 	return of && *(volatile __u64 *)&of->used > of->max;
 }
 
+static __always_inline void count_served(__u32 tenant, __s64 by)
+{
+	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
+
+	if (of)
+		__sync_fetch_and_add(&of->served, by);
+}
+
 /* Count a port of the host's that the kernel chooses for this socket. False: the tenant may have no more. */
 static __noinline bool hold_port(struct bpf_sock_addr *ctx, __u32 tenant)
 {
@@ -203,6 +211,52 @@ static __noinline int let_go(struct graft_held *mine, __u32 tenant)
 		count_ports(GRAFT_EXEMPT, -1);
 	}
 	mine->flags &= ~HELD_PORT;
+	return 0;
+}
+
+/*
+ * Remember the program's port: an accepted socket has no stamp to show it from. The entry stays for accepted sockets
+ * that outlive the listener. A tenant has SERVED_MAX of them; what is beyond shows the host's port.
+ */
+static __noinline int note_served(__u32 tenant, struct graft_addr *real, __u32 port)
+{
+	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
+	struct graft_served value = {.tenant = tenant, .port = port};
+	struct graft_served_key key = {};
+	struct graft_served *before;
+
+	if (!real)
+		return 0;
+	key.port = real->port;
+	__builtin_memcpy(key.ip, real->ip, sizeof(key.ip));
+	before = bpf_map_lookup_elem(&served_ports, &key);
+	if (before && before->tenant == tenant) {
+		before->port = port;
+		return 0;
+	}
+	if (of && of->served >= SERVED_MAX)
+		return 0;
+	if (before)
+		count_served(before->tenant, -1);
+	if (!bpf_map_update_elem(&served_ports, &key, &value, BPF_ANY))
+		count_served(tenant, 1);
+	return 0;
+}
+
+/* An address of the container's own has the program's port; nobody misses its entry when the socket has gone. */
+static __noinline int forget_served(struct graft_stamp *stamp)
+{
+	struct graft_served_key key = {};
+	struct graft_served *found;
+
+	if (!stamp || !(stamp->flags & STAMP_INGRESS) || stamp->local.port != stamp->local_real.port ||
+	    !holder_of(&stamp->local_real))
+		return 0;
+	key.port = stamp->local_real.port;
+	__builtin_memcpy(key.ip, stamp->local_real.ip, sizeof(key.ip));
+	found = bpf_map_lookup_elem(&served_ports, &key);
+	if (found && found->tenant == stamp->tenant && !bpf_map_delete_elem(&served_ports, &key))
+		count_served(stamp->tenant, -1);
 	return 0;
 }
 
@@ -242,6 +296,7 @@ int graft_sock_release(struct bpf_sock *sk)
 		if (mine->flags & HELD_DYNAMIC)
 			forget_dynamic(sk, stamp->tenant, mine);
 	}
+	forget_served(stamp);
 	if (!(stamp->flags & STAMP_COUNTED))
 		return ALLOW;
 	used = usage_of(stamp);

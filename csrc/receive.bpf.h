@@ -11,31 +11,16 @@
 
 #include "numbers.bpf.h"
 
-/* Where in the Bloom filter of graft_peers an address is: two numbers of 16 bits. */
-static __always_inline __u32 peer_bits(const struct graft_addr *a, __u64 key)
-{
-	__u64 hash = key ^ ((__u64)a->ip[0] << 32 | a->ip[1]);
-
-	hash *= 0x9e3779b97f4a7c15ull;
-	hash ^= hash >> 32 ^ ((__u64)a->ip[2] << 32 | a->ip[3]);
-	hash *= 0xbf58476d1ce4e5b9ull;
-	hash ^= hash >> 29 ^ a->port;
-	hash *= 0x94d049bb133111ebull;
-	hash ^= hash >> 32 ^ key;
-	hash *= 0x9e3779b97f4a7c15ull;
-	return hash >> 32;
-}
-
 static __always_inline bool is_peer(struct graft_peers *of, const struct graft_addr *a)
 {
-	__u32 bits = peer_bits(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
+	__u32 bits = hash_addr(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
 
 	return of->bits[low / 64] >> low % 64 & 1 && of->bits[high / 64] >> high % 64 & 1;
 }
 
 static __always_inline void add_peer(struct graft_peers *of, const struct graft_addr *a)
 {
-	__u32 bits = peer_bits(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
+	__u32 bits = hash_addr(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
 
 	__sync_fetch_and_or(&of->bits[low / 64], 1ull << low % 64);
 	__sync_fetch_and_or(&of->bits[high / 64], 1ull << high % 64);

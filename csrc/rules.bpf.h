@@ -74,16 +74,56 @@ static __noinline bool named_may_go(struct graft_stamp *stamp, struct graft_tena
 	return !tenant->parent || is_loopback(a) || egress_rule(tenant->parent, a);
 }
 
+/* The set of @of that @hash belongs to; NULL if there is none. */
+static __always_inline __u64 *askers_set(struct graft_askers *of, __u64 hash)
+{
+	__u64 at = (hash >> 32) % ASKERS_SETS * (ASKERS_WAYS * sizeof(of->hash[0]));
+
+	asm volatile("" : "+r"(at)); /* the verifier does not know what a remainder is: clang has to keep the test */
+	if (at > sizeof(of->hash) - ASKERS_WAYS * sizeof(of->hash[0]))
+		return NULL;
+	return (void *)of->hash + at;
+}
+
 /* Has this address sent a datagram to a published UDP server of the tenant's, which may then answer? */
 static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 {
-	struct graft_asker_key key = {.tenant = tenant};
+	struct graft_askers *of = bpf_map_lookup_elem(&askers, &tenant);
+	__u64 hash, *set;
 
-	if (!a)
+	if (!of || !a)
 		return false;
-	key.port = a->port;
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	return bpf_map_lookup_elem(&askers, &key) != NULL;
+	hash = hash_addr(a, of->key) | 1; /* 0 is an empty place */
+	set = askers_set(of, hash);
+	return set && (set[0] == hash || set[1] == hash || set[2] == hash || set[3] == hash);
+}
+
+/* Remember that this address has. */
+static __noinline int add_asker(__u32 tenant, struct graft_addr *a)
+{
+	struct graft_askers *of = bpf_map_lookup_elem(&askers, &tenant);
+	__u64 hash, *set;
+
+	if (!of || !a || has_asked(tenant, a))
+		return 0;
+	hash = hash_addr(a, of->key) | 1;
+	set = askers_set(of, hash);
+	if (!set)
+		return 0;
+	switch (bpf_get_prandom_u32() % ASKERS_WAYS) {
+	case 0:
+		set[0] = hash;
+		break;
+	case 1:
+		set[1] = hash;
+		break;
+	case 2:
+		set[2] = hash;
+		break;
+	default:
+		set[3] = hash;
+	}
+	return 0;
 }
 
 /* A published UDP server may answer whoever asked it, also on the host's loopback, which is not the container's. */

@@ -35,7 +35,7 @@ static __always_inline void show_served(struct graft_addr *a)
 	struct graft_served *found;
 
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	found = bpf_map_lookup_elem(&served, &key);
+	found = bpf_map_lookup_elem(&served_ports, &key);
 	if (!found) {
 		key.ip[3] = 0; /* the wildcard */
 		if (!is_v4(a)) {
@@ -43,11 +43,11 @@ static __always_inline void show_served(struct graft_addr *a)
 			key.ip[1] = 0;
 			key.ip[2] = 0;
 		}
-		found = bpf_map_lookup_elem(&served, &key);
+		found = bpf_map_lookup_elem(&served_ports, &key);
 	}
 	if (!found && is_v4(a)) {
 		key.ip[2] = 0; /* a dual-stack server */
-		found = bpf_map_lookup_elem(&served, &key);
+		found = bpf_map_lookup_elem(&served_ports, &key);
 	}
 	if (found)
 		a->port = found->port;
@@ -147,11 +147,9 @@ int graft_getpeername6(struct bpf_sock_addr *ctx)
 }
 
 /* Remember who sent to a published server: it may be answered, though no egress rule leads there. */
-static __always_inline void note_asker(struct graft_stamp *stamp, const struct graft_addr *a)
+static __always_inline void note_asker(struct graft_stamp *stamp, struct graft_addr *a)
 {
-	struct graft_asker_key key = {.tenant = stamp->tenant, .port = a->port};
 	struct graft_tenant *tenant;
-	__u64 now;
 
 	if (!(stamp->flags & STAMP_INGRESS))
 		return;
@@ -161,9 +159,7 @@ static __always_inline void note_asker(struct graft_stamp *stamp, const struct g
 	if (!(tenant->flags & TENANT_REPLIES) && (!is_loopback(a) || in_slices(a)) &&
 	    !(tenant->own4 || tenant->own6[0]))
 		return;
-	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	now = bpf_ktime_get_ns();
-	bpf_map_update_elem(&askers, &key, &now, BPF_ANY);
+	add_asker(stamp->tenant, a);
 }
 
 SEC("cgroup/recvmsg4")

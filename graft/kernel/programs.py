@@ -45,7 +45,7 @@ MAPS = (
     "addresses",
     "client_ports",
     "dynamic_ports",
-    "served",
+    "served_ports",
     "askers",
     "budgets",
     "ports",
@@ -68,6 +68,8 @@ CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
 NUMBERS_WORDS, NUMBERS_KINDS = 448, 4
 NUMBERS = struct.Struct("=II")
+ASKERS_SETS, ASKERS_WAYS = 480, 4
+ASKERS = struct.Struct(f"=Q{8 * ASKERS_SETS * ASKERS_WAYS}s")
 NUMBERS_SIZE = NUMBERS.size + 8 * NUMBERS_WORDS * NUMBERS_KINDS
 
 
@@ -134,9 +136,10 @@ class Kernel:
             "usage": USAGE.size,
             "client_ports": 4,
             "dynamic_ports": 4,
-            "served": SERVED.size,
+            "served_ports": SERVED.size,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
+            "askers": ASKERS.size,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
@@ -251,6 +254,8 @@ class Kernel:
         if self.maps["numbers"].get(key) is None:
             start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
             self.maps["numbers"].update(key, start.ljust(NUMBERS_SIZE, b"\0"))
+        if self.maps["askers"].get(key) is None:
+            self.maps["askers"].update(key, ASKERS.pack(secrets.randbits(64), b""))
 
     def _limit_ports(self, tenant: int, most: int) -> None:
         key = tenant.to_bytes(4, "little")
@@ -278,12 +283,12 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in ("usage", "budgets", "ports", "numbers"):
+        for name in ("usage", "budgets", "ports", "numbers", "askers"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
-        for key in list(self.maps["served"].keys(SERVED_KEY.size)):
-            value = self.maps["served"].get(key)
+        for key in list(self.maps["served_ports"].keys(SERVED_KEY.size)):
+            value = self.maps["served_ports"].get(key)
             if value and SERVED.unpack(value)[0] == tenant:
-                self.maps["served"].delete(key)
+                self.maps["served_ports"].delete(key)
         for key in list(self.maps["counters"].keys(COUNTER_KEY.size)):
             if COUNTER_KEY.unpack(key)[0] == tenant:
                 self.maps["counters"].delete(key)

@@ -73,6 +73,9 @@ VALUES |= {
     "NUMBERS_WORDS": programs.NUMBERS_WORDS,
     "NUMBERS_KINDS": programs.NUMBERS_KINDS,
     "NUMBERS_ALL": programs.NUMBERS_WORDS * programs.NUMBERS_KINDS,
+    "ASKERS_SETS": programs.ASKERS_SETS,
+    "ASKERS_WAYS": programs.ASKERS_WAYS,
+    "ASKERS_ALL": programs.ASKERS_SETS * programs.ASKERS_WAYS,
     "SUP_ABI": journal.SHARED_ABI,
     "SUP_SLOTS": journal.SLOTS,
     "PF_GRAFT": linux.AF_GRAFT,
@@ -90,7 +93,7 @@ C_ONLY = {
     "STAMP_REUSEADDR": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_REUSEPORT": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_COUNTED": "set and read by options.bpf.h",
-    "SERVED_MAX": "read by bind.bpf.h",
+    "SERVED_MAX": "read by numbers.bpf.h",
     "NUMBERS_FIRST": "read by numbers.bpf.h; test_numbers.py looks at the ports",
     "HELD_PORT": "set and read by numbers.bpf.h",
     "HELD_DYNAMIC": "set by bind.bpf.h, read by numbers.bpf.h",
@@ -122,6 +125,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_service_key": (tables.SERVICE_KEY, "tenant port pad ip", {}),
     "graft_ports": (programs.PORTS, "used max served", {}),
     "graft_numbers": (programs.NUMBERS, "next pad", {"taken": 8}),
+    "graft_askers": (programs.ASKERS, "key hash", {}),
     "graft_client_key": (programs.CLIENT_KEY, "proto port", {}),
     "graft_served_key": (programs.SERVED_KEY, "ip port", {}),
     "graft_served": (programs.SERVED, "tenant port", {}),
@@ -144,7 +148,6 @@ STRUCTS_C_ONLY = {
     "graft_dynamic_key": "written and read by programs alone",
     "graft_held": "written and read by programs alone",
     "graft_peers": "written and read by programs alone",
-    "graft_asker_key": "written and read by programs alone",
 }
 
 

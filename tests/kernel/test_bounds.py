@@ -1,0 +1,111 @@
+"""What a tenant has in the maps that all share is bounded, and ends with its sockets or with the tenant."""
+
+import contextlib
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from graft.kernel.programs import ASKERS, PORTS, SERVED, SERVED_KEY
+from graft.rules import tables
+from graft.rules.address import parse_address
+from graft.rules.limits import Limits
+from tests.kernel.harness import TENANT_ID, World, isolated
+
+V4, TCP, UDP = socket.AF_INET, socket.SOCK_STREAM, socket.SOCK_DGRAM
+KEY = TENANT_ID.to_bytes(4, "little")
+OTHER = TENANT_ID + 1
+SERVED_MAX = int(
+    re.findall(r"#define SERVED_MAX (\d+)", Path(__file__).parents[2].joinpath("csrc/abi.h").read_text())[0]
+)
+DYNAMIC_KEY = 8
+
+pytestmark = pytest.mark.kernel
+
+
+def served(world: World) -> int:
+    """How many entries of `served_ports` are counted as the tenant's."""
+    raw = world.kernel.maps["ports"].get(KEY)
+    assert raw is not None
+    return int(PORTS.unpack(raw)[2])
+
+
+@isolated
+def test_served_ports_have_room_for_others(world: World):
+    other = SERVED_KEY.pack(parse_address("192.0.2.1").raw, 443)
+    world.kernel.maps["served_ports"].update(other, SERVED.pack(OTHER, 8443))
+    for port in range(1, SERVED_MAX + 100):
+        world.ingress(port, "127.0.0.9", 10000 + port)
+        with world.sock() as sock:
+            sock.bind(("0.0.0.0", port))
+    keys = list(world.kernel.maps["served_ports"].keys(SERVED_KEY.size))
+    assert other in keys
+    assert len(keys) == served(world) + 1 == SERVED_MAX + 1
+    world.kernel.forget(TENANT_ID)
+    assert list(world.kernel.maps["served_ports"].keys(SERVED_KEY.size)) == [other]
+
+
+@isolated
+def test_an_own_address_leaves_no_entry(world: World):
+    """Its ports are the program's own; a server that takes one after another keeps one."""
+    world.tenant(tables.TENANT_EGRESS, own4="127.0.0.77")
+    world.kernel.maps["addresses"].update(parse_address("127.0.0.77").raw, tables.OWNER.pack(TENANT_ID, 0))
+    for port in range(20000, 20100):
+        with world.sock() as sock:
+            sock.bind(("0.0.0.0", port))
+            assert served(world) == 1
+    assert served(world) == 0
+
+
+@isolated
+def test_a_dynamic_port_is_forgotten_with_its_socket(world: World):
+    world.ingress(80, "127.0.0.9", 0)
+    entries = world.kernel.maps["dynamic_ports"]
+    first = world.sock()
+    first.bind(("0.0.0.0", 80))
+    assert len(list(entries.keys(DYNAMIC_KEY))) == 1
+    second = world.sock()
+    second.bind(("0.0.0.0", 80))
+    second.listen()
+    first.close()
+    world.sock().connect(("127.0.0.1", 80))
+    second.close()
+    assert list(entries.keys(DYNAMIC_KEY)) == []
+
+
+@isolated
+def test_who_asks_one_tenant_is_not_in_anothers_table(world: World):
+    """Whoever floods a published UDP server has its own table filled; the last to ask is answered."""
+    world.kernel.limit(OTHER, Limits())
+    before = world.kernel.maps["askers"].get(OTHER.to_bytes(4, "little"))
+    world.tenant(tables.TENANT_REPLIES)
+    real = parse_address("127.0.0.9")
+    key = tables.INGRESS_KEY.pack(
+        tables.INGRESS_FIXED_BITS + 16,
+        TENANT_ID,
+        socket.IPPROTO_UDP,
+        tables.INET,
+        0,
+        parse_address("0.0.0.0").raw,
+        (53).to_bytes(2, "big"),
+    )
+    world.kernel.maps["ingress"].update(key, tables.INGRESS_VALUE.pack(real.raw, 5300, 53, 0, 0, 1))
+    server = world.sock(V4, UDP)
+    server.bind(("0.0.0.0", 53))
+    for number in range(5000):
+        with world.outside() if not number else contextlib.nullcontext():
+            asker = socket.socket(V4, UDP)
+        world.stamper.stamp(asker.fileno(), 0, 0)
+        asker.bind((f"127.200.{number >> 8}.{number & 255}", 0))
+        asker.sendto(b"?", ("127.0.0.9", 5300))
+        _, source = server.recvfrom(9)
+        server.sendto(b"answer", source)
+        asker.settimeout(5)
+        assert asker.recv(9) == b"answer"
+        asker.close()
+    raw = world.kernel.maps["askers"].get(KEY)
+    assert raw is not None
+    places = memoryview(ASKERS.unpack(raw)[1]).cast("Q").tolist()
+    assert sum(map(bool, places)) > len(places) * 0.8
+    assert world.kernel.maps["askers"].get(OTHER.to_bytes(4, "little")) == before
