@@ -21,6 +21,7 @@
 #define SOL_UDPLITE_ 136 /* to the kernel the same as SOL_UDP for a UDP socket */
 #define SOL_TLS_ 282
 #define IPV6_FREEBIND_ 78
+#define IP_LOCAL_PORT_RANGE_ 51
 #define SO_NETNS_COOKIE_ 71
 #define SO_BINDTOIFINDEX_ 62
 #define SO_PRIORITY_ 12
@@ -247,9 +248,10 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (!option_known(ctx))
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), ENOPROTOOPT,
 			    0, &what);
-	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_)
-		return ALLOW; /* graftd sets it just before it stamps; an accepted socket, which has no stamp either,
-				 cannot be bound */
+	if (!stamp && ((ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_) ||
+		       (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_)))
+		return ALLOW; /* graftd sets them just before it stamps; an accepted socket, which has no stamp
+				 either, cannot be bound */
 	if (option_forbidden(ctx))
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0,
 			    &what);

@@ -8,6 +8,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -18,6 +19,9 @@
 
 #include "sup_parts.h"
 
+#ifndef IP_LOCAL_PORT_RANGE
+#define IP_LOCAL_PORT_RANGE 51
+#endif
 #define POOL 32
 #define CHANNELS 16
 
@@ -50,6 +54,32 @@ static int check_policy(int fd)
 	return answer.over ? ENFILE : 0;
 }
 
+static __u32 port_ranges[2];
+static pthread_once_t port_ranges_once = PTHREAD_ONCE_INIT;
+
+/* The ports that the kernel may choose for TCP and for UDP, as graft/trap/sockets.py has them: lowest | highest
+ * << 16. */
+static void read_port_ranges(void)
+{
+	FILE *file = fopen("/proc/sys/net/ipv4/ip_local_port_range", "re");
+	unsigned int low, high;
+
+	if (file && fscanf(file, "%u %u", &low, &high) == 2 && low <= high && high <= 65535) {
+		port_ranges[0] = low | (low + (high - low) * 7 / 8) << 16;
+		port_ranges[1] = low | (low + (high - low) / 2) << 16;
+	}
+	if (file)
+		fclose(file);
+}
+
+/* Leave the host's programs some of the ephemeral ports. Linux before 6.3 has no such option. */
+static void limit_ports(int fd, bool udp)
+{
+	pthread_once(&port_ranges_once, read_port_ranges);
+	if (port_ranges[udp])
+		setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &port_ranges[udp], sizeof(port_ranges[udp]));
+}
+
 /* Make a socket as graft/trap/sockets.py does; it belongs to this thread's fsuid. 0 or an errno. */
 static int make_socket(int kind, struct made *result)
 {
@@ -59,6 +89,7 @@ static int make_socket(int kind, struct made *result)
 
 	if (fd < 0)
 		return errno;
+	limit_ports(fd, kind & SUP_KIND_DGRAM);
 	if ((family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
 	    stamp_socket(fd) || fstat(fd, &status)) {
 		error = errno;

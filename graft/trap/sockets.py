@@ -3,17 +3,22 @@
 What makes them, the supervisor and the family AF_GRAFT alike, needs to know little of a tenant: TenantView says what.
 """
 
+import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from graft.kernel import linux
+from graft.kernel.addresses import ephemeral_ports
 from graft.kernel.stamps import Stamp
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.trap import epoll, target
 from graft.trap.actions import Action, Answer, Proceed, Replace
 from graft.trap.listener import Notification
+
+IP_LOCAL_PORT_RANGE = 51
 
 
 class TenantView(Protocol):
@@ -76,6 +81,7 @@ class Sockets:
     def __init__(self, stamps: Stamps, places: Callable[[int], int]) -> None:
         self.stamps = stamps
         self.places = places
+        self.ephemeral = ephemeral_ports()
 
     def make(
         self, tenant: TenantView, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
@@ -94,6 +100,8 @@ class Sockets:
         else:
             made = socket.socket(family, kind | flags)
         try:
+            if family != socket.AF_UNIX and not place:
+                self._limit_ports(made, udp=kind == socket.SOCK_DGRAM)
             if family == socket.AF_INET6:
                 # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
@@ -106,6 +114,17 @@ class Sockets:
             made.close()
             raise
         return made
+
+    def _limit_ports(self, made: socket.socket, *, udp: bool) -> None:
+        """Leave the host's programs some of the ephemeral ports: half of UDP's, an eighth of TCP's.
+
+        UDP is bound to one before any hook runs, and connections to one destination take a TCP port each. Linux
+        before 6.3 has no such option.
+        """
+        low, high = self.ephemeral
+        most = low + ((high - low) // 2 if udp else (high - low) * 7 // 8)
+        with contextlib.suppress(OSError):
+            made.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", low, most))
 
     def replace(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Replace:
         """The action that puts @new in the place of @old in the target, then ends the call with @then.
