@@ -115,6 +115,10 @@ MAY_ARRIVE = {
 }  # fmt: skip
 
 
+# Without egress a bind to port 0 gets a number of the container's own, which may be any
+PRIVATE = {"udp_port_by_chance"}
+
+
 class Container:
     """One of hostile programs, that tries what it is told."""
 
@@ -139,7 +143,7 @@ class World:
 
     def __init__(self, lab):
         self.lab = lab
-        lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=38000 40999", check=True)  # 40000 comes up soon
+        lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=39500 41499", check=True)  # 40000 comes up soon
         shutil.copytree(PROGRAMS, lab.work / "programs", ignore=shutil.ignore_patterns("__pycache__"))
         subprocess.run(("gcc", "-O1", "-pthread", PROGRAMS / "attacks.c", "-o", lab.work / "attacks"), check=True)
         self.witness = lab.spawn("/usr/bin/python3", "-I", lab.work / "programs" / "witness.py", HOST4, stdin=-1, stdout=-1)
@@ -202,6 +206,7 @@ def test_attack(world, attack, profile):
     for egress in ("none", "host"):
         told = world.containers[profile, egress].tries(attack)
         open_here = egress == "host" and (attack.startswith("closed_") or attack in MAY_ARRIVE)
+        open_here |= egress == "none" and attack in PRIVATE
         assert open_here or told in EXPECTED.get(attack, REFUSED), f"with egress {egress}"
         visitors = world.visitors()
         assert not visitors or open_here, f"with egress {egress}"

@@ -1,0 +1,144 @@
+"""One container takes all that it gets of a resource; a program of the host and another container do not feel it.
+
+Each taker of programs/exhaustion.py takes one resource. Beside it two bystanders make calls, which are counted: none
+fails, and none takes twice as long as before.
+"""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from graft.bench.lab import CLIENT4, HOST4, SLOWNESS, laboratory
+from tests.attack.programs import exhaustion
+from tests.conftest import need_root, python
+
+PROGRAMS = Path(__file__).parent / "programs"
+LOW, HIGH = 42000, 43499  # a host with few ephemeral ports: 1500
+SLACK = 0.004 * SLOWNESS  # of a median: this machine has other work
+# why a taker ends, and after how many at the most
+ENDS = {
+    "private_tcp_ports": ("OK", exhaustion.ENOUGH),
+    "private_tcp_ports_6": ("OK", exhaustion.ENOUGH),
+    "private_udp_ports": ("ENFILE", 4096),
+    "udp_ports_of_the_host": ("EADDRINUSE", 200),
+    "udp_ports_by_sending": ("ENFILE", 400),
+    "udp_ports_by_connecting": ("EADDRNOTAVAIL", 200),
+    "connections": ("EADDRNOTAVAIL", HIGH - LOW),
+    "time_waits": ("EADDRNOTAVAIL", HIGH - LOW),
+    "connections_to_itself": ("OK", exhaustion.ENOUGH),
+    "dynamic_endpoints": ("EADDRINUSE", 100),
+    "sockets": ("OK", exhaustion.ENOUGH),
+    "slots_and_threads": ("OK", 0),
+    "log_and_reports": ("OK", 0),
+}
+# what a container may have of so few ports, as 4096 are of 14116
+LIMITS = {
+    "udp_ports_of_the_host": "ports=200",
+    "udp_ports_by_sending": "udp=400",
+    "udp_ports_by_connecting": "ports=200",
+    "dynamic_endpoints": "ports=100",
+}
+SERVE = f"""
+import resource, socket, threading
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def accept(port):
+    s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("", port)); s.listen(4096); kept = []
+    while True:
+        kept.append(s.accept()[0])
+        if port != {exhaustion.ACCEPTS}: kept.pop().close()
+for port in ({exhaustion.ACCEPTS}, {exhaustion.ACCEPTS + 1}):
+    threading.Thread(target=accept, args=(port,), daemon=True).start()
+u = socket.socket(2, 2); u.bind(("", {exhaustion.ECHO})); print("up", flush=True)
+while True:
+    data, peer = u.recvfrom(9); u.sendto(data, peer)
+"""
+
+pytestmark = pytest.mark.alone
+
+
+class Started:
+    """A program that is up. A bystander's calls are counted."""
+
+    def __init__(self, process):
+        self.process = process
+        assert process.stdout.readline() == "up\n"
+
+    def told(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def world():
+    need_root()
+    with laboratory("exhaust") as lab:
+        lab.host("sysctl", "-q", f"net.ipv4.ip_local_port_range={LOW} {HIGH}", check=True)
+        shutil.copytree(PROGRAMS, lab.work / "programs", ignore=shutil.ignore_patterns("__pycache__"))
+        Started(lab.spawn(*python(SERVE), client=True, stdout=-1))
+        lab.add_endpoints({"ep-any": f"type ipv4 addr {HOST4} port dynamic"})
+        host = lab.spawn(*program(lab, "host"), stdin=-1, stdout=-1)
+        other = lab.spawn_graft("--name", "bystander", *program(lab, "container"), stdin=-1, stdout=-1)
+        yield lab, Started(host), Started(other)
+        lab.delete_endpoints(["ep-any"])
+
+
+def program(lab, what):
+    code = f"import sys; sys.path.insert(0, {str(lab.work)!r})\nfrom programs.exhaustion import main; main()"
+    return (*python(code), what, HOST4, CLIENT4)
+
+
+def options(what):
+    """Of the taker's container: with the host's egress where it has to send, else with none."""
+    given = ["--egress", "host" if "host" in what or "by_" in what or what in ("connections", "time_waits") else "none"]
+    if what == "dynamic_endpoints":
+        given += ["-i", "0.0.0.0:1-65535=ep-any"]
+    return [*given, "--limit", LIMITS[what]] if what in LIMITS else given
+
+
+@pytest.mark.parametrize("what", ENDS)
+def test_nobody_else_feels_it(world, what):
+    lab, *bystanders = world
+    before = [one.told() for one in bystanders]
+    taker = lab.spawn_graft("--name", what, *options(what), *program(lab, what), stdin=-1, stdout=-1)
+    count, why = taker.stdout.readline().split()
+    reason, most = ENDS[what]
+    assert why == reason
+    assert int(count) <= most
+    try:
+        for one, earlier in zip(bystanders, before, strict=True):
+            now = one.told()
+            assert not earlier["failed"]
+            assert not now["failed"], now["failed"][:3]
+            for name, seconds in now["times"].items():
+                assert seconds <= 2 * earlier["times"][name] + SLACK, name
+    finally:
+        taker.stdin.close()
+        lab.end(taker)
+
+
+PORTS = """
+import socket
+kept = [socket.socket(2, kind) for kind in (1, 2) for _ in range(100)]
+for s in kept: s.connect((%r, %d))
+print(*(s.getsockname()[1] for s in kept))
+"""
+
+
+def test_the_host_has_ports_of_its_own(world):
+    """The kernel chooses for containers out of half of the ephemeral ports of UDP, and out of 7 of 8 of TCP's."""
+    lab = world[0]
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_IP, 51, bytes(4))  # IP_LOCAL_PORT_RANGE
+        except OSError:
+            pytest.skip("Linux before 6.3")
+    for accel in ((), ("--accel",)):
+        told = lab.graft("run", *accel, *python(PORTS % (CLIENT4, exhaustion.ACCEPTS + 1)))
+        ports = [int(word) for word in told.stdout.split()]
+        assert len(ports) == 200, told.stderr
+        assert max(ports[:100]) <= LOW + (HIGH - LOW) * 7 // 8
+        assert max(ports[100:]) <= LOW + (HIGH - LOW) // 2
