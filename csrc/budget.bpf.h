@@ -6,41 +6,68 @@
  * it takes room in the queue or graftd's time. A connected socket's send() runs no hook for addresses, so the packet
  * is counted, where every datagram passes.
  *
- * The budget is a token bucket: a unit comes back each BUDGET_UNIT, and BUDGET_BURST are there at most. It is kept as
- * the time at which it is full again (GCRA, ITU-T I.371), which is one number.
+ * A container has what is its own, whatever others do: BUDGET_SURE. Beyond that it has a budget, and so have all
+ * together, so that a hundred containers do not do what one may not. Each is a token bucket: a unit comes back each
+ * UNIT ns, and there are at most as many as come back in BURST ns. A bucket is kept as the time at which it is full
+ * again (GCRA, ITU-T I.371), which is one number.
  */
 #ifndef BUDGET_BPF_H
 #define BUDGET_BPF_H
 
 #include "report.bpf.h"
 
-#define BUDGET_UNIT 5000000ull /* ns: 200 queries a second */
+#define SURE_UNIT 50000000ull /* 20 queries a second, */
+#define SURE_BURST (100 * SURE_UNIT)
+#define BUDGET_UNIT 5000000ull /* and 200 more, */
 #define BUDGET_BURST (400 * BUDGET_UNIT)
+#define SHARED_UNIT 1000000ull /* but 1,000 more of all together */
+#define SHARED_BURST (1000 * SHARED_UNIT)
+#define SHARED_KEY GRAFT_EXEMPT
 #define BUDGET_SHIFT 9	    /* each 512 bytes cost as much as a query */
 #define BUDGET_CONNECTION 4 /* graftd has a thread for each connection */
 #define RESOLVER_IP bpf_htonl(0x7f00000b)
 #define DNS_PORT bpf_htons(53)
 #define DROP_IN_SILENCE 2 /* the send succeeds, and the datagram is lost, as in a queue that is full */
 
-/* Take @cost from the tenant's budget; false: it has not so much. */
+static __always_inline struct graft_budget *budget_of(__u32 key)
+{
+	struct graft_budget *budget = bpf_map_lookup_elem(&budgets, &key), new = {};
+
+	if (budget)
+		return budget;
+	bpf_map_update_elem(&budgets, &key, &new, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&budgets, &key);
+}
+
+/* Take @cost ns from a bucket that is full again at @full_at; false: it has not so much. */
+static __always_inline bool take(__u64 *full_at, __u64 now, __u64 cost, __u64 burst)
+{
+	__u64 at = (*full_at > now ? *full_at : now) + cost;
+
+	if (at - now > burst)
+		return false;
+	*full_at = at;
+	return true;
+}
+
+/* Take @cost units from what the tenant is sure of, or else from its budget and from that of all. */
 static __noinline int take_budget(__u32 tenant, __u64 cost)
 {
-	struct graft_budget *budget = bpf_map_lookup_elem(&budgets, &tenant), new = {};
-	__u64 now = bpf_ktime_get_ns(), at;
-	bool enough;
+	struct graft_budget *own = budget_of(tenant), *shared = budget_of(SHARED_KEY);
+	__u64 now = bpf_ktime_get_ns();
+	bool sure, enough;
 
-	if (!budget) {
-		bpf_map_update_elem(&budgets, &tenant, &new, BPF_NOEXIST);
-		budget = bpf_map_lookup_elem(&budgets, &tenant);
-		if (!budget)
-			return false;
-	}
-	bpf_spin_lock(&budget->lock);
-	at = (budget->full_at > now ? budget->full_at : now) + cost * BUDGET_UNIT;
-	enough = at - now <= BUDGET_BURST;
-	if (enough)
-		budget->full_at = at;
-	bpf_spin_unlock(&budget->lock);
+	if (!own || !shared)
+		return false;
+	bpf_spin_lock(&own->lock);
+	sure = take(&own->sure_at, now, cost * SURE_UNIT, SURE_BURST);
+	enough = sure || take(&own->full_at, now, cost * BUDGET_UNIT, BUDGET_BURST);
+	bpf_spin_unlock(&own->lock);
+	if (sure || !enough)
+		return enough;
+	bpf_spin_lock(&shared->lock);
+	enough = take(&shared->full_at, now, cost * SHARED_UNIT, SHARED_BURST);
+	bpf_spin_unlock(&shared->lock);
 	return enough;
 }
 

@@ -145,7 +145,8 @@ struct {
 struct graft_budget {
 	struct bpf_spin_lock lock;
 	__u32 pad;
-	__u64 full_at; /* ns of bpf_ktime_get_ns() */
+	__u64 sure_at; /* ns of bpf_ktime_get_ns() */
+	__u64 full_at;
 };
 
 struct {
