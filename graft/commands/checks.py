@@ -19,7 +19,7 @@ from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, libbpf, linux
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
-from graft.trap import filter, sup
+from graft.trap import deputy, filter, sup
 
 
 class Lack(Exception):
@@ -166,6 +166,14 @@ def _helper() -> str:
     return str(sup.PROGRAM)
 
 
+def _deputy() -> str:
+    if not os.access(deputy.PROGRAM, os.X_OK):
+        raise Lack(
+            f"{deputy.PROGRAM} is not built", "'make build'; without it no program connects to a unix endpoint"
+        )
+    return str(deputy.PROGRAM)
+
+
 def _shim() -> str:
     if not SHIM.exists():
         raise Lack(f"{SHIM} is not built", "'make build'; 'graft run --accel' needs it")
@@ -278,6 +286,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("graftd", True, _daemon),
     ("IPv6", False, _ipv6),
     ("graft-sup", False, _helper),
+    ("graft-deputy", False, _deputy),
     ("preload library", False, _shim),
     ("wait-killable notification", False, _wait_killable),
     ("synchronous wake-up", False, _sync_wake_up),

@@ -47,6 +47,8 @@ PROCMAP_QUERY_SIZE = 104
 PROCMAP_QUERY_VMA_WRITABLE = 2
 SIOCGIFFLAGS = 0x8913
 SIOCGSKNS = 0x894C
+SIOCUNIXFILE = 0x89E0
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 2, 4
 SIOCSIFFLAGS = 0x8914
 SO_PEERPIDFD = 77
 SO_NETNS_COOKIE = 71
@@ -76,6 +78,7 @@ PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
 SECCOMP_FILTER_FLAG_TSYNC = 1
 NR_SECCOMP = 317
 NR_IO_URING_SETUP = 425
+NR_OPENAT2 = 437
 NR_PIDFD_GETFD = 438
 
 AUDIT_ARCH_X86_64 = 0xC000003E
@@ -227,6 +230,30 @@ def without_capabilities() -> Iterator[None]:
     finally:
         if libc.syscall(NR_CAPSET, header, had):
             raise oserror("capset")
+
+
+def open_directory(path: str) -> int:
+    """Open a directory as a place (O_PATH), if no part of @path is a symbolic link (openat2(2)).
+
+    The caller closes it. Raises OSError: ELOOP if one is.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    how = struct.pack("=QQQ", flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+    at = ctypes.c_long(-100)  # AT_FDCWD
+    fd: int = libc.syscall(NR_OPENAT2, at, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+    if fd < 0:
+        raise oserror("openat2", path)
+    return fd
+
+
+def bound_file(sock: socket.socket) -> int:
+    """The file that a unix socket is bound to, as a place (SIOCUNIXFILE, unix(7)). The caller closes it.
+
+    It is that very file, whatever its path leads to by now. Raises OSError: ENOENT if the socket is not bound.
+    """
+    import fcntl
+
+    return fcntl.ioctl(sock, SIOCUNIXFILE)
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

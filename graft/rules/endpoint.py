@@ -125,10 +125,12 @@ def parse_endpoint_port(text: str) -> int:
 
 
 def parse_path(text: str) -> str:
-    """Check the path of a unix endpoint: absolute, at most 107 bytes (unix(7)). Raises UsageError."""
+    """Check the path of a unix endpoint: absolute, of a file, at most 107 bytes (unix(7)). Raises UsageError."""
     size = len(text.encode(errors="surrogateescape"))
     if size > UNIX_PATH_MAX:
         raise UsageError(f"path '{text}' is {size} bytes long", hint=f"a unix socket's has at most {UNIX_PATH_MAX}")
+    if text.endswith("/"):
+        raise UsageError(f"path '{text}' names a directory", hint="like /run/app/http.sock")
     if not text.startswith("/") or "\0" in text:
         raise UsageError(f"path '{text}' is not absolute", hint="like /run/app/http.sock")
     return text

@@ -39,7 +39,15 @@ from graft.kernel.stamps import OWN_TENANT
 from graft.log import log
 from graft.rules import match
 from graft.rules.address import ANY6, Address
-from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, IngressRule, check_distinct, make_endpoint
+from graft.rules.endpoint import (
+    EgressRule,
+    Endpoint,
+    EndpointWords,
+    IngressRule,
+    check_distinct,
+    make_endpoint,
+    parse_path,
+)
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
 from graft.tenants.state import VERSION, dump, restore
 from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, needs_swap
@@ -319,6 +327,9 @@ class Registry(Known):
         """
         added: dict[str, Endpoint] = {}
         for name, words, place in wanted:
+            if words.path:  # links are followed now, and not when a container may have changed them (trap/swap.py)
+                directory, last = os.path.split(words.path)
+                words = words._replace(path=parse_path(os.path.join(os.path.realpath(directory), last)))
             endpoint = make_endpoint(
                 name, words, place, self._local_path(table, name) if words.type == "local" else ""
             )
@@ -343,7 +354,7 @@ class Registry(Known):
         """The path of a `local` endpoint's unix socket. Mode 711: other users cannot list the directory."""
         directory = self.state.parent / "local"
         directory.mkdir(mode=0o711, exist_ok=True)
-        return str(directory / f"{table.netns}-{name}.sock")
+        return str(directory.resolve() / f"{table.netns}-{name}.sock")
 
     def delete_endpoints(self, table: Table, names: Sequence[str]) -> None:
         """`graft endpoint del`: all of them or none. No new bind or connect goes through them; open sockets stay.

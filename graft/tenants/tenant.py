@@ -3,6 +3,7 @@
 What tenants have in common is the registry's. The class Tenant says which thread may touch what.
 """
 
+import contextlib
 import os
 import random
 import socket
@@ -188,26 +189,29 @@ class Tenant:
         asked = [parse_resolver(text) for text in self.asked.resolver]
         return asked or (self.resolvers if self.egress_host else [])
 
-    def bound_path(self, path: str) -> None:
-        """Remember a unix socket that the tenant has bound, to unlink it at the tenant's end. From any thread.
+    def bound_path(self, path: str, found: os.stat_result) -> None:
+        """Remember a unix socket that the tenant has bound at @path, to unlink it at the tenant's end.
 
-        Raises OSError if @path is gone already.
+        @found: what fstat(2) says of its file. From any thread.
         """
-        found = os.lstat(path)
         self.paths[path] = _identity(found)
 
-    def binds_path(self, path: str) -> bool:
-        """Has the tenant bound the unix socket at @path?"""
-        return path in self.paths
+    def binds_file(self, found: os.stat_result) -> bool:
+        """Has the tenant bound a unix socket to this file? From any thread."""
+        return any(identity[:2] == _identity(found)[:2] for identity in list(self.paths.values()))
 
     def _remove_paths(self) -> None:
         for path, identity in list(self.paths.items()):  # a worker thread may add one
+            directory, name = os.path.split(path)
             try:
-                found = os.lstat(path)
-                if _identity(found) == identity:  # ctime as well: file systems use an inode again at once
-                    os.unlink(path)
+                place = linux.open_directory(directory)  # the tenant may have put a link to another one in its place
             except OSError:
-                continue  # the socket or its directory is gone
+                continue
+            with contextlib.suppress(OSError):  # it is gone
+                found = os.stat(name, dir_fd=place, follow_symlinks=False)
+                if _identity(found) == identity:  # ctime as well: file systems use an inode again at once
+                    os.unlink(name, dir_fd=place)
+            os.close(place)
 
     def note_uses(self) -> bool:
         """Note in the endpoints that a container has imported which of its rules name them. Did that change any?"""

@@ -43,11 +43,11 @@ class TenantView(Protocol):
     def owner(self) -> int:
         """The uid that owns its sockets."""
 
-    def bound_path(self, path: str) -> None:
-        """Remember a unix socket that it has bound, to remove the file at its end. Raises OSError."""
+    def bound_path(self, path: str, found: os.stat_result) -> None:
+        """Remember a unix socket that it has bound at @path, to remove the file at its end. @found: of the file."""
 
-    def binds_path(self, path: str) -> bool:
-        """Has it bound a unix socket at @path?"""
+    def binds_file(self, found: os.stat_result) -> bool:
+        """Has it bound a unix socket to this file?"""
 
     def probe(self, family: int) -> socket.socket:
         """A datagram socket in the tenant's own netns, to ask about its devices. Raises OSError."""

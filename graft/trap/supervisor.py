@@ -41,6 +41,7 @@ effect, since the answer is dropped.
 
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -205,9 +206,13 @@ class Supervisor:
     def _unstamped(self, name: str, caller: Caller, tenant: TenantView, sock: socket.socket) -> Action:
         """Ignore TCP and IP options on a connection that the server of a unix endpoint accepted; it has no stamp."""
         if name in ("setsockopt", "getsockopt") and sock.family == socket.AF_UNIX:
-            path = sock.getsockname()
-            if isinstance(path, str) and tenant.binds_path(path):
-                return _ignore_option(caller)
+            with contextlib.suppress(OSError):  # it has no file
+                file = linux.bound_file(sock)
+                try:
+                    if tenant.binds_file(os.fstat(file)):
+                        return _ignore_option(caller)
+                finally:
+                    os.close(file)
         return PROCEED
 
     def _bind(self, caller: Caller, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
@@ -227,8 +232,7 @@ class Supervisor:
         try:
             swap.carry_options(sock, new)
             self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_INGRESS, 0, local))
-            swap.bind_unix(new, endpoint.path, caller.owner())
-            tenant.bound_path(endpoint.path)
+            tenant.bound_path(endpoint.path, swap.bind_unix(new, endpoint.path, caller.owner()))
         except BaseException:
             new.close()
             raise

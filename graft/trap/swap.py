@@ -27,13 +27,12 @@ import time
 from collections.abc import Callable
 
 from graft.kernel import linux
-from graft.rules.endpoint import UNIX_PATH_MAX
 from graft.trap import deputy, target
 
 CLONE_FS = 0x00000200
 UNIX_UMASK = 0o111  # all may connect: permissions are those of the socket's directory
 CONNECT_PATIENCE = 5.0  # seconds that a blocking connect waits for a full backlog
-PAUSE = 0.02
+PAUSE, PAUSE_MAX = 0.02, 0.2  # seconds between two attempts; it doubles
 
 # (level, option, size of its value in bytes): the options of socket(7), tcp(7), ip(7), ipv6(7) that are carried over
 OPTIONS = tuple(
@@ -69,39 +68,60 @@ def carry_options(old: socket.socket, new: socket.socket) -> None:
     fcntl.fcntl(new, fcntl.F_SETFL, flags & (os.O_NONBLOCK | os.O_ASYNC))
 
 
-def bind_unix(sock: socket.socket, path: str, who: target.Owner) -> None:
-    """Bind @sock to @path on the host, and give the file to the user @who.
+def bind_unix(sock: socket.socket, path: str, who: target.Owner) -> os.stat_result:
+    """Bind @sock to @path on the host, and give the file to the user @who. Returns what fstat(2) says of the file.
+
+    The directory may be one that the target writes to. So it is opened once, without following a link, and the file
+    is given away by itself, not by its name. The socket's own address becomes the name in its directory.
 
     A socket file at @path whose server has ended is replaced, because a TCP port would be free again as well. Raises
-    OSError: EADDRINUSE if a server still listens, or if @path is no socket.
+    OSError: EADDRINUSE if a server still listens, or if @path is no socket; ELOOP.
     """
+    directory, name = os.path.split(path)
 
-    def work() -> None:
+    def work() -> os.stat_result:
         linux.unshare(CLONE_FS)
         os.umask(UNIX_UMASK)
+        place = linux.open_directory(directory)
         try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _stale(path, sock.type):
-                raise
-            os.unlink(path)
-            sock.bind(path)
-        os.chown(path, *who, follow_symlinks=False)
+            os.fchdir(place)
+            try:
+                sock.bind(name)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not _stale(name, sock.type):
+                    raise
+                os.unlink(name)
+                sock.bind(name)
+        finally:
+            os.close(place)
+        file = linux.bound_file(sock)
+        try:
+            os.chown(f"/proc/self/fd/{file}", *who)
+            return os.fstat(file)
+        finally:
+            os.close(file)
 
-    target.apart(work)
+    return target.apart(work)
 
 
-def _stale(path: str, kind: int) -> bool:
+def _stale(name: str, kind: int) -> bool:
+    """Is @name in the working directory a socket whose server has ended?"""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if not stat.S_ISSOCK(os.fstat(file).st_mode):
             return False
         with socket.socket(socket.AF_UNIX, kind) as probe:
             probe.setblocking(False)
-            probe.connect(path)
+            probe.connect(f"/proc/self/fd/{file}")
     except ConnectionRefusedError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(file)
     return False
 
 
@@ -114,6 +134,7 @@ def connect_unix(sock: socket.socket, path: str, who: target.Owner, waiting: Cal
     blocking = not fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
     sock.setblocking(False)
     deadline = time.monotonic() + CONNECT_PATIENCE
+    pause = PAUSE
     try:
         while True:
             try:
@@ -124,13 +145,9 @@ def connect_unix(sock: socket.socket, path: str, who: target.Owner, waiting: Cal
             except BlockingIOError:
                 if not blocking or time.monotonic() > deadline or not waiting():
                     return errno.EAGAIN
-                time.sleep(PAUSE)
+                time.sleep(pause)
+                pause = min(2 * pause, PAUSE_MAX)
             except OSError as error:
                 return error.errno or errno.EIO
     finally:
         sock.setblocking(blocking)
-
-
-def fits(path: str) -> bool:
-    """Is @path short enough for struct sockaddr_un, and does its directory exist?"""
-    return len(os.fsencode(path)) <= UNIX_PATH_MAX and os.path.isdir(os.path.dirname(path))

@@ -100,6 +100,45 @@ def test_a_socket_file_left_behind_is_replaced_and_others_are_not(lab, path):
     assert path.read_text().startswith("a file")
 
 
+def test_a_directory_that_the_container_changes(lab, path):
+    """A link in the place of the directory is not followed, neither to bind nor to remove; the file is the user's."""
+    aside, other = path.parent.with_name("aside"), path.parent.with_name("other")
+    other.mkdir()
+    code = "import socket, errno\ns = socket.socket()\ntry:\n  s.bind(('0.0.0.0', 80)); print('bound', flush=True); input()\nexcept OSError as e: print(errno.errorcode[e.errno])"
+    user = ("setpriv", "--reuid=1234", "--regid=1234", "--clear-groups")
+    wrapped = ("-i", "0.0.0.0:80=ep-unix", "--", *user, *python(code))
+    try:
+        server = lab.spawn(GRAFT, *wrapped, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert server.stdout.readline() == "bound\n"
+        assert (path.stat().st_uid, path.stat().st_gid) == (1234, 1234)
+        path.parent.rename(aside)
+        path.parent.symlink_to(aside)
+        server.communicate("\n", timeout=20)
+        wait_for(lambda: lab.graft("ps", "-q").stdout == "", "the program to be gone")
+        assert (aside / path.name).exists()
+        path.parent.unlink()
+        path.parent.symlink_to(other)
+        assert lab.graft(*wrapped).stdout == "ELOOP\n"
+        assert not list(other.iterdir())
+    finally:
+        path.parent.unlink()
+        aside.rename(path.parent)
+        other.rmdir()
+
+
+def test_links_are_followed_when_an_endpoint_is_added(lab):
+    real, link = lab.work / "real", lab.work / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    lab.graft("endpoint", "add", "ep-link", "type", "unix", "path", link / "s.sock", check=True)
+    assert f"path {real}/s.sock" in lab.graft("endpoint", "show").stdout
+    lab.graft("endpoint", "del", "ep-link", check=True)
+    link.unlink()
+    real.rmdir()
+    slash = lab.graft("endpoint", "add", "ep-link", "type", "unix", "path", "/tmp/")
+    assert (slash.returncode, slash.stderr.splitlines()[0]) == (2, "graft: path '/tmp/' names a directory (like /run/app/http.sock)")
+
+
 def test_redis_serves_through_a_unix_endpoint(lab, path):
     need("redis-server", "redis-cli")
     lab.spawn(GRAFT, "-i", "0.0.0.0:6379=ep-unix", "--", "redis-server", "--bind", "0.0.0.0", "--save", "", "--protected-mode", "no", stdout=subprocess.DEVNULL)
