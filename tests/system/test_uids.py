@@ -1,8 +1,10 @@
 """No thread of graft's has a target's uid, and what hostile programs can do to graft's processes: who, what, to whom."""
 
 import contextlib
+import os
 import shutil
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 
 from graft.bench.lab import wait_for
 from graft.process.cage import NOBODYS
+from graft.trap import deputy
+from graft.trap.target import Owner
 from tests.attack.test_attacks import DOCKER, capabilities
-from tests.conftest import need, python
+from tests.conftest import need, need_root, python
 
 USER = 1234
 CALLS = """
@@ -121,6 +125,31 @@ for n in range(50): graft.connect('uids-stream').close()
     hunter = lab.spawn(*user, *python(HUNTER), "3", stdout=-1)
     result = lab.host("setpriv", f"--reuid={USER}", *python(code))
     assert hunter.communicate(timeout=30)[0] == "0\n", result.stderr
+
+
+@pytest.mark.parametrize("order", [b"", b"short", deputy.ORDER.pack(0, 0, 1, 0, 5, 1, b"/tmp/")])
+def test_a_deputy_fails_closed(order):
+    need_root()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, socket.socket(socket.AF_UNIX) as sock:
+        ours.send(order)
+        assert subprocess.run((deputy.PROGRAM,), stdin=sock, stdout=theirs, timeout=20).returncode == 1
+
+
+@pytest.mark.parametrize(("who", "owner"), [((USER, USER), 0), ((0, 0), USER), ((USER, 0), 0)])
+def test_a_deputy_has_neither_capabilities_nor_groups(tmp_path, who, owner):
+    """Root without CAP_DAC_OVERRIDE may not enter another's directory."""
+    need_root()
+    tmp_path.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as sock:
+        server.bind(str(closed / "s"))
+        (closed / "s").chmod(0o666)
+        server.listen()
+        os.chown(closed, owner, owner)
+        with pytest.raises(PermissionError):
+            deputy.connect(Owner(*who), sock, str(closed / "s"))
 
 
 TOUCH = """
