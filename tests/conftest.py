@@ -14,6 +14,7 @@ from graft.bench.lab import SLOWNESS, Lab, laboratory
 # Files whose tests share what is costly to start, or one of which the machine has: they run in one process, in order.
 TOGETHER = {
     "tests/attack/test_attacks.py": "attacks",
+    "tests/attack/test_matrix.py": "matrix",
     "tests/system/test_cri.py": "containerd",
     "tests/system/test_docker.py": "docker",  # /etc/docker, and dockerd's cgroups
     "tests/system/test_engine_attacks.py": "docker",

@@ -1,0 +1,1 @@
+"""The matrix of sockets and calls: what runs inside a container (agent, sockets, calls), and what is expected (rules)."""
