@@ -19,7 +19,7 @@ MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz test unit lint test-kernel bench build fresh
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel bench build fresh
 .PHONY: setup setup-install setup-bench setup-check setup-test wheel manual install uninstall clean help
 
 all: build
@@ -34,6 +34,7 @@ help:
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
 	@echo "make soak          real programs for an hour, and what grew meanwhile; TIME=10m"
 	@echo "make fuzz          ten minutes of nonsense for everything that reads from others; TIME=1h"
+	@echo "make inside        random socket calls inside containers for an hour, the host watched; TIME=600 (seconds), SEED=n"
 	@echo "make fresh         both of the first two, in an empty Debian made for it; SUITE=trixie, COMMANDS=\"'make unit'\""
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make manual        the manual pages in build/man, from man/*.md"
@@ -126,6 +127,10 @@ soak: setup-bench
 fuzz: setup-test
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) scripts/fuzz.py $(or $(TIME),10m)
+
+inside: setup-test
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m tests.endurance.inside --seconds $(or $(TIME),3600) --seed $(or $(SEED),1)
 
 wheel: build
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .
