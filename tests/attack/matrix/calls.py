@@ -98,6 +98,7 @@ QUESTIONS = (
 REQUESTS = (*range(0x8901, 0x8A00), *range(0x8B00, 0x8B40))
 OWN = (*range(0x8901, 0x8908), 0x541B, 0x5411)  # of the socket alone
 GSKNS = 0x894C
+BRIDGES = (0x89A0, 0x89A1)
 ADDRESS = struct.pack("=HH4s", socket.AF_INET, 0, bytes([10, 66, 6, 6]))
 UNION = {0x8914: _int(0), 0x8916: ADDRESS, 0x8918: ADDRESS, 0x891A: ADDRESS, 0x891C: ADDRESS, 0x8922: _int(1400)}
 
@@ -123,7 +124,9 @@ def requests() -> list[tuple[Any, ...]]:
     cells: list[tuple[Any, ...]] = [("ioctl", request, b"") for request in (*OWN, 0x18912, 0x7FFF8927)]
     for request in REQUESTS:
         if request not in OWN:
-            names = (b"lo", b"veth0") if request in (0x8910, *QUESTIONS) else (b"veth0",)
+            names: tuple[bytes, ...] = (b"lo", b"veth0") if request in QUESTIONS else (b"veth0",)
+            if request in BRIDGES:  # which the container may make in its own namespace: not by the name of a host's
+                names = (b"matrix0",)
             cells += [("ioctl", request, _pad(name, 16) + UNION.get(request, _int(2))) for name in names]
     return cells
 
