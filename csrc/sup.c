@@ -13,8 +13,8 @@
  *
  * Threads. Whoever adds a descriptor to a target waits in the kernel until the target runs again, so one thread would
  * serve one target at a time. There are up to THREADS, made when needed. Each call wakes every thread that waits in
- * RECV, so at most WAITERS wait there and the others on a condition. If not even one can be made (RLIMIT_NPROC, a pids
- * limit), this process ends, and graftd receives the calls.
+ * RECV, so at most WAITERS wait there and the others on a condition. If not even one can be made (RLIMIT_NPROC, a
+ * pids limit), this process ends, and graftd receives the calls.
  *
  * Nothing is lost. A call is received into a slot of memory shared with graftd (sup.h) and stays there until it is
  * answered. If this process is killed, graftd finds the call there; if graftd is killed, its successor finds what was

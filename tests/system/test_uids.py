@@ -133,7 +133,7 @@ def test_a_deputy_fails_closed(order):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, socket.socket(socket.AF_UNIX) as sock:
         ours.send(order)
-        assert subprocess.run((deputy.PROGRAM,), stdin=sock, stdout=theirs, timeout=20).returncode == 1
+        assert subprocess.run((deputy.PROGRAM,), stdin=sock.fileno(), stdout=theirs.fileno(), timeout=20).returncode == 1
 
 
 @pytest.mark.parametrize(("who", "owner"), [((USER, USER), 0), ((0, 0), USER), ((USER, 0), 0)])

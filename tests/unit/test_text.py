@@ -1,5 +1,7 @@
 """Text that a container chose, on a terminal and in a log."""
 
+from typing import Any
+
 import pytest
 
 from graft.commands.options import LINE_MAX, say
@@ -82,8 +84,8 @@ def test_verbose_names_are_safe():
         ingress = egress = ()
         endpoints = {}  # noqa: RUF012
 
-    fields = dict.fromkeys(Event._fields, 0)
+    fields: dict[str, Any] = dict.fromkeys(Event._fields, 0)
     fields |= {"comm": "\x1b[2J\nx: bind", "op": "connect", "reason": CONVERTED, "address": bytes(16), "real": bytes(16)}
-    Teller(Tenant(), Connection()).tell(Event(**fields))
+    Teller(Tenant(), Connection()).tell(Event(**fields))  # type: ignore[arg-type]
     assert len(told) == 1
     assert told[0].isprintable()

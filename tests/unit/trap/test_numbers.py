@@ -24,6 +24,7 @@ sys.stdin.readline()
 def number(threads, taken):
     argv = (sys.executable, "-c", PROGRAM, str(threads), " ".join(map(str, taken)))
     with subprocess.Popen(argv, stdin=-1, stdout=-1) as process:
+        assert process.stdout
         process.stdout.readline()
         try:
             return free_number(process.pid)
