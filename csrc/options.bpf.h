@@ -302,7 +302,15 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	if ((ctx->level == SOL_IP_ && ctx->optname >= IP_FIREWALL_) ||
 	    (ctx->level == SOL_IPV6_ && ipv6_reads_firewall(ctx->optname)))
 		return stamp && stamp->tenant == GRAFT_EXEMPT;
-	if (ctx->retval || ctx->level != SOL_SOCKET_)
+	if (ctx->retval)
+		return ALLOW;
+	if (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_) { /* whoever made the socket has set it */
+		for (int n = 0; n < 4; n++)
+			if (value + n + 1 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT))
+				value[n] = 0;
+		return ALLOW;
+	}
+	if (ctx->level != SOL_SOCKET_)
 		return ALLOW;
 	if (ctx->optname == SO_NETNS_COOKIE_ && value + 8 <= end) {
 		tenant = stamp ? tenant_of(stamp) : NULL;
