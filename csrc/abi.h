@@ -105,7 +105,7 @@ struct graft_usage {
 struct graft_ports {
 	__u64 used;
 	__u64 max;
-	__u64 served; /* entries in `served` that are the tenant's */
+	__u64 served; /* entries in `served_ports` that are the tenant's */
 };
 #define SERVED_MAX 1024 /* of a tenant */
 
@@ -270,7 +270,7 @@ struct graft_dynamic_key {
 };
 
 /*
- * served: a host address that a container's TCP server has by an ingress rule, and the program's port. Accepted
+ * served_ports: a host address that a container's TCP server has by an ingress rule, and the program's port. Accepted
  * sockets show that port. They have no stamp to read it from: to clone one would cost 3 % of a server's accept rate.
  */
 struct graft_served_key {
