@@ -254,6 +254,10 @@ def cells(group: str, where: Places, six: bool, kind: str) -> list[tuple[Any, ..
         return answers()
     if group == "get few":
         return answers(FEW)
+    if group == "set some":
+        return options((4,))
+    if group == "get some":
+        return answers((4,))
     if group == "ioctl":
         return requests()
     if group == "bind":

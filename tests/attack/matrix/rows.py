@@ -39,6 +39,8 @@ def groups(row: str, place: str) -> tuple[str, ...]:
         return (*OPTIONS, *USE, *noted)
     if place == "host":
         return (*USE, *noted) if state in ("fresh", "connected") else ()
+    if place == "away":  # graftd decides on each of these
+        return ("set some", "get some", "ioctl", *USE)
     if place == "outside":
         return ("set few", "get few", *USE, *noted)
     if kind == "host":
