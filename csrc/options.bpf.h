@@ -308,6 +308,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		for (int n = 0; n < 4; n++)
 			if (value + n + 1 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT))
 				value[n] = 0;
+		if (ctx->optlen > 1 && ctx->optlen < 4)
+			ctx->optlen = 1; /* as the kernel shows a small number */
 		return ALLOW;
 	}
 	if (ctx->level != SOL_SOCKET_)
