@@ -142,13 +142,13 @@ struct graft_held {
 
 /*
  * peers: socket storage of a UDP socket on the host's wildcard: whom it has sent to. Nobody else's datagrams reach
- * it. It is a Bloom filter: two of PEERS_BITS bits for each address and port, by a hash with a key of the socket's
- * own.
+ * it. It is a Bloom filter: two of PEERS_BITS bits for each address, by a hash with a key of the socket's own.
  */
 #define PEERS_BITS 8192
 #define PEERS_WORDS (PEERS_BITS / 64)
 struct graft_peers {
 	__u64 key;
+	__u64 anybody; /* it has sent to a group */
 	__u64 bits[PEERS_WORDS];
 };
 

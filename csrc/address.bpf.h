@@ -76,14 +76,14 @@ static __always_inline void set_loopback(struct graft_addr *a)
 }
 
 /* A hash of an address and its port that nobody can foretell without @key. */
-static __always_inline __u64 hash_addr(const struct graft_addr *a, __u64 key)
+static __always_inline __u64 hash_addr(const struct graft_addr *a, __u32 port, __u64 key)
 {
 	__u64 hash = key ^ ((__u64)a->ip[0] << 32 | a->ip[1]);
 
 	hash *= 0x9e3779b97f4a7c15ull;
 	hash ^= hash >> 32 ^ ((__u64)a->ip[2] << 32 | a->ip[3]);
 	hash *= 0xbf58476d1ce4e5b9ull;
-	hash ^= hash >> 29 ^ a->port;
+	hash ^= hash >> 29 ^ port;
 	hash *= 0x94d049bb133111ebull;
 	hash ^= hash >> 32 ^ key;
 	hash *= 0x9e3779b97f4a7c15ull;

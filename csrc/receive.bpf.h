@@ -3,24 +3,31 @@
  * receive.bpf.h - datagrams: whom a UDP socket has sent to, who may send to it, and where its own may arrive
  *
  * A UDP socket that nobody bound to a port of a rule's is on the host's wildcard, at a port that the kernel chose: it
- * is there because it sends. Only those it has sent to reach it, as behind Docker's NAT. The kernel binds such a
- * socket before any hook runs, so this holds with `--egress none`, too, where it can have sent to nobody.
+ * is there because it sends. Only the hosts that it has sent to reach it, from any port, because a TFTP server
+ * answers from another one; after a send to a group everybody does. The kernel binds such a socket before any hook
+ * runs, so this holds with `--egress none`, too, where it can have sent to nobody.
  */
 #ifndef RECEIVE_BPF_H
 #define RECEIVE_BPF_H
 
 #include "numbers.bpf.h"
 
+/* 224.0.0.0/4, 255.255.255.255 or ff00::/8: who answers is not known before */
+static __always_inline bool is_group(const struct graft_addr *a)
+{
+	return is_v4(a) ? bpf_ntohl(a->ip[3]) >> 28 == 0xe || a->ip[3] == ~0u : bpf_ntohl(a->ip[0]) >> 24 == 0xff;
+}
+
 static __always_inline bool is_peer(struct graft_peers *of, const struct graft_addr *a)
 {
-	__u32 bits = hash_addr(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
+	__u32 bits = hash_addr(a, 0, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
 
-	return of->bits[low / 64] >> low % 64 & 1 && of->bits[high / 64] >> high % 64 & 1;
+	return of->anybody || (of->bits[low / 64] >> low % 64 & 1 && of->bits[high / 64] >> high % 64 & 1);
 }
 
 static __always_inline void add_peer(struct graft_peers *of, const struct graft_addr *a)
 {
-	__u32 bits = hash_addr(a, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
+	__u32 bits = hash_addr(a, 0, of->key), low = bits % PEERS_BITS, high = (bits >> 16) % PEERS_BITS;
 
 	__sync_fetch_and_or(&of->bits[low / 64], 1ull << low % 64);
 	__sync_fetch_and_or(&of->bits[high / 64], 1ull << high % 64);
@@ -48,7 +55,9 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a)
 			return false;
 		of->key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	}
-	if (!in_slices(a) && !is_peer(of, a))
+	if (is_group(a))
+		of->anybody = 1;
+	else if (!in_slices(a) && !is_peer(of, a))
 		add_peer(of, a);
 	return true;
 }

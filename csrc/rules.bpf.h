@@ -93,7 +93,7 @@ static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 
 	if (!of || !a)
 		return false;
-	hash = hash_addr(a, of->key) | 1; /* 0 is an empty place */
+	hash = hash_addr(a, a->port, of->key) | 1; /* 0 is an empty place */
 	set = askers_set(of, hash);
 	return set && (set[0] == hash || set[1] == hash || set[2] == hash || set[3] == hash);
 }
@@ -106,7 +106,7 @@ static __noinline int add_asker(__u32 tenant, struct graft_addr *a)
 
 	if (!of || !a || has_asked(tenant, a))
 		return 0;
-	hash = hash_addr(a, of->key) | 1;
+	hash = hash_addr(a, a->port, of->key) | 1;
 	set = askers_set(of, hash);
 	if (!set)
 		return 0;

@@ -23,9 +23,10 @@ pytestmark = pytest.mark.kernel
 
 def addresses(world: World) -> None:
     """Addresses of the host's that are no loopback, and egress to them."""
-    for words in ("address add 192.0.2.7/32 dev lo", "address add 192.0.2.8/32 dev lo", "address add 2001:db8::7/128 dev lo"):
-        subprocess.run(("ip", *words.split()), check=True)
+    for address in ("192.0.2.7/32", "192.0.2.8/32", "2001:db8::7/128", "2001:db8::8/128"):
+        subprocess.run(("ip", "address", "add", address, "dev", "lo"), check=True)
     world.egress("192.0.2.0", 24)
+    world.egress("239.0.0.0", 8)
     world.egress("2001:db8::", 32)
 
 
@@ -49,12 +50,13 @@ def hears(sock: socket.socket) -> bytes:
 
 @isolated
 def test_whom_it_has_sent_to_may_answer(world: World):
-    """Nobody else: not from another address, not from another port; bound to port 0 or not at all."""
+    """From any port of its, as TFTP's servers do, and nobody from another address; bound to port 0 or not at all."""
     addresses(world)
     for family, here in ((V4, HERE4), (V6, HERE6), (V6, f"::ffff:{HERE4}")):
         for bound in (False, True):
             peer = others(world, V4 if "." in here else V6, here.removeprefix("::ffff:"))
-            stranger = others(world, peer.family, peer.getsockname()[0])
+            second = others(world, peer.family, peer.getsockname()[0])
+            stranger = others(world, peer.family, peer.getsockname()[0].replace("7", "8"))
             asker = world.sock(family, UDP)
             if bound:
                 asker.bind(("::" if family == V6 else "0.0.0.0", 0))
@@ -62,8 +64,24 @@ def test_whom_it_has_sent_to_may_answer(world: World):
             _, source = peer.recvfrom(9)
             stranger.sendto(b"stranger", source)
             assert hears(asker) == b""
-            peer.sendto(b"answer", source)
-            assert hears(asker) == b"answer"
+            for one in (peer, second):
+                one.sendto(b"answer", source)
+                assert hears(asker) == b"answer"
+
+
+@isolated
+def test_whoever_hears_a_group_may_answer(world: World):
+    """As in mDNS and SSDP, whose answers come from hosts that nobody knew before."""
+    addresses(world)
+    asker, stranger = world.sock(V4, UDP), others(world, V4, "192.0.2.8")
+    asker.sendto(b"?", (HERE4, 9))
+    source = (HERE4, asker.getsockname()[1])
+    stranger.sendto(b"stranger", source)
+    assert hears(asker) == b""
+    with contextlib.suppress(OSError):  # there is no route to it here
+        asker.sendto(b"?", ("239.1.2.3", 1900))
+    stranger.sendto(b"answer", source)
+    assert hears(asker) == b"answer"
 
 
 @isolated
