@@ -248,10 +248,10 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (!option_known(ctx))
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), ENOPROTOOPT,
 			    0, &what);
-	if (!stamp && ((ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_) ||
-		       (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_)))
-		return ALLOW; /* graftd sets them just before it stamps; an accepted socket, which has no stamp
-				 either, cannot be bound */
+	if (stamp && !(stamp->flags & STAMP_VOUCHED) &&
+	    ((ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_) ||
+	     (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_)))
+		return ALLOW; /* whoever makes the socket sets them before anybody else has it */
 	if (option_forbidden(ctx))
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0,
 			    &what);

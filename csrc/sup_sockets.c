@@ -89,13 +89,14 @@ static int make_socket(int kind, struct made *result)
 
 	if (fd < 0)
 		return errno;
-	limit_ports(fd, kind & SUP_KIND_DGRAM);
-	if ((family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
-	    stamp_socket(fd) || fstat(fd, &status)) {
+	if (stamp_socket(fd) ||
+	    (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
+	    fstat(fd, &status)) {
 		error = errno;
 		close(fd);
 		return error;
 	}
+	limit_ports(fd, kind & SUP_KIND_DGRAM);
 	error = check_policy(fd);
 	if (error)
 		close(fd);

@@ -100,12 +100,13 @@ class Sockets:
         else:
             made = socket.socket(family, kind | flags)
         try:
+            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
+            # the option hook refuses these two once the socket is vouched for
             if family != socket.AF_UNIX and not place:
                 self._limit_ports(made, udp=kind == socket.SOCK_DGRAM)
             if family == socket.AF_INET6:
                 # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
-            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
             # SO_REUSEPORT works among sockets of one uid: no tenant may join a listener of the host or of another
             os.fchown(made.fileno(), tenant.owner, -1)
             if family != socket.AF_UNIX:

@@ -93,9 +93,9 @@ class World:
         """A stamped socket."""
         sock = socket.socket(family, kind, protocol)
         sock.settimeout(5)
+        self.stamper.stamp(sock.fileno(), TENANT_ID, 0)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
-        self.stamper.stamp(sock.fileno(), TENANT_ID, 0)
         return sock
 
     @contextlib.contextmanager
