@@ -71,20 +71,21 @@ struct graft_holder {
 };
 
 enum stamp_flags {
-	STAMP_PRIVATE = 1,     /* bound into the tenant's slice */
-	STAMP_INGRESS = 2,     /* bound through an ingress rule */
-	STAMP_EPHEMERAL = 4,   /* a UDP socket, bound to a port that the kernel chose, to send from */
-	STAMP_V6ONLY = 8,      /* its bind was decided with IPV6_V6ONLY set: it may not take IPv4 as well */
-	STAMP_CONNECTED = 16,  /* peer and peer_real are set */
-	STAMP_FAMILY = 32,     /* made as AF_GRAFT and not bound yet: leaves from `default-source` */
-	STAMP_NAMED = 64,      /* graftd binds it to an endpoint by name, whose address is in local_real */
-	STAMP_PERMIT = 128,    /* graftd has looked a name up: the socket may connect or send to peer_real */
-	STAMP_REUSEADDR = 256, /* what the program has set for a UDP socket; it holds where the program names the */
-	STAMP_REUSEPORT = 512, /* port to bind, not for a port that the kernel chooses (set_reuse()) */
-	STAMP_COUNTED = 1024,  /* counted in its tenant's usage */
-	STAMP_VOUCHED = 2048,  /* whoever made the socket has asked for GRAFT_PROBE */
-	STAMP_SOURCE = 16384,  /* with STAMP_NAMED: the endpoint is there to leave from, and nobody may serve there */
-	STAMP_STAYS = 32768,   /* with STAMP_NAMED: it is there to serve, and no leave to go elsewhere */
+	STAMP_PRIVATE = 1,	/* bound into the tenant's slice */
+	STAMP_INGRESS = 2,	/* bound through an ingress rule */
+	STAMP_EPHEMERAL = 4,	/* a UDP socket, bound to a port that the kernel chose, to send from */
+	STAMP_V6ONLY = 8,	/* its bind was decided with IPV6_V6ONLY set: it may not take IPv4 as well */
+	STAMP_CONNECTED = 16,	/* peer and peer_real are set */
+	STAMP_FAMILY = 32,	/* made as AF_GRAFT and not bound yet: leaves from `default-source` */
+	STAMP_NAMED = 64,	/* graftd binds it to an endpoint by name, whose address is in local_real */
+	STAMP_PERMIT = 128,	/* graftd has looked a name up: the socket may connect or send to peer_real */
+	STAMP_REUSEADDR = 256,	/* what the program has set for a UDP socket; it holds where the program names the */
+	STAMP_REUSEPORT = 512,	/* port to bind, not for a port that the kernel chooses (set_reuse()) */
+	STAMP_COUNTED = 1024,	/* counted in its tenant's usage */
+	STAMP_VOUCHED = 2048,	/* whoever made the socket has asked for GRAFT_PROBE */
+	STAMP_BROADCAST = 4096, /* SO_BROADCAST is set */
+	STAMP_SOURCE = 16384, /* with STAMP_NAMED: the endpoint is there to leave from, and nobody may serve there */
+	STAMP_STAYS = 32768,  /* with STAMP_NAMED: it is there to serve, and no leave to go elsewhere */
 };
 
 /*
@@ -284,9 +285,9 @@ struct graft_served {
 };
 
 /*
- * askers: who sent to a tenant's published UDP servers, which may answer although egress is narrowed. Each tenant has
- * a table of its own, so that none is filled by another's: hashes of addresses with ports, in sets of ASKERS_WAYS.
- * The key of the hash is secret.
+ * asker_tables: who sent to a tenant's published UDP servers, which may answer although egress is narrowed. Each
+ * tenant has a table of its own, so that none is filled by another's: hashes of addresses with ports, in sets of
+ * ASKERS_WAYS. The key of the hash is secret.
  */
 #define ASKERS_SETS 480
 #define ASKERS_WAYS 4

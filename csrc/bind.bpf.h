@@ -170,7 +170,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
-	let_go(held_by(ctx->sk), stamp->tenant); /* of a bind that failed */
+	let_go(held_by(ctx->sk), stamp->tenant); /* of a bind that failed, or was undone */
+	forget_dynamic(held_by(ctx->sk), stamp->tenant, proto == IPPROTO_UDP);
 	set_reuse(ctx, stamp, a->port);
 	asked = *a;
 	dual = both && is_any6(a->ip);

@@ -107,9 +107,12 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		}
 		if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && in_slices(a))) && ctx->sk &&
 		    !has_source(ctx->sk)) {
-			if (private_source(ctx, &source, id, is_v4(a)) || bind_source(ctx, &source, six))
+			if (private_source(ctx, &source, id, is_v4(a)) || bind_source(ctx, &source, six)) {
+				if (ctx->protocol == IPPROTO_UDP)
+					let_go(held_by(ctx->sk), id);
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL,
 					    ctx->protocol, &asked);
+			}
 		} else if (where == LOCAL_NAMED) {
 			note_client(ctx, id);
 		}
@@ -162,6 +165,7 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_CONNECT, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	forget_refused(ctx, stamp);
 	if (!decide_connect(ctx, &a, stamp, false))
 		return DENY;
 	store4(ctx, &a);
@@ -179,6 +183,7 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_CONNECT, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	forget_refused(ctx, stamp);
 	if (!decide_connect(ctx, &a, stamp, true))
 		return DENY;
 	store6(ctx, &a);

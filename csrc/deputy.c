@@ -52,6 +52,30 @@ static int become(void)
 	return 0;
 }
 
+/* SCM_CREDENTIALS would show the real ids, which are nobody's; the effective ones may be named (unix(7)). */
+static long send_as_target(struct sockaddr_un *peer, socklen_t length)
+{
+	union {
+		struct cmsghdr align;
+		char text[CMSG_SPACE(sizeof(struct ucred))];
+	} control = {0};
+	struct iovec part = {data, order.data_length};
+	struct msghdr message = {.msg_name = peer,
+				 .msg_namelen = length,
+				 .msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	struct ucred who = {getpid(), order.uid, order.gid};
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_CREDENTIALS;
+	header->cmsg_len = CMSG_LEN(sizeof(who));
+	memcpy(CMSG_DATA(header), &who, sizeof(who));
+	return sendmsg(SOCKET, &message, order.flags);
+}
+
 static long carry_out(void)
 {
 	struct sockaddr_un peer = {.sun_family = AF_UNIX};
@@ -66,7 +90,7 @@ static long carry_out(void)
 	case DEPUTY_CONNECT:
 		return connect(SOCKET, (struct sockaddr *)&peer, length);
 	case DEPUTY_SENDTO:
-		return sendto(SOCKET, data, order.data_length, order.flags, (struct sockaddr *)&peer, length);
+		return send_as_target(&peer, length);
 	}
 	errno = ENOSYS;
 	return -1;

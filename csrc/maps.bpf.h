@@ -139,7 +139,7 @@ struct {
 	__uint(max_entries, 65536);
 	__type(key, __u32);
 	__type(value, struct graft_askers);
-} askers SEC(".maps");
+} asker_tables SEC(".maps");
 
 /* What a tenant may still send to graftd's resolver: see budget.bpf.h. */
 struct graft_budget {
@@ -190,6 +190,11 @@ static __always_inline struct graft_stamp *stamp_of(struct bpf_sock *sk)
 	if (!msk)
 		return NULL;
 	return bpf_sk_storage_get(&stamps, msk, NULL, 0);
+}
+
+static __always_inline bool in_connection(const struct bpf_sock *sk)
+{
+	return sk && sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_LISTEN;
 }
 
 static __always_inline struct graft_holder *holder_of(const struct graft_addr *a)

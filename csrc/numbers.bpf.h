@@ -116,6 +116,9 @@ __noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice,
 
 	if (!mine)
 		return 0;
+	if (mine->number) /* of a bind that failed: whoever comes here is not bound */
+		free_number(tenant, mine->kind, mine->number);
+	mine->number = 0;
 	for (n = 0; n < TRIES; n++) {
 		number = find_number(tenant, kind);
 		if (!number)
@@ -167,7 +170,7 @@ static __always_inline bool too_many_ports(__u32 tenant)
 {
 	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
 
-	return of && *(volatile __u64 *)&of->used > of->max;
+	return of && *(volatile __s64 *)&of->used > (__s64)of->max;
 }
 
 static __always_inline void count_served(__u32 tenant, __s64 by)
@@ -182,11 +185,14 @@ static __always_inline void count_served(__u32 tenant, __s64 by)
 static __noinline bool hold_port(struct bpf_sock_addr *ctx, __u32 tenant)
 {
 	struct graft_held *mine = held_by(ctx->sk);
+	__u32 all = GRAFT_EXEMPT;
 
 	if (!mine)
 		return false;
 	if (mine->number || mine->flags & HELD_PORT)
 		return true;
+	if (!bpf_map_lookup_elem(&ports, &tenant) || !bpf_map_lookup_elem(&ports, &all))
+		return true; /* graftd is starting: what is not counted is not given back */
 	count_ports(tenant, 1);
 	count_ports(GRAFT_EXEMPT, 1);
 	if (too_many_ports(tenant) || too_many_ports(GRAFT_EXEMPT)) {
@@ -214,6 +220,42 @@ static __noinline int let_go(struct graft_held *mine, __u32 tenant)
 	return 0;
 }
 
+/* Is the socket where its bind was decided? The hook notes that before the kernel binds, which may fail. */
+static __always_inline bool is_where_decided(const struct bpf_sock *sk, const struct graft_stamp *stamp)
+{
+	const struct graft_addr *real = &stamp->local_real;
+	__u32 ip[4];
+
+	if (!(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) || !sk->src_port)
+		return false;
+	if (real->port && sk->src_port != real->port)
+		return false;
+	if (is_any(real->ip))
+		return true;
+	/* clang would compute one address for both families, which the verifier refuses */
+	if (sk->family == AF_INET) {
+		ip[3] = sk->src_ip4;
+		asm volatile("" : "+r"(ip[3]));
+		return ip[3] == real->ip[3];
+	}
+	ip[0] = sk->src_ip6[0];
+	ip[1] = sk->src_ip6[1];
+	ip[2] = sk->src_ip6[2];
+	ip[3] = sk->src_ip6[3];
+	return same_ip(ip, real->ip);
+}
+
+/* Forget a bind of a UDP socket that the kernel has refused after the hook had allowed it. */
+static __noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
+{
+	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP || !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) ||
+	    is_where_decided(ctx->sk, stamp))
+		return 0;
+	let_go(bpf_sk_storage_get(&held, ctx->sk, NULL, 0), stamp->tenant);
+	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS);
+	return 0;
+}
+
 /*
  * Remember the program's port: an accepted socket has no stamp to show it from. The entry stays for accepted sockets
  * that outlive the listener. A tenant has SERVED_MAX of them; what is beyond shows the host's port.
@@ -234,7 +276,7 @@ static __noinline int note_served(__u32 tenant, struct graft_addr *real, __u32 p
 		before->port = port;
 		return 0;
 	}
-	if (of && of->served >= SERVED_MAX)
+	if (of && (__s64)of->served >= SERVED_MAX)
 		return 0;
 	if (before)
 		count_served(before->tenant, -1);
@@ -271,14 +313,19 @@ static __always_inline struct graft_dynamic_key dynamic_key(__u32 tenant, bool u
 }
 
 /* Forget the port that the kernel chose for a `dynamic` endpoint, unless another socket has the program's port. */
-static __always_inline void forget_dynamic(struct bpf_sock *sk, __u32 tenant, struct graft_held *mine)
+static __noinline int forget_dynamic(struct graft_held *mine, __u32 tenant, bool udp)
 {
-	struct graft_dynamic_key key =
-		dynamic_key(tenant, sk->protocol == IPPROTO_UDP, !(mine->flags & HELD_DYNAMIC6), mine->port);
-	__u32 *port = bpf_map_lookup_elem(&dynamic_ports, &key);
+	struct graft_dynamic_key key;
+	__u32 *port;
 
+	if (!mine || !(mine->flags & HELD_DYNAMIC))
+		return 0;
+	key = dynamic_key(tenant, udp, !(mine->flags & HELD_DYNAMIC6), mine->port);
+	port = bpf_map_lookup_elem(&dynamic_ports, &key);
 	if (port && *port == mine->host_port)
 		bpf_map_delete_elem(&dynamic_ports, &key);
+	mine->flags &= ~(HELD_DYNAMIC | HELD_DYNAMIC6);
+	return 0;
 }
 
 SEC("cgroup/sock_release")
@@ -293,12 +340,12 @@ int graft_sock_release(struct bpf_sock *sk)
 	mine = bpf_sk_storage_get(&held, sk, NULL, 0);
 	if (mine) {
 		let_go(mine, stamp->tenant);
-		if (mine->flags & HELD_DYNAMIC)
-			forget_dynamic(sk, stamp->tenant, mine);
+		forget_dynamic(mine, stamp->tenant, sk->protocol == IPPROTO_UDP);
 	}
 	forget_served(stamp);
 	if (!(stamp->flags & STAMP_COUNTED))
 		return ALLOW;
+	stamp->flags &= ~STAMP_COUNTED; /* the programs of two graftds may run for one socket during an upgrade */
 	used = usage_of(stamp);
 	if (used) {
 		__sync_fetch_and_add(&used->sockets, -1);

@@ -25,6 +25,7 @@
 #define SO_NETNS_COOKIE_ 71
 #define SO_BINDTOIFINDEX_ 62
 #define SO_PRIORITY_ 12
+#define SO_BROADCAST_ 6
 #define SO_REUSEADDR_ 2
 #define SO_REUSEPORT_ 15
 #define TCP_ULP_ 31
@@ -248,7 +249,10 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (!option_known(ctx))
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), ENOPROTOOPT,
 			    0, &what);
-	if (stamp && !(stamp->flags & STAMP_VOUCHED) &&
+	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_ && !in_connection(ctx->sk) &&
+	    !ctx->sk->src_port)
+		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
+	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) &&
 	    ((ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_) ||
 	     (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_)))
 		return ALLOW; /* whoever makes the socket sets them before anybody else has it */
@@ -260,6 +264,8 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 		set_flag(stamp, reuse_flag(ctx->optname), value);
 		ctx->optlen = -1; /* the kernel must not set it yet: see set_reuse() */
 	}
+	if (stamp && ctx->level == SOL_SOCKET_ && ctx->optname == SO_BROADCAST_ && int_value(ctx, &value))
+		set_flag(stamp, STAMP_BROADCAST, value); /* the kernel refuses it to nobody */
 	return ALLOW;
 }
 
@@ -269,7 +275,7 @@ static __always_inline int answer_probe(struct bpf_sockopt *ctx, struct graft_st
 	struct graft_probe *answer = ctx->optval;
 	struct graft_usage *used = usage_of(stamp);
 
-	if ((void *)(answer + 1) > ctx->optval_end || stamp->flags & STAMP_VOUCHED)
+	if ((void *)(answer + 1) > ctx->optval_end || stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED))
 		return ALLOW;
 	stamp->flags |= STAMP_VOUCHED;
 	answer->tenant = stamp->tenant;
@@ -279,7 +285,8 @@ static __always_inline int answer_probe(struct bpf_sockopt *ctx, struct graft_st
 		__sync_fetch_and_add(&used->sockets, 1);
 		if (ctx->sk->protocol == IPPROTO_UDP)
 			__sync_fetch_and_add(&used->udp, 1);
-		answer->over = used->sockets > used->sockets_max || used->udp > used->udp_max;
+		answer->over =
+			(__s64)used->sockets > (__s64)used->sockets_max || (__s64)used->udp > (__s64)used->udp_max;
 	}
 	ctx->optlen = sizeof(*answer);
 	*(volatile __s32 *)&ctx->retval =

@@ -12,10 +12,17 @@
 
 #include "numbers.bpf.h"
 
-/* 224.0.0.0/4, 255.255.255.255 or ff00::/8: who answers is not known before */
-static __always_inline bool is_group(const struct graft_addr *a)
+/*
+ * 224.0.0.0/4, 255.255.255.255 or ff00::/8, or with SO_BROADCAST what looks like a subnet's broadcast address: who
+ * answers is not known before.
+ */
+static __always_inline bool is_group(const struct graft_stamp *stamp, const struct graft_addr *a)
 {
-	return is_v4(a) ? bpf_ntohl(a->ip[3]) >> 28 == 0xe || a->ip[3] == ~0u : bpf_ntohl(a->ip[0]) >> 24 == 0xff;
+	__u32 ip4 = bpf_ntohl(a->ip[3]);
+
+	if (!is_v4(a))
+		return bpf_ntohl(a->ip[0]) >> 24 == 0xff;
+	return ip4 >> 28 == 0xe || ip4 == ~0u || (stamp->flags & STAMP_BROADCAST && (ip4 & 0xff) == 0xff);
 }
 
 static __always_inline bool is_peer(struct graft_peers *of, const struct graft_addr *a)
@@ -34,17 +41,18 @@ static __always_inline void add_peer(struct graft_peers *of, const struct graft_
 }
 
 /*
- * Remember that this socket sends to @a, and count its port. False: the tenant has too many ports. The kernel has
- * bound the socket before; it keeps its port until it is closed, and its datagrams do not leave.
+ * Remember that this socket sends to @a from @source, and count its port. A server on the host's wildcard answers an
+ * address of the container's own from that address, because the host has it. False: the tenant has too many ports.
+ * The kernel has bound the socket before; it keeps its port until it is closed, and its datagrams do not leave.
  */
-__noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a)
+__noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_peers *of;
 
 	if (!a || !stamp || !ctx->sk)
 		return false;
-	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))
+	if (is_where_decided(ctx->sk, stamp))
 		return true;
 	of = bpf_sk_storage_get(&peers, ctx->sk, NULL, 0);
 	if (!of) {
@@ -55,7 +63,9 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a)
 			return false;
 		of->key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	}
-	if (is_group(a))
+	if (source && holder_of(source) && !is_peer(of, source))
+		add_peer(of, source);
+	if (is_group(stamp, a))
 		of->anybody = 1;
 	else if (!in_slices(a) && !is_peer(of, a))
 		add_peer(of, a);
@@ -96,7 +106,7 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
 	stamp = stamp_on(sk);
-	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT || stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))
+	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT || is_where_decided(sk, stamp))
 		return ALLOW;
 	if (sk->protocol != IPPROTO_UDP)
 		return ALLOW;
@@ -107,6 +117,8 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 	if (in_slices(&to))
 		return ALLOW;
 	of = bpf_sk_storage_get(&peers, sk, NULL, 0);
+	if (!of && !(stamp->flags & STAMP_VOUCHED))
+		return ALLOW; /* of a graftd before an upgrade: nobody knows whom it has sent to */
 	return of && is_peer(of, &from);
 }
 

@@ -88,7 +88,7 @@ static __always_inline __u64 *askers_set(struct graft_askers *of, __u64 hash)
 /* Has this address sent a datagram to a published UDP server of the tenant's, which may then answer? */
 static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 {
-	struct graft_askers *of = bpf_map_lookup_elem(&askers, &tenant);
+	struct graft_askers *of = bpf_map_lookup_elem(&asker_tables, &tenant);
 	__u64 hash, *set;
 
 	if (!of || !a)
@@ -101,7 +101,7 @@ static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 /* Remember that this address has. */
 static __noinline int add_asker(__u32 tenant, struct graft_addr *a)
 {
-	struct graft_askers *of = bpf_map_lookup_elem(&askers, &tenant);
+	struct graft_askers *of = bpf_map_lookup_elem(&asker_tables, &tenant);
 	__u64 hash, *set;
 
 	if (!of || !a || has_asked(tenant, a))

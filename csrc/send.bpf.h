@@ -93,6 +93,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_SEND, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	forget_refused(ctx, stamp);
 	set_v4(&source, ctx->msg_src_ip4);
 	set_v4(&bound, ctx->sk->src_ip4);
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
@@ -102,7 +103,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	}
 	if (!decide_send(ctx, &a, &source, &bound))
 		return DENY;
-	if (!note_sent(ctx, &a))
+	if (!note_sent(ctx, &a, &source))
 		return deny_sent(stamp, &a);
 	store4(ctx, &a);
 	ctx->msg_src_ip4 = source.ip[3];
@@ -120,6 +121,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_SEND, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	forget_refused(ctx, stamp);
 	source.ip[0] = ctx->msg_src_ip6[0];
 	source.ip[1] = ctx->msg_src_ip6[1];
 	source.ip[2] = ctx->msg_src_ip6[2];
@@ -133,7 +135,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 		source = bound;
 	} else if (!decide_send(ctx, &a, &source, &bound)) {
 		return DENY;
-	} else if (!note_sent(ctx, &a)) {
+	} else if (!note_sent(ctx, &a, &source)) {
 		return deny_sent(stamp, &a);
 	} else {
 		store6(ctx, &a);

@@ -32,6 +32,7 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 static __always_inline void show_served(struct graft_addr *a)
 {
 	struct graft_served_key key = {.port = a->port};
+	struct graft_holder *holder;
 	struct graft_served *found;
 
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
@@ -49,7 +50,8 @@ static __always_inline void show_served(struct graft_addr *a)
 		key.ip[2] = 0; /* a dual-stack server */
 		found = bpf_map_lookup_elem(&served_ports, &key);
 	}
-	if (found)
+	holder = holder_of(a);
+	if (found && !(holder && holder->tenant != found->tenant)) /* not another's wildcard */
 		a->port = found->port;
 }
 
@@ -91,11 +93,6 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 	if (tenant)
 		slice_show(a, tenant->slice);
 	return 0;
-}
-
-static __always_inline bool in_connection(const struct bpf_sock *sk)
-{
-	return sk && sk->state != BPF_TCP_CLOSE && sk->state != BPF_TCP_LISTEN;
 }
 
 #define SHOW4(ctx, how, ...)                                                                                         \

@@ -155,17 +155,19 @@ class Lab:
 
     def daemon_pid(self) -> int:
         """Return the PID of graftd; 0 if there is none."""
-        pids = [int(pid) for pid in (Path(self.cgroup()) / "cgroup.procs").read_text().split()]
-        found = [pid for pid in pids if pid not in self.helper_pids()]
-        return next((pid for pid in found if Path(f"/proc/{pid}/comm").read_text() != "graft-deputy\n"), 0)
+        return next(iter(self._processes("graftd")), 0)
 
     def helper_pids(self) -> list[int]:
         """Return the PIDs of the graft-sup processes, of which each listener has one."""
+        return self._processes("graft-sup")
+
+    def _processes(self, name: str) -> list[int]:
+        """The PIDs of the processes of this name in graftd's cgroup; some live for a moment."""
         found: list[int] = []
         procs = Path(self.cgroup()) / "cgroup.procs"
         for pid in procs.read_text().split() if procs.exists() else ():
             with contextlib.suppress(OSError):
-                if Path("/proc", pid, "comm").read_text() == "graft-sup\n":
+                if Path("/proc", pid, "comm").read_text() == f"{name}\n":
                     found.append(int(pid))
         return found
 

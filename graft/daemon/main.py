@@ -45,7 +45,7 @@ from graft.interpreter import python_command
 from graft.kernel import addresses, linux
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
 from graft.kernel.linux import credentials
-from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_in_netns
+from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_by_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
 from graft.log import log
@@ -181,9 +181,11 @@ class Daemon:
         for lost in self.registry.restore_places(places):
             log.warning("endpoint %s is lost: its namespace is gone", lost)
         self.tenancy.keep_places()
+        seen: dict[int, list[int]] = {}
         for tenant in list(self.registry.tenants.values()):
             if tenant.netns_fd < 0:
-                self._reopen_netns(tenant)
+                seen = seen or processes_by_netns()
+                self._reopen_netns(tenant, seen)
             if tenant.netns_fd < 0:
                 self.registry.remove(tenant)
                 self.store.remove(f"netns-{tenant.id}")
@@ -193,9 +195,12 @@ class Daemon:
                 tenant.lost_listener = True
         self.registry.forget_dead()
 
-    def _reopen_netns(self, tenant: Tenant) -> None:
-        """Find a namespace that no store kept by a process that lives in it: its sockets still need their policy."""
-        for pid in processes_in_netns(tenant.netns):
+    def _reopen_netns(self, tenant: Tenant, seen: dict[int, list[int]]) -> None:
+        """Find a namespace that no store kept by a process that lives in it: its sockets still need their policy.
+
+        @seen: the PIDs of all processes by netns.
+        """
+        for pid in seen.get(tenant.netns, []):
             with contextlib.suppress(OSError):
                 tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
                 return
@@ -265,8 +270,9 @@ class Daemon:
         if not self.registry.saved:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]
+        seen = processes_by_netns() if alone else {}
         for tenant in alone:
-            if not self.tenancy.alive(tenant, now):
+            if not self.tenancy.alive(tenant, now, seen):
                 self.tenancy.remove(tenant)
             elif tenant.kind == CONTAINER and self.alone_until < now:
                 log.warning("container %s lost its supervisor: its new sockets fail (ENOSYS)", tenant.name)

@@ -8,6 +8,7 @@ import errno
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 from graft.daemon.connection import Connection
@@ -91,14 +92,17 @@ class Tenancy:
             teller.connection.close()
         self.keep_places()
 
-    def alive(self, tenant: Tenant, now: float) -> bool:
-        """Does a tenant that has no listener still have a process?"""
+    def alive(self, tenant: Tenant, now: float, seen: Mapping[int, list[int]] | None = None) -> bool:
+        """Does a tenant that has no listener still have a process?
+
+        @seen: the PIDs of all processes by netns, for who asks about many tenants.
+        """
         if tenant.kind == API:
             tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
             return bool(tenant.followers)
         if tenant.kind == WRAPPER and not tenant.scope:  # others are in its netns as well: only its program counts
             return _runs(tenant.pid, tenant.netns)
-        pids = processes_in_netns(tenant.netns)
+        pids = processes_in_netns(tenant.netns) if seen is None else seen.get(tenant.netns, [])
         if not tenant.scope:
             return bool(pids)
         return now - tenant.since < SCOPE_GRACE_SECONDS or any(scope_of(pid) == tenant.scope for pid in pids)

@@ -241,4 +241,4 @@ class Names:
         except (OSError, ValueError) as error:
             log.debug("names: %s: %s", path, error)
             self.files.pop(path, None)
-        return self.files[path][1] if path in self.files else DockerNames([], {})
+        return self.files.get(path, (0, DockerNames([], {})))[1]

@@ -90,9 +90,10 @@ def netns_claimant() -> int:
 
 
 def _processes_of_root() -> Iterator[int]:
+    """The PIDs of processes whose four uids are root's: a set-user-ID program that a user has started is not root's."""
     for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and entry.stat().st_uid == 0:
+            if entry.name.isdigit() and b"\nUid:\t0\t0\t0\t0\n" in Path(entry.path, "status").read_bytes():
                 yield int(entry.name)
 
 
@@ -105,15 +106,19 @@ def _has_open(pid: int, wanted: str) -> bool:
     return False
 
 
-def processes_in_netns(netns: int) -> list[int]:
-    """The PIDs of all processes in the netns with this inode."""
-    found = []
+def processes_by_netns() -> dict[int, list[int]]:
+    """The PIDs of all processes, by the inode of their netns."""
+    found: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if linux.netns_inode(entry.name) == netns:
-                    found.append(int(entry.name))
+                found.setdefault(linux.netns_inode(entry.name), []).append(int(entry.name))
     return found
+
+
+def processes_in_netns(netns: int) -> list[int]:
+    """The PIDs of all processes in the netns with this inode."""
+    return processes_by_netns().get(netns, [])
 
 
 def open_netns(text: str) -> tuple[int, str]:

@@ -46,7 +46,7 @@ MAPS = (
     "client_ports",
     "dynamic_ports",
     "served_ports",
-    "askers",
+    "asker_tables",
     "budgets",
     "ports",
     "numbers",
@@ -55,6 +55,9 @@ MAPS = (
     "counters",
     "denials",
 )
+
+EARLIER = ("clients", "dynamic", "served", "askers")  # maps whose shape or use has changed under another name
+DYNAMIC_KEY_SIZE = 8
 
 DRAIN_MAX = 256
 
@@ -139,7 +142,7 @@ class Kernel:
             "served_ports": SERVED.size,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
-            "askers": ASKERS.size,
+            "asker_tables": ASKERS.size,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
@@ -183,12 +186,28 @@ class Kernel:
                 code=errno.errorcode.get(-result, ""),
             )
         self._open_pinned()
+        self._leave_earlier()
         links.mkdir(mode=0o700, exist_ok=True)
         program = None
         while program := self.lib.bpf_object__next_program(handle, program):
             name = self.lib.bpf_program__name(program).decode()
             self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
         self.lib.bpf_object__close(handle)
+
+    def _leave_earlier(self) -> None:
+        """Take over what running servers have in a map of an earlier release, and remove the pins of such maps."""
+        with contextlib.suppress(FileNotFoundError):
+            before = Map(self._open_pin(self.pins / "dynamic"), "dynamic", 4)
+            for key in list(before.keys(DYNAMIC_KEY_SIZE)):
+                self.maps["dynamic_ports"].update(key, before.get(key) or bytes(4))
+            os.close(before.fd)
+        for name in EARLIER:
+            (self.pins / name).unlink(missing_ok=True)
+        for key in list(self.maps["tenants"].keys(4)):  # they count from the first call on
+            usage = self.maps["usage"].get(key)
+            if usage and self.maps["ports"].get(key) is None:
+                sockets, udp = USAGE.unpack(usage)[2:]
+                self.limit(int.from_bytes(key, "little"), Limits(sockets, udp))
 
     def _attach(self, program: int, name: str, cgroup: Path, pin: Path) -> None:
         fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -254,8 +273,8 @@ class Kernel:
         if self.maps["numbers"].get(key) is None:
             start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
             self.maps["numbers"].update(key, start.ljust(NUMBERS_SIZE, b"\0"))
-        if self.maps["askers"].get(key) is None:
-            self.maps["askers"].update(key, ASKERS.pack(secrets.randbits(64), b""))
+        if self.maps["asker_tables"].get(key) is None:
+            self.maps["asker_tables"].update(key, ASKERS.pack(secrets.randbits(64), b""))
 
     def _limit_ports(self, tenant: int, most: int) -> None:
         key = tenant.to_bytes(4, "little")
@@ -283,8 +302,11 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in ("usage", "budgets", "ports", "numbers", "askers"):
+        for name in ("usage", "budgets", "ports", "numbers", "asker_tables"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
+        for key in list(self.maps["dynamic_ports"].keys(DYNAMIC_KEY_SIZE)):
+            if key[:4] == tenant.to_bytes(4, "little"):
+                self.maps["dynamic_ports"].delete(key)
         for key in list(self.maps["served_ports"].keys(SERVED_KEY.size)):
             value = self.maps["served_ports"].get(key)
             if value and SERVED.unpack(value)[0] == tenant:

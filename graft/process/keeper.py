@@ -156,7 +156,8 @@ class Keeper:
         if self.child == 0:
             signal.set_wakeup_fd(-1)
             os.environ.pop("NOTIFY_SOCKET", None)
-            exec_with(self.command, passed, GRAFT_KEEPER="1", WATCHDOG_USEC=str(self.patience * 1000000))
+            watchdog = {"WATCHDOG_USEC": str(self.patience * 1000000), "WATCHDOG_PID": ""}
+            exec_with(self.command, passed, GRAFT_KEEPER="1", **watchdog)
         self.silence, self.up = 0, False
 
     def receive(self) -> None:
@@ -308,7 +309,7 @@ def main(ready_fd: int) -> bool:
     finally:  # also if graftd could not work: a client must not wait at its sockets
         with contextlib.suppress(OSError):
             os.write(keeper.guard, b"end\n")
-        for name in ("graftd.sock", "agent.sock"):
+        for name in ("graftd.sock", "agent.sock", "notify.sock"):  # the last one: an earlier release's
             (directory / name).unlink(missing_ok=True)
     return True
 

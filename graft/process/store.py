@@ -108,11 +108,13 @@ class Store:
     def alive(self, now: float) -> None:
         """Give the keeper or the service manager a sign of life (sd_notify(3), WATCHDOG=1), if one is due.
 
-        @now: monotonic seconds. None is sent while others wait, because those are signs of life as well.
+        @now: monotonic seconds. It goes before others that wait: to systemd those are no signs of life.
         """
-        if self.signs and now >= self.next_sign and not self.waiting:
+        sign: tuple[str, tuple[int, ...]] = ("WATCHDOG=1", ())
+        if self.told and self.signs and now >= self.next_sign and sign not in self.waiting:
             self.next_sign = now + self.signs
-            self._notify("WATCHDOG=1")
+            self.waiting.appendleft(sign)
+            self.flush()
 
     @staticmethod
     def inherited() -> list[tuple[str, int]]:

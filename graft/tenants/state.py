@@ -8,6 +8,7 @@ field that a file lacks has its default: so a newer release reads the file of an
 over what it does not know. VERSION changes only if that does not do.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -107,6 +108,7 @@ def dump(known: Known) -> dict[str, Any]:
     """The whole registry in types that json.dumps() takes."""
     return {
         "version": VERSION,
+        "real_paths": True,
         "next_id": known.next_id,
         "next_slot": known.next_slice,
         "tables": [
@@ -136,10 +138,11 @@ def restore(known: Known, document: dict[str, Any]) -> None:
     """
     known.next_id = document["next_id"]
     known.next_slice = document["next_slot"]
+    real = document.get("real_paths", False)  # 0.1.0 did not follow the links of a path that it was given
     for saved in document["tables"]:
         table = known.tables[saved["netns"]] = Table(saved["netns"], saved["cookie"], saved["label"])
         for e in saved["endpoints"]:
-            table.endpoints[e["name"]] = _endpoint(e)
+            table.endpoints[e["name"]] = _endpoint(e if real else {**e, "path": _real(e.get("path", ""))})
     known.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
     known.networks = document["networks"]
     known.added = {parse_address(a) for a in document["added"]}
@@ -150,6 +153,12 @@ def restore(known: Known, document: dict[str, Any]) -> None:
         if tenant.scope:
             known.scopes[tenant.scope] = tenant
         known.tenants[tenant.id] = tenant
+
+
+def _real(path: str) -> str:
+    """The path of a unix endpoint, with the links in its directory followed."""
+    directory, name = os.path.split(path)
+    return os.path.join(os.path.realpath(directory), name) if path else ""
 
 
 def _endpoint(saved: dict[str, Any]) -> Endpoint:

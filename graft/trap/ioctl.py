@@ -48,6 +48,7 @@ SIOCGIFNAME = 0x8910
 SIOCGIFCONF = 0x8912
 SIOCSIFADDR, SIOCSIFDSTADDR, SIOCDIFADDR = 0x8916, 0x8918, 0x8936
 SIOCETHTOOL = 0x8946
+SIOCOUTQNSD = 0x894B
 SIOCGMIIPHY, SIOCGMIIREG = 0x8947, 0x8948
 SIOCDARP, SIOCGARP, SIOCSARP = 0x8953, 0x8954, 0x8955
 SIOCGIFMAP = 0x8970
@@ -136,6 +137,11 @@ def decide(caller: Caller, tenant: TenantView, stamps: Stamps, is_hosts: IsHosts
         there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
         return Answer(error=errno.ENOTTY if there else errno.EBADF)
     with sock:
+        if request == SIOCOUTQNSD and sock.family in (socket.AF_INET, socket.AF_INET6):  # of the socket alone (tcp(7))
+            unsent = bytearray(4)
+            _question(sock, request, unsent)
+            caller.write((caller.args[2], bytes(unsent)))
+            return Answer()
         if not is_own(caller, tenant, stamps, sock, is_hosts):
             family = PROBES.get(sock.family, socket.AF_UNIX)
             return _ask(caller, request, tenant.probe(family), grafted=True) or Answer(error=errno.EPERM)

@@ -89,13 +89,15 @@ class World:
         )
         self.kernel.maps["ingress"].update(key, tables.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0, 1))
 
-    def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
-        """A stamped socket."""
+    def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0, *, vouched: bool = True) -> socket.socket:
+        """A stamped socket. @vouched: as it is when a program gets it."""
         sock = socket.socket(family, kind, protocol)
         sock.settimeout(5)
         self.stamper.stamp(sock.fileno(), TENANT_ID, 0)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
+        if vouched:
+            self.stamper.vouch(sock, TENANT_ID)
         return sock
 
     @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_a_dynamic_port_is_forgotten_with_its_socket(world: World):
 def test_who_asks_one_tenant_is_not_in_anothers_table(world: World):
     """Whoever floods a published UDP server has its own table filled; the last to ask is answered."""
     world.kernel.limit(OTHER, Limits())
-    before = world.kernel.maps["askers"].get(OTHER.to_bytes(4, "little"))
+    before = world.kernel.maps["asker_tables"].get(OTHER.to_bytes(4, "little"))
     world.tenant(tables.TENANT_REPLIES)
     real = parse_address("127.0.0.9")
     key = tables.INGRESS_KEY.pack(
@@ -104,8 +104,8 @@ def test_who_asks_one_tenant_is_not_in_anothers_table(world: World):
         asker.settimeout(5)
         assert asker.recv(9) == b"answer"
         asker.close()
-    raw = world.kernel.maps["askers"].get(KEY)
+    raw = world.kernel.maps["asker_tables"].get(KEY)
     assert raw is not None
     places = memoryview(ASKERS.unpack(raw)[1]).cast("Q").tolist()
     assert sum(map(bool, places)) > len(places) * 0.8
-    assert world.kernel.maps["askers"].get(OTHER.to_bytes(4, "little")) == before
+    assert world.kernel.maps["asker_tables"].get(OTHER.to_bytes(4, "little")) == before

@@ -76,7 +76,7 @@ number = s.fileno()
 s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 s.bind('ep-six2')
-print(s.fileno() == number, s.gettimeout(), s.get_inheritable())
+print(s.fileno() == number, s.gettimeout() >= 7, s.get_inheritable())
 print(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), s.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
 print(s.getsockname()[:2])
 try: s.bind('ep-six2')
@@ -85,7 +85,7 @@ try: s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'lo')
 except OSError as e: print(e.errno)
 """
     result = lab.client(*program(package, code))
-    assert result.stdout.splitlines() == ["True 7.0 False", "1 1", f"('{HOST6}', 8312)", "22", "1"], result.stderr
+    assert result.stdout.splitlines() == ["True True False", "1 1", f"('{HOST6}', 8312)", "22", "1"], result.stderr
 
 
 def test_errors_are_oserrors(lab, package, table):

@@ -259,7 +259,7 @@ def _link(pid, fd):
 def test_programs_are_attached_and_go(own_lab):
     own_lab.graft("run", "true", check=True)
     tree = subprocess.run(("bpftool", "cgroup", "list", own_lab.cgroup()), capture_output=True, text=True).stdout
-    assert tree.count("graft_") == 19, tree
+    assert tree.count("graft_") == 20, tree
     root = subprocess.run(("bpftool", "cgroup", "list", own_lab.cgroup().parent), capture_output=True, text=True).stdout
     assert {"guard_connect4", "guard_connect6", "guard_sendmsg4", "guard_sendmsg6"} <= set(root.split())
     assert own_lab.close() == []

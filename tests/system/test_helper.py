@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import GRAFTD, HOST4, ROOT, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from tests.conftest import python
 from tests.system.traffic import WORKER, another, server_on_client
 
@@ -131,8 +131,8 @@ def test_kill_helper_and_graftd_at_once(own_lab):
 def test_a_helper_that_may_have_no_threads(own_lab):
     """A limit of processes: it ends and says so, and graftd answers the calls."""
     lab = own_lab
-    lab.graft("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
-    lab.host("prlimit", f"--pid={lab.daemon_pid()}", "--nproc=1:1", check=True)
+    words = ("endpoint", "add", "x", "type", "ipv4", "addr", HOST4, "port", "dynamic")
+    lab.host("prlimit", "--nproc=1:1", GRAFT, *words, check=True)  # it starts graftd, which hands the limit on
     code = "import socket\nfor _ in range(200): s = socket.socket(); s.listen(); s.close()\nprint('served')"
     assert lab.graft("run", "--name", "short", *python(code), timeout=30).stdout == "served\n"
     log = lab.run_dir / "graftd.log"

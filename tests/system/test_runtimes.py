@@ -105,6 +105,9 @@ def detached(lab, *argv):
     subprocess.run(lab.in_host(*argv), check=True, stdin=null, stdout=null, stderr=null, timeout=30)
 
 
+BEYOND = {"21", "34", "40", "42"}  # AF_RDS, AF_ISDN, AF_VSOCK, AF_QIPCRTR know no namespaces
+
+
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 @pytest.mark.parametrize("name", ["unconfined", "podman", *NASTY])
 def test_profiles(lab, bundle, runtime, name):
@@ -121,6 +124,8 @@ def test_profiles(lab, bundle, runtime, name):
         family, kind, verdict = was.split()
         if verdict == "ok" and family in ("2", "10") and kind in ("1", "2"):
             verdict = "grafted"
+        if verdict in ("ok", "ENODEV", "ESOCKTNOSUPPORT") and family in BEYOND:
+            verdict = "EAFNOSUPPORT"
         if family != "4":  # AF_GRAFT's number
             assert now == f"{family} {kind} {verdict}"
 

@@ -34,6 +34,7 @@ NOBODY = {
 GAPS = {
     "a mark by a control message": (". udp", r"the host: .*meta mark"),
     "a priority by a control message": (". udp", r"the host: .*meta priority"),
+    "IPV6_FREEBIND of a disconnected socket": ("disconnected 6", r"set\(41, 78, "),
 }  # fmt: skip
 HOSTS = ("host", "hosts udp", "client", "second", "mapped host", "mapped hosts udp", "mapped client", "mapped second")
 
