@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import socket
+import struct
 import subprocess
 
 import pytest
 
+from graft.kernel import linux
 from graft.kernel.stamps import OWN_TENANT
 from graft.rules import slices
 from graft.rules.limits import Limits
@@ -119,6 +121,23 @@ def test_without_egress_nothing_arrives(world: World):
             with others(world, family) as stranger:
                 stranger.sendto(b"stranger", (address, port))
             assert hears(asker) == b""
+
+
+@isolated
+def test_a_bind_that_the_kernel_refuses_opens_nothing(world: World):
+    """The hook has allowed it, and noted it, before the kernel looks at the family."""
+    addresses(world)
+    world.tenant(0)
+    world.ingress(53, "0.0.0.0", 5353, protocol=socket.IPPROTO_UDP)
+    for address, port in (("127.0.0.1", 5000), ("0.0.0.0", 53)):
+        asker = world.sock(V4, UDP)
+        name = struct.pack("=HH4s8x", 99, socket.htons(port), socket.inet_aton(address))
+        assert linux.libc.bind(asker.fileno(), name, len(name)) < 0
+        with refused(errno.ENETUNREACH):
+            asker.sendto(b"?", ("198.51.100.1", 9))
+        with others(world, V4) as stranger:
+            stranger.sendto(b"stranger", (HERE4, asker.getsockname()[1]))
+        assert hears(asker) == b""
 
 
 @isolated
