@@ -48,6 +48,7 @@ static __always_inline void add_peer(struct graft_peers *of, const struct graft_
 __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_addr from = {};
 	struct graft_peers *of;
 
 	if (!a || !stamp || !ctx->sk)
@@ -63,8 +64,10 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 			return false;
 		of->key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	}
-	if (source && holder_of(source) && !is_peer(of, source))
-		add_peer(of, source);
+	if (source)
+		from = *source; /* on this stack: Linux 6.1 takes no argument for a key */
+	if (source && holder_of(&from) && !is_peer(of, &from))
+		add_peer(of, &from);
 	if (is_group(stamp, a))
 		of->anybody = 1;
 	else if (!in_slices(a) && !is_peer(of, a))

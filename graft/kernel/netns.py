@@ -90,7 +90,7 @@ def netns_claimant() -> int:
 
 
 def _processes_of_root() -> Iterator[int]:
-    """The PIDs of processes whose four uids are root's: a set-user-ID program that a user has started is not root's."""
+    """The PIDs of processes whose four uids are root's; a set-user-ID program that a user has started is not one."""
     for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and b"\nUid:\t0\t0\t0\t0\n" in Path(entry.path, "status").read_bytes():

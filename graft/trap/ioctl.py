@@ -137,7 +137,10 @@ def decide(caller: Caller, tenant: TenantView, stamps: Stamps, is_hosts: IsHosts
         there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
         return Answer(error=errno.ENOTTY if there else errno.EBADF)
     with sock:
-        if request == SIOCOUTQNSD and sock.family in (socket.AF_INET, socket.AF_INET6):  # of the socket alone (tcp(7))
+        if request == SIOCOUTQNSD and sock.family in (
+            socket.AF_INET,
+            socket.AF_INET6,
+        ):  # of the socket alone (tcp(7))
             unsent = bytearray(4)
             _question(sock, request, unsent)
             caller.write((caller.args[2], bytes(unsent)))

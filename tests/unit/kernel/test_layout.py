@@ -93,6 +93,7 @@ C_ONLY = {
     "STAMP_REUSEADDR": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_REUSEPORT": "set and read by options.bpf.h and bind.bpf.h",
     "STAMP_COUNTED": "set and read by options.bpf.h",
+    "STAMP_BROADCAST": "set by options.bpf.h, read by receive.bpf.h",
     "SERVED_MAX": "read by numbers.bpf.h",
     "NUMBERS_FIRST": "read by numbers.bpf.h; test_numbers.py looks at the ports",
     "HELD_PORT": "set and read by numbers.bpf.h",
