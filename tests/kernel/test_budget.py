@@ -91,11 +91,12 @@ def test_connections(world: World):
         kept.append(asker(world, kind=socket.SOCK_STREAM))
         with contextlib.suppress(BlockingIOError):
             kept[-1].connect(RESOLVER)
-    count, took = 0, time.monotonic() - began
+    count = 0
     with contextlib.suppress(BlockingIOError):
         while True:
             server.accept()
             count += 1
+    took = time.monotonic() - began  # on a slow machine the kernel has asked again meanwhile
     assert (SURE + OWN) // 4 - 2 <= count <= (SURE + OWN + 230 * took) / 4 + 3
 
 
