@@ -21,7 +21,7 @@ step() {
 step "lint and units" "${beside[@]}" tests/unit tests/test_lint.py tests/test_wings.py
 if [ "$(id -u)" = 0 ]; then
 	step "kernel assumptions, system, attacks" "${beside[@]}" tests/kernel tests/system tests/attack
-	step "what measures time" "${pytest[@]}" -m alone tests/system
+	step "what measures time" "${pytest[@]}" -m alone tests/system tests/attack
 	step "fuzz" .venv/bin/python3 scripts/fuzz.py 30s --seed 1
 	step "random calls inside containers" .venv/bin/python3 -m tests.endurance.inside --seconds 20 --seed 1
 elif [ "${GRAFT_MUST_WORK:-0}" = 1 ]; then

@@ -21,8 +21,6 @@ SERVED_MAX = int(
 )
 DYNAMIC_KEY = 8
 
-pytestmark = pytest.mark.kernel
-
 
 def served(world: World) -> int:
     """How many entries of `served_ports` are counted as the tenant's."""
@@ -58,6 +56,7 @@ def test_an_own_address_leaves_no_entry(world: World):
     assert served(world) == 0
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_dynamic_port_is_forgotten_with_its_socket(world: World):
     world.ingress(80, "127.0.0.9", 0)

@@ -20,8 +20,6 @@ V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.S
 LO = 25  # SO_BINDTODEVICE
 HERE4, HERE6 = "192.0.2.7", "2001:db8::7"
 
-pytestmark = pytest.mark.kernel
-
 
 def addresses(world: World) -> None:
     """Addresses of the host's that are no loopback, and egress to them."""
@@ -50,6 +48,7 @@ def hears(sock: socket.socket) -> bytes:
         return b""
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_whom_it_has_sent_to_may_answer(world: World):
     """From any port of its, as TFTP's servers do, and nobody from another address; bound to port 0 or not at all."""
@@ -107,6 +106,7 @@ def test_many_peers_may_answer(world: World):
     stranger.close()
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_without_egress_nothing_arrives(world: World):
     addresses(world)
@@ -166,6 +166,7 @@ def test_it_talks_with_its_own_loopback(world: World):
             server.close()
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_server_of_the_host_on_the_device_lo(world: World):
     """A look-up without a device does not find it, and it would receive what is sent to the slices."""

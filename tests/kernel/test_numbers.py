@@ -17,8 +17,6 @@ V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.S
 NUMBERS_ALL = NUMBERS_WORDS * 64
 KEY = TENANT_ID.to_bytes(4, "little")
 
-pytestmark = pytest.mark.kernel
-
 
 def refused(number: int):
     return pytest.raises(OSError, match=f"Errno {number}\\]")
@@ -46,6 +44,7 @@ def fill(world: World, free: tuple[int, ...] = ()) -> None:
     world.kernel.maps["numbers"].update(KEY, NUMBERS.pack(5, 0) + bytes(one) * 4)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_private_number_is_none_of_the_hosts(world: World):
     """TCP, UDP, both families, dual stack: the real port is above the ephemeral range, and the number is shown."""
@@ -72,6 +71,7 @@ def test_a_private_number_is_none_of_the_hosts(world: World):
         assert taken(world) == 0
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_who_is_bound_to_port_0_is_reached(world: World):
     for family, address in ((V4, "127.0.0.1"), (V6, "::1")):
@@ -163,6 +163,7 @@ def test_a_bind_that_fails_keeps_no_number(world: World):
     assert taken(world) == 0
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_threads_get_different_numbers(world: World):
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -19,8 +19,6 @@ IPPROTO_UDPLITE, UDP_ENCAP, TCP_ULP, SO_NETNS_COOKIE = 136, 100, 31, 71
 LENGTHS = (0, 1, 3, 4, 5, 16, 17, 4095, 4096, 4097, 8192)
 libc = ctypes.CDLL(None, use_errno=True)
 
-pytestmark = pytest.mark.kernel
-
 
 def put(sock: socket.socket, level: int, name: int, value: bytes) -> int:
     """setsockopt(2): 0 or an errno."""
@@ -86,6 +84,7 @@ def test_ulp_at_every_length(world: World) -> None:
                     assert got == (errno.EPERM if length else errno.EINVAL), (value[:8], length)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_the_kernel_does_not_read_a_long_value_again(world: World) -> None:
     """A hook sees a page of it at most; another thread changes it meanwhile."""
@@ -145,6 +144,7 @@ def ipv6_rule(world: World, kind: int) -> None:
     world.ingress(9090, "::", 9090, protocol=socket.IPPROTO_TCP if kind == TCP else socket.IPPROTO_UDP)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_short_v6only_changes_nothing(world: World) -> None:
     """The kernel refuses it, and a bind to [::] would take IPv4, too."""
@@ -161,6 +161,7 @@ def test_a_short_v6only_changes_nothing(world: World) -> None:
             assert sock.getsockname()[:2] == ("::", 9090)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_v6only_changed_beside_a_bind(world: World) -> None:
     """Another thread changes it between the hook's look and the bind: the bind fails, or IPv6 alone is taken."""
@@ -222,6 +223,7 @@ def test_a_port_that_the_kernel_chose_stays_ipv6s(world: World) -> None:
                 socket.create_connection(("127.0.0.1", int(port)), 3)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_the_probe_answers_once(world: World) -> None:
     """Whoever made the socket asks before it gives it away. Afterwards the tenant's number is nobody's business."""
