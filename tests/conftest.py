@@ -88,6 +88,17 @@ def python(code: str) -> tuple[str, ...]:
     return ("/usr/bin/python3", "-I", "-c", code if SLOWNESS == 1 else PATIENCE.format(SLOWNESS) + code)
 
 
+_kill = os.kill
+
+
+def _kill_one(pid: int, number: int) -> None:
+    """A process that was looked for and not found is 0, which to kill(2) is this whole process group."""
+    assert pid > 0, "there is no process to be killed"
+    _kill(pid, number)
+
+
+os.kill = _kill_one
+
 if SLOWNESS != 1:
     _settimeout, _communicate = socket.socket.settimeout, subprocess.Popen.communicate
 
