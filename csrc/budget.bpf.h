@@ -18,9 +18,9 @@
 
 #define SURE_UNIT 50000000ull /* 20 queries a second, */
 #define SURE_BURST (100 * SURE_UNIT)
-#define BUDGET_UNIT 5000000ull /* and 200 more, */
+#define BUDGET_UNIT 500000ull /* and 2,000 more, */
 #define BUDGET_BURST (400 * BUDGET_UNIT)
-#define SHARED_UNIT 1000000ull /* but 1,000 more of all together */
+#define SHARED_UNIT 200000ull /* but 5,000 more of all together */
 #define SHARED_BURST (1000 * SHARED_UNIT)
 #define SHARED_KEY GRAFT_EXEMPT
 #define BUDGET_SHIFT 9	    /* each 512 bytes cost as much as a query */

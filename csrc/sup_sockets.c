@@ -65,7 +65,7 @@ static void read_port_ranges(void)
 	unsigned int low, high;
 
 	if (file && fscanf(file, "%u %u", &low, &high) == 2 && low <= high && high <= 65535) {
-		port_ranges[0] = low | (low + (high - low) * 7 / 8) << 16;
+		port_ranges[0] = low | (low + (high - low) * 15 / 16) << 16;
 		port_ranges[1] = low | (low + (high - low) / 2) << 16;
 	}
 	if (file)

@@ -66,8 +66,8 @@ class Agent:
         sealed = is_sealed(state.metadata, self.tenancy.directory)
         if not sealed:
             connection.peer.check()
-        elif connection.peer.lives():  # a runtime may have ended by now; who lives is no process of a container
-            refuse_contained(self.tenancy.registry, connection.peer, "another container's seal")
+        else:
+            self._refuse_contained(connection)
         metadata = protocol.decode_metadata(state.metadata)
         if metadata.wrapper:
             return self._wrapper(connection, metadata, fds)
@@ -94,6 +94,14 @@ class Agent:
             if fd != listener:
                 close_foreign(fd)
         return {"name": tenant.name}
+
+    def _refuse_contained(self, connection: Connection) -> None:
+        """Raise Refused if who brings a seal is a process of a container. A runtime may have ended by now."""
+        try:
+            refuse_contained(self.tenancy.registry, connection.peer, "another container's seal")
+        except Refused as error:
+            if error.code != "ESRCH":
+                raise
 
     def _end(self, pid: int, name: str, why: GraftError) -> None:
         """Kill the first process of a container that graft refuses: it must not go on without a policy.

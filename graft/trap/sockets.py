@@ -117,13 +117,13 @@ class Sockets:
         return made
 
     def _limit_ports(self, made: socket.socket, *, udp: bool) -> None:
-        """Leave the host's programs some of the ephemeral ports: half of UDP's, an eighth of TCP's.
+        """Leave the host's programs some of the ephemeral ports: half of UDP's, a sixteenth of TCP's.
 
         UDP is bound to one before any hook runs, and connections to one destination take a TCP port each. Linux
         before 6.3 has no such option.
         """
         low, high = self.ephemeral
-        most = low + ((high - low) // 2 if udp else (high - low) * 7 // 8)
+        most = low + ((high - low) // 2 if udp else (high - low) * 15 // 16)
         with contextlib.suppress(OSError):
             made.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", low, most))
 
