@@ -212,6 +212,7 @@ class Daemon:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self.last_used = time.monotonic()  # the start took its time, and whoever asked for it is about to connect
         self.loop.run(self._tick)
         if self.failed:
             sys.exit(1)
