@@ -157,6 +157,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	struct graft_ingress *rule, *rule4 = NULL;
 	struct graft_tenant *tenant;
 	struct graft_addr asked, v4;
+	struct graft_held *mine;
 	__u32 proto = ctx->protocol, only6 = both ? 0 : STAMP_V6ONLY;
 	bool dual;
 
@@ -170,8 +171,9 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_TENANT), EADDRNOTAVAIL, proto, a);
-	let_go(held_by(ctx->sk), stamp->tenant); /* of a bind that failed, or was undone */
-	forget_dynamic(held_by(ctx->sk), stamp->tenant, proto == IPPROTO_UDP);
+	mine = ctx->sk ? bpf_sk_storage_get(&held, ctx->sk, NULL, 0) : NULL;
+	let_go(mine, stamp->tenant); /* of a bind that failed, or was undone */
+	forget_dynamic(mine, stamp->tenant, proto == IPPROTO_UDP);
 	set_reuse(ctx, stamp, a->port);
 	asked = *a;
 	dual = both && is_any6(a->ip);

@@ -88,10 +88,10 @@ static __always_inline bool is_resolver(__be32 ip)
 static __noinline int within_budget(struct __sk_buff *skb)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct graft_counter_key key = {.op = OP_SEND, .reason = REASON_BUDGET};
 	struct graft_stamp *stamp;
 	struct graft_tenant *tenant;
-	__u64 cost, one = 1, *count;
+	__u32 asker;
+	__u64 cost;
 
 	if (packet + 24 > end || *(__be16 *)(packet + 22) != DNS_PORT)
 		return ALLOW;
@@ -112,14 +112,10 @@ static __noinline int within_budget(struct __sk_buff *skb)
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return DENY;
-	key.tenant = tenant->parent ? tenant->parent : stamp->tenant; /* a wrapper has its container's */
-	if (take_budget(key.tenant, cost))
+	asker = tenant->parent ? tenant->parent : stamp->tenant; /* a wrapper has its container's */
+	if (take_budget(asker, cost))
 		return ALLOW;
-	count = bpf_map_lookup_elem(&counters, &key);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-	else
-		bpf_map_update_elem(&counters, &key, &one, BPF_NOEXIST);
+	count_refusal(asker, DENIED(OP_SEND, REASON_BUDGET));
 	return DROP_IN_SILENCE; /* not told to graftd, which is to be left alone */
 }
 

@@ -18,28 +18,31 @@ enum {
 	RECEIVER_OTHER,
 };
 
+/* What a look-up of sockets is told of a packet from @from to @to; returns the size of it. */
+static __always_inline __u32 tuple_of(struct bpf_sock_tuple *tuple, const struct graft_addr *from,
+				      const struct graft_addr *to)
+{
+	if (is_v4(to)) {
+		tuple->ipv4.saddr = from->ip[3];
+		tuple->ipv4.sport = bpf_htons((__u16)from->port);
+		tuple->ipv4.daddr = to->ip[3];
+		tuple->ipv4.dport = bpf_htons((__u16)to->port);
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, from->ip, sizeof(tuple->ipv6.saddr));
+	tuple->ipv6.sport = bpf_htons((__u16)from->port);
+	__builtin_memcpy(tuple->ipv6.daddr, to->ip, sizeof(tuple->ipv6.daddr));
+	tuple->ipv6.dport = bpf_htons((__u16)to->port);
+	return sizeof(tuple->ipv6);
+}
+
 /* The socket that receives what @from sends to @a, an address of the host. The caller releases it. */
 static __always_inline struct bpf_sock *socket_at(struct bpf_sock_addr *ctx, const struct graft_addr *a,
 						  const struct graft_addr *from)
 {
 	struct bpf_sock_tuple tuple = {};
-	__u32 size;
+	__u32 size = tuple_of(&tuple, from, a);
 
-	if (is_v4(a)) {
-		tuple.ipv4.saddr = from->ip[3];
-		tuple.ipv4.sport = bpf_htons((__u16)from->port);
-		tuple.ipv4.daddr = a->ip[3];
-		tuple.ipv4.dport = bpf_htons((__u16)a->port);
-		size = sizeof(tuple.ipv4);
-		if (ctx->protocol == IPPROTO_UDP)
-			return bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-		return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	}
-	__builtin_memcpy(tuple.ipv6.saddr, from->ip, sizeof(tuple.ipv6.saddr));
-	tuple.ipv6.sport = bpf_htons((__u16)from->port);
-	__builtin_memcpy(tuple.ipv6.daddr, a->ip, sizeof(tuple.ipv6.daddr));
-	tuple.ipv6.dport = bpf_htons((__u16)a->port);
-	size = sizeof(tuple.ipv6);
 	if (ctx->protocol == IPPROTO_UDP)
 		return bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);

@@ -166,11 +166,9 @@ static __always_inline void count_ports(__u32 tenant, __s64 by)
 		__sync_fetch_and_add(&of->used, by);
 }
 
-static __always_inline bool too_many_ports(__u32 tenant)
+static __always_inline bool too_many_ports(const struct graft_ports *of)
 {
-	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
-
-	return of && *(volatile __s64 *)&of->used > (__s64)of->max;
+	return *(volatile __s64 *)&of->used > (__s64)of->max;
 }
 
 static __always_inline void count_served(__u32 tenant, __s64 by)
@@ -185,19 +183,22 @@ static __always_inline void count_served(__u32 tenant, __s64 by)
 static __noinline bool hold_port(struct bpf_sock_addr *ctx, __u32 tenant)
 {
 	struct graft_held *mine = held_by(ctx->sk);
-	__u32 all = GRAFT_EXEMPT;
+	struct graft_ports *own, *all;
+	__u32 sum = GRAFT_EXEMPT;
 
 	if (!mine)
 		return false;
 	if (mine->number || mine->flags & HELD_PORT)
 		return true;
-	if (!bpf_map_lookup_elem(&ports, &tenant) || !bpf_map_lookup_elem(&ports, &all))
+	own = bpf_map_lookup_elem(&ports, &tenant);
+	all = bpf_map_lookup_elem(&ports, &sum);
+	if (!own || !all)
 		return true; /* graftd is starting: what is not counted is not given back */
-	count_ports(tenant, 1);
-	count_ports(GRAFT_EXEMPT, 1);
-	if (too_many_ports(tenant) || too_many_ports(GRAFT_EXEMPT)) {
-		count_ports(tenant, -1);
-		count_ports(GRAFT_EXEMPT, -1);
+	__sync_fetch_and_add(&own->used, 1);
+	__sync_fetch_and_add(&all->used, 1);
+	if (too_many_ports(own) || too_many_ports(all)) {
+		__sync_fetch_and_add(&own->used, -1);
+		__sync_fetch_and_add(&all->used, -1);
 		return false;
 	}
 	mine->flags |= HELD_PORT;

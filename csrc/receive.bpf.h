@@ -159,19 +159,7 @@ static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	tenant = stamp->tenant;
-	if (is_v4(&to)) {
-		tuple.ipv4.saddr = from.ip[3];
-		tuple.ipv4.daddr = to.ip[3];
-		tuple.ipv4.sport = bpf_htons((__u16)from.port);
-		tuple.ipv4.dport = bpf_htons((__u16)to.port);
-		size = sizeof(tuple.ipv4);
-	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, from.ip, sizeof(from.ip));
-		__builtin_memcpy(tuple.ipv6.daddr, to.ip, sizeof(to.ip));
-		tuple.ipv6.sport = bpf_htons((__u16)from.port);
-		tuple.ipv6.dport = bpf_htons((__u16)to.port);
-		size = sizeof(tuple.ipv6);
-	}
+	size = tuple_of(&tuple, &from, &to);
 	receiver = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!receiver)
 		return ALLOW;

@@ -48,9 +48,7 @@ static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32
 	bpf_ringbuf_submit(told, 0);
 }
 
-/* A refusal is counted even where the ring buffer has no room to report it. */
-static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int error, __u32 proto,
-					   const struct graft_addr *addr, bool comm)
+static __always_inline void count_refusal(__u32 tenant, __u32 op_reason)
 {
 	struct graft_counter_key key = {.tenant = tenant, .op = op_reason >> 16, .reason = op_reason & 0xffff};
 	__u64 one = 1, *count;
@@ -60,6 +58,13 @@ static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int er
 		__sync_fetch_and_add(count, 1);
 	else
 		bpf_map_update_elem(&counters, &key, &one, BPF_NOEXIST);
+}
+
+/* A refusal is counted even where the ring buffer has no room to report it. */
+static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int error, __u32 proto,
+					   const struct graft_addr *addr, bool comm)
+{
+	count_refusal(tenant, op_reason);
 	tell(tenant, op_reason, error, proto, addr, NULL, comm);
 }
 

@@ -32,13 +32,18 @@ ATTACKS |= {
 def bind_to_any(s):
     """Bind where a rule may give IPv6 alone. TAKEN: what is sent over IPv4 to the published ports arrives."""
     s.bind(("::", 54))
-    s.settimeout(0.2)
+    return "TAKEN" if hears_ipv4(s, 0.2) else "HELD"
+
+
+def hears_ipv4(s, seconds):
+    """Does what is sent over IPv4 to the published ports arrive at @s?"""
+    s.settimeout(seconds)
     with socket.socket(V4, UDP) as sender, contextlib.suppress(OSError):
         for port in range(8060, 8068):
             sender.sendto(b"x", (HOST, port))
         s.recv(1)
-        return "TAKEN"
-    return "HELD"
+        return True
+    return False
 
 
 def short_v6only(length):
@@ -72,13 +77,8 @@ def v6only_beside_the_bind():
             with contextlib.suppress(OSError):
                 s.bind(("::", 54))
             thread.join()
-            if not s.getsockopt(*V6ONLY) and s.getsockname()[1]:
-                s.settimeout(0.1)
-                with socket.socket(V4, UDP) as sender, contextlib.suppress(OSError):
-                    for port in range(8060, 8068):
-                        sender.sendto(b"x", (HOST, port))
-                    s.recv(1)
-                    return "TAKEN"
+            if not s.getsockopt(*V6ONLY) and s.getsockname()[1] and hears_ipv4(s, 0.1):
+                return "TAKEN"
     return "HELD"
 
 
