@@ -18,6 +18,9 @@ from collections.abc import Callable
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 V4, V6 = socket.AF_INET, socket.AF_INET6
 ECHO, ACCEPTS = 9400, 9401
+# A server for each bystander and, from UNASKED on, for the last test: a TIME_WAIT takes a port to one server.
+ASKED_BY = {"host": ACCEPTS + 1, "container": ACCEPTS + 2}
+UNASKED = ACCEPTS + 3
 TAKERS: dict[str, Callable[[], str]] = {}
 ENOUGH = 5000
 ROUNDS = 40
@@ -188,7 +191,7 @@ def calls(bystander: str) -> dict[str, Callable[[], object]]:
     """The calls of a bystander, by name."""
 
     def connect():
-        with socket.create_connection((CLIENT, ACCEPTS + 1), 5):
+        with socket.create_connection((CLIENT, ASKED_BY[bystander]), 5):
             pass
 
     def ask():
