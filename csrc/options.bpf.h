@@ -3,10 +3,16 @@
  * options.bpf.h - socket options that would reach around the policy
  *
  * A grafted socket is in the host's netns, so an option that picks a device, a mark, a source address, a route or a
- * multicast group picks among the host's. The options of Linux 6.18 were looked at, and what is forbidden is listed
- * by number, level by level; every other one is the program's business (ip(7), ipv6(7), socket(7), tcp(7), udp(7),
- * linux/in*.h). An option whose value decides is looked at by its length, too: the kernel gets the copy that was
- * seen. What is in no list is refused: levels that neither TCP nor UDP has, and numbers beyond those looked at.
+ * multicast group picks among the host's. The options of Linux 6.18 were looked at (ip(7), ipv6(7), socket(7),
+ * tcp(7), udp(7), linux/in*.h), and each number has a verdict, level by level: it is the program's business, or
+ * refused with EPERM, or unknown: ENOPROTOOPT, as from a kernel without it, whatever a newer one would do.
+ *
+ * A refused option's default asks for nothing, and programs set it: IP_TRANSPARENT 0, SO_BINDTODEVICE "". The hook
+ * answers it, by the kernel's rule for the option's length, and the kernel does not see it: what it would change is
+ * graft's, such as IPV6_FREEBIND, or the device that a listener without a bind is tied to.
+ *
+ * An option whose value decides is looked at by its length, too: the kernel gets the copy that was seen.
+ * scripts/options.py has the same table with names and reasons; tests compare both, number by number.
  */
 #ifndef OPTIONS_BPF_H
 #define OPTIONS_BPF_H
@@ -29,92 +35,137 @@
 #define SO_REUSEADDR_ 2
 #define SO_REUSEPORT_ 15
 #define TCP_ULP_ 31
-/* From here on options are netfilter's, multicast routing's and IPVS's; of IPv6 so are four below
- * (ipv6_reads_firewall). */
-#define IP_FIREWALL_ 64
-#define IPV6_FIREWALL_ 79
+#define SOCK_STREAM_ 1
+#define IP_FREEBIND_ 15
 
-static __always_inline bool socket_option_forbidden(__u32 name)
+/* What becomes of an option. From OPTION_REFUSED on it is refused, but for a default of the form that is named. */
+enum option {
+	OPTION_FREE,
+	OPTION_UNKNOWN,
+	OPTION_REFUSED,	 /* whatever its value */
+	OPTION_INT,	 /* but 0, in 4 bytes or more */
+	OPTION_INT_SHUT, /* likewise; a stream has no such option */
+	OPTION_WORD,	 /* but 0, in 4 bytes */
+	OPTION_BYTE,	 /* but 0, in a byte or an int */
+	OPTION_FLAG,	 /* likewise, and nothing at all is 0 */
+	OPTION_EMPTY,	 /* but without a value */
+	OPTION_DEVICE,	 /* but a name that is empty */
+	OPTION_GROUP_IF, /* but 0.0.0.0, as an in_addr, an ip_mreq or an ip_mreqn; a stream has no such option */
+	OPTION_PKTINFO,	 /* but 20 bytes of 0 */
+};
+
+static __always_inline __u32 socket_option(__u32 name)
 {
 	switch (name) {
 	case 1:	 /* SO_DEBUG */
-	case 25: /* SO_BINDTODEVICE */
-	case 32: /* SO_SNDBUFFORCE */
-	case 33: /* SO_RCVBUFFORCE */
 	case 36: /* SO_MARK */
 	case 62: /* SO_BINDTOIFINDEX */
 	case 69: /* SO_PREFER_BUSY_POLL: holds back a device's interrupts, */
 	case 70: /* SO_BUSY_POLL_BUDGET, likewise */
 	case 75: /* SO_RCVMARK */
 	case 82: /* SO_RCVPRIORITY */
-		return true;
+		return OPTION_INT;
+	case 25: /* SO_BINDTODEVICE */
+		return OPTION_DEVICE;
+	case 32: /* SO_SNDBUFFORCE */
+	case 33: /* SO_RCVBUFFORCE */
+		return OPTION_REFUSED;
 	}
-	return false;
+	return name <= 84 ? OPTION_FREE : OPTION_UNKNOWN; /* SO_INQ */
 }
 
-static __always_inline bool ip_option_forbidden(__u32 name)
+static __always_inline __u32 ip_option(__u32 name)
 {
 	switch (name) {
-	case 3:		/* IP_HDRINCL */
-	case 4:		/* IP_OPTIONS */
-	case 7:		/* IP_RETOPTS */
-	case 15:	/* IP_FREEBIND */
-	case 16:	/* IP_IPSEC_POLICY */
-	case 17:	/* IP_XFRM_POLICY */
-	case 19:	/* IP_TRANSPARENT */
-	case 32:	/* IP_MULTICAST_IF */
-	case 35 ... 41: /* IP_ADD_MEMBERSHIP .. IP_MSFILTER */
-	case 42 ... 48: /* MCAST_JOIN_GROUP .. MCAST_MSFILTER */
-	case 50:	/* IP_UNICAST_IF */
-	case 51:	/* IP_LOCAL_PORT_RANGE */
-		return true;
+	case 7: /* IP_RETOPTS */
+		return OPTION_FLAG;
+	case 15: /* IP_FREEBIND */
+	case 19: /* IP_TRANSPARENT */
+		return OPTION_BYTE;
+	case 4: /* IP_OPTIONS */
+		return OPTION_EMPTY;
+	case 32: /* IP_MULTICAST_IF */
+		return OPTION_GROUP_IF;
+	case 50: /* IP_UNICAST_IF */
+	case 51: /* IP_LOCAL_PORT_RANGE */
+		return OPTION_WORD;
+	case 16:	    /* IP_IPSEC_POLICY */
+	case 17:	    /* IP_XFRM_POLICY */
+	case 35 ... 41:	    /* IP_ADD_MEMBERSHIP .. IP_MSFILTER */
+	case 42 ... 48:	    /* MCAST_JOIN_GROUP .. MCAST_MSFILTER */
+	case 64 ... 65:	    /* IPT_SO_SET_REPLACE, IPT_SO_SET_ADD_COUNTERS */
+	case 96 ... 97:	    /* those of arptables */
+	case 128 ... 129:   /* and of ebtables */
+	case 200 ... 212:   /* MRT_INIT .. MRT_MAX */
+	case 1152 ... 1167: /* those of IPVS */
+		return OPTION_REFUSED;
+	case 1 ... 2: /* those between have no name, or are for raw sockets: IP_HDRINCL, IP_NODEFRAG */
+	case 5 ... 6:
+	case 8 ... 14:
+	case 18:
+	case 20 ... 21:
+	case 23 ... 26:
+	case 33 ... 34:
+	case 49:
+		return OPTION_FREE;
 	}
-	return name >= IP_FIREWALL_;
+	return OPTION_UNKNOWN;
 }
 
-static __always_inline bool ipv6_option_forbidden(__u32 name)
+static __always_inline __u32 ipv6_option(__u32 name)
 {
 	switch (name) {
-	case 1:		/* IPV6_ADDRFORM: the IPv4 hooks would have to go on with the stamp of an IPv6 socket */
-	case 6:		/* IPV6_2292PKTOPTIONS */
-	case 17:	/* IPV6_MULTICAST_IF */
-	case 20:	/* IPV6_ADD_MEMBERSHIP */
-	case 21:	/* IPV6_DROP_MEMBERSHIP */
-	case 27:	/* IPV6_JOIN_ANYCAST */
-	case 28:	/* IPV6_LEAVE_ANYCAST */
-	case 32:	/* IPV6_FLOWLABEL_MGR: a lease is the whole host's */
-	case 34:	/* IPV6_IPSEC_POLICY */
-	case 35:	/* IPV6_XFRM_POLICY */
-	case 36:	/* IPV6_HDRINCL */
-	case 42 ... 48: /* MCAST_* */
-	case 50:	/* IPV6_PKTINFO, sticky source */
-	case 54:	/* IPV6_HOPOPTS */
-	case 55:	/* IPV6_RTHDRDSTOPTS */
-	case 57:	/* IPV6_RTHDR */
-	case 59:	/* IPV6_DSTOPTS */
-	case 64:	/* IP6T_SO_SET_REPLACE */
-	case 65:	/* IP6T_SO_SET_ADD_COUNTERS */
-	case 75:	/* IPV6_TRANSPARENT */
-	case 76:	/* IPV6_UNICAST_IF */
-	case 78:	/* IPV6_FREEBIND */
-		return true;
+	case 75: /* IPV6_TRANSPARENT */
+	case 78: /* IPV6_FREEBIND */
+		return OPTION_INT;
+	case 17: /* IPV6_MULTICAST_IF */
+		return OPTION_INT_SHUT;
+	case 76: /* IPV6_UNICAST_IF */
+		return OPTION_WORD;
+	case 6:	 /* IPV6_2292PKTOPTIONS */
+	case 54: /* IPV6_HOPOPTS */
+	case 55: /* IPV6_RTHDRDSTOPTS */
+	case 57: /* IPV6_RTHDR */
+	case 59: /* IPV6_DSTOPTS */
+		return OPTION_EMPTY;
+	case 50: /* IPV6_PKTINFO, sticky source */
+		return OPTION_PKTINFO;
+	case 1:		  /* IPV6_ADDRFORM: the IPv4 hooks would have to go on with the stamp of an IPv6 socket */
+	case 20:	  /* IPV6_ADD_MEMBERSHIP */
+	case 21:	  /* IPV6_DROP_MEMBERSHIP */
+	case 27:	  /* IPV6_JOIN_ANYCAST */
+	case 28:	  /* IPV6_LEAVE_ANYCAST */
+	case 32:	  /* IPV6_FLOWLABEL_MGR: a lease is the whole host's */
+	case 34:	  /* IPV6_IPSEC_POLICY */
+	case 35:	  /* IPV6_XFRM_POLICY */
+	case 42 ... 48:	  /* MCAST_* */
+	case 64:	  /* IP6T_SO_SET_REPLACE */
+	case 65:	  /* IP6T_SO_SET_ADD_COUNTERS */
+	case 200 ... 212: /* MRT6_INIT .. MRT6_MAX */
+		return OPTION_REFUSED;
+	case 2 ... 5: /* those between have no name, or are for raw sockets: IPV6_HDRINCL */
+	case 7 ... 8:
+	case 11:
+	case 16:
+	case 18 ... 19:
+	case 22 ... 26:
+	case 29 ... 31:
+	case 33:
+	case 49:
+	case 51 ... 53:
+	case 56:
+	case 58:
+	case 60 ... 62:
+	case 66 ... 67:
+	case 70:
+	case 72 ... 74:
+	case 77:
+		return OPTION_FREE;
 	}
-	return name >= IPV6_FIREWALL_;
+	return OPTION_UNKNOWN;
 }
 
-static __always_inline bool ipv6_reads_firewall(__u32 name)
-{
-	switch (name) {
-	case 64: /* IP6T_SO_GET_INFO */
-	case 65: /* IP6T_SO_GET_ENTRIES */
-	case 68: /* IP6T_SO_GET_REVISION_MATCH */
-	case 69: /* IP6T_SO_GET_REVISION_TARGET */
-		return true;
-	}
-	return name >= IPV6_FIREWALL_;
-}
-
-static __always_inline bool tcp_option_forbidden(__u32 name)
+static __always_inline __u32 tcp_option(__u32 name)
 {
 	switch (name) {
 	case 19: /* TCP_REPAIR */
@@ -123,21 +174,37 @@ static __always_inline bool tcp_option_forbidden(__u32 name)
 	case 22: /* TCP_REPAIR_OPTIONS */
 	case 29: /* TCP_REPAIR_WINDOW */
 	case 42: /* TCP_AO_REPAIR */
-		return true;
+		return OPTION_REFUSED;
 	}
-	return false;
+	return name <= 46 ? OPTION_FREE : OPTION_UNKNOWN; /* TCP_DELACK_MAX_US */
 }
 
-static __always_inline bool udp_option_forbidden(__u32 name)
+static __always_inline __u32 udp_option(__u32 name)
 {
 	switch (name) {
 	case 1:		  /* UDP_CORK */
-	case 10:	  /* UDPLITE_SEND_CSCOV, which the kernel refuses for UDP, */
-	case 11:	  /* UDPLITE_RECV_CSCOV, likewise */
 	case 101 ... 104: /* UDP_NO_CHECK6_TX, UDP_NO_CHECK6_RX, UDP_SEGMENT, UDP_GRO */
-		return false;
+		return OPTION_FREE;
+	case 100: /* UDP_ENCAP: the kernel would answer and forward what arrives, past every hook */
+		return OPTION_INT;
 	}
-	return true; /* UDP_ENCAP: the kernel would answer and forward what arrives, past every hook */
+	return OPTION_UNKNOWN;
+}
+
+/* The options of netfilter, multicast routing and IPVS that can be read; of IPv6, 64 to 69 are IPV6_RECVPKTINFO's
+ * kin. */
+static __always_inline bool reads_firewall(__s32 level, __u32 name)
+{
+	if (level == SOL_IP_)
+		return name >= 64;
+	switch (name) {
+	case 64: /* IP6T_SO_GET_INFO */
+	case 65: /* IP6T_SO_GET_ENTRIES */
+	case 68: /* IP6T_SO_GET_REVISION_MATCH */
+	case 69: /* IP6T_SO_GET_REVISION_TARGET */
+		return level == SOL_IPV6_;
+	}
+	return level == SOL_IPV6_ && name > 78;
 }
 
 /*
@@ -156,7 +223,10 @@ static __always_inline bool int_value(struct bpf_sockopt *ctx, __u32 *value)
 	return true;
 }
 
-/* Is this TCP_ULP anything but "tls"? The kernel takes the text up to a zero, which ends the copy that it then gets.
+/*
+ * Is this TCP_ULP anything but "tls"? The kernel takes the text up to a zero, which ends the copy that it then gets.
+ * There is no other that a program could use: "mptcp", "smc" and "espintcp" are for sockets of the kernel's, or pass
+ * by the hooks.
  */
 static __always_inline bool ulp_forbidden(struct bpf_sockopt *ctx)
 {
@@ -173,51 +243,86 @@ static __always_inline bool ulp_forbidden(struct bpf_sockopt *ctx)
 	return text[3];
 }
 
-/*
- * Are this level and number among those that were looked at? They are those of Linux 6.18; the highest of each level
- * is here. A newer kernel's are refused as an older kernel refuses them, until somebody has looked at them.
- */
-static __always_inline bool option_known(struct bpf_sockopt *ctx)
+/* An option of a level that the socket does not have is the kernel's to refuse. */
+static __always_inline __u32 option_of(struct bpf_sockopt *ctx)
 {
-	__u32 name = ctx->optname;
+	__u32 name = ctx->optname, protocol = ctx->sk->protocol;
 
 	switch (ctx->level) {
 	case SOL_SOCKET_:
-		return name <= 84; /* SO_INQ */
+		return socket_option(name);
 	case SOL_IP_:
-		return name <= 52 || name >= IP_FIREWALL_; /* IP_PROTOCOL */
+		return ip_option(name);
 	case SOL_IPV6_:
-		return true; /* all from IPV6_FIREWALL_ on are forbidden */
+		return ctx->sk->family == AF_INET6 ? ipv6_option(name) : OPTION_FREE;
 	case SOL_TCP_:
-		return name <= 46; /* TCP_DELACK_MAX_US */
+		return protocol == IPPROTO_UDP ? OPTION_FREE : tcp_option(name);
 	case SOL_UDP_:
 	case SOL_UDPLITE_:
+		return protocol == IPPROTO_TCP ? OPTION_FREE : udp_option(name);
 	case SOL_TLS_:
-		return true;
+		return OPTION_FREE;
 	}
-	return false;
+	return OPTION_UNKNOWN;
 }
 
-static __always_inline bool option_forbidden(struct bpf_sockopt *ctx)
+/* Is there nothing but 0 in the first @size bytes? @size is a constant, 20 at most. */
+static __always_inline bool all_zero(struct bpf_sockopt *ctx, int size)
 {
-	__u32 value;
+	__u8 *text = ctx->optval, *end = ctx->optval_end, any = 0;
 
-	switch (ctx->level) {
-	case SOL_SOCKET_:
-		if (ctx->optname == SO_PRIORITY_)
-			return int_value(ctx, &value) && value > 6;
-		return socket_option_forbidden(ctx->optname);
-	case SOL_IP_:
-		return ip_option_forbidden(ctx->optname);
-	case SOL_IPV6_:
-		return ipv6_option_forbidden(ctx->optname);
-	case SOL_TCP_:
-		return ctx->optname == TCP_ULP_ ? ulp_forbidden(ctx) : tcp_option_forbidden(ctx->optname);
-	case SOL_UDP_:
-	case SOL_UDPLITE_:
-		return udp_option_forbidden(ctx->optname);
+	if (text + size > end)
+		return false;
+	for (int n = 0; n < size; n++)
+		any |= text[n];
+	return !any;
+}
+
+/* The errno of an option that is refused, 0 for its default: @option is its form. The kernel checks lengths first. */
+static __always_inline int refused_option(struct bpf_sockopt *ctx, __u32 option)
+{
+	__s32 length = ctx->optlen;
+
+	switch (option) {
+	case OPTION_INT_SHUT:
+		if (ctx->sk->type == SOCK_STREAM_)
+			return ENOPROTOOPT;
+		/* fallthrough */
+	case OPTION_INT:
+		return length < 4 ? EINVAL : all_zero(ctx, 4) ? 0 : EPERM;
+	case OPTION_WORD:
+		return length != 4 ? EINVAL : all_zero(ctx, 4) ? 0 : EPERM;
+	case OPTION_BYTE:
+		if (length < 1)
+			return EINVAL;
+		/* fallthrough */
+	case OPTION_FLAG:
+		return length < 1 || (length < 4 ? all_zero(ctx, 1) : all_zero(ctx, 4)) ? 0 : EPERM;
+	case OPTION_EMPTY:
+		return length ? EPERM : 0;
+	case OPTION_DEVICE:
+		return ctx->sk->bound_dev_if || (length && !all_zero(ctx, 1)) ? EPERM : 0;
+	case OPTION_GROUP_IF:
+		if (ctx->sk->type == SOCK_STREAM_ || length < 4)
+			return EINVAL;
+		if (length < 8)
+			return all_zero(ctx, 4) ? 0 : EPERM;
+		return length < 12 ? all_zero(ctx, 8) ? 0 : EPERM : all_zero(ctx, 12) ? 0 : EPERM;
+	case OPTION_PKTINFO:
+		return length < 20 ? EINVAL : all_zero(ctx, 20) ? 0 : EPERM;
 	}
-	return false;
+	return EPERM;
+}
+
+/* The kernel copies an int of these levels before it looks for the option. */
+static __always_inline int unknown_option(const struct bpf_sockopt *ctx)
+{
+	__s32 level = ctx->level;
+
+	if (ctx->optlen < 4 &&
+	    (level == SOL_SOCKET_ || level == SOL_TCP_ || level == SOL_UDP_ || level == SOL_UDPLITE_))
+		return EINVAL;
+	return ENOPROTOOPT;
 }
 
 /* Sockets of other families are graftd's, which made them for itself. */
@@ -236,29 +341,45 @@ static __always_inline __u32 reuse_flag(__s32 name)
 	return name == SO_REUSEADDR_ ? STAMP_REUSEADDR : name == SO_REUSEPORT_ ? STAMP_REUSEPORT : 0;
 }
 
+/* Whoever makes the socket sets these, and no program sees it. IP_FREEBIND is the same flag as IPV6_FREEBIND. */
+static __always_inline bool makers_option(const struct bpf_sockopt *ctx)
+{
+	if (ctx->level == SOL_IPV6_)
+		return ctx->optname == IPV6_FREEBIND_;
+	return ctx->level == SOL_IP_ && (ctx->optname == IP_LOCAL_PORT_RANGE_ || ctx->optname == IP_FREEBIND_);
+}
+
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
 	struct graft_stamp *stamp = stamp_on(ctx->sk);
 	struct graft_addr what = {};
-	__u32 value;
+	__u32 value, option;
+	int error = 0;
 
 	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
 		return ALLOW;
 	what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
-	if (!option_known(ctx))
-		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), ENOPROTOOPT,
-			    0, &what);
 	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_ && !in_connection(ctx->sk) &&
 	    !ctx->sk->src_port)
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
-	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) &&
-	    ((ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_) ||
-	     (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_)))
-		return ALLOW; /* whoever makes the socket sets them before anybody else has it */
-	if (option_forbidden(ctx))
-		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), EPERM, 0,
+	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) && makers_option(ctx))
+		return ALLOW; /* before anybody else has the socket */
+	option = option_of(ctx);
+	if (option != OPTION_FREE)
+		error = option == OPTION_UNKNOWN ? unknown_option(ctx) : refused_option(ctx, option);
+	else if (ctx->level == SOL_SOCKET_ && ctx->optname == SO_PRIORITY_ && int_value(ctx, &value) && value > 6)
+		error = EPERM;
+	else if (ctx->level == SOL_TCP_ && ctx->optname == TCP_ULP_ && ctx->sk->protocol != IPPROTO_UDP &&
+		 ulp_forbidden(ctx))
+		error = ENOENT;
+	if (error)
+		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), error, 0,
 			    &what);
+	if (option != OPTION_FREE) {
+		ctx->optlen = -1; /* the kernel does not see it */
+		return ALLOW;
+	}
 	if (stamp && ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) &&
 	    int_value(ctx, &value)) {
 		set_flag(stamp, reuse_flag(ctx->optname), value);
@@ -306,16 +427,15 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	stamp = stamp_on(ctx->sk);
 	if (ctx->level == GRAFT_LEVEL && ctx->optname == GRAFT_PROBE && stamp)
 		return answer_probe(ctx, stamp);
-	if ((ctx->level == SOL_IP_ && ctx->optname >= IP_FIREWALL_) ||
-	    (ctx->level == SOL_IPV6_ && ipv6_reads_firewall(ctx->optname)))
+	if (reads_firewall(ctx->level, ctx->optname) && ctx->retval != -ENOPROTOOPT)
 		return stamp && stamp->tenant == GRAFT_EXEMPT;
 	if (ctx->retval)
 		return ALLOW;
-	if (ctx->level == SOL_IP_ && ctx->optname == IP_LOCAL_PORT_RANGE_) { /* whoever made the socket has set it */
+	if (makers_option(ctx)) {
 		for (int n = 0; n < 4; n++)
 			if (value + n + 1 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT))
 				value[n] = 0;
-		if (ctx->optlen > 1 && ctx->optlen < 4)
+		if (ctx->level == SOL_IP_ && ctx->optlen > 1 && ctx->optlen < 4)
 			ctx->optlen = 1; /* as the kernel shows a small number */
 		return ALLOW;
 	}

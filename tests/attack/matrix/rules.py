@@ -95,7 +95,7 @@ def rule_of(row: str, call: tuple[Any, ...], place: str) -> Rule | None:
 
 
 def _set(kind: str, row: str, call: tuple[Any, ...], place: str) -> Rule:
-    _, level, number, value, _ = call
+    _, level, number, value, length = call
     if kind == "unix":
         return anything  # a unix socket is in the container's own namespace
     if kind == "graft" and level in (0, 6, 17, 41):
@@ -104,6 +104,8 @@ def _set(kind: str, row: str, call: tuple[Any, ...], place: str) -> Rule:
         return anything if kind == "graft" else refused
     if level not in FORBIDDEN:
         return same_or_refused
+    if number in FORBIDDEN.get(level, ()) and not any(value[:length]):
+        return same_or_refused  # its default, which asks for nothing
     if number in FORBIDDEN.get(level, ()) or (level == 6 and number == 31 and value != b"tls"):
         return refused
     if level == 1 and number == 12 and int.from_bytes(value[:4], "little") > 6:

@@ -1,0 +1,1 @@
+"""Programs of the tree; tests read their tables."""
