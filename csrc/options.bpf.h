@@ -29,7 +29,9 @@
 #define IPV6_FREEBIND_ 78
 #define IP_LOCAL_PORT_RANGE_ 51
 #define SO_NETNS_COOKIE_ 71
+#define SO_BINDTODEVICE_ 25
 #define SO_BINDTOIFINDEX_ 62
+#define IFNAMSIZ_ 16
 #define SO_PRIORITY_ 12
 #define SO_BROADCAST_ 6
 #define SO_REUSEADDR_ 2
@@ -445,6 +447,11 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		tenant = stamp ? tenant_of(stamp) : NULL;
 		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	}
+	if ((ctx->optname == SO_BINDTODEVICE_ || ctx->optname == SO_BINDTOIFINDEX_) &&
+	    (!stamp || stamp->tenant != GRAFT_EXEMPT)) /* by a link-local address it has one of the host's */
+		for (int n = 0; n < IFNAMSIZ_; n++)
+			if (value + n + 1 <= end)
+				value[n] = 0;
 	if (stamp && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) && value + 1 <= end)
 		*value = !!(stamp->flags & reuse_flag(ctx->optname));
 	return ALLOW;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * receive.bpf.h - datagrams: whom a UDP socket has sent to, who may send to it, and where its own may arrive
+ * receive.bpf.h - datagrams: whom a UDP socket has sent to, who may send to it, and where its own may arrive; and who
+ * may not be connected to
  *
  * A UDP socket that nobody bound to a port of a rule's is on the host's wildcard, at a port that the kernel chose: it
  * is there because it sends. Only the hosts that it has sent to reach it, from any port, because a TFTP server
@@ -125,11 +126,30 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 	return of && is_peer(of, &from);
 }
 
+/*
+ * Does this listener listen where its bind was decided? graft_sockops() ties all others to an interface that does not
+ * exist. The kernel refuses that for a socket that has a device already, by a link-local peer or destination, if who
+ * calls listen() lacks CAP_NET_RAW. So nobody reaches such a listener either.
+ */
+static __always_inline int receive_connection(struct bpf_sock *sk)
+{
+	struct graft_stamp *stamp;
+
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return ALLOW;
+	stamp = stamp_of(sk);
+	return stamp && (stamp->tenant == GRAFT_EXEMPT || is_where_decided(sk, stamp));
+}
+
 SEC("cgroup_skb/ingress")
 int graft_ingress(struct __sk_buff *skb)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct bpf_sock *sk = skb->sk;
 
+	if (sk && sk->state == BPF_TCP_LISTEN)
+		return receive_connection(sk);
 	if (packet + 20 > end)
 		return ALLOW;
 	if (packet[0] >> 4 == 4 ? packet[9] == IPPROTO_TCP : packet[6] == IPPROTO_TCP)

@@ -20,9 +20,10 @@ socket()    It is made here, in the host's netns, and stamped before the target 
             choose their own addresses and run no connect hook of ours. If the target has moved to another netns
             than its tenant's, the call proceeds, and gives it an ordinary socket there.
 listen()    It is done here, on our duplicate of the socket. An unbound socket is bound first, to the tenant's private
-            loopback, so that no port of the host opens without a rule. For other than grafted sockets it proceeds.
-            If the target puts a grafted one at that number meanwhile, the sockops program of bind.bpf.h puts the
-            listening socket out of reach.
+            loopback, so that no port of the host opens without a rule. A socket that accept() gave may not listen
+            again: the kernel would take a port of the host's for it. Only on sockets of other families does the call
+            proceed. If the target puts a grafted one at that number meanwhile, the hooks put the listening socket out
+            of reach (bind.bpf.h, receive.bpf.h).
 ioctl()     Network devices only: see graft/trap/ioctl.py.
 bind(),     If the address means an endpoint of type unix or in another netns, another socket replaces the target's
 connect(),  (graft/trap/swap.py). A unix socket is bound or connected here. Otherwise the call proceeds, and the BPF
@@ -61,6 +62,7 @@ from graft.trap.listener import Notification
 from graft.trap.sockets import Sockets, TenantView
 
 SOCK_TYPE_MASK = 0xF
+TCP_CLOSED = b"\x07"  # tcpi_state of struct tcp_info (linux/tcp.h): TCP_CLOSE
 LOOPBACK_SEGMENT = 65483  # TCP_MAXSEG over lo; programs size their buffers by it
 PROTOCOLS: dict[int, dict[int, int]] = {
     socket.SOCK_STREAM: {0: 0, socket.IPPROTO_TCP: 0, linux.IPPROTO_MPTCP: 0},
@@ -155,12 +157,15 @@ class Supervisor:
     def listen(self, caller: Caller, _tenant: TenantView) -> Action:
         """listen(2): bind an unbound socket to the private loopback, then listen on our duplicate of it."""
         sock = caller.borrow()
-        if sock is None:
-            return PROCEED  # it is no socket: the kernel fails the call
+        if sock is None:  # it is no socket; to proceed would let another thread put one there
+            there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
+            return Answer(error=errno.ENOTSOCK if there else errno.EBADF)
         with sock:
             stamp = self.stamps.get(sock.fileno())
-            if stamp is None or sock.type != socket.SOCK_STREAM:
-                return PROCEED
+            if stamp is None:
+                return _listen_unstamped(caller, sock)
+            if sock.type != socket.SOCK_STREAM:
+                return Answer(error=errno.EOPNOTSUPP)
             if stamp.flags & STAMP_SOURCE:  # its endpoint is there to connect from
                 return Answer(error=errno.EACCES)
             if self._has_left(stamp):
@@ -280,6 +285,18 @@ class Supervisor:
             new.close()
             raise
         return self.sockets.replace(caller.call, sock, new, PROCEED)
+
+
+def _listen_unstamped(caller: Caller, sock: socket.socket) -> Action:
+    """listen(2) on a socket without a stamp: the container's own one, one that was passed in, or an accepted one."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return PROCEED  # peers on a unix socket see who called it (SO_PEERCRED)
+    if sock.type == socket.SOCK_STREAM and not any(sock.getsockopt(socket.SOL_SOCKET, linux.SO_NETNS_COOKIE, 8)):
+        # the option hook has 0 for an accepted socket of a container's, and the kernel for none
+        connected = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED
+        return Answer(error=errno.EINVAL if connected else errno.EADDRNOTAVAIL)
+    sock.listen(caller.number(1))
+    return Answer()
 
 
 def _takes_ipv4(sock: socket.socket) -> bool:

@@ -43,6 +43,8 @@ EXPECTED = {
     "v6only_after_autobind": {"OK", "EADDRNOTAVAIL"},  # the first where no rule names it: the loopback again
     "listen_without_bind": {"0.0.0.0"},
     "listen_without_bind_6": {"::"},
+    "accepted_listens": {"EINVAL"},
+    "listen_on_no_socket": {"ENOTSOCK"},
     "reuseport_with_the_host": {"NEVER"},
     "udp_port_by_chance": {"NEVER"},
     "udp_port_by_chance_autobound": {"NEVER"},
@@ -65,6 +67,7 @@ EXPECTED = {
     "flood_of_connections": {"SERVED"},
     "descriptor_limit_of_nothing": {"EMFILE"},
     "netns_cookie": {"OWN"},
+    "device_of_a_link_local_destination": {"NONE"},
     "list_the_devices": {"lo"},
     "netlink_sees_only_lo": {"lo"},
     "netlink_changes_nothing": {"FAILED"},

@@ -26,6 +26,7 @@ ENDS = {
     "udp_ports_of_the_host": ("EADDRINUSE", 200),
     "udp_ports_by_sending": ("ENFILE", 400),
     "udp_ports_by_connecting": ("EADDRNOTAVAIL", 200),
+    "accepted_sockets_that_listen": ("EADDRNOTAVAIL", 0),
     "connections": ("EADDRNOTAVAIL", HIGH - LOW),
     "time_waits": ("EADDRNOTAVAIL", HIGH - LOW),
     "connections_to_itself": ("OK", exhaustion.ENOUGH),

@@ -6,9 +6,12 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 
 import pytest
 
+from graft.bench.lab import wait_for
+from graft.kernel import linux
 from graft.rules import slices
 from tests.kernel.harness import TENANT_ID, World, isolated
 
@@ -115,6 +118,34 @@ def test_listen_without_bind_is_put_out_of_reach(world: World):
     with world.outside(), refused(errno.ECONNREFUSED):
         socket.create_connection(("127.0.0.1", port), 3)
     assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 1}
+
+
+@isolated
+def test_a_listener_that_has_a_device_is_out_of_reach(world: World):
+    """A link-local destination gives the socket a device; who lacks CAP_NET_RAW may not tie it to another one."""
+    with subprocess.Popen(("unshare", "--net", "sleep", "60")) as neighbour:
+        try:
+            wait_for(lambda: linux.netns_inode(neighbour.pid) != linux.netns_inode(), "the neighbour")
+            inside = ("nsenter", "--net", "--target", str(neighbour.pid))
+            subprocess.run(("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v0", "netns", str(neighbour.pid)), check=True)
+            for where, own in ((), "fe80::1"), (inside, "fe80::2"):
+                subprocess.run((*where, "ip", "address", "add", f"{own}/64", "dev", "v0", "nodad"), check=True)
+                subprocess.run((*where, "ip", "link", "set", "v0", "up"), check=True)
+            world.egress("fe80::", 10)
+            server = world.sock(V6)
+            server.setblocking(False)
+            with refused(errno.EINPROGRESS):
+                server.connect(("fe80::2", 9, 0, socket.if_nametoindex("v0")))
+            disconnect(server)
+            os.seteuid(65534)
+            server.listen()
+            os.seteuid(0)
+            code = f"import socket; s = socket.socket(10, 1); s.settimeout(2); s.connect(('fe80::1', {server.getsockname()[1]}, 0, socket.if_nametoindex('v0')))"
+            with world.outside():
+                told = subprocess.run((*inside, sys.executable, "-c", code), capture_output=True, text=True)
+            assert "TimeoutError" in told.stderr
+        finally:
+            neighbour.kill()
 
 
 @isolated

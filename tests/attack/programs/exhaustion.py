@@ -5,6 +5,7 @@ keeps it until its stdin ends. The bystander prints what its calls came to for e
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import resource
@@ -21,6 +22,7 @@ ECHO, ACCEPTS = 9400, 9401
 # A server for each bystander and, from UNASKED on, for the last test: a TIME_WAIT takes a port to one server.
 ASKED_BY = {"host": ACCEPTS + 1, "container": ACCEPTS + 2}
 UNASKED = ACCEPTS + 3
+libc = ctypes.CDLL(None)
 TAKERS: dict[str, Callable[[], str]] = {}
 ENOUGH = 5000
 ROUNDS = 40
@@ -66,6 +68,22 @@ def private_tcp_ports_6():
 @taker
 def private_udp_ports():
     return until_refused(lambda: bound(V4, UDP, "127.0.0.1"))
+
+
+@taker
+def accepted_sockets_that_listen():
+    """Each would have a port of the kernel's choice, at an address of its server's."""
+    server = bound(V4, TCP, "127.0.0.1")
+    server.listen()
+
+    def take():
+        with socket.create_connection(server.getsockname()):
+            sock, _ = server.accept()
+        libc.connect(sock.fileno(), bytes(16), 16)  # AF_UNSPEC: it is disconnected
+        sock.listen()
+        return sock
+
+    return until_refused(take)
 
 
 @taker

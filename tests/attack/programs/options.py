@@ -1,6 +1,7 @@
 """Socket options and devices of the host's."""
 
 import array
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -53,6 +54,20 @@ for name, tried in {
     ATTACKS[name] = partial(tried, family=V6)
 for name, tried in {"tcp_repair": option(6, 19, 1), "tcp_ulp_smc": option(6, 31, b"smc")}.items():
     ATTACKS[name] = partial(tried, kind=TCP)
+
+
+@attack
+def device_of_a_link_local_destination():
+    """A connection to a link-local address names a device, and ties the socket to it."""
+    told = b""
+    for index in (1, 2):
+        with socket.socket(V6, TCP) as s:
+            s.setblocking(False)
+            with contextlib.suppress(OSError):
+                s.connect(("fe80::99", 9, 0, index))
+            told += s.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).strip(b"\0")
+            told += s.getsockopt(socket.SOL_SOCKET, 62, 4).strip(b"\0")
+    return told.decode() or "NONE"
 
 
 @attack

@@ -1,10 +1,11 @@
 """Ports and addresses that are not the container's."""
 
 import contextlib
+import ctypes
 import resource
 import socket
 
-from .common import CHANCES, CLIENT, HOST, HOST6, LO, SECOND, TCP, UDP, V4, V6, accepted, attack, disconnect
+from .common import CHANCES, CLIENT, HOST, HOST6, LO, SECOND, TCP, UDP, V4, V6, accepted, attack, disconnect, libc
 
 
 @attack
@@ -44,6 +45,28 @@ def listen_without_bind_6():
     s = socket.socket(V6, TCP)
     s.listen()
     return s.getsockname()[0]
+
+
+@attack
+def accepted_listens():
+    sock, _peer = accepted()
+    sock.listen()
+
+
+@attack
+def accepted_listens_after_disconnecting():
+    """The kernel would take a port of the host's for it, and nobody counts accepted sockets."""
+    sock, _peer = accepted()
+    disconnect(sock)
+    sock.listen()
+
+
+@attack
+def listen_on_no_socket():
+    """A call that proceeds is one under which another thread may swap the descriptor."""
+    with open("/dev/null") as file:
+        if libc.listen(file.fileno(), 1):
+            raise OSError(ctypes.get_errno(), "listen")
 
 
 @attack
