@@ -66,7 +66,10 @@ class Lab:
         self.run_dir = Path("/run") / self.tag
         self.work = Path(tempfile.mkdtemp(prefix=f"{self.tag}-"))
         self.work.chmod(0o755)
-        self.env = {**os.environ, "GRAFT_RUN_DIR": str(self.run_dir), "PYTHONUNBUFFERED": "1"}
+        self.config = self.work / "graftd.toml"  # of the next graftd that starts
+        self.config.touch(0o644)
+        own = {"GRAFT_RUN_DIR": str(self.run_dir), "GRAFT_CONFIG": str(self.config)}
+        self.env = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
         self.started: list[subprocess.Popen[str]] = []
         try:
             self._build()

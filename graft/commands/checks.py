@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from graft import client
 from graft.commands.launch import SHIM
@@ -19,6 +19,7 @@ from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, libbpf, linux
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
+from graft.rules.configuration import configuration_path, read_configuration
 from graft.trap import deputy, filter, sup
 
 
@@ -272,6 +273,36 @@ def _daemon() -> str:
     return f"version {status['version']}, pid {status['pid']}, {status['containers']} containers{keeper}"
 
 
+def _configuration() -> str:
+    path = configuration_path()
+    _configured()
+    return f"{path}{'' if path.exists() else ', which is not there: the defaults'}"
+
+
+def _configured() -> dict[str, Any]:
+    try:
+        return read_configuration().document()
+    except Failure as error:
+        raise Lack(error.message, error.hint or "man graftd, CONFIGURATION") from None
+
+
+def _in_force() -> str:
+    try:
+        status = client.call("status", start=False)
+    except (Refused, Failure):
+        return _described(_configured())
+    told, path = status["configuration"], status["configured_by"]
+    if path == str(configuration_path()) and _configured() != told:
+        raise Lack(_described(told), f"{path} says something else now: graftd --replace, or systemctl restart graftd")
+    return _described(told)
+
+
+def _described(configuration: dict[str, Any]) -> str:
+    pods = ", ".join(configuration["pods"]["annotations"]) or "nothing that takes"
+    ranges = ", ".join(configuration["addresses"]) or "none"
+    return f"pods: {pods}; addresses: {ranges}"
+
+
 CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("machine", True, _machine),
     ("permission", True, _root),
@@ -283,7 +314,9 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("libbpf", True, _libbpf),
     ("BPF programs", True, _programs),
     ("iproute2", True, _ip),
+    ("configuration", True, _configuration),
     ("graftd", True, _daemon),
+    ("in force", False, _in_force),
     ("IPv6", False, _ipv6),
     ("graft-sup", False, _helper),
     ("graft-deputy", False, _deputy),

@@ -30,10 +30,13 @@ def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
     systemctl enable --now graftd.socket      with systemd: start it on demand, upgrade it in place
     """
     from graft import client
+    from graft.rules.configuration import read_configuration
 
     if stop and replace:
         raise click.UsageError("--stop and --replace exclude each other")
     if stop or replace:
+        if replace:
+            read_configuration()  # if that is wrong, the running graftd goes on
         try:
             client.order("stop", force=force, replace=replace)
         except Failure as error:

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     netns: str | None = None
     user: User | None = None
     accel: bool = False
+    force_ip: bool = False  # take the addresses of --ip, whoever has them
     request: Request = Request()
 
 
@@ -95,6 +96,10 @@ def run(plan: Plan) -> NoReturn:
         with client.connect(start=True) as asking:
             traps_addresses = client.exchange(asking, "hello", rules)["swap"]
     connection = client.connect(start=True)
+    if request.ip and not plan.force_ip:
+        from graft.commands import own_ip
+
+        own_ip.check(request.ip, connection)
     _enter_netns(plan.netns)
     listener = _install_filter(traps_addresses=traps_addresses)
     client.exchange(

@@ -30,6 +30,9 @@ def request_options(function: Command) -> Command:
 @click.option("--name", help="Name of the container; default: the command and a number.")
 @netns_option("Join this network namespace (or container); default: a new one, with nothing but lo.")
 @request_options
+@click.option(
+    "--force-ip", is_flag=True, help="Take the addresses of --ip even if they are routed or answer elsewhere."
+)
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
 @click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -38,6 +41,7 @@ def command(
     netns: str | None,
     user: str | None,
     accel: bool,
+    force_ip: bool,
     command: tuple[str, ...],
     **fields: Any,
 ) -> None:
@@ -58,6 +62,8 @@ def command(
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
     request = Request(**fields)
+    if force_ip and not request.ip:
+        raise UsageError("--force-ip goes with --ip")
     check_options(request)
     if not command[0]:
         raise UsageError("the command is empty", hint="graft run [OPTIONS] COMMAND ARG...")
@@ -68,6 +74,7 @@ def command(
             netns=netns,
             user=find_user(user) if user is not None else None,
             accel=accel,
+            force_ip=force_ip,
             request=request,
         )
     )

@@ -23,6 +23,7 @@ from graft.errors import Failure, Refused, UsageError
 from graft.kernel import linux
 from graft.kernel.netns import open_netns
 from graft.rules.address import Address
+from graft.rules.configuration import configuration_path
 from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.publication import parse_publication
 from graft.tenants import publish
@@ -260,6 +261,8 @@ class Admin:
             "containers": len(tenancy.registry.tenants),
             "calls": calls,
             "call_ns": ns,
+            "configuration": tenancy.configuration.document(),
+            "configured_by": str(configuration_path()),
         }
 
     def stop(self, _connection: Connection, request: protocol.Stop, _fds: list[int]) -> Reply:

@@ -8,7 +8,7 @@ from graft import protocol
 from graft.daemon.admission import expect_target
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
-from graft.engines import bundle
+from graft.engines import bundle, trust
 from graft.engines.container import Container, metadata_of
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
@@ -16,8 +16,9 @@ from graft.kernel import addresses, linux
 from graft.kernel.netns import netns_cookie_of
 from graft.log import log
 from graft.rules.address import parse_address
-from graft.rules.own_address import network_of
+from graft.rules.configuration import configuration_path
 from graft.rules.publication import parse_publication
+from graft.rules.request import parse_request
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
 
@@ -60,12 +61,22 @@ class EngineOrders:
         try:
             self._check_network(container)
             metadata = metadata_of(container)
+            self._check_trust(container, metadata)
             bundle.check_capabilities(config.get("process") or {}, allowed=metadata.netadmin)
             expect_target(self.tenancy, metadata, container, creator)
             return bundle.edit(config, metadata, self.tenancy.directory)
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise
+
+    def _check_trust(self, container: Container, metadata: protocol.Metadata) -> None:
+        """Refuse what the administrator's configuration does not let this container ask for."""
+        tenancy = self.tenancy
+        path = str(configuration_path())
+        trust.check_believed(container, tenancy.configuration, tenancy.limits, path)
+        owned = parse_request(metadata.request).ip
+        given = trust.given_to(tenancy.registry, container) if owned else []
+        trust.check_addresses(container, owned, given, tenancy.configuration.addresses, path)
 
     def _check_network(self, container: Container) -> None:
         """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
@@ -100,7 +111,8 @@ class EngineOrders:
         if attachment.netns == registry_.home:
             raise UsageError("the namespace is the host's own")
         number = attachments.number(registry_, attachment.network)
-        attachment.addresses = [network_of(a, number, request.within) for a in request.addresses]
+        for text in request.addresses:
+            attachment.give(text, number, request.within)
         attachment.publications = [parse_publication(p) for p in request.publish]
         attachment.offered = [{"publish": str(p)} for p in attachment.publications]
         if attachments.twins_inside(registry_, attachment):  # each of a container's networks names its ports

@@ -53,6 +53,7 @@ from graft.process import cage, keeper
 from graft.process.loop import Loop
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
 from graft.process.title import GRAFTD, set_title
+from graft.rules.configuration import Configuration, read_configuration
 from graft.rules.limits import Limits, parse_limits
 from graft.tenants import attachments
 from graft.tenants.registry import Registry
@@ -104,6 +105,7 @@ class Daemon:
         """
         inherited = self.store.inherited()
         self.registry.load()  # first: if it fails, nothing has been made that would be left behind
+        configuration = self._configuration()
         root = cgroup2_root()
         mount_bpffs()
         self.root = root
@@ -116,7 +118,9 @@ class Daemon:
         self.kernel.configure(netns_cookie(), (high - low + 1) // 2)
         if self.registry.ipv6:
             addresses.add_slice_route()
-        self.tenancy = Tenancy(self.directory, self.loop, self.store, self.kernel, self.registry, self.limits)
+        self.tenancy = Tenancy(
+            self.directory, self.loop, self.store, self.kernel, self.registry, self.limits, configuration
+        )
         self.calls = self.tenancy.calls
         self.resolver = Resolver(self.loop, self.registry, self.kernel, self.store)
         self.docker = Docker(
@@ -146,6 +150,19 @@ class Daemon:
             self.calls.dispatcher.answer_pending(watched, helper_died=not watched.helper)
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _configuration(self) -> Configuration:
+        """graftd.toml. Raises Failure if it is wrong and no container waits for this graftd.
+
+        Those that run must not lose their network for a slip of the pen: they go on, with the defaults.
+        """
+        try:
+            return read_configuration()
+        except Failure as error:
+            if not self.registry.tenants:
+                raise
+            log.error("%s; until it is right and graftd is restarted, the defaults are in force", error)
+            return Configuration()
 
     def _claim_namespace(self) -> None:
         """Lock the host namespace: two graftds there would refuse each other's sockets.

@@ -21,6 +21,7 @@ from graft.kernel.stamps import Stamper
 from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
+from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, WRAPPER, Tenant
@@ -38,7 +39,14 @@ class Tenancy:
     """The registry, the descriptor store and the trapped calls of one graftd, kept in step. For the loop's thread."""
 
     def __init__(
-        self, directory: Path, loop: Loop, store: Store, kernel: Kernel, registry: Registry, limits: Limits
+        self,
+        directory: Path,
+        loop: Loop,
+        store: Store,
+        kernel: Kernel,
+        registry: Registry,
+        limits: Limits,
+        configuration: Configuration,
     ) -> None:
         self.directory = directory
         self.loop = loop
@@ -46,6 +54,7 @@ class Tenancy:
         self.kernel = kernel
         self.registry = registry
         self.limits = limits  # of a container that names none
+        self.configuration = configuration
         self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
         self.family = Family(self.sockets, kernel.maps["families"])
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["addresses"], self._is_hosts)

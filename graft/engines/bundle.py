@@ -25,7 +25,7 @@ import psutil
 
 from graft import protocol
 from graft.engines import profile
-from graft.engines.container import PREFIX, Container, Document, _items
+from graft.engines.container import PREFIX, Container, Document, items_of
 from graft.engines.seal import seal
 from graft.errors import Refused, UsageError
 from graft.kernel import linux, netns
@@ -76,7 +76,10 @@ def _identify(config: Document, container_id: str) -> Container:
         return _docker(directory, container_id)
     if DOCKER_HOOK in json.dumps(config.get("hooks") or {}):
         raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
-    return Container("oci", container_id, container_id[:64], _ours(annotations))
+    kind = (
+        "cri" if any(key.startswith("io.kubernetes.") for key in annotations) else "oci"
+    )  # CRI-O's are pods as well
+    return Container(kind, container_id, container_id[:64], _ours(annotations))
 
 
 def _ours(labels: Mapping[str, str]) -> dict[str, str]:
@@ -189,7 +192,7 @@ def _check_twice(host: Document, labels: dict[str, str]) -> None:
     Raises Refused.
     """
     bound = {p.partition("/")[0::2] for p in host.get("PortBindings") or {}}
-    for item in _items(labels.get("graft.publish", "")):
+    for item in items_of(labels.get("graft.publish", "")):
         with contextlib.suppress(UsageError):  # metadata_of() reports it
             p = parse_publication(item)
             for port in range(p.first, p.first + p.span):

@@ -28,18 +28,24 @@ class Container(NamedTuple):
     path: str = ""  # of the netns that it joins; "" if the runtime makes one
     where: tuple[int, int] = (0, 0)  # inode and cookie of that netns; zeros if it cannot be opened
 
+    @property
+    def what(self) -> str:
+        """What its engine calls a setting."""
+        return "label" if self.engine == "docker" else "annotation"
+
 
 def metadata_of(container: Container) -> protocol.Metadata:
     """What a container asks for by its settings. Raises UsageError, which names the setting."""
     metadata = protocol.Metadata(
         name=_name(container), container=container.id, engine=container.engine, directory=container.directory
     )
-    what = "label" if container.engine == "docker" else "annotation"
     for key, value in sorted(container.settings.items()):
         try:
-            _take(metadata, key.removeprefix(PREFIX).removeprefix("."), value)
+            _take(metadata, key, value)
         except GraftError as error:
-            raise UsageError(f"{what} '{key}={value}': {error.message}", hint=error.hint, code=error.code) from None
+            raise UsageError(
+                f"{container.what} '{key}={value}': {error.message}", hint=error.hint, code=error.code
+            ) from None
     return metadata
 
 
@@ -56,21 +62,21 @@ def plain_name(text: str) -> str:
     return "".join(c if (c.isalnum() and c.isascii()) or c in "_.-" else "_" for c in text) or "_"
 
 
-def _items(value: str) -> list[str]:
+def items_of(value: str) -> list[str]:
+    """The items of a setting's value: separated by commas or blanks."""
     return value.replace(",", " ").split()
 
 
-def _take(metadata: protocol.Metadata, label: str, value: str) -> None:
-    """Add what the setting graft.@label, or `graft` if it is empty, asks for. Raises UsageError."""
-    items = _items(value)
-    if label in SWITCHES:
-        if value.lower() not in (*ON, *OFF):
-            raise UsageError("the value is neither on nor off")
-        setattr(metadata, "traps_addresses" if label == "family" else label, value.lower() in ON)
-        return
+def asked_by(key: str, value: str) -> tuple[str, list[str]]:
+    """What a setting asks for: one of LABELS or SWITCHES and its items, ("", []) for no more than graft itself.
+
+    Ports in `graft` are those of graft.publish; graft.endpoint.NAME is an ingress rule. Raises UsageError.
+    """
+    label = key.removeprefix(PREFIX).removeprefix(".")
+    items = items_of(value)
     if not label:
         if value.lower() in ON:
-            return
+            return "", []
         if value.lower() in OFF:
             raise UsageError("a container without this setting does not use graft", hint="omit it")
         label = "publish"
@@ -78,7 +84,19 @@ def _take(metadata: protocol.Metadata, label: str, value: str) -> None:
         name = label.removeprefix("endpoint.")
         items = [f"{item if ':' in item else f'0.0.0.0:{item}'}={name}" for item in items]
         label = "ingress"
+    if label in SWITCHES:
+        if value.lower() not in (*ON, *OFF):
+            raise UsageError("the value is neither on nor off")
+        return label, [label] if value.lower() in ON else []
     if label not in LABELS:
         known = ", ".join(f"{PREFIX}.{name}" for name in (*LABELS, *SWITCHES))
         raise UsageError("unknown setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
-    metadata.request = with_label(metadata.request, label, items)
+    return label, items
+
+
+def _take(metadata: protocol.Metadata, key: str, value: str) -> None:
+    label, items = asked_by(key, value)
+    if label in SWITCHES:
+        setattr(metadata, "traps_addresses" if label == "family" else label, bool(items))
+    elif label:
+        metadata.request = with_label(metadata.request, label, items)

@@ -161,7 +161,7 @@ class Docker:
         number = attachments.number(registry, attachment.network)
         for text in (interface.get("Address"), interface.get("AddressIPv6")):
             if text and not text.startswith(("0.0.0.0", "::/")):
-                attachment.addresses.append(network_of(text, number))
+                attachment.give(text, number)
         mappings = (request.get("Options") or {}).get(PORTMAP) or []
         attachment.offered = sorted(mappings, key=json.dumps)
         if not self._twins(attachment):

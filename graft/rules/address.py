@@ -62,6 +62,35 @@ def parse_address(text: str, *, kind: str | None = None) -> Address:
     return address
 
 
+class Prefix(NamedTuple):
+    """The addresses whose first `length` bits are those of `address`: of 32 or 128, by its family."""
+
+    address: Address
+    length: int
+
+    def covers(self, address: Address) -> bool:
+        """Is @address one of them?"""
+        shift = (32 if self.address.v4 else 128) - self.length
+        numbers = [int.from_bytes(a.raw, "big") >> shift for a in (self.address, address)]
+        return self.address.v4 == address.v4 and numbers[0] == numbers[1]
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.length}"
+
+
+def parse_prefix(text: str) -> Prefix:
+    """Parse ADDR/LEN, or ADDR for that address alone. Raises UsageError, also if bits after LEN are set."""
+    bare, slash, length_text = text.partition("/")
+    address = parse_address(bare)
+    longest = 32 if address.v4 else 128
+    if slash and not (length_text.isascii() and length_text.isdigit() and int(length_text[:4]) <= longest):
+        raise UsageError(f"'{text}' is not an address with its prefix length", hint="like 10.77.0.0/16")
+    length = int(length_text) if slash else longest
+    if int.from_bytes(address.raw, "big") & ((1 << (longest - length)) - 1):
+        raise UsageError(f"'{text}' has bits set after the prefix", hint="like 10.77.0.0/16")
+    return Prefix(address, length)
+
+
 def parse_port(text: str, *, least: int = 0) -> int:
     """Parse a decimal port number from @least to 65535. Raises UsageError."""
     if not text.isascii() or not text.isdigit() or len(text) > 5 or not least <= int(text) <= 65535:

@@ -62,6 +62,7 @@ class Setting(NamedTuple):
     parse: Callable[[Any], Any]  # from what Request has to what Parsed has; raises UsageError
     choices: tuple[str, ...] = ()
     for_root: Callable[[str], bool] = lambda _: True  # may only root of the host ask for this text?
+    takes: Callable[[str, Limits], bool] = lambda *_: True  # does a pod need the administrator's word for it?
 
     def texts(self, request: Request) -> tuple[str, ...]:
         """What @request says of this setting, as it was given: one text for each time."""
@@ -91,6 +92,10 @@ def _own_addresses(texts: Sequence[str]) -> list[Own]:
     owned = [parse_own(text) for text in texts]
     check_families(owned)
     return owned
+
+
+def _exceeds(text: str, most: Limits) -> bool:
+    return any(asked > limit for asked, limit in zip(parse_limits((text,), UNLIMITED), most, strict=True))
 
 
 EGRESS_DEFAULTS = ("host", "none")
@@ -130,6 +135,7 @@ SETTINGS = (
         _egress_default,
         EGRESS_DEFAULTS,
         for_root=lambda text: text != "none",
+        takes=lambda *_: False,  # what it has without, or less
     ),
     Setting(
         "ip",
@@ -147,6 +153,7 @@ SETTINGS = (
         "limit",
         lambda texts: parse_limits(texts, UNLIMITED),
         for_root=lambda _: False,  # others get graftd's limit at most
+        takes=_exceeds,
     ),
     Setting(
         "resolver",
@@ -180,14 +187,20 @@ def needs_root(request: Request) -> bool:
     return any(setting.for_root(text) for setting in SETTINGS for text in setting.texts(request))
 
 
+def setting_of(label: str, item: str) -> Setting:
+    """The setting that an item of the label graft.@label, one of LABELS, belongs to."""
+    named = [setting for setting in SETTINGS if setting.label == label]
+    fitting = [s for s in named if item in s.choices] or [s for s in named if not s.choices] or named
+    return fitting[0]
+
+
 def with_label(request: Request, label: str, items: Sequence[str]) -> Request:
     """@request with what the items of the label graft.@label, one of LABELS, add to it. Raises UsageError."""
-    named = [setting for setting in SETTINGS if setting.label == label]
     for item in items:
-        fitting = [s for s in named if item in s.choices] or [s for s in named if not s.choices] or named
-        field = fitting[0].field
-        value: Any = item if fitting[0].choices else (*getattr(request, field), item)
-        request = request._replace(**{field: value})
-    for setting in named:
-        setting.parse(getattr(request, setting.field))
+        setting = setting_of(label, item)
+        value: Any = item if setting.choices else (*getattr(request, setting.field), item)
+        request = request._replace(**{setting.field: value})
+    for setting in SETTINGS:
+        if setting.label == label:
+            setting.parse(getattr(request, setting.field))
     return request

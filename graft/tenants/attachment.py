@@ -15,8 +15,8 @@ import os
 import time
 from typing import Any
 
-from graft.rules.address import Address, parse_address
-from graft.rules.own_address import Own
+from graft.rules.address import Address, Prefix, parse_address, parse_prefix
+from graft.rules.own_address import Own, network_of
 from graft.rules.publication import Publication, parse_publication
 
 
@@ -30,10 +30,20 @@ class Attachment:
         self.sandbox: list[str] = []  # paths where the namespace is going to be mounted
         self.since = since_boot()
         self.addresses: list[Own] = []
+        self.subnets: list[Prefix] = []  # that the engine gives addresses of; connections leave for `Own.prefix`
         self.publications: list[Publication] = []
         self.offered: list[dict[str, Any]] = []  # port mappings as the engine gave them, the same for each network
         self.names: list[str] = []
         self.resolver: Address | None = None  # where its containers ask graftd for names; None: 127.0.0.11
+
+    def give(self, text: str, number: int, within: str = "") -> None:
+        """Add an address, ADDR/LEN as the engine gave it. @number and @within are those of `network_of`.
+
+        Raises UsageError.
+        """
+        own, narrow = network_of(text, number, within), network_of(text, number)
+        self.addresses.append(own)
+        self.subnets.append(Prefix(narrow.prefix, narrow.length))
 
     def in_netns(self, netns: int, cookie: int) -> bool:
         """Does the attachment belong to the namespace with this inode and cookie?
@@ -56,6 +66,7 @@ class Attachment:
             "sandbox": self.sandbox,
             "since": self.since,
             "addresses": [own_document(own) for own in self.addresses],
+            "subnets": [str(subnet) for subnet in self.subnets],
             "publications": [str(p) for p in self.publications],
             "names": self.names,
             "resolver": str(self.resolver) if self.resolver else None,
@@ -88,5 +99,6 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     attachment.since = saved["since"]
     attachment.offered = saved["offered"]
     attachment.addresses = [restore_own(own) for own in saved["addresses"]]
+    attachment.subnets = [parse_prefix(text) for text in saved.get("subnets", [])]  # 0.1 has none
     attachment.publications = [parse_publication(p) for p in saved["publications"]]
     return attachment

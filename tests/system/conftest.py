@@ -68,6 +68,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def docker(host: Lab) -> Iterator[Dockerd]:
     """dockerd in the file's laboratory, with an endpoint ep-keep on the host."""
     need("dockerd", "docker", "containerd", "runc", "busybox")
+    host.config.write_text('addresses = ["10.99.1.0/24"]\n')
     host.graft("endpoint", "add", "ep-keep", "type", "ipv4", "addr", HOST4, "port", "8710", check=True)
     engine = Dockerd(host, host.work / "docker")
     try:

@@ -1,12 +1,14 @@
 """Kubernetes' way in: containerd's CRI, a runtime handler, a CNI plugin."""
 
+import contextlib
 import json
+import re
 import subprocess
 
 import grpc
 import pytest
 
-from graft.bench.lab import HOST4, wait_for
+from graft.bench.lab import GRAFTD, HOST4, wait_for
 from tests.conftest import need, python
 from tests.system.cri import Containerd, cni
 from tests.system.engines import CURL, reach
@@ -18,6 +20,7 @@ SERVER = ("/usr/bin/python3", "-m", "http.server", "80")
 @pytest.fixture(scope="module")
 def containerd(host):
     need("containerd", "ctr", "runc", "busybox", "containerd-shim-runc-v2")
+    host.config.write_text('[pods]\nannotations = ["graft.publish", "graft.endpoint.ep-pod"]\n')
     host.graft("endpoint", "add", "ep-pod", "type", "ipv4", "addr", HOST4, "port", "8910", check=True)
     engine = Containerd(host, host.work / "containerd")
     try:
@@ -65,12 +68,76 @@ def test_annotations(containerd, host):
     code = "import socket\ntry: socket.create_connection(('10.77.0.2', 9), 5)\nexcept OSError as e: print(e.errno)"
     assert pod.exec(container, *python(code)) == "101\n"
     pod.remove()
-    for annotations, message in (
-        ({"graft_publish": "x"}, "annotation 'graft.publish=x': publication 'x' names one port"),
-        ({"graft_endpoint_nope": "80"}, "names an unknown endpoint 'nope'"),
-    ):
-        with pytest.raises(grpc.RpcError, match=message):
-            containerd.pod("bad", **annotations)
+    refused(containerd, "annotation 'graft.publish=x': publication 'x' names one port", graft_publish="x")
+
+
+@contextlib.contextmanager
+def configured(host, text):
+    """graftd with another configuration, and afterwards with the one from before."""
+    before = host.config.read_text()
+    try:
+        host.config.write_text(text)
+        host.host(GRAFTD, "--replace", check=True)
+        yield
+    finally:
+        host.config.write_text(before)
+        host.host(GRAFTD, "--replace", check=True)
+
+
+def refused(containerd, message, **annotations):
+    """A pod that is not created, with this line as its event."""
+    with pytest.raises(grpc.RpcError, match=re.escape(message)):
+        containerd.pod("bad", **annotations)
+
+
+def test_annotations_take_nothing(containerd, host):
+    """Without the administrator's word: one line, which says where that goes."""
+    with configured(host, ""):
+        for key, value in (
+            ("graft_publish", "8903:80"),
+            ("graft_endpoint_ep-pod", "80"),
+            ("graft_egress", "none,10.0.0.0/8=ep-pod"),
+            ("graft_ip", "169.254.169.254"),
+            ("graft_resolver", "127.0.0.53"),
+            ("graft_netadmin", "on"),
+            ("graft_limit", "sockets=100000"),
+        ):
+            label = key.replace("_", ".")
+            refused(
+                containerd,
+                f"annotation '{label}={value}': pods may not use {label} on this node "
+                f'({host.config}, [pods], annotations = ["{label}"] allows it; then restart graftd)',
+                **{key: value},
+            )
+        pod = containerd.pod("modest", graft_egress="none", graft_family="on", graft_limit="sockets=100")
+        assert json.loads(host.graft("inspect", "default_modest").stdout)["limits"]["sockets"]["max"] == 100
+        pod.remove()
+
+
+def gone(host, address):
+    wait_for(lambda: f"inet {address}/" not in host.host("ip", "address").stdout, f"the end of {address}")
+
+
+def test_an_address_by_annotation(containerd, host):
+    """Of the pod's own network, or of the administrator's ranges; the metadata service's is neither."""
+    with configured(host, 'addresses = ["10.99.0.0/30"]\n[pods]\nannotations = ["graft.ip"]\n'):
+        for address in ("169.254.169.254", "8.8.8.8", "10.97.0.5"):
+            refused(
+                containerd,
+                f"annotation 'graft.ip={address}': not in the container's network (10.96.0.0/24) "
+                f'(take one of it; or {host.config}, addresses = ["{address}"] allows it; then restart graftd)',
+                graft_ip=address,
+            )
+        refused(containerd, "the gateway's or a broadcast address of 10.96.0.0/24", graft_ip="10.96.0.1")
+        refused(containerd, f"{HOST4}': not in the container's network", graft_ip=HOST4)
+        neighbour = containerd.pod("neighbour")
+        refused(containerd, f"{neighbour.ip} is the address of container 'default_neighbour'", graft_ip=neighbour.ip)
+        for address in ("10.96.0.200", "10.99.0.2"):
+            pod = containerd.pod("placed", graft_ip=address)
+            assert f"inet {address}/32" in host.host("ip", "address", "show", "lo").stdout
+            pod.remove()
+            gone(host, address)
+        neighbour.remove()
 
 
 def test_the_plugin_alone(host, tmp_path):

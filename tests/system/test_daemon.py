@@ -23,6 +23,39 @@ def test_limits_of_the_environment_that_are_wrong(own_lab):
     assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N, ports=N)\n"
 
 
+def test_a_configuration_that_is_wrong(own_lab):
+    """graftd does not start with it, --replace leaves the running one alone, and a crash costs no container."""
+    says = f"{own_lab.config}: unknown key 'adresses' (addresses, "
+    own_lab.config.write_text("adresses = []\n")
+    assert f"graftd: {says}" in own_lab.host(GRAFTD).stderr
+    own_lab.refused((GRAFT, "run", "true"), 125, f"graft: graftd ends at once: {says}")
+    own_lab.refused((GRAFT, "doctor"), 1, "")
+    own_lab.config.write_text('addresses = ["10.9.0.0/16"]\n[pods]\nannotations = ["graft.ip"]\n')
+    process = own_lab.spawn_graft("--name", "web", "sleep", "60")
+    wait_for(lambda: own_lab.containers() == ["web"], "the container")
+
+    def doctor():
+        found = {f["name"]: f for f in json.loads(own_lab.graft("doctor", "-j").stdout)}
+        return found["configuration"], found["in force"]
+
+    file, force = doctor()
+    assert (file["good"], file["found"], force["good"]) == (True, str(own_lab.config), True)
+    assert force["found"].startswith("pods: graft.ip; addresses: 10.9.0.0/16")
+    own_lab.config.write_text("# nothing\n")
+    assert "says something else now: graftd --replace" in doctor()[1]["remedy"]
+    own_lab.host(GRAFTD, "--replace", check=True)
+    assert doctor()[1]["found"].startswith("pods: nothing that takes; addresses: none")
+    own_lab.config.write_text("adresses = []\n")
+    assert [(f["good"], f["found"].startswith(says.partition(" (")[0])) for f in doctor()] == [(False, True)] * 2
+    before = own_lab.daemon_pid()
+    own_lab.refused((GRAFTD, "--replace"), 125, f"graftd: {says}")
+    assert own_lab.daemon_pid() == before
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: own_lab.daemon_pid() not in (0, before) and own_lab.containers() == ["web"], "the next graftd")
+    assert f"{says}" in (own_lab.run_dir / "graftd.log").read_text()
+    own_lab.end(process)
+
+
 def test_state_survives_graftd(own_lab):
     code = (
         "import socket; s = socket.socket(); s.setsockopt(1,2,1); s.bind(('0.0.0.0', 80)); s.listen(); print(flush=True)\n"

@@ -172,13 +172,13 @@ def test_labels(docker, host):
     server = "import socket; s = socket.socket(); s.bind(('', 80)); s.listen(); s.accept()[0].sendall(b'here')"
     docker.run(
         *("-d", "--name", "ends", "--network", "none", "--label", "graft.endpoint.ep-keep=80"),
-        *("--label", "graft.egress=none", "--label", "graft.ip=10.79.1.5"),
+        *("--label", "graft.egress=none", "--label", "graft.ip=10.99.1.5"),
         argv=python(server),
     )
     host.wait_listening(8710)
     code = "import socket; print(socket.create_connection(('10.77.0.1', 8710)).recv(9))"
     shown = json.loads(host.graft("ps", "-j").stdout)[0]
-    assert (shown["named_endpoints"], shown["addresses"]) == (["ep-keep"], ["10.79.1.5"])
+    assert (shown["named_endpoints"], shown["addresses"]) == (["ep-keep"], ["10.99.1.5"])
     refused = docker("exec", "ends", *python("import socket; socket.create_connection(('10.77.0.2', 9))"), check=False)
     assert "Network is unreachable" in refused.stderr
     assert host.client(*python(code)).stdout == "b'here'\n"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from graft.bench.lab import HOST4, wait_for
+from graft.bench.lab import CLIENT4, HOST4, wait_for
 from tests.conftest import python
 from tests.messages import query
 from tests.system.cri import cni
@@ -233,12 +233,32 @@ def test_a_container_is_known_however_it_is_mounted(docker, host, gnet):
 def test_the_hosts_address_is_no_containers(docker, host):
     label = f"graft.ip={HOST4}"
     done = docker.run("--rm", "--network", "none", "--label", label, argv=("/busybox", "true"), check=False)
-    assert f"graft: {HOST4} is the host's own address" in done.stderr
+    assert f"label 'graft.ip={HOST4}': not in a network of the container" in done.stderr
     done = docker("network", "create", "-d", docker.driver, "--subnet", "10.77.0.0/24", "lan", check=False)
     if not done.returncode:
         done = docker.run("--rm", "--network", "lan", "--ip", HOST4, argv=("/busybox", "true"), check=False)
         docker("network", "rm", "lan")
     assert done.returncode
+
+
+def test_addresses_of_others(docker, host, gnet):
+    """A label gives an address of the container's network, or of the administrator's ranges: nothing else."""
+
+    def run(address, network):
+        label = ("--label", f"graft.ip={address}")
+        return docker.run("--rm", "--network", network, *label, argv=("/busybox", "true"), check=False).stderr
+
+    for address in ("169.254.169.254", "8.8.8.8", "10.77.0.254", CLIENT4):
+        for network, where in ((gnet, "not in the container's network (10.79.0.0/24)"), ("none", "not in a network")):
+            assert f"graft: label 'graft.ip={address}': {where}" in run(address, network)
+    docker.run("-d", "--name", "there", "--network", gnet, "--ip", "10.79.0.60", argv=("/busybox", "sleep", "60"))
+    assert "10.79.0.60 is the address of container 'there'" in run("10.79.0.60", gnet)
+    assert "the gateway's or a broadcast address of 10.79.0.0/24" in run("10.79.0.1", gnet)
+    host.host("ip", "address", "add", "10.99.1.77/32", "dev", "lo", check=True)
+    assert "10.99.1.77 is the host's own address" in run("10.99.1.77", "none")
+    host.host("ip", "address", "del", "10.99.1.77/32", "dev", "lo", check=True)
+    for address, network in (("10.79.0.61", gnet), ("10.99.1.5", "none")):
+        assert run(address, network) == ""
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from graft.bench.lab import HOST4, wait_for
+from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, wait_for
 from tests.conftest import python
 
 SERVER = """
@@ -183,6 +183,45 @@ def test_refusals(lab, servers):
     assert (done.returncode, done.stderr) == (2, "graft: 10.88.0.7 and 10.88.0.8 are of one family (one address of each)\n")
     seen = json.loads(lab.graft("inspect", "own-b").stdout)
     assert seen["addresses"] == ["10.88.0.6"]
+
+
+def test_addresses_of_others(lab):
+    """What the host sends elsewhere, or what answers there, is not a container's unless root insists."""
+    for words in (
+        ("route", "add", "10.66.0.0/16", "via", CLIENT4),
+        ("route", "add", "default", "via", "10.77.0.254"),
+        ("-6", "route", "add", "default", "via", "2001:db8:77::ff"),
+    ):
+        lab.host("ip", *words, check=True)
+    try:
+        for address, message in (
+            ("169.254.169.254", "is a link-local address, such as cloud providers' metadata services have"),
+            ("10.77.0.254", "is the default gateway, on veth0"),
+            ("2001:db8:77::ff", "is the default gateway, on veth0"),
+            ("10.77.0.255", "is a broadcast address of veth0"),
+            ("10.66.0.9", f"is routed to {CLIENT4} on veth0 (10.66.0.0/16)"),
+            ("8.8.8.8", "is an address of the Internet, routed to 10.77.0.254"),
+            ("2606:4700:4700::1111", "is an address of the Internet, routed to 2001:db8:77::ff"),
+            (CLIENT4, "answers on veth0, as "),
+            (CLIENT6, "answers on veth0, as "),
+        ):
+            words = ("run", "--ip", "10.88.0.7" if ":" in address else "fd00::7", "--ip", address)
+            done = lab.refused((GRAFT, *words, "true"), 1, f"graft: --ip {address}: {message}")
+            assert done.stderr.endswith(" (choose an address that nobody has, or add --force-ip)\n")
+            assert f" {address}/" not in lab.host("ip", "address", "show", "lo").stdout
+            lab.graft(*words, "--force-ip", "true", check=True)
+        for address in ("10.77.0.99", "10.88.0.7", "2001:db8:77::99", "fd00::7"):
+            lab.graft("run", "--ip", address, "true", check=True)
+        lab.refused((GRAFT, "run", "--force-ip", "true"), 2, "graft: --force-ip goes with --ip")
+    finally:
+        for route in ("10.66.0.0/16", "default"):
+            lab.host("ip", "route", "del", route, check=True)
+        lab.host("ip", "-6", "route", "del", "default", check=True)
+
+
+def test_a_range_that_the_administrator_has_written_down(own_lab):
+    own_lab.config.write_text('addresses = ["10.77.0.2/32"]\n')
+    own_lab.graft("run", "--ip", CLIENT4, "true", check=True)
 
 
 def test_an_address_of_a_device_stays(lab):

@@ -1,0 +1,83 @@
+"""graftd.toml: its grammar, and what holds without it."""
+
+import pytest
+
+from graft.errors import Failure, UsageError
+from graft.rules import configuration
+from graft.rules.address import parse_address, parse_prefix
+from graft.rules.configuration import Configuration, read_configuration
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    path = tmp_path / "graftd.toml"
+    path.touch(0o644)
+    monkeypatch.setenv("GRAFT_CONFIG", str(path))
+    return path
+
+
+def test_the_defaults_are_narrow(file, monkeypatch, tmp_path):
+    told = read_configuration()
+    assert told == Configuration()
+    assert (told.addresses, told.annotations) == ((), ())
+    monkeypatch.delenv("GRAFT_CONFIG")
+    monkeypatch.setattr(configuration, "CONFIGURATION", tmp_path / "absent.toml")
+    assert read_configuration() == Configuration()
+
+
+def test_a_file_that_is_named_has_to_be_there(file):
+    file.unlink()
+    with pytest.raises(Failure, match=f"{file}: No such file"):
+        read_configuration()
+
+
+def test_all_of_it(file):
+    file.write_text(
+        'addresses = ["10.9.0.0/16", "fd00::7"]\n'
+        '[pods]\nannotations = ["graft.publish", "graft.endpoint", "graft.endpoint.web"]\n'
+    )
+    told = read_configuration()
+    assert told.document() == {
+        "addresses": ["10.9.0.0/16", "fd00::7/128"],
+        "pods": {"annotations": ["graft.publish", "graft.endpoint", "graft.endpoint.web"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('addresses = ["10.9.0.1/16"]', "addresses: '10.9.0.1/16' has bits set after the prefix (like 10.77.0.0/16)"),
+        ('addresses = ["10.9.0.0/33"]', "addresses: '10.9.0.0/33' is not an address with its prefix length"),
+        ('addresses = ["host"]', "addresses: 'host' is not an IP address"),
+        ('[pods]\nannotations = ["publish"]', "pods.annotations: 'publish' is no annotation that needs it"),
+        ('[pods]\nannotations = ["graft.family"]', "pods.annotations: 'graft.family' is no annotation that needs it"),
+        ('[pods]\nannotations = ["graft.endpoint."]', "pods.annotations: 'graft.endpoint.' is no annotation"),
+        ("[pod]", "unknown key 'pod' (addresses, pods)"),
+    ],
+)
+def test_what_is_wrong(file, text, says):
+    file.write_text(text)
+    with pytest.raises(Failure) as found:
+        read_configuration()
+    assert str(found.value).startswith(f"{file}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "inside", "outside"),
+    [
+        ("10.9.0.0/16", "10.9.255.1", "10.10.0.1"),
+        ("10.9.0.7", "10.9.0.7", "10.9.0.6"),
+        ("0.0.0.0/0", "192.0.2.1", "2001:db8::1"),
+        ("2001:db8::/33", "2001:db8::1", "2001:db8:8000::1"),
+        ("::/0", "fd00::1", "192.0.2.1"),
+    ],
+)
+def test_prefixes(prefix, inside, outside):
+    assert parse_prefix(prefix).covers(parse_address(inside))
+    assert not parse_prefix(prefix).covers(parse_address(outside))
+
+
+@pytest.mark.parametrize("text", ["", "10.9.0.0/", "10.9.0.0/x", "10.9.0.0/1234567890123", "fd00::/129", "10.9.0.0/-1"])
+def test_what_is_no_prefix(text):
+    with pytest.raises(UsageError):
+        parse_prefix(text)

@@ -1,0 +1,72 @@
+"""Files of the administrator: what is not understood is an error of one line, with the file and the key."""
+
+import os
+
+import pytest
+
+from graft import toml
+from graft.errors import Failure
+
+SCHEMA: toml.Schema = {"on": toml.flag, "names": toml.each(toml.text), "deep": {"names": toml.each(toml.text)}}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "graftd.toml"
+    path.touch(0o644)
+    return path
+
+
+def test_values(file):
+    file.write_text('on = true\nnames = ["a", "b"]\n[deep]\nnames = []\n')
+    assert toml.read(file, SCHEMA) == {"on": True, "names": ("a", "b"), "deep": {"names": ()}}
+    file.write_text("# nothing\n")
+    assert toml.read(file, SCHEMA) == {}
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        toml.read(file, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("off = true", "unknown key 'off' (on, names, deep)"),
+        ("[deep]\nname = []", "unknown key 'deep.name' (deep.names)"),
+        ("on = 1", "on: 1 is neither true nor false"),
+        ('names = "a"', "names: 'a' is not an array (write it in brackets: [...])"),
+        ("names = [true]", "names: true is not a string (write it in quotes)"),
+        ("deep = 3", "deep: not a table ([deep])"),
+        ("on = ", "Invalid value (at "),
+        ("on = true\non = false", "Cannot overwrite a value (at "),
+    ],
+)
+def test_what_is_wrong(file, text, says):
+    file.write_text(text)
+    with pytest.raises(Failure) as found:
+        toml.read(file, SCHEMA)
+    assert str(found.value).startswith(f"{file}: {says}")
+
+
+def test_bytes_that_are_no_text(file):
+    file.write_bytes(b"on = \xff")
+    with pytest.raises(Failure, match=f"{file}: 'utf-8' codec"):
+        toml.read(file, SCHEMA)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_file_that_others_write_decides_nothing(file, mode):
+    file.chmod(mode)
+    with pytest.raises(Failure, match="others than root may write it"):
+        toml.read(file, SCHEMA)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to give a file away needs root")
+def test_nor_does_a_file_of_somebody_elses(file):
+    os.chown(file, 65534, 65534)
+    with pytest.raises(Failure, match="others than root may write it"):
+        toml.read(file, SCHEMA)
+
+
+def test_a_directory(tmp_path):
+    with pytest.raises(Failure, match="Is a directory"):
+        toml.read(tmp_path, SCHEMA)
