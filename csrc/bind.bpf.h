@@ -165,7 +165,10 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		return DENY;
 	if (ctx->sk &&
 	    ctx->sk->src_port) { /* the socket is bound: the kernel would refuse, and the stamp must stay as it is */
-		bpf_set_retval(-EINVAL);
+		if (ctx->family == AF_INET && !is_any(a->ip) && !is_loopback(a) && !is_own_address(stamp->tenant, a))
+			bpf_set_retval(-EADDRNOTAVAIL); /* IPv4 looks at the address first */
+		else
+			bpf_set_retval(-EINVAL);
 		return DENY;
 	}
 	tenant = tenant_of(stamp);
@@ -253,6 +256,8 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_BIND, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	if (ctx->user_family != AF_INET && (ctx->user_family != AF_UNSPEC || ctx->user_ip4))
+		return ALLOW; /* the kernel says EAFNOSUPPORT */
 	verdict = decide_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
 		store4(ctx, &a);
@@ -271,6 +276,8 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_BIND, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	if (ctx->user_family != AF_INET6)
+		return ALLOW; /* likewise */
 	verdict = decide_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);

@@ -128,7 +128,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (!rule)
 		goto allow;
 	if (confined)
-		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, ctx->protocol, &asked);
+		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE),
+			    confined_error(ctx, stamp, &source, EADDRNOTAVAIL), ctx->protocol, &asked);
 	if (!is_any(rule->ip) || rule->port) {
 		if (ctx->sk && has_source(ctx->sk)) {
 			if (!is_any(rule->ip) && !(where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL) &&
@@ -165,6 +166,8 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 		return deny_unstamped(ctx, OP_CONNECT, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	if (ctx->user_family != AF_INET)
+		return ALLOW; /* the kernel says EAFNOSUPPORT */
 	forget_refused(ctx, stamp);
 	if (!decide_connect(ctx, &a, stamp, false))
 		return DENY;
@@ -177,13 +180,21 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr a;
+	int error;
 
 	load6(ctx, &a);
 	if (!stamp)
 		return deny_unstamped(ctx, OP_CONNECT, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	if (ctx->user_family != AF_INET6)
+		return ALLOW; /* the kernel says EAFNOSUPPORT */
 	forget_refused(ctx, stamp);
+	error = family_error(ctx, stamp, &a);
+	if (error) {
+		bpf_set_retval(-error);
+		return DENY;
+	}
 	if (!decide_connect(ctx, &a, stamp, true))
 		return DENY;
 	store6(ctx, &a);

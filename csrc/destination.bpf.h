@@ -28,6 +28,37 @@ static __noinline int is_confined(struct graft_stamp *stamp, struct graft_addr *
 					has_asked(stamp->tenant, a));
 }
 
+/*
+ * The errno of a confined socket's way out. The kernel says EINVAL from 127.0.0.1, whether a bind or a connection has
+ * put it there; @otherwise is for what it would allow: from the wildcard, which is private here, from ::1, and after
+ * a disconnect.
+ */
+static __always_inline int confined_error(struct bpf_sock_addr *ctx, const struct graft_stamp *stamp,
+					  const struct graft_addr *source, int otherwise)
+{
+	if (!is_v4(source))
+		return otherwise;
+	if (in_connection(ctx->sk))
+		return EINVAL;
+	return stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) && !is_any(stamp->local.ip) ? EINVAL : otherwise;
+}
+
+/*
+ * The errno of a destination in a family that an AF_INET6 socket does not speak, 0 if it does: IPv4 with IPV6_V6ONLY,
+ * or bound to an IPv6 address; IPv6 where it is bound to an IPv4 address. The kernel sees the address that graft has
+ * put in its place.
+ */
+static __always_inline int family_error(struct bpf_sock_addr *ctx, const struct graft_stamp *stamp,
+					const struct graft_addr *a)
+{
+	if (is_v4(a))
+		return takes_ipv4(ctx->sk) ? 0 : ENETUNREACH;
+	if (!is_any(a->ip) && ctx->sk->src_port && stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL) &&
+	    is_v4(&stamp->local))
+		return EAFNOSUPPORT;
+	return 0;
+}
+
 /* Has graftd looked this destination up by name, for this socket? */
 static __always_inline bool is_permitted(const struct graft_stamp *stamp, const struct graft_addr *a)
 {

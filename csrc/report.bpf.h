@@ -10,8 +10,9 @@
 #define EPERM 1
 #define ENOENT 2
 #define EINVAL 22
-#define EADDRINUSE 98
 #define ENOPROTOOPT 92
+#define EAFNOSUPPORT 97
+#define EADDRINUSE 98
 #define EADDRNOTAVAIL 99
 #define ENETUNREACH 101
 #define ENOBUFS 105

@@ -60,7 +60,8 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!rule)
 		return ALLOW;
 	if (!is_loopback(a) && is_confined(stamp, bound, a))
-		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE), ENETUNREACH, IPPROTO_UDP, &asked);
+		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE),
+			    confined_error(ctx, stamp, bound, ENETUNREACH), IPPROTO_UDP, &asked);
 	tell_conversion(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
 	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
 		return ALLOW;
@@ -115,6 +116,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr a, source = {}, bound = {};
+	int error;
 
 	load6(ctx, &a);
 	if (!stamp)
@@ -122,6 +124,11 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	forget_refused(ctx, stamp);
+	error = ctx->user_family == AF_INET6 ? family_error(ctx, stamp, &a) : 0;
+	if (error) {
+		bpf_set_retval(-error);
+		return DENY;
+	}
 	source.ip[0] = ctx->msg_src_ip6[0];
 	source.ip[1] = ctx->msg_src_ip6[1];
 	source.ip[2] = ctx->msg_src_ip6[2];
