@@ -25,8 +25,8 @@ def test_limits_of_the_environment_that_are_wrong(own_lab):
 
 def test_a_configuration_that_is_wrong(own_lab):
     """graftd does not start with it, --replace leaves the running one alone, and a crash costs no container."""
-    says = f"{own_lab.config}: unknown key 'adresses' (addresses, "
-    own_lab.config.write_text("adresses = []\n")
+    says = f"{own_lab.config}: unknown key 'networks' (addresses, "
+    own_lab.config.write_text("networks = []\n")
     assert f"graftd: {says}" in own_lab.host(GRAFTD).stderr
     own_lab.refused((GRAFT, "run", "true"), 125, f"graft: graftd ends at once: {says}")
     own_lab.refused((GRAFT, "doctor"), 1, "")
@@ -45,7 +45,7 @@ def test_a_configuration_that_is_wrong(own_lab):
     assert "says something else now: graftd --replace" in doctor()[1]["remedy"]
     own_lab.host(GRAFTD, "--replace", check=True)
     assert doctor()[1]["found"].startswith("pods: nothing that takes; addresses: none")
-    own_lab.config.write_text("adresses = []\n")
+    own_lab.config.write_text("networks = []\n")
     assert [(f["good"], f["found"].startswith(says.partition(" (")[0])) for f in doctor()] == [(False, True)] * 2
     before = own_lab.daemon_pid()
     own_lab.refused((GRAFTD, "--replace"), 125, f"graftd: {says}")
