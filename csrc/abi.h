@@ -19,13 +19,16 @@
  * many of fd67:7261:6674::/64. Port P of the container's 127.0.0.1 is port SLICE_PORT_BASE + P % 4096 of address
  * P / 4096 of the slice. A wildcard bind claims its number on every local address, so that a private port under its
  * own number would be in the way of the host's programs, and of what other tenants publish. Address SLICE_DYNAMIC of
- * the slice is the source of connections to the container's loopback. A container's socket on the host's wildcard is
- * reached from inside there, under its port.
+ * the slice is the source of connections to the container's loopback. A container's UDP socket on the host's wildcard
+ * is reached from inside there, under its port. A TCP bind to port P of an address of the container's own has the
+ * port of its loopback's, on address SLICE_OWN and up: which of the 16 is P / 4096, and turned for each further own
+ * address (graft_holder.number), so that port P of each of them is another place.
  */
 #define SLICE4_NET 0x7f400000u /* 127.64.0.0/10, host order */
 #define SLICE4_MASK 0xffc00000u
 #define SLICE_SHIFT 5 /* 32 addresses a slice */
 #define SLICE_DYNAMIC 16
+#define SLICE_OWN 16 /* the first of the 16 addresses for binds to an address of the container's own */
 #define SLICE_PORT_BASE 61440
 #define SLICE_PORT_BITS 12
 #define SLICE_COUNT (1u << (22 - SLICE_SHIFT))
@@ -62,12 +65,39 @@ struct graft_tenant {
 };
 
 /*
- * addresses: the tenant that an address of the host's stack belongs to, its holder. A connection there goes to the
- * holder, at the host's port where it has published the port, and to nobody else who listens on the wildcard.
+ * holders: the tenant that an address of the host's stack belongs to, its holder. What arrives there goes to a socket
+ * of the holder's, and to nobody else who listens on the wildcard.
  */
+enum holder_flags {
+	HOLDER_LOCAL = 1,  /* of an engine's network on this host: it answers nobody who comes by a device */
+	HOLDER_DEVICE = 2, /* a device of the host's has it: what the holder does not listen for is the host's */
+};
+
 struct graft_holder {
 	__u32 tenant;
 	__u32 network; /* only tenants with an address of the same network may connect; 0: whoever has a rule may */
+	__u32 flags;
+	__u32 number; /* which of its holder's addresses of this family it is, from 0 */
+};
+
+/*
+ * listeners: the TCP listeners of the containers, by what their programs bound. Several may be at one place
+ * (SO_REUSEPORT): of those the kernel chooses, whichever is found here. So each place has LISTENER_SLOTS entries, and
+ * where there are more sockets the first and the last ones have them.
+ */
+struct graft_listener_key {
+	__u32 tenant;
+	__u32 ip[4]; /* 127.0.0.1 for all of 127.0.0.0/8; a dual-stack listener is at both wildcards */
+	__u16 port;
+	__u16 slot;
+};
+#define LISTENER_SLOTS 16
+#define LISTENERS_MAX 1024 /* entries of a tenant */
+
+/* listening: how many entries in `listeners` a tenant has made, and which slots it has ever used. */
+struct graft_listening {
+	__u64 used;
+	__u64 slots;
 };
 
 enum stamp_flags {

@@ -35,6 +35,17 @@ static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *s
 	return 0;
 }
 
+/* Put the place in the slice there of a bind to @asked: to the loopback, the wildcard, or an own address of @holder.
+ */
+static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 slice, const struct graft_addr *asked,
+					  const struct graft_holder *holder)
+{
+	if (holder)
+		own_place(a, v4, slice, asked->port, holder->number);
+	else
+		slice_addr(a, v4, slice, asked->port);
+}
+
 /*
  * Bind into the tenant's slice. A UDP socket of the container may have this number on the host's wildcard, from where
  * it has sent without a bind. Then the bind goes to SLICE_DYNAMIC, so that the kernel refuses it.
@@ -43,12 +54,14 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 				   struct graft_tenant *tenant, bool dual)
 {
 	struct graft_addr asked, from, chosen;
+	struct graft_holder *holder;
 	bool v4;
 
 	if (!a || !stamp || !tenant)
 		return DENY;
 	asked = *a;
 	v4 = is_v4(&asked) || dual;
+	holder = holder_of(&asked);
 	if (!asked.port) {
 		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4);
 		if (!asked.port)
@@ -57,7 +70,7 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 		return note_local(stamp, &asked, a, STAMP_PRIVATE);
 	}
 	name_number(ctx, stamp->tenant, asked.port, v4);
-	slice_addr(a, v4, tenant->slice, asked.port);
+	private_place(a, v4, tenant->slice, &asked, holder);
 	if (ctx->protocol == IPPROTO_UDP) {
 		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;
@@ -69,10 +82,35 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 }
 
 /*
- * A container with an address of its own may bind there a port that another one publishes on the host's wildcard.
+ * Does a listener at @at, an address of the container's own, stand in the way of this bind? The kernel sees only
+ * those that are bound to the same place. A bind to the wildcard and one to the address are not, and of an address
+ * that a device has the host's programs have ports.
+ */
+static __noinline int is_taken(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *at)
+{
+	struct graft_addr from = {};
+	struct graft_stamp *stamp;
+	struct bpf_sock *sk;
+	bool taken;
+
+	if (!at)
+		return false;
+	if (is_v4(at))
+		set_v4(&from, 0);
+	sk = socket_at(ctx, at, &from);
+	if (!sk)
+		return false;
+	stamp = stamp_of(sk);
+	taken = !stamp || stamp->tenant != tenant || !shares_port(sk) || !shares_port(ctx->sk);
+	bpf_sk_release(sk);
+	return taken;
+}
+
+/*
+ * A container's UDP socket may have a port at its own address that another one publishes on the host's wildcard.
  * With SO_REUSEPORT the kernel takes both (graftd gives the sockets of such containers one uid), and delivers what is
- * sent to the exact address there. With SO_REUSEADDR the connections of the container that had the address before are
- * in nobody's way, as in a fresh namespace. Two sockets of one container at one address remain a conflict, which the
+ * sent to the exact address there. With SO_REUSEADDR the connections of the container that had a TCP port before are
+ * in nobody's way, as behind a bridge. Two sockets of one container at one address remain a conflict, which the
  * kernel sees. False: another container's socket is there.
  */
 static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant,
@@ -99,9 +137,8 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 		return false;
 	if (here)
 		return true;
-	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &on, sizeof(on));
-	if (ctx->protocol == IPPROTO_TCP)
-		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &on, sizeof(on));
+	bpf_setsockopt(ctx, SOL_SOCKET_, ctx->protocol == IPPROTO_UDP ? SO_REUSEPORT_ : SO_REUSEADDR_, &on,
+		       sizeof(on));
 	return true;
 }
 
@@ -118,8 +155,11 @@ static __noinline int claim_port(struct bpf_sock_addr *ctx, struct graft_tenant 
 	return true;
 }
 
-/* A bind that no rule names, to the wildcard or an address of the container's own: it goes to the container's
- * address. */
+/*
+ * A bind that no rule names, to the wildcard or an address of the container's own: is it one to the container's
+ * address? So are those of UDP, whose answers leave from the socket's own address and port, and those of TCP to a
+ * port that the kernel chooses: who does that connects next.
+ */
 static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const struct graft_tenant *tenant,
 					   bool dual)
 {
@@ -191,6 +231,12 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		return note_local(stamp, &asked, a, STAMP_INGRESS | only6);
 	}
 	rule = ingress_rule(stamp->tenant, proto, &asked);
+	if (!rule && is_own_address(stamp->tenant, &asked)) { /* what is published is so at each of its addresses */
+		v4 = (struct graft_addr){.port = asked.port};
+		if (is_v4(&asked))
+			set_v4(&v4, 0);
+		rule = ingress_rule(stamp->tenant, proto, &v4);
+	}
 	if (dual) {
 		set_v4(&v4, 0);
 		v4.port = asked.port;
@@ -230,13 +276,16 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
 	}
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
+		if (proto == IPPROTO_TCP && asked.port) {
+			if (is_taken(ctx, stamp->tenant, a))
+				return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
+			*a = asked;
+			return bind_private(ctx, a, stamp, tenant, dual);
+		}
 		if (!share_port(ctx, a, tenant, stamp->tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
 		if (!may_have_port(ctx, a, stamp->tenant))
 			return deny_port(ctx, &asked, stamp->tenant);
-		if (proto == IPPROTO_TCP && a->port)
-			note_served(stamp->tenant, a,
-				    a->port); /* another container's wildcard may have the same number */
 		return note_local(stamp, &asked, a, STAMP_INGRESS);
 	}
 	if (!is_any(asked.ip) && !is_loopback(&asked))
@@ -356,6 +405,36 @@ int graft_post_bind6(struct bpf_sock *sk)
 	return ALLOW;
 }
 
+/* Is this listener, at @here, bound as a bind hook has decided? */
+static __always_inline bool is_bound_for(struct bpf_sock *sk, struct graft_stamp *stamp,
+					 const struct graft_addr *here)
+{
+	if (in_slices(here) && stamp->flags & STAMP_PRIVATE)
+		return true;
+	return stamp->flags & STAMP_INGRESS && is_as_decided(stamp, here->ip, here->port) &&
+	       !is_anothers(stamp->tenant, here) && tenant_of(stamp) &&
+	       !(stamp->flags & STAMP_V6ONLY && is_any6(here->ip) && takes_ipv4(sk));
+}
+
+/*
+ * Enter a listener into the table. What it accepts at an address of the container's own has a port there, which would
+ * stand in the way of a bind to the wildcard by another, as the listener itself would: but for SO_REUSEADDR, which
+ * accepted sockets have from their listener, and servers set.
+ */
+static __always_inline void make_known(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct graft_stamp *stamp,
+				       const struct graft_addr *here)
+{
+	struct graft_tenant *tenant = tenant_of(stamp);
+	int on = 1;
+
+	if (!tenant || stamp->flags & STAMP_NAMED)
+		return;
+	if (list_listener(ctx, sk, stamp, here->port) == LISTENERS_FULL)
+		count_and_tell(stamp->tenant, DENIED(OP_LISTEN, REASON_PORTS), ENOBUFS, IPPROTO_TCP, here, false);
+	if (tenant->own4 || tenant->own6[0])
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &on, sizeof(on));
+}
+
 /*
  * listen() without a bind runs no bind hook. graftd traps listen() and binds such a socket first, but a process that
  * was sent the socket may not be trapped. The listener is then tied to an interface that does not exist, so that
@@ -388,12 +467,10 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	here.port = ctx->local_port;
 	if (ctx->family == AF_INET)
 		set_v4(&here, ip4);
-	if (stamp && in_slices(&here) && stamp->flags & STAMP_PRIVATE)
+	if (stamp && is_bound_for(sk, stamp, &here)) {
+		make_known(ctx, sk, stamp, &here);
 		return 1;
-	if (stamp && stamp->flags & STAMP_INGRESS && is_as_decided(stamp, here.ip, here.port) &&
-	    !is_anothers(stamp->tenant, &here) && tenant_of(stamp) &&
-	    !(stamp->flags & STAMP_V6ONLY && is_any6(here.ip) && takes_ipv4(sk)))
-		return 1;
+	}
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_BINDTOIFINDEX_, &nowhere, sizeof(nowhere));
 	count_and_tell(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_LISTEN, REASON_UNBOUND_LISTEN), EADDRNOTAVAIL,
 		       IPPROTO_TCP, &here, false);

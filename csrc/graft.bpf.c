@@ -10,7 +10,7 @@
  * server nothing. It may do what a connection does, and the policy of options holds for it. It could be disconnected
  * and then bound, connected or made to listen again: that is refused. graftd's sockets are exempt (GRAFT_EXEMPT). The
  * guard alone is on the cgroup root and runs for everybody: it keeps sockets without a stamp out of the containers'
- * loopback.
+ * loopback. So does the program of sk_lookup in the host's netns.
  *
  * bind.bpf.h     An ingress rule names the host address that a bind becomes. A bind to the loopback or the wildcard
  *                that no rule names goes to the tenant's slice (slice.bpf.h). Any other is refused.
@@ -18,6 +18,8 @@
  * send.bpf.h     stamp of the socket found there says whose server it is. So there is no table of bound ports to be
  *                kept true, and a wildcard listener of the host's is never taken for the container's. Any other
  *                destination is matched against the egress rules, and the socket leaves from the rule's address.
+ * listeners.bpf.h  A table of TCP listeners by what their programs bound. A program of sk_lookup in the host's netns
+ *                leads there what arrives at a slice or at an address of a container's own.
  * receive.bpf.h  A UDP socket on the host's wildcard hears whom it has sent to, and nobody else.
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.

@@ -22,6 +22,8 @@ static __always_inline int guard_destination(struct bpf_sock_addr *ctx, struct g
 
 	if (!holder && !in_slices(a))
 		return ALLOW;
+	if (holder && is_led(ctx, holder))
+		return ALLOW;
 	if (stamp_of(ctx->sk))
 		return ALLOW;
 	conf = bpf_map_lookup_elem(&config, &zero);

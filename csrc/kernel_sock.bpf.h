@@ -12,6 +12,7 @@
 #include <bpf/bpf_core_read.h>
 
 struct sock_common {
+	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
 } __attribute__((preserve_access_index));
 
@@ -28,7 +29,15 @@ static __always_inline bool takes_ipv4(struct bpf_sock *sk)
 	return !six || !BPF_CORE_READ_BITFIELD(six, skc_ipv6only);
 }
 
-/* The same in cgroup/post_bind6, whose context is the kernel's socket, and which has no helper to say so. */
+/* Does this TCP socket have SO_REUSEPORT? */
+static __always_inline bool shares_port(struct bpf_sock *sk)
+{
+	struct sock_common *tcp = sk ? (struct sock_common *)bpf_skc_to_tcp_sock(sk) : NULL;
+
+	return tcp && BPF_CORE_READ_BITFIELD(tcp, skc_reuseport);
+}
+
+/* takes_ipv4() in cgroup/post_bind6, whose context is the kernel's socket, and which has no helper to say so. */
 static __always_inline bool bound_takes_ipv4(struct bpf_sock *sk)
 {
 	return !BPF_CORE_READ_BITFIELD_PROBED((struct sock_common *)sk, skc_ipv6only);

@@ -127,8 +127,9 @@ static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, s
 
 /*
  * Find the container's server for the loopback destination @a and put its real address there: RECEIVER_TENANT, or
- * who has the private port. The most exact is tried first: this private port, a UDP port on the host's wildcard that
- * the kernel chose, an address of the container's own, a published port, all of one family.
+ * who has the private port. TCP arrives at the private port wherever the server is bound (listeners.bpf.h). Of UDP
+ * the most exact is tried first: this private port, a port on the host's wildcard that the kernel chose, an address
+ * of the container's own, a published port, all of one family.
  */
 __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
 {
@@ -149,19 +150,19 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 		*a = at;
 		return RECEIVER_TENANT;
 	}
+	if (ctx->protocol != IPPROTO_UDP)
+		return who;
 	at.port = port;
-	if (ctx->protocol == IPPROTO_UDP) {
-		slice_ip(&at, v4, slice, SLICE_DYNAMIC);
-		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
-			*a = at;
-			return RECEIVER_TENANT;
-		}
-		/* the kernel gives such a socket the loopback address as its source when it connects */
-		set_loopback(&at);
-		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
-			*a = at;
-			return RECEIVER_TENANT;
-		}
+	slice_ip(&at, v4, slice, SLICE_DYNAMIC);
+	if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+		*a = at;
+		return RECEIVER_TENANT;
+	}
+	/* the kernel gives such a socket the loopback address as its source when it connects */
+	set_loopback(&at);
+	if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+		*a = at;
+		return RECEIVER_TENANT;
 	}
 	container = bpf_map_lookup_elem(&tenants, &tenant);
 	if (container && (v4 ? container->own4 : container->own6[0])) {
@@ -190,6 +191,12 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 	return who;
 }
 
+/* Is this a socket of AF_INET6 at an IPv4 address? A dual-stack bind to the wildcard is one to the IPv4 slice. */
+static __always_inline bool is_bound_to_v4(const struct bpf_sock *sk)
+{
+	return sk && sk->family == AF_INET6 && sk->src_ip6[2] == MAPPED && !sk->src_ip6[0] && !sk->src_ip6[1];
+}
+
 /* Where a loopback destination leads. */
 enum {
 	LOCAL_REFUSED,
@@ -200,11 +207,11 @@ enum {
 };
 
 /*
- * Decide a loopback destination of a container. An IPv6 socket that may speak IPv4 finds the server of a dual-stack
- * bind at its IPv4 address. Where nobody listens, TCP is refused here: a server of the host that is bound to the
- * device lo is not found by a look-up without a device, and would take the connection. A UDP destination becomes the
- * empty address in the tenant's slice, so that the sender sees what it would on any host; graft_egress() looks at
- * each datagram.
+ * Decide a loopback destination of a container. A UDP socket of IPv6 that may speak IPv4 finds the server of a
+ * dual-stack bind at its IPv4 address, and a TCP socket that is bound to one speaks IPv4. Where nobody listens, TCP
+ * is refused here: a server of the host that is bound to the device lo is not found by a look-up without a device,
+ * and would take the connection. A UDP destination becomes the empty address in the tenant's slice, so that the
+ * sender sees what it would on any host; graft_egress() looks at each datagram.
  */
 static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				    struct graft_tenant *tenant)
@@ -219,11 +226,13 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	asked = *a;
 	if (is_any(asked.ip))
 		set_loopback(&asked);
+	if (ctx->protocol == IPPROTO_TCP && !is_v4(&asked) && is_bound_to_v4(ctx->sk))
+		set_v4(&asked, bpf_htonl(0x7f000001));
 	*a = asked;
 	who = find_on_loopback(ctx, stamp->tenant, a, tenant->slice);
 	if (who == RECEIVER_TENANT)
 		return LOCAL_CONTAINER;
-	if (!is_v4(&asked) && takes_ipv4(ctx->sk) && (ctx->protocol == IPPROTO_TCP || ctx->user_family == AF_INET6)) {
+	if (!is_v4(&asked) && takes_ipv4(ctx->sk) && ctx->protocol != IPPROTO_TCP && ctx->user_family == AF_INET6) {
 		/* in place, because this chain of calls has 32 bytes of stack left on Linux 6.1 */
 		set_v4(a, bpf_htonl(0x7f000001));
 		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT)

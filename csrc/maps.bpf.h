@@ -96,7 +96,40 @@ struct {
 	__uint(max_entries, 65536);
 	__type(key, __u32[4]);
 	__type(value, struct graft_holder);
-} addresses SEC(".maps");
+} holders SEC(".maps");
+
+/* the tenant of a slice number */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} slices SEC(".maps");
+
+/* LISTENERS_MAX entries are a tenant's. An entry ends with its socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, 262144);
+	__type(key, struct graft_listener_key);
+	__type(value, __u64);
+} listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_listening);
+} listening SEC(".maps");
+
+/* how many entries in `listeners` a socket has made */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u64);
+} listed SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -199,7 +232,7 @@ static __always_inline bool in_connection(const struct bpf_sock *sk)
 
 static __always_inline struct graft_holder *holder_of(const struct graft_addr *a)
 {
-	return bpf_map_lookup_elem(&addresses, a->ip);
+	return bpf_map_lookup_elem(&holders, a->ip);
 }
 
 static __always_inline struct graft_tenant *tenant_of(struct graft_stamp *stamp)

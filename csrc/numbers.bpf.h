@@ -9,6 +9,7 @@
 #ifndef NUMBERS_BPF_H
 #define NUMBERS_BPF_H
 
+#include "listeners.bpf.h"
 #include "loopback.bpf.h"
 
 #define TRIES 4
@@ -286,23 +287,6 @@ static __noinline int note_served(__u32 tenant, struct graft_addr *real, __u32 p
 	return 0;
 }
 
-/* An address of the container's own has the program's port; nobody misses its entry when the socket has gone. */
-static __noinline int forget_served(struct graft_stamp *stamp)
-{
-	struct graft_served_key key = {};
-	struct graft_served *found;
-
-	if (!stamp || !(stamp->flags & STAMP_INGRESS) || stamp->local.port != stamp->local_real.port ||
-	    !holder_of(&stamp->local_real))
-		return 0;
-	key.port = stamp->local_real.port;
-	__builtin_memcpy(key.ip, stamp->local_real.ip, sizeof(key.ip));
-	found = bpf_map_lookup_elem(&served_ports, &key);
-	if (found && found->tenant == stamp->tenant && !bpf_map_delete_elem(&served_ports, &key))
-		count_served(stamp->tenant, -1);
-	return 0;
-}
-
 /* The key of `dynamic_ports` for the program's port @port; proto and family are IPPROTO_* and GRAFT_INET*. */
 static __always_inline struct graft_dynamic_key dynamic_key(__u32 tenant, bool udp, bool v4, __u32 port)
 {
@@ -343,7 +327,7 @@ int graft_sock_release(struct bpf_sock *sk)
 		let_go(mine, stamp->tenant);
 		forget_dynamic(mine, stamp->tenant, sk->protocol == IPPROTO_UDP);
 	}
-	forget_served(stamp);
+	forget_listener(sk, stamp->tenant);
 	if (!(stamp->flags & STAMP_COUNTED))
 		return ALLOW;
 	stamp->flags &= ~STAMP_COUNTED; /* the programs of two graftds may run for one socket during an upgrade */

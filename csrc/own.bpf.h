@@ -8,9 +8,9 @@
 #include "loopback.bpf.h"
 
 /*
- * Route what is sent to @a, an address of tenant @holder's own, to where its server is: to the host's port where it
- * has published the port, to its first address where it has several. False if somebody else's socket on the host's
- * wildcard would receive it.
+ * Route a datagram to @a, an address of tenant @holder's own, to where its server is: to the host's port where it has
+ * published the port, to its first address where it has several. False if somebody else's socket on the host's
+ * wildcard would receive it. TCP is led by the kernel's look-up (listeners.bpf.h), but to graftd's own address.
  */
 __noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 holder, struct graft_addr *a)
 {
@@ -57,11 +57,17 @@ __noinline int route_to_container(struct bpf_sock_addr *ctx, __u32 holder, struc
 	return who != RECEIVER_OTHER;
 }
 
+/* Does the kernel's look-up find the holder's server, or nobody? */
+static __always_inline bool is_led(const struct bpf_sock_addr *ctx, const struct graft_holder *holder)
+{
+	return ctx->protocol == IPPROTO_TCP && holder->tenant != GRAFT_EXEMPT;
+}
+
 /* Where a destination beyond the loopback leads. */
 enum {
 	ROUTE_REFUSED,
 	ROUTE_ELSEWHERE, /* to an address that is no container's own */
-	ROUTE_CONTAINER, /* to a container's server */
+	ROUTE_CONTAINER, /* to a container's address; of UDP: to its server */
 	ROUTE_NOBODY,	 /* to a container's address where it does not listen */
 	ROUTE_FOREIGN,	 /* to a network that the tenant is not in */
 };
@@ -89,6 +95,8 @@ static __noinline int route_to_holder(struct bpf_sock_addr *ctx, __u32 tenant, s
 		if (!from || from->tenant != tenant || from->network != to->network)
 			return ROUTE_FOREIGN;
 	}
+	if (is_led(ctx, to))
+		return ROUTE_CONTAINER;
 	return route_to_container(ctx, to->tenant, a) ? ROUTE_CONTAINER : ROUTE_NOBODY;
 }
 

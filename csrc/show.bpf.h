@@ -32,9 +32,11 @@ static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
 static __always_inline void show_served(struct graft_addr *a)
 {
 	struct graft_served_key key = {.port = a->port};
-	struct graft_holder *holder;
+	struct graft_holder *holder = holder_of(a);
 	struct graft_served *found;
 
+	if (holder && !(holder->flags & HOLDER_DEVICE)) /* what arrives there goes by the program's ports */
+		return;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	found = bpf_map_lookup_elem(&served_ports, &key);
 	if (!found) {
@@ -50,8 +52,7 @@ static __always_inline void show_served(struct graft_addr *a)
 		key.ip[2] = 0; /* a dual-stack server */
 		found = bpf_map_lookup_elem(&served_ports, &key);
 	}
-	holder = holder_of(a);
-	if (found && !(holder && holder->tenant != found->tenant)) /* not another's wildcard */
+	if (found)
 		a->port = found->port;
 }
 

@@ -35,6 +35,13 @@ static __always_inline void slice_addr(struct graft_addr *a, bool v4, __u32 slic
 	a->port = SLICE_PORT_BASE | (port & ((1u << SLICE_PORT_BITS) - 1));
 }
 
+/* Where port @port of an address of the container's own really is. */
+static __always_inline void own_place(struct graft_addr *a, bool v4, __u32 slice, __u32 port, __u32 number)
+{
+	slice_addr(a, v4, slice, port);
+	slice_ip(a, v4, slice, SLICE_OWN + ((((port & 0xffff) >> SLICE_PORT_BITS) ^ number) & 15));
+}
+
 /* The slice number of an address that is in a slice. */
 static __always_inline __u32 slice_number(const struct graft_addr *a)
 {

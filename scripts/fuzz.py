@@ -140,8 +140,8 @@ def rules(data: atheris.FuzzedDataProvider) -> None:
             assert parse(str(rule)) == rule, (given, str(rule))
     with contextlib.suppress(GraftError):
         tables.compile_tables(
-            1, {}, [endpoint.parse_ingress(given)], [], egress_host=True, strict=False, home=False, verbose=False,
-            resolvers=[], owned=[],
+            1, {}, [endpoint.parse_ingress(given)], [], slice_number=1, egress_host=True, strict=False, home=False,
+            verbose=False, resolvers=[], owned=[],
         )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Tenancy:
         self.configuration = configuration
         self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
         self.family = Family(self.sockets, kernel.maps["families"])
-        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["addresses"], self._is_hosts)
+        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()

@@ -29,6 +29,7 @@ def libbpf_functions() -> ctypes.CDLL:
         ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
         ("bpf_program__name", text, (pointer,)),
         ("bpf_program__attach_cgroup", pointer, (pointer, ctypes.c_int)),
+        ("bpf_program__attach_netns", pointer, (pointer, ctypes.c_int)),
         ("bpf_link__pin", ctypes.c_int, (pointer, text)),
         ("bpf_link__destroy", ctypes.c_int, (pointer,)),
         ("libbpf_set_print", pointer, (pointer,)),

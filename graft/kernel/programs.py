@@ -31,6 +31,7 @@ from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
 from graft.log import log
 from graft.rules.limits import Limits
+from graft.rules.tables import OWNER
 
 ABI = 4
 MAPS = (
@@ -42,7 +43,11 @@ MAPS = (
     "ingress",
     "egress",
     "services",
-    "addresses",
+    "holders",
+    "slices",
+    "listeners",
+    "listening",
+    "listed",
     "client_ports",
     "dynamic_ports",
     "served_ports",
@@ -56,10 +61,17 @@ MAPS = (
     "denials",
 )
 
-EARLIER = ("clients", "dynamic", "served", "askers")  # maps whose shape or use has changed under another name
+EARLIER = (
+    "clients",
+    "dynamic",
+    "served",
+    "askers",
+    "addresses",
+)  # maps whose shape or use has changed under another name
 DYNAMIC_KEY_SIZE = 8
 
 DRAIN_MAX = 256
+LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the host's netns
 
 CONFIG = struct.Struct("=QII")
 TENANT = struct.Struct("=QIII4s16s")
@@ -69,6 +81,7 @@ SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
 CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
+LISTENING = struct.Struct("=QQ")
 NUMBERS_WORDS, NUMBERS_KINDS = 448, 4
 NUMBERS = struct.Struct("=II")
 ASKERS_SETS, ASKERS_WAYS = 480, 4
@@ -90,13 +103,15 @@ class Kernel:
         self._sample: Callable[..., int] | None = None
 
     def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
-        """Attach the policy to @policy_cgroup, where graftd makes sockets, and the guard to @root_cgroup.
+        """Attach the policy to @policy_cgroup, where graftd makes sockets, the guard to @root_cgroup, and the look-up
+        of what arrives to this netns.
 
         Returns True if pins of the same object file were taken over as they are. Raises Failure or OSError.
         """
-        identity = f"{object_hash()} {policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino}"
+        where = f"{policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino} {linux.netns_inode()}"
+        identity = f"{object_hash()} {where}"
         links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-        known = (links / "graft_bind4").exists() and (links / "guard_sendmsg6").exists()
+        known = (links / "graft_bind4").exists() and (links / LOOKUP).exists()
         if known:
             self._open_pinned()
             for path in links.iterdir():
@@ -135,7 +150,10 @@ class Kernel:
             "families": FAMILY_SIZE,
             "tenants": TENANT.size,
             "counters": 8,
-            "addresses": 8,
+            "holders": OWNER.size,
+            "slices": 4,
+            "listeners": 8,
+            "listening": LISTENING.size,
             "usage": USAGE.size,
             "client_ports": 4,
             "dynamic_ports": 4,
@@ -191,7 +209,10 @@ class Kernel:
         program = None
         while program := self.lib.bpf_object__next_program(handle, program):
             name = self.lib.bpf_program__name(program).decode()
-            self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
+            if name == LOOKUP:
+                self._attach(program, name, Path("/proc/self/ns/net"), links / name)
+            else:
+                self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
         self.lib.bpf_object__close(handle)
 
     def _leave_earlier(self) -> None:
@@ -209,12 +230,13 @@ class Kernel:
                 sockets, udp = USAGE.unpack(usage)[2:]
                 self.limit(int.from_bytes(key, "little"), Limits(sockets, udp))
 
-    def _attach(self, program: int, name: str, cgroup: Path, pin: Path) -> None:
-        fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _attach(self, program: int, name: str, target: Path, pin: Path) -> None:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        attach = self.lib.bpf_program__attach_netns if name == LOOKUP else self.lib.bpf_program__attach_cgroup
         try:
-            link = self.lib.bpf_program__attach_cgroup(program, fd)
+            link = attach(program, fd)
             if not link:
-                raise linux.oserror(f"attach {name} to {cgroup}")
+                raise linux.oserror(f"attach {name} to {target}")
             pin.unlink(missing_ok=True)
             result = self.lib.bpf_link__pin(link, os.fsencode(pin))
             if result:
@@ -302,7 +324,7 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in ("usage", "budgets", "ports", "numbers", "asker_tables"):
+        for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["dynamic_ports"].keys(DYNAMIC_KEY_SIZE)):
             if key[:4] == tenant.to_bytes(4, "little"):

@@ -14,6 +14,7 @@ class Own(NamedTuple):
     prefix: Address  # connections to prefix/length leave from the address
     length: int
     network: int = 0  # only tenants with an address of the same network reach it; 0: the rules alone decide
+    local: bool = False  # of a network of this host alone: it answers nobody who comes by a device
 
 
 def parse_own(text: str) -> Own:
@@ -55,11 +56,11 @@ def network_of(text: str, network: int, within: str = "") -> Own:
     """Parse ADDR/LEN, as engines give it: the address, and the destinations to which connections leave from it.
 
     Those are the network of ADDR/LEN, or the network of PREFIX/LEN in @within, if that is of the same family.
-    @network is the number of the engine's network. Raises UsageError.
+    @network is the number of the engine's network, which is of this host alone without @within. Raises UsageError.
     """
     if within and ("." in within) == ("." in text):
         own, wide = network_of(text, network), network_of(within, network)
-        return own._replace(prefix=wide.prefix, length=wide.length)
+        return own._replace(prefix=wide.prefix, length=wide.length, local=False)
     bare, slash, length_text = text.partition("/")
     address = parse_address(bare)
     longest = 32 if address.v4 else 128
@@ -69,4 +70,4 @@ def network_of(text: str, network: int, within: str = "") -> Own:
     length = int(length_text)
     mask = (1 << 128) - (1 << (longest - length))
     prefix = (int.from_bytes(address.raw, "big") & mask).to_bytes(16, "big")
-    return Own(address, Address(prefix), length, network)
+    return Own(address, Address(prefix), length, network, local=not within)

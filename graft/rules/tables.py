@@ -17,7 +17,7 @@ The layouts are those of csrc/abi.h; tests/unit/kernel/test_layout.py compares t
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from graft.rules.address import ANY4, ANY6, Address
@@ -34,13 +34,15 @@ DEFAULT = 1
 INET = 4
 INET6 = 6
 PLACE_UNIX = 0xFFFFFFFF
+HOLDER_LOCAL = 1
+HOLDER_DEVICE = 2
 
 INGRESS_KEY = struct.Struct("=IIBBH16s2s2x")
 INGRESS_VALUE = struct.Struct("=16sHHIII")
 EGRESS_KEY = struct.Struct("=III16s")
 EGRESS_VALUE = struct.Struct("=16sII")
 SERVICE_KEY = struct.Struct("=IH2x16s")
-OWNER = struct.Struct("=II")
+OWNER = struct.Struct("=IIII")
 INGRESS_FIXED_BITS = 32 + 32 + 128
 EGRESS_FIXED_BITS = 64
 
@@ -64,22 +66,24 @@ class Tables(NamedTuple):
     ingress: dict[bytes, bytes]
     egress: dict[bytes, bytes]
     services: dict[bytes, bytes]
-    addresses: dict[bytes, bytes]
+    holders: dict[bytes, bytes]
+    slices: dict[bytes, bytes]
     flags: int
 
     def maps(self) -> tuple[dict[bytes, bytes], ...]:
         """The entries without the flags, in the order of KEY_SIZES."""
-        return self.ingress, self.egress, self.services, self.addresses
+        return self.ingress, self.egress, self.services, self.holders, self.slices
 
 
-NOTHING = Tables({}, {}, {}, {}, 0)
+NOTHING = Tables({}, {}, {}, {}, {}, 0)
 
 
 KEY_SIZES = (
     ("ingress", INGRESS_KEY.size),
     ("egress", EGRESS_KEY.size),
     ("services", SERVICE_KEY.size),
-    ("addresses", 16),
+    ("holders", 16),
+    ("slices", 4),
 )
 
 
@@ -208,24 +212,38 @@ def compile_services(tenant: int, resolvers: Iterable[Address], *, named: bool =
     return {SERVICE_KEY.pack(tenant, DNS_PORT, a.raw): struct.pack("=I", kind) for a, kind in kinds.items()}
 
 
+def compile_holders(tenant: int, owned: Iterable[Own], added: Container[Address]) -> dict[bytes, bytes]:
+    """Entries of the map `holders`. @added: the addresses that graft has put on the host."""
+    entries: dict[bytes, bytes] = {}
+    count = {True: 0, False: 0}
+    for own in owned:
+        flags = (HOLDER_LOCAL if own.local else 0) | (HOLDER_DEVICE if own.address not in added else 0)
+        entries[own.address.raw] = OWNER.pack(tenant, own.network, flags, count[own.address.v4])
+        count[own.address.v4] += 1
+    return entries
+
+
 def compile_tables(
     tenant: int,
     endpoints: Mapping[str, Endpoint],
     ingress: Sequence[IngressRule],
     egress: Sequence[EgressRule],
     *,
+    slice_number: int,
     egress_host: bool,
     strict: bool,
     home: bool = False,
     verbose: bool = False,
     resolvers: Sequence[Address] = (),
     owned: Sequence[Own] = (),
+    added: Container[Address] = (),
     named: bool = False,
 ) -> Tables:
     """All entries and flags of one tenant's policy.
 
     @egress_host: what no egress rule matches leaves as the host's own connections do. @home: the tenant's namespace
-    is the host's own, whose loopback it may reach anyway. @named: graftd's resolver has names for it.
+    is the host's own, whose loopback it may reach anyway. @added: as compile_holders(). @named: graftd's resolver has
+    names for it.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
@@ -236,6 +254,7 @@ def compile_tables(
         compile_ingress(tenant, ingress, endpoints),
         out,
         compile_services(tenant, resolvers, named=named),
-        {own.address.raw: OWNER.pack(tenant, own.network) for own in owned},
+        compile_holders(tenant, owned, added),
+        {slice_number.to_bytes(4, "little"): tenant.to_bytes(4, "little")},
         flags,
     )

@@ -71,6 +71,7 @@ class Attachment:
             "names": self.names,
             "resolver": str(self.resolver) if self.resolver else None,
             "offered": self.offered,
+            "local": [str(own.address) for own in self.addresses if own.local],
         }
 
 
@@ -98,7 +99,9 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     attachment.resolver = parse_address(saved["resolver"]) if saved["resolver"] else None
     attachment.since = saved["since"]
     attachment.offered = saved["offered"]
-    attachment.addresses = [restore_own(own) for own in saved["addresses"]]
+    local = saved.get("local", ())  # an earlier graftd has not written it
+    owned = [restore_own(own) for own in saved["addresses"]]
+    attachment.addresses = [own._replace(local=str(own.address) in local) for own in owned]
     attachment.subnets = [parse_prefix(text) for text in saved.get("subnets", [])]  # 0.1 has none
     attachment.publications = [parse_publication(p) for p in saved["publications"]]
     return attachment

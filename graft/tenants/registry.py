@@ -184,12 +184,12 @@ class Registry(Known):
         self.save()
 
     def reserve(self, address: Address) -> None:
-        """Mark an address as graftd's own in the map `addresses`, so that no tenant gets its traffic."""
-        self.kernel.maps["addresses"].update(address.raw, OWNER.pack(OWN_TENANT, 0))
+        """Mark an address as graftd's own in the map `holders`, so that no tenant gets its traffic."""
+        self.kernel.maps["holders"].update(address.raw, OWNER.pack(OWN_TENANT, 0, 0, 0))
 
     def release(self, address: Address) -> None:
         """Undo reserve()."""
-        self.kernel.maps["addresses"].delete(address.raw)
+        self.kernel.maps["holders"].delete(address.raw)
 
     def add_address(self, address: Address) -> None:
         """Put an address on the host's stack, unless it is there. Raises Failure."""
@@ -230,7 +230,7 @@ class Registry(Known):
         Raises OSError, ENOSPC if a map is full; then the maps are as before.
         """
         changed = tenant.kind == CONTAINER and tenant.note_uses()
-        tables = tenant.compile()
+        tables = tenant.compile(self.added)
         maps = self.kernel.maps
         named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(KEY_SIZES)]
         written: list[tuple[str, bytes]] = []
@@ -269,7 +269,7 @@ class Registry(Known):
         for tenant in self.tenants.values():
             if tenant.kind == CONTAINER:
                 tenant.note_uses()
-        wanted = [tenant.compile() for tenant in self.tenants.values()]
+        wanted = [tenant.compile(self.added) for tenant in self.tenants.values()]
         for index, (name, key_size) in enumerate(KEY_SIZES):
             keep = {key for tables in wanted for key in tables.maps()[index]}
             for key in list(self.kernel.maps[name].keys(key_size)):

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -238,19 +238,21 @@ class Tenant:
                 self._probes[family] = socket.socket(family, socket.SOCK_DGRAM)
         return self._probes[family]
 
-    def compile(self) -> tables.Tables:
-        """The entries that the BPF maps shall have of this tenant."""
+    def compile(self, added: Container[Address]) -> tables.Tables:
+        """The entries that the BPF maps shall have of this tenant. @added: the addresses that graft has put on lo."""
         return tables.compile_tables(
             self.id,
             self.table.endpoints,
             self.ingress,
             self.egress,
+            slice_number=self.slice_number,
             egress_host=self.egress_host,
             strict=self.strict,
             home=self.in_host_netns,
             verbose=self.verbose,
             resolvers=self.open_resolvers,
             owned=self.owned,
+            added=added,
             named=bool(self.attached),
         )
 

@@ -90,7 +90,7 @@ class On(NamedTuple):
 class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
-    @sockets makes the sockets, @family answers for those of AF_GRAFT. @owners: the BPF map `addresses`. @is_hosts: is
+    @sockets makes the sockets, @family answers for those of AF_GRAFT. @owners: the BPF map `holders`. @is_hosts: is
     the netns with this inode graftd's own, or one in which grafted sockets are made?
     """
 

@@ -47,6 +47,7 @@ class World:
             addresses.add_slice_route()
             self.stamper = Stamper(self.kernel.maps["stamps"])
             self.kernel.limit(TENANT_ID, Limits())
+            self.kernel.maps["slices"].update(SLOT.to_bytes(4, "little"), TENANT_ID.to_bytes(4, "little"))
             self.tenant(tables.TENANT_EGRESS)
         except BaseException:
             self.__exit__()
@@ -62,6 +63,12 @@ class World:
         """Set the tenant's flags and its own addresses."""
         value = TENANT.pack(0, SLOT, flags, 0, parse_address(own4).raw[12:], parse_address(own6).raw)
         self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), value)
+
+    def own(self, address: str, *, flags: int = 0, number: int = 0, network: int = 0, holder: int = TENANT_ID) -> None:
+        """Give @holder an address, and put it on lo."""
+        raw = parse_address(address).raw
+        self.kernel.maps["holders"].update(raw, tables.OWNER.pack(holder, network, flags, number))
+        addresses.add_address(parse_address(address))
 
     def egress(self, prefix: str, bits: int, source: str | None = None) -> None:
         """Allow a destination."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.kernel.programs import ASKERS, PORTS, SERVED, SERVED_KEY
+from graft.kernel.programs import ASKERS, LISTENING, PORTS, SERVED, SERVED_KEY
 from graft.rules import tables
 from graft.rules.address import parse_address
 from graft.rules.limits import Limits
@@ -16,9 +16,8 @@ from tests.kernel.harness import TENANT_ID, World, isolated
 V4, TCP, UDP = socket.AF_INET, socket.SOCK_STREAM, socket.SOCK_DGRAM
 KEY = TENANT_ID.to_bytes(4, "little")
 OTHER = TENANT_ID + 1
-SERVED_MAX = int(
-    re.findall(r"#define SERVED_MAX (\d+)", Path(__file__).parents[2].joinpath("csrc/abi.h").read_text())[0]
-)
+ABI = Path(__file__).parents[2].joinpath("csrc/abi.h").read_text()
+SERVED_MAX, LISTENERS_MAX = (int(re.findall(rf"#define {name} (\d+)", ABI)[0]) for name in ("SERVED_MAX", "LISTENERS_MAX"))
 DYNAMIC_KEY = 8
 
 
@@ -45,15 +44,26 @@ def test_served_ports_have_room_for_others(world: World):
 
 
 @isolated
-def test_an_own_address_leaves_no_entry(world: World):
-    """Its ports are the program's own; a server that takes one after another keeps one."""
-    world.tenant(tables.TENANT_EGRESS, own4="127.0.0.77")
-    world.kernel.maps["addresses"].update(parse_address("127.0.0.77").raw, tables.OWNER.pack(TENANT_ID, 0))
-    for port in range(20000, 20100):
-        with world.sock() as sock:
-            sock.bind(("0.0.0.0", port))
-            assert served(world) == 1
-    assert served(world) == 0
+def test_listeners_have_room_for_others(world: World):
+    """One container's listeners fill its share of the table; what is beyond is told, and is there on the loopback."""
+    world.own("10.88.0.5")
+    world.tenant(tables.TENANT_EGRESS, own4="10.88.0.5")
+    world.kernel.maps["listening"].update(KEY, LISTENING.pack(LISTENERS_MAX - 1, 0))
+    servers = []
+    for port in (80, 81):
+        servers.append(world.sock())
+        servers[-1].bind(("0.0.0.0", port))
+        servers[-1].listen()
+        world.sock().connect(("127.0.0.1", port))
+    world.sock().connect(("10.88.0.5", 80))
+    with pytest.raises(ConnectionRefusedError):
+        world.sock().connect(("10.88.0.5", 81))
+    assert world.kernel.counters(TENANT_ID) == {("listen", "no port is left that the kernel may choose"): 1}
+    for server in servers:
+        server.close()
+    assert LISTENING.unpack(world.kernel.maps["listening"].get(KEY) or b"")[0] == LISTENERS_MAX - 1
+    world.kernel.forget(TENANT_ID)
+    assert world.kernel.maps["listening"].get(KEY) is None
 
 
 @pytest.mark.kernel  # also on Linux 6.1

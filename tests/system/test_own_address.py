@@ -1,6 +1,7 @@
 """graft run --ip: an address of the container's own on the host's stack."""
 
 import json
+import sys
 
 import pytest
 
@@ -66,7 +67,7 @@ def servers(lab):
 @pytest.mark.core
 def test_two_on_one_port(lab, servers):
     listening = lab.host("ss", "-tlnH").stdout
-    assert "10.88.0.5:80 " in listening
+    assert "10.88.0.5" not in listening
     assert "0.0.0.0:8080 " in listening
     assert "inet 10.88.0.5/32" in lab.host("ip", "address", "show", "lo").stdout
     targets = ("10.88.0.5_80", "10.88.0.6_80", "10.88.0.6_8080", "10.88.0.5_81")
@@ -74,7 +75,7 @@ def test_two_on_one_port(lab, servers):
     assert told == [
         "10.88.0.7 10.88.0.5 80 10.88.0.7 10.88.0.5 80",
         "10.88.0.7 10.88.0.6 80 10.88.0.7 10.88.0.6 80",
-        "10.88.0.7 10.88.0.6 8080 10.88.0.7 10.88.0.6 80",
+        "ECONNREFUSED",
         "ECONNREFUSED",
     ]
 
@@ -129,7 +130,9 @@ def test_own_loopback_and_own_name(lab):
 import socket
 s = socket.socket(); s.bind(('10.88.0.5', 80)); s.listen(); print(s.getsockname())
 for host in ('127.0.0.1', '10.88.0.5', '0.0.0.0'):
-    c = socket.create_connection((host, 80)); p, _ = s.accept(); print(c.getpeername()[0]); c.close(); p.close()
+    try: c = socket.create_connection((host, 80))
+    except OSError as error: print(error.errno); continue
+    p, _ = s.accept(); print(c.getpeername()[0]); c.close(); p.close()
 l = socket.socket(); l.bind(('127.0.0.1', 81)); l.listen()
 try: socket.create_connection(('10.88.0.5', 81)); print('reached')
 except OSError as error: print(error.errno)
@@ -138,7 +141,7 @@ except OSError as error: print(error.errno)
 """
     done = lab.graft("run", "--ip", "10.88.0.5", "--egress", "none", *python(code))
     told = done.stdout.splitlines()
-    assert told == ["('10.88.0.5', 80)", "127.0.0.1", "10.88.0.5", "0.0.0.0", "111", "99"], done.stderr
+    assert told == ["('10.88.0.5', 80)", "111", "10.88.0.5", "111", "111", "99"], done.stderr
 
 
 def test_udp(lab):
@@ -230,3 +233,149 @@ def test_an_address_of_a_device_stays(lab):
         lab.graft("run", "--ip", address, "true", check=True)
         assert f"inet {address}/" in lab.host("ip", "address").stdout
     lab.host("ip", "address", "del", "10.88.2.1/32", "dev", "lo", check=True)
+
+
+LISTEN = """
+import socket, sys, time
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind((sys.argv[1], int(sys.argv[2]))); s.listen(); print('ready', flush=True)
+while True:
+    c, p = s.accept(); c.sendall(repr((p[0], *c.getsockname()[:2])).encode()); c.close()
+"""
+NFT = """
+table ip graft-test {
+    chain out { type nat hook output priority -100; ip daddr 10.99.0.1 tcp dport 80 dnat to 10.88.0.6:80; }
+    chain in { type nat hook prerouting priority -100; ip daddr 10.99.0.1 tcp dport 80 dnat to 10.88.0.6:80; }
+}
+"""
+
+
+@pytest.fixture
+def routed(lab):
+    """The client's machine routes the containers' addresses to the host."""
+    for prefix in ("10.88.0.0/16", "10.99.0.0/16"):
+        lab.client("ip", "route", "add", prefix, "via", HOST4, check=True)
+    yield
+    for prefix in ("10.88.0.0/16", "10.99.0.0/16"):
+        lab.client("ip", "route", "del", prefix)
+
+
+def test_nobody_stands_in_anybodys_way(lab):
+    """A container on port 10250 of its address, the host on its wildcard, in both orders; and both are reached."""
+    container = spawn(lab, "--name", "own-a", "--ip", "10.88.0.5", code=LISTEN, args=("0.0.0.0", "10250"))
+    exact = spawn(lab, "--name", "own-b", "--ip", "10.88.0.6", code=LISTEN, args=("10.88.0.6", "10250"))
+    assert lab.host(*python(CLIENT), "10.88.0.5_10250", "10.88.0.6_10250").stdout.count("10250") == 4
+    host = lab.spawn(*python(LISTEN), "0.0.0.0", "10250", stdout=-1)
+    assert host.stdout.readline() == "ready\n"
+    later = spawn(lab, "--name", "own-c", "--ip", "10.88.0.7", code=LISTEN, args=("", "10250"))
+    told = lab.host(*python(CLIENT), *(f"{a}_10250" for a in ("10.88.0.5", "10.88.0.6", "10.88.0.7", HOST4))).stdout
+    assert [line.split()[-2:] for line in told.splitlines()] == [
+        [address, "10250"] for address in ("10.88.0.5", "10.88.0.6", "10.88.0.7", HOST4)
+    ]
+    for process in (container, exact, later, host):
+        lab.end(process)
+
+
+def test_a_published_server_at_its_own_address_whoever_translates(lab, servers, routed):
+    """own-b is published as 8080, and is at its address on 80, also by NAT and for other machines."""
+    told = lab.client(*python(CLIENT), "10.88.0.6_80", "10.88.0.6_8080", f"{HOST4}_8080").stdout.splitlines()
+    assert told == [
+        "10.77.0.2 10.88.0.6 80 10.77.0.2 10.88.0.6 80",
+        "ECONNREFUSED",
+        "10.77.0.2 10.77.0.1 8080 10.77.0.2 10.77.0.1 80",
+    ]
+    done = lab.host("nft", "-f", "-", input=NFT)
+    assert not done.returncode, done.stderr
+    try:
+        lab.host("ip", "address", "add", "10.99.0.1/32", "dev", "lo", check=True)
+        assert lab.client(*python(CLIENT), "10.99.0.1_80").stdout == "10.77.0.2 10.99.0.1 80 10.77.0.2 10.88.0.6 80\n"
+        told = lab.host(*python(CLIENT), "10.99.0.1_80").stdout
+        assert told.split()[1:3] == ["10.99.0.1", "80"]
+        assert told.split()[-2:] == ["10.88.0.6", "80"]
+    finally:
+        lab.host("nft", "delete", "table", "ip", "graft-test")
+        lab.host("ip", "address", "del", "10.99.0.1/32", "dev", "lo")
+
+
+def test_nobody_else_answers_other_machines(lab, servers, routed):
+    """Neither the host's wildcard listener nor another container's published one is at a container's address."""
+    host = lab.spawn(*python(LISTEN), "0.0.0.0", "8622", stdout=-1)
+    assert host.stdout.readline() == "ready\n"
+    told = lab.client(*python(CLIENT), "10.88.0.5_8622", "10.88.0.5_8080", f"{HOST4}_8622").stdout.splitlines()
+    assert told == ["ECONNREFUSED", "ECONNREFUSED", "10.77.0.2 10.77.0.1 8622 10.77.0.2 10.77.0.1 8622"]
+    lab.end(host)
+
+
+def test_a_server_on_its_own_address_is_published(lab, routed):
+    """`redis-server --bind $(hostname -i)`: at the published port, at its address, and not at 127.0.0.1."""
+    server = spawn(
+        lab, "--name", "own-a", "--ip", "10.88.0.5", "-p", "8091:6379", code=LISTEN, args=("10.88.0.5", "6379")
+    )
+    told = lab.client(*python(CLIENT), f"{HOST4}_8091", "10.88.0.5_6379").stdout.splitlines()
+    assert told == ["10.77.0.2 10.77.0.1 8091 10.77.0.2 10.77.0.1 6379", "10.77.0.2 10.88.0.5 6379 10.77.0.2 10.88.0.5 6379"]
+    pid = next(c["pid"] for c in json.loads(lab.graft("ps", "-j").stdout) if c["name"] == "own-a")
+    told = lab.graft("run", "--netns", pid, *python(CLIENT), "127.0.0.1_6379", "10.88.0.5_6379").stdout.splitlines()
+    assert told == ["ECONNREFUSED", "10.88.0.5 10.88.0.5 6379 10.88.0.5 10.88.0.5 6379"]
+    lab.end(server)
+
+
+ATTACH = f"""
+import os, sys
+sys.path.insert(0, {str(GRAFT.parents[1])!r})
+from graft import client
+if sys.argv[1] == 'detach': sys.exit(client.call('detach', start=True, key='cni/own/eth0') or 0)
+client.call('attach', start=True, fds=(os.open(sys.argv[1], os.O_RDONLY),), key='cni/own/eth0', network='own',
+            addresses=['10.88.0.5/24'], within=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("within", ["", "10.88.0.0/16"])
+def test_a_network_of_this_host_alone_answers_no_other(lab, routed, within):
+    """Not the unpublished port of a container, by another machine that routes its address here; a pod answers."""
+    pod = f"{lab.tag}-pod"
+    lab.ip("netns", "add", pod)
+    try:
+        done = lab.host(sys.executable, "-c", ATTACH, f"/run/netns/{pod}", within)
+        assert not done.returncode, done.stderr
+        server = spawn(lab, "--name", "own-n", "--netns", f"/run/netns/{pod}", "-p", "8093:81", code=LISTEN, args=("", "80"))
+        assert lab.host(*python(CLIENT), "10.88.0.5_80").stdout.split()[1:3] == ["10.88.0.5", "80"]
+        told = lab.client(*python(CLIENT), "10.88.0.5_80").stdout
+        assert told == ("10.77.0.2 10.88.0.5 80 10.77.0.2 10.88.0.5 80\n" if within else "ECONNREFUSED\n")
+        lab.end(server)
+    finally:
+        lab.host(sys.executable, "-c", ATTACH, "detach", check=True)
+        lab.ip("netns", "del", pod)
+
+
+def test_an_address_of_a_device_is_shared(lab):
+    """What the container does not listen for is the host's; what the host listens for the container cannot have."""
+    host = lab.spawn(*python(LISTEN), "0.0.0.0", "8622", stdout=-1)
+    assert host.stdout.readline() == "ready\n"
+    server = spawn(lab, "--name", "own-d", "--ip", HOST4, code=LISTEN, args=("", "8623"))
+    told = lab.client(*python(CLIENT), f"{HOST4}_8622", f"{HOST4}_8623", f"{HOST4}_8624").stdout.splitlines()
+    assert [line.split()[-1] for line in told] == ["8622", "8623", "ECONNREFUSED"]
+    lab.end(server)
+    done = lab.graft("run", "--ip", HOST4, *python(LISTEN), "0.0.0.0", "8622")
+    assert "Address already in use" in done.stderr
+    lab.end(host)
+
+
+def test_two_listeners_on_one_port_conflict(lab):
+    """As on any host: the same address twice, or the wildcard and the address, but not the loopback beside it."""
+    code = """
+import errno, socket
+def listen(address, share=0):
+    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, share)
+    try: s.bind((address, 80)); s.listen()
+    except OSError as error: s.close(); print(errno.errorcode[error.errno], end=' '); return None
+    print('ok', end=' '); return s
+for first, second in (('10.88.0.5', '10.88.0.5'), ('', '10.88.0.5'), ('10.88.0.5', ''), ('', ''), ('127.0.0.1', '')):
+    a = listen(first); b = listen(second); a.close(); b and b.close()
+a = listen('10.88.0.5'); b = listen('127.0.0.1'); a.close(); b.close()
+a = listen('10.88.0.5', 1); b = listen('10.88.0.5', 1); c = listen('', 1); d = listen('')
+"""
+    for options in ((), ("-p", "8092:80")):
+        done = lab.graft("run", "--ip", "10.88.0.5", *options, *python(code))
+        assert done.stdout.split() == ["ok", "EADDRINUSE"] * 4 + ["ok", "EADDRINUSE"] * (not options) + ["ok", "ok"] * (
+            1 + bool(options)
+        ) + ["ok", "ok", "ok", "EADDRINUSE"], done.stderr

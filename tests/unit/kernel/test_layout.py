@@ -49,7 +49,7 @@ SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT "
     "STAMP_SOURCE STAMP_STAYS",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT",
-    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX "
+    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
@@ -95,6 +95,9 @@ C_ONLY = {
     "STAMP_COUNTED": "set and read by options.bpf.h",
     "STAMP_BROADCAST": "set by options.bpf.h, read by receive.bpf.h",
     "SERVED_MAX": "read by numbers.bpf.h",
+    "SLICE_OWN": "read by slice.bpf.h; test_listeners.py looks at the places",
+    "LISTENER_SLOTS": "read by listeners.bpf.h",
+    "LISTENERS_MAX": "read by listeners.bpf.h; test_bounds.py fills the table",
     "NUMBERS_FIRST": "read by numbers.bpf.h; test_numbers.py looks at the ports",
     "HELD_PORT": "set and read by numbers.bpf.h",
     "HELD_DYNAMIC": "set by bind.bpf.h, read by numbers.bpf.h",
@@ -113,7 +116,8 @@ ADDRESSES = {"local", "local_real", "peer", "peer_real", "addr", "real"}  # memb
 STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_config": (programs.CONFIG, "host_cookie abi pad", {}),
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
-    "graft_holder": (tables.OWNER, "tenant network", {}),
+    "graft_holder": (tables.OWNER, "tenant network flags number", {}),
+    "graft_listening": (programs.LISTENING, "used slots", {}),
     "graft_usage": (programs.USAGE, "sockets udp sockets_max udp_max", {}),
     "graft_probe": (stamps.PROBE, "tenant over", {}),
     "graft_stamp": (stamps.STAMP, "tenant flags place local local_real peer peer_real", {}),
@@ -148,6 +152,7 @@ STRUCTS_C_ONLY = {
     "graft_addr": "a part of other structures",
     "graft_dynamic_key": "written and read by programs alone",
     "graft_held": "written and read by programs alone",
+    "graft_listener_key": "written and read by programs alone",
     "graft_peers": "written and read by programs alone",
 }
 

@@ -196,7 +196,7 @@ def test_rules_are_checked():
 
 def test_flags_follow_egress():
     def flags(**settings):
-        return tables.compile_tables(1, ENDPOINTS, [], settings.pop("egress", []), strict=False, **settings).flags
+        return tables.compile_tables(1, ENDPOINTS, [], settings.pop("egress", []), slice_number=1, strict=False, **settings).flags
 
     assert flags(egress_host=True) == tables.TENANT_EGRESS
     assert flags(egress_host=False) == tables.TENANT_REPLIES

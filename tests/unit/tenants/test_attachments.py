@@ -43,7 +43,7 @@ def expected(name="coming", where=(0, 0), published=(), owned=(), until=60.0):
 
 
 def owners(reg):
-    return {key: OWNER.unpack(value) for key, value in reg.kernel.maps["addresses"].entries.items()}
+    return {key: OWNER.unpack(value)[:2] for key, value in reg.kernel.maps["holders"].entries.items()}
 
 
 # -- add, attach, join --

@@ -79,8 +79,8 @@ def test_what_the_kernel_has_of_a_tenant(reg):
     value = TENANT.pack(1001, tenant.slice_number, tables.TENANT_EGRESS, 0, bytes(4), ANY6)
     assert reg.kernel.maps["tenants"].entries == {identifier(tenant): value}
     assert reg.kernel.limits == {tenant.id: Limits(10, 5)}
-    assert set(reg.kernel.entries()) == {"tenants", "egress"}
-    assert reg.kernel.maps["egress"].entries == tenant.compile().egress
+    assert set(reg.kernel.entries()) == {"tenants", "egress", "slices"}
+    assert reg.kernel.maps["egress"].entries == tenant.compile(reg.added).egress
 
 
 def test_removal_leaves_nothing(reg):
@@ -387,7 +387,7 @@ def test_own_addresses(reg, monkeypatch):
         reg.remove_address(parse_address(text))
     assert ("192.0.2.9" in stack, "10.88.0.5" in stack) == (True, False)
     reg.reserve(parse_address("10.0.0.1"))
-    assert reg.kernel.maps["addresses"].entries == {ANY4[:12] + bytes((10, 0, 0, 1)): tables.OWNER.pack(0, 0)}
+    assert reg.kernel.maps["holders"].entries == {ANY4[:12] + bytes((10, 0, 0, 1)): tables.OWNER.pack(0, 0, 0, 0)}
     reg.release(parse_address("10.0.0.1"))
     assert reg.kernel.entries() == {}
 

@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * listeners.bpf.h - the containers' TCP listeners, by what their programs bound, and what arrives for them
+ *
+ * A listener at an address of the container's own is bound elsewhere: in the slice, or at the host's port that
+ * publishes it. A bind at the address would claim the port for all of the host, because it stands in the way of a
+ * wildcard bind. So the program of sk_lookup leads a connection there to the listener, and to nobody else: whether it
+ * comes from a program of this host, from another machine, or by NAT. The same for the slices, so that the loopback
+ * reaches a server wherever it is bound, and both ends have addresses of the loopback.
+ *
+ * The kernel runs the program for look-ups of listeners and of UDP sockets that are not connected, also for the
+ * look-ups that hooks make (bpf_sk_lookup_tcp). So a hook that asks who listens gets the answer that a packet gets.
+ *
+ * The kernel removes an entry when its socket is closed. One that has ended to listen (shutdown(2)) is still there,
+ * and not used. Sources: net/core/sock_map.c, net/core/filter.c, Documentation/bpf/prog_sk_lookup.rst.
+ */
+#ifndef LISTENERS_BPF_H
+#define LISTENERS_BPF_H
+
+#include "kernel_sock.bpf.h"
+#include "report.bpf.h"
+#include "slice.bpf.h"
+
+#define LISTENERS_FULL -1
+
+static __always_inline struct graft_listening *listening_of(__u32 tenant)
+{
+	struct graft_listening *of = bpf_map_lookup_elem(&listening, &tenant), new = {};
+
+	if (of)
+		return of;
+	bpf_map_update_elem(&listening, &tenant, &new, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&listening, &tenant);
+}
+
+/* Enter the socket at @key, in the first slot that is free. Where none is, it gets one of the latter half: the
+ * socket that had it may be found by others of its place. Returns the slot, or what is negative. */
+static __always_inline int take_slot(struct bpf_sock_ops *ctx, struct graft_listener_key *key)
+{
+	long failed;
+
+	for (int slot = 0; slot < LISTENER_SLOTS; slot++) {
+		key->slot = slot;
+		failed = bpf_sock_hash_update(ctx, &listeners, key, BPF_NOEXIST);
+		if (!failed)
+			return slot;
+		if (failed != -EEXIST)
+			return failed;
+	}
+	key->slot = LISTENER_SLOTS / 2 + bpf_get_prandom_u32() % (LISTENER_SLOTS / 2);
+	failed = bpf_sock_hash_update(ctx, &listeners, key, BPF_ANY);
+	return failed ? failed : key->slot;
+}
+
+static __always_inline int list_at(struct bpf_sock_ops *ctx, struct graft_listening *of, __u64 *made,
+				   struct graft_listener_key *key)
+{
+	int slot;
+
+	if ((__s64)__sync_fetch_and_add(&of->used, 1) >= LISTENERS_MAX) {
+		__sync_fetch_and_add(&of->used, -1);
+		return LISTENERS_FULL;
+	}
+	slot = take_slot(ctx, key);
+	if (slot < 0) {
+		__sync_fetch_and_add(&of->used, -1);
+		return slot;
+	}
+	*made += 1;
+	__sync_fetch_and_or(&of->slots, 1ull << (slot & 63));
+	return 0;
+}
+
+/* Enter a listener of a container's, which is bound to @port. Not 0: it is not in the table, or not whole. */
+static __always_inline int list_listener(struct bpf_sock_ops *ctx, struct bpf_sock *sk, struct graft_stamp *stamp,
+					 __u32 port)
+{
+	struct graft_listener_key key = {.tenant = stamp->tenant};
+	struct graft_addr asked = stamp->local;
+	struct graft_listening *of;
+	__u64 *made;
+	int failed;
+
+	if (is_loopback(&asked))
+		set_loopback(&asked);
+	__builtin_memcpy(key.ip, asked.ip, sizeof(key.ip));
+	key.port = asked.port ? asked.port : port;
+	of = listening_of(stamp->tenant);
+	made = bpf_sk_storage_get(&listed, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!of || !made)
+		return LISTENERS_FULL;
+	failed = list_at(ctx, of, made, &key);
+	if (failed || !is_any6(key.ip) || !takes_ipv4(sk))
+		return failed;
+	key.ip[2] = MAPPED;
+	return list_at(ctx, of, made, &key);
+}
+
+/* The socket is closed: what it had in the table does not count any more. */
+static __always_inline void forget_listener(struct bpf_sock *sk, __u32 tenant)
+{
+	__u64 *made = bpf_sk_storage_get(&listed, sk, NULL, 0);
+	struct graft_listening *of;
+
+	if (!made || !*made)
+		return;
+	of = bpf_map_lookup_elem(&listening, &tenant);
+	if (of)
+		__sync_fetch_and_add(&of->used, -*made);
+	*made = 0;
+}
+
+/* Lead a connection to a listener at @key; false: there is none. */
+static __always_inline bool lead_to_place(struct bpf_sk_lookup *ctx, struct graft_listener_key *key, __u64 slots)
+{
+	struct bpf_sock *sk;
+	long failed;
+
+	for (int slot = 0; slot < LISTENER_SLOTS && slots >> slot; slot++) {
+		key->slot = slot;
+		sk = bpf_map_lookup_elem(&listeners, key);
+		if (!sk)
+			continue;
+		failed = sk->state == BPF_TCP_LISTEN ? bpf_sk_assign(ctx, sk, 0) : -1;
+		bpf_sk_release(sk);
+		if (!failed)
+			return true;
+	}
+	return false;
+}
+
+/* Lead a connection to the tenant's listener for @a, an address and port as its programs know it: the one that is
+ * bound to the address, or to the wildcard of its family. */
+static __always_inline bool lead(struct bpf_sk_lookup *ctx, __u32 tenant, const struct graft_addr *a)
+{
+	struct graft_listening *of = bpf_map_lookup_elem(&listening, &tenant);
+	struct graft_listener_key key = {.tenant = tenant, .port = a->port};
+
+	if (!of)
+		return false;
+	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
+	if (lead_to_place(ctx, &key, of->slots))
+		return true;
+	__builtin_memset(key.ip, 0, sizeof(key.ip));
+	if (is_v4(a))
+		key.ip[2] = MAPPED;
+	return lead_to_place(ctx, &key, of->slots);
+}
+
+/* A connection to a slice. Where the table has nobody, the kernel may find a listener that is bound there. */
+static __always_inline int lead_in_slice(struct bpf_sk_lookup *ctx, struct graft_addr *to)
+{
+	__u32 slice = slice_number(to), *tenant;
+	int index = slice_index(to, slice);
+
+	if (index < 0 || index == SLICE_DYNAMIC)
+		return SK_DROP;
+	tenant = bpf_map_lookup_elem(&slices, &slice);
+	if (!tenant || to->port < SLICE_PORT_BASE)
+		return SK_PASS;
+	slice_show(to, slice);
+	lead(ctx, *tenant, to);
+	return SK_PASS;
+}
+
+SEC("sk_lookup")
+int guard_lookup(struct bpf_sk_lookup *ctx)
+{
+	struct graft_holder *holder;
+	struct graft_addr to = {};
+	__u32 tenant;
+
+	if (ctx->family == AF_INET) {
+		set_v4(&to, ctx->local_ip4);
+	} else {
+		to.ip[0] = ctx->local_ip6[0];
+		to.ip[1] = ctx->local_ip6[1];
+		to.ip[2] = ctx->local_ip6[2];
+		to.ip[3] = ctx->local_ip6[3];
+	}
+	to.port = ctx->local_port;
+	if (in_slices(&to))
+		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
+	holder = holder_of(&to);
+	if (!holder || holder->tenant == GRAFT_EXEMPT || ctx->protocol != IPPROTO_TCP)
+		return SK_PASS;
+	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */
+		return SK_DROP;
+	tenant = holder->tenant;
+	if (lead(ctx, tenant, &to) || holder->flags & HOLDER_DEVICE)
+		return SK_PASS;
+	return SK_DROP;
+}
+
+#endif
