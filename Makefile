@@ -7,6 +7,8 @@ CLANG ?= clang
 MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarch 2>/dev/null)
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
+TUNNELS := graft/graft-tunnels.bpf.o
+BPF_COMPILE = $(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 HELPER := graft/graft-sup
 DEPUTY := graft/graft-deputy
 HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
@@ -68,7 +70,11 @@ fresh:
 
 $(BPF_OBJECT): $(BPF_SOURCES)
 	@echo "graft: compile $@"
-	@$(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
+	@$(BPF_COMPILE)
+
+$(TUNNELS): csrc/tunnels.bpf.c
+	@echo "graft: compile $@"
+	@$(BPF_COMPILE)
 
 $(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h
 	@echo "graft: compile $@"
@@ -88,7 +94,7 @@ $(RUNTIME): csrc/runtime.c graft/__init__.py
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' $< -o $@
 
-compiled: $(BPF_OBJECT) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
+compiled: $(BPF_OBJECT) $(TUNNELS) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
 
 build: .venv/stamp compiled
 
@@ -150,5 +156,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -58,7 +58,9 @@ kernel=$(compgen -G "$cache/tree/boot/vmlinuz-*" | head -1)
 out=$(mktemp -d /tmp/graft-kernel-out-XXXX)
 trap 'rm -rf "$out"' EXIT
 tests=(tests/kernel tests/system -m "core or kernel" --durations=12)
-command="cd $PWD; GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=$slowness PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
+modules=$(compgen -G "$cache/tree/lib/modules/*/kernel" | head -1)
+command="cd $PWD; export GRAFT_MODULES=$modules GRAFT_INSMOD='$cache/tree/bin/busybox insmod';"
+command+=" GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=$slowness PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
 command+=" -p no:cacheprovider -o timeout=$((30 * slowness)) $(printf '%q ' "${tests[@]}")"
 echo "kernel-6.1: boot ${kernel##*/vmlinuz-} and run the core of the tests"
 PATH="$PWD/.venv/bin:$PATH" timeout "$limit" .venv/bin/vng --disable-kvm --run "$kernel" \

@@ -4,6 +4,7 @@ Each check tries the thing itself, in one function that undoes what it did. A ch
 Lack if that is not what graft needs. CHECKS lists them; the ones marked as needed decide the exit status.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -234,6 +235,9 @@ def _may_come(module: str, alias: str) -> bool:
 
 
 def _tunnels() -> str:
+    with contextlib.suppress(OSError, Failure):
+        libbpf.try_load(libbpf.TUNNELS_OBJECT)
+        return "no device takes a container's UDP socket"
     found = [module for module, alias in TUNNELS.items() if _may_come(module, alias)]
     if found:
         raise Lack(

@@ -10,6 +10,7 @@ from graft.errors import Failure
 from graft.kernel.linux import libc
 
 OBJECT = Path(__file__).parents[1] / "graft.bpf.o"
+TUNNELS_OBJECT = OBJECT.with_name("graft-tunnels.bpf.o")  # what not every kernel loads
 
 
 def libbpf_functions() -> ctypes.CDLL:
@@ -28,6 +29,7 @@ def libbpf_functions() -> ctypes.CDLL:
         ("bpf_map__set_pin_path", ctypes.c_int, (pointer, text)),
         ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
         ("bpf_program__name", text, (pointer,)),
+        ("bpf_program__attach", pointer, (pointer,)),
         ("bpf_program__attach_cgroup", pointer, (pointer, ctypes.c_int)),
         ("bpf_program__attach_netns", pointer, (pointer, ctypes.c_int)),
         ("bpf_link__pin", ctypes.c_int, (pointer, text)),
@@ -61,19 +63,31 @@ print_callback = PRINT(_collect)
 
 
 def object_hash() -> str:
-    """The first 16 hex digits of the SHA-256 of the compiled object. Raises Failure if it is not built."""
-    if not OBJECT.exists():
-        raise Failure(f"{OBJECT} is not built", hint="run 'make build'")
-    return hashlib.sha256(OBJECT.read_bytes()).hexdigest()[:16]
+    """The first 16 hex digits of the SHA-256 of the compiled objects. Raises Failure if one is not built."""
+    sum_ = hashlib.sha256()
+    for part in (OBJECT, TUNNELS_OBJECT):
+        if not part.exists():
+            raise Failure(f"{part} is not built", hint="run 'make build'")
+        sum_.update(part.read_bytes())
+    return sum_.hexdigest()[:16]
 
 
-def try_load() -> int:
-    """Load the programs, attach and pin nothing, and return how many there are. Raises Failure or OSError."""
+def open_object(lib: ctypes.CDLL, path: Path) -> int:
+    """The handle of the BPF object at @path, for bpf_object__load() and _close(). Raises Failure."""
+    handle: int | None = lib.bpf_object__open_file(os.fsencode(path), None)
+    if not handle:
+        raise Failure(f"{path} is not a BPF object", hint="run 'make clean build'")
+    return handle
+
+
+def try_load(path: Path = OBJECT) -> int:
+    """Load the programs of an object, attach and pin nothing, and return how many there are.
+
+    Raises Failure or OSError.
+    """
     lib = libbpf_functions()
     lib.libbpf_set_print(print_callback)
-    handle = lib.bpf_object__open_file(os.fsencode(OBJECT), None)
-    if not handle:
-        raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")
+    handle = open_object(lib, path)
     try:
         result = lib.bpf_object__load(handle)
         if result:

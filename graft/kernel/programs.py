@@ -25,7 +25,16 @@ from pathlib import Path
 from graft.errors import Failure
 from graft.kernel import linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
-from graft.kernel.libbpf import OBJECT, SAMPLE, complaints, libbpf_functions, object_hash, print_callback
+from graft.kernel.libbpf import (
+    OBJECT,
+    SAMPLE,
+    TUNNELS_OBJECT,
+    complaints,
+    libbpf_functions,
+    object_hash,
+    open_object,
+    print_callback,
+)
 from graft.kernel.links import attached, leave, take_back
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
@@ -186,9 +195,7 @@ class Kernel:
 
     def _load(self, links: Path, policy_cgroup: Path, root_cgroup: Path) -> None:
         self.pins.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = self.lib.bpf_object__open_file(os.fsencode(OBJECT), None)
-        if not handle:
-            raise Failure(f"{OBJECT} is not a BPF object", hint="run 'make clean build'")
+        handle = open_object(self.lib, OBJECT)
         found = {}
         for name in MAPS:
             entry = self.lib.bpf_object__find_map_by_name(handle, name.encode())
@@ -214,6 +221,28 @@ class Kernel:
             else:
                 self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
         self.lib.bpf_object__close(handle)
+        self._guard_tunnels(links)
+
+    def _guard_tunnels(self, links: Path) -> None:
+        """Attach the program that keeps kernel tunnels from containers' sockets, where the kernel has programs of its
+        type (BPF_MODIFY_RETURN, Linux 5.7; arm64: 6.4) and lets this process load one. `graft doctor` says so if not.
+        """
+        handle = open_object(self.lib, TUNNELS_OBJECT)
+        try:
+            result = self.lib.bpf_object__load(handle)
+            if result:
+                log.info("no guard against kernel tunnels: %s", os.strerror(-result))
+                return
+            program = self.lib.bpf_object__next_program(handle, None)
+            name = self.lib.bpf_program__name(program).decode()
+            link = self.lib.bpf_program__attach(program)
+            if not link:
+                log.info("no guard against kernel tunnels: %s", linux.oserror("attach it"))
+                return
+            self._pin(link, links / name)
+        finally:
+            complaints.clear()  # they are of this object, which graft can do without
+            self.lib.bpf_object__close(handle)
 
     def _leave_earlier(self) -> None:
         """Take over what running servers have in a map of an earlier release, and remove the pins of such maps."""
@@ -237,14 +266,17 @@ class Kernel:
             link = attach(program, fd)
             if not link:
                 raise linux.oserror(f"attach {name} to {target}")
-            pin.unlink(missing_ok=True)
-            result = self.lib.bpf_link__pin(link, os.fsencode(pin))
-            if result:
-                raise OSError(-result, f"pin {name}: {os.strerror(-result)}")
-            self.lib.bpf_link__destroy(link)  # closes only libbpf's own descriptor; the pin keeps the link
-            self.links[pin] = self._open_pin(pin)
+            self._pin(link, pin)
         finally:
             os.close(fd)
+
+    def _pin(self, link: int, pin: Path) -> None:
+        pin.unlink(missing_ok=True)
+        result = self.lib.bpf_link__pin(link, os.fsencode(pin))
+        if result:
+            raise OSError(-result, f"pin {pin.name}: {os.strerror(-result)}")
+        self.lib.bpf_link__destroy(link)  # closes only libbpf's own descriptor; the pin keeps the link
+        self.links[pin] = self._open_pin(pin)
 
     def configure(self, host_cookie: int, ports: int) -> None:
         """Tell the programs in which netns grafted sockets live, @host_cookie is its SO_NETNS_COOKIE, and how many
