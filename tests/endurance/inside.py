@@ -8,6 +8,7 @@ processes live, and what they hold; a bystander's calls must all succeed.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the laboratory would stay behind
     with laboratory("inside") as lab:
         try:
             found = inside(lab, arguments.seconds, arguments.seed, tell=True)
