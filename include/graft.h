@@ -5,17 +5,39 @@
  * The names, numbers and structures are those of the AF_GRAFT kernel module's header, so that a program compiled with
  * either header runs with the other. A program that graft has started (graft(1)) gets the family on a stock kernel.
  * For any other program socket(AF_GRAFT, ...) fails with EAFNOSUPPORT.
+ *
+ * What the module's header includes is here, too, but for its netlink interface (AF_GRAFT_GENL_NAME): endpoints are
+ * ip-graft(8)'s.
  */
 #ifndef _GRAFT_H_
 #define _GRAFT_H_
 
 #include <sys/socket.h>
+#include <linux/socket.h>
+
+/*
+ * For IFNAMSIZ and struct sockaddr_un there are a header of the library's and one of the kernel's. This is the
+ * library's, unless the program has included the kernel's before; the kernel's may follow.
+ */
+#ifndef _LINUX_IF_H
+#include <net/if.h>
+#endif
+#ifndef IFNAMSIZ
+#define IFNAMSIZ IF_NAMESIZE
+#endif
+#ifndef _LINUX_UN_H
+#include <sys/un.h>
+#define _LINUX_UN_H
+#define UNIX_PATH_MAX 108
+#endif
+
+#define GRAFT_VERSION "0.1.0"
 
 #define AF_GRAFT 4 /* the number of AF_IPX, which Linux no longer has */
 #define PF_GRAFT AF_GRAFT
 
 /* The size of an endpoint's name: up to 15 bytes and a NUL. */
-#define AF_GRAFT_EPNAME_MAX 16
+#define AF_GRAFT_EPNAME_MAX IFNAMSIZ
 
 struct sockaddr_gr {
 	sa_family_t sgr_family; /* AF_GRAFT */

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+import graft
 from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, wait_for
 from tests.conftest import need, python
 
@@ -21,6 +22,33 @@ def program(lab):
     command = ("gcc", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}", ROOT / "tests/programs/family.c")
     subprocess.run((*command, "-o", built), check=True)
     return built
+
+
+NAMES = """
+int main(void)
+{
+	struct sockaddr_gr gr = {.sgr_family = AF_GRAFT};
+	struct sockaddr_un un = {.sun_family = AF_UNIX};
+	__kernel_sa_family_t family = gr.sgr_family;
+
+	_Static_assert(sizeof(gr.sgr_epname) == IFNAMSIZ && sizeof(un.sun_path) == UNIX_PATH_MAX && AF_GRAFT == AF_IPX, "upstream's");
+	return family != PF_GRAFT || printf("%s", GRAFT_VERSION) < 0;
+}
+"""
+
+
+@pytest.mark.parametrize("also", ["sys/un.h", "linux/un.h", "net/if.h", "linux/if.h", "linux/socket.h", "netinet/in.h"])
+def test_the_header_brings_what_upstreams_brings(tmp_path, also):
+    """Names that programs have from upstream's header; another header of theirs, before or after this one, is no conflict."""
+    need("gcc")
+    for first, second in ((also, "graft.h"), ("graft.h", also), ("graft.h", "stdio.h")):
+        source = tmp_path / "names.c"
+        source.write_text(f"#include <stdio.h>\n#include <{first}>\n#include <{second}>\n{NAMES}")
+        for standard in ("c11", "gnu17"):
+            command = ("gcc", f"-std={standard}", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'include'}", source, "-o", tmp_path / "names")
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, (first, second, result.stderr)
+            assert subprocess.run((tmp_path / "names",), capture_output=True, text=True).stdout == graft.__version__
 
 
 fresh_ports = itertools.count(8100)
