@@ -91,12 +91,31 @@ struct graft_listener_key {
 	__u16 port;
 	__u16 slot;
 };
-#define LISTENER_SLOTS 16
+#define LISTENER_SLOTS 64
 #define LISTENERS_MAX 1024 /* entries of a tenant */
 
-/* listening: how many entries in `listeners` a tenant has made, and which slots it has ever used. */
+/*
+ * udp_ports: the ports of the host's at which a container's UDP sockets are, on the wildcard or at its own address.
+ * The value is a mark of the socket, which has it in its storage `udp_place`. Slots as in `listeners`.
+ */
+struct graft_udp_key {
+	__u32 tenant;
+	__u16 port;
+	__u16 slot;
+};
+#define UDP_PORTS_MAX 4096 /* entries of a tenant */
+
+struct graft_udp_place {
+	__u32 mark;
+	__u16 port;
+	__u16 slot;
+};
+
+/* listening: how many entries a tenant has made in `listeners` and in `udp_ports`, and which slots it has ever used.
+ */
 struct graft_listening {
 	__u64 used;
+	__u64 udp;
 	__u64 slots;
 };
 

@@ -361,6 +361,19 @@ static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	}
 }
 
+/* Enter a UDP socket of a container that has addresses of its own, where it may be reached at them. */
+static __always_inline void note_udp(struct bpf_sock *sk, struct graft_stamp *stamp)
+{
+	struct graft_tenant *tenant;
+
+	if (sk->protocol != IPPROTO_UDP || stamp->flags & STAMP_PRIVATE)
+		return;
+	tenant = tenant_of(stamp);
+	if (tenant && (tenant->own4 || tenant->own6[0]) &&
+	    (is_any(stamp->local_real.ip) || holder_of(&stamp->local_real)))
+		enter_udp(sk, stamp->tenant, sk->src_port);
+}
+
 /*
  * The socket is bound, and locked. Is it bound as it was decided? Between the decision and the bind another thread
  * may have decided another bind, or changed IPV6_V6ONLY.
@@ -382,6 +395,7 @@ int graft_post_bind4(struct bpf_sock *sk)
 	if (!is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
 	note_dynamic(sk, stamp);
+	note_udp(sk, stamp);
 	return ALLOW;
 }
 
@@ -402,6 +416,7 @@ int graft_post_bind6(struct bpf_sock *sk)
 	if (stamp->flags & STAMP_V6ONLY && is_any6(at.ip) && bound_takes_ipv4(sk))
 		return DENY;
 	note_dynamic(sk, stamp);
+	note_udp(sk, stamp);
 	return ALLOW;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * listeners.bpf.h - the containers' TCP listeners, by what their programs bound, and what arrives for them
+ * listeners.bpf.h - what arrives at the containers' addresses, and the tables of who is there to receive it
  *
  * A listener at an address of the container's own is bound elsewhere: in the slice, or at the host's port that
  * publishes it. A bind at the address would claim the port for all of the host, because it stands in the way of a
@@ -12,7 +12,12 @@
  * look-ups that hooks make (bpf_sk_lookup_tcp). So a hook that asks who listens gets the answer that a packet gets.
  *
  * The kernel removes an entry when its socket is closed. One that has ended to listen (shutdown(2)) is still there,
- * and not used. Sources: net/core/sock_map.c, net/core/filter.c, Documentation/bpf/prog_sk_lookup.rst.
+ * and not used.
+ *
+ * A UDP socket is bound for real, because what it sends leaves from its own address and port. The program looks only
+ * whether the container has one at the port: else the host's wildcard socket would get what is sent to the container.
+ *
+ * Sources: net/core/sock_map.c, net/core/filter.c, Documentation/bpf/prog_sk_lookup.rst.
  */
 #ifndef LISTENERS_BPF_H
 #define LISTENERS_BPF_H
@@ -96,7 +101,7 @@ static __always_inline int list_listener(struct bpf_sock_ops *ctx, struct bpf_so
 	return list_at(ctx, of, made, &key);
 }
 
-/* The socket is closed: what it had in the table does not count any more. */
+/* The TCP socket is closed: what it had in the table does not count any more. */
 static __always_inline void forget_listener(struct bpf_sock *sk, __u32 tenant)
 {
 	__u64 *made = bpf_sk_storage_get(&listed, sk, NULL, 0);
@@ -108,6 +113,71 @@ static __always_inline void forget_listener(struct bpf_sock *sk, __u32 tenant)
 	if (of)
 		__sync_fetch_and_add(&of->used, -*made);
 	*made = 0;
+}
+
+/* The UDP socket is closed, or has another port: forget where it was. */
+static __always_inline void leave_udp(struct graft_udp_place *place, __u32 tenant)
+{
+	struct graft_udp_key key = {.tenant = tenant, .port = place->port, .slot = place->slot};
+	struct graft_listening *of;
+	__u32 *mark;
+
+	if (!place->port)
+		return;
+	place->port = 0;
+	of = bpf_map_lookup_elem(&listening, &tenant);
+	if (of)
+		__sync_fetch_and_add(&of->udp, -1);
+	mark = bpf_map_lookup_elem(&udp_ports, &key);
+	if (mark && *mark == place->mark)
+		bpf_map_delete_elem(&udp_ports, &key);
+}
+
+/* Enter a UDP socket of a container's that is at @port of the host's. */
+static __always_inline void enter_udp(struct bpf_sock *sk, __u32 tenant, __u32 port)
+{
+	struct graft_udp_place *place = bpf_sk_storage_get(&udp_place, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct graft_udp_key key = {.tenant = tenant, .port = port};
+	struct graft_listening *of;
+	__u32 mark;
+	int slot;
+
+	if (!place || place->port == port)
+		return;
+	leave_udp(place, tenant);
+	of = listening_of(tenant);
+	if (!of || (__s64)of->udp >= UDP_PORTS_MAX)
+		return;
+	mark = bpf_get_prandom_u32();
+	for (slot = 0; slot < LISTENER_SLOTS; slot++) {
+		key.slot = slot;
+		if (!bpf_map_update_elem(&udp_ports, &key, &mark, BPF_NOEXIST))
+			break;
+	}
+	if (slot == LISTENER_SLOTS) {
+		key.slot = LISTENER_SLOTS / 2 + bpf_get_prandom_u32() % (LISTENER_SLOTS / 2);
+		if (bpf_map_update_elem(&udp_ports, &key, &mark, BPF_ANY))
+			return;
+	}
+	place->mark = mark;
+	place->port = port;
+	place->slot = key.slot;
+	__sync_fetch_and_add(&of->udp, 1);
+	__sync_fetch_and_or(&of->slots, 1ull << (key.slot & 63));
+}
+
+/* Has the tenant a UDP socket at @port of the host's? */
+static __always_inline bool hears(__u32 tenant, __u32 port)
+{
+	struct graft_listening *of = bpf_map_lookup_elem(&listening, &tenant);
+	struct graft_udp_key key = {.tenant = tenant, .port = port};
+
+	for (int slot = 0; of && slot < LISTENER_SLOTS && of->slots >> slot; slot++) {
+		key.slot = slot;
+		if (bpf_map_lookup_elem(&udp_ports, &key))
+			return true;
+	}
+	return false;
 }
 
 /* Lead a connection to a listener at @key; false: there is none. */
@@ -182,12 +252,13 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	if (in_slices(&to))
 		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
 	holder = holder_of(&to);
-	if (!holder || holder->tenant == GRAFT_EXEMPT || ctx->protocol != IPPROTO_TCP)
+	if (!holder || holder->tenant == GRAFT_EXEMPT)
 		return SK_PASS;
 	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */
 		return SK_DROP;
 	tenant = holder->tenant;
-	if (lead(ctx, tenant, &to) || holder->flags & HOLDER_DEVICE)
+	if ((ctx->protocol == IPPROTO_TCP ? lead(ctx, tenant, &to) : hears(tenant, to.port)) ||
+	    holder->flags & HOLDER_DEVICE)
 		return SK_PASS;
 	return SK_DROP;
 }

@@ -123,6 +123,22 @@ struct {
 	__type(value, struct graft_listening);
 } listening SEC(".maps");
 
+/* UDP_PORTS_MAX entries are a tenant's */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct graft_udp_key);
+	__type(value, __u32);
+} udp_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct graft_udp_place);
+} udp_place SEC(".maps");
+
 /* how many entries in `listeners` a socket has made */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -317,6 +317,7 @@ SEC("cgroup/sock_release")
 int graft_sock_release(struct bpf_sock *sk)
 {
 	struct graft_stamp *stamp = stamp_on(sk);
+	struct graft_udp_place *place;
 	struct graft_held *mine;
 	struct graft_usage *used;
 
@@ -328,6 +329,9 @@ int graft_sock_release(struct bpf_sock *sk)
 		forget_dynamic(mine, stamp->tenant, sk->protocol == IPPROTO_UDP);
 	}
 	forget_listener(sk, stamp->tenant);
+	place = bpf_sk_storage_get(&udp_place, sk, NULL, 0);
+	if (place)
+		leave_udp(place, stamp->tenant);
 	if (!(stamp->flags & STAMP_COUNTED))
 		return ALLOW;
 	stamp->flags &= ~STAMP_COUNTED; /* the programs of two graftds may run for one socket during an upgrade */

@@ -67,8 +67,11 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 	}
 	if (source)
 		from = *source; /* on this stack: Linux 6.1 takes no argument for a key */
-	if (source && holder_of(&from) && !is_peer(of, &from))
-		add_peer(of, &from);
+	if (source && holder_of(&from)) {
+		if (!is_peer(of, &from))
+			add_peer(of, &from);
+		enter_udp(ctx->sk, stamp->tenant, ctx->sk->src_port); /* for the answers */
+	}
 	if (is_group(stamp, a))
 		of->anybody = 1;
 	else if (!in_slices(a) && !is_peer(of, a))

@@ -57,6 +57,8 @@ MAPS = (
     "listeners",
     "listening",
     "listed",
+    "udp_ports",
+    "udp_place",
     "client_ports",
     "dynamic_ports",
     "served_ports",
@@ -90,7 +92,7 @@ SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
 CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
-LISTENING = struct.Struct("=QQ")
+LISTENING = struct.Struct("=QQQ")
 NUMBERS_WORDS, NUMBERS_KINDS = 448, 4
 NUMBERS = struct.Struct("=II")
 ASKERS_SETS, ASKERS_WAYS = 480, 4
@@ -163,6 +165,7 @@ class Kernel:
             "slices": 4,
             "listeners": 8,
             "listening": LISTENING.size,
+            "udp_ports": 4,
             "usage": USAGE.size,
             "client_ports": 4,
             "dynamic_ports": 4,

@@ -48,7 +48,7 @@ def test_listeners_have_room_for_others(world: World):
     """One container's listeners fill its share of the table; what is beyond is told, and is there on the loopback."""
     world.own("10.88.0.5")
     world.tenant(tables.TENANT_EGRESS, own4="10.88.0.5")
-    world.kernel.maps["listening"].update(KEY, LISTENING.pack(LISTENERS_MAX - 1, 0))
+    world.kernel.maps["listening"].update(KEY, LISTENING.pack(LISTENERS_MAX - 1, 0, 0))
     servers = []
     for port in (80, 81):
         servers.append(world.sock())

@@ -1,5 +1,6 @@
 """What the policy takes for granted about sk_lookup and listeners in a SOCKHASH, one fact a test."""
 
+import contextlib
 import select
 import socket
 
@@ -104,26 +105,39 @@ def test_a_listener_of_one_family_is_not_found_by_the_other(world: World):
 
 @isolated
 def test_the_kernel_chooses_within_a_group(world: World):
-    """SO_REUSEPORT: each of the group gets connections, and what is left of it all of them."""
+    """SO_REUSEPORT: each of the group gets connections, and whoever is left of it all of them."""
     owner(world)
     share = (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    servers = [listen(world, "0.0.0.0", 80, share) for _ in range(40)]
-    assert count(world) == 40
+    servers = [listen(world, "0.0.0.0", 80, share) for _ in range(64)]
+    assert count(world) == 64
     with world.outside():
-        clients = [ask(OWN, 80) for _ in range(200)]
+        clients = [ask(OWN, 80) for _ in range(300)]
         ready = [s for s in servers if select.select([s], [], [], 0)[0]]
-        assert len(ready) > 30
-        for gone in servers[:20], servers[21:]:
-            for server in gone:
-                server.close()
-            meet(servers[20], ask(OWN, 80)) if not select.select([servers[20]], [], [], 0)[0] else None
-    del clients
-    assert count(world) == 1
+        assert len(ready) > 40
+    for client in clients:
+        client.close()
+    left = servers.pop(20)
+    left.setblocking(False)
+    for server in servers:
+        server.close()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            left.accept()[0].close()
+    with world.outside():
+        meet(left, ask(OWN, 80))
+    more = [listen(world, "0.0.0.0", 80, share) for _ in range(100)]  # beyond the slots the first and the last are found
+    left.close()
+    for server in more[:-1]:
+        server.close()
+    with world.outside():
+        meet(more[-1], ask(OWN, 80))
+    more[-1].close()
+    assert count(world) == 0
 
 
 def count(world: World) -> int:
     """How many entries of `listeners` are counted as the tenant's."""
-    used, _ = LISTENING.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or bytes(16))
+    used, _, _ = LISTENING.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or bytes(24))
     return int(used)
 
 
@@ -141,3 +155,41 @@ def test_a_listener_that_has_ended_to_listen_is_not_used(world: World):
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     assert count(world) == 0
+
+
+@isolated
+def test_a_datagram_goes_to_the_containers_socket_alone(world: World):
+    """Not to the host's on the wildcard; of a group each is found, and what is left of it; also a socket that sends."""
+    owner(world)
+    world.egress("0.0.0.0", 0, OWN)
+    share = (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with world.outside():
+        host = socket.socket(V4, UDP)
+        host.setsockopt(*share)
+        host.bind(("0.0.0.0", 53))
+        client = socket.socket(V4, UDP)
+        client.settimeout(3)
+        client.bind(("127.0.0.1", 0))
+        client.connect((OWN, 53))
+        client.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(1)
+    servers = [world.sock(V4, UDP) for _ in range(40)]
+    for server in servers:
+        server.setsockopt(*share)
+        server.bind(("0.0.0.0", 54))
+    for gone in servers[:20], servers[21:]:
+        for server in gone:
+            server.close()
+    client.connect((OWN, 54))
+    client.send(b"x")
+    assert servers[20].recv(1) == b"x"
+    sender = world.sock(V4, UDP)
+    sender.sendto(b"x", (OWN, 54))
+    peer = servers[20].recvfrom(1)[1]
+    servers[20].sendto(b"y", peer)
+    assert sender.recv(1) == b"y"
+    for sock in (sender, servers[20]):
+        sock.close()
+    assert list(world.kernel.maps["udp_ports"].keys(8)) == []
+    assert LISTENING.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or b"")[1] == 0

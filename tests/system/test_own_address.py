@@ -306,6 +306,28 @@ def test_nobody_else_answers_other_machines(lab, servers, routed):
     lab.end(host)
 
 
+UDP_ASK = """
+import errno, socket, sys
+for where in sys.argv[1:]:
+    host, _, port = where.rpartition('_')
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5); s.connect((host, int(port)))
+    try: s.send(b'x'); print(s.recv(100).decode())
+    except OSError as error: print(errno.errorcode.get(error.errno, error))
+"""
+
+
+def test_a_hosts_udp_server_is_not_at_a_containers_address(lab, routed):
+    """Neither for other machines nor for the host; the container's own is."""
+    host = lab.spawn(*python(UDP_SERVER.replace("53", "5354")), stdout=-1)
+    assert host.stdout.readline() == "ready\n"
+    server = spawn(lab, "--name", "own-u", "--ip", "10.88.0.5", code=UDP_SERVER)
+    targets = ("10.88.0.5_5354", "10.88.0.5_53", f"{HOST4}_5354")
+    assert lab.client(*python(UDP_ASK), *targets).stdout.split() == ["ECONNREFUSED", "'10.77.0.2'", "'10.77.0.2'"]
+    assert lab.host(*python(UDP_ASK), *targets[:2]).stdout.split() == ["ECONNREFUSED", "'10.88.0.5'"]
+    for process in (host, server):
+        lab.end(process)
+
+
 def test_a_server_on_its_own_address_is_published(lab, routed):
     """`redis-server --bind $(hostname -i)`: at the published port, at its address, and not at 127.0.0.1."""
     server = spawn(
@@ -341,6 +363,10 @@ def test_a_network_of_this_host_alone_answers_no_other(lab, routed, within):
         assert lab.host(*python(CLIENT), "10.88.0.5_80").stdout.split()[1:3] == ["10.88.0.5", "80"]
         told = lab.client(*python(CLIENT), "10.88.0.5_80").stdout
         assert told == ("10.77.0.2 10.88.0.5 80 10.77.0.2 10.88.0.5 80\n" if within else "ECONNREFUSED\n")
+        datagrams = spawn(lab, "--netns", f"/run/netns/{pod}", code=UDP_SERVER)
+        assert lab.host(*python(UDP_ASK), "10.88.0.5_53").stdout == "'10.88.0.5'\n"
+        assert lab.client(*python(UDP_ASK), "10.88.0.5_53").stdout == ("'10.77.0.2'\n" if within else "ECONNREFUSED\n")
+        lab.end(datagrams)
         lab.end(server)
     finally:
         lab.host(sys.executable, "-c", ATTACH, "detach", check=True)

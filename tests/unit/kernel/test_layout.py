@@ -97,6 +97,7 @@ C_ONLY = {
     "SERVED_MAX": "read by numbers.bpf.h",
     "SLICE_OWN": "read by slice.bpf.h; test_listeners.py looks at the places",
     "LISTENER_SLOTS": "read by listeners.bpf.h",
+    "UDP_PORTS_MAX": "read by listeners.bpf.h",
     "LISTENERS_MAX": "read by listeners.bpf.h; test_bounds.py fills the table",
     "NUMBERS_FIRST": "read by numbers.bpf.h; test_numbers.py looks at the ports",
     "HELD_PORT": "set and read by numbers.bpf.h",
@@ -117,7 +118,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_config": (programs.CONFIG, "host_cookie abi pad", {}),
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
-    "graft_listening": (programs.LISTENING, "used slots", {}),
+    "graft_listening": (programs.LISTENING, "used udp slots", {}),
     "graft_usage": (programs.USAGE, "sockets udp sockets_max udp_max", {}),
     "graft_probe": (stamps.PROBE, "tenant over", {}),
     "graft_stamp": (stamps.STAMP, "tenant flags place local local_real peer peer_real", {}),
@@ -153,6 +154,8 @@ STRUCTS_C_ONLY = {
     "graft_dynamic_key": "written and read by programs alone",
     "graft_held": "written and read by programs alone",
     "graft_listener_key": "written and read by programs alone",
+    "graft_udp_key": "written and read by programs alone",
+    "graft_udp_place": "written and read by programs alone",
     "graft_peers": "written and read by programs alone",
 }
 
