@@ -135,6 +135,7 @@ enum stamp_flags {
 	STAMP_BROADCAST = 4096, /* SO_BROADCAST is set */
 	STAMP_SOURCE = 16384, /* with STAMP_NAMED: the endpoint is there to leave from, and nobody may serve there */
 	STAMP_STAYS = 32768,  /* with STAMP_NAMED: it is there to serve, and no leave to go elsewhere */
+	STAMP_LENT = 65536,   /* connect() chose its source: it has none of its own while it is not connected */
 };
 
 /*
@@ -200,6 +201,19 @@ struct graft_peers {
 	__u64 key;
 	__u64 anybody; /* it has sent to a group */
 	__u64 bits[PEERS_WORDS];
+};
+
+/*
+ * told: socket storage of a UDP socket: under which name the program has sent to an address of the host's stack,
+ * where that is not the one which the address shows. The oldest gives way.
+ */
+#define TOLD_MAX 8
+struct graft_told {
+	__u32 next;
+	struct {
+		struct graft_addr real;
+		struct graft_addr asked;
+	} of[TOLD_MAX];
 };
 
 /*

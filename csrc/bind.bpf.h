@@ -14,7 +14,8 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 {
 	stamp->local = *asked;
 	stamp->local_real = *real;
-	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY)) | how;
+	stamp->flags =
+		(stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY | STAMP_LENT)) | how;
 	return BIND_ALLOW;
 }
 
@@ -46,9 +47,49 @@ static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 s
 		slice_addr(a, v4, slice, asked->port);
 }
 
+/* The port of the host's at which a UDP socket of the container has both families of the private port @port; or 0. */
+static __noinline int port_of_both(__u32 tenant, __u32 port)
+{
+	struct graft_dynamic_key key = dynamic_key(tenant, true, false, port);
+	__u32 *found = bpf_map_lookup_elem(&dynamic_ports, &key);
+
+	return found ? *found : 0;
+}
+
+/*
+ * Bind a UDP socket to [::] of the container's loopback, for both families. One socket cannot be at both slices, but
+ * on the host's wildcard, at a port of the kernel's choice, which leads there (note_dynamic()). Where a socket of the
+ * container has the port at a slice, the bind goes there, so that the kernel refuses it, or lets them share it.
+ */
+static __noinline int bind_both(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				struct graft_tenant *tenant)
+{
+	struct graft_addr asked, from;
+
+	if (!a || !stamp || !tenant)
+		return DENY;
+	asked = *a;
+	for (int v4 = 0; v4 < 2; v4++) {
+		loopback_source(ctx, &from, v4, tenant->slice);
+		slice_addr(a, v4, tenant->slice, asked.port);
+		if (receiver_at(ctx, stamp->tenant, a, &from) == RECEIVER_TENANT)
+			return note_local(stamp, &asked, a, STAMP_PRIVATE);
+		slice_ip(a, v4, tenant->slice, SLICE_DYNAMIC);
+		a->port = asked.port;
+		if (receiver_at(ctx, stamp->tenant, a, &from) == RECEIVER_TENANT_CHOSEN)
+			return note_local(stamp, &asked, a, STAMP_PRIVATE);
+	}
+	__builtin_memset(a->ip, 0, sizeof(a->ip));
+	a->port = port_of_both(stamp->tenant, asked.port);
+	if (!hold_port(ctx, stamp->tenant))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, IPPROTO_UDP, &asked);
+	return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
+}
+
 /*
  * Bind into the tenant's slice. A UDP socket of the container may have this number on the host's wildcard, from where
- * it has sent without a bind. Then the bind goes to SLICE_DYNAMIC, so that the kernel refuses it.
+ * it has sent without a bind, or have the port of both families. Then the bind goes to SLICE_DYNAMIC, so that the
+ * kernel refuses it.
  */
 static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				   struct graft_tenant *tenant, bool dual)
@@ -62,6 +103,8 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 	asked = *a;
 	v4 = is_v4(&asked) || dual;
 	holder = holder_of(&asked);
+	if (dual && asked.port && ctx->protocol == IPPROTO_UDP)
+		return bind_both(ctx, a, stamp, tenant);
 	if (!asked.port) {
 		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4);
 		if (!asked.port)
@@ -75,8 +118,12 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;
 		loopback_source(ctx, &from, v4, tenant->slice);
-		if (receiver_at(ctx, stamp->tenant, &chosen, &from) == RECEIVER_TENANT_CHOSEN)
-			*a = chosen;
+		if (receiver_at(ctx, stamp->tenant, &chosen, &from) != RECEIVER_TENANT_CHOSEN) {
+			chosen.port = port_of_both(stamp->tenant, asked.port);
+			if (!chosen.port || receiver_at(ctx, stamp->tenant, &chosen, &from) != RECEIVER_TENANT)
+				return note_local(stamp, &asked, a, STAMP_PRIVATE);
+		}
+		*a = chosen;
 	}
 	return note_local(stamp, &asked, a, STAMP_PRIVATE);
 }
@@ -176,6 +223,16 @@ static __always_inline bool to_own_address(struct graft_addr *a, __u32 id, const
 	return false;
 }
 
+/* Where all egress of a family leaves from an address of the container's own, a UDP socket that sends is bound there:
+ * the kernel would connect one on the wildcard from another address. */
+static __always_inline void to_default_source(struct graft_addr *a, __u32 tenant)
+{
+	struct graft_egress *rule = egress_rule(tenant, a);
+
+	if (rule && is_own_address(tenant, (struct graft_addr *)rule))
+		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
+}
+
 /* May this socket have the port at @a? The kernel chooses it if none is named. */
 static __always_inline bool may_have_port(struct bpf_sock_addr *ctx, const struct graft_addr *a, __u32 tenant)
 {
@@ -270,9 +327,11 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
-	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && tenant->flags & TENANT_EGRESS) {
+	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && (tenant->flags & TENANT_EGRESS || dual)) {
 		if (!may_have_port(ctx, a, stamp->tenant))
 			return deny_port(ctx, a, stamp->tenant);
+		if (!dual)
+			to_default_source(a, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
 	}
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
@@ -333,7 +392,10 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 	return verdict & BIND_ALLOW;
 }
 
-/* Remember the port that the kernel chose for a `dynamic` endpoint: a connection from inside is led there. */
+/*
+ * Remember the port that the kernel chose for a `dynamic` endpoint, or for both families of the loopback: what is
+ * sent from inside is led there.
+ */
 static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
 {
 	struct graft_dynamic_key key;
@@ -342,7 +404,7 @@ static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	__u32 port;
 	bool v4;
 
-	if (!(stamp->flags & STAMP_INGRESS) || stamp->local_real.port || !stamp->local.port)
+	if (!(stamp->flags & (STAMP_INGRESS | STAMP_EPHEMERAL)) || stamp->local_real.port || !stamp->local.port)
 		return;
 	port = sk->src_port;
 	v4 = is_v4(&stamp->local);

@@ -29,9 +29,33 @@ static __noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *
 	return bpf_bind(ctx, (struct sockaddr *)&sin6, sizeof(sin6));
 }
 
+/* Remember the peer as the program named it, to show it. */
+static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
+				      const struct graft_addr *real)
+{
+	stamp->peer = *asked;
+	stamp->peer_real = *real;
+	stamp->flags |= STAMP_CONNECTED;
+}
+
 static __always_inline bool has_source(const struct bpf_sock *sk)
 {
 	return sk->src_port || sk->src_ip4;
+}
+
+/*
+ * Take the address back that an earlier connect() has lent to a TCP socket, which the kernel leaves to it when the
+ * connection is refused, or given up: on any host it would have none. False: it stays.
+ */
+static __always_inline bool take_source_back(struct bpf_sock_addr *ctx, const struct graft_stamp *stamp, bool six)
+{
+	struct graft_addr none = {};
+
+	if (!ctx->sk || !(stamp->flags & STAMP_LENT) || ctx->sk->src_port)
+		return true;
+	if (!six)
+		set_v4(&none, 0);
+	return !bind_source(ctx, &none, six);
 }
 
 /* Tell graftd's resolver by the source port whose this client is: it was bound before, outside its slice. */
@@ -69,6 +93,40 @@ static __noinline int private_source(struct bpf_sock_addr *ctx, struct graft_add
 	return 0;
 }
 
+/*
+ * Does a socket without a source get a private one, to reach the container's server at @a? What is asked at the
+ * loopback comes from the loopback, wherever the server is.
+ */
+static __always_inline bool has_private_source(struct bpf_sock_addr *ctx, const struct graft_addr *a,
+					       const struct graft_tenant *tenant)
+{
+	return in_slices(a) || (ctx->protocol == IPPROTO_UDP && !(tenant->flags & TENANT_STRICT));
+}
+
+/*
+ * Does a UDP socket on the host's wildcard connect to itself? The kernel then gives it the loopback's address, and
+ * that is where it is to send.
+ */
+static __always_inline bool is_itself(const struct bpf_sock *sk, const struct graft_addr *a,
+				      const struct graft_addr *source)
+{
+	return sk->protocol == IPPROTO_UDP && is_any(source->ip) && a->port == sk->src_port &&
+	       slice_index(a, slice_number(a)) == SLICE_DYNAMIC;
+}
+
+/* Does a TCP socket connect to the very port that it is bound to? TCP lets it (RFC 9293, 3.5). @source becomes whole.
+ */
+static __always_inline bool connects_to_itself(const struct bpf_sock *sk, const struct graft_stamp *stamp,
+					       const struct graft_addr *asked, struct graft_addr *source)
+{
+	if (!sk || !sk->src_port || is_any(source->ip) || is_v4(source) != is_v4(asked))
+		return false;
+	source->port = sk->src_port;
+	return stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) && same_ip(source->ip, stamp->local_real.ip) &&
+	       (stamp->local.port ? stamp->local.port : source->port) == asked->port &&
+	       (is_any(stamp->local.ip) || same_ip(stamp->local.ip, asked->ip));
+}
+
 /* A UDP socket that connects without a bind gets a port of the host's when this hook has allowed it. */
 static __always_inline bool may_have_source(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 {
@@ -94,33 +152,44 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(id, DENIED(OP_CONNECT, REASON_NO_TENANT), ENETUNREACH, ctx->protocol, a);
+	if (!take_source_back(ctx, stamp, six))
+		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE), EADDRNOTAVAIL, ctx->protocol, a);
+	load_source(ctx, &source, six);
+	if (is_any(a->ip))
+		name_this_host(a, stamp, &source);
 	asked = *a;
 	if (is_permitted(stamp, a))
 		goto allow;
-	if (is_loopback(&asked) || is_any(asked.ip)) {
-		where = decide_loopback(ctx, a, stamp, tenant, &why);
+	if (is_loopback(&asked)) {
+		where = decide_loopback(ctx, a, stamp, tenant, true, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_CONNECT, why.reason), why.error, ctx->protocol, &asked);
+		if (where == LOCAL_CLOSED && connects_to_itself(ctx->sk, stamp, &asked, &source)) {
+			*a = source;
+			goto allow;
+		}
 		if (where == LOCAL_CLOSED) { /* as on any host: no refusal that is to be counted */
 			bpf_set_retval(-ECONNREFUSED);
 			return DENY;
 		}
-		if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && in_slices(a))) && ctx->sk &&
-		    !has_source(ctx->sk)) {
+		if (where == LOCAL_CONTAINER && ctx->sk && is_itself(ctx->sk, a, &source))
+			set_loopback(a);
+		else if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && has_private_source(ctx, a, tenant))) &&
+			 ctx->sk && !has_source(ctx->sk)) {
 			if (private_source(ctx, &source, id, is_v4(a)) || bind_source(ctx, &source, six)) {
 				if (ctx->protocol == IPPROTO_UDP)
 					let_go(held_by(ctx->sk), id);
 				return deny(id, DENIED(OP_CONNECT, REASON_NOT_LISTENING), EADDRNOTAVAIL,
 					    ctx->protocol, &asked);
 			}
+			stamp->flags |= STAMP_LENT;
 		} else if (where == LOCAL_NAMED) {
 			note_client(ctx, id);
 		}
 		if (where == LOCAL_CONTAINER || !(tenant->flags & TENANT_STRICT))
 			goto allow;
 	}
-	/* a socket keeps its loopback source after a connection there has failed, or was given up */
-	load_source(ctx, &source, six);
+	/* a UDP socket keeps its loopback source after a connection there was given up */
 	confined = !is_loopback(a) && is_confined(stamp, &source, a);
 	where = decide_egress(ctx, a, stamp, tenant, confined, &rule, &why);
 	if (where == ROUTE_REFUSED)
@@ -142,6 +211,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			if (bind_source(ctx, &source, six))
 				return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol,
 					    &asked);
+			stamp->flags |= STAMP_LENT;
 		}
 	}
 	if (where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)

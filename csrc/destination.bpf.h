@@ -10,13 +10,22 @@
 
 #include "own.bpf.h"
 
-/* Remember the peer as the program named it, to show it. */
-static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
-				      const struct graft_addr *real)
+/*
+ * The wildcard as a destination is this host, as tcp_v4_connect(), ip4_datagram_connect() and their like have it: the
+ * address that the socket is bound to, or else the loopback, of IPv4 where it is bound to that. @source: where the
+ * kernel has bound it.
+ */
+static __always_inline void name_this_host(struct graft_addr *a, const struct graft_stamp *stamp,
+					   const struct graft_addr *source)
 {
-	stamp->peer = *asked;
-	stamp->peer_real = *real;
-	stamp->flags |= STAMP_CONNECTED;
+	bool v4 = is_v4(a);
+
+	if (!v4 && is_v4(source))
+		set_v4(a, 0);
+	set_loopback(a);
+	if (v4 && !is_any(source->ip) && is_v4(&stamp->local) && !is_any(stamp->local.ip) &&
+	    stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))
+		a->ip[3] = stamp->local.ip[3];
 }
 
 /* A socket on the loopback reaches nothing else, but a server that is published there may answer who asked it. */
@@ -78,9 +87,9 @@ static __always_inline int refuse(struct refusal *why, __u32 reason, int error)
 	return 0;
 }
 
-/* Decide a destination on the loopback or the wildcard: LOCAL_*; the real address is put into @a. */
+/* Decide a destination on the loopback: LOCAL_*; the real address is put into @a. @mapped: see resolve_local(). */
 static __always_inline int decide_loopback(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
-					   struct graft_tenant *tenant, struct refusal *why)
+					   struct graft_tenant *tenant, bool mapped, struct refusal *why)
 {
 	int where;
 
@@ -88,7 +97,7 @@ static __always_inline int decide_loopback(struct bpf_sock_addr *ctx, struct gra
 		where = strict_local(ctx, a, stamp, tenant);
 		return where == LOCAL_REFUSED ? refuse(why, REASON_NO_EGRESS, ENETUNREACH) : where;
 	}
-	where = resolve_local(ctx, a, stamp, tenant);
+	where = resolve_local(ctx, a, stamp, tenant, mapped);
 	return where == LOCAL_REFUSED ? refuse(why, REASON_NOT_LISTENING, ECONNREFUSED) : where;
 }
 
@@ -114,6 +123,8 @@ static __always_inline int decide_egress(struct bpf_sock_addr *ctx, struct graft
 		where = route_to_holder(ctx, id, a, *rule);
 	if (where == ROUTE_FOREIGN)
 		return refuse(why, REASON_NETWORK, ENETUNREACH);
+	if (where == ROUTE_NOBODY && !confined && may_answer(ctx, stamp, a))
+		return ROUTE_ELSEWHERE; /* somebody of the host's has asked from the container's address */
 	if (where == ROUTE_NOBODY)
 		return refuse(why, REASON_NOT_LISTENING, ECONNREFUSED);
 	if (*rule)

@@ -15,6 +15,7 @@ enum {
 	RECEIVER_NOBODY,
 	RECEIVER_TENANT,
 	RECEIVER_TENANT_CHOSEN, /* the tenant, at a port that no bind of the program's named */
+	RECEIVER_TENANT_ALONE,	/* the tenant, whose program has bound one address, which is no loopback */
 	RECEIVER_OTHER,
 };
 
@@ -68,8 +69,19 @@ __noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft
 	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == tenant)
 		who = stamp->flags & STAMP_INGRESS || stamp->local.port ? RECEIVER_TENANT : RECEIVER_TENANT_CHOSEN;
+	if (who == RECEIVER_TENANT && !is_any(stamp->local.ip) && !is_loopback(&stamp->local))
+		who = RECEIVER_TENANT_ALONE;
 	bpf_sk_release(sk);
 	return who;
+}
+
+/* Put the container's own address of a family there, which it has. */
+static __always_inline void own_ip(struct graft_addr *a, const struct graft_tenant *tenant, bool v4)
+{
+	if (v4)
+		set_v4(a, tenant->own4);
+	else
+		__builtin_memcpy(a->ip, tenant->own6, sizeof(a->ip));
 }
 
 /* The source that this socket has when it sends to the container's loopback. */
@@ -90,6 +102,37 @@ static __always_inline void loopback_source(struct bpf_sock_addr *ctx, struct gr
 		from->ip[2] = sk->src_ip6[2];
 		from->ip[3] = sk->src_ip6[3];
 	}
+}
+
+/*
+ * The place of a UDP socket of the container's that is on the host's wildcard at port @at->port, put into @at. One
+ * that sends is at SLICE_DYNAMIC. One that has connected is where the kernel took its source from: the loopback, the
+ * container's own address, or the address of its peer, which is @from. @who: what the socket is to be.
+ */
+__noinline int find_on_wildcard(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *at,
+				struct graft_addr *from, int who)
+{
+	struct graft_tenant *container = bpf_map_lookup_elem(&tenants, &tenant);
+	bool v4;
+
+	if (!at || !from || !container)
+		return false;
+	v4 = is_v4(at);
+	slice_ip(at, v4, container->slice, SLICE_DYNAMIC);
+	if (receiver_at(ctx, tenant, at, from) == who)
+		return true;
+	set_loopback(at);
+	if (receiver_at(ctx, tenant, at, from) == who)
+		return true;
+	if (v4 ? container->own4 : container->own6[0]) {
+		own_ip(at, container, v4);
+		if (receiver_at(ctx, tenant, at, from) == who)
+			return true;
+	}
+	if (in_slices(from))
+		return false;
+	__builtin_memcpy(at->ip, from->ip, sizeof(at->ip));
+	return receiver_at(ctx, tenant, at, from) == who;
 }
 
 /* Put the host's address of the published port @asked there, if a socket of the container has it. */
@@ -128,14 +171,15 @@ static __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, s
 /*
  * Find the container's server for the loopback destination @a and put its real address there: RECEIVER_TENANT, or
  * who has the private port. TCP arrives at the private port wherever the server is bound (listeners.bpf.h). Of UDP
- * the most exact is tried first: this private port, a port on the host's wildcard that the kernel chose, an address
- * of the container's own, a published port, all of one family.
+ * the most exact is tried first: this private port, a port on the host's wildcard that the kernel chose, this port of
+ * both families (bind_both()), an address of the container's own, a published port.
  */
 __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
 {
+	struct graft_dynamic_key key = {.tenant = tenant, .proto = IPPROTO_UDP, .family = GRAFT_INET6};
 	struct graft_tenant *container;
 	struct graft_addr from, at;
-	__u32 port;
+	__u32 port, *found;
 	int who;
 	bool v4;
 
@@ -153,23 +197,21 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 	if (ctx->protocol != IPPROTO_UDP)
 		return who;
 	at.port = port;
-	slice_ip(&at, v4, slice, SLICE_DYNAMIC);
-	if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+	if (find_on_wildcard(ctx, tenant, &at, &from, RECEIVER_TENANT_CHOSEN)) {
 		*a = at;
 		return RECEIVER_TENANT;
 	}
-	/* the kernel gives such a socket the loopback address as its source when it connects */
-	set_loopback(&at);
-	if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT_CHOSEN) {
+	key.port = port;
+	found = bpf_map_lookup_elem(&dynamic_ports, &key);
+	at.port = found ? *found : 0;
+	if (found && find_on_wildcard(ctx, tenant, &at, &from, RECEIVER_TENANT)) {
 		*a = at;
 		return RECEIVER_TENANT;
 	}
+	at.port = port;
 	container = bpf_map_lookup_elem(&tenants, &tenant);
 	if (container && (v4 ? container->own4 : container->own6[0])) {
-		if (v4)
-			set_v4(&at, container->own4);
-		else
-			__builtin_memcpy(at.ip, container->own6, sizeof(at.ip));
+		own_ip(&at, container, v4);
 		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_TENANT) {
 			*a = at;
 			return RECEIVER_TENANT;
@@ -197,6 +239,27 @@ static __always_inline bool is_bound_to_v4(const struct bpf_sock *sk)
 	return sk && sk->family == AF_INET6 && sk->src_ip6[2] == MAPPED && !sk->src_ip6[0] && !sk->src_ip6[1];
 }
 
+/* Is the socket that receives what this one sends to @a, an address of IPv4, bound to [::], so that it is ::1 as
+ * well? */
+static __noinline bool is_of_both(struct bpf_sock_addr *ctx, struct graft_addr *a, __u32 slice)
+{
+	struct graft_addr from;
+	struct graft_stamp *stamp;
+	struct bpf_sock *sk;
+	bool both;
+
+	if (!a)
+		return false;
+	loopback_source(ctx, &from, true, slice);
+	sk = socket_at(ctx, a, &from);
+	if (!sk)
+		return false;
+	stamp = stamp_of(sk);
+	both = stamp && is_any6(stamp->local.ip);
+	bpf_sk_release(sk);
+	return both;
+}
+
 /* Where a loopback destination leads. */
 enum {
 	LOCAL_REFUSED,
@@ -207,14 +270,15 @@ enum {
 };
 
 /*
- * Decide a loopback destination of a container. A UDP socket of IPv6 that may speak IPv4 finds the server of a
- * dual-stack bind at its IPv4 address, and a TCP socket that is bound to one speaks IPv4. Where nobody listens, TCP
- * is refused here: a server of the host that is bound to the device lo is not found by a look-up without a device,
- * and would take the connection. A UDP destination becomes the empty address in the tenant's slice, so that the
- * sender sees what it would on any host; graft_egress() looks at each datagram.
+ * Decide a loopback destination of a container. @mapped: a UDP socket of IPv6 that connects, and may speak IPv4,
+ * finds the server of a dual-stack bind at its IPv4 address; a datagram of IPv6 cannot go there (udpv6_sendmsg()). A
+ * TCP socket that is bound to one speaks IPv4. Where nobody listens, TCP is refused here: a server of the host that
+ * is bound to the device lo is not found by a look-up without a device, and would take the connection. A UDP
+ * destination becomes the empty address in the tenant's slice, so that the sender sees what it would on any host;
+ * graft_egress() looks at each datagram.
  */
 static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
-				    struct graft_tenant *tenant)
+				    struct graft_tenant *tenant, bool mapped)
 {
 	struct graft_service_key service = {};
 	struct graft_addr asked;
@@ -224,18 +288,17 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 	if (!a || !stamp || !tenant)
 		return LOCAL_REFUSED;
 	asked = *a;
-	if (is_any(asked.ip))
-		set_loopback(&asked);
 	if (ctx->protocol == IPPROTO_TCP && !is_v4(&asked) && is_bound_to_v4(ctx->sk))
 		set_v4(&asked, bpf_htonl(0x7f000001));
 	*a = asked;
 	who = find_on_loopback(ctx, stamp->tenant, a, tenant->slice);
 	if (who == RECEIVER_TENANT)
 		return LOCAL_CONTAINER;
-	if (!is_v4(&asked) && takes_ipv4(ctx->sk) && ctx->protocol != IPPROTO_TCP && ctx->user_family == AF_INET6) {
+	if (!is_v4(&asked) && mapped && ctx->protocol != IPPROTO_TCP && takes_ipv4(ctx->sk)) {
 		/* in place, because this chain of calls has 32 bytes of stack left on Linux 6.1 */
 		set_v4(a, bpf_htonl(0x7f000001));
-		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT)
+		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT &&
+		    is_of_both(ctx, a, tenant->slice))
 			return LOCAL_CONTAINER;
 	}
 	service.tenant = stamp->tenant;
@@ -266,8 +329,6 @@ static __noinline int strict_local(struct bpf_sock_addr *ctx, struct graft_addr 
 
 	if (!a || !stamp || !tenant)
 		return LOCAL_REFUSED;
-	if (is_any(a->ip))
-		set_loopback(a);
 	if (in_slices(a))
 		return LOCAL_REFUSED;
 	if (may_answer(ctx, stamp, a))

@@ -103,6 +103,38 @@ static __always_inline bool read_udp(const struct __sk_buff *skb, struct graft_a
 	return true;
 }
 
+/*
+ * Does this datagram come from the socket's own container: from its private loopback, or from a socket of it that has
+ * its address, which others leave from as well when they send there?
+ */
+static __noinline int is_from_inside(struct __sk_buff *skb, struct graft_stamp *stamp, struct graft_addr *from,
+				     struct graft_addr *to)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct graft_stamp *theirs;
+	struct graft_tenant *tenant;
+	struct bpf_sock *sender;
+	bool inside;
+	__u32 size;
+
+	if (!stamp || !from || !to)
+		return false;
+	if (in_slices(from)) {
+		tenant = tenant_of(stamp);
+		return tenant && slice_number(from) == tenant->slice;
+	}
+	if (!same_ip(from->ip, to->ip) || !same_ip(to->ip, stamp->local_real.ip))
+		return false;
+	size = tuple_of(&tuple, to, from);
+	sender = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sender)
+		return false;
+	theirs = stamp_on(sender);
+	inside = theirs && theirs->tenant == stamp->tenant;
+	bpf_sk_release(sender);
+	return inside;
+}
+
 /* What a UDP socket of a container receives. Senders to the slices are judged when they send. */
 static __always_inline int receive_datagram(struct __sk_buff *skb)
 {
@@ -121,7 +153,7 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 		return ALLOW;
 	if (!read_udp(skb, &from, &to))
 		return DENY;
-	if (in_slices(&to))
+	if (in_slices(&to) || is_from_inside(skb, stamp, &from, &to))
 		return ALLOW;
 	of = bpf_sk_storage_get(&peers, sk, NULL, 0);
 	if (!of && !(stamp->flags & STAMP_VOUCHED))

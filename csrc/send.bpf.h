@@ -9,6 +9,48 @@
 #include "destination.bpf.h"
 #include "receive.bpf.h"
 
+/* Remember under which name the program sends to @real: what comes from there is shown by it. */
+static __noinline int note_told(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *asked,
+				struct graft_addr *real)
+{
+	bool same, known = false;
+	struct graft_told *of;
+	struct graft_addr shown;
+
+	if (!stamp || !asked || !real || !ctx->sk)
+		return 0;
+	if (!in_connection(ctx->sk) && stamp->flags & STAMP_CONNECTED && same_addr(real, &stamp->peer_real))
+		stamp->peer = *asked; /* no hook has seen that it was disconnected */
+	shown = *real;
+	slice_show(&shown, slice_number(&shown));
+	same = same_addr(&shown, asked);
+	of = bpf_sk_storage_get(&told, ctx->sk, NULL, same ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
+	if (!of)
+		return 0;
+	for (int n = 0; n < TOLD_MAX; n++)
+		if (same_addr(&of->of[n].real, real)) {
+			of->of[n].asked = *asked;
+			known = true;
+		}
+	if (same || known)
+		return 0;
+	__u32 at = of->next++ % TOLD_MAX;
+
+	of->of[at].real = *real;
+	of->of[at].asked = *asked;
+	return 0;
+}
+
+/*
+ * Does this send go to the peer of a connected socket? That of an AF_INET6 socket whose peer is of IPv4 arrives in
+ * the hook with the peer's address (udpv6_sendmsg()), which connect() has decided.
+ */
+static __always_inline bool is_connected_to(const struct bpf_sock *sk, const struct graft_addr *a)
+{
+	return sk->family == AF_INET6 && sk->state == BPF_TCP_ESTABLISHED && sk->dst_ip4 == a->ip[3] &&
+	       bpf_ntohs((__u16)sk->dst_port) == a->port;
+}
+
 /*
  * Decide a datagram to @a. @bound is the socket's own address, the wildcard if it has none. @source is what the
  * kernel would use: @bound, or what a control message asked for. A program on the wildcard may choose among the
@@ -32,23 +74,25 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return deny(id, DENIED(OP_SEND, REASON_NO_TENANT), ENETUNREACH, IPPROTO_UDP, a);
+	if (is_any(a->ip))
+		name_this_host(a, stamp, bound);
 	asked = *a;
 	if (!is_any(bound->ip) || is_loopback(source) || in_slices(source) ||
 	    (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) || is_anothers(id, source))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (is_permitted(stamp, a))
 		return ALLOW;
-	if (is_loopback(&asked) || is_any(asked.ip)) {
-		where = decide_loopback(ctx, a, stamp, tenant, &why);
+	if (is_loopback(&asked)) {
+		where = decide_loopback(ctx, a, stamp, tenant, false, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
 		strict = tenant->flags & TENANT_STRICT;
 		if (where == LOCAL_CONTAINER || where == LOCAL_NAMED) {
 			__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
-			if (!strict && (in_slices(a) || is_loopback(a)) && is_any(bound->ip))
+			if (!strict && is_any(bound->ip) && is_v4(bound) == is_v4(a))
 				slice_ip(source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
 		}
-		note_peer(stamp, &asked, a);
+		note_told(ctx, stamp, &asked, a);
 		if (where == LOCAL_CONTAINER || !strict)
 			return ALLOW;
 	}
@@ -56,7 +100,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (where == ROUTE_REFUSED)
 		return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
 	if (where == ROUTE_CONTAINER)
-		note_peer(stamp, &asked, a);
+		note_told(ctx, stamp, &asked, a);
 	if (!rule)
 		return ALLOW;
 	if (!is_loopback(a) && is_confined(stamp, bound, a))
@@ -97,8 +141,8 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	forget_refused(ctx, stamp);
 	set_v4(&source, ctx->msg_src_ip4);
 	set_v4(&bound, ctx->sk->src_ip4);
-	if (ctx->user_family == AF_UNSPEC && !a.port) {
-		/* a connected socket with a control message: connect() has decided its destination */
+	if ((ctx->user_family == AF_UNSPEC && !a.port) || is_connected_to(ctx->sk, &a)) {
+		/* the first: a connected socket with a control message; connect() has decided its destination */
 		ctx->msg_src_ip4 = bound.ip[3];
 		return ALLOW;
 	}

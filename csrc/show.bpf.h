@@ -7,11 +7,90 @@
 
 #include "own.bpf.h"
 
+/* Has the program of the socket @sk sent to @real by the name of its loopback? */
+static __always_inline bool has_called_loopback(struct bpf_sock *sk, const struct graft_stamp *stamp,
+						const struct graft_addr *real)
+{
+	struct graft_told *of;
+
+	if (stamp->flags & STAMP_CONNECTED && same_addr(real, &stamp->peer_real))
+		return is_loopback(&stamp->peer);
+	of = bpf_sk_storage_get(&told, sk, NULL, 0);
+	if (of)
+		for (int n = 0; n < TOLD_MAX; n++)
+			if (same_addr(real, &of->of[n].real))
+				return is_loopback(&of->of[n].asked);
+	return false;
+}
+
+/*
+ * A UDP socket of the container's on the host's wildcard, or at an address of its own, may send over the loopback
+ * from an address that is not the loopback's to the program: SLICE_DYNAMIC, with the host's port, if it is not
+ * connected, and where the kernel took its source from if it is. The sender's stamp says what it is called.
+ */
+static __noinline int show_neighbour(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				     __u32 slice)
+{
+	struct graft_stamp *theirs;
+	struct graft_addr here;
+	struct bpf_sock *sk;
+	bool by_loopback;
+
+	if (!a || !stamp)
+		return 0;
+	loopback_source(ctx, &here, is_v4(a), slice);
+	if (in_slices(a) ? slice_index(a, slice) != SLICE_DYNAMIC
+			 : !(stamp->flags & (STAMP_PRIVATE | STAMP_LENT)) && !is_loopback(a) &&
+				   !same_ip(a->ip, here.ip) && !is_own_address(stamp->tenant, a))
+		return 0;
+	sk = socket_at(ctx, a, &here);
+	if (!sk)
+		return 0;
+	theirs = stamp_of(sk);
+	if (theirs && theirs->tenant == stamp->tenant && a->port == sk->src_port) {
+		by_loopback = in_slices(&here) ? is_any(theirs->local.ip) : has_called_loopback(sk, theirs, &here);
+		if (theirs->local.port)
+			a->port = theirs->local.port;
+		if (by_loopback)
+			set_loopback(a);
+	}
+	bpf_sk_release(sk);
+	return 0;
+}
+
+/* Turn the source of a datagram into what the program called it, or the container's name for its loopback. */
+static __noinline int show_sender(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp)
+{
+	struct graft_tenant *tenant;
+	struct graft_told *of;
+
+	if (!a || !stamp || !ctx->sk)
+		return 0;
+	if (stamp->flags & STAMP_CONNECTED && same_addr(a, &stamp->peer_real)) {
+		*a = stamp->peer;
+		return 0;
+	}
+	of = bpf_sk_storage_get(&told, ctx->sk, NULL, 0);
+	if (of)
+		for (int n = 0; n < TOLD_MAX; n++)
+			if (same_addr(a, &of->of[n].real)) {
+				*a = of->of[n].asked;
+				return 0;
+			}
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return 0;
+	show_neighbour(ctx, a, stamp, tenant->slice);
+	slice_show(a, tenant->slice);
+	return 0;
+}
+
 /* Turn a peer's real address into the one that the program asked for, or the container's name for its loopback. */
-static __noinline int show_peer(struct graft_addr *a, struct graft_stamp *stamp)
+static __noinline int show_peer(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp)
 {
 	struct graft_tenant *tenant;
 
+	(void)ctx;
 	if (!a)
 		return 0;
 	if (!stamp) {
@@ -64,8 +143,13 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 {
 	struct graft_tenant *tenant;
 
-	if (!a || !a->port)
+	if (!a)
 		return 0;
+	if (!a->port) { /* of a UDP socket that was disconnected the kernel has kept the address alone */
+		if (stamp && stamp->flags & STAMP_EPHEMERAL && same_ip(a->ip, stamp->local_real.ip))
+			__builtin_memcpy(a->ip, stamp->local.ip, sizeof(a->ip));
+		return 0;
+	}
 	if (!stamp) {
 		/* a published wildcard is reached from inside at SLICE_DYNAMIC, under the host's port */
 		if (!in_slices(a) || slice_index(a, slice_number(a)) == SLICE_DYNAMIC)
@@ -96,37 +180,69 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 	return 0;
 }
 
-#define SHOW4(ctx, how, ...)                                                                                         \
+/*
+ * getsockname(): a socket that connect() gave a source has none when it is not connected any more; one that has asked
+ * for the loopback leaves from there.
+ */
+static __noinline int show_name(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp)
+{
+	bool connected = in_connection(ctx->sk);
+
+	if (!a)
+		return 0;
+	if (stamp && stamp->flags & STAMP_LENT && !connected) {
+		if (ctx->family == AF_INET6)
+			__builtin_memset(a->ip, 0, sizeof(a->ip));
+		else
+			set_v4(a, 0);
+		if (ctx->protocol == IPPROTO_UDP)
+			a->port = 0;
+		return 0;
+	}
+	show_local(a, stamp, connected);
+	if (!stamp || !connected || !(stamp->flags & STAMP_CONNECTED) || !is_loopback(&stamp->peer))
+		return 0;
+	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL) && !is_any(stamp->local.ip))
+		return 0;
+	if (is_v4(&stamp->peer))
+		set_v4(a, 0);
+	else
+		__builtin_memset(a->ip, 0, sizeof(a->ip));
+	set_loopback(a);
+	return 0;
+}
+
+#define SHOW4(ctx, how)                                                                                              \
 	do {                                                                                                         \
 		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                     \
 		struct graft_addr a;                                                                                 \
                                                                                                                      \
 		load4(ctx, &a);                                                                                      \
-		how(&a, stamp, ##__VA_ARGS__);                                                                       \
+		how(ctx, &a, stamp);                                                                                 \
 		store4(ctx, &a);                                                                                     \
 	} while (0)
 
-#define SHOW6(ctx, how, ...)                                                                                         \
+#define SHOW6(ctx, how)                                                                                              \
 	do {                                                                                                         \
 		struct graft_stamp *stamp = stamp_of((ctx)->sk);                                                     \
 		struct graft_addr a;                                                                                 \
                                                                                                                      \
 		load6(ctx, &a);                                                                                      \
-		how(&a, stamp, ##__VA_ARGS__);                                                                       \
+		how(ctx, &a, stamp);                                                                                 \
 		store6(ctx, &a);                                                                                     \
 	} while (0)
 
 SEC("cgroup/getsockname4")
 int graft_getsockname4(struct bpf_sock_addr *ctx)
 {
-	SHOW4(ctx, show_local, in_connection(ctx->sk));
+	SHOW4(ctx, show_name);
 	return ALLOW;
 }
 
 SEC("cgroup/getsockname6")
 int graft_getsockname6(struct bpf_sock_addr *ctx)
 {
-	SHOW6(ctx, show_local, in_connection(ctx->sk));
+	SHOW6(ctx, show_name);
 	return ALLOW;
 }
 
@@ -170,7 +286,7 @@ int graft_recvmsg4(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	load4(ctx, &a);
 	note_asker(stamp, &a);
-	show_peer(&a, stamp);
+	show_sender(ctx, &a, stamp);
 	store4(ctx, &a);
 	return ALLOW;
 }
@@ -185,7 +301,7 @@ int graft_recvmsg6(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	load6(ctx, &a);
 	note_asker(stamp, &a);
-	show_peer(&a, stamp);
+	show_sender(ctx, &a, stamp);
 	store6(ctx, &a);
 	return ALLOW;
 }

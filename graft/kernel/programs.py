@@ -68,6 +68,7 @@ MAPS = (
     "numbers",
     "held",
     "peers",
+    "told",
     "counters",
     "denials",
 )

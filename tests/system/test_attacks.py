@@ -209,7 +209,7 @@ import ctypes; ctypes.CDLL(None).connect(s.fileno(), bytes(16), 16)
 try: s.connect(('{HOST4}', 8707)); print('connected from', s.getsockname())
 except OSError as e: print(errno.errorcode[e.errno])
 """
-    assert lab.graft("run", *python(code)).stdout == "EADDRNOTAVAIL\n"
+    assert lab.graft("run", *python(code)).stdout.startswith(f"connected from ('{HOST4}', ")
 
 
 def test_names_that_would_forge_a_line(lab):

@@ -103,6 +103,8 @@ C_ONLY = {
     "HELD_PORT": "set and read by numbers.bpf.h",
     "HELD_DYNAMIC": "set by bind.bpf.h, read by numbers.bpf.h",
     "HELD_DYNAMIC6": "set by bind.bpf.h, read by numbers.bpf.h",
+    "STAMP_LENT": "set by connect.bpf.h, read by show.bpf.h",
+    "TOLD_MAX": "read by send.bpf.h and show.bpf.h",
     "PEERS_BITS": "read by receive.bpf.h",
     "PEERS_WORDS": "read by receive.bpf.h",
     "SUP_CHANNEL": "between graft-sup and the preload library",
@@ -157,6 +159,8 @@ STRUCTS_C_ONLY = {
     "graft_udp_key": "written and read by programs alone",
     "graft_udp_place": "written and read by programs alone",
     "graft_peers": "written and read by programs alone",
+    "graft_told": "written and read by programs alone",
+    "graft_told.of[0]": "likewise",
 }
 
 
