@@ -387,6 +387,8 @@ enum graft_reason {
 	REASON_NETWORK,	       /* an address of a network that the tenant is not in */
 	REASON_BUDGET,	       /* more queries for graftd's resolver than a container may send */
 	REASON_PORTS,	       /* no port is left that the kernel may choose for the tenant */
+	REASON_CAPABILITY,     /* a port below ip_unprivileged_port_start, without CAP_NET_BIND_SERVICE */
+	REASON_RESERVED,       /* a port that the node needs */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 };
 

@@ -5,6 +5,7 @@
 #ifndef BIND_BPF_H
 #define BIND_BPF_H
 
+#include "low_ports.bpf.h"
 #include "numbers.bpf.h"
 #include "options.bpf.h"
 #include "own.bpf.h"
@@ -335,12 +336,16 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
 	}
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
+		if (!may_bind_low(tenant->netns_cookie, asked.port))
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, &asked);
 		if (proto == IPPROTO_TCP && asked.port) {
 			if (is_taken(ctx, stamp->tenant, a))
 				return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
 			*a = asked;
 			return bind_private(ctx, a, stamp, tenant, dual);
 		}
+		if (is_reserved(asked.port))
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_RESERVED), EADDRINUSE, proto, &asked);
 		if (!share_port(ctx, a, tenant, stamp->tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
 		if (!may_have_port(ctx, a, stamp->tenant))
@@ -349,6 +354,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (!is_any(asked.ip) && !is_loopback(&asked))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
+	if (!may_bind_low(tenant->netns_cookie, asked.port))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, a);
 	return bind_private(ctx, a, stamp, tenant, dual);
 }
 

@@ -26,9 +26,10 @@
  * guard.bpf.h    What the host's own programs may reach.
  *
  * Below these: destination.bpf.h is what connect and send decide alike, own.bpf.h addresses that are a container's
- * own, numbers.bpf.h ports that nobody names, loopback.bpf.h who listens on a container's loopback, kernel_sock.bpf.h
- * what the kernel's socket says, rules.bpf.h the look-up of rules, report.bpf.h refusals, maps.bpf.h the maps,
- * slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd shares.
+ * own, numbers.bpf.h ports that nobody names, low_ports.bpf.h ports that ask for a capability, loopback.bpf.h who
+ * listens on a container's loopback, kernel_sock.bpf.h what the kernel's socket says, rules.bpf.h the look-up of
+ * rules, report.bpf.h refusals, maps.bpf.h the maps, slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd
+ * shares.
  *
  * It rests on these facts, each of which a test under tests/kernel proves. An accepted socket is in its listener's
  * cgroup. IPv4-mapped addresses arrive in the hooks of IPv6 for bind and connect, in sendmsg4 for sends. MPTCP runs

@@ -154,6 +154,15 @@ struct {
 	__type(value, __u64);
 } listed SEC(".maps");
 
+/* By port: of UDP, because a container's TCP has no port on the host that nobody has published. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} reserved SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

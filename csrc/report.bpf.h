@@ -9,6 +9,7 @@
 
 #define EPERM 1
 #define ENOENT 2
+#define EACCES 13
 #define EEXIST 17
 #define EINVAL 22
 #define ENOPROTOOPT 92

@@ -149,6 +149,7 @@ class Attach(AdminRequest, tag="attach"):
     publish: list[str] = []
     names: list[str] = []
     resolver: str = ""
+    pod: bool = False  # of Kubernetes: who asks for its ports is not the node's root
 
 
 class Attached(AdminRequest, tag="attached"):

@@ -304,7 +304,9 @@ def _in_force() -> str:
 def _described(configuration: dict[str, Any]) -> str:
     pods = ", ".join(configuration["pods"]["annotations"]) or "nothing that takes"
     ranges = ", ".join(configuration["addresses"]) or "none"
-    return f"pods: {pods}; addresses: {ranges}"
+    ports = ", ".join(configuration["reserved_ports"]) or "none"
+    listening = ", and what listens when graftd begins" if configuration["reserve_listening"] else ""
+    return f"pods: {pods}; addresses: {ranges}; reserved ports: {ports}{listening}"
 
 
 CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (

@@ -22,7 +22,7 @@ from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
 from graft.kernel import linux
 from graft.kernel.netns import open_netns
-from graft.rules.address import Address
+from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
 from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.publication import parse_publication
@@ -262,6 +262,7 @@ class Admin:
             "calls": calls,
             "call_ns": ns,
             "configuration": tenancy.configuration.document(),
+            "reserved": sorted(f"{port}/{PROTOCOL_NAME[protocol]}" for protocol, port in tenancy.reserved),
             "configured_by": str(configuration_path()),
         }
 

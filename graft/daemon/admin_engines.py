@@ -74,9 +74,11 @@ class EngineOrders:
         tenancy = self.tenancy
         path = str(configuration_path())
         trust.check_believed(container, tenancy.configuration, tenancy.limits, path)
-        owned = parse_request(metadata.request).ip
-        given = trust.given_to(tenancy.registry, container) if owned else []
-        trust.check_addresses(container, owned, given, tenancy.configuration.addresses, path)
+        asked = parse_request(metadata.request)
+        given = trust.given_to(tenancy.registry, container) if asked.ip else []
+        trust.check_addresses(container, asked.ip, given, tenancy.configuration.addresses, path)
+        if container.engine == trust.POD:
+            trust.check_ports(asked.publish, tenancy.reserved, path)
 
     def _check_network(self, container: Container) -> None:
         """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
@@ -114,6 +116,8 @@ class EngineOrders:
         for text in request.addresses:
             attachment.give(text, number, request.within)
         attachment.publications = [parse_publication(p) for p in request.publish]
+        if request.pod:
+            trust.check_ports(attachment.publications, self.tenancy.reserved, str(configuration_path()))
         attachment.offered = [{"publish": str(p)} for p in attachment.publications]
         if attachments.twins_inside(registry_, attachment):  # each of a container's networks names its ports
             attachment.publications = []

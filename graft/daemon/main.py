@@ -121,6 +121,7 @@ class Daemon:
         self.tenancy = Tenancy(
             self.directory, self.loop, self.store, self.kernel, self.registry, self.limits, configuration
         )
+        self.kernel.reserve({port for protocol, port in self.tenancy.reserved if protocol == socket.IPPROTO_UDP})
         self.calls = self.tenancy.calls
         self.resolver = Resolver(self.loop, self.registry, self.kernel, self.store)
         self.docker = Docker(

@@ -15,6 +15,7 @@ from graft.daemon.connection import Connection
 from graft.daemon.verbose import Teller
 from graft.kernel import linux
 from graft.kernel.denials import CONVERTED, Event
+from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import Stamper
@@ -24,7 +25,7 @@ from graft.process.store import Store
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
 from graft.tenants.registry import Registry
-from graft.tenants.tenant import API, WRAPPER, Tenant
+from graft.tenants.tenant import API, OWNER_BASE, WRAPPER, Tenant
 from graft.trap.dispatch import scope_of
 from graft.trap.family import Family
 from graft.trap.listeners import Listeners
@@ -55,6 +56,7 @@ class Tenancy:
         self.registry = registry
         self.limits = limits  # of a container that names none
         self.configuration = configuration
+        self.reserved = configuration.reserved(wildcard_ports(OWNER_BASE))
         self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
         self.family = Family(self.sockets, kernel.maps["families"])
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)

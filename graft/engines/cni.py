@@ -154,10 +154,13 @@ def _ports(config: Document) -> list[str]:
     return found
 
 
+def _arguments() -> dict[str, str]:
+    return dict(w.partition("=")[::2] for w in os.environ.get("CNI_ARGS", "").split(";"))
+
+
 def _names(config: Document) -> list[str]:
-    words = dict(w.partition("=")[::2] for w in os.environ.get("CNI_ARGS", "").split(";"))
     aliases = ((config.get("runtimeConfig") or {}).get("aliases") or {}).get(config["name"]) or []
-    return [n for n in (words.get("K8S_POD_NAME", ""), *aliases) if n]
+    return [n for n in (_arguments().get("K8S_POD_NAME", ""), *aliases) if n]
 
 
 def _inside(previous: Document) -> bool:
@@ -187,6 +190,7 @@ def add(config: Document, text: str) -> Document:
             within=config.get("network") or "",
             publish=_ports(config),
             names=_names(config),
+            pod="K8S_POD_NAME" in _arguments(),
             resolver=gateway if config.get("resolver", True) else "",
         )
     except BaseException as error:

@@ -17,6 +17,7 @@ from graft.rules.address import Address, Prefix
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
+from graft.rules.publication import Publication
 from graft.rules.request import setting_of
 from graft.tenants.registry import Registry
 
@@ -85,6 +86,22 @@ def check_addresses(
                 hint="take another one",
                 code="EACCES",
             )
+
+
+def check_ports(publications: Iterable[Publication], reserved: Collection[tuple[int, int]], path: str) -> None:
+    """Raise Refused if a pod's publication takes one of the ports that are the node's, as (protocol, port).
+
+    While such a port is in use, nobody can publish it. This is for the moment in which kubelet, or whatever else of
+    the node's, is being restarted. @path: as above.
+    """
+    for publication in publications:
+        for port in range(publication.host_first, publication.host_first + publication.span):
+            if (publication.protocol, port) in reserved:
+                raise Refused(
+                    f"-p {publication}: port {port} is the node's, not a pod's",
+                    hint=f"publish another host port; {path}, reserved_ports and reserve_listening, say which are",
+                    code="EACCES",
+                )
 
 
 def _special(network: Prefix, address: Address) -> bool:

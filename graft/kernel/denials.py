@@ -25,6 +25,8 @@ REASONS = (
     "an address of a network that the container is not in",
     "more queries than a container may send",
     "no port is left that the kernel may choose",
+    "no capability for a port as low as this",
+    "a port that the node needs",
     "converted",
 )
 CONVERTED = REASONS[-1]

@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from graft.errors import Failure
@@ -59,6 +59,7 @@ MAPS = (
     "listed",
     "udp_ports",
     "udp_place",
+    "reserved",
     "client_ports",
     "dynamic_ports",
     "served_ports",
@@ -167,6 +168,7 @@ class Kernel:
             "listeners": 8,
             "listening": LISTENING.size,
             "udp_ports": 4,
+            "reserved": 4,
             "usage": USAGE.size,
             "client_ports": 4,
             "dynamic_ports": 4,
@@ -288,6 +290,14 @@ class Kernel:
         """
         self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
         self._limit_ports(OWN_TENANT, ports)
+
+    def reserve(self, ports: Collection[int]) -> None:
+        """Let no container bind these UDP ports at an address of its own. Raises OSError."""
+        keys = {port.to_bytes(4, "little") for port in ports}
+        for key in set(self.maps["reserved"].keys(4)) - keys:
+            self.maps["reserved"].delete(key)
+        for key in keys:
+            self.maps["reserved"].update(key, bytes(4))
 
     def denials(self, callback: Callable[[Event], None]) -> int:
         """Open the ring buffer of denials; drain() hands them to @callback. Returns the descriptor to poll.

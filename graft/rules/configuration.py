@@ -5,35 +5,67 @@ the narrow ones. graftd reads it when it starts.
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from graft import toml
 from graft.errors import Failure, UsageError
-from graft.rules.address import Prefix, parse_prefix
+from graft.rules.address import PROTOCOL_NAME, Prefix, parse_ports, parse_prefix
 from graft.rules.request import LABELS
 
 CONFIGURATION = Path("/etc/graft/graftd.toml")
+# sshd; etcd; the API server; kubelet, kube-proxy and the cloud, controller and scheduler managers
+NODE_PORTS = ((22, 22), (2379, 2380), (6443, 6443), (10248, 10250), (10256, 10259))
 # What an author of pods may ask for if pods.annotations says so; the others take nothing, and need no word
 ANNOTATIONS = (*(f"graft.{label}" for label in LABELS), "graft.netadmin", "graft.endpoint")
+
+Ports = tuple[int, int]  # first and last, both included
 
 
 class Configuration(NamedTuple):
     """The values of graftd.toml. The names are its keys."""
 
+    reserved_ports: tuple[Ports, ...] = (
+        NODE_PORTS  # that no container binds at an address of its own, nor pod publishes
+    )
+    reserve_listening: bool = True  # the same of what listens on the host's wildcard address when graftd begins
     addresses: tuple[Prefix, ...] = ()  # that engines' settings may give, beside those of the engine's own network
     annotations: tuple[str, ...] = ()  # [pods]: names of what pods' annotations may take
+
+    def reserved(self, listening: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+        """The ports that are the node's, as (protocol, port). @listening: those taken on the wildcard address."""
+        listed = {
+            (protocol, port)
+            for first, last in self.reserved_ports
+            for port in range(first, last + 1)
+            for protocol in PROTOCOL_NAME
+        }
+        return listed | set(listening if self.reserve_listening else ())
 
     def document(self) -> dict[str, Any]:
         """The configuration in JSON, for `graft doctor`."""
         return {
+            "reserved_ports": [ports_text(ports) for ports in self.reserved_ports],
+            "reserve_listening": self.reserve_listening,
             "addresses": [str(prefix) for prefix in self.addresses],
             "pods": {"annotations": list(self.annotations)},
         }
 
 
+def ports_text(ports: Ports) -> str:
+    """The range as it is written: PORT or PORT-PORT."""
+    return str(ports[0]) if ports[0] == ports[1] else f"{ports[0]}-{ports[1]}"
+
+
 def _parse_prefix(value: Any) -> Prefix:
     return parse_prefix(toml.text(value))
+
+
+def _parse_ports(value: Any) -> Ports:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UsageError(f"{value} is not a port", hint='like 22 or "2379-2380"')
+    return parse_ports(str(value), least=1)
 
 
 def _parse_annotation(value: Any) -> str:
@@ -44,6 +76,8 @@ def _parse_annotation(value: Any) -> str:
 
 
 SCHEMA: toml.Schema = {
+    "reserved_ports": toml.each(_parse_ports),
+    "reserve_listening": toml.flag,
     "addresses": toml.each(_parse_prefix),
     "pods": {"annotations": toml.each(_parse_annotation)},
 }

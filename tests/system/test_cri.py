@@ -114,6 +114,14 @@ def test_annotations_take_nothing(containerd, host):
         pod.remove()
 
 
+def test_ports_of_the_node(containerd, host):
+    """Also while kubelet is being restarted, and nobody has them."""
+    says = "-p 10250:80/tcp: port 10250 is the node's, not a pod's (publish another host port; "
+    with pytest.raises(grpc.RpcError, match=re.escape(says)):
+        containerd.pod("greedy", ports=[{"container_port": 80, "host_port": 10250}])
+    refused(containerd, f"{says}{host.config}, reserved_ports and reserve_listening, say which are)", graft_publish="10250:80")
+
+
 def gone(host, address):
     wait_for(lambda: f"inet {address}/" not in host.host("ip", "address").stdout, f"the end of {address}")
 

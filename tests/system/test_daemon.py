@@ -25,7 +25,7 @@ def test_limits_of_the_environment_that_are_wrong(own_lab):
 
 def test_a_configuration_that_is_wrong(own_lab):
     """graftd does not start with it, --replace leaves the running one alone, and a crash costs no container."""
-    says = f"{own_lab.config}: unknown key 'networks' (addresses, "
+    says = f"{own_lab.config}: unknown key 'networks' (reserved_ports, "
     own_lab.config.write_text("networks = []\n")
     assert f"graftd: {says}" in own_lab.host(GRAFTD).stderr
     own_lab.refused((GRAFT, "run", "true"), 125, f"graft: graftd ends at once: {says}")

@@ -9,6 +9,7 @@ from graft.rules.address import parse_prefix
 from graft.rules.configuration import ANNOTATIONS, Configuration
 from graft.rules.limits import Limits
 from graft.rules.own_address import parse_own
+from graft.rules.publication import parse_publication
 from graft.rules.request import LABELS
 from graft.tenants.attachment import Attachment
 from tests.unit.fakes import make_registry, make_tenant
@@ -114,6 +115,16 @@ def test_addresses_that_the_administrator_allows():
     placed("fd00::7", allowed=["203.0.113.0/28", "fd00::/8"])
     with pytest.raises(Refused):
         placed("203.0.113.16", allowed=["203.0.113.0/28"])
+
+
+def test_ports_of_the_node():
+    reserved = Configuration(reserved_ports=((10248, 10250),)).reserved({(17, 53)})
+    for text, port in (("10250:80", 10250), ("10240-10260:1-21/udp", 10248), ("127.0.0.1:53:53/udp", 53)):
+        with pytest.raises(Refused) as found:
+            trust.check_ports([parse_publication("8080:80"), parse_publication(text)], reserved, FILE)
+        assert f": port {port} is the node's, not a pod's (publish another host port; {FILE}, reserved_ports" in str(found.value)
+    trust.check_ports(map(parse_publication, ("10251:80", "53:53", "8080:10250")), reserved, FILE)
+    assert Configuration(reserved_ports=(), reserve_listening=False).reserved({(17, 53)}) == set()
 
 
 def test_which_networks_the_engine_gives(monkeypatch, tmp_path):

@@ -41,6 +41,8 @@ REASONS = {
         "REASON_NETWORK": "an address of a network that the container is not in",
         "REASON_BUDGET": "more queries than a container may send",
         "REASON_PORTS": "no port is left that the kernel may choose",
+        "REASON_CAPABILITY": "no capability for a port as low as this",
+        "REASON_RESERVED": "a port that the node needs",
         "REASON_CONVERTED": denials.CONVERTED,
     }.items()
 }

@@ -19,7 +19,8 @@ def file(tmp_path, monkeypatch):
 def test_the_defaults_are_narrow(file, monkeypatch, tmp_path):
     told = read_configuration()
     assert told == Configuration()
-    assert (told.addresses, told.annotations) == ((), ())
+    assert (told.addresses, told.annotations, told.reserve_listening) == ((), (), True)
+    assert told.document()["reserved_ports"] == ["22", "2379-2380", "6443", "10248-10250", "10256-10259"]
     monkeypatch.delenv("GRAFT_CONFIG")
     monkeypatch.setattr(configuration, "CONFIGURATION", tmp_path / "absent.toml")
     assert read_configuration() == Configuration()
@@ -33,11 +34,14 @@ def test_a_file_that_is_named_has_to_be_there(file):
 
 def test_all_of_it(file):
     file.write_text(
-        'addresses = ["10.9.0.0/16", "fd00::7"]\n'
+        'reserved_ports = [22, "8000-8010"]\nreserve_listening = false\naddresses = ["10.9.0.0/16", "fd00::7"]\n'
         '[pods]\nannotations = ["graft.publish", "graft.endpoint", "graft.endpoint.web"]\n'
     )
     told = read_configuration()
+    assert told.reserved_ports == ((22, 22), (8000, 8010))
     assert told.document() == {
+        "reserved_ports": ["22", "8000-8010"],
+        "reserve_listening": False,
         "addresses": ["10.9.0.0/16", "fd00::7/128"],
         "pods": {"annotations": ["graft.publish", "graft.endpoint", "graft.endpoint.web"]},
     }
@@ -46,13 +50,16 @@ def test_all_of_it(file):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("reserved_ports = [0]", "reserved_ports: '0' is not a port (a number from 1 to 65535)"),
+        ("reserved_ports = [true]", 'reserved_ports: True is not a port (like 22 or "2379-2380")'),
+        ('reserved_ports = ["9-8"]', "reserved_ports: port range '9-8' runs backwards (write 8-9)"),
         ('addresses = ["10.9.0.1/16"]', "addresses: '10.9.0.1/16' has bits set after the prefix (like 10.77.0.0/16)"),
         ('addresses = ["10.9.0.0/33"]', "addresses: '10.9.0.0/33' is not an address with its prefix length"),
         ('addresses = ["host"]', "addresses: 'host' is not an IP address"),
         ('[pods]\nannotations = ["publish"]', "pods.annotations: 'publish' is no annotation that needs it"),
         ('[pods]\nannotations = ["graft.family"]', "pods.annotations: 'graft.family' is no annotation that needs it"),
         ('[pods]\nannotations = ["graft.endpoint."]', "pods.annotations: 'graft.endpoint.' is no annotation"),
-        ("[pod]", "unknown key 'pod' (addresses, pods)"),
+        ("[pod]", "unknown key 'pod' (reserved_ports, reserve_listening, addresses, pods)"),
     ],
 )
 def test_what_is_wrong(file, text, says):

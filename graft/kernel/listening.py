@@ -1,0 +1,40 @@
+"""Which ports the host's own programs have on the wildcard address, from /proc/net (proc_net(5))."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from graft.kernel.addresses import ephemeral_ports
+
+LISTENING = {"tcp": "0A", "udp": "07"}  # TCP_LISTEN; of UDP TCP_CLOSE: not connected (include/net/tcp_states.h)
+PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+
+
+def wildcard_ports(below_uid: int) -> set[tuple[int, int]]:
+    """The ports of the current netns that are taken on 0.0.0.0 or [::], as (protocol, port).
+
+    @below_uid: sockets of this uid and greater ones do not count; they are containers'. Nor does a UDP port that the
+    kernel may have chosen: whoever has it now will have another one tomorrow. Raises OSError.
+    """
+    low, high = ephemeral_ports()
+    found = {
+        (PROTOCOLS[kind], port)
+        for kind in PROTOCOLS
+        for name in (kind, f"{kind}6")
+        for port, uid in _entries(Path("/proc/net", name), LISTENING[kind])
+        if uid < below_uid
+    }
+    return {(protocol, port) for protocol, port in found if protocol == socket.IPPROTO_TCP or not low <= port <= high}
+
+
+def _entries(path: Path, state: str) -> Iterator[tuple[int, int]]:
+    """Port and uid of each socket in this state at the wildcard; nothing without the family."""
+    try:
+        lines = path.read_text().splitlines()[1:]
+    except FileNotFoundError:
+        return
+    for line in lines:
+        fields = line.split()
+        address, _, port = fields[1].partition(":")
+        if fields[3] == state and not address.strip("0"):
+            yield int(port, 16), int(fields[7])
