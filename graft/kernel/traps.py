@@ -150,6 +150,9 @@ IPV6_OPTIONS = Condition(2, _except(socket.IPV6_V6ONLY), "the option is not IPV6
 # netfilter's, multicast routing's and IPVS's, as in csrc/options.bpf.h
 FIREWALL = Condition(2, ((64, TOP),), "the option is 64 or above")
 FIREWALL6 = Condition(2, ((64, 65), (68, 69), (79, TOP)), "the option is 64-65, 68-69, or 79 or above")
+# Those of them that Linux 6.18 has: iptables', SO_ORIGINAL_DST, ipset's, arptables', ebtables', MRT_*, IPVS's
+FIREWALL_HAS = ((64, 67), (80, 80), (83, 83), (96, 99), (128, 131), (200, 212), (1152, 1167))
+FIREWALL6_HAS = ((64, 65), (68, 69), (80, 80), (200, 212))
 
 # The order is that of the filter's comparisons: what programs call often comes first.
 _ADDRESS = "graftd %s the endpoint, puts another socket in place, or lets it proceed"
@@ -283,6 +286,12 @@ def reads_firewall(args: tuple[int, ...]) -> bool:
     return any(
         level.holds(args) and name.holds(args) for level, name in ((IP_LEVEL, FIREWALL), (IPV6_LEVEL, FIREWALL6))
     )
+
+
+def firewall_has(args: tuple[int, ...]) -> bool:
+    """Has the kernel the option that reads_firewall() is true for? Programs may try any number."""
+    ranges = FIREWALL_HAS if IP_LEVEL.holds(args) else FIREWALL6_HAS
+    return any(low <= args[2] & TOP <= high for low, high in ranges)
 
 
 def trapped(arch: int, number: int) -> str:

@@ -197,7 +197,7 @@ class Supervisor:
         with sock:
             if name == "getsockopt" and traps.reads_firewall(caller.args):
                 own = ioctl.is_own(caller, tenant, self.stamps, sock, self.is_hosts)
-                return PROCEED if own else Answer(error=errno.EPERM)
+                return PROCEED if own else Answer(error=_firewall_error(caller, sock))
             stamp = self.stamps.get(sock.fileno())
             if stamp is None:
                 return self._unstamped(name, caller, tenant, sock)
@@ -338,3 +338,10 @@ def _show(caller: Caller, _tenant: TenantView, sock: socket.socket, stamp: Stamp
         raw, port = (ANY4, 0) if Address(stamp.peer[0]).v4 else (ANY6, 0)
     caller.write_value(caller.args[1], caller.args[2], target.sockaddr(Address(raw), port))
     return Answer()
+
+
+def _firewall_error(caller: Caller, sock: socket.socket) -> int:
+    """The errno of getsockopt() of a number among the firewall's: the kernel's, where it has no such option."""
+    if caller.number(1) == socket.IPPROTO_IPV6 and sock.family == socket.AF_INET:
+        return errno.EOPNOTSUPP
+    return errno.EPERM if traps.firewall_has(caller.args) else errno.ENOPROTOOPT

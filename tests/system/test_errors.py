@@ -32,6 +32,12 @@ tell(socket.socket(v4, udp), ('connect', inet('127.0.0.1', 3004)), ('connect', i
 tell(socket.socket(v4, udp), ('bind', inet('127.0.0.1', 3005)), ('send', inet('{CLIENT4}')))
 tell(socket.socket(v6, udp), ('bind', inet6('::1', 3006)), ('send', inet6('::ffff:127.0.0.1')))
 tell(socket.socket(v6, udp), ('bind', inet6('::ffff:127.0.0.1', 3007)), ('send', inet6('{CLIENT6}')), ('send', inet6('::1')))
+for family, level in ((v4, 0), (v6, 0), (v6, 41), (v4, 41), (v4, 6), (v4, 1)):
+    sock, length = socket.socket(family, tcp), ctypes.c_uint32(4)
+    for number in (63, 79, 126, 150, 199, 300, 70000):
+        for call, size in (('getsockopt', ctypes.byref(length)), ('setsockopt', 4)):
+            failed = getattr(libc, call)(sock.fileno(), level, number, bytes(8), size)
+            print(level, number, call, errno.errorcode[ctypes.get_errno()] if failed else 'done')
 """
 
 
