@@ -44,6 +44,7 @@ NAME_MAX = 64
 UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
 UNTRUSTED_LISTENERS = 16  # of one such tenant
 UNTRUSTED_TENANTS = 64  # of one such user
+UNTRUSTED_TENANTS_ALL = 4096  # of all such users: one person may have 65536 uids (subuid(5))
 
 Target = protocol.Run | protocol.Metadata
 
@@ -358,8 +359,11 @@ def _check_share(reg: Registry, uid: int, rules: int) -> None:
     """Raise Refused if an unprivileged user asks for more than their share of the BPF maps and of graftd's time."""
     if rules > UNTRUSTED_RULES:
         raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
-    if sum(t.uid == uid and not t.trusted for t in reg.tenants.values()) >= UNTRUSTED_TENANTS:
+    uids = [t.uid for t in reg.tenants.values() if not t.trusted]
+    if uids.count(uid) >= UNTRUSTED_TENANTS:
         raise Refused(f"{UNTRUSTED_TENANTS} wrappers of this user are running", code="ENOSPC")
+    if len(uids) >= UNTRUSTED_TENANTS_ALL:
+        raise Refused(f"{UNTRUSTED_TENANTS_ALL} wrappers of users without root are running", code="ENOSPC")
 
 
 def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
@@ -376,14 +380,17 @@ def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
 
 def api_tenant(tenancy: Tenancy, pid: int, uid: int) -> Tenant:
     """The tenant of a program that asks for sockets by the agent socket: the container of its netns, if there is one,
-    else the netns' tenant of kind `api`, which is made if need be.
+    else the tenant of kind `api` that the netns has for this user, which is made if need be.
+
+    Users do not share one: it has the limits, and the uid among whose sockets SO_REUSEPORT works.
 
     Raises Refused, and OSError if the program has ended.
     """
     reg = tenancy.registry
     with _open_netns(pid) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
-        found = reg.by_netns(netns) or next((t for t in reg.of_netns(netns) if t.kind == API), None)
+        of_user = (t for t in reg.of_netns(netns) if t.kind == API and t.uid == uid)
+        found = reg.by_netns(netns) or next(of_user, None)
         if found:
             return found
         if uid:

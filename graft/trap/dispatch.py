@@ -3,8 +3,9 @@
 A call is decided and answered in a worker thread, because that may block for ever: another program may serve the
 memory that is read (userfaultfd(2), FUSE) or hold the lock of the socket, and ADDFD waits until the target runs
 again. So that one container cannot take all threads, an account has at most SLOW_CALLS of them, and all accounts
-together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unprivileged user. Further calls wait in
-the account's queue.
+together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unprivileged user. A user may have many
+uids (subuid(5)), so all accounts of users together have at most SLOW_CALLS_USERS: the rest is for containers. Further
+calls wait in the account's queue.
 
 graft/trap/listeners.py says which thread may touch what.
 """
@@ -35,6 +36,7 @@ from graft.trap.supervisor import Supervisor
 
 SLOW_CALLS = 4
 SLOW_CALLS_ALL = 512
+SLOW_CALLS_USERS = SLOW_CALLS_ALL // 2
 
 
 class Watched:
@@ -114,7 +116,7 @@ class Dispatcher:
             watched.claimed.add(slot.number)
         account = watched.account
         with self.lock:
-            if self.slow[account] >= SLOW_CALLS or self.slow.total() >= SLOW_CALLS_ALL:
+            if not self._has_room(account):
                 self.queues.setdefault(account, deque()).append((watched, slot))
                 return
             self.slow[account] += 1
@@ -125,10 +127,19 @@ class Dispatcher:
                 self.slow[account] -= 1
                 self.queues.setdefault(account, deque()).appendleft((watched, slot))
 
+    def _has_room(self, account: tuple[str, int]) -> bool:
+        """May one more call of the account be at work? The caller holds the lock."""
+        users = sum(count for (kind, _), count in self.slow.items() if kind == "uid")
+        return (
+            self.slow[account] < SLOW_CALLS
+            and self.slow.total() < SLOW_CALLS_ALL
+            and (account[0] != "uid" or users < SLOW_CALLS_USERS)
+        )
+
     def resume(self, account: tuple[str, int] | None) -> None:
         """Dispatch one waiting call: of this account, or else of another one that has a thread of its share free."""
         with self.lock:
-            free = [key for key, waiting in self.queues.items() if waiting and self.slow[key] < SLOW_CALLS]
+            free = [key for key, waiting in self.queues.items() if waiting and self._has_room(key)]
             key = account if account in free else next(iter(free), None)
             following = self.queues[key].popleft() if key else None
             self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}

@@ -45,6 +45,11 @@ def thread_group(pid: int) -> int:
     return int(_status(pid, b"Tgid:")[0])
 
 
+def threads(pid: int) -> int:
+    """How many threads a thread's process has (proc(5), Threads). Raises OSError if it is gone."""
+    return int(_status(pid, b"Threads:")[0])
+
+
 def _status(pid: int, field: bytes) -> list[bytes]:
     with open(f"/proc/{pid}/status", "rb") as status:
         for line in status:

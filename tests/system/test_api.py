@@ -68,6 +68,24 @@ def test_real_clients_see_the_hosts_address(lab, package, table):
     assert lab.client(*python(f"import socket; print(socket.create_connection(('{HOST4}',8301),10).recv(99).decode())")).stdout == f"{CLIENT4}\n"
 
 
+def test_users_share_nothing(lab, package, table):
+    """Neither a port by SO_REUSEPORT, where one would get the other's connections, nor limits."""
+    code = """
+import graft, socket, sys
+s = graft.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+try: s.bind('ep-six2'); s.listen(); print('up', flush=True)
+except OSError as e: print(e.errno, flush=True)
+sys.stdin.read()
+"""
+    started = []
+    for uid, told in (65534, "up"), (65534, "up"), (65533, "98"):
+        other = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *program(package, code))
+        started.append(lab.spawn(*other, client=True, stdin=-1, stdout=-1))
+        assert started[-1].stdout.readline() == f"{told}\n", uid
+    for each in started:
+        lab.end(each)
+
+
 def test_options_wait_for_the_endpoint(lab, package, table):
     code = """
 import graft, socket

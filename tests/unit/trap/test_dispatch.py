@@ -180,6 +180,26 @@ def test_listeners_of_a_user_share_one_account(bench):
     assert all(bench.idle(each) for each in watched)
 
 
+def test_users_leave_threads_to_containers(bench, monkeypatch):
+    """One person may have many uids."""
+    monkeypatch.setattr(dispatch, "SLOW_CALLS_USERS", 2)
+    watched = [bench.listen(tenant=make_tenant(bench.registry, f"u{uid}", uid, uid=uid), trusted=False) for uid in (1, 2, 3)]
+    container = bench.listen("container", 4)
+    go, handled = bench.hold(1, 2, 3), bench.graftd.supervisor.handled
+    for number, each in enumerate(watched[:2], 1):
+        bench.receive(each, call(number))
+        handled.get(timeout=SECONDS)
+    bench.receive(watched[2], call(3))
+    wait_for(lambda: bench.dispatcher.queues, "the queue")
+    bench.dispatcher.resume(None)
+    assert (list(bench.dispatcher.queues), handled.empty()) == ([("uid", 3)], True)
+    bench.receive(container, call(4))
+    assert container.listener.next() == ("proceed", 4)
+    go.set()
+    assert all(bench.idle(each) for each in watched)
+    wait_for(lambda: not bench.dispatcher.queues, "the queue's end")
+
+
 def test_no_thread_to_be_had(bench, monkeypatch):
     """The call waits for the next tick."""
     watched = bench.listen()

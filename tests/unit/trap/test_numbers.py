@@ -52,6 +52,15 @@ def test_a_free_number(threads, taken, found):
     assert number(threads, taken) == found
 
 
+def test_a_table_is_not_listed(monkeypatch):
+    """It may be as long as the program likes."""
+    monkeypatch.setattr(os, "listdir", None)
+    monkeypatch.setattr(os, "scandir", None)
+    assert free_number(os.getpid()) == FAMILY_FIRST
+    with pytest.raises(FileNotFoundError):
+        free_number(1 << 22)
+
+
 def test_one_process_at_a_time():
     """The threads of a process take turns; those of another one do not wait for them."""
     turns, inside, worst = Turns(), [], []
