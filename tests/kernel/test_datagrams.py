@@ -70,6 +70,29 @@ def test_whom_it_has_sent_to_may_answer(world: World):
                 assert hears(asker) == b"answer"
 
 
+@pytest.mark.kernel
+@isolated
+def test_a_connected_socket_sends_to_a_mapped_peer(world: World):
+    """The kernel names the peer's real address to the hook of IPv4 for each send()."""
+    addresses(world)
+    server, client = world.sock(V4, UDP), world.sock(V6, UDP)
+    server.bind(("127.0.0.1", 5000))
+    client.connect(("::ffff:127.0.0.1", 5000))
+    client.send(b"?")
+    server.settimeout(5)
+    told, source = server.recvfrom(9)
+    assert (told, source) == (b"?", ("127.0.0.1", client.getsockname()[1]))
+    server.sendto(b"answer", source)
+    assert hears(client) == b"answer"
+    peer = others(world, V4, HERE4)
+    client = world.sock(V6, UDP)
+    client.connect((f"::ffff:{HERE4}", peer.getsockname()[1]))
+    client.send(b"?")
+    assert peer.recv(9) == b"?"
+    with refused(errno.ENETUNREACH):
+        client.sendto(b"?", ("::ffff:203.0.113.1", 9))
+
+
 @isolated
 def test_whoever_hears_a_group_may_answer(world: World):
     """As in mDNS and SSDP, whose answers come from hosts that nobody knew before."""
