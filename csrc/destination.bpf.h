@@ -68,10 +68,14 @@ static __always_inline int family_error(struct bpf_sock_addr *ctx, const struct 
 	return 0;
 }
 
-/* Has graftd looked this destination up by name, for this socket? */
+/*
+ * Has graftd looked this destination up by name, for this socket? One that is bound to its private loopback may not
+ * leave that by a name either: a server elsewhere would take it for its own host's.
+ */
 static __always_inline bool is_permitted(const struct graft_stamp *stamp, const struct graft_addr *a)
 {
-	return stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real);
+	return stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real) &&
+	       (!(stamp->flags & STAMP_PRIVATE) || is_loopback(a));
 }
 
 /* Why a call is to be refused, and the errno that the program gets. */

@@ -36,6 +36,7 @@
 #define SO_BROADCAST_ 6
 #define SO_REUSEADDR_ 2
 #define SO_REUSEPORT_ 15
+#define TCP_SAVE_SYN_ 27
 #define TCP_ULP_ 31
 #define SOCK_STREAM_ 1
 #define IP_FREEBIND_ 15
@@ -372,6 +373,10 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 		error = option == OPTION_UNKNOWN ? unknown_option(ctx) : refused_option(ctx, option);
 	else if (ctx->level == SOL_SOCKET_ && ctx->optname == SO_PRIORITY_ && int_value(ctx, &value) && value > 6)
 		error = EPERM;
+	else if (ctx->level == SOL_TCP_ && ctx->optname == TCP_SAVE_SYN_ && ctx->sk->protocol != IPPROTO_UDP &&
+		 int_value(ctx, &value) && value == 2)
+		error = EPERM; /* TCP_SAVED_SYN would have the hardware addresses of a host's device and its neighbour
+				*/
 	else if (ctx->level == SOL_TCP_ && ctx->optname == TCP_ULP_ && ctx->sk->protocol != IPPROTO_UDP &&
 		 ulp_forbidden(ctx))
 		error = ENOENT;

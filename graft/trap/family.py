@@ -48,7 +48,7 @@ from graft.kernel.stamps import (
     Stamp,
 )
 from graft.kernel.traps import SOCKADDR_GR
-from graft.rules.address import ANY6
+from graft.rules.address import ANY6, parse_address
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.trap import deputy, swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
@@ -312,7 +312,8 @@ class Family:
         """Note in the stamp of @sock that it may reach @endpoint. Returns the endpoint's address for connect().
 
         Raises OSError: EACCES if the endpoint, or the one that the socket is bound to, is not there to leave from or
-        to; EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns.
+        to; EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns, EADDRNOTAVAIL if the
+        socket has a source on its private loopback and the endpoint is elsewhere.
         """
         assert endpoint.address is not None
         allow(endpoint, leave=True)
@@ -324,6 +325,9 @@ class Family:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         if stamp.place != endpoint.place:  # the same address in another netns is another server
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+        own = parse_address(sock.getsockname()[0].partition("%")[0])  # as the program sees it
+        if own.loopback and not endpoint.address.loopback:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         real = (endpoint.address.raw, endpoint.port)
         stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_PERMIT, peer=real, peer_real=real))
         return target.host_address(endpoint.address, endpoint.port)

@@ -199,6 +199,35 @@ print(errno.errorcode[b.connect_ex(('{CLIENT4}', 9))])
     lab.graft("endpoint", "del", "ep-in", check=True)
 
 
+def test_a_private_source_leaves_by_no_name(lab):
+    """A server that trusts 127.0.0.0/8 would take the program for one of its own host."""
+    served = f"import socket; s = socket.socket(); s.bind(('{HOST4}', 8311)); s.listen(); print('up', flush=True)\nwhile True: s.accept()[0].close()"
+    server = lab.spawn(*python(served), stdout=-1)
+    server.stdout.readline()
+    lab.add_endpoints({"ep-to": f"type ipv4 addr {HOST4} port 8311"})
+    code = f"""
+import ctypes, errno, json, socket
+libc = ctypes.CDLL(None)
+def permit(sock):
+    with socket.socket(1) as agent:
+        agent.settimeout(9); agent.connect({str(lab.run_dir / "agent.sock")!r})
+        socket.send_fds(agent, [json.dumps(dict(op='permit', name='ep-to')).encode()], [sock.fileno()])
+        print(json.loads(agent.recv(9999)).get('error', dict(code='permitted'))['code'], end=' ')
+def connect(sock): print(errno.errorcode.get(sock.connect_ex(('{HOST4}', 8311)), 'connected'))
+s = socket.socket(); permit(s); connect(s)
+s = socket.socket(); s.bind(('127.0.0.1', 5000)); permit(s); connect(s)
+s = socket.socket(); permit(s); s.bind(('127.0.0.1', 5001)); connect(s)
+l = socket.socket(); l.bind(('127.0.0.1', 5002)); l.listen()
+s = socket.socket(); s.connect(('127.0.0.1', 5002)); libc.connect(s.fileno(), bytes(16), 16); permit(s); connect(s)
+"""
+    told = lab.graft("run", "--egress", "none", "-e", "203.0.113.0/24=ep-to", *python(code))
+    lab.delete_endpoints(["ep-to"])
+    lab.end(server)
+    assert told.stdout.splitlines() == [
+        "permitted connected", "EADDRNOTAVAIL ENETUNREACH", "permitted ENETUNREACH", "EADDRNOTAVAIL ENETUNREACH",
+    ], told.stderr  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "message",
     [

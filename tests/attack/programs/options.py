@@ -71,6 +71,12 @@ def device_of_a_link_local_destination():
 
 
 @attack
+def hardware_address_of_a_connection():
+    """TCP_SAVED_SYN with the header of the link before it."""
+    socket.socket(V4, TCP).setsockopt(socket.IPPROTO_TCP, 27, 2)
+
+
+@attack
 def option_of_an_accepted_socket():
     accepted()[0].setsockopt(1, 25, b"veth0\0")
 
