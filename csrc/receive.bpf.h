@@ -135,6 +135,12 @@ static __noinline int is_from_inside(struct __sk_buff *skb, struct graft_stamp *
 	return inside;
 }
 
+/* Is the container still there by whose rule this server was bound? Somebody else may have the server by now. */
+static __always_inline bool has_tenant(struct graft_stamp *stamp)
+{
+	return tenant_of(stamp);
+}
+
 /* What a UDP socket of a container receives. Senders to the slices are judged when they send. */
 static __always_inline int receive_datagram(struct __sk_buff *skb)
 {
@@ -145,8 +151,10 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
 	stamp = stamp_on(sk);
-	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT || is_where_decided(sk, stamp))
+	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
+	if (is_where_decided(sk, stamp))
+		return has_tenant(stamp);
 	if (sk->protocol != IPPROTO_UDP)
 		return ALLOW;
 	if (sk->dst_port) /* it is connected: the kernel lets its peer in alone */
@@ -174,7 +182,9 @@ static __always_inline int receive_connection(struct bpf_sock *sk)
 	if (!sk)
 		return ALLOW;
 	stamp = stamp_of(sk);
-	return stamp && (stamp->tenant == GRAFT_EXEMPT || is_where_decided(sk, stamp));
+	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
+		return !!stamp;
+	return is_where_decided(sk, stamp) && has_tenant(stamp);
 }
 
 SEC("cgroup_skb/ingress")

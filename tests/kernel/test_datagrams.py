@@ -94,6 +94,28 @@ def test_a_connected_socket_sends_to_a_mapped_peer(world: World):
 
 
 @isolated
+def test_a_server_ends_with_its_container(world: World):
+    """Somebody else may have it (SCM_RIGHTS), and the rule that gave it its port has gone."""
+    addresses(world)
+    world.ingress(80, "0.0.0.0", 8080)
+    world.ingress(80, "0.0.0.0", 8080, protocol=socket.IPPROTO_UDP)
+    servers = {kind: world.sock(V4, kind) for kind in (TCP, UDP)}
+    for sock in servers.values():
+        sock.bind(("0.0.0.0", 80))
+    servers[TCP].listen()
+    with world.outside(), socket.create_connection((HERE4, 8080), 5):
+        pass
+    asker = others(world, V4, HERE4)
+    asker.sendto(b"?", (HERE4, 8080))
+    assert hears(servers[UDP]) == b"?"
+    world.kernel.maps["tenants"].delete(TENANT_ID.to_bytes(4, "little"))
+    asker.sendto(b"?", (HERE4, 8080))
+    assert hears(servers[UDP]) == b""
+    with world.outside(), pytest.raises(TimeoutError):
+        socket.create_connection((HERE4, 8080), 1)
+
+
+@isolated
 def test_whoever_hears_a_group_may_answer(world: World):
     """As in mDNS and SSDP, whose answers come from hosts that nobody knew before."""
     addresses(world)
