@@ -5,15 +5,19 @@ no name, because journald writes the unit's before them.
 
 Containers and unprivileged users cause log lines, and must not fill the disk or forge lines. So a message is cut to
 a few hundred characters and one line (graft/text.py), and after BURST lines at most RATE lines a second are written.
+That is still 700 MB a day, and a file in /run is in memory. So graftd trims a file of its own from time to time.
 """
 
+import contextlib
 import logging
 import os
 import time
+from pathlib import Path
 
 from graft.text import plain
 
 RATE, BURST = 20.0, 200.0
+FILE_MAX, FILE_KEPT = 16 << 20, 4 << 20  # bytes
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
@@ -73,3 +77,19 @@ log.setLevel(_level if _level in logging.getLevelNamesMapping() else "INFO")
 def set_program(name: str) -> None:
     """Name the lines that this process writes from now on."""
     _formatter.program = name
+
+
+def trim(path: Path) -> None:
+    """Cut the log at @path to its last FILE_KEPT bytes, if standard error is that file and it is beyond FILE_MAX.
+
+    A file that somebody else has named is theirs. What fails is tried again the next time.
+    """
+    with contextlib.suppress(OSError):
+        status = os.fstat(2)
+        if status.st_size <= FILE_MAX or not os.path.samestat(status, path.stat()):
+            return
+        with open(path, "rb") as file:
+            file.seek(-FILE_KEPT, os.SEEK_END)
+            kept = file.read().partition(b"\n")[2]
+        os.ftruncate(2, 0)
+        os.write(2, kept)

@@ -48,7 +48,7 @@ from graft.kernel.linux import credentials
 from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_by_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
-from graft.log import log
+from graft.log import log, trim
 from graft.process import cage, keeper
 from graft.process.loop import Loop
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
@@ -299,6 +299,7 @@ class Daemon:
             self.alone_until = float("inf")
         if now > self.next_purge:
             self.next_purge = now + PURGE_SECONDS
+            trim(self.directory / "graftd.log")
             self.registry.forget_dead()
             attachments.forget_dead(self.registry)
             attachments.forget_expected(self.registry)

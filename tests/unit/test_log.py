@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import sys
 
 import pytest
@@ -44,3 +45,25 @@ def test_limit():
     assert limit.filter(record)
     assert "lines before it were dropped" in record.getMessage()
     assert log.handlers[0].filters
+
+
+TRIMS = """
+import sys
+from pathlib import Path
+from graft import log
+log.FILE_MAX, log.FILE_KEPT = 1000, 100
+for n in range(int(sys.argv[2])): print(f"line {n:04}", file=sys.stderr, flush=True)
+log.trim(Path(sys.argv[1])); print("after", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("lines", "kept"), [(100, 101), (101, 10)])
+def test_a_file_is_cut(tmp_path, lines, kept):
+    """To whole lines from its end, in place: others write to it as well."""
+    path, other = tmp_path / "graftd.log", tmp_path / "other"
+    for own in (path, other):
+        with open(own, "ab") as file:
+            subprocess.run((sys.executable, "-c", TRIMS, path, str(lines)), stderr=file, check=True)
+        told = own.read_text().splitlines()
+        assert (len(told), told[-1]) == (kept if own == path else lines + 1, "after")
+        assert told[-2] == f"line {lines - 1:04}"
