@@ -80,6 +80,12 @@ struct graft_holder {
 	__u32 number; /* which of its holder's addresses of this family it is, from 0 */
 };
 
+/* owned: a bit for each address in `holders`, by a hash of the address: is a look-up there worth its time? */
+#define OWNED_WORDS 64
+struct graft_owned {
+	__u64 bits[OWNED_WORDS];
+};
+
 /*
  * listeners: the TCP listeners of the containers, by what their programs bound. Several may be at one place
  * (SO_REUSEPORT): of those the kernel chooses, whichever is found here. So each place has LISTENER_SLOTS entries, and

@@ -233,6 +233,15 @@ static __always_inline int lead_in_slice(struct bpf_sk_lookup *ctx, struct graft
 	return SK_PASS;
 }
 
+/* Not: it is surely no container's. As graft/kernel/holders.py computes it. */
+static __always_inline bool may_be_owned(const struct graft_addr *a)
+{
+	__u32 zero = 0, bit = (a->ip[0] ^ a->ip[1] ^ a->ip[2] ^ a->ip[3]) * 0x9e3779b1u >> 20;
+	struct graft_owned *of = bpf_map_lookup_elem(&owned, &zero);
+
+	return of && of->bits[(bit / 64) % OWNED_WORDS] >> bit % 64 & 1;
+}
+
 SEC("sk_lookup")
 int guard_lookup(struct bpf_sk_lookup *ctx)
 {
@@ -251,7 +260,7 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	to.port = ctx->local_port;
 	if (in_slices(&to))
 		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
-	holder = holder_of(&to);
+	holder = may_be_owned(&to) ? holder_of(&to) : NULL;
 	if (!holder || holder->tenant == GRAFT_EXEMPT)
 		return SK_PASS;
 	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */

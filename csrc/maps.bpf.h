@@ -105,6 +105,13 @@ struct {
 	__type(value, struct graft_holder);
 } holders SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct graft_owned);
+} owned SEC(".maps");
+
 /* the tenant of a slice number */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -25,6 +25,7 @@ from pathlib import Path
 from graft.errors import Failure
 from graft.kernel import linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
+from graft.kernel.holders import OWNED, Holders
 from graft.kernel.libbpf import (
     OBJECT,
     SAMPLE,
@@ -53,6 +54,7 @@ MAPS = (
     "egress",
     "services",
     "holders",
+    "owned",
     "slices",
     "listeners",
     "listening",
@@ -163,7 +165,7 @@ class Kernel:
             "families": FAMILY_SIZE,
             "tenants": TENANT.size,
             "counters": 8,
-            "holders": OWNER.size,
+            "owned": OWNED.size,
             "slices": 4,
             "listeners": 8,
             "listening": LISTENING.size,
@@ -179,6 +181,7 @@ class Kernel:
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
+        self.maps["holders"] = Holders(self.maps["holders"].fd, OWNER.size, self.maps["owned"])
 
     @staticmethod
     def _open_pin(path: Path) -> int:

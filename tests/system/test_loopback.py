@@ -234,3 +234,83 @@ def test_java_datagrams(lab, options):
     lab.host("javac", "-d", lab.work, ROOT / "tests/programs/Datagrams.java", check=True)
     done = lab.graft("run", *options, "java", "-cp", lab.work, "Datagrams", "5300")
     assert done.stdout.splitlines() == ["127.0.0.1 5300 answer of 127.0.0.1"] * 2, done.stderr
+
+
+REDIS = """
+redis-server {bind} --save "" --daemonize no >/dev/null & trap "kill $!" EXIT
+for n in $(seq 100); do redis-cli -h {first} ping 2>/dev/null | grep -q . && break; sleep 0.1; done
+for host in {hosts}; do redis-cli -h $host ping 2>&1 | tr '\\n' ' '; done; echo
+"""
+WHERE = [(), ("-p", "6379:6379"), ("-p", f"{HOST4}:6379:6379"), ("-p", "7379:6379"), ("--ip", "10.88.0.5"), ("--ip", "10.88.0.5", "-p", "6379:6379")]
+
+
+@pytest.mark.parametrize("options", WHERE, ids=" ".join)
+def test_redis_is_asked_from_the_loopback(lab, options):
+    """Its protected mode answers the loopback alone: both families, wherever the server is bound."""
+    dual = () if any(HOST4 in word for word in options) else ("::1",)  # one rule of IPv4 takes a dual-stack bind
+    script = REDIS.format(bind="", first="127.0.0.1", hosts=" ".join(("127.0.0.1", *dual)))
+    done = lab.graft("run", *options, "sh", "-c", script)
+    assert done.stdout.split() == ["PONG"] * (1 + len(dual)), done.stdout + done.stderr
+
+
+def test_redis_on_its_address_alone(lab):
+    """`redis-server --bind ADDR`: as on any host it is not at 127.0.0.1, and denies who is not of the loopback."""
+    script = REDIS.format(bind="--bind 10.88.0.5", first="10.88.0.5", hosts="10.88.0.5 127.0.0.1")
+    done = lab.graft("run", "--ip", "10.88.0.5", "-p", "6379:6379", "sh", "-c", script)
+    assert done.stdout.startswith("DENIED Redis is running in protected mode"), done.stdout
+    assert "Could not connect to Redis at 127.0.0.1:6379: Connection refused" in done.stdout
+    script = REDIS.format(bind="--bind 127.0.0.1 10.88.0.5 --protected-mode no", first="127.0.0.1", hosts="10.88.0.5 127.0.0.1")
+    assert lab.graft("run", "--ip", "10.88.0.5", "sh", "-c", script).stdout.split() == ["PONG", "PONG"]
+
+
+ALLOWED = """
+daemon off; pid {dir}/nginx.pid; error_log stderr crit; events {{ }}
+http {{
+    access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f;
+    uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+    server {{ listen 8094; listen [::]:8094; allow 127.0.0.1; allow ::1; deny all; add_header X-Names "$remote_addr $server_addr"; location / {{ empty_gif; }} }}
+}}
+"""
+
+
+@pytest.mark.parametrize("options", [("-p", "8094:8094"), ("-p", "8095:8094"), ("--ip", "10.88.0.5"), ("--ip", "10.88.0.5", "-p", "8094:8094")], ids=" ".join)
+def test_nginx_allows_the_loopback(lab, options):
+    """`allow 127.0.0.1; deny all`: for the container's own client of both families, and for nobody else."""
+    config = lab.work / "allowed.conf"
+    config.write_text(ALLOWED.format(dir=lab.work))
+    script = f"""
+nginx -c {config} & trap "kill $!" EXIT
+for n in $(seq 100); do curl -s -o /dev/null 127.0.0.1:8094 && break; sleep 0.1; done
+for host in 127.0.0.1 '[::1]' localhost; do curl -s -o {lab.work}/gif -w '%{{http_code}} %header{{x-names}}\\n' $host:8094; done
+echo ready; read line
+"""
+    process = lab.spawn_graft(*options, "sh", "-c", script, stdout=-1, stdin=-1)
+    told = [process.stdout.readline() for _ in range(4)]
+    assert told[:2] == ["200 127.0.0.1 127.0.0.1\n", "200 ::1 ::1\n"]
+    assert told[2] in told[:2]
+    if "-p" in options:
+        port = options[-1].split(":")[0]
+        done = lab.client("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"http://{HOST4}:{port}")
+        assert done.stdout == "403"
+    process.stdin.close()
+    process.wait(20)
+
+
+def test_a_client_of_one_family_reaches_a_dual_stack_server(lab):
+    """V6ONLY, bound to ::1, and bound to the wildcard; the server sees the loopback of the same family."""
+    code = """
+import socket
+for published in (8096, 8097):
+    s = socket.socket(socket.AF_INET6); s.bind(('::', published)); s.listen()
+    for only, bound in ((1, None), (1, '::1'), (0, '::1'), (0, '::ffff:127.0.0.1'), (0, '::')):
+        c = socket.socket(socket.AF_INET6); c.settimeout(5); c.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        if bound: c.bind((bound, 0))
+        try: c.connect(('::1', published))
+        except OSError as error: print(bound, error); continue
+        a, peer = s.accept(); print(c.getsockname()[0], c.getpeername()[0], a.getsockname()[0], peer[0], a.getsockname()[1] == published)
+"""
+    done = lab.graft("run", "-p", "8098:8097", *python(code))
+    same = "::1 ::1 ::1 ::1 True"
+    other = "::ffff:127.0.0.1 [Errno 97] Address family not supported by protocol"  # as on any host
+    mapped = "::ffff:127.0.0.1 ::1 ::ffff:127.0.0.1 ::ffff:127.0.0.1 True"  # bound to the IPv4 slice: differences.md
+    assert done.stdout.splitlines() == [same, same, same, other, mapped] * 2, done.stderr

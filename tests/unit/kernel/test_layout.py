@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from graft.kernel import denials, linux, programs, stamps, traps
+from graft.kernel import denials, holders, linux, programs, stamps, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, tables
 from graft.trap import deputy, family, journal, listener
@@ -75,6 +75,7 @@ VALUES |= {
     "NUMBERS_WORDS": programs.NUMBERS_WORDS,
     "NUMBERS_KINDS": programs.NUMBERS_KINDS,
     "NUMBERS_ALL": programs.NUMBERS_WORDS * programs.NUMBERS_KINDS,
+    "OWNED_WORDS": holders.OWNED_WORDS,
     "ASKERS_SETS": programs.ASKERS_SETS,
     "ASKERS_WAYS": programs.ASKERS_WAYS,
     "ASKERS_ALL": programs.ASKERS_SETS * programs.ASKERS_WAYS,
@@ -122,6 +123,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_config": (programs.CONFIG, "host_cookie abi pad", {}),
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
+    "graft_owned": (struct.Struct("="), "", {"bits": 0}),
     "graft_listening": (programs.LISTENING, "used udp slots", {}),
     "graft_usage": (programs.USAGE, "sockets udp sockets_max udp_max", {}),
     "graft_probe": (stamps.PROBE, "tenant over", {}),
