@@ -27,7 +27,6 @@
 #define BUDGET_CONNECTION 4 /* graftd has a thread for each connection */
 #define RESOLVER_IP bpf_htonl(0x7f00000b)
 #define DNS_PORT bpf_htons(53)
-#define DROP_IN_SILENCE 2 /* the send succeeds, and the datagram is lost, as in a queue that is full */
 
 static __always_inline struct graft_budget *budget_of(__u32 key)
 {

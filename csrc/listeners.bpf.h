@@ -242,6 +242,26 @@ static __always_inline bool may_be_owned(const struct graft_addr *a)
 	return of && of->bits[(bit / 64) % OWNED_WORDS] >> bit % 64 & 1;
 }
 
+/*
+ * Does this datagram come from the address that it goes to? The kernel gives a client on this host that is not
+ * connected the address that it sends to as its source, so this may be the container's answer to a program of the
+ * host's. Nobody but both can send from there.
+ */
+static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
+{
+	struct graft_addr from = {};
+
+	/* volatile and before the branch: clang would compute one address for both, which the verifier refuses */
+	set_v4(&from, *(volatile __u32 *)&ctx->remote_ip4);
+	if (is_v4(to))
+		return same_ip(from.ip, to->ip);
+	from.ip[0] = *(volatile __u32 *)&ctx->remote_ip6[0];
+	from.ip[1] = *(volatile __u32 *)&ctx->remote_ip6[1];
+	from.ip[2] = *(volatile __u32 *)&ctx->remote_ip6[2];
+	from.ip[3] = *(volatile __u32 *)&ctx->remote_ip6[3];
+	return same_ip(from.ip, to->ip);
+}
+
 SEC("sk_lookup")
 int guard_lookup(struct bpf_sk_lookup *ctx)
 {
@@ -266,6 +286,8 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */
 		return SK_DROP;
 	tenant = holder->tenant;
+	if (ctx->protocol == IPPROTO_UDP && is_from_itself(ctx, &to))
+		return SK_PASS;
 	if ((ctx->protocol == IPPROTO_TCP ? lead(ctx, tenant, &to) : hears(tenant, to.port)) ||
 	    holder->flags & HOLDER_DEVICE)
 		return SK_PASS;

@@ -205,7 +205,8 @@ int graft_ingress(struct __sk_buff *skb)
 /*
  * May this datagram arrive where it goes? A socket connects to its container's loopback, and sends long after who was
  * there has gone: then another program may have the port. A server of the host that is bound to the device lo is
- * found here alone, where the device is known.
+ * found here alone, where the device is known. From an address of the container's own to the same address it may
+ * answer a program of the host's that has asked from there; whoever else is there is not seen.
  */
 static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 {
@@ -215,9 +216,12 @@ static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 	struct graft_stamp *stamp;
 	struct graft_addr from, to;
 	__u32 size, tenant;
-	bool ours = false;
+	bool ours = false, own;
 
-	if (!read_udp(skb, &from, &to) || (!in_slices(&from) && !in_slices(&to)))
+	if (!read_udp(skb, &from, &to))
+		return ALLOW;
+	own = same_ip(from.ip, to.ip) && holder_of(&to);
+	if (!own && !in_slices(&from) && !in_slices(&to))
 		return ALLOW;
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
 	stamp = stamp_on(sk);
@@ -233,6 +237,8 @@ static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 	bpf_sk_release(receiver);
 	if (ours)
 		return ALLOW;
+	if (own)
+		return has_asked(tenant, &to) ? ALLOW : DROP_IN_SILENCE;
 	service.tenant = tenant;
 	service.port = to.port;
 	__builtin_memcpy(service.ip, to.ip, sizeof(service.ip));

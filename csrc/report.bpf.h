@@ -24,6 +24,7 @@
 #define BIND_ALLOW 3
 #define ALLOW 1
 #define DENY 0
+#define DROP_IN_SILENCE 2 /* of a packet: the send succeeds, and it is lost, as in a queue that is full */
 
 /* Report to graftd. @comm: this type of program may ask for the command's name, which sockops may not on Linux 6.1.
  */

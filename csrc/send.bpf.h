@@ -208,6 +208,7 @@ int graft_egress(struct __sk_buff *skb)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	bool lo = skb->ifindex == 1;
+	int verdict;
 
 	if (packet + 20 > end)
 		return ALLOW;
@@ -216,9 +217,8 @@ int graft_egress(struct __sk_buff *skb)
 			return DENY;
 		if (!lo)
 			return ALLOW;
-		if (packet[9] == IPPROTO_UDP && !leave_by_loopback(skb))
-			return DENY;
-		return within_budget(skb);
+		verdict = packet[9] == IPPROTO_UDP ? leave_by_loopback(skb) : ALLOW;
+		return verdict == ALLOW ? within_budget(skb) : verdict;
 	}
 	if (packet + 40 > end)
 		return ALLOW;
