@@ -32,6 +32,19 @@ is_ours() {
 	[ -f "$1/pyvenv.cfg" ] && [ -e "$1/bin/graftd" ]
 }
 
+# Addresses that containers had: of a graftd that was killed, there is nobody else to remove them (kernel/addresses.py).
+sweep() {
+	"$prefix/bin/python3" -I -c "
+from graft.client import call
+from graft.kernel.addresses import marked_addresses, remove_address
+try:
+    call('status', start=False)
+except Exception:
+    for address in marked_addresses():
+        remove_address(address)
+" || echo "install: addresses of containers that have ended may be left on lo"
+}
+
 remove() {
 	is_ours "$root$prefix" || fail "there is no graft in $root$prefix"
 	if [ -z "$root" ]; then
@@ -40,6 +53,7 @@ remove() {
 			! grep -qsF "$prefix/" "$config" || fail "$config names $prefix: 'graft uninstall docker|podman|containerd' first"
 		done
 	fi
+	[ -n "$root" ] || sweep
 	[ ! -f "$list" ] || tac "$list" | while read -r path; do
 		if [ -d "$root$path" ] && [ ! -L "$root$path" ]; then
 			rmdir --ignore-fail-on-non-empty "$root$path"

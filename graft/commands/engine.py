@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from graft import client
 from graft.commands.options import CONTEXT
 from graft.engines.install import ENGINES, Change, Options, Plan, check_version
 from graft.errors import Failure, Refused
@@ -43,7 +44,16 @@ def make(*, install: bool) -> click.Command:
     )
     @click.option("--subnet", default="", metavar="CIDR", help="Addresses of the CNI network (Podman, containerd).")
     @click.option("--root", type=Path, default=Path("/"), hidden=True)
-    def command(engine: str, yes: bool, dry_run: bool, reload_: bool, runtime: str, subnet: str, root: Path) -> None:
+    def command(
+        engine: str,
+        yes: bool,
+        dry_run: bool,
+        reload_: bool,
+        runtime: str,
+        subnet: str,
+        root: Path,
+        force: bool = False,
+    ) -> None:
         if install:
             check_version(engine)
         if subnet:
@@ -60,6 +70,8 @@ def make(*, install: bool) -> click.Command:
         if dry_run:
             return
         _check_permission(root)
+        if not install and not force and root == Path("/"):
+            check_unused(engine)
         if not yes:
             if not sys.stdin.isatty():
                 raise Refused("cannot ask: standard input is no terminal", hint="--yes, or --dry-run", code="ENOTTY")
@@ -76,7 +88,28 @@ def make(*, install: bool) -> click.Command:
             raise
         _tell(engine, plan, reload_=reload_)
 
-    return command
+    if install:
+        return command
+    return click.option("--force", is_flag=True, help="Even if containers of the engine use graft.")(command)
+
+
+def check_unused(engine: str) -> None:
+    """Raise Refused if containers of @engine use graft: without its plugin the engine could not take them down.
+
+    If a graftd was killed with what it kept, one is started: it knows what is left, and sweeps what is not.
+    """
+    try:
+        used = client.call("status", start=os.path.exists(f"{client.run_directory()}/state.json"))["engines"][engine]
+    except Failure as error:
+        if error.code != "ECONNREFUSED":
+            raise
+        return
+    if used:
+        raise Refused(
+            f"{len(used)} of {engine}'s use graft: {', '.join(used[:5])}{', ...' * (len(used) > 5)}",
+            hint="end them first, or give --force: the engine cannot take them down then",
+            code="EBUSY",
+        )
 
 
 def _check_subnet(text: str) -> None:

@@ -16,7 +16,7 @@ from graft import __version__, protocol
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
 from graft.daemon.connection import Connection
-from graft.daemon.documents import event_document, live_pid, slice_of
+from graft.daemon.documents import engine_users, event_document, label, listed, live_pid, slice_of
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
@@ -26,7 +26,7 @@ from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
 from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.publication import parse_publication
-from graft.tenants import publish
+from graft.tenants import attachments, publish
 from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 
@@ -54,6 +54,7 @@ class Admin:
         self.tenancy = tenancy
         self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
+        self.replacing = False  # is the next graftd about to start?
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
         """Carry out one request: @line is its JSON, the result is the value of "ok".
@@ -264,24 +265,37 @@ class Admin:
             "configuration": tenancy.configuration.document(),
             "reserved": sorted(f"{port}/{PROTOCOL_NAME[protocol]}" for protocol, port in tenancy.reserved),
             "configured_by": str(configuration_path()),
+            "engines": engine_users(tenancy.registry),
         }
 
     def stop(self, _connection: Connection, request: protocol.Stop, _fds: list[int]) -> Reply:
-        """`graftd --stop`: Refused (EBUSY) while containers run, unless forced; their next socket() fails then.
+        """`graftd --stop`: Refused (EBUSY) while containers run or engines' networks have members, unless forced.
 
-        `graftd --replace`: the containers' calls wait for the next graftd.
+        Then the containers' next socket() fails, and members without a container lose their addresses. `graftd
+        --replace`: the containers' calls wait for the next graftd.
         """
         if request.replace and self.managed:
             raise Refused("a service manager keeps this graftd", hint="systemctl restart graftd", code="EBUSY")
-        names = [t.name for t in self.tenancy.registry.tenants.values()]
+        registry_ = self.tenancy.registry
+        names, alone = [t.name for t in registry_.tenants.values()], attachments.alone(registry_)
         if names and not request.force and not request.replace:
             raise Refused(
-                f"{len(names)} containers run: {', '.join(names[:5])}{', ...' * (len(names) > 5)}",
+                f"{len(names)} containers run: {listed(names)}",
                 hint="end them first, or give --force: their new sockets will fail",
                 code="EBUSY",
             )
+        if alone and not request.force and not request.replace:
+            raise Refused(
+                f"{len(alone)} members of engines' networks: {listed([label(a) for a in alone])}",
+                hint="end their containers first, or give --force: they lose their addresses",
+                code="EBUSY",
+            )
         if not request.replace:
+            for attachment in alone:
+                attachments.detach(registry_, attachment.key)
+            self.engines.resolver.start()
             self.tenancy.calls.end_helpers()
+        self.replacing = request.replace
         self.tenancy.loop.running = False
         return {"pid": os.getpid()}
 

@@ -5,6 +5,9 @@ from typing import Any
 
 from graft.kernel import denials, linux, netns
 from graft.rules.address import Address
+from graft.tenants import attachments
+from graft.tenants.attachment import Attachment
+from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 
@@ -39,3 +42,29 @@ def event_document(when: float, event: denials.Event) -> dict[str, Any]:
     else:
         document["address"] = Address(event.address).with_port(event.port)
     return document
+
+
+def listed(names: list[str]) -> str:
+    """The first of @names, for a message of one line."""
+    return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+
+
+def label(attachment: Attachment) -> str:
+    """What an attachment is called in a message: a name that its network knows, or the engine's key; the network."""
+    return f"{next(iter(attachment.names), attachment.key)} ({attachment.network.removeprefix('cni/')[:12]})"
+
+
+def engine_users(registry: Registry) -> dict[str, list[str]]:
+    """Of each engine of `graft install`, what is there by graft: its containers, and members of networks.
+
+    A member of a CNI network that no container has may be Podman's as well as containerd's.
+    """
+    found: dict[str, list[str]] = {"docker": [], "podman": [], "containerd": []}
+    names = {"cri": "containerd"}
+    for tenant in registry.tenants.values():
+        for engine in {names.get(member.engine, member.engine) for member in tenant.members.values()} & found.keys():
+            found[engine].append(tenant.name)
+    for attachment in attachments.alone(registry):
+        for engine in ("docker",) if attachment.key.startswith("docker/") else ("podman", "containerd"):
+            found[engine].append(label(attachment))
+    return found

@@ -52,6 +52,7 @@ from graft.log import log, trim
 from graft.process import cage, keeper
 from graft.process.loop import Loop
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
+from graft.process.sweeper import leave_sweeper
 from graft.process.title import GRAFTD, set_title
 from graft.rules.configuration import Configuration, read_configuration
 from graft.rules.limits import Limits, parse_limits
@@ -130,6 +131,8 @@ class Daemon:
         self.admin = Admin(self.tenancy, self.resolver, managed=self.managed)
         self.agent = Agent(self.tenancy)
         self._restore(dict(inherited), inherited)
+        for address in self.registry.sweep():
+            log.warning("%s was on lo for a container that has ended: removed", address)
         self.registry.reconcile()
         self.orphans = Orphans(self.loop, self.calls, self.registry)
         self.alone_until = time.monotonic() + ORPHAN_SECONDS
@@ -236,6 +239,22 @@ class Daemon:
             sys.exit(1)
         if not self.registry.tenants and not self.registry.attachments:
             self.cleanup()
+        elif not self.managed and not self.admin.replacing:
+            self._leave_addresses()
+
+    def _leave_addresses(self) -> None:
+        """Have the addresses of containers removed that end while no graftd runs. Those for names end with it."""
+        self.resolver.end()
+        added = self.registry.added
+        owned = {
+            f"{own.address}/{32 if own.address.v4 else 128}": tenant.netns
+            for tenant in self.registry.tenants.values()
+            for own in tenant.owned
+            if own.address in added
+        }
+        if owned:
+            leave_cgroup(self.root, remove=False)
+            leave_sweeper(owned, self.directory / "graftd.sock")
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
         self.loop.running = False
@@ -257,8 +276,9 @@ class Daemon:
 
         A step that fails is logged, and the others are done.
         """
-        steps: list[tuple[str, Callable[[], None]]] = [
+        steps: list[tuple[str, Callable[[], object]]] = [
             (self.claim_path, lambda: Path(self.claim_path).unlink(missing_ok=True)),
+            ("addresses on lo", self.registry.sweep),
             (str(self.calls.helpers), lambda: self.calls.helpers.unlink(missing_ok=True)),
             ("Docker's socket", self.docker.cleanup),
             (f"the programs, {self.kernel.pins}", lambda: self.kernel.uninstall(self.cgroup)),

@@ -126,6 +126,11 @@ class Resolver:
             os.close(fd)
         self.inherited = {}
 
+    def end(self) -> None:
+        """Stop at all addresses, and take those off the host's stack that are there for this."""
+        for address in list(self.places):
+            self._stop(address)
+
     def _listen(self, address: Address) -> None:
         if address != RESOLVER:
             self.registry.add_address(address)

@@ -19,6 +19,7 @@ from graft.rules.limits import Limits
 from graft.rules.own_address import Own
 from graft.rules.publication import Publication
 from graft.rules.request import setting_of
+from graft.tenants import attachments
 from graft.tenants.registry import Registry
 
 POD = "cri"  # the engine of pods (graft/engines/bundle.py)
@@ -116,12 +117,12 @@ def given_to(registry: Registry, container: Container) -> list[Prefix]:
     dockerd does not tell a driver which container an endpoint is for, and enters the netns later. So those are all of
     Docker's that no container has yet.
     """
-    running = [attachment for tenant in registry.tenants.values() for attachment in tenant.attached]
+    waiting = attachments.alone(registry)
     found = [
         subnet
         for key, attachment in registry.attachments.items()
         if attachment.in_netns(*container.where)
-        or (container.network and key.startswith("docker/") and attachment not in running)
+        or (container.network and key.startswith("docker/") and attachment in waiting)
         for subnet in attachment.subnets
     ]
     return list(dict.fromkeys(found))

@@ -7,6 +7,7 @@ routes the prefix to this host would get answers.
 """
 
 import contextlib
+import json
 import socket
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from graft.rules.slices import SLICE6_NETWORK
 
 ROUTE_TABLE = "26470"
 RULE_PREFERENCE = "26470"
+MARK = 26470  # the metric of graft's addresses on `lo` (IFA_RT_PRIORITY, rtnetlink(7)): by it they are known again
 
 
 def has_ipv6() -> bool:
@@ -34,9 +36,9 @@ def ephemeral_ports() -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _ip(*arguments: str) -> None:
+def _ip(*arguments: str) -> str:
     try:
-        subprocess.run(("ip", *arguments), check=True, capture_output=True, text=True, timeout=10)
+        return subprocess.run(("ip", *arguments), check=True, capture_output=True, text=True, timeout=10).stdout
     except FileNotFoundError:
         raise Failure("the command 'ip' is not installed", hint="apt-get install iproute2") from None
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -77,13 +79,30 @@ def add_address(address: Address) -> bool:
     """Put a container's own address on `lo`. False, and nothing done, if a device has it already. Raises Failure.
 
     The address has scope host, so that the kernel does not choose it as the source of the host's own traffic. It can
-    be reached all the same.
+    be reached all the same. Its metric does nothing, but that it says whose the address is: marked_addresses().
     """
     if has_address(address):
         return False
     extra = () if address.v4 else ("nodad",)
-    _ip("address", "add", f"{address}/{32 if address.v4 else 128}", "dev", "lo", "scope", "host", *extra)
+    _ip(
+        "address",
+        "add",
+        f"{address}/{32 if address.v4 else 128}",
+        "dev",
+        "lo",
+        "scope",
+        "host",
+        *extra,
+        "metric",
+        str(MARK),
+    )
     return True
+
+
+def marked_addresses() -> list[Address]:
+    """The addresses on `lo` that an add_address() has put there, of whatever graftd, and that nobody has removed."""
+    entries = json.loads(_ip("-j", "address", "show", "dev", "lo"))[0]["addr_info"]
+    return [parse_address(entry["local"]) for entry in entries if entry.get("metric") == MARK]
 
 
 def remove_address(address: Address) -> None:

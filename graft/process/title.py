@@ -16,6 +16,7 @@ KEEPER = "graft-keeper"
 GUARD = "graft-guard"
 SUP = "graft-sup"
 DEPUTY = "graft-deputy"
+SWEEPER = "graft-sweep"
 
 
 def set_title(name: str) -> None:

@@ -191,10 +191,17 @@ def detach(registry: Registry, key: str) -> None:
         registry.remove_address(own.address)
 
 
+def alone(registry: Registry) -> list[Attachment]:
+    """The attachments that no container of graft's has: of namespaces in which another runtime started the processes,
+    or nothing runs yet, or any more.
+    """
+    running = [attachment for tenant in registry.tenants.values() for attachment in tenant.attached]
+    return [attachment for attachment in registry.attachments.values() if attachment not in running]
+
+
 def forget_dead(registry: Registry) -> None:
     """Remove attachments whose namespace has ended: their engine was killed before it could detach them."""
-    running = {attachment.key for tenant in registry.tenants.values() for attachment in tenant.attached}
-    for attachment in [a for a in registry.attachments.values() if a.key not in running]:
+    for attachment in alone(registry):
         if since_boot() - attachment.since < FORGOTTEN_SECONDS:
             continue
         known = attachment.netns and netns.netns_alive(attachment.netns, "")

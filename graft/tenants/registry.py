@@ -32,7 +32,7 @@ from typing import Any
 
 from graft.errors import Failure, GraftError, Refused
 from graft.kernel import linux
-from graft.kernel.addresses import add_address, has_ipv6, remove_address
+from graft.kernel.addresses import add_address, has_ipv6, marked_addresses, remove_address
 from graft.kernel.netns import netns_alive, netns_cookie_of, open_netns
 from graft.kernel.programs import TENANT, Kernel
 from graft.kernel.stamps import OWN_TENANT
@@ -203,6 +203,21 @@ class Registry(Known):
             self.added.discard(address)
             remove_address(address)
             self.save()
+
+    def sweep(self) -> list[Address]:
+        """Remove the addresses that a graftd has put on the host's stack, and that nobody here has.
+
+        A graftd that is killed, or whose state is lost, leaves them there. Returns them. Raises Failure.
+        """
+        owned = [own for tenant in self.tenants.values() for own in tenant.given]
+        owned += [own for attachment in self.attachments.values() for own in attachment.addresses]
+        kept = {own.address for own in owned} | {a.resolver for a in self.attachments.values() if a.resolver}
+        marked = set(marked_addresses())
+        left = sorted((self.added | marked) - kept)
+        for address in left:
+            remove_address(address)
+        self.added = (self.added | marked) & kept
+        return left
 
     def forget_empty(self, table: Table) -> None:
         """Drop a table that has no endpoint and no tenant."""

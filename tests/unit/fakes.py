@@ -80,8 +80,9 @@ class FakeHost:
     def __init__(self, monkeypatch, own=()):
         self.addresses = {parse_address(text) for text in own}
         self.ended = []  # addresses whose connections were ended
+        self.marked = []  # those that bear graft's mark
         for module, name in (
-            (registry, "add_address"), (registry, "remove_address"), (attachments, "has_address"), (attachments, "end_connections")
+            (registry, "add_address"), (registry, "remove_address"), (registry, "marked_addresses"), (attachments, "has_address"), (attachments, "end_connections")
         ):  # fmt: skip
             monkeypatch.setattr(module, name, getattr(self, name))
 
@@ -92,6 +93,9 @@ class FakeHost:
 
     def remove_address(self, address):
         self.addresses.discard(address)
+
+    def marked_addresses(self):
+        return [address for address in self.marked if address in self.addresses]
 
     def has_address(self, address):
         return address in self.addresses

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from graft import client
 from graft.bench.lab import ROOT
+from graft.commands.engine import check_unused
 from graft.commands.main import graft
 from graft.engines.install import BACKUP, BEGIN, ENGINES, Options, check_version, docker, podman
-from graft.errors import Refused
+from graft.errors import Failure, Refused
 
 DAEMON = '{\n    "log-driver": "journald",\n    "runtimes": {"nvidia": {"path": "/usr/bin/nvidia"}}\n}\n'
 CONTAINERD = 'version = 2\n\n# kept\n[plugins."io.containerd.grpc.v1.cri".cni]\n  bin_dir = "/usr/lib/cni"\n'
@@ -40,6 +42,36 @@ def root(tmp_path):
         (tmp_path / name).write_text(text)
     (tmp_path / "usr/lib/cni").mkdir(parents=True)
     return tmp_path
+
+
+def test_an_engine_that_is_in_use(monkeypatch, tmp_path):
+    """Without graft's plugin it could not take its containers down."""
+    started = []
+
+    def status(op, *, start):
+        started.append((op, start))
+        return {"engines": {"docker": [f"web{n}" for n in range(6)], "podman": [], "containerd": ["db"]}}
+
+    monkeypatch.setattr(client, "call", status)
+    monkeypatch.setenv("GRAFT_RUN_DIR", str(tmp_path))
+    with pytest.raises(Refused) as found:
+        check_unused("docker")
+    assert str(found.value) == (
+        "6 of docker's use graft: web0, web1, web2, web3, web4, ... "
+        "(end them first, or give --force: the engine cannot take them down then)"
+    )
+    (tmp_path / "state.json").touch()  # of a graftd that was killed, or runs
+    check_unused("podman")
+    assert started == [("status", False), ("status", True)]
+
+    def refuses(op, *, start):
+        raise Failure("no", code="ECONNREFUSED" if not start else "EPIPE")
+
+    monkeypatch.setattr(client, "call", refuses)
+    with pytest.raises(Failure):
+        check_unused("containerd")
+    (tmp_path / "state.json").unlink()
+    check_unused("containerd")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

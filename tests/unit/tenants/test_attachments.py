@@ -117,6 +117,32 @@ def test_an_address_of_the_hosts_own(reg, stack):
     assert (reg.attachments, "192.0.2.9" in stack) == ({}, True)
 
 
+def test_what_nobody_has_is_swept(reg, stack):
+    """Of a graftd that was killed, with its state or without: its mark, or what its state says; nothing of the host's."""
+    attachments.add(reg, attachment(reg))
+    attachments.give(reg, make_tenant(reg, "other", 7), [parse_own("10.88.0.5")])
+    left = [parse_address(text) for text in ("10.77.0.9", "10.88.0.6", "fd00::7")]
+    for address in left:
+        stack.add_address(address)
+    reg.added.add(left[0])  # an earlier release's, without a mark
+    stack.marked = [*left[1:], *reg.added - {left[0]}]
+    reg.added.discard(parse_address("10.88.0.5"))  # its graftd was killed before it wrote that down
+    assert reg.sweep() == sorted(left)
+    assert {str(address) for address in stack.addresses} == {"192.0.2.9", "10.77.0.5", "10.88.0.5"}
+    assert {str(address) for address in reg.added} == {"10.77.0.5", "10.88.0.5"}
+    assert reg.sweep() == []
+
+
+def test_who_is_alone(reg):
+    mine, other = attachment(reg), attachment(reg, "docker/2", "back", 2000, "10.78.0.5/16")
+    for each in (mine, other):
+        attachments.add(reg, each)
+    assert attachments.alone(reg) == [mine, other]
+    tenant = make_tenant(reg)
+    attachments.join(reg, mine)
+    assert (tenant.attached, attachments.alone(reg)) == ([mine], [other])
+
+
 def test_an_attachment_that_fails_half_way(reg, stack, monkeypatch):
     mine = attachment(reg)
     mine.addresses.append(parse_own("2001:db8::5"))
