@@ -1,11 +1,13 @@
 """Which ports the host's own programs have on the wildcard address, from /proc/net (proc_net(5))."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from graft.kernel.addresses import ephemeral_ports
 
+TABLES = Path("/proc/net")
 LISTENING = {"tcp": "0A", "udp": "07"}  # TCP_LISTEN; of UDP TCP_CLOSE: not connected (include/net/tcp_states.h)
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
@@ -21,20 +23,23 @@ def wildcard_ports(below_uid: int) -> set[tuple[int, int]]:
         (PROTOCOLS[kind], port)
         for kind in PROTOCOLS
         for name in (kind, f"{kind}6")
-        for port, uid in _entries(Path("/proc/net", name), LISTENING[kind])
+        for port, uid in _entries(TABLES / name, LISTENING[kind])
         if uid < below_uid
     }
     return {(protocol, port) for protocol, port in found if protocol == socket.IPPROTO_TCP or not low <= port <= high}
 
 
 def _entries(path: Path, state: str) -> Iterator[tuple[int, int]]:
-    """Port and uid of each socket in this state at the wildcard; nothing without the family."""
-    try:
-        lines = path.read_text().splitlines()[1:]
-    except FileNotFoundError:
-        return
-    for line in lines:
-        fields = line.split()
-        address, _, port = fields[1].partition(":")
-        if fields[3] == state and not address.strip("0"):
-            yield int(port, 16), int(fields[7])
+    """Port and uid of each socket in this state at the wildcard; nothing without the family.
+
+    TCP's listeners come first (net/ipv4/tcp_ipv4.c, tcp_seq_start()), and the connections after them may be many.
+    """
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        next(file)
+        for line in file:
+            fields = line.split()
+            address, _, port = fields[1].partition(":")
+            if fields[3] == state and not address.strip("0"):
+                yield int(port, 16), int(fields[7])
+            elif fields[3] != state and path.name.startswith("tcp"):
+                return
