@@ -393,6 +393,10 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	if (ctx->user_family != AF_INET6)
 		return ALLOW; /* likewise */
+	if (is_v4(&a) && !takes_ipv4(ctx->sk)) { /* IPV6_V6ONLY is looked at before the address */
+		bpf_set_retval(-EINVAL);
+		return DENY;
+	}
 	verdict = decide_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);

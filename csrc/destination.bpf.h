@@ -49,7 +49,7 @@ static __always_inline int confined_error(struct bpf_sock_addr *ctx, const struc
 		return otherwise;
 	if (in_connection(ctx->sk))
 		return EINVAL;
-	return stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) && !is_any(stamp->local.ip) ? EINVAL : otherwise;
+	return stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) && is_loopback(&stamp->local) ? EINVAL : otherwise;
 }
 
 /*

@@ -26,7 +26,7 @@ for kind in (tcp, udp):
     tell(socket.socket(v6, kind), ('bind', inet6('::ffff:127.0.0.1', 3002)), ('connect', inet6('{CLIENT6}')), ('connect', inet6('::1')))
     only = socket.socket(v6, kind)
     only.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    tell(only, ('connect', inet6('::ffff:127.0.0.1')), ('connect', inet6('::ffff:{CLIENT4}')))
+    tell(only, ('bind', inet6('::ffff:192.0.2.1')), ('connect', inet6('::ffff:127.0.0.1')), ('connect', inet6('::ffff:{CLIENT4}')))
     tell(socket.socket(v4, kind), ('bind', inet('127.0.0.1', 3003)), ('connect', inet('{CLIENT4}')))
 tell(socket.socket(v4, udp), ('connect', inet('127.0.0.1', 3004)), ('connect', inet('{CLIENT4}')))
 tell(socket.socket(v4, udp), ('bind', inet('127.0.0.1', 3005)), ('send', inet('{CLIENT4}')))
