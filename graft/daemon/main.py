@@ -42,7 +42,7 @@ from graft.engines.docker import Docker
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, GraftError, UsageError
 from graft.interpreter import python_command
-from graft.kernel import addresses, linux
+from graft.kernel import addresses, diag, linux
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
 from graft.kernel.linux import credentials
 from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_by_netns
@@ -306,6 +306,9 @@ class Daemon:
         self.resolver.expire()
         self.store.flush()
         self._check_policy()
+        if self.tenancy.stray:
+            self.tenancy.stray = False
+            diag.end_stray_listeners()
         if not self.registry.saved:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]
@@ -320,6 +323,7 @@ class Daemon:
         if now > self.next_purge:
             self.next_purge = now + PURGE_SECONDS
             trim(self.directory / "graftd.log")
+            self.tenancy.stray = True  # a report may have been lost, where the ring buffer was full
             self.registry.forget_dead()
             attachments.forget_dead(self.registry)
             attachments.forget_expected(self.registry)

@@ -63,6 +63,7 @@ class Tenancy:
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
+        self.stray = False  # a listener has been put out of reach
         self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
 
     # -- tenants --
@@ -161,6 +162,7 @@ class Tenancy:
             teller.tell(event)
         if event.reason == CONVERTED:
             return
+        self.stray |= event.op == "listen"
         kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append((time.time(), event))
 

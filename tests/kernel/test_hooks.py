@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from graft.bench.lab import wait_for
-from graft.kernel import linux
+from graft.kernel import diag, linux
 from graft.rules import slices
 from tests.kernel.harness import TENANT_ID, World, isolated
 
@@ -118,6 +118,22 @@ def test_listen_without_bind_is_put_out_of_reach(world: World):
     with world.outside(), refused(errno.ECONNREFUSED):
         socket.create_connection(("127.0.0.1", port), 3)
     assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 1}
+
+
+@isolated
+def test_listeners_out_of_reach_give_their_ports_back(world: World):
+    """graftd ends those of both families, and no other; more than one answer of the kernel's has."""
+    kept = []
+    for family in (V4, V6):
+        for bind in (True, *[False] * 300):
+            kept.append(world.sock(family))
+            if bind:
+                kept[-1].bind(("127.0.0.1" if family == V4 else "::1", 80))
+            kept[-1].listen()
+    assert len(world.real().splitlines()) == 602
+    assert diag.end_stray_listeners() == 600
+    assert len(world.real().splitlines()) == 2
+    assert diag.end_stray_listeners() == 0
 
 
 @isolated
