@@ -58,6 +58,10 @@ static __always_inline void count_refusal(__u32 tenant, __u32 op_reason)
 	__u64 one = 1, *count;
 
 	count = bpf_map_lookup_elem(&counters, &key);
+	if (!count && !bpf_map_lookup_elem(&tenants, &key.tenant)) {
+		key.tenant = GRAFT_EXEMPT; /* sockets outlive their tenant, and its counters must not */
+		count = bpf_map_lookup_elem(&counters, &key);
+	}
 	if (count)
 		__sync_fetch_and_add(count, 1);
 	else

@@ -163,6 +163,8 @@ class Tenancy:
         if event.reason == CONVERTED:
             return
         self.stray |= event.op == "listen"
+        if event.tenant not in self.registry.tenants:  # its sockets outlive it; the host's own are of nobody
+            return
         kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append((time.time(), event))
 

@@ -29,6 +29,19 @@ def served(world: World) -> int:
 
 
 @isolated
+def test_a_tenant_that_has_gone_has_no_counters(world: World):
+    """Its sockets may be in other hands, and go on being refused: nobody would delete what is counted of it then."""
+    sock = world.sock(V4, UDP)
+    world.kernel.maps["tenants"].delete(KEY)
+    world.kernel.forget(TENANT_ID)
+    for _ in range(3):
+        with contextlib.suppress(OSError):
+            sock.sendto(b"x", ("192.0.2.1", 9))
+    assert world.kernel.counters(TENANT_ID) == {}
+    assert world.kernel.counters(0) == {("send", "the container's policy is gone"): 3}
+
+
+@isolated
 def test_served_ports_have_room_for_others(world: World):
     other = SERVED_KEY.pack(parse_address("192.0.2.1").raw, 443)
     world.kernel.maps["served_ports"].update(other, SERVED.pack(OTHER, 8443))
