@@ -34,7 +34,7 @@ is_ours() {
 
 # Addresses that containers had: of a graftd that was killed, there is nobody else to remove them (kernel/addresses.py).
 sweep() {
-	"$prefix/bin/python3" -I -c "
+	"$prefix/bin/python3" -I - <<-END || echo "install: addresses of containers that have ended may be left on lo"
 from graft.client import call
 from graft.kernel.addresses import marked_addresses, remove_address
 try:
@@ -42,7 +42,7 @@ try:
 except Exception:
     for address in marked_addresses():
         remove_address(address)
-" || echo "install: addresses of containers that have ended may be left on lo"
+	END
 }
 
 remove() {

@@ -18,7 +18,8 @@ _WORDS = struct.Struct("=IIII")
 def bit(key: bytes) -> int:
     """The number of the bit of an address in `owned`, as may_be_owned() in csrc/listeners.bpf.h computes it."""
     first, second, third, fourth = _WORDS.unpack(key)
-    return ((first ^ second ^ third ^ fourth) * 0x9E3779B1 & 0xFFFFFFFF) >> 20
+    folded: int = first ^ second ^ third ^ fourth
+    return (folded * 0x9E3779B1 & 0xFFFFFFFF) >> 20
 
 
 class Holders(Map):

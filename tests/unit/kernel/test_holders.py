@@ -1,6 +1,9 @@
 """The filter before the map `holders`."""
 
+from typing import cast
+
 from graft.kernel.holders import OWNED, Holders, bit
+from graft.kernel.maps import Map
 from graft.rules.address import parse_address
 
 
@@ -28,7 +31,7 @@ def test_the_filter_has_what_the_map_has(monkeypatch):
     for name in ("update", "delete"):
         monkeypatch.setattr(f"graft.kernel.maps.Map.{name}", lambda *_: None)
     owned = FakeMap()
-    holders = Holders(-1, 16, owned)
+    holders = Holders(-1, 16, cast(Map, owned))
     assert bits(owned) == {bit(other)}
     for key in twin:
         holders.update(key, bytes(16))

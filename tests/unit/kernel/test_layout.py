@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+import graft
 from graft.kernel import denials, holders, linux, programs, stamps, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, tables
@@ -85,6 +86,8 @@ VALUES |= {
     "DEPUTY_ID": cage.NOBODYS,
     "DEPUTY_DATA": family.DATAGRAM_MAX,
     "AF_GRAFT_EPNAME_MAX": endpoint.NAME_MAX + 1,
+    "IFNAMSIZ": endpoint.NAME_MAX + 1,
+    "UNIX_PATH_MAX": endpoint.UNIX_PATH_MAX + 1,
     "GRAFT_SSO_TRANS_SIZE": family.SSO_TRANS_SIZE,
 }
 C_ONLY = {
@@ -115,6 +118,7 @@ C_ONLY = {
     "SUP_KIND_DGRAM": "between graft-sup and the preload library",
     "SUP_KINDS": "between graft-sup and the preload library",
     "SUP_BATCH": "between graft-sup and the preload library",
+    "GRAFT_VERSION": "a text; test_the_header_has_graftds_version compares it",
 }
 
 ADDRESSES = {"local", "local_real", "peer", "peer_real", "addr", "real"}  # members that are a struct graft_addr
@@ -256,6 +260,10 @@ def in_c(name: str, names: list[str], compiled: dict[str, int], headers: Declare
         else:
             fields.append((at, size))
     return fields
+
+
+def test_the_header_has_graftds_version():
+    assert f'#define GRAFT_VERSION "{graft.__version__}"' in (ROOT / "include/graft.h").read_text()
 
 
 def test_every_constant_is_known(headers: Declared):
