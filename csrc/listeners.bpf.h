@@ -242,6 +242,10 @@ static __always_inline bool may_be_owned(const struct graft_addr *a)
 	return of && of->bits[(bit / 64) % OWNED_WORDS] >> bit % 64 & 1;
 }
 
+/* A field of a context, loaded before any branch: clang 19 computes one address for the fields of both families, and
+ * the verifier refuses a context that has been computed with. */
+#define FIELD(field) (*(volatile __u32 *)&(field))
+
 /*
  * Does this datagram come from the address that it goes to? The kernel gives a client on this host that is not
  * connected the address that it sends to as its source, so this may be the container's answer to a program of the
@@ -249,35 +253,26 @@ static __always_inline bool may_be_owned(const struct graft_addr *a)
  */
 static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
 {
-	struct graft_addr from = {};
+	__u32 four = FIELD(ctx->remote_ip4);
+	__u32 six[] = {FIELD(ctx->remote_ip6[0]), FIELD(ctx->remote_ip6[1]), FIELD(ctx->remote_ip6[2]),
+		       FIELD(ctx->remote_ip6[3])};
 
-	/* volatile and before the branch: clang would compute one address for both, which the verifier refuses */
-	set_v4(&from, *(volatile __u32 *)&ctx->remote_ip4);
-	if (is_v4(to))
-		return same_ip(from.ip, to->ip);
-	from.ip[0] = *(volatile __u32 *)&ctx->remote_ip6[0];
-	from.ip[1] = *(volatile __u32 *)&ctx->remote_ip6[1];
-	from.ip[2] = *(volatile __u32 *)&ctx->remote_ip6[2];
-	from.ip[3] = *(volatile __u32 *)&ctx->remote_ip6[3];
-	return same_ip(from.ip, to->ip);
+	return is_v4(to) ? four == to->ip[3] : same_ip(six, to->ip);
 }
 
 SEC("sk_lookup")
 int guard_lookup(struct bpf_sk_lookup *ctx)
 {
 	struct graft_holder *holder;
-	struct graft_addr to = {};
-	__u32 tenant;
+	struct graft_addr to = {
+		.ip = {FIELD(ctx->local_ip6[0]), FIELD(ctx->local_ip6[1]), FIELD(ctx->local_ip6[2]),
+		       FIELD(ctx->local_ip6[3])},
+		.port = ctx->local_port,
+	};
+	__u32 tenant, four = FIELD(ctx->local_ip4);
 
-	if (ctx->family == AF_INET) {
-		set_v4(&to, ctx->local_ip4);
-	} else {
-		to.ip[0] = ctx->local_ip6[0];
-		to.ip[1] = ctx->local_ip6[1];
-		to.ip[2] = ctx->local_ip6[2];
-		to.ip[3] = ctx->local_ip6[3];
-	}
-	to.port = ctx->local_port;
+	if (ctx->family == AF_INET)
+		set_v4(&to, four);
 	if (in_slices(&to))
 		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
 	holder = may_be_owned(&to) ? holder_of(&to) : NULL;
