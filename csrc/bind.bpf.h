@@ -155,7 +155,8 @@ static __noinline int is_taken(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 }
 
 /*
- * A container's UDP socket may have a port at its own address that another one publishes on the host's wildcard.
+ * A container's UDP socket may have a port at its own address that another one publishes on the host's wildcard, and
+ * graftd tries a port that it is to publish once more, after the container has left a network and come back.
  * With SO_REUSEPORT the kernel takes both (graftd gives the sockets of such containers one uid), and delivers what is
  * sent to the exact address there. With SO_REUSEADDR the connections of the container that had a TCP port before are
  * in nobody's way, as behind a bridge. Two sockets of one container at one address remain a conflict, which the
@@ -185,8 +186,9 @@ static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a
 		return false;
 	if (here)
 		return true;
-	bpf_setsockopt(ctx, SOL_SOCKET_, ctx->protocol == IPPROTO_UDP ? SO_REUSEPORT_ : SO_REUSEADDR_, &on,
-		       sizeof(on));
+	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &on, sizeof(on));
+	if (ctx->protocol == IPPROTO_TCP)
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &on, sizeof(on));
 	return true;
 }
 
