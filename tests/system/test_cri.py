@@ -31,7 +31,7 @@ def containerd(host):
 
 
 def listening(host, ip, port=80):
-    wait_for(lambda: f"{ip}:{port} " in host.host("ss", "-tlnH").stdout, f"{ip}:{port}")
+    wait_for(lambda: host.host(*CURL, f"http://{ip}:{port}/").returncode == 0, f"{ip}:{port}")
 
 
 def test_two_pods_on_port_80(containerd, host):
@@ -110,16 +110,18 @@ def test_annotations_take_nothing(containerd, host):
                 **{key: value},
             )
         pod = containerd.pod("modest", graft_egress="none", graft_family="on", graft_limit="sockets=100")
+        wait_for(lambda: "default_modest" in host.containers(), "the pod")
         assert json.loads(host.graft("inspect", "default_modest").stdout)["limits"]["sockets"]["max"] == 100
         pod.remove()
 
 
 def test_ports_of_the_node(containerd, host):
     """Also while kubelet is being restarted, and nobody has them."""
-    says = "-p 10250:80/tcp: port 10250 is the node's, not a pod's (publish another host port; "
-    with pytest.raises(grpc.RpcError, match=re.escape(says)):
+    says = "-p 10250:80/tcp: port 10250 is the node's, not a pod's"
+    hint = f"publish another host port; {host.config}, reserved_ports and reserve_listening, say which are"
+    with pytest.raises(grpc.RpcError, match=re.escape(f"{says}; {hint}")):  # as containerd puts a plugin's details
         containerd.pod("greedy", ports=[{"container_port": 80, "host_port": 10250}])
-    refused(containerd, f"{says}{host.config}, reserved_ports and reserve_listening, say which are)", graft_publish="10250:80")
+    refused(containerd, f"{says} ({hint})", graft_publish="10250:80")
 
 
 def gone(host, address):
@@ -142,6 +144,7 @@ def test_an_address_by_annotation(containerd, host):
         refused(containerd, f"{neighbour.ip} is the address of container 'default_neighbour'", graft_ip=neighbour.ip)
         for address in ("10.96.0.200", "10.99.0.2"):
             pod = containerd.pod("placed", graft_ip=address)
+            wait_for(lambda: "default_placed" in host.containers(), "the pod")  # runc waits for no answer of graftd's
             assert f"inet {address}/32" in host.host("ip", "address", "show", "lo").stdout
             pod.remove()
             gone(host, address)
