@@ -394,8 +394,9 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	if (ctx->user_family != AF_INET6)
-		return ALLOW;			 /* likewise */
-	if (is_v4(&a) && !takes_ipv4(ctx->sk)) { /* IPV6_V6ONLY is looked at before the address */
+		return ALLOW; /* likewise */
+	/* IPV6_V6ONLY is looked at before the address */
+	if (is_v4(&a) && !takes_ipv4(ctx->sk)) {
 		bpf_set_retval(-EINVAL);
 		return DENY;
 	}
