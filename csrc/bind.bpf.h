@@ -361,6 +361,15 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	return bind_private(ctx, a, stamp, tenant, dual);
 }
 
+/* An accepted socket has a port, and the kernel would refuse; one that was disconnected has none. */
+static __always_inline int bind_unstamped(struct bpf_sock_addr *ctx, struct graft_addr *a)
+{
+	if (!ctx->sk || !ctx->sk->src_port)
+		return deny_unstamped(ctx, OP_BIND, a);
+	bpf_set_retval(-EINVAL);
+	return DENY;
+}
+
 SEC("cgroup/bind4")
 int graft_bind4(struct bpf_sock_addr *ctx)
 {
@@ -370,7 +379,7 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 
 	load4(ctx, &a);
 	if (!stamp)
-		return deny_unstamped(ctx, OP_BIND, &a);
+		return bind_unstamped(ctx, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	if (ctx->user_family != AF_INET && (ctx->user_family != AF_UNSPEC || ctx->user_ip4))
@@ -390,7 +399,7 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 
 	load6(ctx, &a);
 	if (!stamp)
-		return deny_unstamped(ctx, OP_BIND, &a);
+		return bind_unstamped(ctx, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	if (ctx->user_family != AF_INET6)

@@ -32,6 +32,8 @@ tell(socket.socket(v4, udp), ('connect', inet('127.0.0.1', 3004)), ('connect', i
 tell(socket.socket(v4, udp), ('bind', inet('127.0.0.1', 3005)), ('send', inet('{CLIENT4}')))
 tell(socket.socket(v6, udp), ('bind', inet6('::1', 3006)), ('send', inet6('::ffff:127.0.0.1')))
 tell(socket.socket(v6, udp), ('bind', inet6('::ffff:127.0.0.1', 3007)), ('send', inet6('{CLIENT6}')), ('send', inet6('::1')))
+with socket.create_server(('127.0.0.1', 3008)) as server, socket.create_connection(('127.0.0.1', 3008)) as client:
+    tell(server.accept()[0], ('bind', inet('127.0.0.1', 3009)), ('bind', inet('0.0.0.0', 0)))
 for family, level in ((v4, 0), (v6, 0), (v6, 41), (v4, 41), (v4, 6), (v4, 1)):
     sock, length = socket.socket(family, tcp), ctypes.c_uint32(4)
     for number in (63, 79, 126, 150, 199, 300, 70000):

@@ -125,7 +125,8 @@ def bind_unspec(case: Case) -> bool:
 def bound_port(case: Case) -> bool:
     bound = case.sock.bound
     has = case.sock.listens if bound is None else is_any(bound) or address(bound).startswith("own")
-    return has and address(case.to).startswith(("out", "own")) and case.graft in NO_WAY
+    beyond = address(case.to).startswith(("out", "own")) or is_any(case.to)
+    return has and beyond and case.graft in NO_WAY
 
 
 def from_loopback6(case: Case) -> bool:
@@ -203,7 +204,13 @@ def own_reuse(case: Case) -> bool:
 
 
 def own_source(case: Case) -> bool:
-    return case.variant == "ip" and "own" in case.host and case.graft in (case.host.replace("own6", "::1"), case.host.replace("own4", "127.0.0.1"))
+    loop = "[::1]" in case.graft or "127.0.0.1" in case.graft
+    return case.variant == "ip" and case.what in ("recv", "accept", "peer") and "own" in case.host and loop
+
+
+def self_connect(case: Case) -> bool:
+    bound = case.sock.bound
+    return case.what in CONNECTS and is_any(bound) and (case.host, case.graft) == ("0", "ECONNREFUSED")
 
 
 # In this order: the first one that holds explains the difference
@@ -223,6 +230,7 @@ RULES: dict[str, Callable[[Case], bool]] = {
     "dual-stack": dual_stack,
     "own-reuse": own_reuse,
     "own-source": own_source,
+    "self-connect": self_connect,
     "port-zero": port_zero,
     "second-destination": second_destination,
 }
