@@ -223,6 +223,23 @@ struct graft_told {
 };
 
 /*
+ * asked: socket storage of a published UDP server on the host's wildcard: who has asked at which of the host's
+ * addresses, in sets of ASKED_WAYS (answer.bpf.h).
+ */
+#define ASKED_LOCALS 16
+#define ASKED_SETS 128
+#define ASKED_WAYS 4
+#define ASKED_ALL (ASKED_SETS * ASKED_WAYS)
+struct graft_asked {
+	__u64 key;
+	struct {
+		__u32 ip[4];
+		__u32 used; /* when */
+	} locals[ASKED_LOCALS];
+	__u64 entries[ASKED_ALL];
+};
+
+/*
  * Whoever stamps a socket asks by getsockopt() of this name whether the policy runs for it, before anybody else has
  * the socket. The policy answers once, so that no program learns its tenant's number. The kernel has no such option,
  * so that there is no answer where the programs are not attached, or others are.

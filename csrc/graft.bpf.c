@@ -21,6 +21,7 @@
  * listeners.bpf.h  A table of TCP listeners by what their programs bound. A program of sk_lookup in the host's netns
  *                leads there what arrives at a slice or at an address of a container's own.
  * receive.bpf.h  A UDP socket on the host's wildcard hears whom it has sent to, and nobody else.
+ * answer.bpf.h   A published UDP server on the wildcard answers from the address that was asked.
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.
  * guard.bpf.h    What the host's own programs may reach.

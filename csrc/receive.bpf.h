@@ -11,6 +11,7 @@
 #ifndef RECEIVE_BPF_H
 #define RECEIVE_BPF_H
 
+#include "answer.bpf.h"
 #include "numbers.bpf.h"
 
 /*
@@ -79,30 +80,6 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 	return true;
 }
 
-/* The ends of a UDP packet that begins with its IP header. False: it is none, or has
- * options. */
-static __always_inline bool read_udp(const struct __sk_buff *skb, struct graft_addr *from, struct graft_addr *to)
-{
-	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *ports;
-
-	if (packet + 28 > end)
-		return false;
-	if (packet[0] == 0x45) {
-		set_v4(from, *(__be32 *)(packet + 12));
-		set_v4(to, *(__be32 *)(packet + 16));
-		ports = packet + 20;
-	} else {
-		if (packet + 48 > end || packet[6] != IPPROTO_UDP)
-			return false;
-		__builtin_memcpy(from->ip, packet + 8, sizeof(from->ip));
-		__builtin_memcpy(to->ip, packet + 24, sizeof(to->ip));
-		ports = packet + 40;
-	}
-	from->port = bpf_ntohs(*(__be16 *)ports);
-	to->port = bpf_ntohs(*(__be16 *)(ports + 2));
-	return true;
-}
-
 /*
  * Does this datagram come from the socket's own container: from its private loopback, or from a socket of it that has
  * its address, which others leave from as well when they send there?
@@ -153,8 +130,12 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 	stamp = stamp_on(sk);
 	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
-	if (is_where_decided(sk, stamp))
+	if (is_where_decided(sk, stamp)) {
+		if (sk->protocol == IPPROTO_UDP && !sk->dst_port && stamp->flags & STAMP_INGRESS &&
+		    is_any(stamp->local_real.ip))
+			note_asked(skb, sk, stamp);
 		return has_tenant(stamp);
+	}
 	if (sk->protocol != IPPROTO_UDP)
 		return ALLOW;
 	if (sk->dst_port) /* it is connected: the kernel lets its peer in alone */

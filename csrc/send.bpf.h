@@ -150,6 +150,8 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 		return DENY;
 	if (!note_sent(ctx, &a, &source))
 		return deny_sent(stamp, &a);
+	if (is_any(source.ip) && is_any(bound.ip))
+		answer_source(ctx, &a, &source);
 	store4(ctx, &a);
 	ctx->msg_src_ip4 = source.ip[3];
 	return ALLOW;
@@ -189,6 +191,8 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	} else if (!note_sent(ctx, &a, &source)) {
 		return deny_sent(stamp, &a);
 	} else {
+		if (is_any6(source.ip) && is_any6(bound.ip))
+			answer_source(ctx, &a, &source);
 		store6(ctx, &a);
 	}
 	ctx->msg_src_ip6[0] = source.ip[0];

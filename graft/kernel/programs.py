@@ -72,6 +72,7 @@ MAPS = (
     "held",
     "peers",
     "told",
+    "asked",
     "counters",
     "denials",
 )

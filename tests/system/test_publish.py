@@ -89,6 +89,18 @@ def test_same_port_tcp_and_udp(lab):
     assert ask(lab, HOST4, 8080, 2).stdout
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_a_datagram_is_answered_from_where_it_was_sent_to(lab, address):
+    """The host has two addresses, and the route to the client has the first one as its source."""
+    server = echo(lab, "--name", "several", "-p", "8092:80/udp", address=address, kind=2)
+    for asked in (SECOND4, HOST4, SECOND4):
+        told = ask(lab, asked, 8092, 2)
+        assert CLIENT4 in told.stdout, told.stderr
+    if address == "::":
+        assert CLIENT6 in ask(lab, HOST6, 8092, 2).stdout
+    lab.end(server)
+
+
 @pytest.mark.parametrize(("kind", "other"), [("tcp", ""), ("udp", ""), ("tcp", f"{SECOND4}:")])
 def test_port_of_the_host_in_use(lab, kind, other):
     code = f"import socket, time; s = socket.socket(2, {1 if kind == 'tcp' else 2})\n"

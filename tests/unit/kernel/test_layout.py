@@ -111,6 +111,10 @@ C_ONLY = {
     "HELD_DYNAMIC6": "set by bind.bpf.h, read by numbers.bpf.h",
     "STAMP_LENT": "set by connect.bpf.h, read by show.bpf.h",
     "TOLD_MAX": "read by send.bpf.h and show.bpf.h",
+    "ASKED_LOCALS": "read by answer.bpf.h",
+    "ASKED_SETS": "read by answer.bpf.h",
+    "ASKED_WAYS": "read by answer.bpf.h",
+    "ASKED_ALL": "read by answer.bpf.h",
     "PEERS_BITS": "read by receive.bpf.h",
     "PEERS_WORDS": "read by receive.bpf.h",
     "SUP_CHANNEL": "between graft-sup and the preload library",
@@ -169,6 +173,8 @@ STRUCTS_C_ONLY = {
     "graft_peers": "written and read by programs alone",
     "graft_told": "written and read by programs alone",
     "graft_told.of[0]": "likewise",
+    "graft_asked": "likewise",
+    "graft_asked.locals[0]": "likewise",
 }
 
 
