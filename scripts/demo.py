@@ -1,6 +1,7 @@
 """`make demo`: a web server in a netns that has nothing but lo is reached from outside, at the host's speed."""
 
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -76,6 +77,9 @@ def demonstrate(lab: Lab) -> float:
 
 def main() -> int:
     """Run the demonstration in a laboratory, and print the result; returns the exit status."""
+    if os.geteuid() != 0:
+        print("demo: needs root: sudo make demo", file=sys.stderr)
+        return 1
     for tool in ("nginx", "wrk", "curl", "ip", "nsenter"):
         if not shutil.which(tool):
             print(f"demo: '{tool}' is not installed; run 'make setup'", file=sys.stderr)

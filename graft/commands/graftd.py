@@ -31,12 +31,14 @@ def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
     """
     from graft import client
     from graft.rules.configuration import read_configuration
+    from graft.rules.limits import default_limits
 
     if stop and replace:
         raise click.UsageError("--stop and --replace exclude each other")
     if stop or replace:
         if replace:
-            read_configuration()  # if that is wrong, the running graftd goes on
+            read_configuration()  # if that or the next is wrong, the running graftd goes on
+            default_limits(os.environ)
         try:
             client.order("stop", force=force, replace=replace)
         except Failure as error:

@@ -40,7 +40,7 @@ from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines.docker import Docker
 from graft.engines.resolver import Resolver
-from graft.errors import Failure, GraftError, UsageError
+from graft.errors import Failure, GraftError
 from graft.interpreter import python_command
 from graft.kernel import addresses, diag, linux
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
@@ -55,7 +55,7 @@ from graft.process.store import KEEPER_ENTRY, Store, exec_with
 from graft.process.sweeper import leave_sweeper
 from graft.process.title import GRAFTD, set_title
 from graft.rules.configuration import Configuration, read_configuration
-from graft.rules.limits import Limits, parse_limits
+from graft.rules.limits import default_limits
 from graft.tenants import attachments
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
@@ -68,13 +68,6 @@ IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
 ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for a new one every 50 ms
-
-
-def _limits_of_environment() -> Limits:
-    try:
-        return parse_limits(filter(None, [os.environ.get("GRAFT_LIMITS")]), Limits())
-    except UsageError as error:
-        raise UsageError(f"GRAFT_LIMITS: {error.message}", hint=error.hint) from None
 
 
 class Daemon:
@@ -110,7 +103,7 @@ class Daemon:
         root = cgroup2_root()
         mount_bpffs()
         self.root = root
-        self.limits = _limits_of_environment()
+        self.limits = default_limits(os.environ)
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         self._claim_namespace()
         self.cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)

@@ -6,7 +6,7 @@ host's programs find one. TCP connections do not count, because many of them sha
 nor do ports of the private loopback.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from graft.errors import UsageError
@@ -55,3 +55,11 @@ def parse_limits(texts: Iterable[str], default: Limits) -> Limits:
                 raise UsageError(f"limit '{item}': not a number from 1 to {MAX}", hint=HINT)
             limits = limits._replace(**{name: int(number)})
     return limits
+
+
+def default_limits(environment: Mapping[str, str]) -> Limits:
+    """The limits of a container that names none: GRAFT_LIMITS of @environment. Raises UsageError."""
+    try:
+        return parse_limits(filter(None, [environment.get("GRAFT_LIMITS")]), Limits())
+    except UsageError as error:
+        raise UsageError(f"GRAFT_LIMITS: {error.message}", hint=error.hint) from None

@@ -23,6 +23,16 @@ def test_limits_of_the_environment_that_are_wrong(own_lab):
     assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N, ports=N)\n"
 
 
+def test_limits_that_are_wrong_replace_nothing(own_lab):
+    own_lab.spawn_graft("--name", "web", "sleep", "60")
+    wait_for(lambda: own_lab.containers() == ["web"], "the container")
+    before = own_lab.daemon_pid()
+    refused = own_lab.host("env", "GRAFT_LIMITS=foo", GRAFTD, "--replace")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "GRAFT_LIMITS: limit 'foo': unknown" in refused.stderr
+    assert own_lab.daemon_pid() == before
+
+
 def test_a_configuration_that_is_wrong(own_lab):
     """graftd does not start with it, --replace leaves the running one alone, and a crash costs no container."""
     says = f"{own_lab.config}: unknown key 'networks' (reserved_ports, "
