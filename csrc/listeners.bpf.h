@@ -248,8 +248,9 @@ static __always_inline bool may_be_owned(const struct graft_addr *a)
 
 /*
  * Does this datagram come from the address that it goes to? The kernel gives a client on this host that is not
- * connected the address that it sends to as its source, so this may be the container's answer to a program of the
- * host's. Nobody but both can send from there.
+ * connected the address that it sends to as its source. So it may be the container's answer to a program of the
+ * host's, if it comes from a port of the container's; else it is a question, which the host's wildcard socket is not
+ * asked.
  */
 static __always_inline bool is_from_itself(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
 {
@@ -281,7 +282,8 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */
 		return SK_DROP;
 	tenant = holder->tenant;
-	if (ctx->protocol == IPPROTO_UDP && is_from_itself(ctx, &to))
+	if (ctx->protocol == IPPROTO_UDP && is_from_itself(ctx, &to) &&
+	    hears(tenant, bpf_ntohs((__u16)ctx->remote_port)))
 		return SK_PASS;
 	if ((ctx->protocol == IPPROTO_TCP ? lead(ctx, tenant, &to) : hears(tenant, to.port)) ||
 	    holder->flags & HOLDER_DEVICE)
