@@ -20,7 +20,7 @@ class Outside:
 
     def __init__(self, path):
         self.select = selectors.DefaultSelector()
-        self.visitors = []
+        self.visitors = {}  # by who has ordered them
         stream = socket.create_server(("::", ECHO), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
         datagram = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         datagram.bind(("::", ECHO))
@@ -54,22 +54,24 @@ class Outside:
     def take(self, server):
         client, _ = server.accept()
         lines = client.makefile()
+        self.visitors[client] = []
         self.select.register(client, selectors.EVENT_READ, lambda c: self.order(c, lines))
 
     def order(self, client, lines):
         line = lines.readline()
         if not line:
             self.select.unregister(client)
+            self.end(self.visitors.pop(client))
             client.close()
             return
         order = json.loads(line)
-        client.sendall((json.dumps(getattr(self, order.pop("do"))(**order)) + "\n").encode())
+        client.sendall((json.dumps(getattr(self, order.pop("do"))(self.visitors[client], **order)) + "\n").encode())
 
-    def visit(self, kind, to, text):
+    def visit(self, visitors, kind, to, text):
         address, port = to
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM if kind == "STREAM" else socket.SOCK_DGRAM)
-        self.visitors.append(sock)
+        visitors.append(sock)
         sock.settimeout(1)
         try:
             sock.connect((address, port))
@@ -80,10 +82,10 @@ class Outside:
             return errno.errorcode[error.errno or 0]
         return "0"
 
-    def hear(self, wait):
-        if not self.visitors:
+    def hear(self, visitors, wait):
+        if not visitors:
             return "no visitor"
-        sock = self.visitors[-1]
+        sock = visitors[-1]
         sock.settimeout(wait)
         try:
             text = sock.recv(4096)
@@ -93,12 +95,12 @@ class Outside:
         except OSError as error:
             return errno.errorcode[error.errno or 0]
 
-    def end(self):
-        for sock in self.visitors:
+    def end(self, visitors):
+        for sock in visitors:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
-        self.visitors.clear()
+        visitors.clear()
         return "0"
 
     def serve(self):

@@ -199,8 +199,19 @@ def dual_stack(case: Case) -> bool:
     return case.sock.family == "INET6" and address(case.sock.bound) == "::" and case.what != "bind"
 
 
-def own_reuse(case: Case) -> bool:
-    return case.variant == "ip" and case.what == "get" and case.call[2:4] in ([1, 2], [1, 15])
+def bound_options(case: Case) -> bool:
+    return case.what == "get" and case.call[2:4] in ([1, 2], [1, 15], [41, 26])
+
+
+def unbound_datagrams(case: Case) -> bool:
+    bound = case.sock.bound
+    hears = case.sock.kind == "DGRAM" and (bound is None or (is_any(bound) and bound[2] == 0))
+    return case.what == "recv" and hears and case.host[0] == "'" and case.graft == "EAGAIN"
+
+
+def unpublished(case: Case) -> bool:
+    here = address(case.to).startswith("own") and isinstance(case.to[2], str) if case.to else False
+    return case.variant == "published" and here and (case.host, case.graft) == ("0", "ECONNREFUSED")
 
 
 def own_source(case: Case) -> bool:
@@ -228,7 +239,9 @@ RULES: dict[str, Callable[[Case], bool]] = {
     "bound-port": bound_port,
     "own-autobind": own_autobind,
     "dual-stack": dual_stack,
-    "own-reuse": own_reuse,
+    "bound-options": bound_options,
+    "unbound-datagrams": unbound_datagrams,
+    "unpublished": unpublished,
     "own-source": own_source,
     "self-connect": self_connect,
     "port-zero": port_zero,
