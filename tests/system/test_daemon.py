@@ -358,7 +358,9 @@ def test_a_full_run_directory(own_lab):
 
 
 def test_a_second_graftd_in_one_namespace_is_refused(lab):
-    lab.graft("endpoint", "show", check=True)
+    container = lab.spawn_graft("--name", "web", "sleep", "600")  # the first graftd does not end meanwhile
+    wait_for(lambda: lab.containers() == ["web"], "the container")
     env = {**lab.env, "GRAFT_RUN_DIR": f"{lab.run_dir}-two"}
     lab.refused((GRAFT, "run", "true"), 125, "another graftd supervises this network namespace", env=env)
     subprocess.run(("rm", "-r", f"{lab.run_dir}-two"), check=True)
+    lab.end(container)

@@ -44,7 +44,8 @@ ATTACKS |= {
 }
 for name, tried in {
     "ipv6_transparent": option(41, 75, 1),
-    "ipv6_freebind": option(41, 78, 0),
+    "ipv6_freebind": option(41, 78, 1),
+    "ipv6_freebind_off": option(41, 78, 0),
     "ipv6_join_group": option(41, 20, socket.inet_pton(V6, "ff02::1234") + struct.pack("=i", 2)),
     "ipv6_rthdr": option(41, 57, bytes([0, 2, 4, 1, 0, 0, 0, 0]) + bytes(16)),
     "ipv6_addrform": option(41, 1, V4),
