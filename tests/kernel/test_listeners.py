@@ -193,3 +193,26 @@ def test_a_datagram_goes_to_the_containers_socket_alone(world: World):
         sock.close()
     assert list(world.kernel.maps["udp_ports"].keys(8)) == []
     assert LISTENING.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or b"")[1] == 0
+
+
+@isolated
+def test_a_listener_is_at_its_own_containers_addresses_alone(world: World):
+    """Not at another container's, nor at an address that another has by now, nor once its container has ended."""
+    owner(world)
+    world.own("10.88.0.6", holder=TENANT_ID + 1)
+    server = listen(world, "0.0.0.0", 80)
+    late = world.sock()
+    late.bind((OWN, 81))
+    with world.outside():
+        meet(server, ask(OWN, 80))
+        with pytest.raises(ConnectionRefusedError):
+            ask("10.88.0.6", 80)
+        world.own(OWN, holder=TENANT_ID + 1)
+        with pytest.raises(ConnectionRefusedError):
+            ask(OWN, 80)
+    world.own(OWN)
+    world.kernel.maps["tenants"].delete(TENANT_ID.to_bytes(4, "little"))
+    late.listen()  # a program that was sent the socket
+    assert count(world) == 1
+    with world.outside(), pytest.raises(ConnectionRefusedError):
+        ask(OWN, 81)
