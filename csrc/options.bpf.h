@@ -126,10 +126,7 @@ static __always_inline __u32 ipv6_option(__u32 name)
 	case 76: /* IPV6_UNICAST_IF */
 		return OPTION_WORD;
 	case 6:	 /* IPV6_2292PKTOPTIONS */
-	case 54: /* IPV6_HOPOPTS */
-	case 55: /* IPV6_RTHDRDSTOPTS */
 	case 57: /* IPV6_RTHDR */
-	case 59: /* IPV6_DSTOPTS */
 		return OPTION_EMPTY;
 	case 50: /* IPV6_PKTINFO, sticky source */
 		return OPTION_PKTINFO;
@@ -142,6 +139,9 @@ static __always_inline __u32 ipv6_option(__u32 name)
 	case 34:	  /* IPV6_IPSEC_POLICY */
 	case 35:	  /* IPV6_XFRM_POLICY */
 	case 42 ... 48:	  /* MCAST_* */
+	case 54:	  /* IPV6_HOPOPTS: the kernel asks for CAP_NET_RAW, whatever the value */
+	case 55:	  /* IPV6_RTHDRDSTOPTS, likewise */
+	case 59:	  /* IPV6_DSTOPTS, likewise */
 	case 64:	  /* IP6T_SO_SET_REPLACE */
 	case 65:	  /* IP6T_SO_SET_ADD_COUNTERS */
 	case 200 ... 212: /* MRT6_INIT .. MRT6_MAX */

@@ -61,7 +61,8 @@ ZERO = ("0", (bytes(4),))
 BYTE = ("0", (bytes(1), bytes(4)))
 NOTHING = ("no value", (b"",))
 IRQ = {69: "SO_PREFER_BUSY_POLL", 70: "SO_BUSY_POLL_BUDGET"}
-HEADERS = {54: "IPV6_HOPOPTS", 55: "IPV6_RTHDRDSTOPTS", 57: "IPV6_RTHDR", 59: "IPV6_DSTOPTS"}
+ROUTING = {6: "IPV6_2292PKTOPTIONS", 57: "IPV6_RTHDR"}
+HEADERS = {54: "IPV6_HOPOPTS", 55: "IPV6_RTHDRDSTOPTS", 59: "IPV6_DSTOPTS"}
 REPAIR = _from(19, "TCP_REPAIR", "TCP_REPAIR_QUEUE", "TCP_QUEUE_SEQ", "TCP_REPAIR_OPTIONS")
 MARKS = {75: "SO_RCVMARK", 82: "SO_RCVPRIORITY"}
 EMPTY_NAME = ('""', (b"", bytes(1), bytes(16)))
@@ -89,7 +90,8 @@ REFUSED = (
     Refused(IP, _range(200, 212, "MRT_INIT", "MRT_MAX"), "multicast routing is the host's"),
     Refused(IP, _range(1152, 1167, "IP_VS_SO_SET_NONE", "IP_VS_SO_SET_MAX"), "so is IPVS"),
     Refused(IPV6, {1: "IPV6_ADDRFORM"}, "the hooks of IPv4 would meet a socket of IPv6"),
-    Refused(IPV6, {6: "IPV6_2292PKTOPTIONS"} | HEADERS, "a routing header leads round the rules", *NOTHING),
+    Refused(IPV6, ROUTING, "a routing header leads round the rules", *NOTHING),
+    Refused(IPV6, HEADERS, "headers that go with one"),
     Refused(IPV6, {17: "IPV6_MULTICAST_IF"}, "the devices are the host's", *ZERO),
     Refused(IPV6, _from(20, "IPV6_ADD_MEMBERSHIP", "IPV6_DROP_MEMBERSHIP"), "the host's devices would join"),
     Refused(IPV6, _from(27, "IPV6_JOIN_ANYCAST", "IPV6_LEAVE_ANYCAST") | _from(42, *GROUP), "likewise"),
