@@ -301,7 +301,7 @@ class Daemon:
         self._check_policy()
         if self.tenancy.stray:
             self.tenancy.stray = False
-            diag.end_stray_listeners()
+            diag.end_stray_listeners(self.cgroup.stat().st_ino)
         if not self.registry.saved:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]

@@ -131,9 +131,10 @@ def test_listeners_out_of_reach_give_their_ports_back(world: World):
                 kept[-1].bind(("127.0.0.1" if family == V4 else "::1", 80))
             kept[-1].listen()
     assert len(world.real().splitlines()) == 602
-    assert diag.end_stray_listeners() == 600
+    cgroup = world.cgroup.stat().st_ino
+    assert diag.end_stray_listeners(cgroup) == 600
     assert len(world.real().splitlines()) == 2
-    assert diag.end_stray_listeners() == 0
+    assert diag.end_stray_listeners(cgroup) == 0
 
 
 @isolated
@@ -160,6 +161,12 @@ def test_a_listener_that_has_a_device_is_out_of_reach(world: World):
             with world.outside():
                 told = subprocess.run((*inside, sys.executable, "-c", code), capture_output=True, text=True)
             assert "TimeoutError" in told.stderr
+            with world.outside(), socket.socket() as hosts:
+                hosts.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"v0")
+                hosts.listen()
+                assert len(world.real().splitlines()) == 2
+                assert diag.end_stray_listeners(world.cgroup.stat().st_ino) == 1
+                assert len(world.real().splitlines()) == 1
         finally:
             neighbour.kill()
 
