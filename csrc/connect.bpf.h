@@ -158,7 +158,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (is_any(a->ip))
 		name_this_host(a, stamp, &source);
 	asked = *a;
-	if (is_permitted(stamp, a))
+	if (is_permitted(stamp, a) && (!in_slices(&source) || is_loopback(a)))
 		goto allow;
 	if (is_loopback(&asked)) {
 		where = decide_loopback(ctx, a, stamp, tenant, true, &why);

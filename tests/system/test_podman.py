@@ -77,7 +77,9 @@ def test_a_published_server(podman, host):
 
 def test_two_by_name(podman, host):
     podman.run("-d", "--name", "srv", "--network-alias", "al", *GRAFT, argv=("python3", "-m", "http.server", "80"))
-    wait_for(lambda: "10.97." in host.host("ss", "-tlnH", "sport = :80").stdout, "the server")
+    address = podman("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "srv").stdout.strip()
+    asked = (*CURL, "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}/")
+    wait_for(lambda: host.host(*asked).stdout == "200", "the server")
     script = "for n in srv al; do curl -sS -o /dev/null -w '%{http_code} ' http://$n/; done; getent hosts al"
     done = podman.run("--rm", *GRAFT, argv=("/busybox", "sh", "-c", script))
     assert done.stdout.startswith("200 200 10.97.0."), done.stderr
