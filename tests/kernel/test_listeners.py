@@ -13,8 +13,6 @@ from tests.kernel.harness import SLOT, TENANT_ID, World, isolated
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
 OWN, OWN6 = "10.88.0.5", "fd88::5"
 
-pytestmark = pytest.mark.kernel
-
 
 def owner(world: World) -> None:
     """Give the tenant an address of each family."""
@@ -50,6 +48,7 @@ def meet(server: socket.socket, client: socket.socket) -> tuple[str, ...]:
         return (names[0][0], peer, local, names[3][0])
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_listener_elsewhere_gets_what_is_sent_to_the_address(world: World):
     owner(world)
@@ -66,6 +65,7 @@ def test_a_listener_elsewhere_gets_what_is_sent_to_the_address(world: World):
         ask(OWN, 80)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_dual_stack_listener_at_a_mapped_address_takes_ipv6(world: World):
     """Both ends of such a connection have IPv6 addresses, those of an IPv4 one are mapped."""
@@ -103,6 +103,7 @@ def test_a_listener_of_one_family_is_not_found_by_the_other(world: World):
         server.close()
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_the_kernel_chooses_within_a_group(world: World):
     """SO_REUSEPORT: each of the group gets connections, and whoever is left of it all of them."""

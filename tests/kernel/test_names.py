@@ -14,8 +14,6 @@ from tests.kernel.test_hooks import disconnect, refused
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
 OWN4, OWN6, HOST4 = "192.0.2.7", "2001:db8::7", "192.0.2.8"
 
-pytestmark = pytest.mark.kernel  # also on Linux 6.1
-
 
 def own(world: World, own4: str = OWN4, own6: str = "::") -> None:
     """Give the tenant addresses of its own, from which it leaves; the host has another one."""
@@ -45,6 +43,7 @@ def talk(server: socket.socket, client: socket.socket, loopback: str, *, mapped:
         assert (data, source[:2]) == (b"!", to)
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_connected_socket_of_ipv6_whose_peer_is_of_ipv4(world: World):
     """As Java's DatagramSocket is. The kernel names the peer for the hook, as connect() has translated it."""
@@ -70,6 +69,7 @@ def test_a_connected_socket_of_ipv6_whose_peer_is_of_ipv4(world: World):
     assert (data, client.recvfrom(9)[1][:2]) == (b"?", (f"::ffff:{HOST4}", peer.getsockname()[1]))
 
 
+@pytest.mark.kernel  # also on Linux 6.1
 @isolated
 def test_a_dual_stack_socket_has_both_loopbacks(world: World):
     """sendto() of ::1 does not become a mapped address, for which udpv6_sendmsg() has ENOTSUPP (524)."""
