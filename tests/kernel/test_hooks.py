@@ -17,13 +17,12 @@ from tests.kernel.harness import TENANT_ID, World, isolated
 
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
 
-pytestmark = pytest.mark.kernel
-
 
 def refused(number: int):
     return pytest.raises(OSError, match=f"Errno {number}\\]")
 
 
+@pytest.mark.kernel
 @isolated
 def test_an_accepted_socket_is_in_its_listeners_cgroup(world: World):
     """It has no stamp, and is good for what a connection does alone."""
@@ -61,6 +60,7 @@ def disconnect(sock: socket.socket) -> None:
     assert libc.connect(sock.fileno(), struct.pack("=H26x", 0), 28 if sock.family == V6 else 16) == 0
 
 
+@pytest.mark.kernel
 @isolated
 def test_the_stamp_goes_with_the_descriptor(world: World):
     """To a process in another cgroup, by SCM_RIGHTS: the hooks of the creator's cgroup still run."""
@@ -80,6 +80,7 @@ def test_the_stamp_goes_with_the_descriptor(world: World):
     assert os.waitstatus_to_exitcode(os.wait()[1]) == errno.EADDRNOTAVAIL
 
 
+@pytest.mark.kernel
 @isolated
 def test_mapped_addresses_take_the_six_hooks(world: World):
     with refused(errno.ENETUNREACH):
@@ -92,6 +93,7 @@ def test_mapped_addresses_take_the_six_hooks(world: World):
     assert counted == {"connect": 1, "bind": 1, "send": 1}
 
 
+@pytest.mark.kernel
 @isolated
 def test_hooks_find_the_stamp_above_an_mptcp_subflow(world: World):
     if not os.path.exists("/proc/sys/net/mptcp/enabled"):
@@ -108,6 +110,7 @@ def test_hooks_find_the_stamp_above_an_mptcp_subflow(world: World):
     assert client.getpeername() == ("127.0.0.1", 80)
 
 
+@pytest.mark.kernel
 @isolated
 def test_listen_without_bind_is_put_out_of_reach(world: World):
     """No bind hook runs; sockops sees the listener and ties it to an interface that is not there."""
@@ -137,6 +140,7 @@ def test_listeners_out_of_reach_give_their_ports_back(world: World):
     assert diag.end_stray_listeners(cgroup) == 0
 
 
+@pytest.mark.kernel
 @isolated
 def test_a_listener_that_has_a_device_is_out_of_reach(world: World):
     """A link-local destination gives the socket a device; who lacks CAP_NET_RAW may not tie it to another one."""
@@ -185,6 +189,7 @@ def test_a_failed_bind_does_not_open_listen(world: World):
         socket.create_connection(("127.0.0.1", second.getsockname()[1]), 3)
 
 
+@pytest.mark.kernel
 @isolated
 def test_a_connected_send_with_a_control_message_passes(world: World):
     """It runs the sendmsg hook with family 0 and no address."""
@@ -246,6 +251,7 @@ def test_any_address_of_the_slices_can_be_bound(world: World):
     assert client.getpeername()[:2] == ("::1", 443)
 
 
+@pytest.mark.kernel
 @isolated
 def test_raw_sockets_run_no_hook(world: World):
     """So they are never grafted: what they send is not seen."""
@@ -305,12 +311,14 @@ def test_a_wildcard_listener_of_the_host_is_alien(world: World):
         world.sock().connect(("127.0.0.1", 80))
 
 
+@pytest.mark.kernel
 @isolated
 def test_fast_open_runs_the_connect_hook(world: World):
     with refused(errno.ENETUNREACH):
         socket.socket.sendto(world.sock(), b"x", socket.MSG_FASTOPEN, ("192.0.2.1", 80))
 
 
+@pytest.mark.kernel
 @isolated
 def test_reconnecting_runs_the_hook_again(world: World):
     """connect(AF_UNSPEC) runs none, the next connect does; a source chosen before stays."""
