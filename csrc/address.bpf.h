@@ -20,6 +20,12 @@
 
 #define MAPPED bpf_htonl(0xffff)
 
+/*
+ * A field of a context, to be loaded before any branch: clang computes one address for the fields of both families
+ * where it can, and the verifier refuses a context that has been computed with.
+ */
+#define FIELD(field) (*(volatile __u32 *)&(field))
+
 static __always_inline bool is_v4(const struct graft_addr *a)
 {
 	return a->ip[0] == 0 && a->ip[1] == 0 && a->ip[2] == MAPPED;

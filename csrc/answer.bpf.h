@@ -72,8 +72,7 @@ static __always_inline bool may_answer_from(__u32 tenant, const struct graft_add
 	return (a->ip[0] & bpf_htonl(0xffc00000)) != bpf_htonl(0xfe800000);
 }
 
-/* The ends of a UDP packet that begins with its IP header. False: it is none, or has
- * options. */
+/* The ends of a UDP packet that begins with its IP header. False: it is none, or has options. */
 static __always_inline bool read_udp(const struct __sk_buff *skb, struct graft_addr *from, struct graft_addr *to)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end, *ports;

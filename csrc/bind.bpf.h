@@ -558,12 +558,11 @@ int graft_sockops(struct bpf_sock_ops *ctx)
 	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == GRAFT_EXEMPT)
 		return 1;
-	/* volatile, because clang would share an offset between the branches, which the verifier refuses */
-	ip4 = *(volatile __u32 *)&ctx->local_ip4;
-	here.ip[0] = *(volatile __u32 *)&ctx->local_ip6[0];
-	here.ip[1] = *(volatile __u32 *)&ctx->local_ip6[1];
-	here.ip[2] = *(volatile __u32 *)&ctx->local_ip6[2];
-	here.ip[3] = *(volatile __u32 *)&ctx->local_ip6[3];
+	ip4 = FIELD(ctx->local_ip4);
+	here.ip[0] = FIELD(ctx->local_ip6[0]);
+	here.ip[1] = FIELD(ctx->local_ip6[1]);
+	here.ip[2] = FIELD(ctx->local_ip6[2]);
+	here.ip[3] = FIELD(ctx->local_ip6[3]);
 	here.port = ctx->local_port;
 	if (ctx->family == AF_INET)
 		set_v4(&here, ip4);

@@ -242,10 +242,6 @@ static __always_inline bool may_be_owned(const struct graft_addr *a)
 	return of && of->bits[(bit / 64) % OWNED_WORDS] >> bit % 64 & 1;
 }
 
-/* A field of a context, loaded before any branch: clang 19 computes one address for the fields of both families, and
- * the verifier refuses a context that has been computed with. */
-#define FIELD(field) (*(volatile __u32 *)&(field))
-
 /*
  * Does this datagram come from the address that it goes to? The kernel gives a client on this host that is not
  * connected the address that it sends to as its source. So it may be the container's answer to a program of the
