@@ -4,6 +4,8 @@ Containers choose the names of their commands, their arguments, labels and paths
 must not have it obey an escape sequence, see a line that nobody wrote, or text in another order than it is in.
 """
 
+from collections.abc import Sequence
+
 LENGTH = 400
 
 
@@ -15,6 +17,11 @@ def plain(text: str, length: int = LENGTH) -> str:
     """
     shown = "".join(c if c.isprintable() else _escape(c) for c in text[:length])
     return shown if len(text) <= length else f"{shown}..."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five of @names, for a message of one line."""
+    return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}"
 
 
 def _escape(character: str) -> str:

@@ -9,6 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.printed import print_or_write
+
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs/differences.md"
 BEGIN = "<!-- printed by scripts/options.py -->\n"
 END = "<!-- end of what scripts/options.py prints -->\n"
@@ -120,11 +124,7 @@ def table() -> str:
 
 def main() -> None:
     """Print the table, or write it."""
-    if "--write" not in sys.argv[1:]:
-        sys.stdout.write(table())
-        return
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    print_or_write(table(), DOCUMENT, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from graft.kernel import traps
+from scripts.printed import print_or_write
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs/security.md"
 BEGIN = "<!-- printed by scripts/traps.py -->\n"
@@ -43,11 +44,7 @@ def _forms(forms: tuple[traps.Form, ...]) -> str:
 
 def main() -> None:
     """Print the table, or write it."""
-    if "--write" not in sys.argv[1:]:
-        sys.stdout.write(table())
-        return
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    print_or_write(table(), DOCUMENT, BEGIN, END)
 
 
 if __name__ == "__main__":

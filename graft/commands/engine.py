@@ -11,6 +11,7 @@ from graft import client
 from graft.commands.options import CONTEXT
 from graft.engines.install import ENGINES, Change, Options, Plan, check_version
 from graft.errors import Failure, Refused
+from graft.text import listed
 
 INSTALL = """Set up an engine to use graft. The change is shown first; nothing is restarted without --reload.
 
@@ -106,7 +107,7 @@ def check_unused(engine: str) -> None:
         return
     if used:
         raise Refused(
-            f"{len(used)} of {engine}'s use graft: {', '.join(used[:5])}{', ...' * (len(used) > 5)}",
+            f"{len(used)} of {engine}'s use graft: {listed(used)}",
             hint="end them first, or give --force: the engine cannot take them down then",
             code="EBUSY",
         )

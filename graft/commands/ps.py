@@ -10,7 +10,7 @@ import click
 from graft.client import call, run_directory
 from graft.commands.options import CONTEXT, json_option, print_json, say
 from graft.errors import Failure
-from graft.text import plain
+from graft.text import listed, plain
 
 COLUMNS = ("NAME", "PID", "STATUS", "ADDRESS", "PORTS", "ENDPOINTS", "COMMAND")
 COMMAND_WIDTH = 40
@@ -52,7 +52,7 @@ def _check_none_is_left() -> None:
     except (OSError, ValueError, KeyError):
         return
     if left:
-        names = ", ".join(t["name"] for t in left[:5]) + ", ..." * (len(left) > 5)
+        names = listed([t["name"] for t in left])
         raise Failure(f"graftd is not running; it was supervising {len(left)}: {names}", hint="start it: graftd")
 
 

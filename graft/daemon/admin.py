@@ -16,7 +16,7 @@ from graft import __version__, protocol
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
 from graft.daemon.connection import Connection
-from graft.daemon.documents import engine_users, event_document, label, listed, live_pid, slice_of
+from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
@@ -29,6 +29,7 @@ from graft.rules.publication import parse_publication
 from graft.tenants import attachments, publish
 from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
+from graft.text import listed
 
 Reply = dict[str, Any] | list[Any]
 

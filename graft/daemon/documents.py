@@ -44,11 +44,6 @@ def event_document(when: float, event: denials.Event) -> dict[str, Any]:
     return document
 
 
-def listed(names: list[str]) -> str:
-    """The first of @names, for a message of one line."""
-    return f"{', '.join(names[:5])}{', ...' * (len(names) > 5)}"
-
-
 def label(attachment: Attachment) -> str:
     """What an attachment is called in a message: a name that its network knows, or the engine's key; the network."""
     return f"{next(iter(attachment.names), attachment.key)} ({attachment.network.removeprefix('cni/')[:12]})"
