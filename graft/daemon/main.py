@@ -240,7 +240,7 @@ class Daemon:
         self.resolver.end()
         added = self.registry.added
         owned = {
-            f"{own.address}/{32 if own.address.v4 else 128}": tenant.netns
+            f"{own.address}/{own.address.bits}": tenant.netns
             for tenant in self.registry.tenants.values()
             for own in tenant.owned
             if own.address in added

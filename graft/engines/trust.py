@@ -106,7 +106,7 @@ def check_ports(publications: Iterable[Publication], reserved: Collection[tuple[
 
 
 def _special(network: Prefix, address: Address) -> bool:
-    longest = 32 if address.v4 else 128
+    longest = address.bits
     host = int.from_bytes(address.raw, "big") & ((1 << (longest - network.length)) - 1)
     return longest - network.length > 1 and (host < 2 or (address.v4 and host == (1 << (32 - network.length)) - 1))
 

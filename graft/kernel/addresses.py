@@ -87,7 +87,7 @@ def add_address(address: Address) -> bool:
     _ip(
         "address",
         "add",
-        f"{address}/{32 if address.v4 else 128}",
+        f"{address}/{address.bits}",
         "dev",
         "lo",
         "scope",
@@ -108,7 +108,7 @@ def marked_addresses() -> list[Address]:
 def remove_address(address: Address) -> None:
     """Undo an add_address() that returned True; no error if `lo` does not have the address."""
     with contextlib.suppress(Failure):
-        _ip("address", "del", f"{address}/{32 if address.v4 else 128}", "dev", "lo")
+        _ip("address", "del", f"{address}/{address.bits}", "dev", "lo")
 
 
 def end_connections(address: Address) -> None:

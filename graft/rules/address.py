@@ -33,6 +33,11 @@ class Address(NamedTuple):
         return self.raw[12] == 127 if self.v4 else self.raw == bytes(15) + b"\x01"
 
     @property
+    def bits(self) -> int:
+        """How many bits an address of this family has: 32 or 128."""
+        return 32 if self.v4 else 128
+
+    @property
     def kind(self) -> str:
         """The endpoint type of this family: "ipv4" or "ipv6"."""
         return "ipv4" if self.v4 else "ipv6"
@@ -70,7 +75,7 @@ class Prefix(NamedTuple):
 
     def covers(self, address: Address) -> bool:
         """Is @address one of them?"""
-        shift = (32 if self.address.v4 else 128) - self.length
+        shift = self.address.bits - self.length
         numbers = [int.from_bytes(a.raw, "big") >> shift for a in (self.address, address)]
         return self.address.v4 == address.v4 and numbers[0] == numbers[1]
 
@@ -82,7 +87,7 @@ def parse_prefix(text: str) -> Prefix:
     """Parse ADDR/LEN, or ADDR for that address alone. Raises UsageError, also if bits after LEN are set."""
     bare, slash, length_text = text.partition("/")
     address = parse_address(bare)
-    longest = 32 if address.v4 else 128
+    longest = address.bits
     if slash and not (length_text.isascii() and length_text.isdigit() and int(length_text[:4]) <= longest):
         raise UsageError(f"'{text}' is not an address with its prefix length", hint="like 10.77.0.0/16")
     length = int(length_text) if slash else longest

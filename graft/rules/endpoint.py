@@ -240,7 +240,7 @@ def parse_egress(text: str) -> EgressRule:
         raise _lacks("egress", text, len(where), "/", form)
     address = _at("egress", text, 0, lambda: parse_address(prefix))
     after = len(prefix) + 1
-    longest = 32 if address.v4 else 128
+    longest = address.bits
     if not length_text.isascii() or not length_text.isdigit() or len(length_text) > 3 or int(length_text) > longest:
         raise UsageError(
             f"egress rule '{text}', character {after + 1}: '{length_text}' is not a prefix length",

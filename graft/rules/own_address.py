@@ -63,7 +63,7 @@ def network_of(text: str, network: int, within: str = "") -> Own:
         return own._replace(prefix=wide.prefix, length=wide.length, local=False)
     bare, slash, length_text = text.partition("/")
     address = parse_address(bare)
-    longest = 32 if address.v4 else 128
+    longest = address.bits
     if not slash or not length_text.isascii() or not length_text.isdigit() or int(length_text) > longest:
         raise UsageError(f"'{text}' is not an address with its prefix length", hint="like 10.77.0.5/16")
     check_own(address)
