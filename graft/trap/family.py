@@ -326,7 +326,7 @@ class Family:
         if stamp.place != endpoint.place:  # the same address in another netns is another server
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
         own = parse_address(sock.getsockname()[0].partition("%")[0])  # as the program sees it
-        if own.loopback and not endpoint.address.loopback:
+        if own.loopback and not stamp.flags & STAMP_NAMED and not endpoint.address.loopback:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         real = (endpoint.address.raw, endpoint.port)
         stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_PERMIT, peer=real, peer_real=real))
