@@ -46,24 +46,26 @@ static void let_proceed(const struct seccomp_notif *call)
 	answer_call(call, 0, 0, SECCOMP_USER_NOTIF_FLAG_CONTINUE);
 }
 
-/* Give the target a descriptor as the value of its call; false if it did not get one. */
-static bool inject_socket(struct sup_slot *slot, struct made socket, bool cloexec)
+/*
+ * Give the target a descriptor as the value of its call. It is closed here before the answer: once the target closes
+ * its own, the port is free.
+ */
+static void give_socket(struct sup_slot *slot, struct made socket, bool cloexec)
 {
 	struct seccomp_notif_addfd add = {
 		.id = slot->call.id, .srcfd = (__u32)socket.fd, .newfd_flags = cloexec ? O_CLOEXEC : 0};
-	int number;
+	int number, error;
 
 	__atomic_store_n(&slot->inode, socket.inode, __ATOMIC_RELEASE);
 	do {
 		number = ioctl(listener, SECCOMP_IOCTL_NOTIF_ADDFD, &add);
 	} while (number < 0 && errno == EINTR);
-	if (number >= 0) {
+	error = number < 0 ? errno : 0;
+	close(socket.fd);
+	if (!error)
 		answer_call(&slot->call, number, 0, 0);
-		return true;
-	}
-	if (errno != ENOENT && errno != EINPROGRESS)
-		answer_call(&slot->call, 0, errno, 0); /* EMFILE: its table is full */
-	return false;
+	else if (error != ENOENT && error != EINPROGRESS)
+		answer_call(&slot->call, 0, error, 0); /* EMFILE: its table is full */
 }
 
 /* ---- slots ---- */
@@ -149,8 +151,7 @@ static void on_socket(struct sup_slot *slot)
 			answer_call(call, 0, error, 0);
 			goto out;
 		}
-		inject_socket(slot, socket, true);
-		close(socket.fd);
+		give_socket(slot, socket, true);
 		goto out;
 	}
 	kind = (family == AF_INET6 ? SUP_KIND_INET6 : 0) | (stream ? 0 : SUP_KIND_DGRAM);
@@ -161,8 +162,7 @@ static void on_socket(struct sup_slot *slot)
 	}
 	if (flags & SOCK_NONBLOCK)
 		fcntl(socket.fd, F_SETFL, O_RDWR | O_NONBLOCK);
-	inject_socket(slot, socket, cloexec);
-	close(socket.fd);
+	give_socket(slot, socket, cloexec);
 	release_slot(slot);
 	refill_pool(kind);
 	return;

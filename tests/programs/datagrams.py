@@ -8,7 +8,6 @@ import errno
 import itertools
 import socket
 import struct
-import time
 
 V4, V6, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM
 SERVER, CLIENT, CLOSED = 5300, 5301, 5302
@@ -64,20 +63,8 @@ def make(family, bind="", only6=None):
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
     if bind:
         address, port = bind.split()
-        bind_free(sock, (address, 0 if port == "any" else int(port)))
+        sock.bind((address, 0 if port == "any" else int(port)))
     return sock
-
-
-def bind_free(sock, address):
-    """Bind to a port that nobody has; whoever made the last socket for this program may still have a copy of it."""
-    for _ in range(200):
-        try:
-            return sock.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            time.sleep(0.01)
-    raise TimeoutError(f"{address} is still in use")
 
 
 def disconnect(sock):

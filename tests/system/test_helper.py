@@ -90,6 +90,30 @@ def test_its_sockets_are_as_graftd_makes_them(own_lab, tmp_path):
     assert alone.stdout.endswith("1 True\n")
 
 
+REBIND = f"""
+{UNTIL_TOLD}
+import os
+os.sched_setaffinity(0, [0])
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    for _ in range(1000):
+        s = socket.socket(socket.AF_INET, kind); s.bind(("127.0.0.1", 7000)); s.close()
+print("free")
+"""
+
+
+def test_a_port_is_free_once_its_socket_is_closed(own_lab):
+    """As on any host: graft-sup has no copy of a socket any more when its program gets it, which runs before it here."""
+    process = own_lab.spawn_graft(*python(REBIND), stdin=-1, stdout=-1, stderr=-1)
+    before = quick_calls(own_lab)
+    helper = helper_of(own_lab)
+    wait_for(lambda: quick_calls(own_lab) > before + 10, "calls that graft-sup answers")
+    for thread in os.listdir(f"/proc/{helper}/task"):
+        os.sched_setaffinity(int(thread), [0])
+    told, errors = process.communicate("\n", timeout=60)
+    assert told == "free\n", errors
+
+
 def test_kill_helpers_under_load(own_lab):
     """kill -9 of graft-sup, again and again: graftd answers what it had, and then in its place."""
     server_on_client(own_lab)
