@@ -22,6 +22,7 @@ from typing import Any
 
 from graft.client import exchange
 from graft.errors import GraftError
+from graft.kernel import linux
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRAFT = ROOT / "bin" / "graft"
@@ -157,8 +158,13 @@ class Lab:
             return process.wait(10)
 
     def daemon_pid(self) -> int:
-        """Return the PID of graftd; 0 if there is none."""
-        return next(iter(self._processes("graftd")), 0)
+        """Return the PID of graftd; 0 if there is none. A child that is about to execute another program is none."""
+        found = self._processes("graftd")
+        for pid in found:
+            with contextlib.suppress(OSError):
+                if linux.parent(pid) not in found:
+                    return pid
+        return 0
 
     def helper_pids(self) -> list[int]:
         """Return the PIDs of the graft-sup processes, of which each listener has one."""

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import h11
+import msgspec
 
 from graft.engines.ipam import Ipam
+from graft.engines.libnetwork import Mapping, Request, decode
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
@@ -112,12 +114,12 @@ class Docker:
             raise Refused("only root may use Docker's plugin socket", code="EPERM")
         refuse_contained(self.registry, peer, "Docker's plugin socket")
 
-    def answer(self, method: str, request: Document, peer: Peer) -> Document:
+    def answer(self, method: str, body: bytes, peer: Peer) -> Document:
         """Answer one call @method of dockerd, which is @peer. A method that is not known gets {}.
 
-        Raises GraftError, which becomes the reply's "Err", and KeyError, TypeError or ValueError for a bad request.
+        Raises GraftError, which becomes the reply's "Err", and ValueError or MsgspecError for a bad request.
         """
-        known: dict[str, Callable[[Document, int], Document]] = {
+        known: dict[str, Callable[[Request, int], Document]] = {
             "Plugin.Activate": lambda _r, _p: {"Implements": ["NetworkDriver", "IpamDriver"]},
             "NetworkDriver.GetCapabilities": lambda _r, _p: {"Scope": "local", "ConnectivityScope": "local"},
             "NetworkDriver.CreateNetwork": self._create_network,
@@ -138,31 +140,30 @@ class Docker:
         }
         self._vet(peer)
         handler = known.get(method)
-        return handler(request, peer.pid) if handler else {}
+        return handler(decode(body), peer.pid) if handler else {}
 
     # -- the network driver --
 
-    def _create_network(self, request: Document, _pid: int) -> Document:
-        options = request.get("Options") or {}
+    def _create_network(self, request: Request, _pid: int) -> Document:
+        options = request.options or {}
         if options.get("com.docker.network.internal"):
             raise UsageError("--internal is not supported", hint="give the containers --label graft.egress=none")
         generic = options.get(GENERIC) or {}
         for key in generic:
             raise UsageError(f"option '{key}' is unknown", hint="a network of graft has no options")
-        for data in (*(request.get("IPv4Data") or ()), *(request.get("IPv6Data") or ())):
-            if data.get("Pool"):
-                network_of(data["Pool"], 0)
+        for subnet in (*(request.ipv4 or ()), *(request.ipv6 or ())):
+            if subnet.pool:
+                network_of(subnet.pool, 0)
         return {}
 
-    def _create_endpoint(self, request: Document, _pid: int) -> Document:
+    def _create_endpoint(self, request: Request, _pid: int) -> Document:
         registry = self.registry
-        attachment = Attachment(f"docker/{request['EndpointID']}", request["NetworkID"])
-        interface = request.get("Interface") or {}
+        attachment = Attachment(f"docker/{request.endpoint}", request.network)
         number = attachments.number(registry, attachment.network)
-        for text in (interface.get("Address"), interface.get("AddressIPv6")):
+        for text in (request.interface.ipv4, request.interface.ipv6) if request.interface else ():
             if text and not text.startswith(("0.0.0.0", "::/")):
                 attachment.give(text, number)
-        mappings = (request.get("Options") or {}).get(PORTMAP) or []
+        mappings = (request.options or {}).get(PORTMAP) or []
         attachment.offered = sorted(mappings, key=json.dumps)
         if not self._twins(attachment):
             attachment.publications = self._publications(attachment)
@@ -183,25 +184,22 @@ class Docker:
     def _publications(self, attachment: Attachment) -> list[Publication]:
         found: list[Publication] = []
         for entry in attachment.offered:
-            found.append(self._publication(attachment, entry, found))
+            found.append(self._publication(attachment, msgspec.convert(entry, Mapping), found))
         return found
 
-    def _publication(self, attachment: Attachment, entry: Document, others: list[Publication]) -> Publication:
+    def _publication(self, attachment: Attachment, mapping: Mapping, others: list[Publication]) -> Publication:
         """Return the publication for one port mapping of Docker. Raises UsageError, Refused.
 
         If the mapping names no host port, or a range, the first port that is free is taken.
         """
-        protocol_number = entry.get("Proto", socket.IPPROTO_TCP)
-        if protocol_number not in PROTOCOL_NAME:
-            raise UsageError(f"port {entry.get('Port')}: protocol {protocol_number} is neither tcp nor udp")
-        bare = entry.get("HostIP") or ""
+        if mapping.protocol not in PROTOCOL_NAME:
+            raise UsageError(f"port {mapping.port}: protocol {mapping.protocol} is neither tcp nor udp")
+        bare = mapping.host or ""
         address = parse_address(bare) if bare not in ("", "::") else None
-        first = entry.get("HostPort") or 0
-        last = entry.get("HostPortEnd") or first
-        wanted = range(first, last + 1) if first else CHOSEN
+        wanted = range(mapping.first, (mapping.last or mapping.first) + 1) if mapping.first else CHOSEN
         refused: Refused | None = None
         for port in wanted:
-            publication = Publication(address, port, entry["Port"], 1, protocol_number)
+            publication = Publication(address, port, mapping.port, 1, mapping.protocol)
             try:
                 self._check(attachment, publication, others)
             except Refused as error:
@@ -219,15 +217,15 @@ class Docker:
         addresses = host_addresses(publication, ipv6=registry.ipv6)
         check_free(registry, publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
 
-    def _attachment(self, request: Document) -> Attachment:
-        attachment = self.registry.attachments.get(f"docker/{request['EndpointID']}")
+    def _attachment(self, request: Request) -> Attachment:
+        attachment = self.registry.attachments.get(f"docker/{request.endpoint}")
         if attachment is None:
-            raise Refused(f"endpoint {request['EndpointID'][:12]} is unknown", code="ENOENT")
+            raise Refused(f"endpoint {request.endpoint[:12]} is unknown", code="ENOENT")
         return attachment
 
-    def _join(self, request: Document, pid: int) -> Document:
+    def _join(self, request: Request, pid: int) -> Document:
         attachment = self._attachment(request)
-        key = request["SandboxKey"]
+        key = request.sandbox
         attachment.sandbox = [key, f"/proc/{pid}/root{key}"]
         attachment.netns = attachment.cookie = 0
         if not attachment.publications and not any(key in twin.sandbox for twin in self._twins(attachment)):
@@ -236,9 +234,9 @@ class Docker:
         self.resolver.start()
         return {"DisableGatewayService": True}
 
-    def _leave(self, request: Document, _pid: int) -> Document:
+    def _leave(self, request: Request, _pid: int) -> Document:
         registry = self.registry
-        attachment = registry.attachments.get(f"docker/{request['EndpointID']}")
+        attachment = registry.attachments.get(f"docker/{request.endpoint}")
         if attachment is None:
             return {}
         key = attachment.sandbox[0] if attachment.sandbox else ""
@@ -246,8 +244,8 @@ class Docker:
         attachments.leave(registry, attachment)
         return {}
 
-    def _delete_endpoint(self, request: Document, _pid: int) -> Document:
-        attachments.detach(self.registry, f"docker/{request['EndpointID']}")
+    def _delete_endpoint(self, request: Request, _pid: int) -> Document:
+        attachments.detach(self.registry, f"docker/{request.endpoint}")
         self.resolver.start()
         return {}
 
@@ -256,7 +254,7 @@ class Conversation:
     """One HTTP connection of dockerd, which keeps it open for many requests."""
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, peer: Peer, answer: Callable[[str, Document, Peer], Document]
+        self, loop: Loop, sock: socket.socket, peer: Peer, answer: Callable[[str, bytes, Peer], Document]
     ) -> None:
         self.loop = loop
         self.sock = sock
@@ -302,12 +300,11 @@ class Conversation:
     def _document(self) -> Document:
         method = self.target.strip("/")
         try:
-            request = json.loads(self.body or b"{}")
-            return self.answer(method, request if isinstance(request, dict) else {}, self.peer)
+            return self.answer(method, self.body, self.peer)
         except GraftError as error:
             log.warning("docker: %s: %s", method, error)
             return {"Err": str(error)}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
             log.warning("docker: %s: malformed request: %r", method, error)
             return {"Err": f"graft: malformed request {method}: {error}"}
 

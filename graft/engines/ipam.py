@@ -3,6 +3,7 @@
 import ipaddress
 from typing import Any
 
+from graft.engines.libnetwork import Request
 from graft.errors import Refused, UsageError
 from graft.kernel import addresses as addresses_
 from graft.rules.own_address import network_of
@@ -49,13 +50,13 @@ class Ipam:
         self.registry = registry
         self.pools: dict[str, Pool] = {}
 
-    def request_pool(self, request: Document, _pid: int) -> Document:
-        wanted = request.get("Pool") or ""
-        if request.get("V6") and not wanted:
+    def request_pool(self, request: Request, _pid: int) -> Document:
+        wanted = request.pool or ""
+        if request.v6 and not wanted:
             raise UsageError("IPv6 needs --subnet", hint="for example --subnet fd00:77::/64")
         network = ipaddress.ip_network(wanted) if wanted else self._free_pool()
         network_of(str(network), 0)
-        pool = Pool(network, request.get("SubPool") or "")
+        pool = Pool(network, request.sub_pool or "")
         self.pools[str(network)] = pool
         return {"PoolID": str(network), "Pool": str(network), "Data": {}}
 
@@ -71,8 +72,8 @@ class Ipam:
                 return network
         raise Refused(f"no /24 of {POOLS} is free", hint="name one with --subnet", code="ENOSPC")
 
-    def release_pool(self, request: Document, _pid: int) -> Document:
-        self.pools.pop(request["PoolID"], None)
+    def release_pool(self, request: Request, _pid: int) -> Document:
+        self.pools.pop(request.pool_id, None)
         return {}
 
     def _pool(self, number: str) -> "Pool":
@@ -81,13 +82,13 @@ class Ipam:
             self.pools[number] = Pool(ipaddress.ip_network(number), "")
         return self.pools[number]
 
-    def request_address(self, request: Document, _pid: int) -> Document:
-        pool = self._pool(request["PoolID"])
+    def request_address(self, request: Request, _pid: int) -> Document:
+        pool = self._pool(request.pool_id)
         used = {str(own.address) for attachment in self.registry.attachments.values() for own in attachment.addresses}
-        gateway = (request.get("Options") or {}).items() >= GATEWAY.items()
-        chosen = pool.take(request.get("Address") or "", used, gateway=gateway)
+        gateway = (request.options or {}).items() >= GATEWAY.items()
+        chosen = pool.take(request.address or "", used, gateway=gateway)
         return {"Address": f"{chosen}/{pool.network.prefixlen}", "Data": {}}
 
-    def release_address(self, request: Document, _pid: int) -> Document:
-        self._pool(request["PoolID"]).taken.discard(request.get("Address", ""))
+    def release_address(self, request: Request, _pid: int) -> Document:
+        self._pool(request.pool_id).taken.discard(request.address or "")
         return {}

@@ -138,7 +138,7 @@ def names():
             with make(V6 if ":" in first else V4) as one, make(V6 if ":" in second else V4) as two:
                 for sock in (one, two):
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
-                bind_free(one, (first, SERVER))
+                one.bind((first, SERVER))
                 print("both", first, second, reuse, tried(two.bind, (second, SERVER)), sep=", ")
 
 

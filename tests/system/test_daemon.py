@@ -121,7 +121,7 @@ def test_ps_without_graftd_says_what_was_running(own_lab):
     assert own_lab.graft("ps").stderr == "graft: graftd is not running; it was supervising 1: left (start it: graftd)\n"
     own_lab.end(left)
     own_lab.graft("endpoint", "show", check=True)  # starts one, which cleans up
-    assert own_lab.containers() == []
+    wait_for(lambda: own_lab.containers() == [], "the clean-up")
 
 
 def test_many_starts_at_once(own_lab):
