@@ -56,7 +56,7 @@ class Mapping(
     msgspec.Struct,
     rename={"port": "Port", "protocol": "Proto", "host": "HostIP", "first": "HostPort", "last": "HostPortEnd"},
 ):
-    """One published port (libnetwork/types, PortBinding). `protocol` is an IPPROTO_; without `first` any port will do."""
+    """A published port (libnetwork/types, PortBinding). `protocol`: an IPPROTO_; without `first` any port will do."""
 
     port: int
     protocol: int = socket.IPPROTO_TCP
