@@ -42,9 +42,12 @@ static __always_inline __u64 *asked_set(struct graft_asked *of, __u64 hash)
 
 /* The number of @a among the addresses of @of, from 1. One that nobody has asked at lately gives way; 0: none does.
  */
-static __always_inline __u32 number_of_local(struct graft_asked *of, const struct graft_addr *a, __u32 now)
+__noinline int number_of_local(struct graft_asked *of, struct graft_addr *a, __u32 now)
 {
 	__u32 old = 0;
+
+	if (!of || !a)
+		return 0;
 
 	for (__u32 n = 0; n < ASKED_LOCALS; n++) {
 		if (same_ip(of->locals[n].ip, a->ip)) {
@@ -96,13 +99,17 @@ static __always_inline bool read_udp(const struct __sk_buff *skb, struct graft_a
 }
 
 /* Remember that @from has asked at @to, where the packet has arrived. */
-static __noinline int note_asked(struct __sk_buff *skb, struct bpf_sock *sk, struct graft_stamp *stamp)
+__noinline int note_asked(struct __sk_buff *skb)
 {
+	struct bpf_sock *sk = skb->sk;
 	struct graft_addr from, to;
+	struct graft_stamp *stamp;
 	struct graft_asked *of;
 	__u64 hash, entry, *set;
 	__u32 now, number;
 
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
 	if (!sk || !stamp || skb->pkt_type != PACKET_HOST || !read_udp(skb, &from, &to) ||
 	    !may_answer_from(stamp->tenant, &to))
 		return 0;
@@ -149,7 +156,7 @@ static __noinline int note_asked(struct __sk_buff *skb, struct bpf_sock *sk, str
 }
 
 /* Put the address there at which @a has asked this server; it stays the wildcard if it has not. */
-static __noinline int answer_source(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source)
+__noinline int answer_source(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr at = {};

@@ -26,7 +26,7 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
  * Whichever is set, the kernel's is SO_REUSEPORT, which works among sockets of one uid: where the bind fails the
  * option stays set, and no hook runs before the kernel chooses a port for the first datagram.
  */
-static __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
+__noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
 {
 	int port;
 
@@ -49,7 +49,7 @@ static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 s
 }
 
 /* The port of the host's at which a UDP socket of the container has both families of the private port @port; or 0. */
-static __noinline int port_of_both(__u32 tenant, __u32 port)
+__noinline int port_of_both(__u32 tenant, __u32 port)
 {
 	struct graft_dynamic_key key = dynamic_key(tenant, true, false, port);
 	__u32 *found = bpf_map_lookup_elem(&dynamic_ports, &key);
@@ -62,8 +62,8 @@ static __noinline int port_of_both(__u32 tenant, __u32 port)
  * on the host's wildcard, at a port of the kernel's choice, which leads there (note_dynamic()). Where a socket of the
  * container has the port at a slice, the bind goes there, so that the kernel refuses it, or lets them share it.
  */
-static __noinline int bind_both(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
-				struct graft_tenant *tenant)
+__noinline int bind_both(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+			 struct graft_tenant *tenant)
 {
 	struct graft_addr asked, from;
 
@@ -134,7 +134,7 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
  * those that are bound to the same place. A bind to the wildcard and one to the address are not, and of an address
  * that a device has the host's programs have ports.
  */
-static __noinline int is_taken(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *at)
+__noinline int is_taken(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *at)
 {
 	struct graft_addr from = {};
 	struct graft_stamp *stamp;
@@ -162,8 +162,7 @@ static __noinline int is_taken(struct bpf_sock_addr *ctx, __u32 tenant, struct g
  * in nobody's way, as behind a bridge. Two sockets of one container at one address remain a conflict, which the
  * kernel sees. False: another container's socket is there.
  */
-static __noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant,
-				 __u32 id)
+__noinline int share_port(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_tenant *tenant, __u32 id)
 {
 	struct graft_addr from = {};
 	struct graft_stamp *stamp;

@@ -10,7 +10,7 @@
 
 /* Choose the source of a socket that has none: bpf_bind() fails on one that has a port. @mapped: it is of AF_INET6.
  */
-static __noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *source, bool mapped)
+__noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *source, bool mapped)
 {
 	struct sockaddr_in sin = {};
 	struct sockaddr_in6 sin6 = {};
@@ -59,7 +59,7 @@ static __always_inline bool take_source_back(struct bpf_sock_addr *ctx, const st
 }
 
 /* Tell graftd's resolver by the source port whose this client is: it was bound before, outside its slice. */
-static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
+__noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
 {
 	struct graft_client_key key = {.proto = ctx->protocol};
 
@@ -74,7 +74,7 @@ static __noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
  * The source of a connection to the container's loopback. TCP has a port of the kernel's choice, which many
  * connections have in common. A UDP socket has its port alone, so that it is a private one.
  */
-static __noinline int private_source(struct bpf_sock_addr *ctx, struct graft_addr *source, __u32 id, bool v4)
+__noinline int private_source(struct bpf_sock_addr *ctx, struct graft_addr *source, __u32 id, bool v4)
 {
 	struct graft_tenant *tenant = bpf_map_lookup_elem(&tenants, &id);
 	int number;

@@ -167,7 +167,7 @@ static __always_inline void enter_udp(struct bpf_sock *sk, __u32 tenant, __u32 p
 }
 
 /* Has the tenant a UDP socket at @port of the host's? */
-static __always_inline bool hears(__u32 tenant, __u32 port)
+__noinline int hears(__u32 tenant, __u32 port)
 {
 	struct graft_listening *of = bpf_map_lookup_elem(&listening, &tenant);
 	struct graft_udp_key key = {.tenant = tenant, .port = port};
@@ -181,14 +181,18 @@ static __always_inline bool hears(__u32 tenant, __u32 port)
 }
 
 /* Lead a connection to a listener at @key; false: there is none. */
-static __always_inline bool lead_to_place(struct bpf_sk_lookup *ctx, struct graft_listener_key *key, __u64 slots)
+__noinline int lead_to_place(struct bpf_sk_lookup *ctx, struct graft_listener_key *place, __u64 slots)
 {
+	struct graft_listener_key key;
 	struct bpf_sock *sk;
 	long failed;
 
+	if (!place)
+		return false;
+	key = *place; /* on this stack: Linux 6.1 takes no argument for a key */
 	for (int slot = 0; slot < LISTENER_SLOTS && slots >> slot; slot++) {
-		key->slot = slot;
-		sk = bpf_map_lookup_elem(&listeners, key);
+		key.slot = slot;
+		sk = bpf_map_lookup_elem(&listeners, &key);
 		if (!sk)
 			continue;
 		failed = sk->state == BPF_TCP_LISTEN ? bpf_sk_assign(ctx, sk, 0) : -1;
@@ -201,7 +205,7 @@ static __always_inline bool lead_to_place(struct bpf_sk_lookup *ctx, struct graf
 
 /* Lead a connection to the tenant's listener for @a, an address and port as its programs know it: the one that is
  * bound to the address, or to the wildcard of its family. */
-static __always_inline bool lead(struct bpf_sk_lookup *ctx, __u32 tenant, const struct graft_addr *a)
+static __noinline bool lead(struct bpf_sk_lookup *ctx, __u32 tenant, struct graft_addr *a)
 {
 	struct graft_listening *of = bpf_map_lookup_elem(&listening, &tenant);
 	struct graft_listener_key key = {.tenant = tenant, .port = a->port};

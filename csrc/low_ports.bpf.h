@@ -82,7 +82,7 @@ static __always_inline bool may_bind_service(const struct cred *cred, struct use
  * bridge: its net.ipv4.ip_unprivileged_port_start, and a capability over it. Whoever was sent a socket, and is in
  * another netns, needs the host's.
  */
-static __noinline int may_bind_low(__u64 cookie, __u32 port)
+__noinline int may_bind_low(__u64 cookie, __u32 port)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
@@ -95,7 +95,7 @@ static __noinline int may_bind_low(__u64 cookie, __u32 port)
 }
 
 /* Is this one of the UDP ports that the node needs (graftd.toml, reserved_ports), which no container takes there? */
-static __noinline int is_reserved(__u32 port)
+__noinline int is_reserved(__u32 port)
 {
 	__u32 key = port;
 

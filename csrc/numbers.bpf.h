@@ -142,7 +142,7 @@ __noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice,
 }
 
 /* Mark the number that the program has named, if a bind to port 0 could get it. */
-static __noinline int name_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 number, bool v4)
+__noinline int name_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 number, bool v4)
 {
 	__u32 kind = number_kind(ctx->protocol == IPPROTO_UDP, v4), index = number - NUMBERS_FIRST;
 	__u64 one = 1ull << (index & 63), *word;
@@ -181,7 +181,7 @@ static __always_inline void count_served(__u32 tenant, __s64 by)
 }
 
 /* Count a port of the host's that the kernel chooses for this socket. False: the tenant may have no more. */
-static __noinline bool hold_port(struct bpf_sock_addr *ctx, __u32 tenant)
+__noinline bool hold_port(struct bpf_sock_addr *ctx, __u32 tenant)
 {
 	struct graft_held *mine = held_by(ctx->sk);
 	struct graft_ports *own, *all;
@@ -248,7 +248,7 @@ static __always_inline bool is_where_decided(const struct bpf_sock *sk, const st
 }
 
 /* Forget a bind of a UDP socket that the kernel has refused after the hook had allowed it. */
-static __noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
+__noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 {
 	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP || !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) ||
 	    is_where_decided(ctx->sk, stamp))
@@ -262,7 +262,7 @@ static __noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_sta
  * Remember the program's port: an accepted socket has no stamp to show it from. The entry stays for accepted sockets
  * that outlive the listener. A tenant has SERVED_MAX of them; what is beyond shows the host's port.
  */
-static __noinline int note_served(__u32 tenant, struct graft_addr *real, __u32 port)
+__noinline int note_served(__u32 tenant, struct graft_addr *real, __u32 port)
 {
 	struct graft_ports *of = bpf_map_lookup_elem(&ports, &tenant);
 	struct graft_served value = {.tenant = tenant, .port = port};

@@ -76,11 +76,17 @@ static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int er
 	tell(tenant, op_reason, error, proto, addr, NULL, comm);
 }
 
-/* Refuse the call: the program gets @error, an errno; graftd is told. */
-static __noinline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
+/* The call fails with @error, an errno, and graftd is told. */
+__noinline int report_refusal(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
 {
 	count_and_tell(tenant, op_reason, error, proto, addr, true);
-	bpf_set_retval(-error);
+	return bpf_set_retval(-error);
+}
+
+/* Refuse the call: report_refusal(). */
+static __always_inline int deny(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
+{
+	report_refusal(tenant, op_reason, error, proto, addr);
 	return DENY;
 }
 

@@ -1,0 +1,30 @@
+"""What the kernel has to walk through before a graftd starts: it is most of the time that a start takes."""
+
+import ctypes
+import os
+from pathlib import Path
+
+from graft.kernel.maps import bpf
+from tests.kernel.harness import World, isolated
+
+BPF_PROG_GET_FD_BY_ID = 13
+
+
+class ById(ctypes.Structure):
+    _fields_ = (("id", ctypes.c_uint32), ("next", ctypes.c_uint32), ("flags", ctypes.c_uint32))
+
+
+def fdinfo(fd: int) -> dict[str, str]:
+    return dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if ":\t" in line)
+
+
+@isolated
+def test_the_verifier_proves_each_function_once(world: World):
+    """384,000 instructions where every call was followed into its function, again for each state; 135,000 on Linux 6.18."""
+    verified = {}
+    for link in world.kernel.links.values():
+        program = bpf(BPF_PROG_GET_FD_BY_ID, ById(id=int(fdinfo(link)["prog_id"])), "BPF_PROG_GET_FD_BY_ID")
+        verified[link] = int(fdinfo(program)["verified_insns"])
+        os.close(program)
+    assert len(verified) > 20
+    assert sum(verified.values()) < 200_000, verified
