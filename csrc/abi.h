@@ -256,6 +256,8 @@ struct graft_probe {
  * endpoint is in another place than the socket does not hold for it. graftd then gives the program another socket.
  */
 #define PLACE_UNIX 0xffffffffu /* an AF_UNIX socket, which no hook here sees */
+#define PLACE_NOWHERE                                                                                                \
+	0xfffffffeu /* of a rule whose endpoint is not there, or does not serve it: as if no rule matched */
 
 /* stamps: socket storage. local and peer are what the program asked for, *_real what the host's stack has. */
 struct graft_stamp {

@@ -10,6 +10,7 @@
 static __noinline struct graft_ingress *ingress_rule(__u32 tenant, __u32 proto, struct graft_addr *a)
 {
 	struct graft_ingress_key key = {.prefixlen = INGRESS_FIXED_BITS + 16, .tenant = tenant};
+	struct graft_ingress *found;
 
 	if (!a)
 		return NULL;
@@ -17,7 +18,8 @@ static __noinline struct graft_ingress *ingress_rule(__u32 tenant, __u32 proto, 
 	key.family = is_v4(a) ? GRAFT_INET : GRAFT_INET6;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	key.port_be = bpf_htons((__u16)a->port);
-	return bpf_map_lookup_elem(&ingress, &key);
+	found = bpf_map_lookup_elem(&ingress, &key);
+	return found && found->place != PLACE_NOWHERE ? found : NULL;
 }
 
 static __always_inline __u32 ingress_port(const struct graft_ingress *rule, __u32 port)
@@ -28,12 +30,14 @@ static __always_inline __u32 ingress_port(const struct graft_ingress *rule, __u3
 static __noinline struct graft_egress *egress_rule(__u32 tenant, struct graft_addr *a)
 {
 	struct graft_egress_key key = {.prefixlen = EGRESS_FIXED_BITS + 128, .tenant = tenant};
+	struct graft_egress *found;
 
 	if (!a)
 		return NULL;
 	key.family = is_v4(a) ? GRAFT_INET : GRAFT_INET6;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
-	return bpf_map_lookup_elem(&egress, &key);
+	found = bpf_map_lookup_elem(&egress, &key);
+	return found && found->place != PLACE_NOWHERE ? found : NULL;
 }
 
 static __always_inline struct graft_egress *default_source(__u32 tenant)
@@ -86,7 +90,7 @@ static __always_inline __u64 *askers_set(struct graft_askers *of, __u64 hash)
 }
 
 /* Has this address sent a datagram to a published UDP server of the tenant's, which may then answer? */
-static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
+__noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 {
 	struct graft_askers *of = bpf_map_lookup_elem(&asker_tables, &tenant);
 	__u64 hash, *set;
@@ -99,7 +103,7 @@ static __noinline bool has_asked(__u32 tenant, struct graft_addr *a)
 }
 
 /* Remember that this address has. */
-static __noinline int add_asker(__u32 tenant, struct graft_addr *a)
+__noinline int add_asker(__u32 tenant, struct graft_addr *a)
 {
 	struct graft_askers *of = bpf_map_lookup_elem(&asker_tables, &tenant);
 	__u64 hash, *set;

@@ -72,4 +72,6 @@ def show(container: str, as_json: bool) -> None:
         say(f"ingress {rule['rule']} {','.join(rule['protocols'])}")
     for rule in rules["egress"]:
         say(f"egress {rule}")
+    for name in rules["dangling"]:
+        say(f"endpoint '{name}' is not there: what its rules match has no rule")
     say(f"egress default {rules['egress_default']}{' strict' if rules['strict'] else ''}")

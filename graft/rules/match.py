@@ -28,16 +28,11 @@ def check_rule(rule: IngressRule | EgressRule, endpoints: Mapping[str, Endpoint]
 def match_ingress(
     rules: Iterable[IngressRule], endpoints: Mapping[str, Endpoint], protocol: int, address: Address, port: int
 ) -> Endpoint | None:
-    """The endpoint that a bind goes to: that of the first rule that matches. None: no rule does."""
+    """The endpoint that a bind goes to: that of the first rule that matches. None: no rule does, or it is not there."""
     for rule in rules:
-        if (
-            rule.address == address
-            and rule.first <= port <= rule.last
-            and protocol in rule.protocols
-            and rule.endpoint in endpoints
-            and endpoints[rule.endpoint].serves
-        ):
-            return endpoints[rule.endpoint]
+        if rule.address == address and rule.first <= port <= rule.last and protocol in rule.protocols:
+            endpoint = endpoints.get(rule.endpoint)
+            return endpoint if endpoint and endpoint.serves else None
     return None
 
 
@@ -51,17 +46,19 @@ def destination(address: Address) -> Address:
 def match_egress(
     rules: Iterable[EgressRule], endpoints: Mapping[str, Endpoint], destination: Address
 ) -> Endpoint | None:
-    """The endpoint that a connection leaves from: that of the longest prefix that matches. None: no rule does."""
+    """The endpoint that a connection leaves from: that of the longest prefix that matches.
+
+    None: no rule does, or its endpoint is not there.
+    """
     best: EgressRule | None = None
     for rule in rules:
         bits = rule.length + (96 if rule.prefix.v4 else 0)
         difference = int.from_bytes(rule.prefix.raw, "big") ^ int.from_bytes(destination.raw, "big")
         if (
-            rule.endpoint in endpoints
-            and endpoints[rule.endpoint].leaves
-            and rule.prefix.v4 == destination.v4
+            rule.prefix.v4 == destination.v4
             and not difference >> (128 - bits)
             and (best is None or rule.length > best.length)
         ):
             best = rule
-    return endpoints[best.endpoint] if best else None
+    endpoint = endpoints.get(best.endpoint) if best else None
+    return endpoint if endpoint and endpoint.leaves else None

@@ -34,6 +34,7 @@ DEFAULT = 1
 INET = 4
 INET6 = 6
 PLACE_UNIX = 0xFFFFFFFF
+PLACE_NOWHERE = 0xFFFFFFFE
 HOLDER_LOCAL = 1
 HOLDER_DEVICE = 2
 
@@ -49,6 +50,8 @@ EGRESS_FIXED_BITS = 64
 SERVICE_PLAIN = 1
 SERVICE_NAMED = 2
 DNS_PORT = 53
+NO_INGRESS = INGRESS_VALUE.pack(ANY6, 0, 0, 0, PLACE_NOWHERE, 0)
+NO_EGRESS = EGRESS_VALUE.pack(ANY6, 0, PLACE_NOWHERE)
 RESOLVER = Address(ANY4[:12] + bytes((127, 0, 0, 11)))  # graft/engines/resolver.py; the address is Docker's as well
 
 
@@ -148,16 +151,21 @@ def _address(endpoint: Endpoint) -> bytes:
 def compile_ingress(
     tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint]
 ) -> dict[bytes, bytes]:
-    """Entries of the map `ingress`. A rule whose endpoint does not exist, or is not there to serve, has none."""
-    known = [rule for rule in rules if rule.endpoint in endpoints and endpoints[rule.endpoint].serves]
+    """Entries of the map `ingress`.
+
+    A rule whose endpoint does not exist, or is not there to serve, has entries that stand for no rule: its ports do
+    not fall to a wider one.
+    """
     entries = {}
-    for protocol in sorted({p for rule in known for p in rule.protocols}):
-        for segment in disjoint(known, protocol):
+    for protocol in sorted({p for rule in rules for p in rule.protocols}):
+        for segment in disjoint(rules, protocol):
             rule = segment.rule
-            endpoint = endpoints[rule.endpoint]
-            span = endpoint.span if endpoint.span > 1 else 0
-            place, exclusive = _place(endpoint), int(endpoint.published)
-            value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, place, exclusive)
+            endpoint = endpoints.get(rule.endpoint)
+            value = NO_INGRESS
+            if endpoint and endpoint.serves:
+                span = endpoint.span if endpoint.span > 1 else 0
+                place, exclusive = _place(endpoint), int(endpoint.published)
+                value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, place, exclusive)
             family = INET if rule.address.v4 else INET6
             for port, bits in port_prefixes(segment.first, segment.last):
                 length = INGRESS_FIXED_BITS + bits
@@ -171,7 +179,9 @@ def compile_egress(
 ) -> dict[bytes, bytes]:
     """Entries of the map `egress`. @host: what no rule matches leaves as the host's own connections do.
 
-    Destinations of an own address leave from that address, unless a rule matches them.
+    A rule whose endpoint does not exist, or is not there to leave from, has an entry that stands for no rule: its
+    destinations do not fall to a wider one. Destinations of an own address leave from that address, unless a rule
+    matches them.
 
     The endpoint `default-source`, if there is one, has a key of its own (DEFAULT), which no rule can match: it is
     for sockets of the family AF_GRAFT.
@@ -179,12 +189,13 @@ def compile_egress(
     entries: dict[bytes, bytes] = {}
     for rule in rules:
         endpoint = endpoints.get(rule.endpoint)
-        if endpoint is None or not endpoint.leaves:
-            continue
         bits = rule.length + (96 if rule.prefix.v4 else 0)
         family = INET if rule.prefix.v4 else INET6
         key = EGRESS_KEY.pack(EGRESS_FIXED_BITS + bits, tenant, family, rule.prefix.raw)
-        entries.setdefault(key, EGRESS_VALUE.pack(_address(endpoint), endpoint.port, _place(endpoint)))
+        value = NO_EGRESS
+        if endpoint and endpoint.leaves:
+            value = EGRESS_VALUE.pack(_address(endpoint), endpoint.port, _place(endpoint))
+        entries.setdefault(key, value)
     source = endpoints.get(DEFAULT_SOURCE)
     if source and source.leaves:
         key = EGRESS_KEY.pack(EGRESS_FIXED_BITS, tenant, DEFAULT, bytes(16))
@@ -246,7 +257,7 @@ def compile_tables(
     names for it.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
-    flags = (TENANT_EGRESS if out else 0) | (TENANT_STRICT if strict else 0)
+    flags = (TENANT_EGRESS if any(value != NO_EGRESS for value in out.values()) else 0) | (TENANT_STRICT if strict else 0)
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
     if not egress_host:
         flags |= TENANT_REPLIES

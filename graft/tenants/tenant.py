@@ -314,11 +314,16 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def rule_documents(tenant: Tenant) -> dict[str, Any]:
-    """A tenant's rules in JSON, as `graft rule show -j` prints them."""
+    """A tenant's rules in JSON, as `graft rule show -j` prints them.
+
+    `dangling` are names of endpoints that rules name and that are not there, by whatever they were deleted.
+    """
+    named = [rule.endpoint for rule in (*tenant.ingress, *tenant.egress)]
     return {
         "publish": [str(p) for p in tenant.publications],
         "ingress": [{"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress],
         "egress": [str(r) for r in tenant.egress],
+        "dangling": sorted({name for name in named if name not in tenant.table.endpoints}),
         "egress_default": "host" if tenant.egress_host else "none",
         "strict": tenant.strict,
     }

@@ -32,7 +32,7 @@ def look_up_ingress(entries, tenant, protocol, address, port):
     family = tables.INET if address.v4 else tables.INET6
     data = tables.INGRESS_KEY.pack(0, tenant, protocol, family, 0, address.raw, port.to_bytes(2, "big"))[4:]
     value = longest_prefix(entries, data)
-    if value is None:
+    if value in (None, tables.NO_INGRESS):
         return None
     raw, base, first, span, *_ = tables.INGRESS_VALUE.unpack(value)
     return raw, base + port - first if span else base
@@ -41,8 +41,8 @@ def look_up_ingress(entries, tenant, protocol, address, port):
 def reference_ingress(rules, endpoints, protocol, address, port):
     for rule in rules:
         endpoint = endpoints.get(rule.endpoint)
-        if endpoint and protocol in rule.protocols and rule.address == address and rule.first <= port <= rule.last:
-            return endpoint.address.raw, endpoint.port + (port - rule.first if endpoint.span > 1 else 0)
+        if protocol in rule.protocols and rule.address == address and rule.first <= port <= rule.last:
+            return endpoint and (endpoint.address.raw, endpoint.port + (port - rule.first if endpoint.span > 1 else 0))
     return None
 
 
@@ -94,21 +94,19 @@ def test_port_prefixes_cover_exactly(a, b):
 def look_up_egress(entries, tenant, address):
     family = tables.INET if address.v4 else tables.INET6
     value = longest_prefix(entries, tables.EGRESS_KEY.pack(0, tenant, family, address.raw)[4:])
-    return None if value is None else tables.EGRESS_VALUE.unpack(value)[:2]
+    return None if value in (None, tables.NO_EGRESS) else tables.EGRESS_VALUE.unpack(value)[:2]
 
 
 def reference_egress(rules, endpoints, address, *, host):
-    best, found = -1, None
+    best, found = -1, (ANY4 if address.v4 else ANY6, 0) if host else None
     for rule in rules:
         endpoint = endpoints.get(rule.endpoint)
         width = 32 if rule.prefix.v4 else 128
-        if not endpoint or rule.prefix.v4 != address.v4 or rule.length <= best:
+        if rule.prefix.v4 != address.v4 or rule.length <= best:
             continue
         mine = int.from_bytes(rule.prefix.raw[-width // 8 :], "big") >> (width - rule.length)
         if int.from_bytes(address.raw[-width // 8 :], "big") >> (width - rule.length) == mine:
-            best, found = rule.length, (endpoint.address.raw, endpoint.port)
-    if found is None and host:
-        return (ANY4 if address.v4 else ANY6, 0)
+            best, found = rule.length, endpoint and (endpoint.address.raw, endpoint.port)
     return found
 
 
@@ -202,6 +200,7 @@ def test_flags_follow_egress():
     assert flags(egress_host=False) == tables.TENANT_REPLIES
     narrowed = flags(egress_host=False, egress=[parse_egress("10.0.0.0/8=a")])
     assert narrowed == tables.TENANT_EGRESS | tables.TENANT_REPLIES
+    assert flags(egress_host=False, egress=[parse_egress("10.0.0.0/8=gone")]) == tables.TENANT_REPLIES
 
 
 @given(st.integers(1, slices.SLICE_COUNT - 1), st.integers(0, 65535), st.booleans())
