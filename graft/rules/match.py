@@ -28,7 +28,7 @@ def check_rule(rule: IngressRule | EgressRule, endpoints: Mapping[str, Endpoint]
 def match_ingress(
     rules: Iterable[IngressRule], endpoints: Mapping[str, Endpoint], protocol: int, address: Address, port: int
 ) -> Endpoint | None:
-    """The endpoint that a bind goes to: that of the first rule that matches. None: no rule does, or it is not there."""
+    """The endpoint that a bind goes to: that of the first rule that matches. None: none does, or it is not there."""
     for rule in rules:
         if rule.address == address and rule.first <= port <= rule.last and protocol in rule.protocols:
             endpoint = endpoints.get(rule.endpoint)

@@ -318,12 +318,12 @@ def rule_documents(tenant: Tenant) -> dict[str, Any]:
 
     `dangling` are names of endpoints that rules name and that are not there, by whatever they were deleted.
     """
-    named = [rule.endpoint for rule in (*tenant.ingress, *tenant.egress)]
+    named = {rule.endpoint for rule in tenant.ingress} | {rule.endpoint for rule in tenant.egress}
     return {
         "publish": [str(p) for p in tenant.publications],
         "ingress": [{"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress],
         "egress": [str(r) for r in tenant.egress],
-        "dangling": sorted({name for name in named if name not in tenant.table.endpoints}),
+        "dangling": sorted(named - tenant.table.endpoints.keys()),
         "egress_default": "host" if tenant.egress_host else "none",
         "strict": tenant.strict,
     }

@@ -337,8 +337,8 @@ def test_a_rule_without_its_endpoint_is_no_way_round(lab):
     """What it matches does not fall to a wider rule, nor to the host's way out."""
     for name in ("narrow", "wide"):
         lab.graft("endpoint", "add", name, "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
-    lab.graft("endpoint", "add", "served", "type", "ipv4", "addr", HOST4, "port", "8390-8399", check=True)
-    lab.graft("endpoint", "add", "one", "type", "ipv4", "addr", HOST4, "port", "8389", check=True)
+    lab.graft("endpoint", "add", "served", "type", "ipv4", "addr", HOST4, "port", "8390", check=True)
+    lab.graft("endpoint", "add", "one", "type", "ipv4", "addr", HOST4, "port", "8391", check=True)
     code = """
 import errno, socket, sys
 def tell(call, *words):
@@ -346,7 +346,7 @@ def tell(call, *words):
     except OSError as error: return errno.errorcode[error.errno]
 for _ in sys.stdin:
     s = socket.socket(); u = socket.socket(2, 2); b = socket.socket()
-    print(tell(s.connect, ('10.77.0.2', 1)), tell(u.sendto, b'', ('10.77.0.2', 9)), tell(b.bind, ('0.0.0.0', 80)), flush=True)
+    print(tell(s.connect, ('10.77.0.2', 1)), tell(u.sendto, b'', ('10.77.0.2', 9)), tell(b.bind, ('0.0.0.0', 80)), tell(b.listen), flush=True)
 """
     wide = [("--egress", "host"), ("-e", "0.0.0.0/0=wide")]
     for n, rules in enumerate(wide):
@@ -358,16 +358,17 @@ for _ in sys.stdin:
             process.stdin.flush()
             return process.stdout.readline().split()
 
-        assert ask() == ["ECONNREFUSED", "done", "done"]
+        assert ask() == ["ECONNREFUSED", "done", "done", "done"]
+        assert f"{HOST4}:8391" in lab.host("ss", "-Hltn").stdout
         for name in ("narrow", "one"):
             lab.graft("endpoint", "del", name, "--netns", f"round{n}", check=True)
-        assert ask() == ["ENETUNREACH", "ENETUNREACH", "done"]
-        assert f"{HOST4}:83" not in lab.host("ss", "-Hltn").stdout, "a bind is private"
+        assert ask() == ["ENETUNREACH", "ENETUNREACH", "done", "done"]
+        assert f"{HOST4}:839" not in lab.host("ss", "-Hltn").stdout, "a bind is private"
         shown = lab.graft("rule", "show", f"round{n}")
         assert "endpoint 'narrow' is not there: what its rules match has no rule\n" in shown.stdout
         assert json.loads(lab.graft("rule", "show", f"round{n}", "-j").stdout)["dangling"] == ["narrow", "one"]
         lab.graft("endpoint", "add", "narrow", "type", "ipv4", "addr", HOST4, "port", "dynamic", "--netns", f"round{n}", check=True)
-        assert ask() == ["ECONNREFUSED", "done", "done"]
+        assert ask() == ["ECONNREFUSED", "done", "done", "done"]
         container.stdin.close()
         container.wait(20)
     for name in ("narrow", "wide", "served", "one"):
