@@ -84,8 +84,8 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
  * Does this datagram come from the socket's own container: from its private loopback, or from a socket of it that has
  * its address, which others leave from as well when they send there?
  */
-__noinline int is_from_inside(struct __sk_buff *skb, struct graft_stamp *stamp, struct graft_addr *from,
-			      struct graft_addr *to)
+static __noinline int is_from_inside(struct __sk_buff *skb, struct graft_stamp *stamp, struct graft_addr *from,
+				     struct graft_addr *to)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct graft_stamp *theirs;

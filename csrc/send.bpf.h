@@ -56,8 +56,8 @@ static __always_inline bool is_connected_to(const struct bpf_sock *sk, const str
  * kernel would use: @bound, or what a control message asked for. A program on the wildcard may choose among the
  * host's addresses, but not one of the loopback, by which a server takes its client for one of its own container.
  */
-__noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source,
-			   struct graft_addr *bound)
+static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_addr *source,
+				  struct graft_addr *bound)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr asked;

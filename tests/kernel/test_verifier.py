@@ -4,6 +4,8 @@ import ctypes
 import os
 from pathlib import Path
 
+import pytest
+
 from graft.kernel.maps import bpf
 from tests.kernel.harness import World, isolated
 
@@ -18,13 +20,14 @@ def fdinfo(fd: int) -> dict[str, str]:
     return dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if ":\t" in line)
 
 
+@pytest.mark.kernel
 @isolated
 def test_the_verifier_proves_each_function_once(world: World):
-    """384,000 instructions where every call was followed into its function, again for each state; 135,000 on Linux 6.18."""
+    """140,000 instructions on Linux 6.18, 271,000 on 6.1; each call followed into its function, they were 384,000 on 6.18."""
     verified = {}
     for link in world.kernel.links.values():
         program = bpf(BPF_PROG_GET_FD_BY_ID, ById(id=int(fdinfo(link)["prog_id"])), "BPF_PROG_GET_FD_BY_ID")
         verified[link] = int(fdinfo(program)["verified_insns"])
         os.close(program)
     assert len(verified) > 20
-    assert sum(verified.values()) < 200_000, verified
+    assert sum(verified.values()) < 300_000, verified
