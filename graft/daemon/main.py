@@ -88,6 +88,8 @@ class Daemon:
         self.next_purge = 0.0
         self.sockets: list[tuple[str, int]] = []
         self.failed = False
+        self.claim_path = ""  # "": the namespace is not claimed
+        self.cgroup = Path()  # without a name: it is not entered yet
         self.passed_on: list[tuple[str, int]] = []  # the keeper's descriptors
 
     # -- start and end --
@@ -167,12 +169,13 @@ class Daemon:
         The lock file has mode 600, so that only root can hold the lock. Another graftd may have another /run, so
         there is a name in the namespace as well.
         """
-        self.claim_path = f"/run/graftd-netns-{netns_cookie()}.lock"
-        self.claim = os.open(self.claim_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path = f"/run/graftd-netns-{netns_cookie()}.lock"
+        self.claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
+        self.claim_path = path
         self.claimed = claim_netns()
         if self.claimed is None:
             log.warning("a process that is not root's has taken the abstract name '@%s'", CLAIM)
@@ -261,6 +264,19 @@ class Daemon:
         held += self.passed_on
         leave_cgroup(self.root, remove=False)
         exec_with(python_command(KEEPER_ENTRY), held)
+
+    def give_up(self) -> None:
+        """Remove what a start has made that fails, if no container or attachment waits for the next one."""
+        if not self.claim_path or self.registry.tenants or self.registry.attachments:
+            return
+        Path(self.claim_path).unlink(missing_ok=True)
+        if self.kernel.maps:
+            self.kernel.uninstall(self.cgroup)
+            addresses.remove_slice_route()
+        with contextlib.suppress(OSError):
+            self.kernel.pins.rmdir()
+        if self.cgroup.name and not self.managed:
+            leave_cgroup(self.root, remove=True)
 
     def cleanup(self) -> None:
         """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state.
@@ -403,7 +419,11 @@ def main() -> None:
         keeper.raise_descriptor_limit()
         cage.enter()
         daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")
-        daemon.start()
+        try:
+            daemon.start()
+        except BaseException:
+            daemon.give_up()
+            raise
         daemon.run()
     except GraftError as error:
         sys.exit(f"graftd: {error}")

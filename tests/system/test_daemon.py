@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from graft import __version__
-from graft.bench.lab import GRAFT, GRAFTD, HOST4, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from tests.conftest import python
 
 
@@ -122,6 +123,23 @@ def test_ps_without_graftd_says_what_was_running(own_lab):
     own_lab.end(left)
     own_lab.graft("endpoint", "show", check=True)  # starts one, which cleans up
     wait_for(lambda: own_lab.containers() == [], "the clean-up")
+
+
+def test_a_start_that_fails_leaves_nothing(own_lab, tmp_path):
+    """The programs are damaged, or its configuration is wrong: no cgroup, pins or lock, and the next start works."""
+    tree = tmp_path / "graft"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*cache"))
+    (tree / ".venv").symlink_to(ROOT / ".venv")
+    damaged = tree / "graft/graft.bpf.o"
+    damaged.write_bytes(damaged.read_bytes()[:20000])
+    cookie = own_lab.host(*python("import socket; print(int.from_bytes(socket.socket().getsockopt(1, 71, 8), 'little'))")).stdout
+    failed = own_lab.host(tree / "bin/graft", "run", "true")
+    assert (failed.returncode, failed.stderr.count("\n")) == (125, 1)
+    assert f"{damaged} is not a BPF object" in failed.stderr
+    left = wait_for(lambda: not own_lab.cgroup().exists() and not own_lab.pins().exists(), "the end of what it had made")
+    assert left
+    assert not Path(f"/run/graftd-netns-{int(cookie)}.lock").exists()
+    assert own_lab.graft("run", "echo", "works").stdout == "works\n"
 
 
 def test_many_starts_at_once(own_lab):
@@ -287,7 +305,7 @@ def test_no_descriptor_or_memory_growth(lab):
     for _ in range(10):
         lab.graft("run", "-p", "8080:80", "true", check=True)
     wait_for(lambda: lab.containers() == [], "the end")
-    assert len(os.listdir(f"/proc/{pid}/fd")) <= before + 1
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 1, "the end of what the containers had")
     keeper = lab.keeper_pid()
     assert len([fd for fd in os.listdir(f"/proc/{keeper}/fd") if "seccomp" in _link(keeper, fd)]) == 0
 
