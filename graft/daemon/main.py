@@ -174,8 +174,11 @@ class Daemon:
         try:
             fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Failure("another graftd supervises this network namespace", hint="GRAFT_RUN_DIR names it") from None
+            pid, _, directory = os.pread(self.claim, 4096, 0).decode(errors="replace").strip().partition(" ")
+            who, hint = (f", pid {pid}", f"GRAFT_RUN_DIR={directory}") if directory else ("", "GRAFT_RUN_DIR names it")
+            raise Failure(f"another graftd supervises this network namespace{who}", hint=hint) from None
         self.claim_path = path
+        os.ftruncate(self.claim, os.pwrite(self.claim, f"{os.getpid()} {self.directory}\n".encode(), 0))
         self.claimed = claim_netns()
         if self.claimed is None:
             log.warning("a process that is not root's has taken the abstract name '@%s'", CLAIM)

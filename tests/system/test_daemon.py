@@ -379,6 +379,7 @@ def test_a_second_graftd_in_one_namespace_is_refused(lab):
     container = lab.spawn_graft("--name", "web", "sleep", "600")  # the first graftd does not end meanwhile
     wait_for(lambda: lab.containers() == ["web"], "the container")
     env = {**lab.env, "GRAFT_RUN_DIR": f"{lab.run_dir}-two"}
-    lab.refused((GRAFT, "run", "true"), 125, "another graftd supervises this network namespace", env=env)
+    who = f"another graftd supervises this network namespace, pid {lab.daemon_pid()} (GRAFT_RUN_DIR={lab.run_dir})"
+    lab.refused((GRAFT, "run", "true"), 125, who, env=env)
     subprocess.run(("rm", "-r", f"{lab.run_dir}-two"), check=True)
     lab.end(container)
