@@ -175,7 +175,9 @@ class Daemon:
             fcntl.flock(self.claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid, _, directory = os.pread(self.claim, 4096, 0).decode(errors="replace").strip().partition(" ")
-            who, hint = (f", pid {pid}", f"GRAFT_RUN_DIR={directory}") if directory else ("", "GRAFT_RUN_DIR names it")
+            who, hint = (
+                (f", pid {pid}", f"GRAFT_RUN_DIR={directory}") if directory else ("", "GRAFT_RUN_DIR names it")
+            )
             raise Failure(f"another graftd supervises this network namespace{who}", hint=hint) from None
         self.claim_path = path
         os.ftruncate(self.claim, os.pwrite(self.claim, f"{os.getpid()} {self.directory}\n".encode(), 0))
