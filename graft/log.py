@@ -70,8 +70,14 @@ _formatter = _Formatter("%(message)s")
 _handler.setFormatter(_formatter)
 _handler.addFilter(_Limit())
 log.addHandler(_handler)
-_level = os.environ.get("GRAFT_LOG", "INFO").upper()
-log.setLevel(_level if _level in logging.getLevelNamesMapping() else "INFO")
+_told = os.environ.get("GRAFT_LOG", "info")
+log.setLevel(_told.upper() if _told.upper() in logging.getLevelNamesMapping() else "INFO")
+
+
+def check_level() -> None:
+    """Log a warning if GRAFT_LOG names no level: `info` is in force then."""
+    if _told.upper() not in logging.getLevelNamesMapping():
+        log.warning("GRAFT_LOG=%s is no level: debug, info, warning or error; info is in force", _told)
 
 
 def set_program(name: str) -> None:

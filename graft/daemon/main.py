@@ -48,7 +48,7 @@ from graft.kernel.linux import credentials
 from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_by_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
-from graft.log import log, trim
+from graft.log import check_level, log, trim
 from graft.process import cage, keeper
 from graft.process.loop import Loop
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
@@ -99,6 +99,7 @@ class Daemon:
 
         Raises Failure, for instance if another graftd supervises this network namespace, and OSError.
         """
+        check_level()
         inherited = self.store.inherited()
         self.registry.load()  # first: if it fails, nothing has been made that would be left behind
         configuration = self._configuration()

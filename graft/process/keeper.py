@@ -267,7 +267,11 @@ class Keeper:
 def _patience() -> int:
     """The seconds without a sign of life after which graftd is killed; 0: it never is."""
     told = os.environ.get("GRAFT_WATCHDOG", "")
-    return int(told) if told.isascii() and told.isdigit() else SILENCE_SECONDS
+    if told.isascii() and told.isdigit():
+        return int(told)
+    if told:
+        log.warning("GRAFT_WATCHDOG=%s is no number of seconds; %d is in force", told, SILENCE_SECONDS)
+    return SILENCE_SECONDS
 
 
 def main(ready_fd: int) -> bool:

@@ -142,6 +142,13 @@ def test_a_start_that_fails_leaves_nothing(own_lab, tmp_path):
     assert own_lab.graft("run", "echo", "works").stdout == "works\n"
 
 
+def test_a_level_that_is_none_is_told(own_lab):
+    own_lab.env["GRAFT_LOG"] = "loud"
+    assert own_lab.graft("run", "true").returncode == 0
+    told = (own_lab.run_dir / "graftd.log").read_text()
+    assert told.startswith("graftd: GRAFT_LOG=loud is no level: debug, info, warning or error; info is in force\n")
+
+
 def test_many_starts_at_once(own_lab):
     processes = [own_lab.spawn_graft("true") for _ in range(8)]
     assert [p.wait(30) for p in processes] == [0] * 8

@@ -14,6 +14,7 @@ import pytest
 
 from graft.bench.lab import wait_for
 from graft.interpreter import ROOT
+from graft.log import log
 from graft.process import keeper as module
 from graft.process.keeper import Keeper
 from graft.process.store import Store
@@ -168,10 +169,12 @@ def test_a_start_may_take_longer(keeper, killed):
 
 
 @pytest.mark.parametrize(("told", "seconds"), [("", module.SILENCE_SECONDS), ("0", 0), ("5", 5), ("-1", module.SILENCE_SECONDS), ("x", module.SILENCE_SECONDS)])
-def test_patience(keeper, killed, monkeypatch, told, seconds):
+def test_patience(keeper, killed, monkeypatch, caplog, told, seconds):
     monkeypatch.setenv("GRAFT_WATCHDOG", told)
+    monkeypatch.setattr(log, "propagate", True)
     keeper.patience = module._patience()
     assert keeper.patience == seconds
+    assert ("is no number of seconds; 30 is in force" in caplog.text) == (told in ("-1", "x"))
     say(keeper, b"READY=1")
     for _ in range(seconds or 1000):
         keeper.look()
