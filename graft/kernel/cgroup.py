@@ -27,7 +27,10 @@ def cgroup2_root() -> Path:
         kind = fields[fields.index("-") + 1]
         if kind == "cgroup2" and fields[3] == "/":
             return Path(fields[4].encode().decode("unicode_escape"))
-    raise Failure("no cgroup2 is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+    raise Failure(
+        "no cgroup2 is mounted",
+        hint="mount -t cgroup2 none /sys/fs/cgroup/unified; 'ip netns exec' hides it: start graftd outside",
+    )
 
 
 def own_cgroup(root: Path) -> Path:
