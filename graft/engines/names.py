@@ -26,7 +26,7 @@ FRESH = 0.1  # seconds that the table of names is used
 SPARE = 20  # so many times what the table takes to make passes before it is made again
 
 A, PTR, AAAA, OPT = 1, 12, 28, 41  # types of records
-SERVFAIL, NXDOMAIN = 2, 3
+SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 2, 3, 4, 5
 QUERY_MAX = 512  # bytes: header 12, question at most 259, the rest for an OPT record
 NAME_MAX = 255  # bytes of a name on the wire (RFC 1035, 2.3.4)
 ANSWERS_MAX = 64  # records, which a datagram has room for

@@ -7,21 +7,20 @@ What it knows. The names of the containers that share a network with the one tha
 aliases and short id. Docker's names are read from Docker's files for each query, because `docker network connect` can
 give a running container another network and new aliases.
 
-All other names. The query is forwarded to the host's nameservers if the container's egress is that of the host.
-Otherwise the answer is NXDOMAIN.
+All other names. The query is forwarded to the host's nameservers if the container's egress is that of the host. The
+next one is asked where one refuses, fails, or is silent for EACH seconds. Otherwise the answer is NXDOMAIN.
 
 Where it listens. Networks of CNI use their gateway's address instead of 127.0.0.11, because Podman omits loopback
 addresses from resolv.conf.
 
 UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over TCP,
-each connection has a thread, and carries one query.
+each connection has a thread, and carries as many queries as it has cost its container (RFC 7766, csrc/budget.bpf.h).
 
 One container must not take the resolver from the others. What it sends beyond its budget is dropped in its own send
 (csrc/budget.bpf.h), so that the queue of the UDP socket has room. Of what is limited over all, a container that has
 much gives way to one that has little: forwarded queries that wait, and TCP connections.
 """
 
-import errno
 import os
 import secrets
 import socket
@@ -29,10 +28,12 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
-from graft.engines.names import Names, failure, question_end
+from graft.engines.names import NOTIMP, REFUSED, SERVFAIL, Names, failure, question_end
 from graft.errors import Failure
 from graft.kernel import addresses as addresses_
 from graft.kernel.programs import CLIENT_KEY, Kernel
@@ -47,19 +48,25 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
-PATIENCE = 5.0  # seconds: for a nameserver to answer, and for a TCP client to send its query
+PATIENCE = 5.0  # seconds: for the nameservers to answer, and for a TCP client to send a query
+EACH = 2.0  # seconds: for one nameserver to answer, if there is another
 THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
 THREADS_FIRST = 512  # TCP connections of all, if it is a container's only one
 SO_RCVBUFFORCE = 33  # socket(7), which Python does not name
 QUEUE = 4 << 20  # bytes of the UDP socket's queue: the bursts of ten containers (BUDGET_BURST), or 5,000 queries
+QUERIES = 4  # of one TCP connection: BUDGET_CONNECTION
 BACKLOG = 1024  # TCP connections that wait to be accepted
 SERVERS_SECONDS = 1.0  # for which the host's nameservers are remembered
 STORED = "resolver-"
 MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
+UNANSWERED = (SERVFAIL, NOTIMP, REFUSED)  # what says that another nameserver is to be asked, as resolv.conf(5) has it
 
 
 class Waiting(NamedTuple):
-    """A UDP query that was forwarded to a nameserver. `number`: the id it has there; `tenant`: who asked."""
+    """A UDP query that was forwarded to a nameserver. `number`: the id it has there; `tenant`: who asked.
+
+    `left`: the nameservers that have not been asked. `until`: when the next one is; `over`: when nobody waits.
+    """
 
     out: socket.socket
     tenant: int
@@ -67,7 +74,9 @@ class Waiting(NamedTuple):
     query: bytes
     client: tuple[str, int]
     udp: socket.socket
+    left: list[str]
     until: float  # monotonic seconds
+    over: float  # monotonic seconds
 
 
 def _stored(address: Address, kind: int) -> str:
@@ -151,10 +160,14 @@ class Resolver:
         self.loop.add(udp.fileno(), lambda _events: self._asked(udp))
         self.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
 
-    def _socket(self, kind: int) -> socket.socket:
-        made = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-        Stamper(self.kernel.maps["stamps"]).stamp(made.fileno(), OWN_TENANT, 0)
+    def _socket(self, kind: int, family: int = socket.AF_INET) -> socket.socket:
+        made = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        self._stamp(made)
         return made
+
+    def _stamp(self, sock: socket.socket) -> None:
+        """Make it a socket of graftd's own, which sees the addresses that the host's stack has."""
+        Stamper(self.kernel.maps["stamps"]).stamp(sock.fileno(), OWN_TENANT, 0)
 
     def _stop(self, address: Address) -> None:
         for sock in self.places.pop(address, ()):
@@ -183,50 +196,72 @@ class Resolver:
             log.debug("names: %s", error)
 
     def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:
-        """Forward a query to the host's first nameserver. Reply SERVFAIL if that fails, or too many queries wait.
-
-        Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
-        """
+        """Forward a query to the host's nameservers. A query that waits gives way if there are too many."""
         own = self.waiting.get(tenant.id, {})
         if len(own) >= WAITING_OF_ONE:
             self._forget(next(iter(own.values())))
         elif sum(map(len, self.waiting.values())) >= WAITING_MAX:
             self._forget(next(iter(max(self.waiting.values(), key=len).values())))  # who has most gives way
-        out = self._socket(socket.SOCK_DGRAM)
-        try:
-            server = next(iter(self._servers()), "")
-            if not server:
-                raise OSError(errno.ENOENT, "no nameserver")
-            out.connect((server, DNS_PORT))
-            number = secrets.token_bytes(2)
-            out.send(number + query[2:])
-        except OSError as error:
-            log.debug("names: %s", error)
-            out.close()
-            udp.sendto(failure(query), client)
-            return
-        waiting = Waiting(out, tenant.id, number, query, client, udp, time.monotonic() + PATIENCE)
-        self.waiting.setdefault(tenant.id, {})[out.fileno()] = waiting
-        self.loop.add(out.fileno(), lambda _events: self._answered(waiting))
+        self._send(query, client, udp, tenant.id, self._servers(), time.monotonic() + PATIENCE)
 
-    def _answered(self, waiting: Waiting) -> None:
+    def _send(
+        self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: int, servers: list[str], over: float
+    ) -> None:
+        """Send a query to the first of these nameservers that takes it. Reply SERVFAIL if none does.
+
+        Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
+        """
+        for asked, server in enumerate(servers, 1):
+            number = secrets.token_bytes(2)
+            out = self._socket(socket.SOCK_DGRAM, family_of(server))
+            try:
+                out.connect((server, DNS_PORT))
+                out.send(number + query[2:])
+            except OSError as error:
+                log.debug("nameserver %s: %s", server, error)
+                out.close()
+                continue
+            left = servers[asked:]
+            until = min(over, time.monotonic() + EACH) if left else over
+            waiting = Waiting(out, tenant, number, query, client, udp, left, until, over)
+            self.waiting.setdefault(tenant, {})[out.fileno()] = waiting
+            self.loop.add(out.fileno(), partial(self._heard, waiting))
+            return
+        udp.sendto(failure(query), client)
+
+    def _heard(self, waiting: Waiting, _events: int) -> None:
         try:
             reply = waiting.out.recv(MESSAGE_MAX)
-            question = waiting.query[12 : question_end(waiting.query)]
-            if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
-                return  # an answer to something else; the right one may still come
-            waiting.udp.sendto(waiting.query[:2] + reply[2:], waiting.client)
         except BlockingIOError:
             return
-        except OSError as error:
+        except OSError as error:  # ECONNREFUSED: nobody is there
             log.debug("names: %s", error)
+            self._ask_next(waiting)
+            return
+        question = waiting.query[12 : question_end(waiting.query)]
+        if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
+            return  # an answer to something else; the right one may still come
+        if reply[3] & 0xF in UNANSWERED and waiting.left:
+            self._ask_next(waiting)
+            return
         self._forget(waiting)
+        waiting.udp.sendto(waiting.query[:2] + reply[2:], waiting.client)
+
+    def _ask_next(self, waiting: Waiting) -> None:
+        self._forget(waiting)
+        self._send(waiting.query, waiting.client, waiting.udp, waiting.tenant, waiting.left, waiting.over)
 
     def expire(self) -> None:
-        """Drop forwarded queries that no nameserver has answered within PATIENCE seconds."""
+        """Ask the next nameserver where one is silent, and drop what none has answered within PATIENCE seconds."""
         now = time.monotonic()
         for waiting in [w for own in self.waiting.values() for w in own.values() if w.until < now]:
-            self._forget(waiting)
+            try:
+                if now < waiting.over:
+                    self._ask_next(waiting)
+                else:
+                    self._forget(waiting)
+            except OSError as error:
+                log.debug("names: %s", error)
 
     def _forget(self, waiting: Waiting) -> None:
         own = self.waiting.get(waiting.tenant, {})
@@ -247,8 +282,14 @@ class Resolver:
 
     def _called(self, tcp: socket.socket) -> None:
         try:
-            peer, client = tcp.accept()
+            peer, _ = tcp.accept()
         except OSError:
+            return
+        try:
+            self._stamp(peer)  # what accept(2) has told is the address as a container sees it
+            client = peer.getpeername()
+        except OSError:  # it has gone
+            peer.close()
             return
         tenant = self._tenant(client, socket.IPPROTO_TCP)
         if tenant is None or not self._admit(tenant):
@@ -267,13 +308,13 @@ class Resolver:
     def _converse(self, peer: socket.socket, tenant: Tenant) -> None:
         try:
             with peer:
-                query = _read(peer, time.monotonic() + PATIENCE)
-                reply = self.names.answer(tenant, query)
-                if reply is None:
-                    reply = self._relay(query)
-                if reply:
-                    peer.settimeout(PATIENCE)
-                    peer.sendall(struct.pack(">H", len(reply)) + reply)
+                for query in islice(_messages(peer), QUERIES):
+                    reply = self.names.answer(tenant, query)
+                    if reply is None:
+                        reply = self._relay(query)
+                    if reply:
+                        peer.settimeout(PATIENCE)
+                        peer.sendall(struct.pack(">H", len(reply)) + reply)
         except (OSError, ValueError) as error:
             log.debug("names: %s", error)
         finally:
@@ -283,16 +324,20 @@ class Resolver:
                     del self.threads[tenant.id]
 
     def _relay(self, query: bytes) -> bytes:
+        reply = failure(query)
         for server in nameservers():
             try:
-                with self._socket(socket.SOCK_STREAM) as out:
-                    out.settimeout(PATIENCE)
+                with self._socket(socket.SOCK_STREAM, family_of(server)) as out:
+                    out.settimeout(EACH)
                     out.connect((server, DNS_PORT))
                     out.sendall(struct.pack(">H", len(query)) + query)
-                    return _read(out, time.monotonic() + PATIENCE)
+                    reply = next(_messages(out), b"") or reply
             except (OSError, ValueError) as error:
                 log.debug("nameserver %s: %s", server, error)
-        return failure(query)
+            else:
+                if len(reply) >= 12 and reply[3] & 0xF not in UNANSWERED:
+                    break
+        return reply
 
     # -- who asks --
 
@@ -317,20 +362,31 @@ class Resolver:
 
 
 def nameservers() -> list[str]:
-    """Return the IPv4 nameservers of the host (resolv.conf(5)), as text."""
-    return [str(address) for address in addresses_.nameservers() if address.v4]
+    """Return the nameservers of the host (resolv.conf(5)), as text."""
+    return [str(address) for address in addresses_.nameservers()]
 
 
-def _read(sock: socket.socket, until: float) -> bytes:
-    """Receive one message with its length in front (RFC 1035, 4.2.2).
+def family_of(address: str) -> int:
+    """The family of an address in text."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
-    @until: deadline in monotonic seconds. Raises TimeoutError after it, ValueError at an early end, OSError.
+
+def _messages(sock: socket.socket) -> Iterator[bytes]:
+    """Receive messages with their length in front (RFC 1035, 4.2.2), until the peer closes the connection.
+
+    Raises TimeoutError if one takes longer than PATIENCE seconds, ValueError where one ends early, OSError.
     """
     data = b""
-    while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
-        sock.settimeout(max(until - time.monotonic(), 0.001))
-        more = sock.recv(MESSAGE_MAX)
-        if not more:
-            raise ValueError("a message ended early")
-        data += more
-    return data[2 : 2 + int.from_bytes(data[:2], "big")]
+    while True:
+        until = time.monotonic() + PATIENCE
+        while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+            sock.settimeout(max(until - time.monotonic(), 0.001))
+            more = sock.recv(MESSAGE_MAX)
+            if not more and data:
+                raise ValueError("a message ended early")
+            if not more:
+                return
+            data += more
+        end = 2 + int.from_bytes(data[:2], "big")
+        yield data[2:end]
+        data = data[end:]
