@@ -1,6 +1,7 @@
 """graftd's resolver: names of the outside, by the host's nameservers, over UDP and TCP."""
 
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_names_of_the_outside(own_lab, tmp_path, servers, answer, at, more):
     wait_for((own_lab.run_dir / "graftd.sock").exists, "graftd")
     own_lab.host("ip", "netns", "add", name, check=True)
     ipam = {"type": "host-local", "subnet": "10.98.7.0/24", "dataDir": str(tmp_path)}
-    config = {"cniVersion": "1.0.0", "name": "n", "type": "graft-cni", "ipam": ipam}
+    config: dict[str, Any] = {"cniVersion": "1.0.0", "name": "n", "type": "graft-cni", "ipam": ipam}
     if at == "127.0.0.11":  # as Docker has it
         config["resolver"] = False
     try:
