@@ -15,29 +15,41 @@
 #define GRAFT_EXEMPT 0 /* the tenant in the stamp of graftd's sockets, which no policy holds for */
 
 /*
- * Slices: a tenant's private loopback. Each tenant has a slice number, and by it 32 addresses of 127.64.0.0/10 and as
- * many of fd67:7261:6674::/64. Port P of the container's 127.0.0.1 is port SLICE_PORT_BASE + P % 4096 of address
- * P / 4096 of the slice. A wildcard bind claims its number on every local address, so that a private port under its
- * own number would be in the way of the host's programs, and of what other tenants publish. Address SLICE_DYNAMIC of
- * the slice is the source of connections to the container's loopback. A container's UDP socket on the host's wildcard
- * is reached from inside there, under its port. A TCP bind to port P of an address of the container's own has the
- * port of its loopback's, on address SLICE_OWN and up: which of the 16 is P / 4096, and turned for each further own
- * address (graft_holder.number), so that port P of each of them is another place.
+ * Slices: a tenant's private loopback. Each tenant has a slice number, and by it 256 addresses of 127.64.0.0/10 and
+ * 32 of fd67:7261:6674::/64. Port P of the container's 127.0.0.1 is port SLICE_PORT_BASE + P % 4096 of address P /
+ * 4096 of the slice. A wildcard bind claims its number on every local address, so that a private port under its own
+ * number would be in the way of the host's programs, and of what other tenants publish. Address SLICE_DYNAMIC of the
+ * slice is the source of connections to the container's loopback. A container's UDP socket on the host's wildcard is
+ * reached from inside there, under its port. A TCP bind to port P of an address of the container's own has the port
+ * of its loopback's, on address SLICE_OWN and up: which of the 16 is P / 4096, and turned for each further own
+ * address (graft_holder.number), so that port P of each of them is another place. Further addresses of 127.0.0.0/8
+ * have 16 addresses each behind those, by a number from 1 on that the first use gives them (`loopbacks`).
+ *
+ * Slice numbers count 32 addresses. A tenant has the first of SLICE_GROUP numbers, the others are its further
+ * addresses'. Tenants of a graftd that knew no such addresses may have any number, that one alone, and no entry in
+ * `loopbacks`: all of 127.0.0.0/8 is 127.0.0.1 to them.
  */
 #define SLICE4_NET 0x7f400000u /* 127.64.0.0/10, host order */
 #define SLICE4_MASK 0xffc00000u
-#define SLICE_SHIFT 5 /* 32 addresses a slice */
+#define SLICE_SHIFT 5 /* 32 addresses a number */
+#define SLICE_GROUP 8
 #define SLICE_DYNAMIC 16
 #define SLICE_OWN 16 /* the first of the 16 addresses for binds to an address of the container's own */
 #define SLICE_PORT_BASE 61440
 #define SLICE_PORT_BITS 12
 #define SLICE_COUNT (1u << (22 - SLICE_SHIFT))
+#define SLICE_LOOPBACKS 14	 /* addresses beside 127.0.0.1; what is beyond has the last one's place */
 #define SLICE6_WORD0 0xfd677261u /* fd67:7261:6674::/64, host order */
 #define SLICE6_WORD1 0x66740000u
 
 struct graft_addr {
 	__u32 ip[4]; /* network order */
 	__u32 port;
+};
+
+/* loopbacks: a tenant's addresses of 127.0.0.0/8 beside 127.0.0.1, number 1 first, 0: not in use yet */
+struct graft_loopbacks {
+	__u64 ip[SLICE_LOOPBACKS]; /* network order; of 64 bits to be exchanged */
 };
 
 /* config: one entry, index 0. */
@@ -93,7 +105,7 @@ struct graft_owned {
  */
 struct graft_listener_key {
 	__u32 tenant;
-	__u32 ip[4]; /* 127.0.0.1 for all of 127.0.0.0/8; a dual-stack listener is at both wildcards */
+	__u32 ip[4]; /* of 127.0.0.0/8 as in `loopbacks`; a dual-stack listener is at both wildcards */
 	__u16 port;
 	__u16 slot;
 };

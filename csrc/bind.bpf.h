@@ -37,15 +37,55 @@ __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, b
 	return 0;
 }
 
-/* Put the place in the slice there of a bind to @asked: to the loopback, the wildcard, or an own address of @holder.
- */
+/* Put the place in the slice there of a bind to @asked: to the loopback's address with number @number, the wildcard,
+ * or an own address of @holder. */
 static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 slice, const struct graft_addr *asked,
-					  const struct graft_holder *holder)
+					  const struct graft_holder *holder, __u32 number)
 {
 	if (holder)
 		own_place(a, v4, slice, asked->port, holder->number);
 	else
-		slice_addr(a, v4, slice, asked->port);
+		slice_place(a, v4, slice, asked->port, number);
+}
+
+/*
+ * Is a socket of the tenant's in the way of a bind to @asked that has the port at the address with this number, and
+ * is on the wildcard if that is an address, or the other way round? -1: no address has the number.
+ */
+__noinline int is_in_the_way(struct bpf_sock_addr *ctx, __u32 slice, struct graft_addr *asked,
+			     struct graft_stamp *stamp, __u32 number)
+{
+	struct graft_addr at, from = {};
+	bool shares;
+	int how;
+
+	if (!asked || !stamp || loopback_address(stamp->tenant, number) == bpf_htonl(0x7f000000))
+		return -1;
+	shares = ctx->protocol == IPPROTO_UDP ? stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT)
+					      : shares_port(ctx->sk);
+	set_v4(&from, 0);
+	slice_place(&at, true, slice, asked->port, number);
+	how = bound_at(ctx, stamp->tenant, &at, &from);
+	return how & (is_any(asked->ip) ? BOUND_EXACT : BOUND_WILD) && !(shares && how & BOUND_SHARES);
+}
+
+/*
+ * Is a further address of the loopback in the way of a bind to the wildcard, or the wildcard in the way of one there?
+ * These are different places, and the kernel sees no conflict: of TCP listeners are seen alone.
+ */
+__noinline int is_beside(struct bpf_sock_addr *ctx, __u32 slice, struct graft_addr *asked, struct graft_stamp *stamp)
+{
+	int number, found = 0;
+
+	if (!asked || !stamp)
+		return false;
+	number = number_at(stamp->tenant, asked, true);
+	if (number)
+		return is_in_the_way(ctx, slice, asked, stamp, ctx->protocol == IPPROTO_UDP ? 0 : number);
+	if (is_any(asked->ip))
+		for (number = 1; !found && number <= SLICE_LOOPBACKS; number++)
+			found = is_in_the_way(ctx, slice, asked, stamp, number);
+	return found > 0;
 }
 
 /* The port of the host's at which a UDP socket of the container has both families of the private port @port; or 0. */
@@ -97,6 +137,7 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 {
 	struct graft_addr asked, from, chosen;
 	struct graft_holder *holder;
+	__u32 number;
 	bool v4;
 
 	if (!a || !stamp || !tenant)
@@ -104,17 +145,20 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 	asked = *a;
 	v4 = is_v4(&asked) || dual;
 	holder = holder_of(&asked);
+	number = number_at(stamp->tenant, a, true);
+	if (v4 && asked.port && is_beside(ctx, tenant->slice, a, stamp))
+		return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
 	if (dual && asked.port && ctx->protocol == IPPROTO_UDP)
 		return bind_both(ctx, a, stamp, tenant);
 	if (!asked.port) {
-		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4);
+		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4, number);
 		if (!asked.port)
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, ctx->protocol, a);
-		slice_addr(a, v4, tenant->slice, asked.port);
+		slice_place(a, v4, tenant->slice, asked.port, number);
 		return note_local(stamp, &asked, a, STAMP_PRIVATE);
 	}
 	name_number(ctx, stamp->tenant, asked.port, v4);
-	private_place(a, v4, tenant->slice, &asked, holder);
+	private_place(a, v4, tenant->slice, &asked, holder, number);
 	if (ctx->protocol == IPPROTO_UDP) {
 		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;

@@ -86,7 +86,7 @@ __noinline int private_source(struct bpf_sock_addr *ctx, struct graft_addr *sour
 		source->port = 0;
 		return 0;
 	}
-	number = take_number(ctx, id, tenant->slice, v4);
+	number = take_number(ctx, id, tenant->slice, v4, 0);
 	if (!number)
 		return -EADDRNOTAVAIL;
 	slice_addr(source, v4, tenant->slice, number);
@@ -114,6 +114,21 @@ static __always_inline bool is_itself(const struct bpf_sock *sk, const struct gr
 	       slice_index(a, slice_number(a)) == SLICE_DYNAMIC;
 }
 
+/*
+ * Does a UDP socket on the wildcard connect to its own port at another address of the loopback than 127.0.0.1? It is
+ * at 127.0.0.1 from then on, and nobody is there.
+ */
+__noinline int leaves_its_place(struct graft_stamp *stamp, struct graft_addr *a, struct graft_addr *asked,
+				bool itself)
+{
+	if (!stamp || !a || !asked || !is_any(stamp->local.ip))
+		return false;
+	if (!itself &&
+	    !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL) && same_addr(a, &stamp->local_real)))
+		return false;
+	return number_at(stamp->tenant, asked, false);
+}
+
 /* Does a TCP socket connect to the very port that it is bound to? TCP lets it (RFC 9293, 3.5). @source becomes whole.
  */
 static __always_inline bool connects_to_itself(const struct bpf_sock *sk, const struct graft_stamp *stamp,
@@ -124,7 +139,8 @@ static __always_inline bool connects_to_itself(const struct bpf_sock *sk, const 
 	source->port = sk->src_port;
 	return stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) && same_ip(source->ip, stamp->local_real.ip) &&
 	       (stamp->local.port ? stamp->local.port : source->port) == asked->port &&
-	       (is_any(stamp->local.ip) || same_ip(stamp->local.ip, asked->ip));
+	       (is_any(stamp->local.ip) ? !is_v4(asked) || asked->ip[3] == bpf_htonl(0x7f000001)
+					: same_ip(stamp->local.ip, asked->ip));
 }
 
 /* A UDP socket that connects without a bind gets a port of the host's when this hook has allowed it. */
@@ -142,7 +158,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	struct graft_tenant *tenant;
 	struct graft_egress *rule;
 	struct refusal why;
-	bool confined;
+	bool confined, itself;
 	__u32 id;
 	int where;
 
@@ -172,7 +188,11 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			bpf_set_retval(-ECONNREFUSED);
 			return DENY;
 		}
-		if (where == LOCAL_CONTAINER && ctx->sk && is_itself(ctx->sk, a, &source))
+		itself = where == LOCAL_CONTAINER && ctx->sk && is_itself(ctx->sk, a, &source);
+		if (where == LOCAL_CONTAINER && ctx->protocol == IPPROTO_UDP &&
+		    leaves_its_place(stamp, a, &asked, itself))
+			loopback_place(id, tenant->slice, &asked, a, true);
+		else if (itself)
 			set_loopback(a);
 		else if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && has_private_source(ctx, a, tenant))) &&
 			 ctx->sk && !has_source(ctx->sk)) {

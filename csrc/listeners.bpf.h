@@ -86,8 +86,7 @@ static __always_inline int list_listener(struct bpf_sock_ops *ctx, struct bpf_so
 	__u64 *made;
 	int failed;
 
-	if (is_loopback(&asked))
-		set_loopback(&asked);
+	name_loopback(stamp->tenant, &asked);
 	__builtin_memcpy(key.ip, asked.ip, sizeof(key.ip));
 	key.port = asked.port ? asked.port : port;
 	of = listening_of(stamp->tenant);

@@ -70,6 +70,36 @@ __noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft
 	return who;
 }
 
+/* How a socket of the tenant is bound. */
+enum {
+	BOUND_EXACT = 1, /* its program named an address */
+	BOUND_WILD = 2,	 /* or the wildcard */
+	BOUND_SHARES = 4,
+};
+
+/* How is the tenant's socket bound that receives what @from sends to @a? 0: there is none. */
+__noinline int bound_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
+{
+	struct graft_stamp *stamp;
+	struct bpf_sock *sk;
+	int how = 0;
+
+	if (!a || !from)
+		return 0;
+	sk = socket_at(ctx, a, from);
+	if (!sk)
+		return 0;
+	stamp = stamp_of(sk);
+	if (stamp && stamp->tenant == tenant) {
+		how = is_any(stamp->local.ip) ? BOUND_WILD : BOUND_EXACT;
+		if (ctx->protocol == IPPROTO_UDP ? stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT)
+						 : shares_port(sk))
+			how |= BOUND_SHARES;
+	}
+	bpf_sk_release(sk);
+	return how;
+}
+
 /* Put the container's own address of a family there, which it has. */
 static __always_inline void own_ip(struct graft_addr *a, const struct graft_tenant *tenant, bool v4)
 {
@@ -163,10 +193,27 @@ __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, struct g
 	return true;
 }
 
+/* Put the place of a UDP server on the wildcard of the loopback there, which is asked at another address than
+ * 127.0.0.1; false if none has the port. */
+__noinline int find_wildcard(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice, struct graft_addr *a,
+			     struct graft_addr *from)
+{
+	struct graft_addr at;
+
+	if (!a || !from || !is_v4(a) || a->ip[3] == bpf_htonl(0x7f000001))
+		return false;
+	slice_addr(&at, true, slice, a->port);
+	if (!(bound_at(ctx, tenant, &at, from) & BOUND_WILD))
+		return false;
+	*a = at;
+	return true;
+}
+
 /*
  * Find the container's server for the loopback destination @a and put its real address there: RECEIVER_TENANT, or
- * who has the private port. TCP arrives at the private port wherever the server is bound (listeners.bpf.h). Of UDP
- * the most exact is tried first: this private port, a port on the host's wildcard that the kernel chose, this port of
+ * who has the private port. TCP arrives at the private port wherever the server is bound (listeners.bpf.h), and has
+ * an address of its own there for each of the loopback, so that both ends show it. Of UDP the most exact is tried
+ * first: this private port, that of the wildcard, a port on the host's wildcard that the kernel chose, this port of
  * both families (bind_both()), an address of the container's own, a published port.
  */
 __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
@@ -183,14 +230,17 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 	v4 = is_v4(a);
 	loopback_source(ctx, &from, v4, slice);
 	port = a->port;
-	slice_addr(&at, v4, slice, port);
+	loopback_place(tenant, slice, a, &at, false);
 	who = receiver_at(ctx, tenant, &at, &from);
 	if (who == RECEIVER_TENANT || who == RECEIVER_TENANT_CHOSEN) {
+		loopback_place(tenant, slice, a, &at, true); /* the address has it from now on */
 		*a = at;
 		return RECEIVER_TENANT;
 	}
 	if (ctx->protocol != IPPROTO_UDP)
 		return who;
+	if (find_wildcard(ctx, tenant, slice, a, &from))
+		return RECEIVER_TENANT;
 	at.port = port;
 	if (find_on_wildcard(ctx, tenant, &at, &from, RECEIVER_TENANT_CHOSEN)) {
 		*a = at;
@@ -255,6 +305,32 @@ __noinline bool is_of_both(struct bpf_sock_addr *ctx, struct graft_addr *a, __u3
 	return both;
 }
 
+/* Does this TCP socket of AF_INET6 speak IPv4 alone, which has asked for ::1? Then 127.0.0.1 is put there. @otherwise
+ * is the answer for UDP. */
+__noinline int asks_by_ipv4(struct bpf_sock_addr *ctx, struct graft_addr *a, bool otherwise)
+{
+	if (!a || ctx->protocol != IPPROTO_TCP)
+		return otherwise;
+	if (is_v4(a) || !is_bound_to_v4(ctx->sk))
+		return false;
+	set_v4(a, bpf_htonl(0x7f000001));
+	return true;
+}
+
+/* What of the host's loopback the tenant may reach at @asked: SERVICE_*, 0: nothing. */
+__noinline int service_at(__u32 tenant, struct graft_addr *asked)
+{
+	struct graft_service_key service = {.tenant = tenant};
+	__u32 *kind;
+
+	if (!asked)
+		return 0;
+	service.port = asked->port;
+	__builtin_memcpy(service.ip, asked->ip, sizeof(service.ip));
+	kind = bpf_map_lookup_elem(&services, &service);
+	return kind ? *kind : 0;
+}
+
 /* Where a loopback destination leads. */
 enum {
 	LOCAL_REFUSED,
@@ -267,27 +343,23 @@ enum {
 /*
  * Decide a loopback destination of a container. @mapped: a UDP socket of IPv6 that connects, and may speak IPv4,
  * finds the server of a dual-stack bind at its IPv4 address; a datagram of IPv6 cannot go there (udpv6_sendmsg()). A
- * TCP socket that is bound to one speaks IPv4. Where nobody listens, TCP is refused here: a server of the host that
- * is bound to the device lo is not found by a look-up without a device, and would take the connection. A UDP
- * destination becomes the empty address in the tenant's slice, so that the sender sees what it would on any host;
- * graft_egress() looks at each datagram.
+ * TCP socket that is bound to one speaks IPv4, and finds at ::1 who is there. Where nobody listens, TCP is refused
+ * here: a server of the host that is bound to the device lo is not found by a look-up without a device, and would
+ * take the connection. A UDP destination becomes the empty address in the tenant's slice, so that the sender sees
+ * what it would on any host; graft_egress() looks at each datagram.
  */
 static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				    struct graft_tenant *tenant, bool mapped)
 {
-	struct graft_service_key service = {};
 	struct graft_addr asked;
-	__u32 *kind;
-	int who;
+	int who, kind;
 
 	if (!a || !stamp || !tenant)
 		return LOCAL_REFUSED;
+	mapped = asks_by_ipv4(ctx, a, mapped);
 	asked = *a;
-	if (ctx->protocol == IPPROTO_TCP && !is_v4(&asked) && is_bound_to_v4(ctx->sk))
-		set_v4(&asked, bpf_htonl(0x7f000001));
-	*a = asked;
 	who = find_on_loopback(ctx, stamp->tenant, a, tenant->slice);
-	if (who == RECEIVER_TENANT)
+	if (who == RECEIVER_TENANT && !(mapped && ctx->protocol == IPPROTO_TCP && !is_of_both(ctx, a, tenant->slice)))
 		return LOCAL_CONTAINER;
 	if (!is_v4(&asked) && mapped && ctx->protocol != IPPROTO_TCP && takes_ipv4(ctx->sk)) {
 		/* in place, because this chain of calls has 32 bytes of stack left on Linux 6.1 */
@@ -296,19 +368,16 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 		    is_of_both(ctx, a, tenant->slice))
 			return LOCAL_CONTAINER;
 	}
-	service.tenant = stamp->tenant;
-	service.port = asked.port;
-	__builtin_memcpy(service.ip, asked.ip, sizeof(service.ip));
-	kind = bpf_map_lookup_elem(&services, &service);
+	kind = service_at(stamp->tenant, &asked);
 	if (kind || may_answer(ctx, stamp, &asked)) {
 		*a = asked;
-		return kind && *kind == SERVICE_NAMED ? LOCAL_NAMED : LOCAL_HOST;
+		return kind == SERVICE_NAMED ? LOCAL_NAMED : LOCAL_HOST;
 	}
 	if (who == RECEIVER_OTHER)
 		return LOCAL_REFUSED;
 	if (ctx->protocol != IPPROTO_UDP)
 		return LOCAL_CLOSED;
-	slice_addr(a, is_v4(&asked), tenant->slice, asked.port);
+	loopback_place(stamp->tenant, tenant->slice, &asked, a, true);
 	return LOCAL_CONTAINER;
 }
 

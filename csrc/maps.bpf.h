@@ -128,6 +128,15 @@ struct {
 	__type(value, __u32);
 } slices SEC(".maps");
 
+/* graftd makes the entry of a tenant, the programs fill it */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_loopbacks);
+} loopbacks SEC(".maps");
+
 /* LISTENERS_MAX entries are a tenant's. An entry ends with its socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

@@ -106,9 +106,9 @@ static __always_inline void free_number(__u32 tenant, __u32 kind, __u32 number)
 /*
  * Choose a private number for this socket; 0: none is free. A number may be in use although it is not marked: whoever
  * took it has closed his socket and others share it, or an unbound UDP socket has it as its port on the host's
- * wildcard.
+ * wildcard. @loopback: the number of the address; all have the same numbers to choose from.
  */
-__noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice, bool v4)
+__noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice, bool v4, __u32 loopback)
 {
 	__u32 kind = number_kind(ctx->protocol == IPPROTO_UDP, v4);
 	struct graft_held *mine = held_by(ctx->sk);
@@ -125,7 +125,7 @@ __noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice,
 		if (!number)
 			return 0;
 		loopback_source(ctx, &from, v4, slice);
-		slice_addr(&at, v4, slice, number);
+		slice_place(&at, v4, slice, number, loopback);
 		if (receiver_at(ctx, tenant, &at, &from) == RECEIVER_NOBODY) {
 			slice_ip(&at, v4, slice, SLICE_DYNAMIC);
 			at.port = number;

@@ -9,7 +9,10 @@
 #include "destination.bpf.h"
 #include "receive.bpf.h"
 
-/* Remember under which name the program sends to @real: what comes from there is shown by it. */
+/*
+ * Remember under which name the program sends to @real: what comes from there is shown by it. A server on the
+ * wildcard answers from 127.0.0.1, whichever address of the loopback it was asked at.
+ */
 __noinline int note_told(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *asked,
 			 struct graft_addr *real)
 {
@@ -19,10 +22,12 @@ __noinline int note_told(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, s
 
 	if (!stamp || !asked || !real || !ctx->sk)
 		return 0;
-	if (!in_connection(ctx->sk) && stamp->flags & STAMP_CONNECTED && same_addr(real, &stamp->peer_real))
-		stamp->peer = *asked; /* no hook has seen that it was disconnected */
 	shown = *real;
 	slice_show(&shown, slice_number(&shown));
+	if (is_v4(asked) && is_loopback(asked) && (!is_loopback(&shown) || shown.ip[3] == bpf_htonl(0x7f000001)))
+		set_loopback(asked);
+	if (!in_connection(ctx->sk) && stamp->flags & STAMP_CONNECTED && same_addr(real, &stamp->peer_real))
+		stamp->peer = *asked; /* no hook has seen that it was disconnected */
 	same = same_addr(&shown, asked);
 	of = bpf_sk_storage_get(&told, ctx->sk, NULL, same ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
 	if (!of)

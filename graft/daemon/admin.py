@@ -233,7 +233,7 @@ class Admin:
             **self._summary(tenant),
             "asked": tenant.asked.given(),
             "loopback": {
-                "ipv4": f"{Address(slice_of(tenant, v4=True))}/27",
+                "ipv4": f"{Address(slice_of(tenant, v4=True))}/{24 if tenant.wide else 27}",
                 "ipv6": f"{Address(slice_of(tenant, v4=False))}/96",
             },
             "uid": tenant.owner,

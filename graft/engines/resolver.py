@@ -42,7 +42,7 @@ from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import MAPPED, Address
-from graft.rules.slices import SLICE4_NET, SLICE_COUNT, SLICE_SHIFT
+from graft.rules.slices import SLICE4_NET, SLICE_COUNT, SLICE_GROUP, SLICE_SHIFT
 from graft.rules.tables import DNS_PORT, RESOLVER
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
@@ -352,7 +352,8 @@ class Resolver:
         registry = self.registry
         slice_number = (number ^ SLICE4_NET) >> SLICE_SHIFT
         if 0 <= slice_number < SLICE_COUNT:
-            return next((t for t in registry.tenants.values() if t.slice_number == slice_number), None)
+            of = {t.slice_number: t for t in registry.tenants.values()}
+            return of.get(slice_number) or of.get(slice_number - slice_number % SLICE_GROUP)
         address = Address(MAPPED + raw)
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):

@@ -41,6 +41,7 @@ from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
 from graft.log import log
 from graft.rules.limits import Limits
+from graft.rules.slices import SLICE_LOOPBACKS
 from graft.rules.tables import OWNER
 
 ABI = 4
@@ -56,6 +57,7 @@ MAPS = (
     "holders",
     "owned",
     "slices",
+    "loopbacks",
     "listeners",
     "listening",
     "listed",
@@ -97,6 +99,7 @@ SERVED_KEY = struct.Struct("=16sI")
 SERVED = struct.Struct("=II")
 CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
+LOOPBACKS_SIZE = 8 * SLICE_LOOPBACKS
 LISTENING = struct.Struct("=QQQ")
 NUMBERS_WORDS, NUMBERS_KINDS = 448, 4
 NUMBERS = struct.Struct("=II")
@@ -168,6 +171,7 @@ class Kernel:
             "counters": 8,
             "owned": OWNED.size,
             "slices": 4,
+            "loopbacks": LOOPBACKS_SIZE,
             "listeners": 8,
             "listening": LISTENING.size,
             "udp_ports": 4,
@@ -348,6 +352,12 @@ class Kernel:
         if self.maps["asker_tables"].get(key) is None:
             self.maps["asker_tables"].update(key, ASKERS.pack(secrets.randbits(64), b""))
 
+    def widen(self, tenant: int) -> None:
+        """Give a tenant the further addresses of its loopback, which are in the slice numbers behind its own."""
+        key = tenant.to_bytes(4, "little")
+        if self.maps["loopbacks"].get(key) is None:
+            self.maps["loopbacks"].update(key, bytes(LOOPBACKS_SIZE))
+
     def _limit_ports(self, tenant: int, most: int) -> None:
         key = tenant.to_bytes(4, "little")
         kept = self.maps["ports"].get(key)
@@ -374,7 +384,7 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening"):
+        for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening", "loopbacks"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["dynamic_ports"].keys(DYNAMIC_KEY_SIZE)):
             if key[:4] == tenant.to_bytes(4, "little"):

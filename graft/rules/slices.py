@@ -3,6 +3,8 @@
 from graft.rules.address import ANY4, Address
 
 SLICE_SHIFT = 5
+SLICE_GROUP = 8  # numbers of a tenant's, by the first of which it is known: 256 addresses of IPv4
+SLICE_LOOPBACKS = 14
 SLICE_DYNAMIC = 16
 SLICE_PORT_BASE = 61440
 SLICE_COUNT = 1 << (22 - SLICE_SHIFT)

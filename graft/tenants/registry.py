@@ -48,6 +48,7 @@ from graft.rules.endpoint import (
     make_endpoint,
     parse_path,
 )
+from graft.rules.slices import SLICE_GROUP
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
 from graft.tenants.state import VERSION, dump, restore
 from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, needs_swap
@@ -139,19 +140,20 @@ class Registry(Known):
         if self.by_name(name):
             raise Refused(f"a container named '{name}' is running", hint="choose another --name", code="EEXIST")
         slice_number = self._free_slice()
-        tenant = Tenant(self.next_id, slice_number, name, table)
+        tenant = Tenant(self.next_id, slice_number, name, table, wide=True)
         tenant.argv = list(argv)
         self.next_id += 1
         return tenant
 
     def _free_slice(self) -> int:
         """A free slice of the private loopback: in turn, so that a new container meets no TIME_WAIT of an old one."""
-        used = {t.slice_number for t in self.tenants.values()}
-        for n in range(self.next_slice, self.next_slice + SLICES):
-            slice_number = n % SLICES + 1
-            if slice_number not in used:
-                self.next_slice = slice_number
-                return slice_number
+        used = {t.slice_number // SLICE_GROUP for t in self.tenants.values()}
+        last = self.next_slice // SLICE_GROUP
+        for n in range(last, last + SLICES):
+            group = n % SLICES + 1
+            if group not in used:
+                self.next_slice = group * SLICE_GROUP
+                return self.next_slice
         raise Refused(f"{SLICES} containers are running", code="ENOSPC")
 
     def install(self, tenant: Tenant) -> None:
@@ -269,6 +271,8 @@ class Registry(Known):
         value = TENANT.pack(tenant.table.cookie, tenant.slice_number, tables.flags, parent, own4, own6)
         if tenant.installed is NOTHING:
             self.kernel.limit(tenant.id, tenant.limits)
+            if tenant.wide:
+                self.kernel.widen(tenant.id)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
         for new, old, name in named:
             for key in old.keys() - new.keys():

@@ -25,7 +25,7 @@ from graft.tenants.attachment import Attachment
 OWNER_BASE = 0x70000000
 
 
-SLICES = slices.SLICE_COUNT - 1
+SLICES = slices.SLICE_COUNT // slices.SLICE_GROUP - 1
 CONTAINER, WRAPPER, API = "container", "wrapper", "api"
 
 
@@ -127,6 +127,7 @@ class Tenant:
     egress: list[EgressRule] = field(default_factory=list)
     publications: list[Publication] = field(default_factory=list)
     kind: str = CONTAINER
+    wide: bool = False  # has its loopback further addresses? Not where an earlier graftd has begun it
     egress_host: bool = True
     strict: bool = False
     in_host_netns: bool = field(default=False, metadata=saved_as("home"))  # is it a wrapper in graftd's own netns?
@@ -348,4 +349,4 @@ class Known:
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.saved = True
         self.next_id = 1
-        self.next_slice = random.randrange(SLICES)  # noqa: S311 - spreads, protects nothing
+        self.next_slice = slices.SLICE_GROUP * random.randrange(SLICES)  # noqa: S311 - spreads, protects nothing

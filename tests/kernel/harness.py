@@ -23,7 +23,8 @@ from graft.rules.limits import Limits
 from tests.conftest import need_root
 
 TENANT_ID = 4242
-SLOT = 77
+SLOT = 77  # as of a tenant of an earlier graftd
+WIDE = 80
 PORTS = 14116  # that the kernel may choose for all tenants
 
 
@@ -34,6 +35,7 @@ class World:
         self.root = cgroup.cgroup2_root()
         self.cgroup = self.root / name
         self.kernel = Kernel(cgroup.BPFFS / name)
+        self.slot = SLOT
 
     def __enter__(self) -> "World":
         linux.unshare(linux.CLONE_NEWNET)
@@ -61,8 +63,16 @@ class World:
 
     def tenant(self, flags: int, own4: str = "0.0.0.0", own6: str = "::") -> None:
         """Set the tenant's flags and its own addresses."""
-        value = TENANT.pack(0, SLOT, flags, 0, parse_address(own4).raw[12:], parse_address(own6).raw)
+        value = TENANT.pack(0, self.slot, flags, 0, parse_address(own4).raw[12:], parse_address(own6).raw)
         self.kernel.maps["tenants"].update(TENANT_ID.to_bytes(4, "little"), value)
+
+    def widen(self) -> None:
+        """Give the tenant a slice with further addresses of the loopback."""
+        self.kernel.maps["slices"].delete(self.slot.to_bytes(4, "little"))
+        self.slot = WIDE
+        self.kernel.maps["slices"].update(WIDE.to_bytes(4, "little"), TENANT_ID.to_bytes(4, "little"))
+        self.kernel.widen(TENANT_ID)
+        self.tenant(tables.TENANT_EGRESS)
 
     def own(self, address: str, *, flags: int = 0, number: int = 0, network: int = 0, holder: int = TENANT_ID) -> None:
         """Give @holder an address, and put it on lo."""

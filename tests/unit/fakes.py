@@ -55,6 +55,9 @@ class FakeKernel:
         self.limits[tenant] = limits
         self.log.append(("limit", tenant))
 
+    def widen(self, tenant):
+        self.log.append(("widen", tenant))
+
     def forget(self, tenant):
         self.limits.pop(tenant, None)
         self.log.append(("forget", tenant))

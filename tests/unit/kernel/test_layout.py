@@ -51,7 +51,7 @@ REASONS = {
 SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT "
     "STAMP_SOURCE STAMP_STAYS",
-    slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT",
+    slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
@@ -132,6 +132,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
     "graft_owned": (struct.Struct("="), "", {"bits": 0}),
+    "graft_loopbacks": (struct.Struct("="), "", {"ip": 0}),
     "graft_listening": (programs.LISTENING, "used udp slots", {}),
     "graft_usage": (programs.USAGE, "sockets udp sockets_max udp_max", {}),
     "graft_probe": (stamps.PROBE, "tenant over", {}),

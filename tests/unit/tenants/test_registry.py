@@ -15,6 +15,7 @@ from graft.rules.address import ANY4, ANY6, parse_address
 from graft.rules.endpoint import EndpointWords, make_endpoint, parse_egress, parse_ingress
 from graft.rules.limits import Limits
 from graft.rules.publication import parse_publication
+from graft.rules.slices import SLICE_GROUP
 from graft.tenants import publish, registry
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import OWNER_BASE, SLICES, WRAPPER, Member, Table
@@ -47,7 +48,7 @@ def test_a_change_that_fails_leaves_nothing_behind(reg):
 def test_a_tenant_has_an_id_and_a_block_of_its_own(reg):
     first, second = make_tenant(reg, "a", 1), make_tenant(reg, "b", 2)
     assert second.id == first.id + 1
-    assert second.slice_number == first.slice_number % SLICES + 1
+    assert second.slice_number == (first.slice_number // SLICE_GROUP % SLICES + 1) * SLICE_GROUP
     assert (first.owner, second.owner) == (OWNER_BASE + first.slice_number, OWNER_BASE + second.slice_number)
     assert reg.tenants == {first.id: first, second.id: second}
     assert (reg.by_name("b"), reg.by_netns(1), reg.by_name("c")) == (second, first, None)
@@ -60,17 +61,25 @@ def test_a_name_that_is_taken(reg):
 
 def test_slices_are_used_in_turn(reg):
     """The block of a container that has ended comes last: its connections may be in TIME_WAIT."""
-    reg.next_slice = SLICES - 1
+    reg.next_slice = (SLICES - 1) * SLICE_GROUP
     last = make_tenant(reg, "a", 1)
-    assert last.slice_number == SLICES
+    assert last.slice_number == SLICES * SLICE_GROUP
     reg.remove(last)
-    assert make_tenant(reg, "b", 2).slice_number == 1
+    assert make_tenant(reg, "b", 2).slice_number == SLICE_GROUP
+
+
+def test_a_tenant_of_an_earlier_graftd_has_the_numbers_around_its_own(reg):
+    """It has one number, which may be any; a new tenant has all from a multiple of SLICE_GROUP on."""
+    old = make_tenant(reg, "a", 1)
+    old.slice_number, old.wide = 3 * SLICE_GROUP + 5, False
+    reg.next_slice = 2 * SLICE_GROUP + 1
+    assert make_tenant(reg, "b", 2).slice_number == 4 * SLICE_GROUP
 
 
 def test_all_slices_are_used(reg, monkeypatch):
     monkeypatch.setattr(registry, "SLICES", 2)
-    reg.next_slice = 1
-    assert {make_tenant(reg, "a", 1).slice_number, make_tenant(reg, "b", 2).slice_number} == {1, 2}
+    reg.next_slice = SLICE_GROUP
+    assert {make_tenant(reg, "a", 1).slice_number, make_tenant(reg, "b", 2).slice_number} == {SLICE_GROUP, 2 * SLICE_GROUP}
     refused("ENOSPC", lambda: reg.admit(Table(3, 3, ""), "c", []), "2 containers are running")
 
 
