@@ -143,6 +143,9 @@ def own_autobind(case: Case) -> bool:
 
 
 def refused_connection(case: Case) -> bool:
+    if case.what == "peer":  # it has connected to the port of such a socket
+        ports = [where[2] for where in case.sock.connected if isinstance(where[2], str)]
+        return any(case.sockets.get(int(port[1:]), State()).refused for port in ports)
     if not case.sock.refused:
         return False
     if case.what in CONNECTS:
@@ -169,19 +172,6 @@ def two_places(case: Case) -> bool:
     return case.what == "bind" and (case.host, case.graft) == ("EADDRINUSE", "0")
 
 
-def one_loopback(case: Case) -> bool:
-    named = [where for sock in case.sockets.values() for where in (sock.bound, *sock.connected, *sock.sent)]
-    if not any(loops(where) and address(where) not in ("127.0.0.1", "::1") for where in (*named, case.to)):
-        return False
-    if case.what == "bind":
-        return (case.host, case.graft) == ("0", "EADDRINUSE")
-    if case.what in CONNECTS:
-        return (case.host, case.graft) == ("ECONNREFUSED", "0")
-    if case.what in ("name", "peer"):
-        return "127." in case.host and "127." in case.graft
-    return case.what in ("recv", "accept") or (case.what == "send" and "ECONNREFUSED" in (case.host, case.graft))
-
-
 def disconnected(case: Case) -> bool:
     if case.what == "bind" and "EADDRINUSE" in (case.host, case.graft):
         return any(one.undone for one in case.sockets.values())
@@ -201,6 +191,8 @@ def dual_stack(case: Case) -> bool:
     if case.what == "recv" and case.host == "EAGAIN":  # IPv4's is found at ::1
         asked = [where for one in case.of_call() for where in (*one.connected, *one.sent)]
         return any(address(where) in ("::1", "::") for where in asked)
+    if case.what == "accept" and "[::ffff:127.0.0.1]" in case.graft:  # from a socket on [::] that has asked for ::1
+        return any(address(one.bound) == "::" and one.connected for one in case.sockets.values())
     return case.sock.family == "INET6" and address(case.sock.bound) == "::" and case.what != "bind"
 
 
@@ -239,7 +231,6 @@ RULES: dict[str, Callable[[Case], bool]] = {
     "shut-listener": shut_listener,
     "two-places": two_places,
     "disconnected": disconnected,
-    "one-loopback": one_loopback,
     "from-loopback6": from_loopback6,
     "own-from-loopback": own_from_loopback,
     "bound-port": bound_port,
