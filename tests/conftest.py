@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,10 @@ def python(code: str) -> tuple[str, ...]:
     """A command that runs @code in the system's Python, which any user may execute."""
     return ("/usr/bin/python3", "-I", "-c", code if SLOWNESS == 1 else PATIENCE.format(SLOWNESS) + code)
 
+
+# A shell without job control ignores interrupts for what it runs in the background, and that is inherited.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _kill = os.kill
 

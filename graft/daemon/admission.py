@@ -89,7 +89,8 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
             else:
                 reg.remove(tenant)
             raise
-    log.info("container %s: pid %d, netns %d", tenant.name, pid, netns)
+    tell = log.debug if running else log.info  # an engine's exec, which a health check does every few seconds
+    tell("container %s: pid %d, netns %d", tenant.name, pid, netns)
     return tenant
 
 

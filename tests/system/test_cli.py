@@ -8,6 +8,7 @@ import time
 import pytest
 
 from graft.bench.lab import GRAFT, HOST4, ROOT, wait_for
+from tests.conftest import python
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,13 @@ def test_one_line_for_odd_input(lab):
         result = lab.host("sh", "-c", f"{GRAFT} ps {redirection}")
         assert "Traceback" not in result.stderr
         assert result.stderr.count("\n") <= 1, result.stderr
+
+
+def test_an_ignored_interrupt_stays_ignored(lab):
+    """As a shell without job control, or nohup(1), has it for what runs in the background."""
+    show = python("import signal; print(signal.getsignal(2) == signal.SIG_IGN)")
+    told = lab.host("sh", "-c", 'trap "" INT; exec "$@"', "sh", GRAFT, "run", *show).stdout
+    assert (told, lab.graft("run", *show).stdout) == ("True\n", "False\n")
 
 
 def test_an_early_interrupt_is_silent(lab):
