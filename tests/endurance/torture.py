@@ -138,7 +138,7 @@ class Torture:
         looks = []
         for _ in range(20):
             looks.append({name: descriptors(pid) for name, pid in found.items()})
-            time.sleep(0.05)
+            time.sleep(0.01)
         return {name: (min(look[name] for look in looks), memory(pid)) for name, pid in found.items()}
 
     def end(self) -> list[dict[str, float]]:
