@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from graft import __version__, protocol
 from graft.daemon.admin import Admin
@@ -68,6 +68,8 @@ IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
 ORPHAN_SECONDS = 3.0  # a graft-sup without a graftd looks for a new one every 50 ms
+
+Steps: TypeAlias = list[tuple[str, Callable[[], object]]]
 
 
 class Daemon:
@@ -275,23 +277,22 @@ class Daemon:
         """Remove what a start has made that fails, if no container or attachment waits for the next one."""
         if not self.claim_path or self.registry.tenants or self.registry.attachments:
             return
-        Path(self.claim_path).unlink(missing_ok=True)
+        steps: Steps = [(self.claim_path, lambda: Path(self.claim_path).unlink(missing_ok=True))]
         if self.kernel.maps:
-            self.kernel.uninstall(self.cgroup)
-            addresses.remove_slice_route()
-        with contextlib.suppress(OSError):
-            self.kernel.pins.rmdir()
+            steps.append((f"the programs, {self.kernel.pins}", lambda: self.kernel.uninstall(self.cgroup)))
+            steps.append(("the route of the IPv6 slices", addresses.remove_slice_route))
+        elif self.kernel.pins.is_dir():
+            steps.append((str(self.kernel.pins), self.kernel.pins.rmdir))
         if self.cgroup.name and not self.managed:
-            leave_cgroup(self.root, remove=True)
+            steps.append(("the cgroup", lambda: leave_cgroup(self.root, remove=True)))
+        _undo(steps)
 
     def cleanup(self) -> None:
         """Remove what graftd has put on the host: BPF pins, the route, the cgroup, sockets, and an empty state.
 
         The programs stay with sockets that containers have passed to others (graft/kernel/links.py).
-
-        A step that fails is logged, and the others are done.
         """
-        steps: list[tuple[str, Callable[[], object]]] = [
+        steps: Steps = [
             (self.claim_path, lambda: Path(self.claim_path).unlink(missing_ok=True)),
             ("addresses on lo", self.registry.sweep),
             (str(self.calls.helpers), lambda: self.calls.helpers.unlink(missing_ok=True)),
@@ -303,11 +304,7 @@ class Daemon:
             steps.append(("the cgroup", lambda: leave_cgroup(self.root, remove=True)))
         if not self.registry.tables:
             steps.append((str(self.registry.state), lambda: self.registry.state.unlink(missing_ok=True)))
-        for what, step in steps:
-            try:
-                step()
-            except (OSError, GraftError) as error:
-                log.error("left behind: %s: %s", what, error)
+        _undo(steps)
 
     def _tick(self) -> float:
         self.calls.tick()
@@ -413,6 +410,15 @@ class Daemon:
         except OSError:
             return "uid", 0
         return None if netns == self.registry.home else ("netns", netns)
+
+
+def _undo(steps: Steps) -> None:
+    """Take each step. One that fails is logged, by what it was to remove, and the others are taken."""
+    for what, step in steps:
+        try:
+            step()
+        except (OSError, GraftError) as error:
+            log.error("left behind: %s: %s", what, error)
 
 
 def main() -> None:

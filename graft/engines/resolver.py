@@ -352,8 +352,11 @@ class Resolver:
         registry = self.registry
         slice_number = (number ^ SLICE4_NET) >> SLICE_SHIFT
         if 0 <= slice_number < SLICE_COUNT:
-            of = {t.slice_number: t for t in registry.tenants.values()}
-            return of.get(slice_number) or of.get(slice_number - slice_number % SLICE_GROUP)
+            first = slice_number - slice_number % SLICE_GROUP
+            for tenant in registry.tenants.values():
+                if tenant.slice_number == slice_number or (tenant.wide and tenant.slice_number == first):
+                    return tenant
+            return None
         address = Address(MAPPED + raw)
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):

@@ -257,9 +257,8 @@ def compile_tables(
     names for it.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
-    flags = (TENANT_EGRESS if any(value != NO_EGRESS for value in out.values()) else 0) | (
-        TENANT_STRICT if strict else 0
-    )
+    leaves = any(value != NO_EGRESS for value in out.values())
+    flags = (TENANT_EGRESS if leaves else 0) | (TENANT_STRICT if strict else 0)
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
