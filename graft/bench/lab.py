@@ -213,6 +213,10 @@ class Lab:
         """Wait until a socket on the host has @port. Raises TimeoutError."""
         wait_for(lambda: self.listening(port, udp=udp), f"port {port}")
 
+    def wait_logged(self, text: str) -> None:
+        """Wait until graftd's log has @text, which may come after what it tells of. Raises TimeoutError."""
+        wait_for(lambda: text in (self.run_dir / "graftd.log").read_text(), f"{text!r} in graftd's log")
+
     def containers(self) -> list[str]:
         """Return the names of the running containers; none are without a graftd.
 

@@ -46,7 +46,8 @@ def test_two_pods_on_port_80(containerd, host):
     devices = one.exec(side, "/busybox", "ip", "-o", "link").splitlines()
     assert [line.split()[1] for line in devices] == ["lo:"]
     assert "Directory listing" in reach(host, 8901)
-    assert "10.77.0.2 - -" in (containerd.root / "log/two-main.log").read_text()
+    log = containerd.root / "log/two-main.log"  # which containerd writes in its own time
+    wait_for(lambda: "10.77.0.2 - -" in log.read_text(), "the line of the log")
     assert host.host(*CURL, *WRITE, f"http://{one.ip}/").stdout.startswith("200")
     with pytest.raises(grpc.RpcError, match="host port is published by container 'default_two'"):
         containerd.pod("three", ports=[{"container_port": 80, "host_port": 8901}])

@@ -63,7 +63,7 @@ def test_a_configuration_that_is_wrong(own_lab):
     assert own_lab.daemon_pid() == before
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: own_lab.daemon_pid() not in (0, before) and own_lab.containers() == ["web"], "the next graftd")
-    assert f"{says}" in (own_lab.run_dir / "graftd.log").read_text()
+    own_lab.wait_logged(says)
     own_lab.end(process)
 
 
@@ -350,7 +350,7 @@ def test_the_end_goes_on_after_a_step_that_fails(own_lab):
         assert not lab.cgroup().exists()
         assert not (lab.run_dir / "helpers.sock").exists()
         assert "26470" not in lab.host("ip", "-6", "rule", "show", check=True).stdout
-        assert f"graftd: left behind: {claim}: [Errno 21] Is a directory" in (lab.run_dir / "graftd.log").read_text()
+        lab.wait_logged(f"graftd: left behind: {claim}: [Errno 21] Is a directory")
     finally:
         claim.rmdir()
 

@@ -27,7 +27,7 @@ def test_lo_alone_and_the_clients_address(docker, host):
     )
     host.wait_listening(8701)
     assert reach(host, 8701) == "from nginx\n"
-    assert "10.77.0.2 - -" in docker("logs", "web").stdout
+    wait_for(lambda: "10.77.0.2 - -" in docker("logs", "web").stdout, "the line of the log")
     devices = docker("exec", "web", "/busybox", "ip", "-o", "link").stdout.splitlines()
     assert [line.split()[1] for line in devices] == ["lo:"]
     assert "Seccomp:\t2" in docker("exec", "web", "/busybox", "cat", "/proc/1/status").stdout
@@ -82,7 +82,7 @@ def test_a_network(docker, host, gnet):
     assert f"Address: {ip}" in done.stdout
     assert "none\n" in done.stdout
     assert "nameserver 127.0.0.11" in done.stdout
-    assert "10.79.0.77 - -" in docker("logs", "web").stdout
+    wait_for(lambda: "10.79.0.77 - -" in docker("logs", "web").stdout, "the line of the log")
 
 
 def test_ports_of_all_kinds(docker, host, gnet):

@@ -59,7 +59,7 @@ def test_a_published_server(podman, host):
     podman.run("-d", "--name", "web", *GRAFT, "-p", "8801:80", *nginx_conf(host), argv=("nginx", "-c", "/nginx.conf"))
     host.wait_listening(8801)
     assert reach(host, 8801) == "from nginx\n"
-    assert "10.77.0.2 - -" in podman("logs", "web").stdout
+    wait_for(lambda: "10.77.0.2 - -" in podman("logs", "web").stdout, "the line of the log")
     assert "0.0.0.0:8801->80/tcp" in podman("ps").stdout
     devices = podman("exec", "web", "/busybox", "ip", "-o", "link").stdout.splitlines()
     assert [line.split()[1] for line in devices] == ["lo:"]

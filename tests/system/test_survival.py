@@ -196,7 +196,7 @@ def test_pins_are_removed(own_lab):
     shutil.rmtree(lab.pins())
     assert program.does("connect") == "ENETUNREACH"
     wait_for(lambda: (lab.pins() / "stamps").exists(), "the pins")
-    assert "pins are put there again" in (lab.run_dir / "graftd.log").read_text()
+    lab.wait_logged("pins are put there again")
     before = lab.daemon_pid()
     kill(before)
     wait_for(lambda: lab.daemon_pid() not in (0, before) and running(lab) == {"closed": "running"}, "the next graftd")
@@ -217,7 +217,7 @@ def test_taken_out_of_the_cgroup(own_lab):
     wait_for(lambda: lab.daemon_pid() and lab.helper_pids() and running(lab) == {"closed": "running"}, "its return")
     wait_for(lambda: program.does("socket") == "OK", "a socket")
     assert program.does("connect") == "ENETUNREACH"
-    assert "starting again" in (lab.run_dir / "graftd.log").read_text()
+    lab.wait_logged("starting again")
     (lab.run_dir / "graftd.log").write_text("")  # which the laboratory looks through
 
 
@@ -249,7 +249,7 @@ def test_a_graftd_that_is_stopped_is_replaced(own_lab):
     program.say("listen")
     wait_for(lambda: lab.daemon_pid() not in (0, stopped), "the next graftd", 15)
     assert program.hear() == "OK"
-    assert f"graftd (pid {stopped}) has given no sign of life" in (lab.run_dir / "graftd.log").read_text()
+    lab.wait_logged(f"graftd (pid {stopped}) has given no sign of life")
 
 
 def test_a_machine_that_sleeps_replaces_nobody(own_lab):
