@@ -279,6 +279,15 @@ static __always_inline void to_default_source(struct graft_addr *a, __u32 tenant
 		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 }
 
+/*
+ * Is @a an address of the host's, where a publication without an address holds as well? A bind there is narrower than
+ * one to the wildcard. The kernel would take any address of IPv6, because a socket may be bound to the slices.
+ */
+static __always_inline bool is_hosts(const struct graft_stamp *stamp, const struct graft_addr *a)
+{
+	return !stamp->place && !is_any(a->ip) && !is_loopback(a) && bpf_map_lookup_elem(&locals, a->ip);
+}
+
 /* May this socket have the port at @a? The kernel chooses it if none is named. */
 static __always_inline bool may_have_port(struct bpf_sock_addr *ctx, const struct graft_addr *a, __u32 tenant)
 {
@@ -302,7 +311,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	struct graft_addr asked, v4;
 	struct graft_held *mine;
 	__u32 proto = ctx->protocol, only6 = both ? 0 : STAMP_V6ONLY;
-	bool dual;
+	bool dual, hosts;
 
 	if (!a || !stamp)
 		return DENY;
@@ -334,11 +343,15 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		return note_local(stamp, &asked, a, STAMP_INGRESS | only6);
 	}
 	rule = ingress_rule(stamp->tenant, proto, &asked);
-	if (!rule && is_own_address(stamp->tenant, &asked)) { /* what is published is so at each of its addresses */
+	hosts = !rule && is_hosts(stamp, &asked);
+	/* what is published is so at each of the container's addresses, and of the host's if no address is named */
+	if (!rule && (hosts || is_own_address(stamp->tenant, &asked))) {
 		v4 = (struct graft_addr){.port = asked.port};
 		if (is_v4(&asked))
 			set_v4(&v4, 0);
 		rule = ingress_rule(stamp->tenant, proto, &v4);
+		if (hosts && rule && !is_any(rule->ip) && !same_ip(rule->ip, asked.ip))
+			rule = NULL;
 	}
 	if (dual) {
 		set_v4(&v4, 0);
@@ -355,12 +368,13 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			rule4 = NULL;
 		}
 	}
-	if (rule && both && !rule4 && is_any6(rule->ip)) /* it would take IPv4 as well, which no rule allows */
+	if (rule && both && !rule4 && !hosts && is_any6(rule->ip)) /* it would take IPv4 as well, which no rule allows */
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
 	if (rule) {
 		if (rule->place != stamp->place)
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PLACE), EADDRNOTAVAIL, proto, a);
-		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
+		if (!hosts)
+			__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
 		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !claim_port(ctx, tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
@@ -373,10 +387,12 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
-	if (proto == IPPROTO_UDP && !asked.port && is_any(asked.ip) && (tenant->flags & TENANT_EGRESS || dual)) {
+	if (proto == IPPROTO_UDP && !asked.port &&
+	    ((is_any(asked.ip) && (tenant->flags & TENANT_EGRESS || dual)) ||
+	     (hosts && tenant->flags & TENANT_EGRESS))) {
 		if (!may_have_port(ctx, a, stamp->tenant))
 			return deny_port(ctx, a, stamp->tenant);
-		if (!dual)
+		if (!dual && !hosts)
 			to_default_source(a, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
 	}
@@ -397,7 +413,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			return deny_port(ctx, &asked, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_INGRESS);
 	}
-	if (!is_any(asked.ip) && !is_loopback(&asked))
+	if (!is_any(asked.ip) && !is_loopback(&asked) && !(hosts && !asked.port))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	if (!may_bind_low(tenant->netns_cookie, asked.port))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, a);

@@ -119,6 +119,15 @@ struct {
 	__type(value, struct graft_owned);
 } owned SEC(".maps");
 
+/* the addresses that devices of the host's netns have, but for the containers' own */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32[4]);
+	__type(value, __u32);
+} locals SEC(".maps");
+
 /* the tenant of a slice number */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -54,6 +54,7 @@ from graft.process.loop import Loop
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
 from graft.process.sweeper import leave_sweeper
 from graft.process.title import GRAFTD, set_title
+from graft.rules.address import parse_address
 from graft.rules.configuration import Configuration, read_configuration
 from graft.rules.limits import default_limits
 from graft.tenants import attachments
@@ -132,6 +133,9 @@ class Daemon:
         for address in self.registry.sweep():
             log.warning("%s was on lo for a container that has ended: removed", address)
         self.registry.reconcile()
+        self.watch = addresses.watch_addresses()
+        self._read_locals(0)
+        self.loop.add(self.watch.fileno(), self._read_locals)
         self.orphans = Orphans(self.loop, self.calls, self.registry)
         self.alone_until = time.monotonic() + ORPHAN_SECONDS
         self.loop.add(self.kernel.denials(self.tenancy.denied), lambda _events: self.kernel.drain())
@@ -152,6 +156,12 @@ class Daemon:
             self.calls.dispatcher.answer_pending(watched, helper_died=not watched.helper)
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _read_locals(self, _events: int) -> None:
+        """Tell the programs which addresses the host has, but for those that graft has given to containers."""
+        addresses.drain(self.watch)
+        found = {parse_address(text) for text in addresses.addresses()}
+        self.kernel.know_locals(found - self.registry.added)
 
     def _configuration(self) -> Configuration:
         """graftd.toml. Raises Failure if it is wrong and no container waits for this graftd.

@@ -7,6 +7,7 @@ routes the prefix to this host would get answers.
 """
 
 import contextlib
+import errno
 import json
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from graft.rules.slices import SLICE6_NETWORK
 
 ROUTE_TABLE = "26470"
 RULE_PREFERENCE = "26470"
+NETLINK_ROUTE, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0, 0x10, 0x100  # rtnetlink(7)
 MARK = 26470  # the metric of graft's addresses on `lo` (IFA_RT_PRIORITY, rtnetlink(7)): by it they are known again
 
 
@@ -68,6 +70,29 @@ def addresses() -> list[str]:
     inet = (socket.AF_INET, socket.AF_INET6)
     found = (entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in inet)
     return [entry.address.partition("%")[0] for entry in found]
+
+
+def watch_addresses() -> socket.socket:
+    """A socket that can be read when a device of this netns gets or loses an address (rtnetlink(7)). Raises OSError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
+    try:
+        sock.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def drain(sock: socket.socket) -> None:
+    """Read what there is to be read; what was lost (ENOBUFS) is no loss to who looks at all addresses then."""
+    while True:
+        try:
+            sock.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
 
 
 def has_address(address: Address) -> bool:

@@ -40,6 +40,7 @@ from graft.kernel.links import attached, leave, take_back
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
 from graft.log import log
+from graft.rules.address import Address
 from graft.rules.limits import Limits
 from graft.rules.slices import SLICE_LOOPBACKS
 from graft.rules.tables import OWNER
@@ -56,6 +57,7 @@ MAPS = (
     "services",
     "holders",
     "owned",
+    "locals",
     "slices",
     "loopbacks",
     "listeners",
@@ -170,6 +172,7 @@ class Kernel:
             "tenants": TENANT.size,
             "counters": 8,
             "owned": OWNED.size,
+            "locals": 4,
             "slices": 4,
             "loopbacks": LOOPBACKS_SIZE,
             "listeners": 8,
@@ -298,6 +301,14 @@ class Kernel:
         """
         self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
         self._limit_ports(OWN_TENANT, ports)
+
+    def know_locals(self, addresses: Collection[Address]) -> None:
+        """Let the containers bind where they are published at these addresses of the host's. Raises OSError."""
+        keys = {address.raw for address in addresses}
+        for key in set(self.maps["locals"].keys(16)) - keys:
+            self.maps["locals"].delete(key)
+        for key in keys:
+            self.maps["locals"].update(key, bytes(4))
 
     def reserve(self, ports: Collection[int]) -> None:
         """Let no container bind these UDP ports at an address of its own. Raises OSError."""

@@ -1,0 +1,138 @@
+"""A program binds the address that it was told, by getsockname() or its administrator: where it is published, narrower."""
+
+import json
+import subprocess
+
+import pytest
+
+from graft.bench.lab import CLIENT4, HOST4, HOST6, wait_for
+from tests.conftest import python
+
+SECOND4 = "10.77.0.9"
+BIND = """
+import errno, socket, sys
+held = []
+for line in sys.stdin:
+    kind, host, port = line.split()
+    s = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET, {'tcp': 1, 'udp': 2}[kind])
+    try:
+        s.bind((host, int(port)))
+        if kind == 'tcp': s.listen()
+        held.append(s); print('bound', *s.getsockname()[:2], flush=True)
+    except OSError as error: print(errno.errorcode[error.errno], flush=True)
+"""
+
+
+class Program:
+    """A container that binds what it is told to."""
+
+    def __init__(self, lab, *options):
+        self.process = lab.spawn_graft(*options, *python(BIND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def bind(self, kind, host, port):
+        self.process.stdin.write(f"{kind} {host} {port}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self):
+        self.process.stdin.close()
+        assert self.process.wait(20) == 0
+
+
+def places(lab, *what):
+    """Where the host's stack has what listens: (address, port)."""
+    told = lab.host("ss", "-Hn", *what).stdout.splitlines()
+    return {line.split()[3] for line in told}
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_publication_holds_for_each_address(lab, kind):
+    """Of both families; the socket is at that address alone, under the host's port."""
+    program = Program(lab, "-p", f"8490:80/{kind}", "-p", f"{HOST4}:8491:81/{kind}")
+    for host, shown in ((HOST4, f"{HOST4}:8490"), (HOST6, f"[{HOST6}]:8490")):
+        assert program.bind(kind, host, 80) == f"bound {host} 80"
+        assert shown in places(lab, "-lt" if kind == "tcp" else "-lu")
+    assert "0.0.0.0:8490" not in places(lab, "-lt" if kind == "tcp" else "-lu")
+    assert program.bind(kind, HOST4, 81) == f"bound {HOST4} 81"
+    for host, port in ((SECOND4, 80), (HOST6, 81), (CLIENT4, 80), ("192.0.2.1", 80), ("fd00:99::1", 80), (HOST4, 8080), ("224.0.0.251", 80)):
+        assert program.bind(kind, host, port) == "EADDRNOTAVAIL", (host, port)
+    assert program.bind(kind, HOST4, 80) == "EADDRINUSE"
+    program.end()
+
+
+def test_addresses_come_and_go(lab):
+    program = Program(lab, "-p", "8492:80")
+    assert program.bind("tcp", SECOND4, 80) == "EADDRNOTAVAIL"
+    device = json.loads(lab.host("ip", "-j", "-4", "route", "get", CLIENT4).stdout)[0]["dev"]
+    for address, bits in ((SECOND4, 32), ("fd00:77::9", 128)):
+        lab.host("ip", "address", "add", f"{address}/{bits}", "dev", device, "nodad" if ":" in address else "noprefixroute", check=True)
+        wait_for(lambda: program.bind("tcp", address, 80).startswith("bound"), "the address")  # noqa: B023 - asked at once
+        lab.host("ip", "address", "del", f"{address}/{bits}", "dev", device, check=True)
+        wait_for(lambda: program.bind("tcp", address, 80) == "EADDRNOTAVAIL", "its end")  # noqa: B023 - likewise
+    program.end()
+
+
+def test_port_zero_of_a_hosts_address(lab):
+    """As that of the wildcard: of UDP a port of the host's, to send from, at this address; of TCP a private one."""
+    program = Program(lab)
+    for host in (HOST4, HOST6):
+        assert program.bind("udp", host, 0).startswith(f"bound {host} ")
+        assert program.bind("tcp", host, 0).startswith(f"bound {host} ")
+        assert program.bind("tcp", host, 80) == "EADDRNOTAVAIL"
+    assert not {place for place in places(lab, "-lt") if place.startswith((HOST4, f"[{HOST6}]"))}
+    program.end()
+    program = Program(lab, "--egress", "none")
+    assert program.bind("udp", HOST4, 0).startswith("bound ")
+    assert not {place for place in places(lab, "-lu") if place.startswith(HOST4)}
+    program.end()
+
+
+PASSIVE = """
+import socket
+listener = socket.socket(socket.AF_INET6 if {six} else socket.AF_INET); listener.bind(('::' if {six} else '', 21)); listener.listen()
+print('ready', flush=True)
+control, peer = listener.accept()
+told = control.getsockname()[0]
+data = socket.socket(listener.family); data.bind((told, 30001)); data.listen()
+control.sendall(data.getsockname()[0].encode() + b'\\n')
+with data.accept()[0] as c: c.sendall(c.getsockname()[0].encode() + b' by the address that was told\\n')
+"""
+ASK = """
+import socket, sys
+c = socket.create_connection((sys.argv[1], int(sys.argv[2]))); told = c.makefile().readline().strip()
+print(told, socket.create_connection((told, int(sys.argv[2]) + 28001)).makefile().readline().strip())
+"""
+
+
+@pytest.mark.parametrize(("host", "port"), [(HOST4, 2121), (HOST6, 2221)])
+def test_ftp_passive(lab, host, port):
+    """The address of the control connection, bound for the data, at a published range."""
+    server = lab.spawn_graft("-p", f"{port}:21", "-p", f"{port + 28000}-{port + 28009}:30000-30009", *python(PASSIVE.format(six=":" in host)), stdout=-1)
+    assert server.stdout.readline() == "ready\n"
+    assert lab.client(*python(ASK), host, str(port), check=True).stdout == f"{host} {host} by the address that was told\n"
+    assert server.wait(20) == 0
+
+
+TFTP = """
+import socket
+first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); first.setsockopt(socket.IPPROTO_IP, 8, 1); first.bind(('', 69))
+print('ready', flush=True)
+data, told, _, client = first.recvmsg(99, 99)
+asked = socket.inet_ntoa(told[0][2][8:12])
+answer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); answer.bind((asked, 0)); answer.settimeout(10)
+answer.sendto(b'block 1', client)
+print(answer.recvfrom(99)[0].decode(), answer.getsockname()[0] == asked)
+"""
+FETCH = """
+import socket, sys
+c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.settimeout(10); c.sendto(b'read', (sys.argv[1], 6969))
+block, server = c.recvfrom(99); print(block.decode(), server[0], server[1] != 6969); c.sendto(b'acknowledged', server)
+"""
+
+
+def test_tftp(lab):
+    """A new socket for each transfer, at the address that was asked, port 0 (RFC 1350, 4)."""
+    server = lab.spawn_graft("-p", "6969:69/udp", *python(TFTP), stdout=-1)
+    assert server.stdout.readline() == "ready\n"
+    assert lab.client(*python(FETCH), HOST4, check=True).stdout == f"block 1 {HOST4} True\n"
+    assert server.communicate(timeout=20)[0] == "acknowledged True\n"
