@@ -311,6 +311,8 @@ def main(ready_fd: int) -> bool:
     try:
         keeper.run()
     finally:  # also if graftd could not work: a client must not wait at its sockets
+        # the guard ends next: an interpreter that has forgotten the handler meanwhile would tell of it in the log
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         with contextlib.suppress(OSError):
             os.write(keeper.guard, b"end\n")
         for name in ("graftd.sock", "agent.sock", "notify.sock"):  # the last one: an earlier release's
