@@ -1,7 +1,8 @@
 """Names of containers on networks, as DNS answers (RFC 1035).
 
 A name is told to who shares the network that it was given in. A container's own name, host name and short id hold on
-each of its networks. An alias holds on one: with the address that the container has there.
+each of its networks. An alias holds on one: with the address that the container has there. Each is told as NAME and
+as NAME.NETWORK, and an address has the latter for its name, as Docker's own resolver has it.
 
 Queries come from hostile programs, and cost graftd's time. So a query is checked before it is read, nothing but its
 question is, and the names are read from a table that is made again at most every FRESH seconds, and for a name that
@@ -39,17 +40,21 @@ class DockerNames(NamedTuple):
 
     everywhere: list[str]  # on each of its networks
     by_network: dict[str, list[str]]  # by the network's id; "" if Docker has not written that yet
+    networks: dict[str, str]  # the networks' names, likewise
 
 
 def docker_names(known: dict[str, Any]) -> DockerNames:
     """Return a container's name and host name, and its aliases. @known: Docker's config.v2.json, parsed."""
     everywhere = [str(known.get("Name", "")).lstrip("/"), (known.get("Config") or {}).get("Hostname") or ""]
     by_network: dict[str, list[str]] = {}
-    for network in ((known.get("NetworkSettings") or {}).get("Networks") or {}).values():
-        found = by_network.setdefault((network or {}).get("NetworkID") or "", [])
+    networks: dict[str, str] = {}
+    for name, network in ((known.get("NetworkSettings") or {}).get("Networks") or {}).items():
+        number = (network or {}).get("NetworkID") or ""
+        networks[number] = str(name)
+        found = by_network.setdefault(number, [])
         for key in ("Aliases", "DNSNames"):
             found += (network or {}).get(key) or []
-    return DockerNames(everywhere, by_network)
+    return DockerNames(everywhere, by_network, networks)
 
 
 def failure(query: bytes) -> bytes:
@@ -209,14 +214,27 @@ class Names:
             for attachment in list(tenant.attached):
                 here = told.setdefault(attachment.network, Told({}, {}))
                 addresses = [own.address for own in attachment.addresses]
+                network = self.network(tenant, attachment)
                 for name in self.of(tenant, attachment):
-                    here.addresses.setdefault(name, []).extend((tenant.id, address) for address in addresses)
+                    for full in (name, f"{name}.{network}"):
+                        here.addresses.setdefault(full, []).extend((tenant.id, address) for address in addresses)
                 for address in addresses:
-                    here.names.setdefault(address, tenant.name)
+                    here.names.setdefault(address, f"{tenant.name}.{network}")
         self.told = told
         self.made = time.monotonic()
         self.rest = SPARE * (self.made - began)
         return True
+
+    def network(self, tenant: Tenant, attachment: Attachment) -> str:
+        """Return the name of the network of one of a container's attachments, in lower case."""
+        for member in list(tenant.members.values()):
+            if member.directory:
+                networks = self._docker_names(member.directory).networks
+                unwritten = networks.get("") if len(networks) == len(tenant.attached) == 1 else None
+                found = networks.get(attachment.network) or unwritten
+                if found:
+                    return found.lower()
+        return attachment.network.lower()  # CNI names its networks; Docker's has no name yet
 
     def of(self, tenant: Tenant, attachment: Attachment) -> set[str]:
         """Return the names that a container has on the network of one of its attachments, in lower case."""
@@ -241,4 +259,4 @@ class Names:
         except (OSError, ValueError) as error:
             log.debug("names: %s: %s", path, error)
             self.files.pop(path, None)
-        return self.files.get(path, (0, DockerNames([], {})))[1]
+        return self.files.get(path, (0, DockerNames([], {}, {})))[1]

@@ -75,13 +75,15 @@ def test_a_network(docker, host, gnet):
     assert told == f"200 {ip} {ip}:80\n"
     number = docker("ps", "-q").stdout.strip()
     script = f'for n in web front {ip} {number}; do curl -sS -o /dev/null -w "{WRITE_OUT}" http://$n/; done; '
-    script += "getent hosts front; /busybox nslookup web; getent hosts nosuch || echo none; cat /etc/resolv.conf"
+    script += "getent hosts front; /busybox nslookup web; getent hosts nosuch || echo none; cat /etc/resolv.conf; "
+    script += f"getent hosts front.gnet; getent hosts {ip}"
     done = docker.run("--rm", "--network", gnet, "--ip", "10.79.0.77", argv=("/busybox", "sh", "-c", script))
     assert done.stdout.count(f"200 10.79.0.77 {ip}:80\n") == 4, done.stdout + done.stderr
     assert f"{ip}       front" in done.stdout
     assert f"Address: {ip}" in done.stdout
     assert "none\n" in done.stdout
     assert "nameserver 127.0.0.11" in done.stdout
+    assert f"{ip}       front.gnet\n{ip}       web.gnet\n" in done.stdout
     wait_for(lambda: "10.79.0.77 - -" in docker("logs", "web").stdout, "the line of the log")
 
 

@@ -68,8 +68,8 @@ def test_docker_names():
             }
         },
     }
-    assert docker_names(known) == (["web", "h"], {"n1": ["x", "y"], "n2": ["z"], "": []})
-    assert docker_names({}) == (["", ""], {})
+    assert docker_names(known) == (["web", "h"], {"n1": ["x", "y"], "n2": ["z"], "": []}, {"n1": "a", "n2": "b", "": "c"})
+    assert docker_names({}) == (["", ""], {}, {})
 
 
 @given(st.binary(max_size=60))
@@ -130,11 +130,14 @@ def test_a_name_is_told_to_whom_it_was_given_for(two):
     assert sorted(asked(known, both, "server")) == ["10.1.0.2", "10.2.0.2"]
     assert asked(known, blue, "server", "AAAA") == []  # its server's socket is at the IPv4 address
     assert asked(known, blue, "server", "MX") == []
+    assert asked(known, both, "Server.Blue") == ["10.1.0.2"]
+    assert asked(known, both, "server.red") == ["10.2.0.2"]
+    assert asked(known, blue, "server.red") == "NXDOMAIN"
     for address, knows in (("10.1.0.2", blue), ("fd00::2", blue), ("10.2.0.2", red)):
         pointer = dns.reversename.from_address(address).to_text()
-        assert asked(known, knows, pointer, "PTR") == ["server."]
+        assert asked(known, knows, pointer, "PTR") == [f"server.{'red' if knows is red else 'blue'}."]
         assert asked(known, red if knows is blue else blue, pointer, "PTR") == "NXDOMAIN"
-        assert asked(known, both, pointer, "PTR") == ["server."]
+        assert asked(known, both, pointer, "PTR") == [f"server.{'red' if knows is red else 'blue'}."]
     for nothing in ("1.2.3.in-addr.arpa", "x.2.1.10.in-addr.arpa", "ip6.arpa", "zz." * 32 + "ip6.arpa", "."):
         assert asked(known, blue, nothing, "PTR") == "NXDOMAIN"
 
