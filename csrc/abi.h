@@ -65,6 +65,9 @@ enum tenant_flags {
 	TENANT_REPLIES = 4,  /* egress is narrowed: remember who asked a published UDP server */
 	TENANT_HOME = 8,     /* a wrapper in the host's netns: any endpoint reaches the host's loopback */
 	TENANT_VERBOSE = 16, /* conversions are reported as well as refusals */
+	TENANT_SERVES4 =
+		32, /* a UDP port is published at each of the host's addresses: it answers from any of them */
+	TENANT_SERVES6 = 64,
 };
 
 struct graft_tenant {
@@ -146,14 +149,18 @@ enum stamp_flags {
 	STAMP_FAMILY = 32,	/* made as AF_GRAFT and not bound yet: leaves from `default-source` */
 	STAMP_NAMED = 64,	/* graftd binds it to an endpoint by name, whose address is in local_real */
 	STAMP_PERMIT = 128,	/* graftd has looked a name up: the socket may connect or send to peer_real */
-	STAMP_REUSEADDR = 256,	/* what the program has set for a UDP socket; it holds where the program names the */
-	STAMP_REUSEPORT = 512,	/* port to bind, not for a port that the kernel chooses (set_reuse()) */
+	STAMP_REUSEADDR = 256,	/* what the program has set; of UDP it holds where the program names the port to */
+	STAMP_REUSEPORT = 512,	/* bind, not for a port that the kernel chooses (set_reuse()) */
 	STAMP_COUNTED = 1024,	/* counted in its tenant's usage */
 	STAMP_VOUCHED = 2048,	/* whoever made the socket has asked for GRAFT_PROBE */
 	STAMP_BROADCAST = 4096, /* SO_BROADCAST is set */
 	STAMP_SOURCE = 16384, /* with STAMP_NAMED: the endpoint is there to leave from, and nobody may serve there */
 	STAMP_STAYS = 32768,  /* with STAMP_NAMED: it is there to serve, and no leave to go elsewhere */
 	STAMP_LENT = 65536,   /* connect() chose its source: it has none of its own while it is not connected */
+	STAMP_LATE = 131072,  /* of TCP: whoever made it has set IP_BIND_ADDRESS_NO_PORT, so that a bind may wait */
+	STAMP_WAITS = 262144, /* bound to `local` for its program, and to no port of the kernel's: late.bpf.h */
+	STAMP_LISTENS = 524288,	 /* graftd binds it for listen(): the bind does not wait */
+	STAMP_NO_PORT = 1048576, /* the program has set IP_BIND_ADDRESS_NO_PORT */
 };
 
 /*
@@ -207,6 +214,37 @@ struct graft_held {
 	__u32 kind;   /* in which of `taken` */
 	__u16 port;   /* HELD_DYNAMIC: the program's */
 	__u16 host_port;
+};
+
+/*
+ * claims: how many TCP sockets of a tenant are bound to a port, by what their programs asked for, at an address or
+ * wildcard, and at all of a family's; and how many of them do not let others have it by SO_REUSEADDR, and by
+ * SO_REUSEPORT.
+ */
+enum claim_kind {
+	CLAIM_AT,
+	CLAIM_ALL4,
+	CLAIM_ALL6,
+};
+
+struct graft_claim_key {
+	__u32 tenant;
+	__u32 ip[4]; /* of CLAIM_AT */
+	__u16 port;
+	__u16 kind;
+};
+
+struct graft_claim {
+	__u64 all;
+	__u64 no_reuseaddr;
+	__u64 no_reuseport;
+};
+
+/* claimed: socket storage, what a socket has in `claims` */
+struct graft_claimed {
+	struct graft_addr at; /* port 0: nothing */
+	__u32 dual;
+	__u32 shares; /* STAMP_REUSEADDR while it does not listen, STAMP_REUSEPORT */
 };
 
 /*
@@ -362,13 +400,18 @@ struct graft_client_key {
 	__u32 port;
 };
 
-/* dynamic_ports: the host port that the kernel chose for a bind through a `dynamic` endpoint, while it is bound. */
+/*
+ * dynamic_ports: the host port that the kernel chose for a bind through a `dynamic` endpoint, or for a UDP port that
+ * nobody publishes, while it is bound. And, with GRAFT_USED in the family, of the latter: at which of the program's
+ * ports a port of the host's is, and in the upper half how many sockets have it.
+ */
 struct graft_dynamic_key {
 	__u32 tenant;
 	__u8 proto;
 	__u8 family;
-	__u16 port; /* the program's */
+	__u16 port; /* the program's; with GRAFT_USED the host's */
 };
+#define GRAFT_USED 16
 
 /*
  * served_ports: a host address that a container's TCP server has by an ingress rule, and the program's port. Accepted

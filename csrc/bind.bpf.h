@@ -5,6 +5,7 @@
 #ifndef BIND_BPF_H
 #define BIND_BPF_H
 
+#include "late.bpf.h"
 #include "low_ports.bpf.h"
 #include "numbers.bpf.h"
 #include "options.bpf.h"
@@ -15,8 +16,9 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 {
 	stamp->local = *asked;
 	stamp->local_real = *real;
-	stamp->flags =
-		(stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY | STAMP_LENT)) | how;
+	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY | STAMP_LENT |
+					 STAMP_WAITS | STAMP_LISTENS)) |
+		       how;
 	return BIND_ALLOW;
 }
 
@@ -49,88 +51,182 @@ static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 s
 }
 
 /*
- * Is a socket of the tenant's in the way of a bind to @asked that has the port at the address with this number, and
- * is on the wildcard if that is an address, or the other way round? -1: no address has the number.
+ * Is a UDP socket of the tenant's in the way of a bind to @asked that has the port at the address with this number,
+ * and is on the wildcard if that is an address, or the other way round? -1: no address has the number.
  */
 __noinline int is_in_the_way(struct bpf_sock_addr *ctx, __u32 slice, struct graft_addr *asked,
 			     struct graft_stamp *stamp, __u32 number)
 {
 	struct graft_addr at, from = {};
-	bool shares;
 	int how;
 
 	if (!asked || !stamp || loopback_address(stamp->tenant, number) == bpf_htonl(0x7f000000))
 		return -1;
-	shares = ctx->protocol == IPPROTO_UDP ? stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT)
-					      : shares_port(ctx->sk);
 	set_v4(&from, 0);
 	slice_place(&at, true, slice, asked->port, number);
 	how = bound_at(ctx, stamp->tenant, &at, &from);
-	return how & (is_any(asked->ip) ? BOUND_EXACT : BOUND_WILD) && !(shares && how & BOUND_SHARES);
+	return how & (is_any(asked->ip) ? BOUND_EXACT : BOUND_WILD) && !(lets_share(stamp) && how & BOUND_SHARES);
 }
 
-/*
- * Is a further address of the loopback in the way of a bind to the wildcard, or the wildcard in the way of one there?
- * These are different places, and the kernel sees no conflict: of TCP listeners are seen alone.
- */
-__noinline int is_beside(struct bpf_sock_addr *ctx, __u32 slice, struct graft_addr *asked, struct graft_stamp *stamp)
+/* Is a UDP socket on the wildcard, at a port of the kernel's choice, in the way of a bind to @asked, an address? */
+__noinline int is_on_wildcard(struct bpf_sock_addr *ctx, __u32 slice, struct graft_addr *asked,
+			      struct graft_stamp *stamp)
 {
-	int number, found = 0;
+	struct graft_addr at, from = {};
+	int how;
+	bool v4;
 
 	if (!asked || !stamp)
 		return false;
+	v4 = is_v4(asked);
+	if (v4)
+		set_v4(&from, 0);
+	for (int six = !v4; six < 2; six++) {
+		slice_ip(&at, v4, slice, SLICE_DYNAMIC);
+		at.port = chosen_port(stamp->tenant, !six, asked->port);
+		how = at.port ? bound_at(ctx, stamp->tenant, &at, &from) : 0;
+		if (how & BOUND_WILD)
+			return !(lets_share(stamp) && how & BOUND_SHARES);
+	}
+	return false;
+}
+
+/*
+ * Is a further address of the loopback in the way of a UDP bind to the wildcard, or the wildcard in the way of one
+ * there? These are different places, and the kernel sees no conflict.
+ */
+__noinline int is_beside(struct bpf_sock_addr *ctx, __u32 slice, struct graft_addr *asked, struct graft_stamp *stamp,
+			 bool dual)
+{
+	int number, found = 0;
+
+	if (!asked || !stamp || ctx->protocol != IPPROTO_UDP)
+		return false;
+	if (!is_any(asked->ip) && is_on_wildcard(ctx, slice, asked, stamp))
+		return true;
+	if (!is_v4(asked) && !dual)
+		return false;
 	number = number_at(stamp->tenant, asked, true);
 	if (number)
-		return is_in_the_way(ctx, slice, asked, stamp, ctx->protocol == IPPROTO_UDP ? 0 : number);
+		return is_in_the_way(ctx, slice, asked, stamp, 0);
 	if (is_any(asked->ip))
 		for (number = 1; !found && number <= SLICE_LOOPBACKS; number++)
 			found = is_in_the_way(ctx, slice, asked, stamp, number);
 	return found > 0;
 }
 
-/* The port of the host's at which a UDP socket of the container has both families of the private port @port; or 0. */
-__noinline int port_of_both(__u32 tenant, __u32 port)
+/* Would a bind of a UDP socket to the wildcard, at @port of the host's, be in another's way by IPv4 if @v4? */
+__noinline int is_on_host(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, __u32 slice, bool v4, __u32 port)
 {
-	struct graft_dynamic_key key = dynamic_key(tenant, true, false, port);
-	__u32 *found = bpf_map_lookup_elem(&dynamic_ports, &key);
+	struct graft_addr at, from = {};
 
-	return found ? *found : 0;
+	if (!stamp || !port)
+		return false;
+	if (v4)
+		set_v4(&from, 0);
+	slice_ip(&at, v4, slice, SLICE_DYNAMIC);
+	at.port = port;
+	return receiver_at(ctx, stamp->tenant, &at, &from) == RECEIVER_TENANT;
+}
+
+/* The port of the host's at which a UDP socket of the container's is on a wildcard for @asked, in whose way a bind
+ * there would be; 0: there is none. */
+__noinline int port_in_use(struct bpf_sock_addr *ctx, struct graft_addr *asked, struct graft_stamp *stamp,
+			   __u32 slice, bool dual)
+{
+	__u32 port;
+
+	if (!asked || !stamp)
+		return 0;
+	port = chosen_port(stamp->tenant, false, asked->port);
+	if (is_on_host(ctx, stamp, slice, is_v4(asked), port))
+		return port;
+	if (!dual && !is_v4(asked))
+		return 0;
+	port = chosen_port(stamp->tenant, true, asked->port);
+	return is_on_host(ctx, stamp, slice, true, port) ? port : 0;
+}
+
+static __always_inline void to_wildcard(struct graft_addr *a)
+{
+	if (is_v4(a))
+		set_v4(a, 0);
+	else
+		__builtin_memset(a->ip, 0, sizeof(a->ip));
 }
 
 /*
- * Bind a UDP socket to [::] of the container's loopback, for both families. One socket cannot be at both slices, but
- * on the host's wildcard, at a port of the kernel's choice, which leads there (note_dynamic()). Where a socket of the
- * container has the port at a slice, the bind goes there, so that the kernel refuses it, or lets them share it.
+ * May a UDP socket leave from @a, an address of the host's, because its program says so? A server that is published
+ * at each of them answers from the one that was asked, also by another socket (TFTP). Others leave as the rules say.
  */
-__noinline int bind_both(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
-			 struct graft_tenant *tenant)
+static __always_inline bool answers_from(const struct graft_tenant *tenant, const struct graft_addr *a)
 {
-	struct graft_addr asked, from;
+	return tenant->flags & (is_v4(a) ? TENANT_SERVES4 : TENANT_SERVES6);
+}
 
-	if (!a || !stamp || !tenant)
+/*
+ * Bind a UDP socket to a port that nobody publishes, on the wildcard, or at an address of the host's if @hosts. It is
+ * on the host's wildcard, or at that address, at a port of the kernel's choice: from there it can send, and hears
+ * whom it has sent to. The loopback leads to it (note_dynamic()). Of [::] that is the only place for both families.
+ * Where a socket of the container has the port, the bind goes there, so that the kernel refuses it, or lets them
+ * share it.
+ */
+__noinline int bind_chosen(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp, bool dual,
+			   bool hosts)
+{
+	struct graft_tenant *tenant;
+	struct graft_addr asked, from;
+	__u32 slice;
+
+	if (!a || !stamp)
+		return DENY;
+	tenant = tenant_of(stamp);
+	if (!tenant)
 		return DENY;
 	asked = *a;
-	for (int v4 = 0; v4 < 2; v4++) {
-		loopback_source(ctx, &from, v4, tenant->slice);
-		slice_addr(a, v4, tenant->slice, asked.port);
+	slice = tenant->slice;
+	for (int v4 = 0; v4 < 2 && !hosts; v4++) {
+		if (!dual && v4 != is_v4(&asked))
+			continue;
+		loopback_source(ctx, &from, v4, slice);
+		slice_addr(a, v4, slice, asked.port);
 		if (receiver_at(ctx, stamp->tenant, a, &from) == RECEIVER_TENANT)
 			return note_local(stamp, &asked, a, STAMP_PRIVATE);
-		slice_ip(a, v4, tenant->slice, SLICE_DYNAMIC);
+		slice_ip(a, v4, slice, SLICE_DYNAMIC);
 		a->port = asked.port;
 		if (receiver_at(ctx, stamp->tenant, a, &from) == RECEIVER_TENANT_CHOSEN)
 			return note_local(stamp, &asked, a, STAMP_PRIVATE);
 	}
-	__builtin_memset(a->ip, 0, sizeof(a->ip));
-	a->port = port_of_both(stamp->tenant, asked.port);
+	*a = asked;
+	if (!hosts || !answers_from(tenant, a))
+		to_wildcard(a);
+	if (tenant->own4 || tenant->own6[0])
+		set_reuse(ctx, stamp, false); /* such containers have one uid: another's port could be chosen */
+	a->port = port_in_use(ctx, &asked, stamp, slice, dual);
 	if (!hold_port(ctx, stamp->tenant))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, IPPROTO_UDP, &asked);
 	return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
 }
 
+/* TCP connections of a server that has ended are in nobody's way: they inherit this from their listener. */
+static __always_inline void outlive_connections(struct bpf_sock_addr *ctx)
+{
+	int on = 1;
+
+	if (ctx->protocol == IPPROTO_TCP)
+		bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEADDR_, &on, sizeof(on));
+}
+
+/* Is a TCP socket of the container's in the way of a bind to @asked? */
+static __always_inline bool is_in_use(const struct bpf_sock_addr *ctx, struct graft_stamp *stamp,
+				      struct graft_addr *asked, bool dual)
+{
+	return ctx->protocol == IPPROTO_TCP && !stamp->place && is_claimed(stamp, asked, dual);
+}
+
 /*
  * Bind into the tenant's slice. A UDP socket of the container may have this number on the host's wildcard, from where
- * it has sent without a bind, or have the port of both families. Then the bind goes to SLICE_DYNAMIC, so that the
- * kernel refuses it.
+ * it has sent without a bind. Then the bind goes to SLICE_DYNAMIC, so that the kernel refuses it.
  */
 static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 				   struct graft_tenant *tenant, bool dual)
@@ -146,29 +242,25 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 	v4 = is_v4(&asked) || dual;
 	holder = holder_of(&asked);
 	number = number_at(stamp->tenant, a, true);
-	if (v4 && asked.port && is_beside(ctx, tenant->slice, a, stamp))
+	if (asked.port && (is_beside(ctx, tenant->slice, a, stamp, dual) || is_in_use(ctx, stamp, a, dual)))
 		return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
-	if (dual && asked.port && ctx->protocol == IPPROTO_UDP)
-		return bind_both(ctx, a, stamp, tenant);
 	if (!asked.port) {
 		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4, number);
 		if (!asked.port)
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, ctx->protocol, a);
 		slice_place(a, v4, tenant->slice, asked.port, number);
+		claim(ctx, stamp, &asked, dual);
 		return note_local(stamp, &asked, a, STAMP_PRIVATE);
 	}
 	name_number(ctx, stamp->tenant, asked.port, v4);
+	claim(ctx, stamp, &asked, dual);
 	private_place(a, v4, tenant->slice, &asked, holder, number);
 	if (ctx->protocol == IPPROTO_UDP) {
 		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;
 		loopback_source(ctx, &from, v4, tenant->slice);
-		if (receiver_at(ctx, stamp->tenant, &chosen, &from) != RECEIVER_TENANT_CHOSEN) {
-			chosen.port = port_of_both(stamp->tenant, asked.port);
-			if (!chosen.port || receiver_at(ctx, stamp->tenant, &chosen, &from) != RECEIVER_TENANT)
-				return note_local(stamp, &asked, a, STAMP_PRIVATE);
-		}
-		*a = chosen;
+		if (receiver_at(ctx, stamp->tenant, &chosen, &from) == RECEIVER_TENANT_CHOSEN)
+			*a = chosen;
 	}
 	return note_local(stamp, &asked, a, STAMP_PRIVATE);
 }
@@ -285,7 +377,73 @@ static __always_inline void to_default_source(struct graft_addr *a, __u32 tenant
  */
 static __always_inline bool is_hosts(const struct graft_stamp *stamp, const struct graft_addr *a)
 {
-	return !stamp->place && !is_any(a->ip) && !is_loopback(a) && bpf_map_lookup_elem(&locals, a->ip);
+	return !stamp->place && !is_any(a->ip) && !is_loopback(a) && bpf_map_lookup_elem(&locals, a->ip) &&
+	       !holder_of(a);
+}
+
+/* May a listener of both families be at the address of this rule, beside that of the other family's rule? */
+static __always_inline bool can_share(const struct bpf_sock_addr *ctx, const struct graft_stamp *stamp,
+				      const struct graft_ingress *rule)
+{
+	return ctx->protocol == IPPROTO_TCP && !rule->place && !stamp->place && rule->exclusive && rule->port &&
+	       !is_any(rule->ip);
+}
+
+/*
+ * A listener on [::] is published at one address of each family, and a socket is bound to one. It is bound to that of
+ * IPv4; what arrives at port @port of @at, that of IPv6, is led to the listener for @asked (lead_to_shared()).
+ */
+__noinline int share_listener(__u32 tenant, struct graft_addr *at, __u32 port, __u32 asked)
+{
+	struct graft_addr real = {};
+	struct graft_owned *of;
+	__u32 zero = 0, bit;
+
+	if (!at)
+		return 0;
+	__builtin_memcpy(real.ip, at->ip, sizeof(real.ip));
+	real.port = port;
+	note_served(tenant, &real, asked);
+	of = bpf_map_lookup_elem(&shared, &zero);
+	bit = address_bit(&real);
+	if (of)
+		__sync_fetch_and_or(&of->bits[(bit / 64) % OWNED_WORDS], 1ull << bit % 64);
+	return 0;
+}
+
+/*
+ * Let the bind of a TCP socket wait (late.bpf.h). Port 0 becomes a private number at once, which the program may ask
+ * for, but where it has said that it does not need one.
+ */
+__noinline int bind_late(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp, bool dual)
+{
+	struct graft_tenant *tenant;
+	struct graft_addr asked, own;
+	bool v4;
+
+	if (!a || !stamp)
+		return DENY;
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return DENY;
+	asked = own = *a;
+	v4 = is_v4(&asked) || dual;
+	if (!may_bind_low(tenant->netns_cookie, asked.port))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, IPPROTO_TCP, &asked);
+	if (asked.port) {
+		if (is_in_use(ctx, stamp, &asked, dual) ||
+		    (to_own_address(&own, stamp->tenant, tenant, dual) && is_taken(ctx, stamp->tenant, &own)))
+			return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
+		name_number(ctx, stamp->tenant, asked.port, v4);
+	} else if (!(stamp->flags & STAMP_NO_PORT)) {
+		asked.port = take_number(ctx, stamp->tenant, tenant->slice, v4, 0);
+		if (!asked.port)
+			return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, IPPROTO_TCP, a);
+	}
+	claim(ctx, stamp, &asked, dual);
+	a->port = 0;
+	to_wildcard(a);
+	return note_local(stamp, &asked, a, STAMP_WAITS);
 }
 
 /* May this socket have the port at @a? The kernel chooses it if none is named. */
@@ -315,9 +473,10 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 
 	if (!a || !stamp)
 		return DENY;
-	if (ctx->sk &&
-	    ctx->sk->src_port) { /* the socket is bound: the kernel would refuse, and the stamp must stay as it is */
-		if (ctx->family == AF_INET && !is_any(a->ip) && !is_loopback(a) && !is_own_address(stamp->tenant, a))
+	/* the socket is bound: the kernel would refuse, and the stamp must stay as it is */
+	if (waits(stamp) || (ctx->sk && ctx->sk->src_port)) {
+		if (ctx->family == AF_INET && !is_any(a->ip) && !is_loopback(a) &&
+		    !is_own_address(stamp->tenant, a) && !is_hosts(stamp, a))
 			bpf_set_retval(-EADDRNOTAVAIL); /* IPv4 looks at the address first */
 		else
 			bpf_set_retval(-EINVAL);
@@ -329,6 +488,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	mine = ctx->sk ? bpf_sk_storage_get(&held, ctx->sk, NULL, 0) : NULL;
 	let_go(mine, stamp->tenant); /* of a bind that failed, or was undone */
 	forget_dynamic(mine, stamp->tenant, proto == IPPROTO_UDP);
+	give_claim_up(ctx->sk ? bpf_sk_storage_get(&claimed, ctx->sk, NULL, 0) : NULL, stamp->tenant);
 	set_reuse(ctx, stamp, a->port);
 	asked = *a;
 	dual = both && is_any6(a->ip);
@@ -352,6 +512,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		rule = ingress_rule(stamp->tenant, proto, &v4);
 		if (hosts && rule && !is_any(rule->ip) && !same_ip(rule->ip, asked.ip))
 			rule = NULL;
+		if (!rule && !(tenant->flags & TENANT_EGRESS)) /* what addresses the host has is not its business */
+			hosts = false;
 	}
 	if (dual) {
 		set_v4(&v4, 0);
@@ -361,14 +523,19 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			rule = rule4;
 		} else if (rule4 && (!is_any(rule->ip) || !is_any(rule4->ip) ||
 				     ingress_port(rule, asked.port) != ingress_port(rule4, asked.port))) {
-			if (!(tenant->flags &
-			      TENANT_STRICT)) /* a wrapper's program gets what the rule of IPv6 says */
+			if (tenant->flags & TENANT_STRICT) /* a wrapper's program gets what the rule of IPv6 says */
+				rule4 = NULL;
+			else if (can_share(ctx, stamp, rule) && can_share(ctx, stamp, rule4)) {
+				share_listener(stamp->tenant, (struct graft_addr *)rule,
+					       ingress_port(rule, asked.port), asked.port);
+				rule = rule4;
+			} else
 				return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto,
 					    a);
-			rule4 = NULL;
 		}
 	}
-	if (rule && both && !rule4 && !hosts && is_any6(rule->ip)) /* it would take IPv4 as well, which no rule allows */
+	if (rule && both && !rule4 && !hosts &&
+	    is_any6(rule->ip)) /* it would take IPv4 as well, which no rule allows */
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_DUAL_STACK), EADDRNOTAVAIL, proto, a);
 	if (rule) {
 		if (rule->place != stamp->place)
@@ -376,10 +543,19 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 		if (!hosts)
 			__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
 		a->port = ingress_port(rule, asked.port);
+		if (is_in_use(ctx, stamp, &asked, dual))
+			return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
+		if (!a->port && may_wait(ctx, stamp)) {		  /* the kernel would choose no port yet */
+			claim(ctx, stamp, &asked, dual);
+			return note_local(stamp, &asked, a, STAMP_WAITS);
+		}
 		if (rule->exclusive ? !share_port(ctx, a, tenant, stamp->tenant) : !claim_port(ctx, tenant))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_TAKEN), EADDRINUSE, proto, &asked);
+		if (rule->exclusive)
+			outlive_connections(ctx);
 		if (!may_have_port(ctx, a, stamp->tenant))
 			return deny_port(ctx, &asked, stamp->tenant);
+		claim(ctx, stamp, &asked, dual);
 		tell_conversion(stamp->tenant, tenant, OP_BIND << 16 | proto, &asked, a);
 		if (proto == IPPROTO_TCP && a->port)
 			note_served(stamp->tenant, a, asked.port);
@@ -387,11 +563,14 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	}
 	if (tenant->flags & TENANT_STRICT)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
-	if (proto == IPPROTO_UDP && !asked.port &&
-	    ((is_any(asked.ip) && (tenant->flags & TENANT_EGRESS || dual)) ||
-	     (hosts && tenant->flags & TENANT_EGRESS))) {
+	if (may_wait(ctx, stamp) && (is_any(asked.ip) || hosts || is_own_address(stamp->tenant, &asked)))
+		return bind_late(ctx, a, stamp, dual);
+	if (proto == IPPROTO_UDP && !asked.port && (is_any(asked.ip) || hosts) &&
+	    (tenant->flags & TENANT_EGRESS || dual)) {
 		if (!may_have_port(ctx, a, stamp->tenant))
 			return deny_port(ctx, a, stamp->tenant);
+		if (hosts && !answers_from(tenant, a))
+			to_wildcard(a);
 		if (!dual && !hosts)
 			to_default_source(a, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
@@ -399,8 +578,8 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
 		if (!may_bind_low(tenant->netns_cookie, asked.port))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, &asked);
-		if (proto == IPPROTO_TCP && asked.port) {
-			if (is_taken(ctx, stamp->tenant, a))
+		if (proto == IPPROTO_TCP && (asked.port || stamp->flags & STAMP_LISTENS)) {
+			if (asked.port && is_taken(ctx, stamp->tenant, a))
 				return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
 			*a = asked;
 			return bind_private(ctx, a, stamp, tenant, dual);
@@ -413,10 +592,15 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			return deny_port(ctx, &asked, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_INGRESS);
 	}
-	if (!is_any(asked.ip) && !is_loopback(&asked) && !(hosts && !asked.port))
+	if (!is_any(asked.ip) && !is_loopback(&asked) && !hosts)
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_NO_RULE), EADDRNOTAVAIL, proto, a);
 	if (!may_bind_low(tenant->netns_cookie, asked.port))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, a);
+	if (proto == IPPROTO_UDP && !is_loopback(&asked) && (tenant->flags & TENANT_EGRESS || dual)) {
+		if (!hosts && is_beside(ctx, tenant->slice, a, stamp, dual))
+			return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
+		return bind_chosen(ctx, a, stamp, dual, hosts);
+	}
 	return bind_private(ctx, a, stamp, tenant, dual);
 }
 
@@ -475,25 +659,30 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 }
 
 /*
- * Remember the port that the kernel chose for a `dynamic` endpoint, or for both families of the loopback: what is
- * sent from inside is led there.
+ * Remember the port that the kernel chose for a `dynamic` endpoint, or for a UDP port that nobody publishes: what is
+ * sent from inside is led there. False: the kernel has let the latter share a port with another of the program's.
  */
-static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
+static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
 {
+	bool chosen = stamp->flags & STAMP_EPHEMERAL && !(stamp->flags & STAMP_NAMED);
 	struct graft_dynamic_key key;
 	struct graft_held *mine;
 	struct graft_addr real;
 	__u32 port;
 	bool v4;
 
-	if (!(stamp->flags & (STAMP_INGRESS | STAMP_EPHEMERAL)) || stamp->local_real.port || !stamp->local.port)
-		return;
+	if (!stamp->local.port || !(chosen || stamp->flags & STAMP_INGRESS))
+		return true;
+	if (chosen ? !is_any(stamp->local.ip) : stamp->local_real.port)
+		return true;
 	port = sk->src_port;
 	v4 = is_v4(&stamp->local);
+	if (chosen && !use_dynamic(stamp->tenant, v4, port, stamp->local.port, lets_share(stamp)))
+		return false;
 	key = dynamic_key(stamp->tenant, sk->protocol == IPPROTO_UDP, v4, stamp->local.port);
 	mine = held_by(sk);
 	if (!mine)
-		return;
+		return true;
 	mine->flags |= HELD_DYNAMIC | (v4 ? 0 : HELD_DYNAMIC6);
 	mine->port = stamp->local.port;
 	mine->host_port = port;
@@ -503,6 +692,7 @@ static __always_inline void note_dynamic(struct bpf_sock *sk, struct graft_stamp
 		real.port = port;
 		note_served(stamp->tenant, &real, stamp->local.port);
 	}
+	return true;
 }
 
 /* Enter a UDP socket of a container that has addresses of its own, where it may be reached at them. */
@@ -538,7 +728,10 @@ int graft_post_bind4(struct bpf_sock *sk)
 	set_v4(&at, sk->src_ip4);
 	if (!is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
-	note_dynamic(sk, stamp);
+	if (!note_dynamic(sk, stamp)) {
+		bpf_set_retval(-EADDRINUSE);
+		return DENY;
+	}
 	note_udp(sk, stamp);
 	return ALLOW;
 }
@@ -559,7 +752,10 @@ int graft_post_bind6(struct bpf_sock *sk)
 		return DENY;
 	if (stamp->flags & STAMP_V6ONLY && is_any6(at.ip) && bound_takes_ipv4(sk))
 		return DENY;
-	note_dynamic(sk, stamp);
+	if (!note_dynamic(sk, stamp)) {
+		bpf_set_retval(-EADDRINUSE);
+		return DENY;
+	}
 	note_udp(sk, stamp);
 	return ALLOW;
 }
@@ -588,6 +784,7 @@ static __always_inline void make_known(struct bpf_sock_ops *ctx, struct bpf_sock
 
 	if (!tenant || stamp->flags & STAMP_NAMED)
 		return;
+	claim_alone(sk, stamp);
 	if (list_listener(ctx, sk, stamp, here->port) == LISTENERS_FULL)
 		count_and_tell(stamp->tenant, DENIED(OP_LISTEN, REASON_PORTS), ENOBUFS, IPPROTO_TCP, here, false);
 	if (tenant->own4 || tenant->own6[0])

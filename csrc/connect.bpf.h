@@ -6,28 +6,8 @@
 #define CONNECT_BPF_H
 
 #include "destination.bpf.h"
+#include "late.bpf.h"
 #include "numbers.bpf.h"
-
-/* Choose the source of a socket that has none: bpf_bind() fails on one that has a port. @mapped: it is of AF_INET6.
- */
-__noinline int bind_source(struct bpf_sock_addr *ctx, struct graft_addr *source, bool mapped)
-{
-	struct sockaddr_in sin = {};
-	struct sockaddr_in6 sin6 = {};
-
-	if (!source)
-		return -EINVAL;
-	if (is_v4(source) && !mapped) {
-		sin.sin_family = AF_INET;
-		sin.sin_addr.s_addr = source->ip[3];
-		sin.sin_port = bpf_htons((__u16)source->port);
-		return bpf_bind(ctx, (struct sockaddr *)&sin, sizeof(sin));
-	}
-	sin6.sin6_family = AF_INET6;
-	__builtin_memcpy(&sin6.sin6_addr, source->ip, sizeof(source->ip));
-	sin6.sin6_port = bpf_htons((__u16)source->port);
-	return bpf_bind(ctx, (struct sockaddr *)&sin6, sizeof(sin6));
-}
 
 /* Remember the peer as the program named it, to show it. */
 static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
@@ -143,6 +123,12 @@ static __always_inline bool connects_to_itself(const struct bpf_sock *sk, const 
 					: same_ip(stamp->local.ip, asked->ip));
 }
 
+/* Does a socket whose bind waits connect to its own port? */
+static __always_inline bool waits_for_itself(const struct graft_stamp *stamp, const struct graft_addr *asked)
+{
+	return stamp->flags & STAMP_WAITS && stamp->local.port == asked->port;
+}
+
 /* A UDP socket that connects without a bind gets a port of the host's when this hook has allowed it. */
 static __always_inline bool may_have_source(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 {
@@ -180,6 +166,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		where = decide_loopback(ctx, a, stamp, tenant, true, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_CONNECT, why.reason), why.error, ctx->protocol, &asked);
+		if (where == LOCAL_CLOSED && waits_for_itself(stamp, &asked))
+			settle(ctx, stamp, &source, is_v4(&asked), six);
 		if (where == LOCAL_CLOSED && connects_to_itself(ctx->sk, stamp, &asked, &source)) {
 			*a = source;
 			goto allow;
@@ -194,6 +182,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			loopback_place(id, tenant->slice, &asked, a, true);
 		else if (itself)
 			set_loopback(a);
+		else if (where == LOCAL_CONTAINER && settle(ctx, stamp, &source, is_v4(a), six))
+			goto allow;
 		else if ((where == LOCAL_NAMED || (where == LOCAL_CONTAINER && has_private_source(ctx, a, tenant))) &&
 			 ctx->sk && !has_source(ctx->sk)) {
 			if (private_source(ctx, &source, id, is_v4(a)) || bind_source(ctx, &source, six)) {
@@ -208,6 +198,11 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		}
 		if (where == LOCAL_CONTAINER || !(tenant->flags & TENANT_STRICT))
 			goto allow;
+	}
+	if (waits_for_itself(stamp, &asked) && same_ip(stamp->local.ip, asked.ip) &&
+	    settle(ctx, stamp, &source, is_v4(&asked), six)) {
+		*a = source;
+		goto allow;
 	}
 	/* a UDP socket keeps its loopback source after a connection there was given up */
 	confined = !is_loopback(a) && is_confined(stamp, &source, a);
@@ -234,6 +229,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			stamp->flags |= STAMP_LENT;
 		}
 	}
+	if (is_any(rule->ip) && is_unanswerable(id, &source, a) && !may_answer(ctx, stamp, a))
+		return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol, &asked);
 	if (where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
 		note_client(ctx,
 			    id); /* the kernel takes the destination's address as its source, which says nothing */

@@ -23,8 +23,8 @@ static __always_inline void name_this_host(struct graft_addr *a, const struct gr
 	if (!v4 && is_v4(source))
 		set_v4(a, 0);
 	set_loopback(a);
-	if (v4 && !is_any(source->ip) && is_v4(&stamp->local) && !is_any(stamp->local.ip) &&
-	    stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))
+	if (v4 && is_v4(&stamp->local) && !is_any(stamp->local.ip) &&
+	    (stamp->flags & STAMP_WAITS || (!is_any(source->ip) && stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))))
 		a->ip[3] = stamp->local.ip[3];
 }
 
@@ -61,9 +61,13 @@ static __always_inline int family_error(struct bpf_sock_addr *ctx, const struct 
 					const struct graft_addr *a)
 {
 	if (is_v4(a))
-		return takes_ipv4(ctx->sk) ? 0 : ENETUNREACH;
-	if (!is_any(a->ip) && ctx->sk->src_port && stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL) &&
-	    is_v4(&stamp->local))
+		return takes_ipv4(ctx->sk) && !(stamp->flags & (STAMP_WAITS | STAMP_EPHEMERAL) &&
+						!is_v4(&stamp->local) && !is_any(stamp->local.ip))
+			       ? 0
+			       : ENETUNREACH;
+	if (!is_any(a->ip) && is_v4(&stamp->local) &&
+	    (stamp->flags & STAMP_WAITS ||
+	     (ctx->sk->src_port && stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL))))
 		return EAFNOSUPPORT;
 	return 0;
 }
@@ -76,6 +80,18 @@ static __always_inline bool is_permitted(const struct graft_stamp *stamp, const 
 {
 	return stamp->flags & STAMP_PERMIT && same_addr(a, &stamp->peer_real) &&
 	       (!(stamp->flags & STAMP_PRIVATE) || is_loopback(a));
+}
+
+/*
+ * Would nobody answer what the tenant sends from @bound to @to? Addresses of an engine's network are known on this
+ * host alone. A socket that is bound there for real, which is of UDP, cannot leave from another.
+ */
+static __always_inline bool is_unanswerable(__u32 tenant, const struct graft_addr *bound, const struct graft_addr *to)
+{
+	struct graft_holder *holder = is_any(bound->ip) ? NULL : holder_of(bound);
+
+	return holder && holder->tenant == tenant && holder->flags & HOLDER_LOCAL &&
+	       !bpf_map_lookup_elem(&locals, to->ip) && !holder_of(to);
 }
 
 /* Why a call is to be refused, and the errno that the program gets. */

@@ -236,13 +236,41 @@ static __always_inline int lead_in_slice(struct bpf_sk_lookup *ctx, struct graft
 	return SK_PASS;
 }
 
-/* Not: it is surely no container's. As graft/kernel/holders.py computes it. */
+/* The bit of an address in a graft_owned, as graft/kernel/holders.py computes it. */
+static __always_inline __u32 address_bit(const struct graft_addr *a)
+{
+	return (a->ip[0] ^ a->ip[1] ^ a->ip[2] ^ a->ip[3]) * 0x9e3779b1u >> 20;
+}
+
+static __always_inline bool has_bit(const struct graft_owned *of, __u32 bit)
+{
+	return of && of->bits[(bit / 64) % OWNED_WORDS] >> bit % 64 & 1;
+}
+
+/* Not: it is surely no container's. */
 static __always_inline bool may_be_owned(const struct graft_addr *a)
 {
-	__u32 zero = 0, bit = (a->ip[0] ^ a->ip[1] ^ a->ip[2] ^ a->ip[3]) * 0x9e3779b1u >> 20;
-	struct graft_owned *of = bpf_map_lookup_elem(&owned, &zero);
+	__u32 zero = 0;
 
-	return of && of->bits[(bit / 64) % OWNED_WORDS] >> bit % 64 & 1;
+	return has_bit(bpf_map_lookup_elem(&owned, &zero), address_bit(a));
+}
+
+/* Lead a connection to @to to the listener that is published there as well as where it is bound, if there is one. */
+static __always_inline void lead_to_shared(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
+{
+	struct graft_served_key key = {.port = to->port};
+	struct graft_addr wildcard = {};
+	struct graft_served *found;
+	__u32 zero = 0;
+
+	if (!has_bit(bpf_map_lookup_elem(&shared, &zero), address_bit(to)))
+		return;
+	__builtin_memcpy(key.ip, to->ip, sizeof(key.ip));
+	found = bpf_map_lookup_elem(&served_ports, &key);
+	if (!found)
+		return;
+	wildcard.port = found->port;
+	lead(ctx, found->tenant, &wildcard);
 }
 
 /*
@@ -276,6 +304,8 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	if (in_slices(&to))
 		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
 	holder = may_be_owned(&to) ? holder_of(&to) : NULL;
+	if (!holder && ctx->protocol == IPPROTO_TCP)
+		lead_to_shared(ctx, &to);
 	if (!holder || holder->tenant == GRAFT_EXEMPT)
 		return SK_PASS;
 	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */

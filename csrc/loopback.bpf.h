@@ -70,14 +70,14 @@ __noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft
 	return who;
 }
 
-/* How a socket of the tenant is bound. */
+/* How a UDP socket of the tenant is bound. */
 enum {
 	BOUND_EXACT = 1, /* its program named an address */
 	BOUND_WILD = 2,	 /* or the wildcard */
 	BOUND_SHARES = 4,
 };
 
-/* How is the tenant's socket bound that receives what @from sends to @a? 0: there is none. */
+/* How is the tenant's UDP socket bound that receives what @from sends to @a? 0: there is none. */
 __noinline int bound_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, struct graft_addr *from)
 {
 	struct graft_stamp *stamp;
@@ -92,8 +92,7 @@ __noinline int bound_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_ad
 	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == tenant) {
 		how = is_any(stamp->local.ip) ? BOUND_WILD : BOUND_EXACT;
-		if (ctx->protocol == IPPROTO_UDP ? stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT)
-						 : shares_port(sk))
+		if (stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT))
 			how |= BOUND_SHARES;
 	}
 	bpf_sk_release(sk);
@@ -160,6 +159,18 @@ __noinline int find_on_wildcard(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 	return receiver_at(ctx, tenant, at, from) == who;
 }
 
+/* The port of the host's that the kernel chose for the UDP port @port, bound to the wildcard of IPv4 if @v4, or to
+ * that of IPv6, which may be both; 0: none. */
+__noinline int chosen_port(__u32 tenant, bool v4, __u32 port)
+{
+	struct graft_dynamic_key key = {.tenant = tenant, .proto = IPPROTO_UDP, .port = port};
+	__u32 *found;
+
+	key.family = v4 ? GRAFT_INET : GRAFT_INET6;
+	found = bpf_map_lookup_elem(&dynamic_ports, &key);
+	return found ? *found : 0;
+}
+
 /* Put the host's address of the published port @asked there, if a socket of the container has it. */
 __noinline bool find_published(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *asked, __u32 slice,
 			       struct graft_addr *from)
@@ -213,15 +224,14 @@ __noinline int find_wildcard(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slic
  * Find the container's server for the loopback destination @a and put its real address there: RECEIVER_TENANT, or
  * who has the private port. TCP arrives at the private port wherever the server is bound (listeners.bpf.h), and has
  * an address of its own there for each of the loopback, so that both ends show it. Of UDP the most exact is tried
- * first: this private port, that of the wildcard, a port on the host's wildcard that the kernel chose, this port of
- * both families (bind_both()), an address of the container's own, a published port.
+ * first: this private port, that of the wildcard, a port on the host's wildcard that the kernel chose, for nobody or
+ * for this port (bind_chosen()), an address of the container's own, a published port.
  */
 __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *a, __u32 slice)
 {
-	struct graft_dynamic_key key = {.tenant = tenant, .proto = IPPROTO_UDP, .family = GRAFT_INET6};
 	struct graft_tenant *container;
 	struct graft_addr from, at;
-	__u32 port, *found;
+	__u32 port;
 	int who;
 	bool v4;
 
@@ -246,12 +256,12 @@ __noinline int find_on_loopback(struct bpf_sock_addr *ctx, __u32 tenant, struct 
 		*a = at;
 		return RECEIVER_TENANT;
 	}
-	key.port = port;
-	found = bpf_map_lookup_elem(&dynamic_ports, &key);
-	at.port = found ? *found : 0;
-	if (found && find_on_wildcard(ctx, tenant, &at, &from, RECEIVER_TENANT)) {
-		*a = at;
-		return RECEIVER_TENANT;
+	for (int six = !v4; six < 2; six++) {
+		at.port = chosen_port(tenant, !six, port);
+		if (at.port && find_on_wildcard(ctx, tenant, &at, &from, RECEIVER_TENANT)) {
+			*a = at;
+			return RECEIVER_TENANT;
+		}
 	}
 	at.port = port;
 	container = bpf_map_lookup_elem(&tenants, &tenant);

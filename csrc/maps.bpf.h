@@ -67,6 +67,22 @@ struct {
 	__type(value, struct graft_held);
 } held SEC(".maps");
 
+/* An entry ends with the last socket of it. Where there is no room, the kernel alone says what is in the way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct graft_claim_key);
+	__type(value, struct graft_claim);
+} claims SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct graft_claimed);
+} claimed SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -118,6 +134,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct graft_owned);
 } owned SEC(".maps");
+
+/* likewise, of the addresses at which a listener is published that is bound to another one (share_listener()) */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct graft_owned);
+} shared SEC(".maps");
 
 /* the addresses that devices of the host's netns have, but for the containers' own */
 struct {

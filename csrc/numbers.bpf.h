@@ -9,10 +9,12 @@
 #ifndef NUMBERS_BPF_H
 #define NUMBERS_BPF_H
 
+#include "claims.bpf.h"
 #include "listeners.bpf.h"
 #include "loopback.bpf.h"
 
 #define TRIES 4
+#define SOCKET_COUNTED (1u << 16) /* of GRAFT_USED */
 
 /* Which of graft_numbers.taken a socket's numbers are in. */
 static __always_inline __u32 number_kind(bool udp, bool v4)
@@ -297,20 +299,54 @@ static __always_inline struct graft_dynamic_key dynamic_key(__u32 tenant, bool u
 	return key;
 }
 
-/* Forget the port that the kernel chose for a `dynamic` endpoint, unless another socket has the program's port. */
+/* Forget the port that the kernel chose for this socket, unless another socket has the program's port. */
 static __noinline int forget_dynamic(struct graft_held *mine, __u32 tenant, bool udp)
 {
 	struct graft_dynamic_key key;
-	__u32 *port;
+	__u32 *port, *sockets;
+	bool v4;
 
 	if (!mine || !(mine->flags & HELD_DYNAMIC))
 		return 0;
-	key = dynamic_key(tenant, udp, !(mine->flags & HELD_DYNAMIC6), mine->port);
+	v4 = !(mine->flags & HELD_DYNAMIC6);
+	mine->flags &= ~(HELD_DYNAMIC | HELD_DYNAMIC6);
+	key = dynamic_key(tenant, udp, v4, mine->host_port);
+	key.family |= GRAFT_USED;
+	sockets = bpf_map_lookup_elem(&dynamic_ports, &key);
+	if (sockets) {
+		__sync_fetch_and_add(sockets, -SOCKET_COUNTED);
+		if (*(volatile __u32 *)sockets >= SOCKET_COUNTED)
+			return 0;
+	}
+	if (sockets)
+		bpf_map_delete_elem(&dynamic_ports, &key);
+	key = dynamic_key(tenant, udp, v4, mine->port);
 	port = bpf_map_lookup_elem(&dynamic_ports, &key);
 	if (port && *port == mine->host_port)
 		bpf_map_delete_elem(&dynamic_ports, &key);
-	mine->flags &= ~(HELD_DYNAMIC | HELD_DYNAMIC6);
 	return 0;
+}
+
+/* Count this socket at @port of the host's, where its program has asked for @asked. False: another of the program's
+ * ports is there, with which SO_REUSEPORT has let it have that one. */
+__noinline int use_dynamic(__u32 tenant, bool v4, __u32 port, __u32 asked, bool shares)
+{
+	struct graft_dynamic_key key = dynamic_key(tenant, true, !v4, port);
+	__u32 *sockets, first = asked | SOCKET_COUNTED;
+
+	key.family |= GRAFT_USED;
+	sockets = bpf_map_lookup_elem(&dynamic_ports, &key);
+	if (sockets && shares && (*sockets & 0xffff) != asked)
+		return false;
+	key = dynamic_key(tenant, true, v4, port);
+	key.family |= GRAFT_USED;
+	sockets = bpf_map_lookup_elem(&dynamic_ports, &key);
+	if (!sockets)
+		return !bpf_map_update_elem(&dynamic_ports, &key, &first, BPF_NOEXIST);
+	if ((*sockets & 0xffff) != asked)
+		return false;
+	__sync_fetch_and_add(sockets, SOCKET_COUNTED);
+	return true;
 }
 
 SEC("cgroup/sock_release")
@@ -329,6 +365,7 @@ int graft_sock_release(struct bpf_sock *sk)
 		forget_dynamic(mine, stamp->tenant, sk->protocol == IPPROTO_UDP);
 	}
 	forget_listener(sk, stamp->tenant);
+	give_claim_up(bpf_sk_storage_get(&claimed, sk, NULL, 0), stamp->tenant);
 	place = bpf_sk_storage_get(&udp_place, sk, NULL, 0);
 	if (place)
 		leave_udp(place, stamp->tenant);

@@ -28,6 +28,7 @@
 #define SOL_TLS_ 282
 #define IPV6_FREEBIND_ 78
 #define IP_LOCAL_PORT_RANGE_ 51
+#define IP_BIND_ADDRESS_NO_PORT_ 24
 #define SO_NETNS_COOKIE_ 71
 #define SO_BINDTODEVICE_ 25
 #define SO_BINDTOIFINDEX_ 62
@@ -352,6 +353,14 @@ static __always_inline bool makers_option(const struct bpf_sockopt *ctx)
 	return ctx->level == SOL_IP_ && (ctx->optname == IP_LOCAL_PORT_RANGE_ || ctx->optname == IP_FREEBIND_);
 }
 
+/* Is this IP_BIND_ADDRESS_NO_PORT of a socket that its maker has set it for? graftd unsets it for a bind of its own.
+ */
+static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, const struct graft_stamp *stamp)
+{
+	return ctx->level == SOL_IP_ && ctx->optname == IP_BIND_ADDRESS_NO_PORT_ && stamp->flags & STAMP_LATE &&
+	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !(stamp->flags & STAMP_LISTENS);
+}
+
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
@@ -387,10 +396,16 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 		ctx->optlen = -1; /* the kernel does not see it */
 		return ALLOW;
 	}
-	if (stamp && ctx->level == SOL_SOCKET_ && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) &&
-	    int_value(ctx, &value)) {
+	if (stamp && ctx->level == SOL_SOCKET_ && reuse_flag(ctx->optname) && int_value(ctx, &value)) {
 		set_flag(stamp, reuse_flag(ctx->optname), value);
-		ctx->optlen = -1; /* the kernel must not set it yet: see set_reuse() */
+		if (ctx->sk->protocol == IPPROTO_UDP)
+			ctx->optlen = -1; /* the kernel must not set it yet: see set_reuse() */
+	}
+	if (stamp && is_no_port(ctx, stamp)) {
+		if (ctx->optlen < 1)
+			return ALLOW; /* EINVAL */
+		set_flag(stamp, STAMP_NO_PORT, !(ctx->optlen < 4 ? all_zero(ctx, 1) : all_zero(ctx, 4)));
+		ctx->optlen = -1; /* the kernel has it set: late.bpf.h */
 	}
 	if (stamp && ctx->level == SOL_SOCKET_ && ctx->optname == SO_BROADCAST_ && int_value(ctx, &value))
 		set_flag(stamp, STAMP_BROADCAST, value); /* the kernel refuses it to nobody */
@@ -446,6 +461,9 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 			ctx->optlen = 1; /* as the kernel shows a small number */
 		return ALLOW;
 	}
+	if (ctx->level == SOL_IP_ && ctx->optname == IP_BIND_ADDRESS_NO_PORT_ && ctx->sk->protocol == IPPROTO_TCP &&
+	    value + 1 <= end && (!stamp || is_no_port(ctx, stamp)))
+		*value = stamp && stamp->flags & STAMP_NO_PORT;
 	if (ctx->level != SOL_SOCKET_)
 		return ALLOW;
 	if (ctx->optname == SO_NETNS_COOKIE_ && value + 8 <= end) {
@@ -457,7 +475,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		for (int n = 0; n < IFNAMSIZ_; n++)
 			if (value + n + 1 <= end)
 				value[n] = 0;
-	if (stamp && ctx->sk->protocol == IPPROTO_UDP && reuse_flag(ctx->optname) && value + 1 <= end)
+	if (stamp && (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(ctx->optname) &&
+	    value + 1 <= end)
 		*value = !!(stamp->flags & reuse_flag(ctx->optname));
 	return ALLOW;
 }

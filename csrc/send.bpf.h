@@ -112,7 +112,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE),
 			    confined_error(ctx, stamp, bound, ENETUNREACH), IPPROTO_UDP, &asked);
 	tell_conversion(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
-	if (is_any(rule->ip) || same_ip(bound->ip, rule->ip))
+	if (is_any(rule->ip) ? !is_unanswerable(id, bound, a) : same_ip(bound->ip, rule->ip))
 		return ALLOW;
 	/*
 	 * An answer leaves from where it was asked, which the kernel alone knows for a socket on the wildcard. A

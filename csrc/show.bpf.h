@@ -157,7 +157,13 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 		slice_show(a, slice_number(a));
 		return 0;
 	}
-	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL)) {
+	if (stamp->flags & (STAMP_WAITS | STAMP_EPHEMERAL) && !is_any(stamp->local.ip)) {
+		__builtin_memcpy(a->ip, stamp->local.ip, sizeof(a->ip));
+		if (stamp->local.port)
+			a->port = stamp->local.port;
+		return 0;
+	}
+	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_WAITS)) {
 		bool here = same_ip(a->ip, stamp->local_real.ip);
 
 		if (stamp->local.port && (!stamp->local_real.port || a->port == stamp->local_real.port)) {
@@ -190,6 +196,10 @@ static __noinline int show_name(struct bpf_sock_addr *ctx, struct graft_addr *a,
 
 	if (!a)
 		return 0;
+	if (stamp && stamp->flags & STAMP_WAITS && !connected) {
+		*a = stamp->local;
+		return 0;
+	}
 	if (stamp && stamp->flags & STAMP_LENT && !connected) {
 		if (ctx->family == AF_INET6)
 			__builtin_memset(a->ip, 0, sizeof(a->ip));

@@ -19,6 +19,9 @@
 
 #include "sup_parts.h"
 
+#ifndef IP_BIND_ADDRESS_NO_PORT
+#define IP_BIND_ADDRESS_NO_PORT 24
+#endif
 #ifndef IP_LOCAL_PORT_RANGE
 #define IP_LOCAL_PORT_RANGE 51
 #endif
@@ -31,9 +34,9 @@ static int pooled[SUP_KINDS], wanted[SUP_KINDS];
 
 /* ---- sockets ---- */
 
-static int stamp_socket(int fd)
+static int stamp_socket(int fd, bool tcp)
 {
-	struct graft_stamp value = {.tenant = shared->tenant};
+	struct graft_stamp value = {.tenant = shared->tenant, .flags = tcp ? STAMP_LATE : 0};
 	union bpf_attr attr = {.map_fd = (__u32)stamps, .key = (__u64)(long)&fd, .value = (__u64)(long)&value};
 
 	return (int)syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
@@ -85,18 +88,20 @@ static int make_socket(int kind, struct made *result)
 {
 	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;
 	int fd = socket(family, (kind & SUP_KIND_DGRAM ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0);
+	bool tcp = !(kind & SUP_KIND_DGRAM);
 	struct stat status;
 
 	if (fd < 0)
 		return errno;
-	if (stamp_socket(fd) ||
+	if (stamp_socket(fd, tcp) ||
+	    (tcp && setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))) ||
 	    (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
 	    fstat(fd, &status)) {
 		error = errno;
 		close(fd);
 		return error;
 	}
-	limit_ports(fd, kind & SUP_KIND_DGRAM);
+	limit_ports(fd, !tcp);
 	error = check_policy(fd);
 	if (error)
 		close(fd);

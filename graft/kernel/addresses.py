@@ -73,7 +73,10 @@ def addresses() -> list[str]:
 
 
 def watch_addresses() -> socket.socket:
-    """A socket that can be read when a device of this netns gets or loses an address (rtnetlink(7)). Raises OSError."""
+    """A socket that can be read when a device of this netns gets or loses an address (rtnetlink(7)).
+
+    Raises OSError.
+    """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
     try:
         sock.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))

@@ -25,6 +25,9 @@ STAMP_NAMED = 64
 STAMP_PERMIT = 128
 STAMP_SOURCE = 16384
 STAMP_STAYS = 32768
+STAMP_LATE = 131072
+STAMP_WAITS = 262144
+STAMP_LISTENS = 524288
 GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt(): does the policy run for this socket? See Stamper.vouch()
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 

@@ -15,6 +15,7 @@ namespace, need another socket, so graftd decides those calls. It looks the endp
 The layouts are those of csrc/abi.h; tests/unit/kernel/test_layout.py compares them.
 """
 
+import socket
 import struct
 from bisect import bisect_left
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ TENANT_STRICT = 2
 TENANT_REPLIES = 4
 TENANT_HOME = 8
 TENANT_VERBOSE = 16
+TENANT_SERVES4 = 32
+TENANT_SERVES6 = 64
 
 DEFAULT = 1
 INET = 4
@@ -262,11 +265,22 @@ def compile_tables(
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
+    entries = compile_ingress(tenant, ingress, endpoints)
     return Tables(
-        compile_ingress(tenant, ingress, endpoints),
+        entries,
         out,
         compile_services(tenant, resolvers, named=named),
         compile_holders(tenant, owned, added),
         {slice_number.to_bytes(4, "little"): tenant.to_bytes(4, "little")},
-        flags,
+        flags | _serves(entries),
     )
+
+
+def _serves(entries: Mapping[bytes, bytes]) -> int:
+    """The flags that say in which families a UDP port is published at each address of the host's."""
+    flags = 0
+    for key, value in entries.items():
+        address, _, _, _, place, _ = INGRESS_VALUE.unpack(value)
+        if INGRESS_KEY.unpack(key)[2] == socket.IPPROTO_UDP and address in (ANY4, ANY6) and not place:
+            flags |= TENANT_SERVES4 if address == ANY4 else TENANT_SERVES6
+    return flags

@@ -12,13 +12,13 @@ from typing import Protocol
 
 from graft.kernel import linux
 from graft.kernel.addresses import ephemeral_ports
-from graft.kernel.stamps import Stamp
+from graft.kernel.stamps import STAMP_LATE, Stamp
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.trap import epoll, target
 from graft.trap.actions import Action, Answer, Proceed, Replace
 from graft.trap.listener import Notification
 
-IP_LOCAL_PORT_RANGE = 51
+IP_BIND_ADDRESS_NO_PORT, IP_LOCAL_PORT_RANGE = 24, 51
 
 
 class TenantView(Protocol):
@@ -100,8 +100,11 @@ class Sockets:
         else:
             made = socket.socket(family, kind | flags)
         try:
-            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags, place)
-            # the option hook refuses these two once the socket is vouched for
+            late = family != socket.AF_UNIX and kind == socket.SOCK_STREAM and not place and not stamp_flags
+            self.stamps.stamp(made.fileno(), tenant.id, stamp_flags | (STAMP_LATE if late else 0), place)
+            # the option hook refuses these, or keeps them for the program, once the socket is vouched for
+            if late:
+                made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)  # csrc/late.bpf.h
             if family != socket.AF_UNIX and not place:
                 self._limit_ports(made, udp=kind == socket.SOCK_DGRAM)
             if family == socket.AF_INET6:

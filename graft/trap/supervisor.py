@@ -19,11 +19,11 @@ socket()    It is made here, in the host's netns, and stamped before the target 
             registers. MPTCP, for which Go's listeners ask, becomes TCP: the further subflows of an MPTCP connection
             choose their own addresses and run no connect hook of ours. If the target has moved to another netns
             than its tenant's, the call proceeds, and gives it an ordinary socket there.
-listen()    It is done here, on our duplicate of the socket. An unbound socket is bound first, to the tenant's private
-            loopback, so that no port of the host opens without a rule. A socket that accept() gave may not listen
-            again: the kernel would take a port of the host's for it. Only on sockets of other families does the call
-            proceed. If the target puts a grafted one at that number meanwhile, the hooks put the listening socket out
-            of reach (bind.bpf.h, receive.bpf.h).
+listen()    It is done here, on our duplicate of the socket. An unbound socket is bound first, and one whose bind has
+            waited, to the tenant's private loopback, so that no port of the host opens without a rule. A socket that
+            accept() gave may not listen again: the kernel would take a port of the host's for it. Only on sockets of
+            other families does the call proceed. If the target puts a grafted one at that number meanwhile, the hooks
+            put the listening socket out of reach (bind.bpf.h, receive.bpf.h).
 ioctl()     Network devices only: see graft/trap/ioctl.py.
 bind(),     If the address means an endpoint of type unix or in another netns, another socket replaces the target's
 connect(),  (graft/trap/swap.py). A unix socket is bound or connected here. Otherwise the call proceeds, and the BPF
@@ -50,7 +50,7 @@ from typing import NamedTuple
 
 from graft.kernel import linux, traps
 from graft.kernel.maps import Map
-from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_SOURCE, Stamp
+from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_LISTENS, STAMP_SOURCE, STAMP_WAITS, Stamp
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
@@ -59,7 +59,7 @@ from graft.trap.actions import PROCEED, Action, Answer, Inject
 from graft.trap.caller import Caller
 from graft.trap.family import Family, State
 from graft.trap.listener import Notification
-from graft.trap.sockets import Sockets, TenantView
+from graft.trap.sockets import IP_BIND_ADDRESS_NO_PORT, Sockets, TenantView
 
 SOCK_TYPE_MASK = 0xF
 TCP_CLOSED = b"\x07"  # tcpi_state of struct tcp_info (linux/tcp.h): TCP_CLOSE
@@ -155,7 +155,7 @@ class Supervisor:
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
 
     def listen(self, caller: Caller, _tenant: TenantView) -> Action:
-        """listen(2): bind an unbound socket to the private loopback, then listen on our duplicate of it."""
+        """listen(2): bind a socket that is not bound yet to the private loopback, then listen on our duplicate."""
         sock = caller.borrow()
         if sock is None:  # it is no socket; to proceed would let another thread put one there
             there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
@@ -175,12 +175,28 @@ class Supervisor:
                 return Answer(error=errno.EADDRNOTAVAIL)
             if sock.family == socket.AF_UNIX:
                 return PROCEED  # the target must call it: peers see who did (SO_PEERCRED)
-            if sock.getsockname()[1] == 0:
+            if stamp.flags & STAMP_WAITS:
+                self._settle(sock, stamp, sock.getsockname()[:2])
+            elif sock.getsockname()[1] == 0:
                 any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
                 with contextlib.suppress(OSError):  # connected or bound meanwhile: listen() below fails
-                    sock.bind((any_address, 0))
+                    self._settle(sock, stamp, (any_address, 0))
             sock.listen(caller.number(1))
         return Answer()
+
+    def _settle(self, sock: socket.socket, stamp: Stamp, name: tuple[str, int]) -> None:
+        """Bind a socket now, because it is to listen: a bind may wait (csrc/late.bpf.h). Raises OSError."""
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED:
+            raise OSError(errno.EINVAL, "it is connected")
+        self.stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_LISTENS))
+        try:
+            # which is graftd's to unset meanwhile: of a `dynamic` endpoint the kernel chooses the port
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)
+            sock.bind(name)
+        except OSError:
+            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            self.stamps.put(sock.fileno(), stamp)
+            raise
 
     def _has_left(self, stamp: Stamp) -> bool:
         """Does the address that the socket of this stamp is bound to belong to another container by now?"""

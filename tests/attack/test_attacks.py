@@ -42,12 +42,15 @@ REFUSED = {
 }  # fmt: skip
 EXPECTED = {
     "bind_a_port_of_the_hosts": {"OK"},  # on its own loopback: the host's listeners are compared
+    "bind_again_after_disconnecting": REFUSED | {"OK"},  # at a port of the kernel's choice: likewise
     "v6only_after_autobind": {"OK", "EADDRNOTAVAIL"},  # the first where no rule names it: the loopback again
     "listen_without_bind": {"0.0.0.0"},
     "listen_without_bind_6": {"::"},
     "accepted_listens": {"EINVAL"},
     "listen_on_no_socket": {"ENOTSOCK"},
     "reuseport_with_the_host": {"NEVER"},
+    "reuseport_with_another_container": REFUSED | {"NEVER"},
+    "descriptor_to_an_ungrafted_process": REFUSED | {"OK"},  # bound to nothing on the host, which has no listener more
     "udp_port_by_chance": {"NEVER"},
     "udp_port_by_chance_autobound": {"NEVER"},
     "fork_bomb_of_sockets": {"ENFILE"},
@@ -121,6 +124,7 @@ FILES = {"links_in_the_run_directory", "run_directory_is_not_ours"}
 # Where the host may be spoken to these arrive, from the address that the route gives
 MAY_ARRIVE = {
     "bind_twice", "source_by_pktinfo", "source_by_pktinfo_connected", "closed_to_the_host", "reuseport_with_the_host",
+    "source_by_bind_no_port", "source_by_bind_to_an_address_of_the_hosts", "source_by_bind_to_a_port_there",
 }  # fmt: skip
 
 

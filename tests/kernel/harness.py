@@ -16,10 +16,11 @@ from typing import Any
 
 from graft.kernel import addresses, cgroup, linux, netns
 from graft.kernel.programs import TENANT, Kernel
-from graft.kernel.stamps import Stamper
+from graft.kernel.stamps import STAMP_LATE, Stamper
 from graft.rules import tables
 from graft.rules.address import parse_address
 from graft.rules.limits import Limits
+from graft.trap.sockets import IP_BIND_ADDRESS_NO_PORT
 from tests.conftest import need_root
 
 TENANT_ID = 4242
@@ -115,6 +116,15 @@ class World:
             sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
         if vouched:
             self.stamper.vouch(sock, TENANT_ID)
+        return sock
+
+    def late(self, family: int = socket.AF_INET) -> socket.socket:
+        """A TCP socket whose bind waits, as graft-sup makes it."""
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.settimeout(5)
+        self.stamper.stamp(sock.fileno(), TENANT_ID, STAMP_LATE)
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        self.stamper.vouch(sock, TENANT_ID)
         return sock
 
     @contextlib.contextmanager

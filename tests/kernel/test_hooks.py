@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -121,6 +122,23 @@ def test_listen_without_bind_is_put_out_of_reach(world: World):
     with world.outside(), refused(errno.ECONNREFUSED):
         socket.create_connection(("127.0.0.1", port), 3)
     assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 1}
+
+
+@pytest.mark.kernel
+@isolated
+def test_a_listener_whose_bind_has_waited_is_put_out_of_reach(world: World):
+    """graftd binds it first, if it is asked; a process that was sent the socket may not be trapped."""
+    for family, address in ((V4, "0.0.0.0"), (V6, "::")):
+        server = world.late(family)
+        server.bind((address, 8099))
+        assert server.getsockname()[:2] == (address, 8099)
+        with refused(errno.EINVAL):
+            server.bind((address, 8098))
+        server.listen()
+        port = re.findall(r":(\d+) ", world.real())[-1]
+        with world.outside(), refused(errno.ECONNREFUSED):
+            socket.create_connection(("127.0.0.1" if family == V4 else "::1", int(port)), 3)
+    assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 2}
 
 
 @isolated

@@ -31,6 +31,7 @@ DOORS = {
         "closed unread",
         {"door_of_dockers_plugin", "door_of_dockers_plugin_by_a_child_that_ends"},
     ),
+    ("graftd", "netlink"): ("nothing: the kernel alone sends there, as rtnetlink(7) takes others' messages by a port id", set()),
     ("graftd", "unix @graftd"): ("nothing: nobody listens; the name alone matters", {"name_of_graftd_taken"}),
     ("graftd", "udp 127.0.0.11:53"): ("names, within its budget; nobody else's", set()),
     ("graftd", "tcp 127.0.0.11:53"): ("names, within its budget; nobody else's", set()),

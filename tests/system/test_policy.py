@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, HOST6, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, SECOND4, wait_for
 from tests.conftest import python
 
 TRY = """
@@ -40,10 +40,10 @@ def test_bind_without_a_rule(lab):
     told, counted, seen = attempt(
         lab,
         f"""
-tell('tcp', lambda: sock().bind(({HOST4!r}, 80)))
-tell('udp', lambda: sock(kind=udp).bind(({HOST4!r}, 80)))
-tell('six', lambda: sock(v6).bind(({HOST6!r}, 80)))
-tell('mapped', lambda: sock(v6).bind(('::ffff:{HOST4}', 80)))
+tell('tcp', lambda: sock().bind(({CLIENT4!r}, 80)))
+tell('udp', lambda: sock(kind=udp).bind(({CLIENT4!r}, 80)))
+tell('six', lambda: sock(v6).bind(({CLIENT6!r}, 80)))
+tell('mapped', lambda: sock(v6).bind(('::ffff:{CLIENT4}', 80)))
 tell('other', lambda: sock().bind(('192.0.2.9', 0)))
 """,
     )

@@ -54,9 +54,12 @@ def test_a_publication_holds_for_each_address(lab, kind):
         assert shown in places(lab, "-lt" if kind == "tcp" else "-lu")
     assert "0.0.0.0:8490" not in places(lab, "-lt" if kind == "tcp" else "-lu")
     assert program.bind(kind, HOST4, 81) == f"bound {HOST4} 81"
-    for host, port in ((SECOND4, 80), (HOST6, 81), (CLIENT4, 80), ("192.0.2.1", 80), ("fd00:99::1", 80), (HOST4, 8080), ("224.0.0.251", 80)):
+    for host, port in ((SECOND4, 80), (CLIENT4, 80), ("192.0.2.1", 80), ("fd00:99::1", 80), ("224.0.0.251", 80)):
         assert program.bind(kind, host, port) == "EADDRNOTAVAIL", (host, port)
     assert program.bind(kind, HOST4, 80) == "EADDRINUSE"
+    for host, port in ((HOST6, 81), (HOST4, 8080)):  # nobody publishes these: as on the wildcard
+        assert program.bind(kind, host, port) == f"bound {host} {port}"
+        assert not any(place.endswith((f":{port}", f"{HOST6}]:8491")) for place in places(lab, "-lt" if kind == "tcp" else "-lu"))
     program.end()
 
 
@@ -78,11 +81,11 @@ def test_port_zero_of_a_hosts_address(lab):
     for host in (HOST4, HOST6):
         assert program.bind("udp", host, 0).startswith(f"bound {host} ")
         assert program.bind("tcp", host, 0).startswith(f"bound {host} ")
-        assert program.bind("tcp", host, 80) == "EADDRNOTAVAIL"
+        assert program.bind("tcp", host, 80) == f"bound {host} 80"
     assert not {place for place in places(lab, "-lt") if place.startswith((HOST4, f"[{HOST6}]"))}
     program.end()
     program = Program(lab, "--egress", "none")
-    assert program.bind("udp", HOST4, 0).startswith("bound ")
+    assert program.bind("udp", HOST4, 0) == "EADDRNOTAVAIL"  # which addresses the host has is not its business
     assert not {place for place in places(lab, "-lu") if place.startswith(HOST4)}
     program.end()
 
@@ -136,3 +139,26 @@ def test_tftp(lab):
     assert server.stdout.readline() == "ready\n"
     assert lab.client(*python(FETCH), HOST4, check=True).stdout == f"block 1 {HOST4} True\n"
     assert server.communicate(timeout=20)[0] == "acknowledged True\n"
+
+
+DUAL = """
+import socket
+s = socket.socket(socket.AF_INET6); s.bind(('::', 80)); s.listen(); print('ready', flush=True)
+for _ in range(3):
+    c, peer = s.accept(); c.sendall(f'{c.getsockname()[0]} {c.getsockname()[1]} {peer[0]}'.encode()); c.close()
+"""
+DIAL = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 5).recv(99).decode())"
+
+
+@pytest.mark.parametrize(("first", "second"), [("127.0.0.1:8494", "[::1]:8494"), (f"{HOST4}:8495", f"[{HOST6}]:8496")])
+def test_one_listener_at_two_addresses(lab, first, second):
+    """One of each family, and a server on [::]: a socket has one address, and is reached at both; also from inside."""
+    server = lab.spawn_graft("--name", "dual", "-p", f"{first}:80", "-p", f"{second}:80", *python(DUAL), stdout=-1)
+    assert server.stdout.readline() == "ready\n"
+    four, six = (where.rpartition(":")[0].strip("[]") for where in (first, second))
+    assert lab.host(*python(DIAL), four, first.rpartition(":")[2], check=True).stdout == f"::ffff:{four} 80 ::ffff:{four}\n"
+    assert lab.host(*python(DIAL), six, second.rpartition(":")[2], check=True).stdout == f"{six} 80 {six}\n"
+    assert lab.graft("run", "--netns", "dual", *python(DIAL), "::1", "80", check=True).stdout == "::1 80 ::1\n"
+    assert server.wait(20) == 0
+    refused = lab.host(*python(DIAL), six, second.rpartition(":")[2])
+    assert "ConnectionRefusedError" in refused.stderr

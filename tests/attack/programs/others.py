@@ -64,6 +64,7 @@ def descriptor_to_an_ungrafted_process():
         with socket.socket(fileno=fds[0]) as got:
             try:
                 got.bind((HOST, 22))
+                got.listen()
                 theirs.send(b"OK")
             except OSError as error:
                 theirs.send(errno.errorcode[error.errno or 0].encode())

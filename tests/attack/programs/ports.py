@@ -13,24 +13,45 @@ def bind_a_port_of_the_hosts():
     socket.socket(V4, TCP).bind(("0.0.0.0", 22))
 
 
-@attack
-def bind_an_address_of_the_hosts():
-    socket.socket(V4, TCP).bind((HOST, 8099))
+def serve_at(family, address, asked):
+    """Listen at an address of the host's, at a port that nobody publishes: it is not there on the host."""
+    with socket.socket(family, TCP) as server:
+        server.bind((address, 8099))
+        server.listen()
+        socket.create_connection((asked, 8099), 5).close()
 
 
 @attack
-def bind_an_address_of_the_hosts_6():
-    socket.socket(V6, TCP).bind((HOST6, 8099))
+def serve_at_an_address_of_the_hosts():
+    serve_at(V4, HOST, HOST)
 
 
 @attack
-def bind_a_mapped_address():
-    socket.socket(V6, TCP).bind((f"::ffff:{HOST}", 8099))
+def serve_at_an_address_of_the_hosts_6():
+    serve_at(V6, HOST6, HOST6)
 
 
 @attack
-def bind_an_endpoints_real_address():
-    socket.socket(V4, TCP).bind((SECOND, 8081))
+def serve_at_a_mapped_address():
+    serve_at(V6, f"::ffff:{HOST}", HOST)
+
+
+@attack
+def datagrams_at_an_address_of_the_hosts():
+    with socket.socket(V4, UDP) as server, socket.socket(V4, UDP) as client:
+        server.bind((HOST, 8099))
+        client.connect((HOST, 8099))
+        client.send(b"x")
+        client.settimeout(5)
+        client.recv(9)
+
+
+@attack
+def serve_at_an_endpoints_real_address():
+    with socket.socket(V4, TCP) as server:
+        server.bind((SECOND, 8081))
+        server.listen()
+        socket.create_connection((SECOND, 8081), 5).close()
 
 
 @attack
@@ -113,8 +134,10 @@ def v6only_after_autobind():
 
 @attack
 def mptcp():
-    s = socket.socket(V4, TCP, 262)
-    s.bind((HOST, 22))
+    with socket.socket(V4, TCP, 262) as s:
+        s.bind((HOST, 8099))
+        s.listen()
+        socket.create_connection((HOST, 8099), 5).close()
 
 
 @attack
@@ -157,6 +180,15 @@ def reuseport_with_another_container():
     s = socket.socket(V4, TCP)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     s.bind((HOST, 9300))
+    s.listen()
+    s.settimeout(3)
+    for _ in range(16):  # some of these would come here
+        with socket.create_connection((HOST, 9300), 5):
+            pass
+    try:
+        s.accept()
+    except TimeoutError:
+        return "NEVER"
 
 
 def by_chance(bind):

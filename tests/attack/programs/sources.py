@@ -55,6 +55,21 @@ def source_by_bind_no_port():
 
 
 @attack
+def source_by_bind_to_an_address_of_the_hosts():
+    s = socket.socket(V4, UDP)
+    s.bind((SECOND, 0))
+    s.sendto(b"spoofed", (HOST, 9102))
+
+
+@attack
+def source_by_bind_to_a_port_there():
+    s = socket.socket(V4, UDP)
+    s.bind((SECOND, 5353))
+    s.connect((HOST, 9102))
+    s.send(b"spoofed")
+
+
+@attack
 def source_by_freebind():
     s = socket.socket(V4, UDP)
     s.setsockopt(socket.IPPROTO_IP, 15, 1)

@@ -110,14 +110,13 @@ class World:
         self._own(self.lab, OWN4, OWN6, spare=True)
         self.pairs = {}
         outside = self._outside(self.lab)
-        hosts = {own4: self._host(stack, own4, own6) for own4, own6 in ((HOST4, HOST6), (OWN4, OWN6))}
         options: dict[str, tuple[str, ...]] = {"plain": (), "ip": ("--ip", OWN4, "--ip", OWN6), "published": ()}
         for port in sequences.FIXED:
             for protocol in ("tcp", "udp"):
                 options["published"] += ("-p", f"{port}:{port}/{protocol}")
         for variant in sequences.VARIANTS:
             own4, own6 = (OWN4, OWN6) if variant == "ip" else (HOST4, HOST6)
-            host, path = hosts[own4]
+            host, path = self._host(stack, own4, own6)  # each its own: what one has bound is in no other's way
             graft = ("--name", variant, *options[variant], "--", *self._command(own4, own6, outside))
             self.pairs[variant] = Pair(
                 Program(host.spawn(*self._command(own4, own6, path), stdin=-1, stdout=-1)),

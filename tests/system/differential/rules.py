@@ -122,11 +122,10 @@ def bind_unspec(case: Case) -> bool:
     return case.what == "bind" and case.to is not None and case.to[0] == "UNSPEC" and case.graft == "EAFNOSUPPORT"
 
 
-def bound_port(case: Case) -> bool:
-    bound = case.sock.bound
-    has = case.sock.listens if bound is None else is_any(bound) or address(bound).startswith("own")
+def own_dual(case: Case) -> bool:
+    dual = case.variant == "ip" and (case.sock.family, case.sock.kind, address(case.sock.bound)) == ("INET6", "DGRAM", "::")
     beyond = address(case.to).startswith(("out", "own")) or is_any(case.to)
-    return has and beyond and case.graft in NO_WAY
+    return dual and beyond and case.graft in NO_WAY
 
 
 def from_loopback6(case: Case) -> bool:
@@ -169,7 +168,7 @@ def port_zero(case: Case) -> bool:
 
 
 def two_places(case: Case) -> bool:
-    return case.what == "bind" and (case.host, case.graft) == ("EADDRINUSE", "0")
+    return case.what == "bind" and case.sock.kind == "DGRAM" and (case.host, case.graft) == ("EADDRINUSE", "0")
 
 
 def disconnected(case: Case) -> bool:
@@ -194,10 +193,6 @@ def dual_stack(case: Case) -> bool:
     if case.what == "accept" and "[::ffff:127.0.0.1]" in case.graft:  # from a socket on [::] that has asked for ::1
         return any(address(one.bound) == "::" and one.connected for one in case.sockets.values())
     return case.sock.family == "INET6" and address(case.sock.bound) == "::" and case.what != "bind"
-
-
-def bound_options(case: Case) -> bool:
-    return case.what == "get" and case.call[2:4] in ([1, 2], [1, 15], [41, 26])
 
 
 def unbound_datagrams(case: Case) -> bool:
@@ -233,10 +228,9 @@ RULES: dict[str, Callable[[Case], bool]] = {
     "disconnected": disconnected,
     "from-loopback6": from_loopback6,
     "own-from-loopback": own_from_loopback,
-    "bound-port": bound_port,
+    "own-dual": own_dual,
     "own-autobind": own_autobind,
     "dual-stack": dual_stack,
-    "bound-options": bound_options,
     "unbound-datagrams": unbound_datagrams,
     "unpublished": unpublished,
     "own-source": own_source,

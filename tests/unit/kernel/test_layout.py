@@ -50,9 +50,9 @@ REASONS = {
 # names that both sides have
 SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT "
-    "STAMP_SOURCE STAMP_STAYS",
+    "STAMP_SOURCE STAMP_STAYS STAMP_LATE STAMP_WAITS STAMP_LISTENS",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
-    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
+    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
@@ -110,6 +110,11 @@ C_ONLY = {
     "HELD_DYNAMIC": "set by bind.bpf.h, read by numbers.bpf.h",
     "HELD_DYNAMIC6": "set by bind.bpf.h, read by numbers.bpf.h",
     "STAMP_LENT": "set by connect.bpf.h, read by show.bpf.h",
+    "STAMP_NO_PORT": "set and read by options.bpf.h, read by bind.bpf.h",
+    "CLAIM_AT": "read by claims.bpf.h",
+    "CLAIM_ALL4": "read by claims.bpf.h",
+    "CLAIM_ALL6": "read by claims.bpf.h",
+    "GRAFT_USED": "read by numbers.bpf.h",
     "TOLD_MAX": "read by send.bpf.h and show.bpf.h",
     "ASKED_LOCALS": "read by answer.bpf.h",
     "ASKED_SETS": "read by answer.bpf.h",
@@ -168,6 +173,9 @@ STRUCTS_C_ONLY = {
     "graft_addr": "a part of other structures",
     "graft_dynamic_key": "written and read by programs alone",
     "graft_held": "written and read by programs alone",
+    "graft_claim_key": "written and read by programs alone",
+    "graft_claim": "written and read by programs alone",
+    "graft_claimed": "written and read by programs alone",
     "graft_listener_key": "written and read by programs alone",
     "graft_udp_key": "written and read by programs alone",
     "graft_udp_place": "written and read by programs alone",
