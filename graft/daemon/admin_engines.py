@@ -17,7 +17,7 @@ from graft.kernel.netns import netns_cookie_of
 from graft.log import log
 from graft.rules.address import parse_address
 from graft.rules.configuration import configuration_path
-from graft.rules.publication import parse_publication
+from graft.rules.publication import fold, parse_publication
 from graft.rules.request import parse_request
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
@@ -115,7 +115,7 @@ class EngineOrders:
         number = attachments.number(registry_, attachment.network)
         for text in request.addresses:
             attachment.give(text, number, request.within)
-        attachment.publications = [parse_publication(p) for p in request.publish]
+        attachment.publications = fold(parse_publication(p) for p in request.publish)
         if request.pod:
             trust.check_ports(attachment.publications, self.tenancy.reserved, str(configuration_path()))
         attachment.offered = [{"publish": str(p)} for p in attachment.publications]

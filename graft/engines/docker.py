@@ -32,9 +32,9 @@ from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
-from graft.rules.address import PROTOCOL_NAME, parse_address
+from graft.rules.address import PROTOCOL_NAME, Address, parse_address
 from graft.rules.own_address import network_of
-from graft.rules.publication import Publication, host_addresses
+from graft.rules.publication import Publication, fold, host_addresses, parse_publication
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
 from graft.tenants.peers import Peer, refuse_contained
@@ -43,7 +43,7 @@ from graft.tenants.registry import Registry
 
 PLUGINS = Path("/run/docker/plugins")
 TYPE = "application/vnd.docker.plugins.v1.1+json"
-BODY_MAX = 1 << 20
+BODY_MAX = 32 << 20  # bytes; Docker names each port of a range twice, with 120 bytes, and 65,535 are 16 MiB
 GENERIC = "com.docker.network.generic"
 PORTMAP = "com.docker.network.portmap"
 CHOSEN = range(49153, 65536)  # host ports for -P, the range that Docker uses
@@ -163,8 +163,7 @@ class Docker:
         for text in (request.interface.ipv4, request.interface.ipv6) if request.interface else ():
             if text and not text.startswith(("0.0.0.0", "::/")):
                 attachment.give(text, number)
-        mappings = (request.options or {}).get(PORTMAP) or []
-        attachment.offered = sorted(mappings, key=json.dumps)
+        attachment.offered = _offered((request.options or {}).get(PORTMAP) or [])
         if not self._twins(attachment):
             attachment.publications = self._publications(attachment)
         attachments.add(registry, attachment)
@@ -184,18 +183,20 @@ class Docker:
     def _publications(self, attachment: Attachment) -> list[Publication]:
         found: list[Publication] = []
         for entry in attachment.offered:
-            found.append(self._publication(attachment, msgspec.convert(entry, Mapping), found))
+            if "publish" in entry:
+                publication = parse_publication(entry["publish"])
+                self._check(attachment, publication, found)
+            else:
+                publication = self._chosen(attachment, msgspec.convert(entry, Mapping), found)
+            found.append(publication)
         return found
 
-    def _publication(self, attachment: Attachment, mapping: Mapping, others: list[Publication]) -> Publication:
-        """Return the publication for one port mapping of Docker. Raises UsageError, Refused.
+    def _chosen(self, attachment: Attachment, mapping: Mapping, others: list[Publication]) -> Publication:
+        """Return the publication for a port mapping of Docker that names no host port, or a range of them.
 
-        If the mapping names no host port, or a range, the first port that is free is taken.
+        The first port that is free is taken. Raises UsageError, Refused.
         """
-        if mapping.protocol not in PROTOCOL_NAME:
-            raise UsageError(f"port {mapping.port}: protocol {mapping.protocol} is neither tcp nor udp")
-        bare = mapping.host or ""
-        address = parse_address(bare) if bare not in ("", "::") else None
+        address = _address(mapping)
         wanted = range(mapping.first, (mapping.last or mapping.first) + 1) if mapping.first else CHOSEN
         refused: Refused | None = None
         for port in wanted:
@@ -212,7 +213,11 @@ class Docker:
         registry = self.registry
         for other in others:
             same = (other.protocol, other.address) == (publication.protocol, publication.address)
-            if same and other.host_first == publication.host_first:
+            if (
+                same
+                and other.host_first < publication.host_first + publication.span
+                and publication.host_first < other.host_first + other.span
+            ):
                 raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
         addresses = host_addresses(publication, ipv6=registry.ipv6)
         check_free(registry, publication, addresses, where=(0, 0), shared=bool(attachment.addresses))
@@ -250,6 +255,31 @@ class Docker:
         return {}
 
 
+def _address(mapping: Mapping) -> Address | None:
+    """The host's address of a port mapping, None for every one. Raises UsageError, also for another protocol."""
+    if mapping.protocol not in PROTOCOL_NAME:
+        raise UsageError(f"port {mapping.port}: protocol {mapping.protocol} is neither tcp nor udp")
+    return parse_address(mapping.host) if mapping.host and mapping.host != "::" else None
+
+
+def _offered(mappings: list[Any]) -> list[dict[str, Any]]:
+    """Docker's port mappings for `Attachment.offered`, in an order of their own.
+
+    What names one port of the host's is a publication, of a whole range if Docker has named each port of it. The rest
+    is left as it is: a host port is chosen for it. Raises UsageError, MsgspecError.
+    """
+    fixed: list[Publication] = []
+    rest: list[dict[str, Any]] = []
+    for entry in mappings:
+        mapping = msgspec.convert(entry, Mapping)
+        address = _address(mapping)
+        if mapping.first and (mapping.last or mapping.first) == mapping.first:
+            fixed.append(Publication(address, mapping.first, mapping.port, 1, mapping.protocol))
+        else:
+            rest.append(entry)
+    return [*sorted(({"publish": str(p)} for p in fold(fixed)), key=json.dumps), *sorted(rest, key=json.dumps)]
+
+
 class Conversation:
     """One HTTP connection of dockerd, which keeps it open for many requests."""
 
@@ -262,7 +292,7 @@ class Conversation:
         self.answer = answer
         self.http = h11.Connection(h11.SERVER)
         self.target = ""
-        self.body = b""
+        self.body = bytearray()
         sock.setblocking(True)
         sock.settimeout(5)  # dockerd reads at once; a peer that does not must not hold us up
         loop.add(sock.fileno(), self._ready)
@@ -282,11 +312,9 @@ class Conversation:
     def _step(self) -> bool:
         event = self.http.next_event()
         if isinstance(event, h11.Request):
-            self.target, self.body = event.target.decode(errors="replace"), b""
+            self.target, self.body = event.target.decode(errors="replace"), bytearray()
         elif isinstance(event, h11.Data):
-            self.body += event.data
-            if len(self.body) > BODY_MAX:
-                raise h11.RemoteProtocolError("the request is too large")
+            self.body += event.data[: BODY_MAX + 1 - len(self.body)]  # what is too much is read, and not kept
         elif isinstance(event, h11.EndOfMessage):
             self._reply(json.dumps(self._document()).encode())
             if self.http.our_state is h11.MUST_CLOSE:
@@ -300,7 +328,9 @@ class Conversation:
     def _document(self) -> Document:
         method = self.target.strip("/")
         try:
-            return self.answer(method, self.body, self.peer)
+            if len(self.body) > BODY_MAX:
+                raise UsageError(f"{method}: more than {BODY_MAX >> 20} MiB", hint="publish fewer ports one by one")
+            return self.answer(method, bytes(self.body), self.peer)
         except GraftError as error:
             log.warning("docker: %s: %s", method, error)
             return {"Err": str(error)}

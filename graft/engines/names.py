@@ -234,7 +234,7 @@ class Names:
                 found = networks.get(attachment.network) or unwritten
                 if found:
                     return found.lower()
-        return attachment.network.lower()  # CNI names its networks; Docker's has no name yet
+        return attachment.network.removeprefix("cni/").lower()  # of Docker the id, while nobody has written the name
 
     def of(self, tenant: Tenant, attachment: Attachment) -> set[str]:
         """Return the names that a container has on the network of one of its attachments, in lower case."""

@@ -29,6 +29,20 @@ def wildcard_ports(below_uid: int) -> set[tuple[int, int]]:
     return {(protocol, port) for protocol, port in found if protocol == socket.IPPROTO_TCP or not low <= port <= high}
 
 
+def ports_in_use(protocol: int) -> set[int]:
+    """The local ports of all sockets of the current netns that the kernel lists. Raises OSError.
+
+    @protocol: IPPROTO_TCP or IPPROTO_UDP.
+    """
+    kind = next(kind for kind, number in PROTOCOLS.items() if number == protocol)
+    found: set[int] = set()
+    for name in (kind, f"{kind}6"):
+        with contextlib.suppress(FileNotFoundError), open(TABLES / name) as file:
+            next(file)
+            found.update(int(line.split(None, 2)[1].rpartition(":")[2], 16) for line in file)
+    return found
+
+
 def _entries(path: Path, state: str) -> Iterator[tuple[int, int]]:
     """Port and uid of each socket in this state at the wildcard; nothing without the family.
 

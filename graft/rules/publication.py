@@ -1,5 +1,6 @@
 """Publications (`-p`): their grammar, and the endpoints and rules that they stand for. Pure."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from graft.errors import UsageError
@@ -46,6 +47,28 @@ def parse_publication(text: str) -> Publication:
         raise UsageError(f"publication '{text}': the two ranges differ in length", hint=form)
     address = parse_address(host) if host else None
     return Publication(address, host_first, first, last - first + 1, IPPROTO[protocol or "tcp"])
+
+
+def fold(publications: Iterable[Publication]) -> list[Publication]:
+    """Make one publication of those whose ports follow each other, at one address and of one protocol.
+
+    Engines name each port of a range by itself. What follows nothing stays where it was in the order.
+    """
+    given = list(publications)
+    order = {publication: place for place, publication in reversed(list(enumerate(given)))}
+    found: list[Publication] = []
+    for one in sorted(given, key=lambda p: (p.protocol, p.address.raw if p.address else b"", p.host_first, p.first)):
+        last = found[-1] if found else None
+        if (
+            last
+            and (last.protocol, last.address) == (one.protocol, one.address)
+            and (last.host_first + last.span, last.first + last.span) == (one.host_first, one.first)
+        ):
+            found[-1] = last._replace(span=last.span + one.span)
+            order[found[-1]] = order[last]
+        else:
+            found.append(one)
+    return sorted(found, key=order.__getitem__)
 
 
 def host_addresses(publication: Publication, *, ipv6: bool = True) -> list[Address]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from graft.errors import UsageError
 from graft.rules.address import ANY4, ANY6, MAPPED, Address, parse_address
 from graft.rules.endpoint import EgressRule, IngressRule, parse_egress, parse_endpoint_port, parse_ingress, parse_name
-from graft.rules.publication import Publication, parse_publication, published
+from graft.rules.publication import Publication, fold, parse_publication, published
 
 addresses = st.one_of(
     st.binary(min_size=4, max_size=4).map(lambda b: Address(MAPPED + b)),
@@ -153,3 +153,18 @@ def test_publication_names_stay_apart_and_short():
     names = [endpoint.name for endpoint, _ in made]
     assert len(set(names)) == 129
     assert max(len(name) for name in names) <= 15
+
+
+@pytest.mark.parametrize(
+    ("given", "folded"),
+    [
+        ("81:80 80:79 8080:8080/udp 82:81", "80-82:79-81 8080:8080/udp"),
+        ("80:80 81:80 80:80/udp", "80:80 81:80 80:80/udp"),
+        ("192.0.2.1:80:80 81:81 [::1]:81:81", "192.0.2.1:80:80 81:81 [::1]:81:81"),
+        ("80:80 80:80", "80:80 80:80"),
+        ("5-7:5-7 8:8 10-11:10-11 9:9", "5-11:5-11"),
+        ("", ""),
+    ],
+)
+def test_ranges_that_came_one_by_one(given, folded):
+    assert fold(map(parse_publication, given.split())) == [*map(parse_publication, folded.split())]
