@@ -159,8 +159,7 @@ enum stamp_flags {
 	STAMP_LENT = 65536,   /* connect() chose its source: it has none of its own while it is not connected */
 	STAMP_LATE = 131072,  /* of TCP: whoever made it has set IP_BIND_ADDRESS_NO_PORT, so that a bind may wait */
 	STAMP_WAITS = 262144, /* bound to `local` for its program, and to no port of the kernel's: late.bpf.h */
-	STAMP_LISTENS = 524288,	 /* graftd binds it for listen(): the bind does not wait */
-	STAMP_NO_PORT = 1048576, /* the program has set IP_BIND_ADDRESS_NO_PORT */
+	STAMP_NO_PORT = 524288, /* the program has set IP_BIND_ADDRESS_NO_PORT */
 };
 
 /*
@@ -239,6 +238,8 @@ struct graft_claim {
 	__u64 no_reuseaddr;
 	__u64 no_reuseport;
 };
+
+#define CLAIMS_MAX 4096 /* sockets of a tenant: `claiming` counts them */
 
 /* claimed: socket storage, what a socket has in `claims` */
 struct graft_claimed {

@@ -17,7 +17,7 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 	stamp->local = *asked;
 	stamp->local_real = *real;
 	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY | STAMP_LENT |
-					 STAMP_WAITS | STAMP_LISTENS)) |
+					 STAMP_WAITS)) |
 		       how;
 	return BIND_ALLOW;
 }
@@ -115,36 +115,24 @@ __noinline int is_beside(struct bpf_sock_addr *ctx, __u32 slice, struct graft_ad
 	return found > 0;
 }
 
-/* Would a bind of a UDP socket to the wildcard, at @port of the host's, be in another's way by IPv4 if @v4? */
-__noinline int is_on_host(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, __u32 slice, bool v4, __u32 port)
-{
-	struct graft_addr at, from = {};
-
-	if (!stamp || !port)
-		return false;
-	if (v4)
-		set_v4(&from, 0);
-	slice_ip(&at, v4, slice, SLICE_DYNAMIC);
-	at.port = port;
-	return receiver_at(ctx, stamp->tenant, &at, &from) == RECEIVER_TENANT;
-}
-
-/* The port of the host's at which a UDP socket of the container's is on a wildcard for @asked, in whose way a bind
- * there would be; 0: there is none. */
-__noinline int port_in_use(struct bpf_sock_addr *ctx, struct graft_addr *asked, struct graft_stamp *stamp,
-			   __u32 slice, bool dual)
+/*
+ * The port of the host's at which a UDP socket of the container's is on a wildcard for @asked, in whose way a bind
+ * there may be; 0: there is none. By what was noted, because a look-up finds no socket that is connected.
+ */
+__noinline int port_in_use(struct graft_addr *asked, struct graft_stamp *stamp, bool dual)
 {
 	__u32 port;
 
 	if (!asked || !stamp)
 		return 0;
-	port = chosen_port(stamp->tenant, false, asked->port);
-	if (is_on_host(ctx, stamp, slice, is_v4(asked), port))
-		return port;
-	if (!dual && !is_v4(asked))
-		return 0;
-	port = chosen_port(stamp->tenant, true, asked->port);
-	return is_on_host(ctx, stamp, slice, true, port) ? port : 0;
+	for (int six = 0; six < 2; six++) {
+		if (is_v4(asked) ? 0 : !dual && !six)
+			continue;
+		port = used_port(stamp->tenant, dual ? six : !six, asked->port);
+		if (port)
+			return port;
+	}
+	return 0;
 }
 
 static __always_inline void to_wildcard(struct graft_addr *a)
@@ -202,7 +190,7 @@ __noinline int bind_chosen(struct bpf_sock_addr *ctx, struct graft_addr *a, stru
 		to_wildcard(a);
 	if (tenant->own4 || tenant->own6[0])
 		set_reuse(ctx, stamp, false); /* such containers have one uid: another's port could be chosen */
-	a->port = port_in_use(ctx, &asked, stamp, slice, dual);
+	a->port = port_in_use(&asked, stamp, dual);
 	if (!hold_port(ctx, stamp->tenant))
 		return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, IPPROTO_UDP, &asked);
 	return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
@@ -474,7 +462,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (!a || !stamp)
 		return DENY;
 	/* the socket is bound: the kernel would refuse, and the stamp must stay as it is */
-	if (waits(stamp) || (ctx->sk && ctx->sk->src_port)) {
+	if (waits(ctx->sk, stamp) || (ctx->sk && ctx->sk->src_port)) {
 		if (ctx->family == AF_INET && !is_any(a->ip) && !is_loopback(a) &&
 		    !is_own_address(stamp->tenant, a) && !is_hosts(stamp, a))
 			bpf_set_retval(-EADDRNOTAVAIL); /* IPv4 looks at the address first */
@@ -578,7 +566,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
 		if (!may_bind_low(tenant->netns_cookie, asked.port))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, &asked);
-		if (proto == IPPROTO_TCP && (asked.port || stamp->flags & STAMP_LISTENS)) {
+		if (proto == IPPROTO_TCP && (asked.port || settles(ctx->sk))) {
 			if (asked.port && is_taken(ctx, stamp->tenant, a))
 				return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
 			*a = asked;
@@ -604,6 +592,35 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	return bind_private(ctx, a, stamp, tenant, dual);
 }
 
+/* A bind of graftd's was refused: the socket has what it had before. */
+__noinline int claim_again(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool both)
+{
+	struct graft_addr asked;
+
+	if (!stamp)
+		return 0;
+	asked = stamp->local;
+	name_number(ctx, stamp->tenant, asked.port, is_v4(&asked) || both);
+	return claim(ctx, stamp, &asked, both && is_any6(asked.ip));
+}
+
+/*
+ * decide_bind(), for a socket that may wait and that graftd binds now: it waits until the kernel has bound it
+ * (post_bind), and goes on if that is refused.
+ */
+static __always_inline int settle_bind(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+				       bool both)
+{
+	bool waited = stamp->flags & STAMP_WAITS;
+	int verdict = decide_bind(ctx, a, stamp, both);
+
+	if (waited && verdict == BIND_ALLOW)
+		stamp->flags |= STAMP_WAITS;
+	else if (waited && settles(ctx->sk))
+		claim_again(ctx, stamp, both);
+	return verdict;
+}
+
 /* An accepted socket has a port, and the kernel would refuse; one that was disconnected has none. */
 static __always_inline int bind_unstamped(struct bpf_sock_addr *ctx, struct graft_addr *a)
 {
@@ -627,7 +644,7 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	if (ctx->user_family != AF_INET && (ctx->user_family != AF_UNSPEC || ctx->user_ip4))
 		return ALLOW; /* the kernel says EAFNOSUPPORT */
-	verdict = decide_bind(ctx, &a, stamp, false);
+	verdict = settle_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
 		store4(ctx, &a);
 	return verdict & BIND_ALLOW;
@@ -652,7 +669,7 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 		bpf_set_retval(-EINVAL);
 		return DENY;
 	}
-	verdict = decide_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
+	verdict = settle_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);
 	return verdict & BIND_ALLOW;
@@ -677,6 +694,12 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 		return true;
 	port = sk->src_port;
 	v4 = is_v4(&stamp->local);
+	if (chosen) { /* another thread was faster */
+		__u32 other = used_port(stamp->tenant, v4, stamp->local.port);
+
+		if (other && other != port)
+			return false;
+	}
 	if (chosen && !use_dynamic(stamp->tenant, v4, port, stamp->local.port, lets_share(stamp)))
 		return false;
 	key = dynamic_key(stamp->tenant, sk->protocol == IPPROTO_UDP, v4, stamp->local.port);
@@ -710,7 +733,8 @@ static __always_inline void note_udp(struct bpf_sock *sk, struct graft_stamp *st
 
 /*
  * The socket is bound, and locked. Is it bound as it was decided? Between the decision and the bind another thread
- * may have decided another bind, or changed IPV6_V6ONLY.
+ * may have decided another bind, or changed IPV6_V6ONLY. A socket that waits is bound by graftd alone: the kernel
+ * would have chosen a port of the host's.
  */
 static __always_inline bool is_as_decided(const struct graft_stamp *stamp, const __u32 *ip, __u32 port)
 {
@@ -726,8 +750,9 @@ int graft_post_bind4(struct bpf_sock *sk)
 	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	set_v4(&at, sk->src_ip4);
-	if (!is_as_decided(stamp, at.ip, sk->src_port))
+	if (waits(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
+	stamp->flags &= ~STAMP_WAITS;
 	if (!note_dynamic(sk, stamp)) {
 		bpf_set_retval(-EADDRINUSE);
 		return DENY;
@@ -748,10 +773,11 @@ int graft_post_bind6(struct bpf_sock *sk)
 	at.ip[1] = sk->src_ip6[1];
 	at.ip[2] = sk->src_ip6[2];
 	at.ip[3] = sk->src_ip6[3];
-	if (!is_as_decided(stamp, at.ip, sk->src_port))
+	if (waits(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
 	if (stamp->flags & STAMP_V6ONLY && is_any6(at.ip) && bound_takes_ipv4(sk))
 		return DENY;
+	stamp->flags &= ~STAMP_WAITS;
 	if (!note_dynamic(sk, stamp)) {
 		bpf_set_retval(-EADDRINUSE);
 		return DENY;

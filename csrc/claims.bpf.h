@@ -108,24 +108,39 @@ __noinline int count_claims(__u32 tenant, struct graft_claimed *mine, int by)
 /* The socket is closed, or its bind has failed: it is in nobody's way. */
 __noinline int give_claim_up(struct graft_claimed *mine, __u32 tenant)
 {
+	__u64 *of;
+
 	if (!mine || !mine->at.port)
 		return 0;
 	count_claims(tenant, mine, -1);
 	mine->at.port = 0;
+	of = bpf_map_lookup_elem(&claiming, &tenant);
+	if (of)
+		__sync_fetch_and_add(of, -1);
 	return 0;
 }
 
 /* Claim @asked for this socket. */
 __noinline int claim(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *asked, bool dual)
 {
+	__u64 *of, none = 0;
 	struct graft_claimed *mine;
+	__u32 tenant;
 
 	if (!stamp || !asked || !asked->port || !ctx->sk || ctx->protocol != IPPROTO_TCP || stamp->place)
 		return 0;
 	mine = bpf_sk_storage_get(&claimed, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!mine)
 		return 0;
-	give_claim_up(mine, stamp->tenant);
+	tenant = stamp->tenant;
+	give_claim_up(mine, tenant);
+	bpf_map_update_elem(&claiming, &tenant, &none, BPF_NOEXIST);
+	of = bpf_map_lookup_elem(&claiming, &tenant);
+	if (!of || (__s64)__sync_fetch_and_add(of, 1) >= CLAIMS_MAX) {
+		if (of)
+			__sync_fetch_and_add(of, -1);
+		return 0;
+	}
 	mine->at = *asked;
 	mine->dual = dual;
 	mine->shares = lets_share(stamp);

@@ -7,7 +7,8 @@
  * was not bound, from a port of the kernel's choice, and behind a NAT it would not be different. bind() does not say
  * which it will be. So the program's bind binds nothing (the stamp has what it asked for, STAMP_WAITS), which the
  * kernel does for port 0 where IP_BIND_ADDRESS_NO_PORT is set; graft-sup sets it. listen() is trapped: graftd binds
- * the socket first. A connection to the loopback binds it in its connect hook.
+ * the socket first (`settling`), and it waits until that bind is done. A connection to the loopback binds it in its
+ * connect hook.
  *
  * Nor is an address bound, which may be one of the container's own, or of the host's: the egress rule says the
  * source.
@@ -19,17 +20,26 @@
 #include "loopback.bpf.h"
 #include "report.bpf.h"
 
-/* Is the socket bound for its program, and not for the kernel? */
-static __always_inline bool waits(const struct graft_stamp *stamp)
+/* Does graftd bind this socket now? Nobody else can say so: it is no flag of the stamp, which graftd would have to
+ * read and to write. */
+static __always_inline bool settles(struct bpf_sock *sk)
 {
-	return (stamp->flags & (STAMP_WAITS | STAMP_LISTENS)) == STAMP_WAITS;
+	__u32 *now = sk ? bpf_sk_storage_get(&settling, sk, NULL, 0) : NULL;
+
+	return now && *now;
+}
+
+/* Is the socket bound for its program, and not for the kernel? */
+static __always_inline bool waits(struct bpf_sock *sk, const struct graft_stamp *stamp)
+{
+	return stamp->flags & STAMP_WAITS && !settles(sk);
 }
 
 /* May the bind of this socket wait? */
 static __always_inline bool may_wait(const struct bpf_sock_addr *ctx, const struct graft_stamp *stamp)
 {
 	return ctx->protocol == IPPROTO_TCP && !stamp->place &&
-	       (stamp->flags & (STAMP_LATE | STAMP_LISTENS | STAMP_FAMILY | STAMP_NAMED)) == STAMP_LATE;
+	       (stamp->flags & (STAMP_LATE | STAMP_FAMILY | STAMP_NAMED)) == STAMP_LATE && !settles(ctx->sk);
 }
 
 /* Choose the source of a socket that has none: bpf_bind() fails on one that has a port. @mapped: it is of AF_INET6.

@@ -24,6 +24,7 @@
 
 #include "kernel_sock.bpf.h"
 #include "report.bpf.h"
+#include "rules.bpf.h"
 #include "slice.bpf.h"
 
 #define LISTENERS_FULL -1
@@ -260,6 +261,7 @@ static __always_inline void lead_to_shared(struct bpf_sk_lookup *ctx, const stru
 {
 	struct graft_served_key key = {.port = to->port};
 	struct graft_addr wildcard = {};
+	struct graft_ingress *rule;
 	struct graft_served *found;
 	__u32 zero = 0;
 
@@ -270,7 +272,9 @@ static __always_inline void lead_to_shared(struct bpf_sk_lookup *ctx, const stru
 	if (!found)
 		return;
 	wildcard.port = found->port;
-	lead(ctx, found->tenant, &wildcard);
+	rule = ingress_rule(found->tenant, IPPROTO_TCP, &wildcard); /* the entry outlives the publication */
+	if (rule && rule->exclusive && same_ip(rule->ip, to->ip) && ingress_port(rule, wildcard.port) == to->port)
+		lead(ctx, found->tenant, &wildcard);
 }
 
 /*

@@ -67,7 +67,8 @@ struct {
 	__type(value, struct graft_held);
 } held SEC(".maps");
 
-/* An entry ends with the last socket of it. Where there is no room, the kernel alone says what is in the way. */
+/* An entry ends with the last socket of it; CLAIMS_MAX sockets are a tenant's. What is beyond is not seen to be in
+ * the way. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -77,11 +78,27 @@ struct {
 } claims SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u64);
+} claiming SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, struct graft_claimed);
 } claimed SEC(".maps");
+
+/* graftd binds the socket now, because it is to listen: 1 while it does (late.bpf.h) */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} settling SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

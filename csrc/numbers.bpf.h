@@ -252,11 +252,14 @@ static __always_inline bool is_where_decided(const struct bpf_sock *sk, const st
 /* Forget a bind of a UDP socket that the kernel has refused after the hook had allowed it. */
 __noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 {
-	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP || !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) ||
-	    is_where_decided(ctx->sk, stamp))
+	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP)
+		return 0;
+	if (stamp->flags & STAMP_EPHEMERAL
+		    ? !stamp->local_real.port || ctx->sk->src_port == stamp->local_real.port
+		    : !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) || is_where_decided(ctx->sk, stamp))
 		return 0;
 	let_go(bpf_sk_storage_get(&held, ctx->sk, NULL, 0), stamp->tenant);
-	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS);
+	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL);
 	return 0;
 }
 
@@ -325,6 +328,19 @@ static __noinline int forget_dynamic(struct graft_held *mine, __u32 tenant, bool
 	if (port && *port == mine->host_port)
 		bpf_map_delete_elem(&dynamic_ports, &key);
 	return 0;
+}
+
+/* As chosen_port(), if a socket is there; 0: none is. */
+__noinline int used_port(__u32 tenant, bool v4, __u32 asked)
+{
+	struct graft_dynamic_key key = dynamic_key(tenant, true, v4, chosen_port(tenant, v4, asked));
+	__u32 *sockets;
+
+	if (!key.port)
+		return 0;
+	key.family |= GRAFT_USED;
+	sockets = bpf_map_lookup_elem(&dynamic_ports, &key);
+	return sockets && *sockets >= SOCKET_COUNTED && (*sockets & 0xffff) == asked ? key.port : 0;
 }
 
 /* Count this socket at @port of the host's, where its program has asked for @asked. False: another of the program's

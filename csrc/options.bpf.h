@@ -17,6 +17,7 @@
 #ifndef OPTIONS_BPF_H
 #define OPTIONS_BPF_H
 
+#include "late.bpf.h"
 #include "report.bpf.h"
 
 #define SOL_SOCKET_ 1
@@ -358,7 +359,7 @@ static __always_inline bool makers_option(const struct bpf_sockopt *ctx)
 static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, const struct graft_stamp *stamp)
 {
 	return ctx->level == SOL_IP_ && ctx->optname == IP_BIND_ADDRESS_NO_PORT_ && stamp->flags & STAMP_LATE &&
-	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !(stamp->flags & STAMP_LISTENS);
+	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk);
 }
 
 SEC("cgroup/setsockopt")
@@ -367,6 +368,7 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	struct graft_stamp *stamp = stamp_on(ctx->sk);
 	struct graft_addr what = {};
 	__u32 value, option;
+	bool hidden;
 	int error = 0;
 
 	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
@@ -392,23 +394,23 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (error)
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), error, 0,
 			    &what);
-	if (option != OPTION_FREE) {
-		ctx->optlen = -1; /* the kernel does not see it */
-		return ALLOW;
-	}
-	if (stamp && ctx->level == SOL_SOCKET_ && reuse_flag(ctx->optname) && int_value(ctx, &value)) {
+	hidden = option != OPTION_FREE; /* the default of a refused one */
+	if (!hidden && stamp && ctx->level == SOL_SOCKET_ && reuse_flag(ctx->optname) && int_value(ctx, &value)) {
 		set_flag(stamp, reuse_flag(ctx->optname), value);
-		if (ctx->sk->protocol == IPPROTO_UDP)
-			ctx->optlen = -1; /* the kernel must not set it yet: see set_reuse() */
+		hidden = ctx->sk->protocol == IPPROTO_UDP; /* the kernel must not set it yet: see set_reuse() */
 	}
-	if (stamp && is_no_port(ctx, stamp)) {
-		if (ctx->optlen < 1)
-			return ALLOW; /* EINVAL */
+	if (stamp && is_no_port(ctx, stamp) && ctx->optlen >= 1) {
 		set_flag(stamp, STAMP_NO_PORT, !(ctx->optlen < 4 ? all_zero(ctx, 1) : all_zero(ctx, 4)));
-		ctx->optlen = -1; /* the kernel has it set: late.bpf.h */
+		hidden = true; /* the kernel has it set: late.bpf.h */
 	}
 	if (stamp && ctx->level == SOL_SOCKET_ && ctx->optname == SO_BROADCAST_ && int_value(ctx, &value))
 		set_flag(stamp, STAMP_BROADCAST, value); /* the kernel refuses it to nobody */
+	if (hidden) {
+		asm volatile(
+			""
+			: "+r"(ctx)); /* clang would compute an address in the context, which the verifier refuses */
+		ctx->optlen = -1;     /* the kernel does not see it */
+	}
 	return ALLOW;
 }
 

@@ -57,7 +57,7 @@ class Tenancy:
         self.limits = limits  # of a container that names none
         self.configuration = configuration
         self.reserved = configuration.reserved(wildcard_ports(OWNER_BASE))
-        self.sockets = Sockets(Stamper(kernel.maps["stamps"]), self._place)
+        self.sockets = Sockets(Stamper(kernel.maps["stamps"], kernel.maps["settling"]), self._place)
         self.family = Family(self.sockets, kernel.maps["families"])
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}

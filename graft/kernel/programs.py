@@ -76,7 +76,9 @@ MAPS = (
     "numbers",
     "held",
     "claims",
+    "claiming",
     "claimed",
+    "settling",
     "peers",
     "told",
     "asked",
@@ -176,6 +178,7 @@ class Kernel:
             "counters": 8,
             "owned": OWNED.size,
             "locals": 4,
+            "settling": 4,
             "slices": 4,
             "loopbacks": LOOPBACKS_SIZE,
             "listeners": 8,
@@ -398,7 +401,7 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening", "loopbacks"):
+        for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening", "loopbacks", "claiming"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for key in list(self.maps["dynamic_ports"].keys(DYNAMIC_KEY_SIZE)):
             if key[:4] == tenant.to_bytes(4, "little"):

@@ -27,7 +27,6 @@ STAMP_SOURCE = 16384
 STAMP_STAYS = 32768
 STAMP_LATE = 131072
 STAMP_WAITS = 262144
-STAMP_LISTENS = 524288
 GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt(): does the policy run for this socket? See Stamper.vouch()
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
@@ -71,10 +70,14 @@ class _Update(threading.local):
 
 
 class Stamper:
-    """Reads and writes the stamps of sockets. Any thread may call it. Its methods raise OSError."""
+    """Reads and writes the stamps of sockets. Any thread may call it. Its methods raise OSError.
 
-    def __init__(self, stamps: Map) -> None:
+    @settling: the BPF map, of whoever calls settle().
+    """
+
+    def __init__(self, stamps: Map, settling: Map | None = None) -> None:
         self._stamps = stamps
+        self._settling = settling
         self._update = _Update(stamps.fd)
 
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
@@ -108,6 +111,11 @@ class Stamper:
     def put(self, fd: int, stamp: Stamp) -> None:
         """Write the whole stamp of the socket @fd."""
         self._stamps.update(struct.pack("=i", fd), stamp.pack())
+
+    def settle(self, fd: int, *, now: bool) -> None:
+        """Say whether graftd binds the socket @fd @now, which may have waited for it (csrc/late.bpf.h)."""
+        assert self._settling is not None
+        self._settling.update(struct.pack("=i", fd), now.to_bytes(4, "little"))
 
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of the socket @fd, None if it is not grafted."""

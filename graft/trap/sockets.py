@@ -68,6 +68,9 @@ class Stamps(Protocol):
     def put(self, fd: int, stamp: Stamp) -> None:
         """Write the whole stamp of a socket."""
 
+    def settle(self, fd: int, *, now: bool) -> None:
+        """Say whether graftd binds a socket @now, which may have waited for it."""
+
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of a socket, None if it is not grafted."""
 

@@ -44,13 +44,14 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
 from graft.kernel import linux, traps
 from graft.kernel.maps import Map
-from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_LISTENS, STAMP_SOURCE, STAMP_WAITS, Stamp
+from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_SOURCE, STAMP_WAITS, Stamp
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
@@ -87,6 +88,14 @@ class On(NamedTuple):
     family: OnFamily | None
 
 
+class _Turn:
+    """Whose turn it is to make one socket listen, and how many threads wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waiting = 0
+
+
 class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
@@ -100,6 +109,8 @@ class Supervisor:
         self.owners = owners  # BPF map: containers' own addresses
         self.family = family
         self.is_hosts = is_hosts
+        self.turns: dict[int, _Turn] = {}  # by the inode of a socket that is to listen
+        self.lock = threading.Lock()  # of `turns`; nobody blocks while holding it
         self.handlers: dict[str, Handler] = {
             "socket": self.create,
             "listen": self.listen,
@@ -160,7 +171,7 @@ class Supervisor:
         if sock is None:  # it is no socket; to proceed would let another thread put one there
             there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
             return Answer(error=errno.ENOTSOCK if there else errno.EBADF)
-        with sock:
+        with sock, self._turn(os.fstat(sock.fileno()).st_ino):
             stamp = self.stamps.get(sock.fileno())
             if stamp is None:
                 return _listen_unstamped(caller, sock)
@@ -176,27 +187,45 @@ class Supervisor:
             if sock.family == socket.AF_UNIX:
                 return PROCEED  # the target must call it: peers see who did (SO_PEERCRED)
             if stamp.flags & STAMP_WAITS:
-                self._settle(sock, stamp, sock.getsockname()[:2])
+                self._settle(sock, sock.getsockname()[:2])
             elif sock.getsockname()[1] == 0:
-                any_address = "::" if sock.family == socket.AF_INET6 else "0.0.0.0"
-                with contextlib.suppress(OSError):  # connected or bound meanwhile: listen() below fails
-                    self._settle(sock, stamp, (any_address, 0))
+                self._settle(sock, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
             sock.listen(caller.number(1))
         return Answer()
 
-    def _settle(self, sock: socket.socket, stamp: Stamp, name: tuple[str, int]) -> None:
-        """Bind a socket now, because it is to listen: a bind may wait (csrc/late.bpf.h). Raises OSError."""
-        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED:
-            raise OSError(errno.EINVAL, "it is connected")
-        self.stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_LISTENS))
+    @contextlib.contextmanager
+    def _turn(self, inode: int) -> Iterator[None]:
+        """Let one thread at a time make a socket listen: a server's workers do so with the one that they inherit."""
+        with self.lock:
+            turn = self.turns.setdefault(inode, _Turn())
+            turn.waiting += 1
         try:
-            # which is graftd's to unset meanwhile: of a `dynamic` endpoint the kernel chooses the port
+            with turn.lock:
+                yield
+        finally:
+            with self.lock:
+                turn.waiting -= 1
+                if not turn.waiting:
+                    del self.turns[inode]
+
+    def _settle(self, sock: socket.socket, name: tuple[str, int]) -> None:
+        """Bind a socket now, because it is to listen: a bind may wait (csrc/late.bpf.h). Raises OSError: EADDRINUSE.
+
+        One that is connected, or that its program binds meanwhile, is left to listen(2).
+        """
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED:
+            return
+        self.stamps.settle(sock.fileno(), now=True)
+        try:
+            # it is the program's to see, and graftd's to unset: of a `dynamic` endpoint the kernel chooses the port
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)
             sock.bind(name)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
             sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-            self.stamps.put(sock.fileno(), stamp)
-            raise
+            self.stamps.settle(sock.fileno(), now=False)
 
     def _has_left(self, stamp: Stamp) -> bool:
         """Does the address that the socket of this stamp is bound to belong to another container by now?"""

@@ -14,6 +14,7 @@ import pytest
 from graft.bench.lab import wait_for
 from graft.kernel import diag, linux
 from graft.rules import slices
+from graft.trap.sockets import IP_BIND_ADDRESS_NO_PORT
 from tests.kernel.harness import TENANT_ID, World, isolated
 
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -139,6 +140,25 @@ def test_a_listener_whose_bind_has_waited_is_put_out_of_reach(world: World):
         with world.outside(), refused(errno.ECONNREFUSED):
             socket.create_connection(("127.0.0.1" if family == V4 else "::1", int(port)), 3)
     assert world.kernel.counters(TENANT_ID) == {("listen", "listen() on an unbound socket"): 2}
+
+
+@pytest.mark.kernel
+@isolated
+def test_a_bind_that_waits_takes_no_port_of_the_kernels(world: World):
+    """Whoever gets IP_BIND_ADDRESS_NO_PORT unset, while graftd binds: nobody counts such ports."""
+    now = world.kernel.maps["settling"]
+    for family, address in ((V4, "0.0.0.0"), (V6, "::")):
+        sock = world.late(family)
+        sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)  # which the program alone sees
+        sock.bind((address, 8098))
+        other = world.late(family)
+        now.update(struct.pack("=i", other.fileno()), (1).to_bytes(4, "little"))
+        other.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)
+        now.update(struct.pack("=i", other.fileno()), bytes(4))
+        with refused(errno.EPERM):
+            other.bind((address, 8099))
+        other.close()
+        sock.close()
 
 
 @isolated

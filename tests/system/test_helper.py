@@ -141,7 +141,7 @@ def test_kill_helper_and_graftd_at_once(own_lab):
     workers = [own_lab.spawn_graft("--name", f"w{i}", *python(code), stdout=-1) for i in range(2)]
     wait_for(lambda: len(own_lab.helper_pids()) == 2, "the helpers")
     for _ in range(4):
-        daemon = own_lab.daemon_pid()
+        daemon = wait_for(own_lab.daemon_pid, "graftd")
         for pid in (*own_lab.helper_pids(), daemon):
             os.kill(pid, signal.SIGKILL)
         wait_for(partial(another, own_lab.daemon_pid, daemon), "the next graftd")

@@ -172,3 +172,49 @@ def test_a_server_starts_again(lab):
             assert where(*python(REQUEST), check=True).stdout == "served b''\n"
         assert server.communicate(timeout=20)[0] == ("again\n" if argument else "")
         assert "TIME-WAIT" in lab.host("ss", "-Htan", "sport = :8481").stdout
+
+
+WORKERS = """
+import os, socket, threading
+for kind in (socket.AF_INET, socket.AF_INET6):
+    for _ in range(30):
+        s = socket.socket(kind); s.bind(('', 0)); told = []
+        def listen():
+            try: s.listen(); told.append('OK')
+            except OSError as error: told.append(repr(error))
+        threads = [threading.Thread(target=listen) for _ in range(6)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        assert told == ['OK'] * 6, told
+        c = socket.create_connection(('127.0.0.1' if kind == socket.AF_INET else '::1', s.getsockname()[1]), 5)
+        a, _ = s.accept(); a.close(); c.close(); s.close()
+print('served')
+"""
+
+
+def test_workers_that_listen_on_what_they_inherit(lab):
+    """At the same time: each listen() is right, and the server is reached."""
+    assert lab.graft("run", *python(WORKERS), check=True, timeout=60).stdout == "served\n"
+
+
+HELD = """
+import errno, socket
+def tried(s, *what):
+    try: return s.bind(what) or 'OK'
+    except OSError as error: return errno.errorcode[error.errno]
+def udp(family=socket.AF_INET, share=0):
+    s = socket.socket(family, socket.SOCK_DGRAM); s.setsockopt(1, 15, share); return s
+for connected in (0, 1):
+    for address in ('', '127.0.0.1'):
+        for share in (0, 1):
+            a, b = udp(share=share), udp(share=share)
+            a.bind(('', 5000))
+            if connected: a.connect((PEER, 9))
+            print(connected, address, share, tried(b, address, 5000)); a.close()
+            print(tried(udp(), address, 5000) if not share else '', end=' '); b.close()
+"""
+
+
+def test_a_udp_port_is_held(own_lab):
+    """Also by a socket that is connected, and until the last one that shares it is closed."""
+    code = f"PEER = {CLIENT4!r}\n{HELD}"
+    assert own_lab.graft("run", *python(code), check=True).stdout == own_lab.host(*python(code), check=True).stdout
