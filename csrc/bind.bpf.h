@@ -731,10 +731,16 @@ static __always_inline void note_udp(struct bpf_sock *sk, struct graft_stamp *st
 		enter_udp(sk, stamp->tenant, sk->src_port);
 }
 
+/* Has the kernel bound a socket that waits, at a port of its own choice? Only a bind of graftd's is to be done, and
+ * that was decided for the slice or a rule. */
+static __always_inline bool is_too_early(struct bpf_sock *sk, const struct graft_stamp *stamp)
+{
+	return stamp->flags & STAMP_WAITS && !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS) && settles(sk));
+}
+
 /*
  * The socket is bound, and locked. Is it bound as it was decided? Between the decision and the bind another thread
- * may have decided another bind, or changed IPV6_V6ONLY. A socket that waits is bound by graftd alone: the kernel
- * would have chosen a port of the host's.
+ * may have decided another bind, or changed IPV6_V6ONLY.
  */
 static __always_inline bool is_as_decided(const struct graft_stamp *stamp, const __u32 *ip, __u32 port)
 {
@@ -750,7 +756,7 @@ int graft_post_bind4(struct bpf_sock *sk)
 	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	set_v4(&at, sk->src_ip4);
-	if (waits(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
+	if (is_too_early(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
 	stamp->flags &= ~STAMP_WAITS;
 	if (!note_dynamic(sk, stamp)) {
@@ -773,7 +779,7 @@ int graft_post_bind6(struct bpf_sock *sk)
 	at.ip[1] = sk->src_ip6[1];
 	at.ip[2] = sk->src_ip6[2];
 	at.ip[3] = sk->src_ip6[3];
-	if (waits(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
+	if (is_too_early(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
 	if (stamp->flags & STAMP_V6ONLY && is_any6(at.ip) && bound_takes_ipv4(sk))
 		return DENY;

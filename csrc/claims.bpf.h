@@ -127,7 +127,8 @@ __noinline int claim(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struc
 	struct graft_claimed *mine;
 	__u32 tenant;
 
-	if (!stamp || !asked || !asked->port || !ctx->sk || ctx->protocol != IPPROTO_TCP || stamp->place)
+	if (!stamp || !asked || !asked->port || !ctx->sk || ctx->protocol != IPPROTO_TCP || stamp->place ||
+	    !tenant_of(stamp))
 		return 0;
 	mine = bpf_sk_storage_get(&claimed, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!mine)

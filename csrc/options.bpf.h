@@ -28,6 +28,7 @@
 #define SOL_UDPLITE_ 136 /* to the kernel the same as SOL_UDP for a UDP socket */
 #define SOL_TLS_ 282
 #define IPV6_FREEBIND_ 78
+#define IPV6_V6ONLY_ 26
 #define IP_LOCAL_PORT_RANGE_ 51
 #define IP_BIND_ADDRESS_NO_PORT_ 24
 #define SO_NETNS_COOKIE_ 71
@@ -379,6 +380,10 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
 	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) && makers_option(ctx))
 		return ALLOW; /* before anybody else has the socket */
+	if (stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && waits(ctx->sk, stamp)) {
+		bpf_set_retval(-EINVAL); /* as for a socket that is bound */
+		return DENY;
+	}
 	option = option_of(ctx);
 	if (option != OPTION_FREE)
 		error = option == OPTION_UNKNOWN ? unknown_option(ctx) : refused_option(ctx, option);

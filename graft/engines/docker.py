@@ -34,7 +34,7 @@ from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import PROTOCOL_NAME, Address, parse_address
 from graft.rules.own_address import network_of
-from graft.rules.publication import Publication, fold, host_addresses, parse_publication
+from graft.rules.publication import Publication, fold, follows, host_addresses, parse_publication
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
 from graft.tenants.peers import Peer, refuse_contained
@@ -177,29 +177,38 @@ class Docker:
         return [
             other
             for other in self.registry.attachments.values()
-            if attachment.offered and other.network != attachment.network and other.offered == attachment.offered
+            if attachment.offered
+            and other.network != attachment.network
+            and _offered(other.offered) == attachment.offered  # a graftd before this one left it as Docker gave it
         ]
 
     def _publications(self, attachment: Attachment) -> list[Publication]:
         found: list[Publication] = []
+        begin: dict[tuple[int, Address | None], int] = {}  # where the next one is looked for
         for entry in attachment.offered:
             if "publish" in entry:
                 publication = parse_publication(entry["publish"])
                 self._check(attachment, publication, found)
             else:
-                publication = self._chosen(attachment, msgspec.convert(entry, Mapping), found)
-            found.append(publication)
+                mapping = msgspec.convert(entry, Mapping)
+                place = (mapping.protocol, _address(mapping))
+                publication = self._chosen(attachment, mapping, found, begin.get(place, 0))
+                begin[place] = publication.host_first + 1
+            if found and follows(found[-1], publication):
+                found[-1] = found[-1]._replace(span=found[-1].span + publication.span)
+            else:
+                found.append(publication)
         return found
 
-    def _chosen(self, attachment: Attachment, mapping: Mapping, others: list[Publication]) -> Publication:
+    def _chosen(self, attachment: Attachment, mapping: Mapping, others: list[Publication], begin: int) -> Publication:
         """Return the publication for a port mapping of Docker that names no host port, or a range of them.
 
-        The first port that is free is taken. Raises UsageError, Refused.
+        The first port that is free is taken, those from @begin on first. Raises UsageError, Refused.
         """
         address = _address(mapping)
         wanted = range(mapping.first, (mapping.last or mapping.first) + 1) if mapping.first else CHOSEN
         refused: Refused | None = None
-        for port in wanted:
+        for port in sorted(wanted, key=lambda port: port < begin):
             publication = Publication(address, port, mapping.port, 1, mapping.protocol)
             try:
                 self._check(attachment, publication, others)
@@ -271,6 +280,9 @@ def _offered(mappings: list[Any]) -> list[dict[str, Any]]:
     fixed: list[Publication] = []
     rest: list[dict[str, Any]] = []
     for entry in mappings:
+        if "publish" in entry:
+            fixed.append(parse_publication(entry["publish"]))
+            continue
         mapping = msgspec.convert(entry, Mapping)
         address = _address(mapping)
         if mapping.first and (mapping.last or mapping.first) == mapping.first:

@@ -49,6 +49,16 @@ def parse_publication(text: str) -> Publication:
     return Publication(address, host_first, first, last - first + 1, IPPROTO[protocol or "tcp"])
 
 
+def follows(last: Publication, one: Publication) -> bool:
+    """Do the ports of @one come right after those of @last, at the same address and of the same protocol?"""
+    return (last.protocol, last.address, last.host_first + last.span, last.first + last.span) == (
+        one.protocol,
+        one.address,
+        one.host_first,
+        one.first,
+    )
+
+
 def fold(publications: Iterable[Publication]) -> list[Publication]:
     """Make one publication of those whose ports follow each other, at one address and of one protocol.
 
@@ -59,11 +69,7 @@ def fold(publications: Iterable[Publication]) -> list[Publication]:
     found: list[Publication] = []
     for one in sorted(given, key=lambda p: (p.protocol, p.address.raw if p.address else b"", p.host_first, p.first)):
         last = found[-1] if found else None
-        if (
-            last
-            and (last.protocol, last.address) == (one.protocol, one.address)
-            and (last.host_first + last.span, last.first + last.span) == (one.host_first, one.first)
-        ):
+        if last and follows(last, one):
             found[-1] = last._replace(span=last.span + one.span)
             order[found[-1]] = order[last]
         else:

@@ -17,7 +17,7 @@ from typing import Any
 
 from graft.rules.address import Address, Prefix, parse_address, parse_prefix
 from graft.rules.own_address import Own, network_of
-from graft.rules.publication import Publication, parse_publication
+from graft.rules.publication import Publication, fold, parse_publication
 
 
 class Attachment:
@@ -99,6 +99,9 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     attachment.resolver = parse_address(saved["resolver"]) if saved["resolver"] else None
     attachment.since = saved["since"]
     attachment.offered = saved["offered"]
+    if all("publish" in entry for entry in attachment.offered):  # CNI's; an earlier graftd has not folded them
+        folded = fold(parse_publication(entry["publish"]) for entry in attachment.offered)
+        attachment.offered = [{"publish": str(publication)} for publication in folded]
     local = saved.get("local", ())  # an earlier graftd has not written it
     owned = [restore_own(own) for own in saved["addresses"]]
     attachment.addresses = [own._replace(local=str(own.address) in local) for own in owned]

@@ -147,7 +147,7 @@ def twins_inside(registry: Registry, attachment: Attachment) -> list[Attachment]
     return [
         other
         for other in registry.attachments.values()
-        if other is not attachment
+        if other.key != attachment.key
         and attachment.offered
         and other.offered == attachment.offered
         and other.in_netns(attachment.netns, attachment.cookie)

@@ -51,7 +51,7 @@ from typing import NamedTuple
 
 from graft.kernel import linux, traps
 from graft.kernel.maps import Map
-from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_SOURCE, STAMP_WAITS, Stamp
+from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_LATE, STAMP_SOURCE, STAMP_WAITS, Stamp
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
@@ -187,9 +187,9 @@ class Supervisor:
             if sock.family == socket.AF_UNIX:
                 return PROCEED  # the target must call it: peers see who did (SO_PEERCRED)
             if stamp.flags & STAMP_WAITS:
-                self._settle(sock, sock.getsockname()[:2])
+                self._settle(sock, stamp, sock.getsockname()[:2])
             elif sock.getsockname()[1] == 0:
-                self._settle(sock, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
+                self._settle(sock, stamp, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
             sock.listen(caller.number(1))
         return Answer()
 
@@ -208,23 +208,28 @@ class Supervisor:
                 if not turn.waiting:
                     del self.turns[inode]
 
-    def _settle(self, sock: socket.socket, name: tuple[str, int]) -> None:
+    def _settle(self, sock: socket.socket, stamp: Stamp, name: tuple[str, int]) -> None:
         """Bind a socket now, because it is to listen: a bind may wait (csrc/late.bpf.h). Raises OSError: EADDRINUSE.
 
-        One that is connected, or that its program binds meanwhile, is left to listen(2).
+        One that is connected, or that its program has bound meanwhile, is left to listen(2).
         """
         if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED:
             return
-        self.stamps.settle(sock.fileno(), now=True)
+        late = stamp.flags & STAMP_LATE  # it has the option, which is its program's to see, and graftd's to unset:
+        self.stamps.settle(sock.fileno(), now=True)  # of a `dynamic` endpoint the kernel chooses the port
         try:
-            # it is the program's to see, and graftd's to unset: of a `dynamic` endpoint the kernel chooses the port
-            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)
-            sock.bind(name)
+            if late:
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)
+            try:
+                sock.bind(name)
+            finally:
+                if late:
+                    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+            found = self.stamps.get(sock.fileno())
+            if error.errno != errno.EINVAL or (found and found.flags & STAMP_WAITS):
+                raise  # the kernel would choose a port of the host's for listen(2)
         finally:
-            sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             self.stamps.settle(sock.fileno(), now=False)
 
     def _has_left(self, stamp: Stamp) -> bool:

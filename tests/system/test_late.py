@@ -139,6 +139,9 @@ c = made(); c.bind(('', 0)); mine = c.getsockname()[1]; c.connect(('127.0.0.1', 
 print(peer == ('127.0.0.1', mine), c.getsockname() == peer, c.getpeername() == ('127.0.0.1', port))
 n = made(); n.setsockopt(0, 24, 1); n.bind(('', 0)); print(n.getsockname()[1], n.getsockopt(0, 24), made().getsockopt(0, 24), c.getsockopt(0, 24))
 n.connect(('127.0.0.1', port)); print(n.getsockname() == s.accept()[1], n.getsockname()[1] > 0)
+for address in ('::', '::ffff:0.0.0.0', '::1'):
+    m = made(socket.AF_INET6); m.bind((address, 4100)); print(address, tried(m.setsockopt, 41, 26, 1), tried(m.listen), tried(m.bind, (address, 4101)))
+    m.close()
 t = made(); t.bind(('127.0.0.1', 0)); t.connect(t.getsockname()); print('itself', t.getsockname() == t.getpeername())
 t = made(); t.bind(('', 4000)); t.connect(('127.0.0.1', 4000)); print('itself', t.getsockname() == t.getpeername())
 """

@@ -205,7 +205,7 @@ def test_joining_a_named_namespace(lab):
             "run", "--netns", name, *python("import socket; socket.create_connection(('127.0.0.1', 80))")
         )
         assert second.returncode == 0, second.stderr
-        assert lab.end(process) == 0
+        assert process.wait(20) == 0
         third = lab.graft("run", "--netns", "first", "true")
         assert "does not exist" in third.stderr
     finally:
