@@ -152,15 +152,16 @@ def connections_to_itself():
 
 @taker
 def dynamic_endpoints():
-    """A rule gives each port of the wildcard a port that the kernel chooses."""
+    """A rule gives each port of the wildcard a port that the kernel chooses, when it is used."""
     ports = iter(range(1, 65536))
 
-    def bind():
+    def serve():
         sock = socket.socket(V4, TCP)
         sock.bind(("0.0.0.0", next(ports)))
+        sock.listen()
         return sock
 
-    return until_refused(bind)
+    return until_refused(serve)
 
 
 @taker
