@@ -61,6 +61,23 @@ static __always_inline bool is_any6(const __u32 *ip)
 	return !ip[0] && !ip[1] && !ip[2] && !ip[3];
 }
 
+/* Put the wildcard of its family there. */
+static __always_inline void to_wildcard(struct graft_addr *a)
+{
+	if (is_v4(a))
+		set_v4(a, 0);
+	else
+		__builtin_memset(a->ip, 0, sizeof(a->ip));
+}
+
+/* 224.0.0.0/4, 255.255.255.255 or ff00::/8: who answers is not known before */
+static __always_inline bool names_a_group(const struct graft_addr *a)
+{
+	if (!is_v4(a))
+		return bpf_ntohl(a->ip[0]) >> 24 == 0xff;
+	return bpf_ntohl(a->ip[3]) >> 28 == 0xe || a->ip[3] == ~0u;
+}
+
 /* 127.0.0.0/8 or ::1 */
 static __always_inline bool is_loopback(const struct graft_addr *a)
 {

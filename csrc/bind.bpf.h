@@ -39,17 +39,6 @@ __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, b
 	return 0;
 }
 
-/* Put the place in the slice there of a bind to @asked: to the loopback's address with number @number, the wildcard,
- * or an own address of @holder. */
-static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 slice, const struct graft_addr *asked,
-					  const struct graft_holder *holder, __u32 number)
-{
-	if (holder)
-		own_place(a, v4, slice, asked->port, holder->number);
-	else
-		slice_place(a, v4, slice, asked->port, number);
-}
-
 /*
  * Is a UDP socket of the tenant's in the way of a bind to @asked that has the port at the address with this number,
  * and is on the wildcard if that is an address, or the other way round? -1: no address has the number.
@@ -133,14 +122,6 @@ __noinline int port_in_use(struct graft_addr *asked, struct graft_stamp *stamp, 
 			return port;
 	}
 	return 0;
-}
-
-static __always_inline void to_wildcard(struct graft_addr *a)
-{
-	if (is_v4(a))
-		set_v4(a, 0);
-	else
-		__builtin_memset(a->ip, 0, sizeof(a->ip));
 }
 
 /*

@@ -20,17 +20,24 @@ static __always_inline __u32 lets_share(const struct graft_stamp *stamp)
 	return stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT);
 }
 
+static __always_inline struct graft_claim_key claim_key(__u32 tenant, const struct graft_addr *at, __u32 kind)
+{
+	struct graft_claim_key key = {.tenant = tenant, .port = at->port, .kind = kind};
+
+	if (kind == CLAIM_AT)
+		__builtin_memcpy(key.ip, at->ip, sizeof(key.ip));
+	return key;
+}
+
 /* Is there a claim of this kind that is in the way? @shares: of a socket that lets others have its port so. */
 __noinline int meets_claim(__u32 tenant, struct graft_addr *at, __u32 kind, __u32 shares)
 {
-	struct graft_claim_key key = {.tenant = tenant, .kind = kind};
+	struct graft_claim_key key;
 	struct graft_claim *of;
 
 	if (!at)
 		return false;
-	key.port = at->port;
-	if (kind == CLAIM_AT)
-		__builtin_memcpy(key.ip, at->ip, sizeof(key.ip));
+	key = claim_key(tenant, at, kind);
 	of = bpf_map_lookup_elem(&claims, &key);
 	if (!of || (__s64)of->all <= 0)
 		return false;
@@ -60,14 +67,12 @@ __noinline int is_claimed(struct graft_stamp *stamp, struct graft_addr *asked, b
 /* Count @by sockets at one claim, which let others have their port by @shares. */
 __noinline int count_claim(__u32 tenant, struct graft_addr *at, __u32 kind, int by, __u32 shares)
 {
-	struct graft_claim_key key = {.tenant = tenant, .kind = kind};
 	struct graft_claim *of, none = {};
+	struct graft_claim_key key;
 
 	if (!at)
 		return 0;
-	key.port = at->port;
-	if (kind == CLAIM_AT)
-		__builtin_memcpy(key.ip, at->ip, sizeof(key.ip));
+	key = claim_key(tenant, at, kind);
 	of = bpf_map_lookup_elem(&claims, &key);
 	if (!of && by > 0) {
 		bpf_map_update_elem(&claims, &key, &none, BPF_NOEXIST);

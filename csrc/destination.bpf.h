@@ -88,10 +88,11 @@ static __always_inline bool is_permitted(const struct graft_stamp *stamp, const 
  */
 static __always_inline bool is_unanswerable(__u32 tenant, const struct graft_addr *bound, const struct graft_addr *to)
 {
-	struct graft_holder *holder = is_any(bound->ip) ? NULL : holder_of(bound);
+	struct graft_holder *holder;
 
-	if (is_v4(to) ? bpf_ntohl(to->ip[3]) >> 28 >= 0xe : bpf_ntohl(to->ip[0]) >> 24 == 0xff)
-		return false; /* a group, whose members are asked and need not answer */
+	if (is_any(bound->ip) || names_a_group(to))
+		return false;
+	holder = holder_of(bound);
 	return holder && holder->tenant == tenant && holder->flags & HOLDER_LOCAL &&
 	       !bpf_map_lookup_elem(&locals, to->ip) && !holder_of(to);
 }

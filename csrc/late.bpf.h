@@ -81,10 +81,7 @@ __noinline int settle(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, stru
 	tenant = tenant_of(stamp);
 	if (!tenant || !(holder || is_any(asked.ip)) || (holder && is_v4(&asked) != v4))
 		return false;
-	if (holder)
-		own_place(&at, v4, tenant->slice, asked.port, holder->number);
-	else
-		slice_addr(&at, v4, tenant->slice, asked.port);
+	private_place(&at, v4, tenant->slice, &asked, holder, 0);
 	if (bind_source(ctx, &at, mapped))
 		return false;
 	stamp->local_real = at;

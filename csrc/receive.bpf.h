@@ -14,17 +14,11 @@
 #include "answer.bpf.h"
 #include "numbers.bpf.h"
 
-/*
- * 224.0.0.0/4, 255.255.255.255 or ff00::/8, or with SO_BROADCAST what looks like a subnet's broadcast address: who
- * answers is not known before.
- */
+/* Or, with SO_BROADCAST, what looks like a subnet's broadcast address. */
 static __always_inline bool is_group(const struct graft_stamp *stamp, const struct graft_addr *a)
 {
-	__u32 ip4 = bpf_ntohl(a->ip[3]);
-
-	if (!is_v4(a))
-		return bpf_ntohl(a->ip[0]) >> 24 == 0xff;
-	return ip4 >> 28 == 0xe || ip4 == ~0u || (stamp->flags & STAMP_BROADCAST && (ip4 & 0xff) == 0xff);
+	return names_a_group(a) ||
+	       (is_v4(a) && stamp->flags & STAMP_BROADCAST && (bpf_ntohl(a->ip[3]) & 0xff) == 0xff);
 }
 
 static __always_inline bool is_peer(struct graft_peers *of, const struct graft_addr *a)

@@ -132,6 +132,17 @@ static __always_inline void own_place(struct graft_addr *a, bool v4, __u32 slice
 	slice_ip(a, v4, slice, SLICE_OWN + ((((port & 0xffff) >> SLICE_PORT_BITS) ^ number) & 15));
 }
 
+/* Put the place in the slice there of a bind to @asked: to the loopback's address with number @number, the wildcard,
+ * or an own address of @holder. */
+static __always_inline void private_place(struct graft_addr *a, bool v4, __u32 slice, const struct graft_addr *asked,
+					  const struct graft_holder *holder, __u32 number)
+{
+	if (holder)
+		own_place(a, v4, slice, asked->port, holder->number);
+	else
+		slice_place(a, v4, slice, asked->port, number);
+}
+
 /* The slice number of the tenant whose @number is: see abi.h. */
 __noinline int slice_of_number(__u32 number)
 {

@@ -34,7 +34,7 @@ from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import PROTOCOL_NAME, Address, parse_address
 from graft.rules.own_address import network_of
-from graft.rules.publication import Publication, fold, follows, host_addresses, parse_publication
+from graft.rules.publication import Publication, append, fold, host_addresses, overlap, parse_publication
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
 from graft.tenants.peers import Peer, refuse_contained
@@ -194,10 +194,7 @@ class Docker:
                 place = (mapping.protocol, _address(mapping))
                 publication = self._chosen(attachment, mapping, found, begin.get(place, 0))
                 begin[place] = publication.host_first + 1
-            if found and follows(found[-1], publication):
-                found[-1] = found[-1]._replace(span=found[-1].span + publication.span)
-            else:
-                found.append(publication)
+            append(publication, found)
         return found
 
     def _chosen(self, attachment: Attachment, mapping: Mapping, others: list[Publication], begin: int) -> Publication:
@@ -222,11 +219,7 @@ class Docker:
         registry = self.registry
         for other in others:
             same = (other.protocol, other.address) == (publication.protocol, publication.address)
-            if (
-                same
-                and other.host_first < publication.host_first + publication.span
-                and publication.host_first < other.host_first + other.span
-            ):
+            if same and overlap(publication.host_first, publication.span, other.host_first, other.span):
                 raise Refused(f"-p {publication}: the host's port is published twice", code="EADDRINUSE")
         addresses = host_addresses(publication, ipv6=registry.ipv6)
         check_free(registry, publication, addresses, where=(0, 0), shared=bool(attachment.addresses))

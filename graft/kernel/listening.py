@@ -35,12 +35,14 @@ def ports_in_use(protocol: int) -> set[int]:
     @protocol: IPPROTO_TCP or IPPROTO_UDP.
     """
     kind = next(kind for kind, number in PROTOCOLS.items() if number == protocol)
-    found: set[int] = set()
-    for name in (kind, f"{kind}6"):
-        with contextlib.suppress(FileNotFoundError), open(TABLES / name) as file:
-            next(file)
-            found.update(int(line.split(None, 2)[1].rpartition(":")[2], 16) for line in file)
-    return found
+    return {int(row[1].rpartition(":")[2], 16) for name in (kind, f"{kind}6") for row in _rows(TABLES / name)}
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The fields of each socket in a table; nothing without the family."""
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        next(file)
+        yield from map(str.split, file)
 
 
 def _entries(path: Path, state: str) -> Iterator[tuple[int, int]]:
@@ -48,12 +50,9 @@ def _entries(path: Path, state: str) -> Iterator[tuple[int, int]]:
 
     TCP's listeners come first (net/ipv4/tcp_ipv4.c, tcp_seq_start()), and the connections after them may be many.
     """
-    with contextlib.suppress(FileNotFoundError), open(path) as file:
-        next(file)
-        for line in file:
-            fields = line.split()
-            address, _, port = fields[1].partition(":")
-            if fields[3] == state and not address.strip("0"):
-                yield int(port, 16), int(fields[7])
-            elif fields[3] != state and path.name.startswith("tcp"):
-                return
+    for fields in _rows(path):
+        address, _, port = fields[1].partition(":")
+        if fields[3] == state and not address.strip("0"):
+            yield int(port, 16), int(fields[7])
+        elif fields[3] != state and path.name.startswith("tcp"):
+            return

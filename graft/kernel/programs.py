@@ -311,9 +311,10 @@ class Kernel:
     def know_locals(self, addresses: Collection[Address]) -> None:
         """Let the containers bind where they are published at these addresses of the host's. Raises OSError."""
         keys = {address.raw for address in addresses}
-        for key in set(self.maps["locals"].keys(16)) - keys:
+        known = set(self.maps["locals"].keys(16))
+        for key in known - keys:
             self.maps["locals"].delete(key)
-        for key in keys:
+        for key in keys - known:
             self.maps["locals"].update(key, bytes(4))
 
     def reserve(self, ports: Collection[int]) -> None:

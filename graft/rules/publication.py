@@ -49,14 +49,15 @@ def parse_publication(text: str) -> Publication:
     return Publication(address, host_first, first, last - first + 1, IPPROTO[protocol or "tcp"])
 
 
-def follows(last: Publication, one: Publication) -> bool:
-    """Do the ports of @one come right after those of @last, at the same address and of the same protocol?"""
-    return (last.protocol, last.address, last.host_first + last.span, last.first + last.span) == (
-        one.protocol,
-        one.address,
-        one.host_first,
-        one.first,
-    )
+def append(publication: Publication, found: list[Publication]) -> None:
+    """Append @publication to @found, or make it a part of the last one there, whose ports it follows."""
+    last = found[-1] if found else None
+    if last and publication == last._replace(
+        host_first=last.host_first + last.span, first=last.first + last.span, span=publication.span
+    ):
+        found[-1] = last._replace(span=last.span + publication.span)
+    else:
+        found.append(publication)
 
 
 def fold(publications: Iterable[Publication]) -> list[Publication]:
@@ -65,16 +66,16 @@ def fold(publications: Iterable[Publication]) -> list[Publication]:
     Engines name each port of a range by itself. What follows nothing stays where it was in the order.
     """
     given = list(publications)
-    order = {publication: place for place, publication in reversed(list(enumerate(given)))}
+    order = {one._replace(span=0): place for place, one in reversed(list(enumerate(given)))}
     found: list[Publication] = []
     for one in sorted(given, key=lambda p: (p.protocol, p.address.raw if p.address else b"", p.host_first, p.first)):
-        last = found[-1] if found else None
-        if last and follows(last, one):
-            found[-1] = last._replace(span=last.span + one.span)
-            order[found[-1]] = order[last]
-        else:
-            found.append(one)
-    return sorted(found, key=order.__getitem__)
+        append(one, found)
+    return sorted(found, key=lambda one: order[one._replace(span=0)])
+
+
+def overlap(first: int, span: int, other_first: int, other_span: int) -> bool:
+    """Have two ranges of ports one in common?"""
+    return other_first < first + span and first < other_first + other_span
 
 
 def host_addresses(publication: Publication, *, ipv6: bool = True) -> list[Address]:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from graft.errors import Refused
 from graft.kernel.listening import ports_in_use
 from graft.rules.address import PROTOCOL_NAME, Address
-from graft.rules.publication import Publication, host_addresses
+from graft.rules.publication import Publication, host_addresses, overlap
 
-MANY = 64
+MANY = 64  # ports
 
 
 def check_publication(
@@ -79,8 +79,7 @@ def check_conflicts(
     for other in others:
         if (
             other.protocol == publication.protocol
-            and other.host_first < publication.host_first + publication.span
-            and publication.host_first < other.host_first + other.span
+            and overlap(publication.host_first, publication.span, other.host_first, other.span)
             and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in host_addresses(other))
         ):
             raise Refused(
@@ -98,8 +97,7 @@ def check_inside(publication: Publication, addresses: list[Address], others: Ite
     for other in others:
         if (
             other.protocol == publication.protocol
-            and other.first < publication.first + publication.span
-            and publication.first < other.first + other.span
+            and overlap(publication.first, publication.span, other.first, other.span)
             and any(a.v4 == b.v4 for a in addresses for b in host_addresses(other))
         ):
             raise Refused(

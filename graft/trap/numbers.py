@@ -33,29 +33,32 @@ MARGIN = 256
 
 
 class Turns:
-    """Locks by the PID of a process, each of which exists while somebody has it or waits for it. For any thread."""
+    """Locks by a number, each of which exists while somebody has it or waits for it. For any thread."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.turns: dict[int, tuple[threading.Lock, int]] = {}  # the lock, and how many threads have or want it
 
-    @contextlib.contextmanager
-    def of(self, pid: int) -> Iterator[None]:
+    def of(self, pid: int) -> contextlib.AbstractContextManager[None]:
         """Run the body while no other thread does so for the process of thread @pid. Raises OSError if it is gone."""
-        process = target.thread_group(pid)
+        return self.at(target.thread_group(pid))
+
+    @contextlib.contextmanager
+    def at(self, number: int) -> Iterator[None]:
+        """Run the body while no other thread does so for this @number."""
         with self.lock:
-            turn, count = self.turns.get(process, (threading.Lock(), 0))
-            self.turns[process] = turn, count + 1
+            turn, count = self.turns.get(number, (threading.Lock(), 0))
+            self.turns[number] = turn, count + 1
         try:
             with turn:
                 yield
         finally:
             with self.lock:
-                turn, count = self.turns[process]
+                turn, count = self.turns[number]
                 if count == 1:
-                    del self.turns[process]
+                    del self.turns[number]
                 else:
-                    self.turns[process] = turn, count - 1
+                    self.turns[number] = turn, count - 1
 
 
 def free_number(pid: int) -> int | None:

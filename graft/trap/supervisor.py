@@ -44,8 +44,7 @@ import contextlib
 import errno
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -60,6 +59,7 @@ from graft.trap.actions import PROCEED, Action, Answer, Inject
 from graft.trap.caller import Caller
 from graft.trap.family import Family, State
 from graft.trap.listener import Notification
+from graft.trap.numbers import Turns
 from graft.trap.sockets import IP_BIND_ADDRESS_NO_PORT, Sockets, TenantView
 
 SOCK_TYPE_MASK = 0xF
@@ -88,14 +88,6 @@ class On(NamedTuple):
     family: OnFamily | None
 
 
-class _Turn:
-    """Whose turn it is to make one socket listen, and how many threads wait for it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.waiting = 0
-
-
 class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
@@ -109,8 +101,7 @@ class Supervisor:
         self.owners = owners  # BPF map: containers' own addresses
         self.family = family
         self.is_hosts = is_hosts
-        self.turns: dict[int, _Turn] = {}  # by the inode of a socket that is to listen
-        self.lock = threading.Lock()  # of `turns`; nobody blocks while holding it
+        self.turns = Turns()  # by the inode of a socket that is to listen: a server's workers inherit one
         self.handlers: dict[str, Handler] = {
             "socket": self.create,
             "listen": self.listen,
@@ -171,7 +162,7 @@ class Supervisor:
         if sock is None:  # it is no socket; to proceed would let another thread put one there
             there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
             return Answer(error=errno.ENOTSOCK if there else errno.EBADF)
-        with sock, self._turn(os.fstat(sock.fileno()).st_ino):
+        with sock, self.turns.at(os.fstat(sock.fileno()).st_ino):
             stamp = self.stamps.get(sock.fileno())
             if stamp is None:
                 return _listen_unstamped(caller, sock)
@@ -192,21 +183,6 @@ class Supervisor:
                 self._settle(sock, stamp, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
             sock.listen(caller.number(1))
         return Answer()
-
-    @contextlib.contextmanager
-    def _turn(self, inode: int) -> Iterator[None]:
-        """Let one thread at a time make a socket listen: a server's workers do so with the one that they inherit."""
-        with self.lock:
-            turn = self.turns.setdefault(inode, _Turn())
-            turn.waiting += 1
-        try:
-            with turn.lock:
-                yield
-        finally:
-            with self.lock:
-                turn.waiting -= 1
-                if not turn.waiting:
-                    del self.turns[inode]
 
     def _settle(self, sock: socket.socket, stamp: Stamp, name: tuple[str, int]) -> None:
         """Bind a socket now, because it is to listen: a bind may wait (csrc/late.bpf.h). Raises OSError: EADDRINUSE.

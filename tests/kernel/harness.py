@@ -120,8 +120,7 @@ class World:
 
     def late(self, family: int = socket.AF_INET) -> socket.socket:
         """A TCP socket whose bind waits, as graft-sup makes it."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.settimeout(5)
+        sock = self.sock(family, vouched=False)
         self.stamper.stamp(sock.fileno(), TENANT_ID, STAMP_LATE)
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
         self.stamper.vouch(sock, TENANT_ID)

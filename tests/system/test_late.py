@@ -1,12 +1,12 @@
 """A client that binds before it goes out: it leaves by a port of the kernel's choice, and its program sees what it asked for."""
 
 import signal
-import subprocess
 
 import pytest
 
 from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6
 from tests.conftest import python
+from tests.system.told import Told
 
 OWN4, OWN6 = "10.99.0.5", "fd00:99::5"
 ECHO = """
@@ -56,24 +56,8 @@ def far(lab):
     lab.end(process, signal.SIGKILL)
 
 
-class Client:
-    """A container whose program binds, then goes out, as it is told."""
-
-    def __init__(self, lab, *options):
-        self.process = lab.spawn_graft(*options, *python(CLIENT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def goes(self, kind, host, port, to):
-        self.process.stdin.write(f"{kind} {host} {port} {to}\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().split()
-
-    def end(self):
-        self.process.stdin.close()
-        assert self.process.wait(20) == 0
-
-
 def test_out(lab, far):
-    client = Client(lab)
+    client = Told(lab, CLIENT)
     for kind in ("tcp", "udp", "send"):
         for host, port, to, leaves in (
             ("0.0.0.0", 0, CLIENT4, HOST4),
@@ -85,7 +69,7 @@ def test_out(lab, far):
             (HOST6, 5063, CLIENT6, HOST6),
             (HOST6, 0, CLIENT6, HOST6),
         ):
-            got = client.goes(kind, host, port, to)
+            got = client.does(kind, host, port, to).split()
             assert len(got) == 7, (kind, host, port, got)
             before, name, again, after, after_name, seen, _seen_port = got
             assert (before, again, seen) == (host, "EINVAL", leaves), (kind, host, port, got)
@@ -98,9 +82,9 @@ def test_out(lab, far):
 def test_out_with_an_address_of_ones_own(lab, far):
     """It leaves from there, by a port that is nobody else's; the host's servers have all theirs."""
     lab.client("ip", "route", "add", f"{OWN4}/32", "via", HOST4, check=True)
-    client = Client(lab, "--ip", OWN4)
+    client = Told(lab, CLIENT, "--ip", OWN4)
     for host, port in (("0.0.0.0", 0), ("0.0.0.0", 5060), (OWN4, 0), (OWN4, 5061)):
-        before, name, again, after, after_name, seen, _ = client.goes("tcp", host, port, CLIENT4)
+        before, name, again, after, after_name, seen, _ = client.does("tcp", host, port, CLIENT4).split()
         assert (before, again, after, name, seen) == (host, "EINVAL", OWN4, after_name, OWN4)
         assert int(name) == port or not port
     client.end()
@@ -108,10 +92,10 @@ def test_out_with_an_address_of_ones_own(lab, far):
 
 
 def test_without_egress(lab):
-    client = Client(lab, "--egress", "none")
+    client = Told(lab, CLIENT, "--egress", "none")
     for kind in ("tcp", "udp", "send"):
-        assert client.goes(kind, "0.0.0.0", 5060, CLIENT4)[0] in ("EADDRNOTAVAIL", "ENETUNREACH")
-        assert client.goes(kind, HOST4, 5060, CLIENT4) == ["EADDRNOTAVAIL"]
+        assert client.does(kind, "0.0.0.0", 5060, CLIENT4) in ("EADDRNOTAVAIL", "ENETUNREACH")
+        assert client.does(kind, HOST4, 5060, CLIENT4) == "EADDRNOTAVAIL"
     client.end()
 
 

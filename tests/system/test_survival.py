@@ -18,6 +18,7 @@ from graft.process import cage
 from tests.conftest import python
 from tests.endurance.soak import soak
 from tests.endurance.torture import torture
+from tests.system.told import Told
 
 STEPS = """
 import errno, socket, sys
@@ -35,23 +36,12 @@ for line in sys.stdin:
 """
 
 
-class Program:
+class Program(Told):
     """A container that does one thing at a time, when it is told."""
 
     def __init__(self, lab, *options):
-        self.process = lab.spawn_graft(*options, *python(STEPS), stdin=-1, stdout=-1)
+        super().__init__(lab, STEPS, *options)
         assert self.process.stdout.readline() == "up\n"
-
-    def say(self, word):
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-
-    def hear(self):
-        return self.process.stdout.readline().strip()
-
-    def does(self, word):
-        self.say(word)
-        return self.hear()
 
     def waits(self):
         """Is there no answer for a while?"""

@@ -1,12 +1,12 @@
 """A program binds the address that it was told, by getsockname() or its administrator: where it is published, narrower."""
 
 import json
-import subprocess
 
 import pytest
 
 from graft.bench.lab import CLIENT4, HOST4, HOST6, wait_for
 from tests.conftest import python
+from tests.system.told import Told
 
 SECOND4 = "10.77.0.9"
 BIND = """
@@ -23,22 +23,6 @@ for line in sys.stdin:
 """
 
 
-class Program:
-    """A container that binds what it is told to."""
-
-    def __init__(self, lab, *options):
-        self.process = lab.spawn_graft(*options, *python(BIND), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def bind(self, kind, host, port):
-        self.process.stdin.write(f"{kind} {host} {port}\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
-
-    def end(self):
-        self.process.stdin.close()
-        assert self.process.wait(20) == 0
-
-
 def places(lab, *what):
     """Where the host's stack has what listens: (address, port)."""
     told = lab.host("ss", "-Hn", *what).stdout.splitlines()
@@ -48,44 +32,44 @@ def places(lab, *what):
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
 def test_a_publication_holds_for_each_address(lab, kind):
     """Of both families; the socket is at that address alone, under the host's port."""
-    program = Program(lab, "-p", f"8490:80/{kind}", "-p", f"{HOST4}:8491:81/{kind}")
+    program = Told(lab, BIND, "-p", f"8490:80/{kind}", "-p", f"{HOST4}:8491:81/{kind}")
     for host, shown in ((HOST4, f"{HOST4}:8490"), (HOST6, f"[{HOST6}]:8490")):
-        assert program.bind(kind, host, 80) == f"bound {host} 80"
+        assert program.does(kind, host, 80) == f"bound {host} 80"
         assert shown in places(lab, "-lt" if kind == "tcp" else "-lu")
     assert "0.0.0.0:8490" not in places(lab, "-lt" if kind == "tcp" else "-lu")
-    assert program.bind(kind, HOST4, 81) == f"bound {HOST4} 81"
+    assert program.does(kind, HOST4, 81) == f"bound {HOST4} 81"
     for host, port in ((SECOND4, 80), (CLIENT4, 80), ("192.0.2.1", 80), ("fd00:99::1", 80), ("224.0.0.251", 80)):
-        assert program.bind(kind, host, port) == "EADDRNOTAVAIL", (host, port)
-    assert program.bind(kind, HOST4, 80) == "EADDRINUSE"
+        assert program.does(kind, host, port) == "EADDRNOTAVAIL", (host, port)
+    assert program.does(kind, HOST4, 80) == "EADDRINUSE"
     for host, port in ((HOST6, 81), (HOST4, 8080)):  # nobody publishes these: as on the wildcard
-        assert program.bind(kind, host, port) == f"bound {host} {port}"
+        assert program.does(kind, host, port) == f"bound {host} {port}"
         assert not any(place.endswith((f":{port}", f"{HOST6}]:8491")) for place in places(lab, "-lt" if kind == "tcp" else "-lu"))
     program.end()
 
 
 def test_addresses_come_and_go(lab):
-    program = Program(lab, "-p", "8492:80")
-    assert program.bind("tcp", SECOND4, 80) == "EADDRNOTAVAIL"
+    program = Told(lab, BIND, "-p", "8492:80")
+    assert program.does("tcp", SECOND4, 80) == "EADDRNOTAVAIL"
     device = json.loads(lab.host("ip", "-j", "-4", "route", "get", CLIENT4).stdout)[0]["dev"]
     for address, bits in ((SECOND4, 32), ("fd00:77::9", 128)):
         lab.host("ip", "address", "add", f"{address}/{bits}", "dev", device, "nodad" if ":" in address else "noprefixroute", check=True)
-        wait_for(lambda: program.bind("tcp", address, 80).startswith("bound"), "the address")  # noqa: B023 - asked at once
+        wait_for(lambda: program.does("tcp", address, 80).startswith("bound"), "the address")  # noqa: B023 - asked at once
         lab.host("ip", "address", "del", f"{address}/{bits}", "dev", device, check=True)
-        wait_for(lambda: program.bind("tcp", address, 80) == "EADDRNOTAVAIL", "its end")  # noqa: B023 - likewise
+        wait_for(lambda: program.does("tcp", address, 80) == "EADDRNOTAVAIL", "its end")  # noqa: B023 - likewise
     program.end()
 
 
 def test_port_zero_of_a_hosts_address(lab):
     """As that of the wildcard: of UDP a port of the host's, to send from, at this address; of TCP a private one."""
-    program = Program(lab)
+    program = Told(lab, BIND)
     for host in (HOST4, HOST6):
-        assert program.bind("udp", host, 0).startswith(f"bound {host} ")
-        assert program.bind("tcp", host, 0).startswith(f"bound {host} ")
-        assert program.bind("tcp", host, 80) == f"bound {host} 80"
+        assert program.does("udp", host, 0).startswith(f"bound {host} ")
+        assert program.does("tcp", host, 0).startswith(f"bound {host} ")
+        assert program.does("tcp", host, 80) == f"bound {host} 80"
     assert not {place for place in places(lab, "-lt") if place.startswith((HOST4, f"[{HOST6}]"))}
     program.end()
-    program = Program(lab, "--egress", "none")
-    assert program.bind("udp", HOST4, 0) == "EADDRNOTAVAIL"  # which addresses the host has is not its business
+    program = Told(lab, BIND, "--egress", "none")
+    assert program.does("udp", HOST4, 0) == "EADDRNOTAVAIL"  # which addresses the host has is not its business
     assert not {place for place in places(lab, "-lu") if place.startswith(HOST4)}
     program.end()
 

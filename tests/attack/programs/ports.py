@@ -13,12 +13,12 @@ def bind_a_port_of_the_hosts():
     socket.socket(V4, TCP).bind(("0.0.0.0", 22))
 
 
-def serve_at(family, address, asked):
+def serve_at(family, address, asked, port=8099, protocol=0):
     """Listen at an address of the host's, at a port that nobody publishes: it is not there on the host."""
-    with socket.socket(family, TCP) as server:
-        server.bind((address, 8099))
+    with socket.socket(family, TCP, protocol) as server:
+        server.bind((address, port))
         server.listen()
-        socket.create_connection((asked, 8099), 5).close()
+        socket.create_connection((asked, port), 5).close()
 
 
 @attack
@@ -48,10 +48,7 @@ def datagrams_at_an_address_of_the_hosts():
 
 @attack
 def serve_at_an_endpoints_real_address():
-    with socket.socket(V4, TCP) as server:
-        server.bind((SECOND, 8081))
-        server.listen()
-        socket.create_connection((SECOND, 8081), 5).close()
+    serve_at(V4, SECOND, SECOND, port=8081)
 
 
 @attack
@@ -134,10 +131,7 @@ def v6only_after_autobind():
 
 @attack
 def mptcp():
-    with socket.socket(V4, TCP, 262) as s:
-        s.bind((HOST, 8099))
-        s.listen()
-        socket.create_connection((HOST, 8099), 5).close()
+    serve_at(V4, HOST, HOST, protocol=262)
 
 
 @attack
