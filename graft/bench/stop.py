@@ -1,8 +1,9 @@
 """What ends a run of the benchmark early: a signal, or the end of its time.
 
 Python's signal handlers run between any two instructions of the main thread. An exception from there must not break
-the building of a laboratory, or its removal. So it is raised in `Stop.breakable()` alone, and never while a process
-is being started, which nobody would end then. Elsewhere the stop is kept for the next `breakable()`.
+the building of a laboratory, or its removal. So it is raised in `Stop.breakable()` alone, and never where a process
+has been started, or is being started, that nobody would end then: subprocess.run() ends its process only from where
+it waits for it, in communicate(). Elsewhere the stop is kept for the next `breakable()`, or for a moment.
 """
 
 import contextlib
@@ -18,7 +19,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TIME_IS_UP = 124  # as timeout(1) has it
 LATER_SECONDS = 0.02
 UNITS = {"s": 1, "m": 60, "h": 3600}
-STARTS_PROCESSES: tuple[CodeType, ...] = (subprocess.Popen.__init__.__code__, Lab.spawn.__code__)
+STARTS_PROCESSES: tuple[CodeType, ...] = tuple(
+    f.__code__ for f in (subprocess.Popen.__init__, subprocess.Popen.__exit__, subprocess.run, Lab.spawn)
+)
+WAITS = subprocess.Popen.communicate.__code__
 
 
 class Stopped(BaseException):
@@ -73,7 +77,7 @@ class Stop:
         self.number = self.number or number
         if self.raised or not self.open:  # one is enough, and cleaning up takes a moment
             return
-        while frame:
+        while frame and frame.f_code is not WAITS:
             if frame.f_code in STARTS_PROCESSES:
                 signal.setitimer(signal.ITIMER_REAL, LATER_SECONDS)
                 return
