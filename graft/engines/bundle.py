@@ -12,7 +12,6 @@ moby container/container.go (config.v2.json, hostconfig.json) and containers/sto
 """
 
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -21,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from graft import protocol
@@ -33,7 +33,7 @@ from graft.rules.address import PROTOCOL_NAME
 from graft.rules.publication import parse_publication
 
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
-DOCKER_HOOK = "libnetwork-setkey"
+DOCKER_HOOK = b"libnetwork-setkey"
 CRI = "io.kubernetes.cri."
 NET_ADMIN = "CAP_NET_ADMIN"
 ARGV_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
@@ -45,7 +45,7 @@ def read(path: Path) -> Document:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Refused(f"{path} is not a file", code="EINVAL")
-            document: Document = json.loads(file.read())
+            document: Document = msgspec.json.decode(file.read())
     except (OSError, ValueError) as error:
         raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
     return document
@@ -74,7 +74,7 @@ def _identify(config: Document, container_id: str) -> Container:
     directory = _docker_directory(config, container_id, mounts)
     if directory:
         return _docker(directory, container_id)
-    if DOCKER_HOOK in json.dumps(config.get("hooks") or {}):
+    if DOCKER_HOOK in msgspec.json.encode(config.get("hooks") or {}):
         raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
     kind = (
         "cri" if any(key.startswith("io.kubernetes.") for key in annotations) else "oci"
@@ -145,12 +145,9 @@ def _docker_directory(config: Document, container_id: str, mounts: dict[Any, str
     beside = [os.path.dirname(os.path.dirname(mounts.get(f"/etc/{name}", ""))) for name in DOCKER_FILES]
     above = Path((config.get("root") or {}).get("path") or "/").parents
     roots = [str(p / "containers") for p in above]
+    places = filter(os.path.isabs, (*beside, *roots))  # Docker's are; what is relative would be so to graftd
     return next(
-        (
-            f"{place}/{container_id}"
-            for place in (*beside, *roots)
-            if os.path.exists(f"{place}/{container_id}/config.v2.json")
-        ),
+        (f"{place}/{container_id}" for place in places if os.path.exists(f"{place}/{container_id}/config.v2.json")),
         "",
     )
 
@@ -304,6 +301,6 @@ def write(path: Path, config: Document) -> None:
     """Replace config.json at @path atomically, with the mode that it had. Raises OSError."""
     temporary = path.with_name(f"{path.name}.graft-{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with open(os.open(temporary, flags, path.stat().st_mode & 0o777), "w") as file:
-        file.write(json.dumps(config))
+    with open(os.open(temporary, flags, path.stat().st_mode & 0o777), "wb") as file:
+        file.write(msgspec.json.encode(config))
     temporary.rename(path)
