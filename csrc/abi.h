@@ -383,8 +383,9 @@ struct graft_egress { /* begins like a graft_addr, and is used as one */
 };
 
 /*
- * services: what a tenant may reach on the host's loopback: the stub resolver, SERVICE_PLAIN, and graftd's resolver,
- * SERVICE_NAMED. A client of the latter sends from its tenant's slice, so that the resolver knows whose it is.
+ * services: what a tenant may reach without a rule: the stub resolver on the host's loopback and the resolvers of
+ * pods, SERVICE_PLAIN, and graftd's resolver, SERVICE_NAMED. A client of the latter sends from its tenant's slice, so
+ * that the resolver knows whose it is.
  */
 #define SERVICE_PLAIN 1
 #define SERVICE_NAMED 2

@@ -156,7 +156,7 @@ static __always_inline int decide_egress(struct bpf_sock_addr *ctx, struct graft
 		return where;
 	if (stamp->flags & STAMP_FAMILY)
 		return refuse(why, REASON_NO_DEFAULT, ENOENT);
-	if (!confined && may_answer(ctx, stamp, a))
+	if (!confined && (may_answer(ctx, stamp, a) || service_at(id, a)))
 		return ROUTE_ELSEWHERE;
 	return refuse(why, REASON_NO_EGRESS, ENETUNREACH);
 }

@@ -327,7 +327,7 @@ __noinline int asks_by_ipv4(struct bpf_sock_addr *ctx, struct graft_addr *a, boo
 	return true;
 }
 
-/* What of the host's loopback the tenant may reach at @asked: SERVICE_*, 0: nothing. */
+/* What the tenant may reach at @asked without a rule: SERVICE_*, 0: nothing. */
 __noinline int service_at(__u32 tenant, struct graft_addr *asked)
 {
 	struct graft_service_key service = {.tenant = tenant};

@@ -303,10 +303,12 @@ def _in_force() -> str:
 
 def _described(configuration: dict[str, Any]) -> str:
     pods = ", ".join(configuration["pods"]["annotations"]) or "nothing that takes"
+    resolvers = ", ".join(configuration["pods"]["resolvers"])
+    names = f", names of {resolvers} without egress" if resolvers else ""
     ranges = ", ".join(configuration["addresses"]) or "none"
     ports = ", ".join(configuration["reserved_ports"]) or "none"
     listening = ", and what listens when graftd begins" if configuration["reserve_listening"] else ""
-    return f"pods: {pods}; addresses: {ranges}; reserved ports: {ports}{listening}"
+    return f"pods: {pods}{names}; addresses: {ranges}; reserved ports: {ports}{listening}"
 
 
 CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (

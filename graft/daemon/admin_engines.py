@@ -21,6 +21,7 @@ from graft.rules.publication import fold, parse_publication
 from graft.rules.request import parse_request
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
+from graft.tenants.tenant import POD
 
 Reply = dict[str, Any] | list[Any]
 
@@ -77,7 +78,7 @@ class EngineOrders:
         asked = parse_request(metadata.request)
         given = trust.given_to(tenancy.registry, container) if asked.ip else []
         trust.check_addresses(container, asked.ip, given, tenancy.configuration.addresses, path)
-        if container.engine == trust.POD:
+        if container.engine == POD:
             trust.check_ports(asked.publish, tenancy.reserved, path)
 
     def _check_network(self, container: Container) -> None:

@@ -54,6 +54,7 @@ class Tenancy:
         self.store = store
         self.kernel = kernel
         self.registry = registry
+        registry.pod_resolvers = configuration.resolvers
         self.limits = limits  # of a container that names none
         self.configuration = configuration
         self.reserved = configuration.reserved(wildcard_ports(OWNER_BASE))

@@ -21,8 +21,8 @@ from graft.rules.publication import Publication
 from graft.rules.request import setting_of
 from graft.tenants import attachments
 from graft.tenants.registry import Registry
+from graft.tenants.tenant import POD
 
-POD = "cri"  # the engine of pods (graft/engines/bundle.py)
 HARMLESS = ("family",)  # of SWITCHES: it costs the container time, and gives it nothing
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from graft import toml
 from graft.errors import Failure, UsageError
-from graft.rules.address import PROTOCOL_NAME, Prefix, parse_ports, parse_prefix
+from graft.rules.address import PROTOCOL_NAME, Address, Prefix, parse_address, parse_ports, parse_prefix
 from graft.rules.request import LABELS
 
 CONFIGURATION = Path("/etc/graft/graftd.toml")
@@ -32,6 +32,7 @@ class Configuration(NamedTuple):
     reserve_listening: bool = True  # the same of what listens on the host's wildcard address when graftd begins
     addresses: tuple[Prefix, ...] = ()  # that engines' settings may give, beside those of the engine's own network
     annotations: tuple[str, ...] = ()  # [pods]: names of what pods' annotations may take
+    resolvers: tuple[Address, ...] = ()  # [pods]: whom pods with egress `none` may ask for names, at port 53
 
     def reserved(self, listening: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
         """The ports that are the node's, as (protocol, port). @listening: those taken on the wildcard address."""
@@ -49,7 +50,10 @@ class Configuration(NamedTuple):
             "reserved_ports": [ports_text(ports) for ports in self.reserved_ports],
             "reserve_listening": self.reserve_listening,
             "addresses": [str(prefix) for prefix in self.addresses],
-            "pods": {"annotations": list(self.annotations)},
+            "pods": {
+                "annotations": list(self.annotations),
+                "resolvers": [str(address) for address in self.resolvers],
+            },
         }
 
 
@@ -60,6 +64,13 @@ def ports_text(ports: Ports) -> str:
 
 def _parse_prefix(value: Any) -> Prefix:
     return parse_prefix(toml.text(value))
+
+
+def _parse_resolver(value: Any) -> Address:
+    address = parse_address(toml.text(value))
+    if address.loopback or address.any:
+        raise UsageError(f"'{value}' is no resolver of pods", hint='an address that pods have, like "10.96.0.10"')
+    return address
 
 
 def _parse_ports(value: Any) -> Ports:
@@ -79,7 +90,7 @@ SCHEMA: toml.Schema = {
     "reserved_ports": toml.each(_parse_ports),
     "reserve_listening": toml.flag,
     "addresses": toml.each(_parse_prefix),
-    "pods": {"annotations": toml.each(_parse_annotation)},
+    "pods": {"annotations": toml.each(_parse_annotation), "resolvers": toml.each(_parse_resolver)},
 }
 
 

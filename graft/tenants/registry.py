@@ -86,6 +86,7 @@ class Registry(Known):
         self.state = state
         self.home = linux.netns_inode()
         self.ipv6 = has_ipv6()
+        self.pod_resolvers: tuple[Address, ...] = ()  # whom pods with egress `none` may ask for names
         super().__init__()
 
     # -- look up --
@@ -247,7 +248,7 @@ class Registry(Known):
         Raises OSError, ENOSPC if a map is full; then the maps are as before.
         """
         changed = tenant.kind == CONTAINER and tenant.note_uses()
-        tables = tenant.compile(self.added)
+        tables = tenant.compile(self.added, self.pod_resolvers)
         maps = self.kernel.maps
         named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(KEY_SIZES)]
         written: list[tuple[str, bytes]] = []
@@ -288,7 +289,7 @@ class Registry(Known):
         for tenant in self.tenants.values():
             if tenant.kind == CONTAINER:
                 tenant.note_uses()
-        wanted = [tenant.compile(self.added) for tenant in self.tenants.values()]
+        wanted = [tenant.compile(self.added, self.pod_resolvers) for tenant in self.tenants.values()]
         for index, (name, key_size) in enumerate(KEY_SIZES):
             keep = {key for tables in wanted for key in tables.maps()[index]}
             for key in list(self.kernel.maps[name].keys(key_size)):

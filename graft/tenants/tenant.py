@@ -48,6 +48,9 @@ class Table:
         self.endpoints: dict[str, Endpoint] = {}
 
 
+POD = "cri"  # the engine of pods (graft/engines/bundle.py)
+
+
 class Member(NamedTuple):
     """A container of an engine, such as Docker or Podman."""
 
@@ -239,8 +242,15 @@ class Tenant:
                 self._probes[family] = socket.socket(family, socket.SOCK_DGRAM)
         return self._probes[family]
 
-    def compile(self, added: Container[Address]) -> tables.Tables:
-        """The entries that the BPF maps shall have of this tenant. @added: the addresses that graft has put on lo."""
+    def _asks_for_pods(self) -> bool:
+        """Is it a pod without egress? The administrator says which resolvers these may ask."""
+        return not self.egress_host and any(member.engine == POD for member in self.members.values())
+
+    def compile(self, added: Container[Address], pods: Iterable[Address] = ()) -> tables.Tables:
+        """The entries that the BPF maps shall have of this tenant.
+
+        @added: the addresses that graft has put on lo. @pods: the resolvers that pods without egress may ask.
+        """
         return tables.compile_tables(
             self.id,
             self.table.endpoints,
@@ -251,7 +261,7 @@ class Tenant:
             strict=self.strict,
             home=self.in_host_netns,
             verbose=self.verbose,
-            resolvers=self.open_resolvers,
+            resolvers=[*self.open_resolvers, *(pods if self._asks_for_pods() else ())],
             owned=self.owned,
             added=added,
             named=bool(self.attached),

@@ -116,6 +116,62 @@ def test_annotations_take_nothing(containerd, host):
         pod.remove()
 
 
+ASK = """
+import errno, socket
+def ask(kind, where, connected=True):
+    sock = socket.socket(socket.AF_INET, kind)
+    sock.settimeout(10)
+    try:
+        if connected:
+            sock.connect(where)
+            sock.send(b'name?')
+        else:
+            sock.sendto(b'name?', where)
+        return sock.recv(99).decode()
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))
+told = [
+    ask(kind, where)
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+    for where in (('10.77.0.2', 53), ('10.77.0.2', 54), ('10.77.0.1', 53))
+]
+print(*told, ask(socket.SOCK_DGRAM, ('10.77.0.2', 53), connected=False))
+"""
+ANSWER = """
+import socket, threading
+def answer_udp(port):
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(('', port))
+    while True:
+        udp.sendto(b'udp', udp.recvfrom(99)[1])
+def answer_tcp(port):
+    tcp = socket.create_server(('', port))
+    while True:
+        tcp.accept()[0].send(b'tcp')
+for port in (53, 54):
+    for answer in (answer_udp, answer_tcp):
+        threading.Thread(target=answer, args=(port,)).start()
+"""
+
+
+def test_names_without_egress(containerd, host):
+    """Whom the administrator says, at port 53; also when that changes. `graft run` is no pod."""
+    server = host.spawn(*python(ANSWER), client=True)
+    wait_for(lambda: host.client("ss", "-tlnH", "sport = :54").stdout, "the server")
+    refused = "ENETUNREACH"
+    with configured(host, '[pods]\nresolvers = ["10.77.0.2", "10.96.0.10"]\n'):
+        pod = containerd.pod("asks", graft_egress="none")
+        container = pod.container("main", "/busybox", "sleep", "100")
+        told = ["udp", refused, refused, "tcp", refused, refused, "udp"]
+        assert pod.exec(container, *python(ASK)).split() == told
+        assert host.graft("run", "--egress", "none", *python(ASK)).stdout.split() == [refused] * 7
+        doctor = host.graft("doctor").stdout
+        assert "pods: nothing that takes, names of 10.77.0.2, 10.96.0.10 without egress; addresses" in doctor
+    assert pod.exec(container, *python(ASK)).split() == [refused] * 7
+    pod.remove()
+    host.end(server)
+
+
 def test_ports_of_the_node(containerd, host):
     """Also while kubelet is being restarted, and nobody has them."""
     says = "-p 10250:80/tcp: port 10250 is the node's, not a pod's"

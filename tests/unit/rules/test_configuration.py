@@ -36,6 +36,7 @@ def test_all_of_it(file):
     file.write_text(
         'reserved_ports = [22, "8000-8010"]\nreserve_listening = false\naddresses = ["10.9.0.0/16", "fd00::7"]\n'
         '[pods]\nannotations = ["graft.publish", "graft.endpoint", "graft.endpoint.web"]\n'
+        'resolvers = ["10.96.0.10", "fd00::a"]\n'
     )
     told = read_configuration()
     assert told.reserved_ports == ((22, 22), (8000, 8010))
@@ -43,7 +44,10 @@ def test_all_of_it(file):
         "reserved_ports": ["22", "8000-8010"],
         "reserve_listening": False,
         "addresses": ["10.9.0.0/16", "fd00::7/128"],
-        "pods": {"annotations": ["graft.publish", "graft.endpoint", "graft.endpoint.web"]},
+        "pods": {
+            "annotations": ["graft.publish", "graft.endpoint", "graft.endpoint.web"],
+            "resolvers": ["10.96.0.10", "fd00::a"],
+        },
     }
 
 
@@ -59,6 +63,9 @@ def test_all_of_it(file):
         ('[pods]\nannotations = ["publish"]', "pods.annotations: 'publish' is no annotation that needs it"),
         ('[pods]\nannotations = ["graft.family"]', "pods.annotations: 'graft.family' is no annotation that needs it"),
         ('[pods]\nannotations = ["graft.endpoint."]', "pods.annotations: 'graft.endpoint.' is no annotation"),
+        ('[pods]\nresolvers = ["127.0.0.53"]', "pods.resolvers: '127.0.0.53' is no resolver of pods"),
+        ('[pods]\nresolvers = ["dns"]', "pods.resolvers: 'dns' is not an IP address"),
+        ('[pods]\nresolvers = "10.96.0.10"', "pods.resolvers: "),
         ("[pod]", "unknown key 'pod' (reserved_ports, reserve_listening, addresses, pods)"),
     ],
 )
