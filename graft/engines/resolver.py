@@ -7,8 +7,9 @@ What it knows. The names of the containers that share a network with the one tha
 aliases and short id. Docker's names are read from Docker's files for each query, because `docker network connect` can
 give a running container another network and new aliases.
 
-All other names. The query is forwarded to the host's nameservers if the container's egress is that of the host. The
-next one is asked where one refuses, fails, or is silent for EACH seconds. Otherwise the answer is NXDOMAIN.
+All other names. The query is forwarded to the container's nameservers (graft/engines/nameservers.py) if its egress is
+that of the host. The next one is asked where one refuses, fails, or is silent for EACH seconds. Without such egress
+the answer is NXDOMAIN.
 
 Where it listens. Networks of CNI use their gateway's address instead of 127.0.0.11, because Podman omits loopback
 addresses from resolv.conf.
@@ -34,8 +35,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from graft.engines.names import NOTIMP, REFUSED, SERVFAIL, Names, failure, question_end
+from graft.engines.nameservers import Nameservers, family_of
 from graft.errors import Failure
-from graft.kernel import addresses as addresses_
 from graft.kernel.programs import CLIENT_KEY, Kernel
 from graft.kernel.stamps import OWN_TENANT, Stamper
 from graft.log import log
@@ -56,7 +57,6 @@ SO_RCVBUFFORCE = 33  # socket(7), which Python does not name
 QUEUE = 4 << 20  # bytes of the UDP socket's queue: the bursts of ten containers (BUDGET_BURST), or 5,000 queries
 QUERIES = 4  # of one TCP connection: BUDGET_CONNECTION
 BACKLOG = 1024  # TCP connections that wait to be accepted
-SERVERS_SECONDS = 1.0  # for which the host's nameservers are remembered
 STORED = "resolver-"
 MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
 UNANSWERED = (SERVFAIL, NOTIMP, REFUSED)  # what says that another nameserver is to be asked, as resolv.conf(5) has it
@@ -100,8 +100,7 @@ class Resolver:
         self.kernel = kernel
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
         self.waiting: dict[int, dict[int, Waiting]] = {}  # by tenant, and by the descriptor that asks, in their order
-        self.servers: list[str] = []
-        self.servers_until = 0.0  # monotonic seconds
+        self.nameservers = Nameservers()
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
         self.lock = threading.Lock()
 
@@ -196,13 +195,13 @@ class Resolver:
             log.debug("names: %s", error)
 
     def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:
-        """Forward a query to the host's nameservers. A query that waits gives way if there are too many."""
+        """Forward a query to the container's nameservers. A query that waits gives way if there are too many."""
         own = self.waiting.get(tenant.id, {})
         if len(own) >= WAITING_OF_ONE:
             self._forget(next(iter(own.values())))
         elif sum(map(len, self.waiting.values())) >= WAITING_MAX:
             self._forget(next(iter(max(self.waiting.values(), key=len).values())))  # who has most gives way
-        self._send(query, client, udp, tenant.id, self._servers(), time.monotonic() + PATIENCE)
+        self._send(query, client, udp, tenant.id, self.nameservers.of(tenant), time.monotonic() + PATIENCE)
 
     def _send(
         self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: int, servers: list[str], over: float
@@ -271,13 +270,6 @@ class Resolver:
         if not own:
             self.waiting.pop(waiting.tenant, None)
 
-    def _servers(self) -> list[str]:
-        """The host's nameservers, read again every SERVERS_SECONDS."""
-        now = time.monotonic()
-        if now > self.servers_until:
-            self.servers, self.servers_until = nameservers(), now + SERVERS_SECONDS
-        return self.servers
-
     # -- TCP --
 
     def _called(self, tcp: socket.socket) -> None:
@@ -311,7 +303,7 @@ class Resolver:
                 for query in islice(_messages(peer), QUERIES):
                     reply = self.names.answer(tenant, query)
                     if reply is None:
-                        reply = self._relay(query)
+                        reply = self._relay(query, self.nameservers.of(tenant))
                     if reply:
                         peer.settimeout(PATIENCE)
                         peer.sendall(struct.pack(">H", len(reply)) + reply)
@@ -323,9 +315,9 @@ class Resolver:
                 if not self.threads[tenant.id]:
                     del self.threads[tenant.id]
 
-    def _relay(self, query: bytes) -> bytes:
+    def _relay(self, query: bytes, servers: Iterable[str]) -> bytes:
         reply = failure(query)
-        for server in nameservers():
+        for server in servers:
             try:
                 with self._socket(socket.SOCK_STREAM, family_of(server)) as out:
                     out.settimeout(EACH)
@@ -363,16 +355,6 @@ class Resolver:
                 return tenant
         noted = self.kernel.maps["client_ports"].get(CLIENT_KEY.pack(kind, client[1]))
         return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
-
-
-def nameservers() -> list[str]:
-    """Return the nameservers of the host (resolv.conf(5)), as text."""
-    return [str(address) for address in addresses_.nameservers()]
-
-
-def family_of(address: str) -> int:
-    """The family of an address in text."""
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _messages(sock: socket.socket) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import pytest
 from graft.bench.lab import HOST4, wait_for
 from tests.conftest import need, python
 from tests.system.engines import APP, CURL, NGINX, nginx_conf, reach
+from tests.system.nameservers import ASK, SERVERS
 
 pytestmark = pytest.mark.usefixtures("no_container_is_left")
 
@@ -417,6 +418,18 @@ def test_out_of_a_network_from_a_port_of_ones_own(docker, host, gnet):
     assert lines == ["True 10.77.0.1"] * 2 + ["EADDRNOTAVAIL", "True 10.77.0.1", "True 10.79.0.40"]
     refused = json.loads(host.graft("inspect", "out").stdout)["refused"]
     assert [(r["op"], r["reason"], r["count"]) for r in refused] == [("connect", "bound to another address than the egress rule's", 1)]
+
+
+def test_nameservers_of_ones_own(docker, host, gnet):
+    """The resolver of a network asks whom --dns says, over UDP and TCP; names of containers are its own all the same."""
+    server = host.spawn(*python(SERVERS), "mine@10.77.0.2", client=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert server.stdout.readline() == "ready\n"
+    docker.run("-d", "--name", "neighbour", "--network", gnet, "--ip", "10.79.0.41", argv=("sleep", "60"))
+    network = ("--network", gnet, "--dns", "127.0.0.1", "--dns", "10.77.0.2")
+    asked = docker.run("--rm", *network, argv=(*python(ASK), "127.0.0.11", "")).stdout
+    assert asked.split() == ["udp", "0", "mine", "False", "tcp", "1", "0", "mine", "False", "tcp", "2", "0", "mine", "True"]
+    told = docker.run("--rm", *network, argv=python("import socket; print(socket.gethostbyname('neighbour'))")).stdout
+    assert told == "10.79.0.41\n"
 
 
 def test_dockerd_restarts(docker, host, gnet):
