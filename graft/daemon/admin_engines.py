@@ -8,7 +8,7 @@ from graft import protocol
 from graft.daemon.admission import expect_target
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
-from graft.engines import bundle, trust
+from graft.engines import bundle, joined, trust
 from graft.engines.container import Container, metadata_of
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
@@ -58,12 +58,13 @@ class EngineOrders:
             raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
 
     def _edit(self, creator: int, config: dict[str, Any], container_id: str) -> dict[str, Any]:
-        container = bundle.identify(config, container_id)
+        container = bundle.identify(config, container_id, f"/proc/{creator}/root")
         try:
             self._check_network(container)
             metadata = metadata_of(container)
             self._check_trust(container, metadata)
             bundle.check_capabilities(config.get("process") or {}, allowed=metadata.netadmin)
+            joined.check_members(self.tenancy.registry, container, metadata)
             expect_target(self.tenancy, metadata, container, creator)
             return bundle.edit(config, metadata, self.tenancy.directory)
         except GraftError as error:
@@ -82,7 +83,7 @@ class EngineOrders:
             trust.check_ports(asked.publish, tenancy.reserved, path)
 
     def _check_network(self, container: Container) -> None:
-        """Refuse a container that another network plugin has given an interface: its ports would lead nowhere."""
+        """Refuse a container whose network is not graft's, as far as its engine or its netns say so."""
         if container.network:
             attached = [a for t in self.tenancy.registry.tenants.values() for a in t.attached]
             if all(a in attached or not a.sandbox for a in self.tenancy.registry.attachments.values()):
@@ -91,14 +92,7 @@ class EngineOrders:
                     hint="--network none, or a network made by 'docker network create -d graft NAME'",
                     code="EINVAL",
                 )
-        if container.where[0] not in (0, self.tenancy.registry.home):
-            names = [n for n in bundle.devices(container.path) if n != "lo"]
-            if names:
-                raise Refused(
-                    f"the container has a network of its own ({names[0]})",
-                    hint="--network none, or a network of graft",
-                    code="EINVAL",
-                )
+        joined.check_devices(self.tenancy.registry, container)
 
     def attach(self, _connection: Connection, request: protocol.Attach, fds: list[int]) -> Reply:
         """graft-cni ADD: attach a namespace to a network of CNI. The descriptor is the namespace.

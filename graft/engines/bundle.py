@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from graft import protocol
 from graft.engines import profile
 from graft.engines.container import PREFIX, Container, Document, items_of
+from graft.engines.joined import where
 from graft.engines.seal import seal
 from graft.errors import Refused, UsageError
-from graft.kernel import linux, netns
 from graft.rules.address import PROTOCOL_NAME
 from graft.rules.publication import parse_publication
 
@@ -51,15 +50,17 @@ def read(path: Path) -> Document:
     return document
 
 
-def identify(config: Document, container_id: str) -> Container:
+def identify(config: Document, container_id: str, root: str = "") -> Container:
     """Find out which container of which engine a bundle is.
 
     @config: the parsed config.json. @container_id: the id that the runtime was given; "" in a hook of Podman,
-    which has none. Raises Refused if the engine's own files about the container are missing, or say that its network
-    is not graft's.
+    which has none. @root: the root directory that the engine's process sees, which may have mounted the netns where
+    graftd does not see it. Raises Refused if the engine's own files about the container are missing, or say that its
+    network is not graft's, or if the netns that it joins cannot be opened.
     """
     path = netns_path(config)
-    return _identify(config, container_id)._replace(path=path, where=_where(path))
+    path = f"{root}{path}" if path else ""
+    return _identify(config, container_id)._replace(path=path, where=where(path))
 
 
 def _identify(config: Document, container_id: str) -> Container:
@@ -227,35 +228,6 @@ def netns_path(config: Document) -> str:
     """Return the path of the netns that the container joins; "" if the runtime makes one for it."""
     namespaces = (config.get("linux") or {}).get("namespaces") or ()
     return next((n.get("path") or "" for n in namespaces if n["type"] == "network"), "")
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open without blocking, because @path may be a FIFO (an opener for open())."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _where(path: str) -> tuple[int, int]:
-    """Return inode and cookie of the netns at @path; zeros if it is no netns, or cannot be opened from here."""
-    try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            linux.check_netns(file.fileno())
-            return os.fstat(file.fileno()).st_ino, netns.netns_cookie_of(file.fileno())
-    except OSError:
-        return 0, 0
-
-
-def devices(path: str) -> list[str]:
-    """Return the names of the network devices that are up in the netns at @path.
-
-    The list is empty if @path is no netns, or cannot be opened from here.
-    """
-    try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            linux.check_netns(file.fileno())
-            with linux.inside_netns(file.fileno()):
-                return [name for name, state in psutil.net_if_stats().items() if state.isup]
-    except OSError:
-        return []
 
 
 def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Document:

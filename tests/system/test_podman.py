@@ -166,6 +166,18 @@ def test_a_capability_that_acts_on_nothing(podman):
     podman.run("--rm", "--network", "none", *asked, "--cap-add=NET_ADMIN", argv=("ip", "link", "set", "lo", "mtu", "9000"))
 
 
+def test_joining_a_network_of_its_own(podman):
+    """Past a VPN of another container's, or of the pod's, no socket may leave by the host's route."""
+    podman.run("-d", "--name", "vpn", "--network", "none", argv=("/busybox", "sleep", "100"))
+    podman.run("--rm", "--network", "container:vpn", *GRAFT, argv=("true",))
+    pid = podman("inspect", "-f", "{{.State.Pid}}", "vpn").stdout.strip()
+    subprocess.run(("nsenter", "-n", "-t", pid, "ip", "link", "add", "tun7", "type", "veth", "peer", "tun8"), check=True)
+    subprocess.run(("nsenter", "-n", "-t", pid, "ip", "link", "set", "tun7", "up"), check=True)
+    done = podman.run("--rm", "--network", "container:vpn", *GRAFT, argv=("true",), check=False)
+    assert done.returncode == 126
+    assert "graft: the network that it joins has a device of its own (tun7): its sockets would be the host's" in done.stderr
+
+
 def test_an_image_may_not_publish(podman, host):
     """Podman hands an image's annotations on to its containers."""
     (host.work / "Containerfile").write_text("FROM localhost/host:1\n")

@@ -1,6 +1,7 @@
 """Whose bundle it is, and what its settings ask for."""
 
 import json
+import os
 
 import pytest
 
@@ -115,3 +116,18 @@ def test_a_bundle_is_files_alone(tmp_path):
     path.chmod(0o640)
     bundle.write(path, {"a": 2})
     assert (bundle.read(path), path.stat().st_mode & 0o777, len(list(tmp_path.iterdir()))) == ({"a": 2}, 0o640, 3)
+
+
+def test_a_namespace_that_cannot_be_seen(tmp_path):
+    """What it joins cannot be judged then. A process of the engine's may have mounted it where graftd has not."""
+    config = {"linux": {"namespaces": [{"type": "network", "path": f"{tmp_path}/net"}]}}
+    with pytest.raises(Refused, match=r"the network namespace .*/net: No such file or directory"):
+        bundle.identify(config, ID)
+    (tmp_path / "net").write_text("")
+    with pytest.raises(Refused, match=r"the network namespace .*/net: .* \(graftd has to see what the container joins\)"):
+        bundle.identify(config, ID)
+    (tmp_path / "net").unlink()
+    (tmp_path / "net").symlink_to("/proc/self/ns/net")
+    found = bundle.identify(config, ID, "/proc/self/root")
+    assert (found.path, found.where[0]) == (f"/proc/self/root{tmp_path}/net", os.stat("/proc/self/ns/net").st_ino)
+    assert bundle.identify({"linux": {"namespaces": [{"type": "network"}]}}, ID).where == (0, 0)

@@ -1,0 +1,92 @@
+"""A network namespace that a container joins: one of its engine's network plugins, or another container's.
+
+A container's sockets are the host's. So what is in its netns acts on none of them: no device, no route, no VPN, and
+no firewall that is to stop what would go past the VPN. Its connections would leave by the host's route. A container
+that may expect otherwise is refused when it is created.
+"""
+
+import os
+
+import psutil
+
+from graft import protocol
+from graft.engines.container import Container
+from graft.errors import Refused
+from graft.kernel import linux, netns
+from graft.rules.address import Address, parse_address
+from graft.tenants.registry import Registry
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open without blocking, because @path may be a FIFO (an opener for open())."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def where(path: str) -> tuple[int, int]:
+    """Inode and cookie of the netns at @path, zeros for no path. Raises Refused if it is no netns, or not visible."""
+    if not path:
+        return 0, 0
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            linux.check_netns(file.fileno())
+            return os.fstat(file.fileno()).st_ino, netns.netns_cookie_of(file.fileno())
+    except (OSError, ValueError) as error:
+        raise Refused(
+            f"the network namespace {path}: {getattr(error, 'strerror', None) or error}",
+            hint="graftd has to see what the container joins",
+            code="EINVAL",
+        ) from None
+
+
+def foreign_devices(path: str, known: set[Address]) -> list[str]:
+    """The names of the devices in the netns at @path, beside lo, that are up (IFF_UP) and not graft's.
+
+    Graft's are those that have addresses, and only such as are @known to be containers' own; link-local ones do not
+    count. Raises OSError.
+    """
+    with open(path, "rb", opener=_without_waiting) as file, linux.inside_netns(file.fileno()):
+        up = [
+            name for name, state in psutil.net_if_stats().items() if "up" in state.flags.split(",") and name != "lo"
+        ]
+        told = psutil.net_if_addrs()
+    found = []
+    for name in up:
+        texts = [a.address for a in told.get(name, ()) if a.family != psutil.AF_LINK and "%" not in a.address]
+        if not texts or any(parse_address(text) not in known for text in texts):
+            found.append(name)
+    return found
+
+
+def check_devices(registry: Registry, container: Container) -> None:
+    """Refuse a container whose netns has a device that is not graft's. Raises Refused."""
+    if container.where[0] in (0, registry.home):
+        return
+    owned = [own for attached in registry.attachments.values() for own in attached.addresses]
+    owned += [own for tenant in registry.of_netns(container.where[0]) for own in tenant.owned]
+    try:
+        names = foreign_devices(container.path, {own.address for own in owned})
+    except OSError as error:
+        raise Refused(f"the devices in {container.path}: {error.strerror}", code="EINVAL") from None
+    if names:
+        raise Refused(
+            f"the network that it joins has a device of its own ({names[0]}): its sockets would be the host's, and "
+            "leave by the host's route, past that network's, its VPN and its firewall",
+            hint="--network none, or a network of graft; or run it without graft",
+            code="EINVAL",
+        )
+
+
+def check_members(registry: Registry, container: Container, metadata: protocol.Metadata) -> None:
+    """Refuse to join a container that may have CAP_NET_ADMIN, unless this one asks for it, too. Raises Refused.
+
+    What that one does with it, a VPN or a firewall, is often there for those who join it.
+    """
+    running = registry.by_netns(container.where[0])
+    able = sorted(running.members.keys() - running.no_netadmin - {container.id}) if running else ()
+    if running and able and not metadata.netadmin:
+        raise Refused(
+            f"container '{running.members[able[0]].name}', which it joins, may have CAP_NET_ADMIN: a VPN or a "
+            "firewall there would act on none of its sockets, which are the host's",
+            hint="create it with graft.netadmin=on as well, if none is meant to",
+            code="EPERM",
+        )
