@@ -2,7 +2,7 @@
 /*
  * graft-sup - answers the socket() calls of one container, beside it
  *
- * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors) SOCKET (a path); started by graftd
+ * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors) SOCKET (a path) [OPTION...]; started by graftd
  *
  * Theory of operation
  *
@@ -244,8 +244,12 @@ int main(int argc, char **argv)
 	bool alone = false;
 	char order;
 
-	if (argc != 7 || strlen(argv[6]) >= sizeof(graftd.sun_path)) {
-		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET (graftd starts it)\n", stderr);
+	for (int n = 7; n < argc; n++)
+		if (!add_option(argv[n]))
+			argc = 0;
+	if (argc < 7 || strlen(argv[6]) >= sizeof(graftd.sun_path)) {
+		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET [OPTION...] (graftd starts it)\n",
+		      stderr);
 		return 2;
 	}
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);

@@ -23,6 +23,7 @@ extern struct sup_shared *shared; /* the journal */
 extern int listener, stamps, control, events;
 
 /* sup_sockets.c */
+bool add_option(const char *word);
 int take_socket(int kind, struct made *result);
 void refill_pool(int kind);
 bool send_fds(int sock, const void *text, size_t length, const int *fds, int count);

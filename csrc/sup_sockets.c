@@ -27,6 +27,8 @@
 #endif
 #define POOL 32
 #define CHANNELS 16
+#define OPTIONS 16     /* more than graft/rules/sysctl.py has */
+#define OPTION_TEXT 16 /* TCP_CA_NAME_MAX */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct made pool[SUP_KINDS][POOL];
@@ -83,6 +85,41 @@ static void limit_ports(int fd, bool udp)
 		setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &port_ranges[udp], sizeof(port_ranges[udp]));
 }
 
+/* What is set on each socket, because the container has a sysctl for it. */
+static struct {
+	unsigned int kinds; /* a bit for each */
+	int level, name;
+	socklen_t length;
+	unsigned char value[OPTION_TEXT];
+} options[OPTIONS];
+static int option_count;
+
+/* Take an option from the command line: KINDS:LEVEL:NAME:VALUE, VALUE in hexadecimal. Before any thread is started.
+ */
+bool add_option(const char *word)
+{
+	char text[2 * OPTION_TEXT + 1];
+	int n, end = 0;
+
+	if (option_count == OPTIONS ||
+	    sscanf(word, "%u:%d:%d:%32[0-9a-f]%n", &options[option_count].kinds, &options[option_count].level,
+		   &options[option_count].name, text, &end) != 4 ||
+	    word[end] || strlen(text) % 2)
+		return false;
+	for (n = 0; text[2 * n]; n++)
+		sscanf(text + 2 * n, "%2hhx", &options[option_count].value[n]);
+	options[option_count++].length = (socklen_t)n;
+	return true;
+}
+
+/* What fails was accepted when the container was created; the program has the host's value then. */
+static void set_options(int fd, int kind)
+{
+	for (int n = 0; n < option_count; n++)
+		if (options[n].kinds & 1u << kind)
+			setsockopt(fd, options[n].level, options[n].name, options[n].value, options[n].length);
+}
+
 /* Make a socket as graft/trap/sockets.py does; it belongs to this thread's fsuid. 0 or an errno. */
 static int make_socket(int kind, struct made *result)
 {
@@ -102,6 +139,7 @@ static int make_socket(int kind, struct made *result)
 		return error;
 	}
 	limit_ports(fd, !tcp);
+	set_options(fd, kind);
 	error = check_policy(fd);
 	if (error)
 		close(fd);

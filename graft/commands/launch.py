@@ -110,6 +110,10 @@ def run(plan: Plan) -> NoReturn:
     )
     connection.close()
     os.close(listener)
+    if request.sysctl:
+        from graft.kernel import sysctl
+
+        sysctl.write(request.sysctl)
     if plan.user:
         _become(plan.user)
     if plan.accel:

@@ -63,6 +63,7 @@ class EngineOrders:
             self._check_network(container)
             metadata = metadata_of(container)
             self._check_trust(container, metadata)
+            bundle.add_sysctls(config, metadata)
             bundle.check_capabilities(config.get("process") or {}, allowed=metadata.netadmin)
             joined.check_members(self.tenancy.registry, container, metadata)
             expect_target(self.tenancy, metadata, container, creator)

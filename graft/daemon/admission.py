@@ -18,12 +18,13 @@ from graft import protocol
 from graft.daemon.tenancy import Tenancy
 from graft.engines.container import NAME_ROOM, Container, plain_name
 from graft.errors import Refused, UsageError
-from graft.kernel import addresses
+from graft.kernel import addresses, sysctl
 from graft.log import log
 from graft.process.closing import is_listener
 from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_request
+from graft.rules.sysctl import OWN, parse_sysctls
 from graft.tenants import attachments, publish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
@@ -160,6 +161,7 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             hint="one namespace has one policy; omit --limit",
             code="EEXIST",
         )
+    _check_same_sysctls(running, asked.sysctl)
     if any(address not in running.open_resolvers for address in asked.resolver):
         raise Refused(
             f"container '{running.name}' may not ask that resolver",
@@ -173,6 +175,18 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
         ingress=[r for r in asked.ingress if r not in running.ingress],
         egress=[r for r in asked.egress if r not in running.egress],
     )
+
+
+def _check_same_sysctls(running: Tenant, asked: dict[str, str]) -> None:
+    """Raise Refused for a sysctl that the container @running does not have; those of OWN hold by the netns itself."""
+    have = parse_sysctls(running.asked.sysctl)
+    for name, value in asked.items():
+        if name not in OWN and have.get(name) != value:
+            raise Refused(
+                f"container '{running.name}' runs without sysctl {name}={value}",
+                hint="one namespace has one policy; omit --sysctl",
+                code="EEXIST",
+            )
 
 
 def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target) -> Tenant:
@@ -190,6 +204,7 @@ def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target) -> Tenan
 
 def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed) -> None:
     """Give a new container what is not a rule: flags, limits, addresses, attachments. Raises GraftError."""
+    sysctl.check(target.request.sysctl, tenancy.registry.ephemeral)
     tenant.asked = target.request
     narrowed = bool(asked.egress) or not tenant.trusted
     tenant.egress_host = asked.egress_default == "host" or (asked.egress_default is None and not narrowed)
@@ -228,6 +243,7 @@ def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Cont
     reg = tenancy.registry
     asked = parse_request(metadata.request)
     check_distinct(asked.ingress, asked.egress)
+    sysctl.check(metadata.request.sysctl, reg.ephemeral)
     netns, cookie = container.where
     joined = reg.by_netns(netns) if netns else None
     endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}

@@ -30,6 +30,7 @@ from graft.engines.seal import seal
 from graft.errors import Refused, UsageError
 from graft.rules.address import PROTOCOL_NAME
 from graft.rules.publication import parse_publication
+from graft.rules.request import with_label
 
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = b"libnetwork-setkey"
@@ -252,6 +253,16 @@ def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Docu
         swap=metadata.traps_addresses,
     )
     return {**config, "linux": {**section, "seccomp": merged}}
+
+
+def add_sysctls(config: Document, metadata: protocol.Metadata) -> None:
+    """Add the sysctls of the container's network (runtime-spec config-linux.md, "Sysctl") to what it asks for.
+
+    Raises UsageError.
+    """
+    wanted = ((config.get("linux") or {}).get("sysctl") or {}).items()
+    texts = [f"{name}={value}" for name, value in sorted(wanted) if name.startswith(("net.", "net/"))]
+    metadata.request = with_label(metadata.request, "sysctl", texts)
 
 
 def check_capabilities(process: Document, *, allowed: bool) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from graft import protocol
 from graft.errors import GraftError, UsageError
 from graft.rules.request import LABELS, with_label
+from graft.rules.sysctl import IGNORE
 
 Document = dict[str, Any]
 PREFIX = "graft"
@@ -98,5 +99,7 @@ def _take(metadata: protocol.Metadata, key: str, value: str) -> None:
     label, items = asked_by(key, value)
     if label in SWITCHES:
         setattr(metadata, "traps_addresses" if label == "family" else label, bool(items))
+    elif label == "sysctl" and any(item != IGNORE for item in items):
+        raise UsageError("sysctls are the engine's to set", hint=f"{IGNORE} is the only value")
     elif label:
         metadata.request = with_label(metadata.request, label, items)

@@ -43,6 +43,7 @@ from graft.log import log
 from graft.rules.address import Address
 from graft.rules.limits import Limits
 from graft.rules.slices import SLICE_LOOPBACKS
+from graft.rules.sysctl import NUMBERS_WORDS, PRIVATE_PORTS, taken_ports
 from graft.rules.tables import OWNER
 
 ABI = 4
@@ -108,7 +109,7 @@ CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
 LOOPBACKS_SIZE = 8 * SLICE_LOOPBACKS
 LISTENING = struct.Struct("=QQQ")
-NUMBERS_WORDS, NUMBERS_KINDS = 448, 4
+NUMBERS_KINDS = 4
 NUMBERS = struct.Struct("=II")
 ASKERS_SETS, ASKERS_WAYS = 480, 4
 ASKERS = struct.Struct(f"=Q{8 * ASKERS_SETS * ASKERS_WAYS}s")
@@ -355,8 +356,11 @@ class Kernel:
         self._drained = 0
         self.lib.ring_buffer__consume(self._ring)
 
-    def limit(self, tenant: int, limits: Limits) -> None:
-        """Set how many sockets and ports a tenant may have. It keeps what it has beyond that. Raises OSError."""
+    def limit(self, tenant: int, limits: Limits, private: tuple[int, int] = PRIVATE_PORTS) -> None:
+        """Set how many sockets and ports a tenant may have. It keeps what it has beyond that. Raises OSError.
+
+        @private: the first and the last of the ports that a bind to port 0 may get on its loopback.
+        """
         key = tenant.to_bytes(4, "little")
         kept = self.maps["usage"].get(key)
         sockets, udp, *before = USAGE.unpack(kept) if kept else (0, 0)
@@ -366,7 +370,7 @@ class Kernel:
         self._limit_ports(tenant, limits.ports)
         if self.maps["numbers"].get(key) is None:
             start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
-            self.maps["numbers"].update(key, start.ljust(NUMBERS_SIZE, b"\0"))
+            self.maps["numbers"].update(key, start + taken_ports(private) * NUMBERS_KINDS)
         if self.maps["asker_tables"].get(key) is None:
             self.maps["asker_tables"].update(key, ASKERS.pack(secrets.randbits(64), b""))
 

@@ -18,6 +18,7 @@ from graft.rules.limits import UNLIMITED, Limits, parse_limits
 from graft.rules.own_address import Own, check_families, parse_own
 from graft.rules.publication import Publication, parse_publication
 from graft.rules.slices import in_slices
+from graft.rules.sysctl import parse_sysctls
 
 
 class Request(NamedTuple):
@@ -33,6 +34,7 @@ class Request(NamedTuple):
     ip: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     resolver: tuple[str, ...] = ()
+    sysctl: tuple[str, ...] = ()
 
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
@@ -49,6 +51,7 @@ class Parsed(NamedTuple):
     ip: list[Own]
     limits: Limits  # 0 for a limit that is not named
     resolver: list[Address]
+    sysctl: dict[str, str]  # values by name
 
 
 class Setting(NamedTuple):
@@ -162,6 +165,15 @@ SETTINGS = (
         "A resolver on the host's loopback that it may ask; default: resolv.conf's, if --egress is host.",
         "resolver",
         _each(parse_resolver),
+    ),
+    Setting(
+        "sysctl",
+        ("--sysctl",),
+        "NAME=VALUE|ignore",
+        "A sysctl of its network namespace, for its sockets; ignore: also one that acts on nothing.",
+        "sysctl",
+        parse_sysctls,
+        takes=lambda *_: False,  # of its own sockets
     ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))

@@ -32,7 +32,7 @@ from typing import Any
 
 from graft.errors import Failure, GraftError, Refused
 from graft.kernel import linux
-from graft.kernel.addresses import add_address, has_ipv6, marked_addresses, remove_address
+from graft.kernel.addresses import add_address, ephemeral_ports, has_ipv6, marked_addresses, remove_address
 from graft.kernel.netns import netns_alive, netns_cookie_of, open_netns
 from graft.kernel.programs import TENANT, Kernel
 from graft.kernel.stamps import OWN_TENANT
@@ -49,6 +49,7 @@ from graft.rules.endpoint import (
     parse_path,
 )
 from graft.rules.slices import SLICE_GROUP
+from graft.rules.sysctl import private_ports
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
 from graft.tenants.state import VERSION, dump, restore
 from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, needs_swap
@@ -87,6 +88,7 @@ class Registry(Known):
         self.home = linux.netns_inode()
         self.ipv6 = has_ipv6()
         self.pod_resolvers: tuple[Address, ...] = ()  # whom pods with egress `none` may ask for names
+        self.ephemeral = ephemeral_ports()
         super().__init__()
 
     # -- look up --
@@ -271,7 +273,7 @@ class Registry(Known):
         own6 = next((own.address.raw for own in tenant.owned if not own.address.v4), ANY6)
         value = TENANT.pack(tenant.table.cookie, tenant.slice_number, tables.flags, parent, own4, own6)
         if tenant.installed is NOTHING:
-            self.kernel.limit(tenant.id, tenant.limits)
+            self.kernel.limit(tenant.id, tenant.limits, private_ports(tenant.sysctls, self.ephemeral))
             if tenant.wide:
                 self.kernel.widen(tenant.id)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)

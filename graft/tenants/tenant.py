@@ -193,6 +193,11 @@ class Tenant:
         asked = [parse_resolver(text) for text in self.asked.resolver]
         return asked or (self.resolvers if self.egress_host else [])
 
+    @property
+    def sysctls(self) -> tuple[str, ...]:
+        """The sysctls that its sockets follow, as they were asked for. A wrapper's are its container's."""
+        return (self.parent or self).asked.sysctl
+
     def bound_path(self, path: str, found: os.stat_result) -> None:
         """Remember a unix socket that the tenant has bound at @path, to unlink it at the tenant's end.
 

@@ -50,6 +50,7 @@ from graft.process.key import token
 from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.process.workers import Workers
+from graft.rules.sysctl import socket_options
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 from graft.trap.dispatch import SLOW_CALLS_ALL, Dispatcher, Watched
@@ -302,6 +303,7 @@ class Listeners:
             (watched.listener.fd, watched.journal.fd, self.stamps),
             self.helpers,
             watched.tenant.pid,
+            socket_options(watched.tenant.sysctls, self.daemon.supervisor.sockets.ephemeral),
             lambda control: self.store.put(f"sup-{watched.listener.number}", control),
         )
         if helper:

@@ -14,11 +14,12 @@ from graft.kernel import linux
 from graft.kernel.addresses import ephemeral_ports
 from graft.kernel.stamps import STAMP_LATE, Stamp
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
+from graft.rules.sysctl import IP_LOCAL_PORT_RANGE, kind_of, socket_options, tcp_most, udp_most
 from graft.trap import epoll, target
 from graft.trap.actions import Action, Answer, Proceed, Replace
 from graft.trap.listener import Notification
 
-IP_BIND_ADDRESS_NO_PORT, IP_LOCAL_PORT_RANGE = 24, 51
+IP_BIND_ADDRESS_NO_PORT = 24
 
 
 class TenantView(Protocol):
@@ -34,6 +35,10 @@ class TenantView(Protocol):
     place: int  # the number of the netns in which its sockets are made; 0 is graftd's own
     ingress: list[IngressRule]
     egress: list[EgressRule]
+
+    @property
+    def sysctls(self) -> tuple[str, ...]:
+        """What its sockets follow of the sysctls of its netns, as Request.sysctl."""
 
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
@@ -110,6 +115,8 @@ class Sockets:
                 made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)  # csrc/late.bpf.h
             if family != socket.AF_UNIX and not place:
                 self._limit_ports(made, udp=kind == socket.SOCK_DGRAM)
+            if family != socket.AF_UNIX and tenant.sysctls:
+                self._follow(made, tenant.sysctls)
             if family == socket.AF_INET6:
                 # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
@@ -128,10 +135,17 @@ class Sockets:
         UDP is bound to one before any hook runs, and connections to one destination take a TCP port each. Linux
         before 6.3 has no such option.
         """
-        low, high = self.ephemeral
-        most = low + ((high - low) // 2 if udp else (high - low) * 15 // 16)
+        most = udp_most(self.ephemeral) if udp else tcp_most(self.ephemeral)
         with contextlib.suppress(OSError):
-            made.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", low, most))
+            made.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", self.ephemeral[0], most))
+
+    def _follow(self, made: socket.socket, texts: tuple[str, ...]) -> None:
+        """Set the options that stand for sysctls (graft/rules/sysctl.py). What fails was accepted at create."""
+        kind = kind_of(made.family, made.type)
+        for option in socket_options(texts, self.ephemeral):
+            if option.kinds & kind:
+                with contextlib.suppress(OSError):
+                    made.setsockopt(option.level, option.name, option.raw)
 
     def replace(self, call: Notification, old: socket.socket, new: socket.socket, then: Action) -> Replace:
         """The action that puts @new in the place of @old in the target, then ends the call with @then.

@@ -4,12 +4,13 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from graft.kernel import cgroup
 from graft.log import log
 from graft.process.title import SUP
+from graft.rules.sysctl import Option
 
 PROGRAM = Path(__file__).parents[1] / "graft-sup"
 MESSAGE_SIZE = 4
@@ -29,14 +30,20 @@ class Helper:
 
     @classmethod
     def start(
-        cls, name: str, given: tuple[int, int, int], path: Path, pid: int, keep: Callable[[int], None]
+        cls,
+        name: str,
+        given: tuple[int, int, int],
+        path: Path,
+        pid: int,
+        options: Iterable[Option],
+        keep: Callable[[int], None],
     ) -> "Helper | None":
         """Start a graft-sup for the container @name; None, and a line in the log, if that fails.
 
         @given: the descriptors of the listener, its journal, and the map of stamps. @path: the socket at which it
-        looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @keep: a
-        function that stores our end of the control socket. It is called before the process exists, because otherwise
-        a graftd that follows after a kill in between would not know of that process.
+        looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @options:
+        what it sets on each socket. @keep: a function that stores our end of the control socket. It is called before
+        the process exists, because otherwise a graftd that follows after a kill in between would not know of it.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,7 +55,7 @@ class Helper:
             fds = (*given, theirs.fileno())
             try:
                 process = subprocess.Popen(
-                    (SUP, name, *map(str, fds), str(path)),
+                    (SUP, name, *map(str, fds), str(path), *map(_word, options)),
                     executable=PROGRAM,
                     pass_fds=fds,
                     stdin=subprocess.DEVNULL,
@@ -82,6 +89,11 @@ class Helper:
     def ended(self) -> bool:
         """Has its process ended? Reaps it. True if it is not a child of this graftd."""
         return self.process is None or self.process.poll() is not None
+
+
+def _word(option: Option) -> str:
+    """An option as graft-sup's argument: KINDS:LEVEL:NAME:VALUE, the value in hexadecimal."""
+    return f"{option.kinds}:{option.level}:{option.name}:{option.raw.hex()}"
 
 
 def available() -> bool:

@@ -48,7 +48,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from graft.kernel import linux, traps
+from graft.kernel import linux, sysctl, traps
 from graft.kernel.maps import Map
 from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_LATE, STAMP_SOURCE, STAMP_WAITS, Stamp
 from graft.rules import match, tables
@@ -156,7 +156,7 @@ class Supervisor:
         made = self.sockets.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
 
-    def listen(self, caller: Caller, _tenant: TenantView) -> Action:
+    def listen(self, caller: Caller, tenant: TenantView) -> Action:
         """listen(2): bind a socket that is not bound yet to the private loopback, then listen on our duplicate."""
         sock = caller.borrow()
         if sock is None:  # it is no socket; to proceed would let another thread put one there
@@ -181,7 +181,7 @@ class Supervisor:
                 self._settle(sock, stamp, sock.getsockname()[:2])
             elif sock.getsockname()[1] == 0:
                 self._settle(sock, stamp, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
-            sock.listen(caller.number(1))
+            sock.listen(sysctl.follow_listening(sock, caller.number(1), tenant.sysctls))
         return Answer()
 
     def _settle(self, sock: socket.socket, stamp: Stamp, name: tuple[str, int]) -> None:
@@ -321,7 +321,7 @@ def _listen_unstamped(caller: Caller, sock: socket.socket) -> Action:
         # the option hook has 0 for an accepted socket of a container's, and the kernel for none
         connected = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != TCP_CLOSED
         return Answer(error=errno.EINVAL if connected else errno.EADDRNOTAVAIL)
-    sock.listen(caller.number(1))
+    sock.listen(sysctl.follow_listening(sock, caller.number(1), ()))
     return Answer()
 
 

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 
-from graft.kernel.programs import NUMBERS, NUMBERS_SIZE, NUMBERS_WORDS, PORTS
+from graft.kernel.programs import NUMBERS, NUMBERS_SIZE, PORTS
 from graft.kernel.stamps import OWN_TENANT
 from graft.rules import slices
 from graft.rules.limits import Limits
+from graft.rules.sysctl import NUMBERS_WORDS
 from tests.kernel.harness import SLOT, TENANT_ID, World, isolated
 
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM

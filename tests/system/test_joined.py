@@ -1,4 +1,4 @@
-"""Docker: networks that a container joins, where what is there would act on none of its sockets."""
+"""Docker: sysctls of a container, and networks that it joins: what would act on none of its sockets is refused."""
 
 import errno
 import subprocess
@@ -9,6 +9,44 @@ from tests.conftest import python
 from tests.system.engines import HOST_PROGRAMS
 
 pytestmark = pytest.mark.usefixtures("no_container_is_left")
+
+SYSCTLS = """
+import socket, sys
+for line in sys.stdin:
+    told = [{socket.socket(f, t).getsockopt(*o) for _ in range(50)} for f, t, o in (
+        (2, 1, (6, 4)), (10, 1, (6, 4)), (2, 1, (0, 2)), (2, 2, (0, 2)), (10, 1, (0, 2)), (10, 2, (0, 2)))]
+    print(told, flush=True)
+"""
+FOLLOWED = f"{[{300}, {300}, {33}, {33}, {33}, {33}]}\n"
+WANTED = ("--sysctl", "net.ipv4.tcp_keepalive_time=300", "--sysctl", "net.ipv4.ip_default_ttl=33", "--sysctl", "net.core.somaxconn=9")
+
+
+def test_sysctls(docker, host):
+    """Its sockets have them, those of exec'd processes, too; a server's backlog is bounded; what acts on nothing is refused."""
+    none = ("--network", "none")
+    docker.run("-d", "--name", "tuned", *none, *WANTED, "-p", "8716:80", argv=("python3", "-m", "http.server", "80"))
+    host.wait_listening(8716)
+    assert host.host("ss", "-tlnH", "sport = :8716").stdout.split()[2] == "5"  # what socketserver asks for
+    code = "import socket; s = socket.socket(); s.bind(('', 81)); s.listen(100); print(open('/proc/sys/net/core/somaxconn').read()); input()"
+    server = host.spawn(*docker.command("run", "-i", "--rm", "--runtime", "graft", "-v", "/usr:/usr:ro", *none, *WANTED, "-p", "8717:81", "host", *python(code)), stdin=-1, stdout=-1)
+    assert server.stdout.readline() == "9\n"
+    assert host.host("ss", "-tlnH", "sport = :8717").stdout.split()[2] == "9"
+    server.communicate("\n")
+    logged = (host.run_dir / "graftd.log").read_text()
+    for _ in range(3):
+        assert docker("exec", "-i", "tuned", *python(SYSCTLS), input="\n").stdout == FOLLOWED
+    assert (host.run_dir / "graftd.log").read_text() == logged  # health checks execute something every few seconds
+    docker("restart", "-t", "0", "tuned")
+    assert docker("exec", "-i", "tuned", *python(SYSCTLS), input="\n").stdout == FOLLOWED
+    sack = ("--sysctl", "net.ipv4.tcp_sack=0")
+    done = docker.run("--rm", *none, *sack, argv=("true",), check=False)
+    assert done.returncode == 125
+    assert "graft: sysctl net.ipv4.tcp_sack=0: it acts on no socket: those are the host's, whose value is 1 (leave it out" in done.stderr
+    shown = docker.run("--rm", *none, *sack, "--label", "graft.sysctl=ignore", argv=("cat", "/proc/sys/net/ipv4/tcp_sack"))
+    assert shown.stdout == "0\n"
+    done = docker.run("--rm", *none, "--label", "graft.sysctl=net.core.somaxconn=9", argv=("true",), check=False)
+    assert "graft: label 'graft.sysctl=net.core.somaxconn=9': sysctls are the engine's to set (ignore is the only value)" in done.stderr
+
 
 def test_joining_a_network_of_its_own(docker, host, gnet):
     """Past a bridge, or a VPN and its kill switch, no socket of the container's may leave by the host's route."""

@@ -166,6 +166,16 @@ def test_a_capability_that_acts_on_nothing(podman):
     podman.run("--rm", "--network", "none", *asked, "--cap-add=NET_ADMIN", argv=("ip", "link", "set", "lo", "mtu", "9000"))
 
 
+def test_sysctls(podman):
+    code = "import socket; print({socket.socket(f).getsockopt(6, 4) for f in (2, 10) for _ in range(99)}, open('/proc/sys/net/ipv4/tcp_keepalive_time').read())"
+    wanted = ("--rm", "--network", "none", *GRAFT, "--sysctl", "net.ipv4.tcp_keepalive_time=300")
+    assert podman.run(*wanted, argv=python(code)).stdout == "{300} 300\n\n"
+    done = podman.run(*wanted, "--sysctl", "net.ipv4.tcp_sack=0", argv=("true",), check=False)
+    assert done.returncode == 126
+    assert "graft: sysctl net.ipv4.tcp_sack=0: it acts on no socket: those are the host's, whose value is 1" in done.stderr
+    podman.run(*wanted, "--sysctl", "net.ipv4.tcp_sack=0", "--annotation", "graft.sysctl=ignore", argv=("true",))
+
+
 def test_joining_a_network_of_its_own(podman):
     """Past a VPN of another container's, or of the pod's, no socket may leave by the host's route."""
     podman.run("-d", "--name", "vpn", "--network", "none", argv=("/busybox", "sleep", "100"))

@@ -51,7 +51,7 @@ class FakeKernel:
         self.maps = {name: FakeMap(name, self.log) for name in (*names, "tenants", "stamps")}
         self.limits = {}
 
-    def limit(self, tenant, limits):
+    def limit(self, tenant, limits, _private):
         self.limits[tenant] = limits
         self.log.append(("limit", tenant))
 

@@ -131,3 +131,15 @@ def test_a_namespace_that_cannot_be_seen(tmp_path):
     found = bundle.identify(config, ID, "/proc/self/root")
     assert (found.path, found.where[0]) == (f"/proc/self/root{tmp_path}/net", os.stat("/proc/self/ns/net").st_ino)
     assert bundle.identify({"linux": {"namespaces": [{"type": "network"}]}}, ID).where == (0, 0)
+
+
+def test_sysctls_of_a_bundle():
+    """Those of the network; the others are nothing to graft."""
+    sysctls = {"net.core.somaxconn": "9", "kernel.msgmax": "65536", "net/ipv4/tcp_sack": "1"}
+    metadata = container.metadata_of(container.Container("docker", ID, "n", {"graft.sysctl": "ignore"}))
+    bundle.add_sysctls({"linux": {"sysctl": sysctls}}, metadata)
+    assert metadata.request.sysctl == ("ignore", "net.core.somaxconn=9", "net/ipv4/tcp_sack=1")
+    bundle.add_sysctls({}, metadata)
+    assert len(metadata.request.sysctl) == 3
+    with pytest.raises(GraftError, match=r"label 'graft\.sysctl=net\.core\.somaxconn=9': sysctls are the engine's to set"):
+        container.metadata_of(container.Container("docker", ID, "n", {"graft.sysctl": "net.core.somaxconn=9"}))

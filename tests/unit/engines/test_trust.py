@@ -34,6 +34,7 @@ HARMLESS = [
     ("graft.egress", "host"),
     ("graft.limit", "sockets=100,udp=10"),
     ("graft.family", "on"),
+    ("graft.sysctl", "ignore"),
     ("graft.netadmin", "off"),
     ("graft.publish", ""),
 ]
@@ -70,7 +71,7 @@ def test_what_takes_nothing(key, value):
 
 
 def test_every_annotation_is_judged():
-    assert {word.removeprefix("graft.").partition(".")[0] for _, _, word in TAKING} == {*LABELS, "netadmin", "endpoint"}
+    assert {word.removeprefix("graft.").partition(".")[0] for _, _, word in TAKING} == {*LABELS, "netadmin", "endpoint"} - {"sysctl"}
     with pytest.raises(UsageError, match="unknown setting"):
         believed("graft.color", "red")
 

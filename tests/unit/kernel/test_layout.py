@@ -15,7 +15,7 @@ import pytest
 import graft
 from graft.kernel import denials, holders, linux, programs, stamps, traps
 from graft.process import cage
-from graft.rules import endpoint, slices, tables
+from graft.rules import endpoint, slices, sysctl, tables
 from graft.trap import deputy, family, journal, listener
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +56,7 @@ SAME = {
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
+    sysctl: "NUMBERS_FIRST NUMBERS_WORDS SUP_KIND_INET6 SUP_KIND_DGRAM",
     deputy: "DEPUTY_CONNECT DEPUTY_SENDTO DEPUTY_PATH",
     family: "GRAFT_SO_DELAYED GRAFT_SO_DELAYED_EXECUTE GRAFT_SO_DELAYED_RESULT GRAFT_SO_TRANSPARENT "
     "GRAFT_NAME_TRANSPARENT",
@@ -73,9 +74,8 @@ VALUES |= {
     "GRAFT_INET6": tables.INET6,
     "FAMILY_QUEUE": family.QUEUE_MAX,
     "FAMILY_VALUE": family.VALUE_MAX,
-    "NUMBERS_WORDS": programs.NUMBERS_WORDS,
     "NUMBERS_KINDS": programs.NUMBERS_KINDS,
-    "NUMBERS_ALL": programs.NUMBERS_WORDS * programs.NUMBERS_KINDS,
+    "NUMBERS_ALL": sysctl.NUMBERS_WORDS * programs.NUMBERS_KINDS,
     "OWNED_WORDS": holders.OWNED_WORDS,
     "ASKERS_SETS": programs.ASKERS_SETS,
     "ASKERS_WAYS": programs.ASKERS_WAYS,
@@ -105,7 +105,6 @@ C_ONLY = {
     "LISTENER_SLOTS": "read by listeners.bpf.h",
     "UDP_PORTS_MAX": "read by listeners.bpf.h",
     "LISTENERS_MAX": "read by listeners.bpf.h; test_bounds.py fills the table",
-    "NUMBERS_FIRST": "read by numbers.bpf.h; test_numbers.py looks at the ports",
     "HELD_PORT": "set and read by numbers.bpf.h",
     "HELD_DYNAMIC": "set by bind.bpf.h, read by numbers.bpf.h",
     "HELD_DYNAMIC6": "set by bind.bpf.h, read by numbers.bpf.h",
@@ -124,8 +123,6 @@ C_ONLY = {
     "PEERS_BITS": "read by receive.bpf.h",
     "PEERS_WORDS": "read by receive.bpf.h",
     "SUP_CHANNEL": "between graft-sup and the preload library",
-    "SUP_KIND_INET6": "between graft-sup and the preload library",
-    "SUP_KIND_DGRAM": "between graft-sup and the preload library",
     "SUP_KINDS": "between graft-sup and the preload library",
     "SUP_BATCH": "between graft-sup and the preload library",
     "GRAFT_VERSION": "a text; test_the_header_has_graftds_version compares it",
