@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from graft.bench.lab import HOST4
 from tests.conftest import python
 from tests.system.engines import HOST_PROGRAMS
 
@@ -89,3 +90,20 @@ def test_a_plain_container_that_joins(docker, host):
     ask = "import socket\nfor a in ('127.0.0.1', '192.0.2.1'):\n  try: socket.create_connection((a, 80), 5)\n  except OSError as error: print(error.errno)"
     done = docker("run", "--rm", "--network", "container:web", *HOST_PROGRAMS, "host", *python(ask))
     assert done.stdout.split() == [str(errno.ECONNREFUSED), str(errno.ENETUNREACH)]
+
+
+def test_what_the_engine_shows(docker, host, gnet):
+    """docs/differences.md: no ports, no traffic; and inside no socket."""
+    server = "import socket; s = socket.create_server(('', 80)); c = s.accept()[0]; c.sendall(b'x' * 100000); input()"
+    docker.run("-d", "-i", "--name", "web", "--network", gnet, "-p", "8719:80", argv=python(server))
+    host.wait_listening(8719)
+    assert docker("port", "web").stdout == ""
+    assert docker("inspect", "-f", "{{json .NetworkSettings.Ports}}", "web").stdout == "{}\n"
+    assert docker("ps", "--format", "{{.Ports}}").stdout == "\n"
+    shown = docker("exec", "web", "ss", "-Htan").stdout + docker("exec", "web", "netstat", "-tan").stdout
+    assert ":80 " not in shown  # dockerd has a resolver of its own there
+    assert "python3" in host.host("ss", "-tlnpH", "sport = :8719").stdout
+    take = "import socket, sys; s = socket.create_connection((sys.argv[1], 8719)); n = 0\nwhile n < 100000: n += len(s.recv(1 << 20))"
+    host.client(*python(take), HOST4, check=True)
+    assert docker("stats", "--no-stream", "--format", "{{.NetIO}}", "web").stdout == "0B / 0B\n"
+    assert "web" in host.graft("ps").stdout
