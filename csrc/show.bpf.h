@@ -48,7 +48,8 @@ static __noinline int show_neighbour(struct bpf_sock_addr *ctx, struct graft_add
 		return 0;
 	theirs = stamp_of(sk);
 	if (theirs && theirs->tenant == stamp->tenant && a->port == sk->src_port) {
-		by_loopback = in_slices(&here) ? is_any(theirs->local.ip) : has_called_loopback(sk, theirs, &here);
+		by_loopback =
+			is_any(theirs->local.ip) && (in_slices(&here) || has_called_loopback(sk, theirs, &here));
 		if (theirs->local.port)
 			a->port = theirs->local.port;
 		if (by_loopback)

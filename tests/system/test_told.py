@@ -112,8 +112,8 @@ print(answer.recvfrom(99)[0].decode(), answer.getsockname()[0] == asked)
 """
 FETCH = """
 import socket, sys
-c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.settimeout(10); c.sendto(b'read', (sys.argv[1], 6969))
-block, server = c.recvfrom(99); print(block.decode(), server[0], server[1] != 6969); c.sendto(b'acknowledged', server)
+c = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); c.settimeout(10); c.bind(('', 0)); c.sendto(b'read', (sys.argv[1], int(sys.argv[2])))
+block, server = c.recvfrom(99); print(block.decode(), server[0], server[1] != int(sys.argv[2])); c.sendto(b'acknowledged', server)
 """
 
 
@@ -121,7 +121,16 @@ def test_tftp(lab):
     """A new socket for each transfer, at the address that was asked, port 0 (RFC 1350, 4)."""
     server = lab.spawn_graft("-p", "6969:69/udp", *python(TFTP), stdout=-1)
     assert server.stdout.readline() == "ready\n"
-    assert lab.client(*python(FETCH), HOST4, check=True).stdout == f"block 1 {HOST4} True\n"
+    assert lab.client(*python(FETCH), HOST4, "6969", check=True).stdout == f"block 1 {HOST4} True\n"
+    assert server.communicate(timeout=20)[0] == "acknowledged True\n"
+
+
+def test_tftp_inside_a_container_with_an_address(lab):
+    """The server is told its own address, and binds it; who has asked at 127.0.0.1 answers the address that it sees."""
+    server = lab.spawn_graft("--name", "tftp", "--ip", "10.99.0.7", *python(TFTP), stdout=-1)
+    assert server.stdout.readline() == "ready\n"
+    told = lab.graft("run", "--netns", "tftp", *python(FETCH), "127.0.0.1", "69", check=True).stdout
+    assert told == "block 1 10.99.0.7 True\n"
     assert server.communicate(timeout=20)[0] == "acknowledged True\n"
 
 
