@@ -21,7 +21,7 @@ MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel bench build fresh
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-programs bench build fresh
 .PHONY: setup setup-install setup-bench setup-check setup-test wheel manual install uninstall clean help
 
 all: build
@@ -32,6 +32,7 @@ help:
 	@echo "make build         .venv and the compiled parts, so that bin/graft and single tests run; installs no package"
 	@echo "make unit lint     install what is missing, run the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
+	@echo "make test-programs named servers and clients (FTP, SIP, resolvers, databases), under graft and on the host; ARGS=\"-k vsftpd\""
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
 	@echo "make soak          real programs for an hour, and what grew meanwhile; TIME=10m"
@@ -117,6 +118,10 @@ lint: setup-check
 test-kernel: setup-test
 	@$(MAKE) --no-print-directory build
 	@scripts/kernel-6.1.sh
+
+test-programs: setup-test
+	@$(MAKE) --no-print-directory build
+	@scripts/programs.sh $(ARGS)
 
 bench: setup-bench
 	@$(MAKE) --no-print-directory build

@@ -1,13 +1,13 @@
 #!/bin/bash
 # test.sh - run all tests on this kernel: lint, units, kernel, system, attacks, benchmarks, fuzzing
-# (scripts/kernel-6.1.sh runs the core of them on Debian's 6.1 kernel)
+# (scripts/kernel-6.1.sh runs the core of them on Debian's 6.1 kernel, scripts/programs.sh the named programs that take long)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export GRAFT_SLOWNESS=${GRAFT_SLOWNESS:-3} # wait longer, as the machine may be busy; no measurement depends on it
 jobs=$(($(nproc) + 1))                     # tests wait for processes half of their time
 pytest=(.venv/bin/python3 -m pytest -q)
-beside=("${pytest[@]}" -n "$jobs" -m "not alone")
+beside=("${pytest[@]}" -n "$jobs" -m "not alone and not tree")
 failed=()
 took=()
 step() {
@@ -20,7 +20,7 @@ step() {
 
 step "lint and units" "${beside[@]}" tests/unit tests/test_lint.py tests/test_wings.py
 if [ "$(id -u)" = 0 ]; then
-	step "kernel assumptions, system, attacks" "${beside[@]}" tests/kernel tests/system tests/attack
+	step "kernel assumptions, system, attacks" "${beside[@]}" tests/kernel tests/system tests/attack tests/named
 	step "what measures time" "${pytest[@]}" -m alone tests/system tests/attack
 	step "fuzz" .venv/bin/python3 scripts/fuzz.py 30s --seed 1
 	step "random calls inside containers" .venv/bin/python3 -m tests.endurance.inside --seconds 20 --seed 1
