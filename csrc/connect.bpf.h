@@ -160,6 +160,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (is_any(a->ip))
 		name_this_host(a, stamp, &source);
 	asked = *a;
+	if (has_anothers_source(stamp, &source, a))
+		return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol, a);
 	if (is_permitted(stamp, a) && (!in_slices(&source) || is_loopback(a)))
 		goto allow;
 	if (is_loopback(&asked)) {

@@ -108,6 +108,16 @@ static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a
 	return holder && holder->tenant != tenant;
 }
 
+/*
+ * Has the kernel given this socket another's address, because it was bound to no address and connected there? From it
+ * the socket reaches that address and nobody else, who would take it for the other. @source: where the socket is.
+ */
+static __always_inline bool has_anothers_source(const struct graft_stamp *stamp, const struct graft_addr *source,
+						const struct graft_addr *a)
+{
+	return stamp->flags & STAMP_EPHEMERAL && is_anothers(stamp->tenant, source) && !same_ip(source->ip, a->ip);
+}
+
 /* Is @a an address of the tenant's own, where it may go without a rule? */
 static __always_inline bool is_own_address(__u32 tenant, const struct graft_addr *a)
 {

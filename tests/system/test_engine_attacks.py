@@ -43,6 +43,36 @@ def test_a_neighbours_address_is_no_source(docker, host, gnet):
     assert set(heard.values()) == {"10.79.0.32"}
 
 
+BORROWER = """
+import errno, socket, sys
+victim, neighbour = sys.argv[1:]
+for port in (0, 5353):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', port))
+    try: s.connect((victim, 9)); s.send(b'x')
+    except OSError: pass
+    for where in (neighbour, '10.79.0.1', '10.77.0.1', '10.77.0.2'):
+        for go in (lambda: s.connect((where, 53)) or s.send(b'connected'), lambda: s.sendto(b'sent', (where, 53))):
+            try: go()
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.ENETUNREACH): print(where, error)
+print(s.getsockname()[0])
+"""
+
+
+def test_a_neighbours_address_is_not_borrowed(docker, host, gnet):
+    """The kernel gives a bound socket that connects to a neighbour the neighbour's address: it is good for nobody else."""
+    docker.run("-d", "--name", "victim", "--network", gnet, "--ip", "10.79.0.31", argv=("/busybox", "sleep", "60"))
+    docker.run("-d", "--name", "ear", "--network", gnet, "--ip", "10.79.0.30", argv=python(HEAR))
+    wait_for(lambda: "10.79.0.30:53 " in host.host("ss", "-ulnH").stdout, "the ear")
+    beyond = host.spawn(*python(HEAR), client=True, stdout=subprocess.PIPE)
+    wait_for(lambda: host.client("ss", "-ulnH", "sport = :53").stdout, "the ear beyond")
+    thief = docker.run("--rm", "--network", gnet, "--ip", "10.79.0.32", argv=(*python(BORROWER), "10.79.0.31", "10.79.0.30"))
+    docker.run("--rm", "--network", gnet, "--ip", "10.79.0.33", argv=(*python(SPOOF), "10.79.0.30", "10.79.0.31"))
+    heard = wait_for(lambda: docker("logs", "ear").stdout.count("\n") >= 4 and docker("logs", "ear").stdout, "its word")
+    host.end(beyond)
+    assert "10.79.0.31" not in heard + beyond.stdout.read(), thief.stdout
+
+
 SLEEPER = """
 import os, socket, time
 s = socket.socket(); s.bind(('', 80))

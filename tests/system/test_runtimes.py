@@ -233,6 +233,8 @@ def test_a_bundle_that_is_none(lab, bundle, text):
     path.write_text(text)
     done = lab.host(*command(lab, "runc"), "create", "--bundle", bundle, f"{lab.tag}-bad")
     assert (done.returncode, path.read_text()) == (1, text)
+    assert len(done.stderr.splitlines()) == 1
+    assert "config.json" in done.stderr
     assert done.stderr.startswith("graft: ")
     assert "does not answer" not in done.stderr
     path.write_text(before)

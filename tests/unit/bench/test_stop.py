@@ -60,6 +60,7 @@ def test_a_stop_at_any_line_leaves_no_process(stop):
             if lines == moment or last:
                 stop._on_signal(signal.SIGTERM, frame)
 
+        signal.setitimer(signal.ITIMER_REAL, 0)  # of the stop before
         stop.number, stop.raised = 0, False
         with contextlib.suppress(Stopped), stop.breakable():
             run(at_line)

@@ -112,6 +112,10 @@ def test_a_bundle_is_files_alone(tmp_path):
     (tmp_path / "pipe").mkdir()
     with pytest.raises(Refused, match="pipe"):
         bundle.read(tmp_path / "pipe")
+    for text in ("{", "", '"\\ud800"', "NaN", "[" * 100_000, '{"a": 1e999}'):
+        path.write_text(text)
+        with pytest.raises(Refused, match=str(path)):
+            bundle.read(path)
     path.write_text('{"a": 1}')
     path.chmod(0o640)
     bundle.write(path, {"a": 2})
