@@ -109,13 +109,19 @@ static __always_inline bool is_anothers(__u32 tenant, const struct graft_addr *a
 }
 
 /*
- * Has the kernel given this socket another's address, because it was bound to no address and connected there? From it
- * the socket reaches that address and nobody else, who would take it for the other. @source: where the socket is.
+ * Has the kernel given this socket another's address, because it has connected there and nothing else chose its
+ * source? From it the socket reaches that address and nobody else, who would take it for the other. @source: where
+ * the socket is. An address that a device has is the host's as well, from which everybody leaves.
  */
 static __always_inline bool has_anothers_source(const struct graft_stamp *stamp, const struct graft_addr *source,
 						const struct graft_addr *a)
 {
-	return stamp->flags & STAMP_EPHEMERAL && is_anothers(stamp->tenant, source) && !same_ip(source->ip, a->ip);
+	struct graft_holder *holder;
+
+	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_LENT | STAMP_NAMED) || same_ip(source->ip, a->ip))
+		return false;
+	holder = holder_of(source);
+	return holder && holder->tenant != stamp->tenant && !(holder->flags & HOLDER_DEVICE);
 }
 
 /* Is @a an address of the tenant's own, where it may go without a rule? */

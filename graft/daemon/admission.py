@@ -24,7 +24,7 @@ from graft.process.closing import is_listener
 from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_request
-from graft.rules.sysctl import OWN, parse_sysctls
+from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
 from graft.tenants import attachments, publish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
@@ -161,7 +161,7 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             hint="one namespace has one policy; omit --limit",
             code="EEXIST",
         )
-    _check_same_sysctls(running, asked.sysctl)
+    _check_same_sysctls(running, target.request.sysctl)
     if any(address not in running.open_resolvers for address in asked.resolver):
         raise Refused(
             f"container '{running.name}' may not ask that resolver",
@@ -177,11 +177,11 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
     )
 
 
-def _check_same_sysctls(running: Tenant, asked: dict[str, str]) -> None:
+def _check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:
     """Raise Refused for a sysctl that the container @running does not have; those of OWN hold by the netns itself."""
     have = parse_sysctls(running.asked.sysctl)
-    for name, value in asked.items():
-        if name not in OWN and have.get(name) != value:
+    for name, value in parse_sysctls(texts).items():
+        if name not in OWN and have.get(name, sysctl.read(name)) != value and IGNORE not in texts:
             raise Refused(
                 f"container '{running.name}' runs without sysctl {name}={value}",
                 hint="one namespace has one policy; omit --sysctl",
@@ -246,6 +246,8 @@ def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Cont
     sysctl.check(metadata.request.sysctl, reg.ephemeral)
     netns, cookie = container.where
     joined = reg.by_netns(netns) if netns else None
+    if joined:
+        _check_same_sysctls(joined, metadata.request.sysctl)
     endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}
     rules: list[IngressRule | EgressRule] = [*asked.ingress, *asked.egress]
     for rule in rules:

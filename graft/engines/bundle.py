@@ -25,7 +25,7 @@ import msgspec
 from graft import protocol
 from graft.engines import profile
 from graft.engines.container import PREFIX, Container, Document, items_of
-from graft.engines.joined import where
+from graft.engines.joined import below, where
 from graft.engines.seal import seal
 from graft.errors import Refused, UsageError
 from graft.rules.address import PROTOCOL_NAME
@@ -60,7 +60,7 @@ def identify(config: Document, container_id: str, root: str = "") -> Container:
     network is not graft's, or if the netns that it joins cannot be opened.
     """
     path = netns_path(config)
-    path = f"{root}{path}" if path else ""
+    path = below(root, path) if path else ""
     return _identify(config, container_id)._replace(path=path, where=where(path))
 
 

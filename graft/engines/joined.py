@@ -16,10 +16,36 @@ from graft.kernel import linux, netns
 from graft.rules.address import Address, parse_address
 from graft.tenants.registry import Registry
 
+PARTS_MAX = 400  # of a path, those of links on the way included
+
 
 def _without_waiting(path: str, flags: int) -> int:
     """Open without blocking, because @path may be a FIFO (an opener for open())."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def below(root: str, path: str) -> str:
+    """@path as a process sees it whose root directory is @root: an absolute link on the way (/var/run) stays there.
+
+    What is in /proc is left to the kernel: its links lead where no path does.
+    """
+    done, rest = "", path.split("/")
+    for _ in range(PARTS_MAX):
+        if not rest:
+            break
+        part = rest.pop(0)
+        try:
+            link = os.readlink(f"{root}{done}/{part}") if part and not done.startswith("/proc") else ""
+        except (OSError, ValueError):
+            link = ""
+        if link:
+            rest = link.split("/") + rest
+            done = "" if link.startswith("/") else done
+        elif part == "..":
+            done = os.path.dirname(done).rstrip("/")
+        elif part not in ("", "."):
+            done += f"/{part}"
+    return f"{root}{done}"
 
 
 def where(path: str) -> tuple[int, int]:

@@ -102,7 +102,9 @@ def _bounds(name: str, ephemeral: tuple[int, int]) -> str:
     """Which values an option can carry, in words; "" if it carries none, or any."""
     if name == sysctl.PORT_RANGE:
         low, high = sysctl.range_bounds(ephemeral)
-        return f"within {low} and {high}, and begin up to {sysctl.udp_most(ephemeral)}"
+        return (
+            f"{sysctl.PORTS_LEAST} ports or more within {low} and {high}, from {sysctl.last_begin(ephemeral)} at most"
+        )
     if name in sysctl.LISTENING:
         return "{} to {}".format(*sysctl.LISTENING[name])
     carrier = sysctl.CARRIERS.get(name)

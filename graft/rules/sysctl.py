@@ -28,6 +28,7 @@ SYN_RETRIES, SYNACK_RETRIES = "net.ipv4.tcp_syn_retries", "net.ipv4.tcp_synack_r
 PORT_RANGE = "net.ipv4.ip_local_port_range"
 CONGESTION = "net.ipv4.tcp_congestion_control"
 NUMBERS_FIRST, NUMBERS_WORDS = 32768, 448  # csrc/abi.h: what a bind to port 0 may get, a bit for each
+PORTS_LEAST = 1024  # of a range: with few, who may set a sysctl would choose a port of the host's for a UDP socket
 PRIVATE_PORTS = (NUMBERS_FIRST, NUMBERS_FIRST + 64 * NUMBERS_WORDS - 1)
 
 
@@ -160,10 +161,17 @@ def options_for(name: str, value: str, ephemeral: tuple[int, int]) -> list[Optio
 def _port_options(value: str, ephemeral: tuple[int, int]) -> list[Option] | None:
     ports = ports_of(value)
     low, high = range_bounds(ephemeral)
-    if ports is None or not low <= ports[0] <= udp_most(ephemeral) or ports[1] > high:
+    if ports is None or not low <= ports[0] <= last_begin(ephemeral) or ports[1] > high:
+        return None
+    if ports[1] - ports[0] + 1 < PORTS_LEAST:
         return None
     most = {TCP: ports[1], UDP: min(ports[1], udp_most(ephemeral))}
     return [Option(k, socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, ports[0] | m << 16) for k, m in most.items()]
+
+
+def last_begin(ephemeral: tuple[int, int]) -> int:
+    """The last port that a range may begin with, so that it has PORTS_LEAST for UDP as well."""
+    return udp_most(ephemeral) - PORTS_LEAST + 1
 
 
 def range_bounds(ephemeral: tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any
 from graft.bench.lab import CLIENT4, CLIENT6, HOST4, HOST6, Lab, wait_for
 from tests.conftest import lack
 
-OWN4, OWN6 = "10.99.0.5", "fd00:99::5"
+OWN4, OWN6 = "10.99.7.5", "fd00:99::75"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ENTER = f"""
 root=$1 work=$2; shift 2

@@ -29,6 +29,19 @@ for where in sys.argv[1:]:
     except OSError as error:
         print(errno.errorcode.get(error.errno, error))
 """
+BORROWER = """
+import errno, socket, sys
+victim, other = sys.argv[1:]
+v6 = ':' in victim
+for port in (None, 0, 5353):
+    s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+    if port is not None: s.bind(('', port))
+    s.connect((victim, 53)); s.send(b'x')
+    for go in (lambda: s.connect((other, 9)), lambda: s.sendto(b'x', (other, 9))):
+        try: go(); print(s.getsockname()[0])
+        except OSError as error: print(errno.errorcode[error.errno])
+    s.close()
+"""
 UDP_SERVER = """
 import socket
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 53)); print('ready', flush=True)
@@ -157,6 +170,16 @@ def test_udp(lab):
             outside = lab.client(*python(UDP_CLIENT.replace("53)", "5399)")), HOST4).stdout.splitlines()
             assert outside == ["b\"'10.77.0.2'\" ('10.77.0.1', 5399)", "'10.77.0.2' ('10.77.0.1', 5399)"]
         lab.end(server)
+
+
+@pytest.mark.parametrize(("victim", "other"), [("10.88.0.5", "10.77.0.2"), ("fd88::5", CLIENT6)])
+def test_its_address_is_not_borrowed(lab, victim, other):
+    """The kernel gives a socket that connects there the container's address: from it the socket reaches nobody else."""
+    family = "socket.AF_INET6" if ":" in victim else "socket.AF_INET"
+    server = spawn(lab, "--name", "own-v", "--ip", victim, code=UDP_SERVER.replace("socket.AF_INET", family))
+    told = lab.graft("run", *python(BORROWER), victim, other).stdout.split()
+    assert told == ["EADDRNOTAVAIL", "ENETUNREACH"] * 3
+    lab.end(server)
 
 
 def test_ipv6(lab):

@@ -142,11 +142,11 @@ def test_ports_of_a_range(lab):
         pytest.skip("Linux before 6.3 has no IP_LOCAL_PORT_RANGE")
     server = lab.spawn(*python("import socket,time; s=socket.create_server(('', 8658)); time.sleep(60)"))
     lab.wait_listening(8658)
-    wide, narrow = (lab.graft("run", *words(v), *python(PORTS), HOST4, 8658) for v in ({}, {"net.ipv4.ip_local_port_range": "40000 40030"}))
+    wide, narrow = (lab.graft("run", *words(v), *python(PORTS), HOST4, 8658) for v in ({}, {"net.ipv4.ip_local_port_range": "40000 41023"}))
     ports = [int(port) for port in narrow.stdout.split()]
     assert len(ports) == 30, narrow.stderr
-    assert all(40000 <= port <= 40030 for port in ports)
-    assert any(not 40000 <= int(port) <= 40030 for port in wide.stdout.split())
+    assert all(40000 <= port <= 41023 for port in ports)
+    assert any(not 40000 <= int(port) <= 41023 for port in wide.stdout.split())
     lab.end(server)
 
 
@@ -164,15 +164,16 @@ HOST = "the host's, whose value is"
     ("text", "reason"),
     [
         ("net.ipv4.tcp_sack=0", f"it acts on no socket: those are {HOST} 1"),
-        ("net/ipv4/ip_forward=1", f"it acts on no socket: those are {HOST} 0"),
+        ("net/ipv4/tcp_window_scaling=0", f"it acts on no socket: those are {HOST} 1"),
         ("net.ipv6.conf.all.disable_ipv6=1", f"it acts on no socket: those are {HOST} 0"),
         ("net.ipv4.tcp_rmem=4096 8192 16384", "it acts on no socket"),
         ("net.core.somaxconn=1000000", "the host's bound acts as well, which is lower ("),
         ("net.ipv4.tcp_fin_timeout=121", "a container's may be 1 to 120; beyond, the host's value acts (60)"),
         ("net.ipv4.tcp_keepalive_time=x", "a container's may be 1 to 32767"),
         ("net.ipv4.tcp_synack_retries=0", "a container's may be 1 to 127"),
-        ("net.ipv4.ip_local_port_range=1024 65000", "a container's may be within 32768 and 59234, and begin up to 46883"),
-        ("net.ipv4.ip_local_port_range=50000 51000", "a container's may be within 32768 and 59234, and begin up to 46883"),
+        ("net.ipv4.ip_local_port_range=1024 65000", "a container's may be 1024 ports or more within 32768 and 59234, from 45860 at most"),
+        ("net.ipv4.ip_local_port_range=41641 41641", "a container's may be 1024 ports or more within"),
+        ("net.ipv4.ip_local_port_range=50000 51100", "a container's may be 1024 ports or more within 32768 and 59234, from 45860 at most"),
         ("net.ipv4.nonesuch=1", "it acts on no socket: those are the host's, which has no such sysctl"),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_namespace_that_cannot_be_seen(tmp_path):
     (tmp_path / "net").unlink()
     (tmp_path / "net").symlink_to("/proc/self/ns/net")
     found = bundle.identify(config, ID, "/proc/self/root")
-    assert (found.path, found.where[0]) == (f"/proc/self/root{tmp_path}/net", os.stat("/proc/self/ns/net").st_ino)
+    assert (found.path, found.where[0]) == ("/proc/self/root/proc/self/ns/net", os.stat("/proc/self/ns/net").st_ino)
     assert bundle.identify({"linux": {"namespaces": [{"type": "network"}]}}, ID).where == (0, 0)
 
 
