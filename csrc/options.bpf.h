@@ -250,11 +250,11 @@ static __always_inline bool ulp_forbidden(struct bpf_sockopt *ctx)
 }
 
 /* An option of a level that the socket does not have is the kernel's to refuse. */
-static __always_inline __u32 option_of(struct bpf_sockopt *ctx)
+static __always_inline __u32 option_of(const struct bpf_sockopt *ctx, __s32 level, __u32 name)
 {
-	__u32 name = ctx->optname, protocol = ctx->sk->protocol;
+	__u32 protocol = ctx->sk->protocol;
 
-	switch (ctx->level) {
+	switch (level) {
 	case SOL_SOCKET_:
 		return socket_option(name);
 	case SOL_IP_:
@@ -321,10 +321,8 @@ static __always_inline int refused_option(struct bpf_sockopt *ctx, __u32 option)
 }
 
 /* The kernel copies an int of these levels before it looks for the option. */
-static __always_inline int unknown_option(const struct bpf_sockopt *ctx)
+static __always_inline int unknown_option(const struct bpf_sockopt *ctx, __s32 level)
 {
-	__s32 level = ctx->level;
-
 	if (ctx->optlen < 4 &&
 	    (level == SOL_SOCKET_ || level == SOL_TCP_ || level == SOL_UDP_ || level == SOL_UDPLITE_))
 		return EINVAL;
@@ -348,24 +346,26 @@ static __always_inline __u32 reuse_flag(__s32 name)
 }
 
 /* Whoever makes the socket sets these, and no program sees it. IP_FREEBIND is the same flag as IPV6_FREEBIND. */
-static __always_inline bool makers_option(const struct bpf_sockopt *ctx)
+static __always_inline bool makers_option(__s32 level, __s32 name)
 {
-	if (ctx->level == SOL_IPV6_)
-		return ctx->optname == IPV6_FREEBIND_;
-	return ctx->level == SOL_IP_ && (ctx->optname == IP_LOCAL_PORT_RANGE_ || ctx->optname == IP_FREEBIND_);
+	if (level == SOL_IPV6_)
+		return name == IPV6_FREEBIND_;
+	return level == SOL_IP_ && (name == IP_LOCAL_PORT_RANGE_ || name == IP_FREEBIND_);
 }
 
 /* Is this IP_BIND_ADDRESS_NO_PORT of a socket that its maker has set it for? graftd unsets it for a bind of its own.
  */
-static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, const struct graft_stamp *stamp)
+static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, __s32 level, __s32 name,
+				       const struct graft_stamp *stamp)
 {
-	return ctx->level == SOL_IP_ && ctx->optname == IP_BIND_ADDRESS_NO_PORT_ && stamp->flags & STAMP_LATE &&
+	return level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && stamp->flags & STAMP_LATE &&
 	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk);
 }
 
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
+	__s32 level = FIELD(ctx->level), name = FIELD(ctx->optname);
 	struct graft_stamp *stamp = stamp_on(ctx->sk);
 	struct graft_addr what = {};
 	__u32 value, option;
@@ -374,41 +374,39 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 
 	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
 		return ALLOW;
-	what.port = (__u32)ctx->level << 16 | (ctx->optname & 0xffff);
-	if (!stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_FREEBIND_ && !in_connection(ctx->sk) &&
-	    !ctx->sk->src_port)
+	what.port = (__u32)level << 16 | (name & 0xffff);
+	if (!stamp && level == SOL_IPV6_ && name == IPV6_FREEBIND_ && !in_connection(ctx->sk) && !ctx->sk->src_port)
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
-	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) && makers_option(ctx))
+	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) && makers_option(level, name))
 		return ALLOW; /* before anybody else has the socket */
-	if (stamp && ctx->level == SOL_IPV6_ && ctx->optname == IPV6_V6ONLY_ && waits(ctx->sk, stamp)) {
+	if (stamp && level == SOL_IPV6_ && name == IPV6_V6ONLY_ && waits(ctx->sk, stamp)) {
 		bpf_set_retval(-EINVAL); /* as for a socket that is bound */
 		return DENY;
 	}
-	option = option_of(ctx);
+	option = option_of(ctx, level, name);
 	if (option != OPTION_FREE)
-		error = option == OPTION_UNKNOWN ? unknown_option(ctx) : refused_option(ctx, option);
-	else if (ctx->level == SOL_SOCKET_ && ctx->optname == SO_PRIORITY_ && int_value(ctx, &value) && value > 6)
+		error = option == OPTION_UNKNOWN ? unknown_option(ctx, level) : refused_option(ctx, option);
+	else if (level == SOL_SOCKET_ && name == SO_PRIORITY_ && int_value(ctx, &value) && value > 6)
 		error = EPERM;
-	else if (ctx->level == SOL_TCP_ && ctx->optname == TCP_SAVE_SYN_ && ctx->sk->protocol != IPPROTO_UDP &&
+	else if (level == SOL_TCP_ && name == TCP_SAVE_SYN_ && ctx->sk->protocol != IPPROTO_UDP &&
 		 int_value(ctx, &value) && value == 2)
 		error = EPERM; /* TCP_SAVED_SYN would have the hardware addresses of a host's device and its neighbour
 				*/
-	else if (ctx->level == SOL_TCP_ && ctx->optname == TCP_ULP_ && ctx->sk->protocol != IPPROTO_UDP &&
-		 ulp_forbidden(ctx))
+	else if (level == SOL_TCP_ && name == TCP_ULP_ && ctx->sk->protocol != IPPROTO_UDP && ulp_forbidden(ctx))
 		error = ENOENT;
 	if (error)
 		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), error, 0,
 			    &what);
 	hidden = option != OPTION_FREE; /* the default of a refused one */
-	if (!hidden && stamp && ctx->level == SOL_SOCKET_ && reuse_flag(ctx->optname) && int_value(ctx, &value)) {
-		set_flag(stamp, reuse_flag(ctx->optname), value);
+	if (!hidden && stamp && level == SOL_SOCKET_ && reuse_flag(name) && int_value(ctx, &value)) {
+		set_flag(stamp, reuse_flag(name), value);
 		hidden = ctx->sk->protocol == IPPROTO_UDP; /* the kernel must not set it yet: see set_reuse() */
 	}
-	if (stamp && is_no_port(ctx, stamp) && ctx->optlen >= 1) {
+	if (stamp && is_no_port(ctx, level, name, stamp) && ctx->optlen >= 1) {
 		set_flag(stamp, STAMP_NO_PORT, !(ctx->optlen < 4 ? all_zero(ctx, 1) : all_zero(ctx, 4)));
 		hidden = true; /* the kernel has it set: late.bpf.h */
 	}
-	if (stamp && ctx->level == SOL_SOCKET_ && ctx->optname == SO_BROADCAST_ && int_value(ctx, &value))
+	if (stamp && level == SOL_SOCKET_ && name == SO_BROADCAST_ && int_value(ctx, &value))
 		set_flag(stamp, STAMP_BROADCAST, value); /* the kernel refuses it to nobody */
 	if (hidden) {
 		asm volatile(
@@ -447,6 +445,7 @@ static __always_inline int answer_probe(struct bpf_sockopt *ctx, struct graft_st
 SEC("cgroup/getsockopt")
 int graft_getsockopt(struct bpf_sockopt *ctx)
 {
+	__s32 level = FIELD(ctx->level), name = FIELD(ctx->optname);
 	__u8 *value = ctx->optval, *end = ctx->optval_end;
 	struct graft_tenant *tenant;
 	struct graft_stamp *stamp;
@@ -454,37 +453,37 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	if (!is_internet(ctx->sk))
 		return ALLOW;
 	stamp = stamp_on(ctx->sk);
-	if (ctx->level == GRAFT_LEVEL && ctx->optname == GRAFT_PROBE && stamp)
+	if (level == GRAFT_LEVEL && name == GRAFT_PROBE && stamp)
 		return answer_probe(ctx, stamp);
-	if (reads_firewall(ctx->level, ctx->optname) && ctx->retval != -ENOPROTOOPT)
+	if (reads_firewall(level, name) && ctx->retval != -ENOPROTOOPT)
 		return stamp && stamp->tenant == GRAFT_EXEMPT;
 	if (ctx->retval)
 		return ALLOW;
-	if (makers_option(ctx)) {
+	if (makers_option(level, name)) {
 		for (int n = 0; n < 4; n++)
 			if (value + n + 1 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT))
 				value[n] = 0;
-		if (ctx->level == SOL_IP_ && ctx->optlen > 1 && ctx->optlen < 4)
+		if (level == SOL_IP_ && ctx->optlen > 1 && ctx->optlen < 4)
 			ctx->optlen = 1; /* as the kernel shows a small number */
 		return ALLOW;
 	}
-	if (ctx->level == SOL_IP_ && ctx->optname == IP_BIND_ADDRESS_NO_PORT_ && ctx->sk->protocol == IPPROTO_TCP &&
-	    value + 1 <= end && (!stamp || is_no_port(ctx, stamp)))
+	if (level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && ctx->sk->protocol == IPPROTO_TCP &&
+	    value + 1 <= end && (!stamp || is_no_port(ctx, level, name, stamp)))
 		*value = stamp && stamp->flags & STAMP_NO_PORT;
-	if (ctx->level != SOL_SOCKET_)
+	if (level != SOL_SOCKET_)
 		return ALLOW;
-	if (ctx->optname == SO_NETNS_COOKIE_ && value + 8 <= end) {
+	if (name == SO_NETNS_COOKIE_ && value + 8 <= end) {
 		tenant = stamp ? tenant_of(stamp) : NULL;
 		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	}
-	if ((ctx->optname == SO_BINDTODEVICE_ || ctx->optname == SO_BINDTOIFINDEX_) &&
+	if ((name == SO_BINDTODEVICE_ || name == SO_BINDTOIFINDEX_) &&
 	    (!stamp || stamp->tenant != GRAFT_EXEMPT)) /* by a link-local address it has one of the host's */
 		for (int n = 0; n < IFNAMSIZ_; n++)
 			if (value + n + 1 <= end)
 				value[n] = 0;
-	if (stamp && (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(ctx->optname) &&
+	if (stamp && (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(name) &&
 	    value + 1 <= end)
-		*value = !!(stamp->flags & reuse_flag(ctx->optname));
+		*value = !!(stamp->flags & reuse_flag(name));
 	return ALLOW;
 }
 
