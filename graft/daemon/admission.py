@@ -179,9 +179,11 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
 
 def _check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:
     """Raise Refused for a sysctl that the container @running does not have; those of OWN hold by the netns itself."""
+    if IGNORE in texts:
+        return
     have = parse_sysctls(running.asked.sysctl)
     for name, value in parse_sysctls(texts).items():
-        if name not in OWN and have.get(name, sysctl.read(name)) != value and IGNORE not in texts:
+        if name not in OWN and (have.get(name) or sysctl.read(name)) != value:
             raise Refused(
                 f"container '{running.name}' runs without sysctl {name}={value}",
                 hint="one namespace has one policy; omit --sysctl",

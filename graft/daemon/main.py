@@ -114,7 +114,7 @@ class Daemon:
         self._claim_namespace()
         self.cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)
         self.kernel.install(self.cgroup, root)
-        low, high = addresses.ephemeral_ports()
+        low, high = self.registry.ephemeral
         self.kernel.configure(netns_cookie(), (high - low + 1) // 2)
         if self.registry.ipv6:
             addresses.add_slice_route()

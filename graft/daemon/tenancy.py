@@ -58,7 +58,8 @@ class Tenancy:
         self.limits = limits  # of a container that names none
         self.configuration = configuration
         self.reserved = configuration.reserved(wildcard_ports(OWNER_BASE))
-        self.sockets = Sockets(Stamper(kernel.maps["stamps"], kernel.maps["settling"]), self._place)
+        stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
+        self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}

@@ -88,7 +88,7 @@ class Registry(Known):
         self.home = linux.netns_inode()
         self.ipv6 = has_ipv6()
         self.pod_resolvers: tuple[Address, ...] = ()  # whom pods with egress `none` may ask for names
-        self.ephemeral = ephemeral_ports()
+        self.ephemeral = ephemeral_ports()  # of the host, as they were when graftd began
         super().__init__()
 
     # -- look up --

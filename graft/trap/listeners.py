@@ -303,7 +303,7 @@ class Listeners:
             (watched.listener.fd, watched.journal.fd, self.stamps),
             self.helpers,
             watched.tenant.pid,
-            socket_options(watched.tenant.sysctls, self.daemon.supervisor.sockets.ephemeral),
+            socket_options(watched.tenant.sysctls, self.daemon.registry.ephemeral),
             lambda control: self.store.put(f"sup-{watched.listener.number}", control),
         )
         if helper:

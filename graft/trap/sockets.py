@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from graft.kernel import linux
-from graft.kernel.addresses import ephemeral_ports
 from graft.kernel.stamps import STAMP_LATE, Stamp
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.rules.sysctl import IP_LOCAL_PORT_RANGE, kind_of, socket_options, tcp_most, udp_most
@@ -83,13 +82,14 @@ class Stamps(Protocol):
 class Sockets:
     """Makes grafted sockets, for whatever thread asks, in graftd's netns or in that of an endpoint.
 
-    @places gives the descriptor of a place's netns, by its number.
+    @places gives the descriptor of a place's netns, by its number. @ephemeral: the first and the last port that the
+    kernel chooses in graftd's.
     """
 
-    def __init__(self, stamps: Stamps, places: Callable[[int], int]) -> None:
+    def __init__(self, stamps: Stamps, places: Callable[[int], int], ephemeral: tuple[int, int]) -> None:
         self.stamps = stamps
         self.places = places
-        self.ephemeral = ephemeral_ports()
+        self.ephemeral = ephemeral
 
     def make(
         self, tenant: TenantView, family: int, kind: int, *, place: int, flags: int = 0, stamp_flags: int = 0
