@@ -79,8 +79,8 @@ def test_a_wire_with_a_rate(tmp_path):
     assert "500mbit" in result.machine["wire"]
 
 
-def left():
-    """What a laboratory of the benchmark's has on this machine."""
+def present():
+    """What laboratories of the benchmark's have on this machine."""
     names = subprocess.run(("ip", "netns", "list"), capture_output=True, text=True).stdout
     places = (*Path("/run").glob("graft-bench-*"), *Path("/sys/fs/bpf").glob("graft-bench-*"))
     processes = []
@@ -88,11 +88,18 @@ def left():
         with contextlib.suppress(OSError):
             if b"GRAFT_RUN_DIR=/run/graft-bench" in (process / "environ").read_bytes():
                 processes.append((process / "cmdline").read_bytes().decode())
-    return [line for line in names.split() if "graft-bench" in line] + [str(place) for place in places] + processes
+    return {line for line in names.split() if "graft-bench" in line} | {str(place) for place in places} | set(processes)
+
+
+@pytest.fixture
+def left():
+    """What laboratories have on this machine that was not there before the test: another's remains say nothing of it."""
+    before = present()
+    return lambda: present() - before
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(how):
+def test_an_interrupt_leaves_nothing(left, how):
     def clients(ns):
         return subprocess.run(("ip", "netns", "pids", ns), capture_output=True, text=True).stdout.split()
 
@@ -103,7 +110,7 @@ def test_an_interrupt_leaves_nothing(how):
     assert process.wait(60) == 128 + how
     assert process.stderr is not None
     assert process.stderr.read().strip() == "graft: interrupted"
-    assert left() == []
+    assert left() == set()
 
 
 def partial_result(directory):
@@ -125,7 +132,7 @@ TWO_CASES = ("--quick", "--case", "short-in", "--case", "short-out", "--rounds",
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_is_measured(tmp_path, how):
+def test_an_interrupt_keeps_what_is_measured(left, tmp_path, how):
     need("iptables", "chromium")
     files = ("--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
     process = subprocess.Popen(
@@ -140,10 +147,10 @@ def test_an_interrupt_keeps_what_is_measured(tmp_path, how):
     assert result.partial == Partial(f"interrupted by {how.name}", result.partial.rounds, 6, 3)
     assert result.partial.rounds >= 3
     assert told.splitlines()[-1] == f"partial: {result.partial.rounds} of 6 rounds, interrupted by {how.name}"
-    assert left() == []
+    assert left() == set()
 
 
-def test_time_that_is_up_keeps_what_is_measured(tmp_path):
+def test_time_that_is_up_keeps_what_is_measured(left, tmp_path):
     need("iptables", "chromium")
     files = ("--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
     seconds = f"{10 * SLOWNESS:g}"  # enough for the first rounds, also on a busy machine
@@ -155,7 +162,7 @@ def test_time_that_is_up_keeps_what_is_measured(tmp_path):
     assert (result.partial.of, result.partial.of_a_case) == (1000, 1000)
     assert f"{result.partial.rounds} of 1000 rounds" in (tmp_path / "r.html").read_text().partition("<h2>")[2]
     assert str(result.partial) in found.stdout.splitlines()
-    assert left() == []
+    assert left() == set()
 
 
 def test_list():

@@ -73,11 +73,14 @@ def endpoints(lab):
 
 def ids():
     """What each thread of graft's processes has: (comm, real, effective, saved, file system uid)."""
-    for status in Path("/proc").glob("[0-9]*/task/*/status"):
-        with contextlib.suppress(OSError):
-            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-            comm = (status.parents[2] / "comm").read_text().strip()  # the process's
-            if comm in ("graftd", "graft-keeper", "graft-sup", "graft-deputy"):
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end at any moment
+            comm = (process / "comm").read_text().strip()
+            if comm not in ("graftd", "graft-keeper", "graft-sup", "graft-deputy"):
+                continue
+            for thread in os.listdir(process / "task"):
+                status = (process / "task" / thread / "status").read_text()
+                fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
                 yield comm, tuple(int(word) for word in fields["Uid"].split())
 
 
