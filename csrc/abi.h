@@ -22,8 +22,9 @@
  * slice is the source of connections to the container's loopback. A container's UDP socket on the host's wildcard is
  * reached from inside there, under its port. A TCP bind to port P of an address of the container's own has the port
  * of its loopback's, on address SLICE_OWN and up: which of the 16 is P / 4096, and turned for each further own
- * address (graft_holder.number), so that port P of each of them is another place. Further addresses of 127.0.0.0/8
- * have 16 addresses each behind those, by a number from 1 on that the first use gives them (`loopbacks`).
+ * address (graft_holder.number), so that port P of each of them is another place; so has one to an address of the
+ * host's that nobody publishes (HOSTS_NUMBER). Further addresses of 127.0.0.0/8 have 16 addresses each behind those,
+ * by a number from 1 on that the first use gives them (`loopbacks`).
  *
  * Slice numbers count 32 addresses. A tenant has the first of SLICE_GROUP numbers, the others are its further
  * addresses'. Tenants of a graftd that knew no such addresses may have any number, that one alone, and no entry in

@@ -194,6 +194,12 @@ static __always_inline bool is_in_use(const struct bpf_sock_addr *ctx, struct gr
 }
 
 /*
+ * As graft_holder.number, for an address of the host's: a server there is in nobody's way at the loopback. A
+ * container's sixteenth address has it, too; then who binds both at one port gets EADDRINUSE.
+ */
+#define HOSTS_NUMBER 15
+
+/*
  * Bind into the tenant's slice. A UDP socket of the container may have this number on the host's wildcard, from where
  * it has sent without a bind. Then the bind goes to SLICE_DYNAMIC, so that the kernel refuses it.
  */
@@ -224,6 +230,8 @@ static __noinline int bind_private(struct bpf_sock_addr *ctx, struct graft_addr 
 	name_number(ctx, stamp->tenant, asked.port, v4);
 	claim(ctx, stamp, &asked, dual);
 	private_place(a, v4, tenant->slice, &asked, holder, number);
+	if (!holder && !is_any(asked.ip) && !is_loopback(&asked))
+		own_place(a, v4, tenant->slice, asked.port, HOSTS_NUMBER);
 	if (ctx->protocol == IPPROTO_UDP) {
 		slice_ip(&chosen, v4, tenant->slice, SLICE_DYNAMIC);
 		chosen.port = asked.port;

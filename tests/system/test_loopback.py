@@ -319,3 +319,19 @@ for published in (8096, 8097):
     same = "::1 ::1 ::1 ::1 True"
     other = "::ffff:127.0.0.1 [Errno 97] Address family not supported by protocol"  # as on any host
     assert done.stdout.splitlines() == [same, same, same, other, same] * 2, done.stderr
+
+
+@pytest.mark.core
+def test_an_address_of_the_hosts_is_in_no_way_of_the_loopback(lab):
+    """A server at each, at one port that nobody publishes; a client of the loopback reaches that of the loopback."""
+    code = (
+        "import socket\n"
+        "there = [socket.create_server((a, 5000)) for a in ('127.0.0.1', '10.77.0.1')]\n"
+        "six = [socket.create_server((a, 5000), family=socket.AF_INET6) for a in ('::1', '2001:db8:77::1')]\n"
+        "for server, address in ((there[0], '127.0.0.1'), (six[0], '::1')):\n"
+        "    client = socket.create_connection((address, 5000), 5)\n"
+        "    print(server.accept()[1][1] == client.getsockname()[1], [s.getsockname()[0] for s in there + six])\n"
+    )
+    names = ["127.0.0.1", "10.77.0.1", "::1", "2001:db8:77::1"]
+    result = lab.graft("run", *python(code))
+    assert result.stdout == f"True {names}\n" * 2, result.stderr
