@@ -70,7 +70,7 @@ NETNS_COMMANDS = ("run", "endpoint")
 @click.version_option(__version__, "-V", "--version", message="graft %(version)s")
 @click.pass_context
 def graft(ctx: click.Context, netns: str | None) -> None:
-    """Socket grafting: a container has a network namespace with nothing but lo. Its sockets are on the
+    """Socket grafting: a container has a network namespace that leads nowhere. Its sockets are on the
     host's network stack, and endpoints say which addresses and ports of the host they may use.
 
     \b

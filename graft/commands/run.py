@@ -28,7 +28,7 @@ def request_options(function: Command) -> Command:
 
 @click.command(context_settings=RUN_CONTEXT)
 @click.option("--name", help="Name of the container; default: the command and a number.")
-@netns_option("Join this network namespace (or container); default: a new one, with nothing but lo.")
+@netns_option("Join this network namespace (or container); default: a new one, which leads nowhere.")
 @request_options
 @click.option(
     "--force-ip", is_flag=True, help="Take the addresses of --ip even if they are routed or answer elsewhere."
@@ -45,7 +45,7 @@ def command(
     command: tuple[str, ...],
     **fields: Any,
 ) -> None:
-    """Run COMMAND in a network namespace with nothing but lo, and its sockets on the host's stack.
+    """Run COMMAND in a network namespace that leads nowhere, and its sockets on the host's stack.
 
     127.0.0.1 and ::1 inside are private to the container. A server that binds the wildcard address can be
     reached from outside only at ports that -p publishes.

@@ -15,7 +15,7 @@ from typing import Any
 from graft import __version__, protocol
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
-from graft.daemon.connection import Connection
+from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
@@ -31,7 +31,7 @@ from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 from graft.text import listed
 
-Reply = dict[str, Any] | list[Any]
+Reply = dict[str, Any] | list[Any] | Later
 
 
 READING = (
@@ -121,7 +121,9 @@ class Admin:
         if len(fds) != 1:
             raise UsageError("a run request carries one descriptor, the seccomp listener")
         tenant = admit_target(self.tenancy, connection.pid, connection.uid, fds[0], request, trusted=True)
-        return {"name": tenant.name, "id": tenant.id}
+        answer = Later({"name": tenant.name, "id": tenant.id})
+        waits = self.tenancy.interfaces.when_there(tenant, lambda: answer.send())  # which gets there by returning it
+        return answer if waits else answer.answer
 
     # -- endpoints --
 
@@ -237,6 +239,7 @@ class Admin:
                 "ipv6": f"{Address(slice_of(tenant, v4=False))}/96",
             },
             "uid": tenant.owner,
+            "inside": tenant.shown,
             "endpoints": [endpoint_document(e) for e in tenant.table.endpoints.values()],
             "rules": rule_documents(tenant),
             "resolvers": [str(r) for r in tenant.open_resolvers],

@@ -83,6 +83,7 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
                 reg.apply(tenant)
             else:
                 reg.install(tenant)
+                reg.moved.add(tenant)
             tenancy.adopt(tenant, listener, trusted=trusted)
         except BaseException:
             if before:
@@ -166,6 +167,12 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
         raise Refused(
             f"container '{running.name}' may not ask that resolver",
             hint="one namespace has one policy; omit --resolver",
+            code="EEXIST",
+        )
+    if asked.interface and (asked.interface,) != running.asked.interface[:1]:
+        raise Refused(
+            f"container '{running.name}' runs with interface {(*running.asked.interface, 'as by default')[0]}",
+            hint="one namespace has one; omit --interface",
             code="EEXIST",
         )
     if container_id and container_id in running.members:  # `exec`: do not bring back what was removed meanwhile

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from graft import protocol
@@ -24,13 +25,21 @@ IDLE_SECONDS = 30.0
 PIECES_MAX = 64  # each piece of an agent message makes graftd parse all that has come so far
 
 
+class Later:
+    """An answer that is ready, but to be sent only when somebody calls send(), in the loop's thread."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.send: Callable[[], None] = lambda: None  # the connection's own, from when it has this answer
+
+
 class Connection:
     """One accepted connection, in the loop. @complete says when the gathered bytes are a message; @serve answers it.
 
     What @serve returns is sent as {"ok": ...}, with the descriptors in `replies`, which are closed afterwards. A
-    GraftError that it raises is sent as {"error": ...}. None sends nothing. The connection ends after its answer,
-    unless @serve set `vetted` or `told`. Descriptors that came with the message belong to @serve if it returns; if
-    it raises, the connection closes them. @closed is called at the end; @now is in monotonic seconds.
+    GraftError that it raises is sent as {"error": ...}. None sends nothing, a Later now nothing. The connection ends
+    after its answer, unless @serve set `vetted` or `told`. Descriptors that came with the message belong to @serve if
+    it returns; if it raises, the connection closes them. @closed is called at the end; @now is in monotonic seconds.
     """
 
     def __init__(
@@ -112,9 +121,21 @@ class Connection:
                 self.close()
                 return
             self.incoming.clear()
+            if isinstance(answer, Later):
+                answer.send = partial(self._send_later, answer.answer)
+                self.loop.modify(self.sock.fileno(), 0)
+                return
             self._send({"ok": answer})
         except GraftError as error:
             self._send(protocol.error_document(error))
+
+    def _send_later(self, answer: Any) -> None:
+        if self.sock.fileno() < 0:
+            return
+        try:
+            self._send({"ok": answer})
+        except OSError:
+            self.close()
 
     def _send(self, document: dict[str, Any]) -> None:
         self.last = not (self.vetted or self.told) or "error" in document

@@ -12,8 +12,9 @@ The loop is one thread around epoll(7) (graft/process/loop.py). It owns the regi
 
 Trapped calls (seccomp_unotify(2)) may block, so the loop does not answer them. Up to 512 threads do, and up to 512
 more receive from listeners that root did not hand over (graft/trap/listeners.py, graft/process/workers.py). The
-resolver answers each TCP client in a thread, and graft/process/closing.py closes descriptors in threads. `Tenant` in
-graft/tenants/registry.py says which thread may touch what.
+resolver answers each TCP client in a thread, graft/process/closing.py closes descriptors in threads, and
+graft/tenants/interfaces.py adds addresses in containers' netns in threads. `Tenant` in graft/tenants/tenant.py says
+which thread may touch what.
 
 Listeners, their journals, network namespaces, and the sockets at which engines' containers ask for names must outlive
 graftd. Their descriptors are in the descriptor store of systemd or of the keeper (graft/process/store.py), and
@@ -162,6 +163,7 @@ class Daemon:
         addresses.drain(self.watch)
         found = {parse_address(text) for text in addresses.addresses()}
         self.kernel.know_locals(found - self.registry.added)
+        self.tenancy.interfaces.refresh()
 
     def _configuration(self) -> Configuration:
         """graftd.toml. Raises Failure if it is wrong and no container waits for this graftd.
@@ -249,6 +251,7 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self.last_used = time.monotonic()  # the start took its time, and whoever asked for it is about to connect
         self.loop.run(self._tick)
+        self.tenancy.interfaces.finish()
         if self.failed:
             sys.exit(1)
         if not self.registry.tenants and not self.registry.attachments:
@@ -318,6 +321,7 @@ class Daemon:
 
     def _tick(self) -> float:
         self.calls.tick()
+        self.tenancy.interfaces.tick()
         now = time.monotonic()
         if now < self.next_tick:
             return self.next_tick - now
@@ -347,6 +351,7 @@ class Daemon:
             trim(self.directory / "graftd.log")
             self.tenancy.stray = True  # a report may have been lost, where the ring buffer was full
             self.registry.forget_dead()
+            self.tenancy.interfaces.refresh()  # a default route may have changed, which nothing tells
             attachments.forget_dead(self.registry)
             attachments.forget_expected(self.registry)
             self.tenancy.keep_places()

@@ -24,6 +24,7 @@ from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
+from graft.tenants.interfaces import Interfaces
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, OWNER_BASE, WRAPPER, Tenant
 from graft.trap.dispatch import scope_of
@@ -62,6 +63,7 @@ class Tenancy:
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
+        self.interfaces = Interfaces(loop, registry)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
@@ -96,6 +98,7 @@ class Tenancy:
         """Take a tenant away, the wrappers inside it first, and what is kept for it."""
         for inner in self.registry.inner(tenant):
             self.remove(inner)
+        self.interfaces.withdraw(tenant)
         self.registry.remove(tenant)
         self.store.remove(f"netns-{tenant.id}")
         if tenant.parent and tenant.scope:

@@ -207,7 +207,7 @@ def add(config: Document, text: str) -> Document:
         "dns": previous.get("dns") or config.get("dns") or {},
     }
     if ips and not _inside(previous):
-        # Podman shows only addresses that belong to an interface in the result; that need not exist
+        # Podman shows only addresses that belong to an interface in the result; eth0 comes with the container
         result["interfaces"] = [{"name": _environment("CNI_IFNAME"), "mac": "00:00:00:00:00:00", "sandbox": path}]
         result["ips"] = [{**ip, "interface": 0} for ip in ips]
         if config["cniVersion"] != "1.0.0":

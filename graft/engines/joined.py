@@ -7,13 +7,12 @@ that may expect otherwise is refused when it is created.
 
 import os
 
-import psutil
-
 from graft import protocol
 from graft.engines.container import Container
 from graft.errors import Refused
-from graft.kernel import linux, netns
-from graft.rules.address import Address, parse_address
+from graft.kernel import linux, netns, nowhere, rtnetlink
+from graft.rules.address import Address
+from graft.tenants import inside
 from graft.tenants.registry import Registry
 
 PARTS_MAX = 400  # of a path, those of links on the way included
@@ -64,33 +63,27 @@ def where(path: str) -> tuple[int, int]:
         ) from None
 
 
-def foreign_devices(path: str, known: set[Address]) -> list[str]:
+def foreign_devices(path: str, device: str, known: set[Address]) -> list[str]:
     """The names of the devices in the netns at @path, beside lo, that are up (IFF_UP) and not graft's.
 
-    Graft's are those that have addresses, and only such as are @known to be containers' own; link-local ones do not
-    count. Raises OSError.
+    Graft's is the one called @device, and its peer: by name, group and kind, and only if it has no address but those
+    @known to be put there. Whoever may change one of these may have made a tunnel of it. Raises OSError.
     """
-    with open(path, "rb", opener=_without_waiting) as file, linux.inside_netns(file.fileno()):
-        up = [
-            name for name, state in psutil.net_if_stats().items() if "up" in state.flags.split(",") and name != "lo"
-        ]
-        told = psutil.net_if_addrs()
-    found = []
-    for name in up:
-        texts = [a.address for a in told.get(name, ()) if a.family != psutil.AF_LINK and "%" not in a.address]
-        if not texts or any(parse_address(text) not in known for text in texts):
-            found.append(name)
-    return found
+    with open(path, "rb", opener=_without_waiting) as file, rtnetlink.channel_in(file.fileno()) as channel:
+        up = [link for link in channel.links() if link.flags & linux.IFF_UP and link.name != nowhere.LO]
+        strange = {held.ifindex for held in channel.addresses() if held.address not in known}
+    return [link.name for link in up if not nowhere.is_own(link, device) or link.ifindex in strange]
 
 
 def check_devices(registry: Registry, container: Container) -> None:
     """Refuse a container whose netns has a device that is not graft's. Raises Refused."""
     if container.where[0] in (0, registry.home):
         return
-    owned = [own for attached in registry.attachments.values() for own in attached.addresses]
-    owned += [own for tenant in registry.of_netns(container.where[0]) for own in tenant.owned]
+    tenant = registry.by_netns(container.where[0])
+    device = inside.device_of(registry, tenant) if tenant else ""
+    known = {*inside.shown(tenant), *inside.wanted(registry, tenant)} if tenant else set()
     try:
-        names = foreign_devices(container.path, {own.address for own in owned})
+        names = foreign_devices(container.path, device, known)
     except OSError as error:
         raise Refused(f"the devices in {container.path}: {error.strerror}", code="EINVAL") from None
     if names:

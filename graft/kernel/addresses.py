@@ -14,12 +14,17 @@ import subprocess
 from pathlib import Path
 
 from graft.errors import Failure, UsageError
+from graft.kernel import rtnetlink
 from graft.rules.address import Address, parse_address
 from graft.rules.slices import SLICE6_NETWORK
 
 ROUTE_TABLE = "26470"
 RULE_PREFERENCE = "26470"
 NETLINK_ROUTE, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0, 0x10, 0x100  # rtnetlink(7)
+LO_INDEX = 1  # in every netns
+RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
+# Destinations that only a default route is for, and that are nobody's: the anycast addresses of PCP (RFC 7723)
+ANYWHERE = (parse_address("192.0.0.9"), parse_address("2001:1::1"))
 MARK = 26470  # the metric of graft's addresses on `lo` (IFA_RT_PRIORITY, rtnetlink(7)): by it they are known again
 
 
@@ -70,6 +75,23 @@ def addresses() -> list[str]:
     inet = (socket.AF_INET, socket.AF_INET6)
     found = (entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in inet)
     return [entry.address.partition("%")[0] for entry in found]
+
+
+def outward() -> dict[bool, Address]:
+    """The addresses from which this netns sends to the Internet, by family (True: IPv4). Raises OSError.
+
+    Without a default route it is the first global one of a device other than `lo`. A family without one is missing.
+    """
+    found = {}
+    with rtnetlink.Channel() as channel:
+        for anywhere in ANYWHERE:
+            v4, source = anywhere.v4, channel.source(anywhere)
+            if source is None or source.loopback:
+                there = [h for h in channel.addresses() if h.address.v4 == v4 and h.ifindex != LO_INDEX]
+                source = next((h.address for h in there if h.scope == RT_SCOPE_UNIVERSE), None)
+            if source:
+                found[v4] = source
+    return found
 
 
 def watch_addresses() -> socket.socket:

@@ -35,6 +35,7 @@ class Request(NamedTuple):
     limits: tuple[str, ...] = ()
     resolver: tuple[str, ...] = ()
     sysctl: tuple[str, ...] = ()
+    interface: tuple[str, ...] = ()
 
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
@@ -52,6 +53,7 @@ class Parsed(NamedTuple):
     limits: Limits  # 0 for a limit that is not named
     resolver: list[Address]
     sysctl: dict[str, str]  # values by name
+    interface: str  # a device's name, or NO_INTERFACE; "": not said
 
 
 class Setting(NamedTuple):
@@ -91,6 +93,23 @@ def parse_resolver(text: str) -> Address:
     return address
 
 
+def parse_interface(texts: Sequence[str]) -> str:
+    """`--interface NAME`: the name of a device (at most 15 bytes, dev_valid_name of net/core/dev.c), `lo`, or `none`.
+
+    Names are narrower than the kernel's, because they are parts of paths below /proc/sys/net. Raises UsageError.
+    """
+    for text in texts:
+        plain = text.isascii() and all(c.isalnum() or c in "_.-" for c in text)
+        if not (plain and 1 <= len(text) <= NAME_MAX) or text in RESERVED_NAMES:
+            raise UsageError(
+                f"interface '{text}' is not a name for a device",
+                hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-', such as eth0; or {NO_INTERFACE}",
+            )
+    if len(set(texts)) > 1:
+        raise UsageError(f"interfaces {' and '.join(texts)}: a container has one", hint="name one")
+    return texts[0] if texts else ""
+
+
 def _own_addresses(texts: Sequence[str]) -> list[Own]:
     owned = [parse_own(text) for text in texts]
     check_families(owned)
@@ -102,6 +121,10 @@ def _exceeds(text: str, most: Limits) -> bool:
 
 
 EGRESS_DEFAULTS = ("host", "none")
+NO_INTERFACE = "none"
+NAME_MAX = 15  # IFNAMSIZ without its NUL
+# of the kernel: no names, and what /proc/sys/net has for all devices; the other end of a pair (kernel/nowhere.py)
+RESERVED_NAMES = (".", "..", "all", "default", "graft-peer")
 SETTINGS = (
     Setting(
         "publish",
@@ -174,6 +197,16 @@ SETTINGS = (
         "sysctl",
         parse_sysctls,
         takes=lambda *_: False,  # of its own sockets
+    ),
+    Setting(
+        "interface",
+        ("--interface",),
+        "NAME|none",
+        "The device inside that has its addresses; default: eth0 for addresses of its own, lo for the host's.",
+        "interface",
+        parse_interface,
+        for_root=lambda text: text != NO_INTERFACE,
+        takes=lambda *_: False,  # it is in the container's own namespace
     ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))

@@ -129,6 +129,7 @@ def join(registry: Registry, attachment: Attachment) -> None:
     if tenant:
         attach(registry, tenant)
         registry.apply(tenant)
+        registry.moved.add(tenant)
     else:
         registry.save()
 
@@ -176,6 +177,7 @@ def leave(registry: Registry, attachment: Attachment) -> None:
                 if publication in tenant.publications:
                     publish.unpublish(tenant, publication)
             registry.apply(tenant)
+            registry.moved.add(tenant)
             for own in attachment.addresses:
                 end_connections(own.address)
     registry.save()

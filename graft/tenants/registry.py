@@ -89,6 +89,7 @@ class Registry(Known):
         self.ipv6 = has_ipv6()
         self.pod_resolvers: tuple[Address, ...] = ()  # whom pods with egress `none` may ask for names
         self.ephemeral = ephemeral_ports()  # of the host, as they were when graftd began
+        self.outward: dict[bool, Address] = {}  # from where the host sends, by family (True: IPv4)
         super().__init__()
 
     # -- look up --

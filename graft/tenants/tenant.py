@@ -105,11 +105,13 @@ class Tenant:
     Which thread may touch what. No lock guards a tenant, the registry, or a table. Instead:
 
     Loop thread     the only one that changes the registry, tables, and tenants. Exceptions are below.
-    Call threads    (trap/dispatch.py) read `id`, `netns`, `netns_fd`, `place`, `owner`, `ingress`,
+    Call threads    (trap/dispatch.py) read `id`, `netns`, `netns_fd`, `device`, `place`, `owner`, `ingress`,
                     `egress` and `endpoints`, and the registry's `scopes` and `places`. They write through
                     bound_path() and probe() alone, and set the registry's `saved` to false; the loop's next tick
                     then writes state.json. They never call save() or apply().
     Receivers       (trap/listeners.py: _receive_apart) only look `scopes` up, and `parent` of what they find.
+    Interfaces'     (tenants/interfaces.py) get copies of addresses and names, and a descriptor of their own. They
+    threads         read nothing here, and what has come of their work is written by the loop thread.
     Resolver's TCP  (engines/resolver.py) read a copy of the registry's `tenants`, and `attached`, `members`,
     threads         `name` and `egress_host`. They write nothing here.
 
@@ -155,6 +157,8 @@ class Tenant:
     started: float = field(default_factory=time.time)  # for `graft ps`
     limits: Limits = field(default_factory=Limits)
     no_netadmin: set[str] = field(default_factory=set)  # ids of members that may not have CAP_NET_ADMIN
+    device: str = ""  # that graft has made in its netns (graft/kernel/nowhere.py); "lo": none can be made
+    shown: dict[str, str] = field(default_factory=dict)  # the device of each address that graft has put there
     lost_listener: bool = False  # has it processes whose listener was lost? Then no hang-up tells of its end
 
     def __post_init__(self) -> None:
@@ -346,7 +350,7 @@ def rule_documents(tenant: Tenant) -> dict[str, Any]:
 
 
 class Known:
-    """What a graftd knows and the next one has to know: state.json has all of it but what is only expected."""
+    """What a graftd knows and the next one has to know: state.json has all of it but what is only expected or due."""
 
     def __init__(self) -> None:
         self.begin()
@@ -359,6 +363,9 @@ class Known:
         self.scopes: dict[int, Tenant] = {}
         self.attachments: dict[str, Attachment] = {}
         self.expected: dict[str, Expected] = {}
+        self.moved: set[Tenant] = (
+            set()
+        )  # whose addresses have changed: graft/tenants/interfaces.py is to look at them
         self.added: set[Address] = set()  # addresses that graft has put on lo
         self.networks: list[str] = []  # the kernel knows an engine's network by its index here, counted from 1
         self.lost_places: dict[int, tuple[int, str]] = {}

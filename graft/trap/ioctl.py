@@ -37,6 +37,7 @@ import struct
 from collections.abc import Callable
 
 from graft.kernel import linux, traps
+from graft.kernel.nowhere import LO
 from graft.trap import target
 from graft.trap.actions import PROCEED, Action, Answer
 from graft.trap.caller import Caller
@@ -147,10 +148,11 @@ def decide(caller: Caller, tenant: TenantView, stamps: Stamps, is_hosts: IsHosts
             return Answer()
         if not is_own(caller, tenant, stamps, sock, is_hosts):
             family = PROBES.get(sock.family, socket.AF_UNIX)
-            return _ask(caller, request, tenant.probe(family), grafted=True) or Answer(error=errno.EPERM)
+            device = tenant.device or LO
+            return _ask(caller, request, tenant.probe(family), device) or Answer(error=errno.EPERM)
         if at_home or not known:
             return PROCEED
-        return _ask(caller, request, sock, grafted=False) or _carry_out(caller, request, sock)
+        return _ask(caller, request, sock) or _carry_out(caller, request, sock)
 
 
 def is_own(caller: Caller, tenant: TenantView, stamps: Stamps, sock: socket.socket, is_hosts: IsHosts) -> bool:
@@ -169,8 +171,11 @@ def _is_i386(caller: Caller) -> bool:
     return caller.call.arch == linux.AUDIT_ARCH_I386
 
 
-def _ask(caller: Caller, request: int, sock: socket.socket, *, grafted: bool) -> Action | None:
-    """Answer a question on @sock. None if @request is no question. Raises OSError."""
+def _ask(caller: Caller, request: int, sock: socket.socket, stand_in: str = "") -> Action | None:
+    """Answer a question on @sock. None if @request is no question. Raises OSError.
+
+    @stand_in: the name for a device that the container does not have, if the question is not about its own socket.
+    """
     address = caller.args[2]
     if request == SIOCGIFCONF:
         return _interfaces(caller, address, sock)
@@ -180,13 +185,13 @@ def _ask(caller: Caller, request: int, sock: socket.socket, *, grafted: bool) ->
         try:
             _question(sock, request, ifreq)
         except OSError as error:
-            if not grafted or request != SIOCGIFNAME or error.errno != errno.ENODEV:
+            if not stand_in or request != SIOCGIFNAME or error.errno != errno.ENODEV:
                 raise
             # IP_PKTINFO gives the program the index of a device of the host; dnsmasq needs a name for it
-            ifreq[:NAME_SIZE] = b"lo".ljust(NAME_SIZE, b"\0")
+            ifreq[:NAME_SIZE] = stand_in.encode().ljust(NAME_SIZE, b"\0")
         caller.write((address, bytes(ifreq[:size])))
         return Answer()
-    if grafted or _is_i386(caller):
+    if stand_in or _is_i386(caller):
         return None
     if request == SIOCGARP:
         entry = bytearray(caller.read(address, ARPREQ_SIZE))

@@ -31,9 +31,10 @@ blocks while holding it. A listener's descriptor is closed by the last thread th
 other threads, only _listen() calls the loop, and it checks under the lock that the listener's number is still
 watched.
 
-There are three more kinds of threads, which touch nothing of the above: those that close foreign descriptors
-(graft/process/closing.py), those for the resolver's TCP clients, which only read the registry
-(graft/engines/resolver.py), and those of target.apart(), for which their starter waits.
+There are four more kinds of threads, which touch nothing of the above: those that close foreign descriptors
+(graft/process/closing.py), those that add addresses in containers' netns (graft/tenants/interfaces.py), those for the
+resolver's TCP clients, which only read the registry (graft/engines/resolver.py), and those of target.apart(), for
+which their starter waits.
 """
 
 import contextlib

@@ -31,6 +31,7 @@ class TenantView(Protocol):
     id: int
     netns: int
     netns_fd: int
+    device: str  # that graft has made in its netns; "" if there is none
     place: int  # the number of the netns in which its sockets are made; 0 is graftd's own
     ingress: list[IngressRule]
     egress: list[EgressRule]

@@ -88,6 +88,43 @@ def test_a_network(docker, host, gnet):
     wait_for(lambda: "10.79.0.77 - -" in docker("logs", "web").stdout, "the line of the log")
 
 
+def test_addresses_inside(docker, gnet):
+    """On eth0: those of its networks, also while they change; a label names the device, or none."""
+    docker("network", "create", "-d", docker.driver, "--subnet", "10.79.8.0/24", "second")
+
+    def inside(name):
+        lines = docker("exec", name, "/busybox", "ip", "-o", "-4", "address").stdout.splitlines()
+        return sorted((line.split()[1], line.split()[3]) for line in lines if " 127.0.0.1/" not in line)
+
+    try:
+        docker.run("-d", "--name", "one", "--network", gnet, "--ip", "10.79.0.7", argv=("/busybox", "sleep", "60"))
+        wait_for(lambda: inside("one") == [("eth0", "10.79.0.7/32")], "its addresses")
+        assert docker("exec", "one", "hostname", "-I").stdout.split()[0] == "10.79.0.7"
+        docker("network", "connect", "--ip", "10.79.8.7", "second", "one")
+        wait_for(lambda: inside("one") == [("eth0", "10.79.0.7/32"), ("eth0", "10.79.8.7/32")], "its addresses")
+        docker("network", "disconnect", gnet, "one")
+        wait_for(lambda: inside("one") == [("eth0", "10.79.8.7/32")], "its addresses")
+        docker("network", "disconnect", "second", "one")
+        wait_for(lambda: inside("one") == [("eth0", f"{HOST4}/32")], "its addresses")
+        docker("network", "connect", "--ip", "10.79.0.7", gnet, "one")
+        wait_for(lambda: inside("one") == [("eth0", "10.79.0.7/32")], "its addresses")
+        docker("restart", "-t", "1", "one")
+        wait_for(lambda: inside("one") == [("eth0", "10.79.0.7/32")], "its addresses")
+        for label, devices in (("net0", ["net0"]), ("lo", ["lo"]), ("none", [])):
+            told = docker.run(
+                *("--rm", "--network", gnet, "--label", f"graft.interface={label}"),
+                argv=("/busybox", "ip", "-o", "-4", "address"),
+            ).stdout.splitlines()
+            assert [line.split()[1] for line in told if " 127.0.0.1/" not in line] == devices
+        joined = ("--rm", "--network", "container:one")
+        assert "10.79.0.7/32" in docker.run(*joined, argv=("/busybox", "ip", "address", "show", "eth0")).stdout
+        other = ("--label", "graft.interface=none")
+        assert docker.run(*joined, *other, argv=("/busybox", "true"), check=False).returncode != 0
+    finally:
+        docker("rm", "-f", "one", check=False)
+        docker("network", "rm", "second")
+
+
 def test_ports_of_all_kinds(docker, host, gnet):
     ports = ("-p", "7000", "-p", "9000-9002:80", "-p", f"{HOST4}:8706:53/udp", "-p", "8707-8708:8707-8708")
     docker.run("-d", "--name", "many", "--network", gnet, *ports, argv=("/busybox", "sleep", "60"))

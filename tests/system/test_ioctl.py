@@ -57,7 +57,7 @@ def test_own_sockets_are_asked_and_changed(lab):
         "print(socket.if_nameindex()[0], subprocess.run(('ip', '-o', 'route', 'show', 'dev', 'd0'), capture_output=True, text=True).stdout.split()[0])\n"
         "print(open('/sys/class/net/d0/mtu').read(), end='')\n"
     )
-    result = lab.graft("run", *python(code))
+    result = lab.graft("run", "--interface", "none", *python(code))
     assert result.stdout == "lo d0\n" * 4 + "veth\n(1, 'lo') 10.98.0.0/16\n1300\n", result.stderr
 
 
@@ -73,7 +73,7 @@ def test_sockets_from_the_host_show_the_container(lab, path, way):
         "try: up(theirs); print('changed')\n"
         "except OSError as e: print(e.errno)\n"
     )
-    server = lab.spawn(GRAFT, "run", *python(code), stdout=-1)
+    server = lab.spawn(GRAFT, "run", "--interface", "none", *python(code), stdout=-1)
     with socket.socket(socket.AF_UNIX) as client, socket.socket() as given:
         wait_for(lambda: client.connect_ex(str(path)) == 0, "the server")
         if way == "passed":

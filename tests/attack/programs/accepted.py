@@ -38,7 +38,8 @@ def accepted_lists_the_devices():
     buffer = array.array("B", bytes(4000))
     asked = struct.pack("=i4xQ", len(buffer), buffer.buffer_info()[0])
     count = struct.unpack_from("=i", ask(0x8912, asked))[0] // 40
-    return ",".join(buffer.tobytes()[n * 40 : n * 40 + 16].split(b"\0")[0].decode() for n in range(count))
+    names = (buffer.tobytes()[n * 40 : n * 40 + 16].split(b"\0")[0].decode() for n in range(count))
+    return ",".join(dict.fromkeys(names))  # a device has a line for each of its addresses
 
 
 @attack

@@ -149,7 +149,8 @@ def list_the_devices():
     with socket.socket(V4, UDP) as s:
         told = fcntl.ioctl(s.fileno(), 0x8912, struct.pack("=i4xQ", len(buffer), buffer.buffer_info()[0]))
     count = struct.unpack_from("=i", told)[0] // 40
-    return ",".join(buffer.tobytes()[n * 40 : n * 40 + 16].split(b"\0")[0].decode() for n in range(count))
+    names = (buffer.tobytes()[n * 40 : n * 40 + 16].split(b"\0")[0].decode() for n in range(count))
+    return ",".join(dict.fromkeys(names))  # a device has a line for each of its addresses
 
 
 @attack

@@ -6,7 +6,7 @@ from graft.engines import bundle, trust
 from graft.engines.container import Container
 from graft.errors import Refused, UsageError
 from graft.rules.address import parse_prefix
-from graft.rules.configuration import ANNOTATIONS, Configuration
+from graft.rules.configuration import ANNOTATIONS, FREE, Configuration
 from graft.rules.limits import Limits
 from graft.rules.own_address import parse_own
 from graft.rules.publication import parse_publication
@@ -35,6 +35,8 @@ HARMLESS = [
     ("graft.limit", "sockets=100,udp=10"),
     ("graft.family", "on"),
     ("graft.sysctl", "ignore"),
+    ("graft.interface", "net0"),
+    ("graft.interface", "none"),
     ("graft.netadmin", "off"),
     ("graft.publish", ""),
 ]
@@ -71,7 +73,8 @@ def test_what_takes_nothing(key, value):
 
 
 def test_every_annotation_is_judged():
-    assert {word.removeprefix("graft.").partition(".")[0] for _, _, word in TAKING} == {*LABELS, "netadmin", "endpoint"} - {"sysctl"}
+    assert {word.removeprefix("graft.").partition(".")[0] for _, _, word in TAKING} == {*LABELS, "netadmin", "endpoint"} - {*FREE}
+    assert {*FREE} <= {key.removeprefix("graft.") for key, _ in HARMLESS}
     with pytest.raises(UsageError, match="unknown setting"):
         believed("graft.color", "red")
 

@@ -46,6 +46,13 @@ def test_parsed():
     assert parse_request(Request()).limits.or_else(Limits(7, 8, 9)) == Limits(7, 8, 9)
 
 
+def test_one_interface():
+    assert parse_request(Request()).interface == ""
+    assert [parse_request(Request(interface=(name,))).interface for name in ("eth0", "lo", "none")] == ["eth0", "lo", "none"]
+    with pytest.raises(UsageError, match="eth0 and eth1: a container has one"):
+        parse_request(Request(interface=("eth0", "eth1")))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -57,6 +64,7 @@ def test_parsed():
         ({"limits": ("sockets=0",)}, "--limit: limit 'sockets=0': not a number"),
         ({"resolver": ("192.0.2.1",)}, "--resolver: resolver 192.0.2.1 is not on the host's loopback"),
         ({"resolver": ("127.64.0.33",)}, "--resolver: resolver 127.64.0.33 is not on the host's loopback"),
+        ({"interface": ("a/b",)}, "--interface: interface 'a/b' is not a name for a device"),
     ],
 )
 def test_errors_name_the_option(change, message):
