@@ -8,6 +8,7 @@ MULTIARCH = $(shell gcc -print-multiarch 2>/dev/null || $(CLANG) -print-multiarc
 BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 TUNNELS := graft/graft-tunnels.bpf.o
+ENTRANCE := graft/graft-entrance.bpf.o
 BPF_COMPILE = $(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 HELPER := graft/graft-sup
 DEPUTY := graft/graft-deputy
@@ -77,6 +78,10 @@ $(TUNNELS): csrc/tunnels.bpf.c
 	@echo "graft: compile $@"
 	@$(BPF_COMPILE)
 
+$(ENTRANCE): csrc/entrance.bpf.c
+	@echo "graft: compile $@"
+	@$(BPF_COMPILE)
+
 $(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $(HELPER_SOURCES) -o $@
@@ -95,7 +100,7 @@ $(RUNTIME): csrc/runtime.c graft/__init__.py
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' $< -o $@
 
-compiled: $(BPF_OBJECT) $(TUNNELS) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
+compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
 
 build: .venv/stamp compiled
 
@@ -161,5 +166,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
 	find . -name __pycache__ -prune -exec rm -rf {} +

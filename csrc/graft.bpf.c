@@ -25,6 +25,7 @@
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.
  * guard.bpf.h    What the host's own programs may reach.
+ * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.
  *
  * Below these: destination.bpf.h is what connect and send decide alike, own.bpf.h addresses that are a container's
  * own, numbers.bpf.h ports that nobody names, low_ports.bpf.h ports that ask for a capability, loopback.bpf.h who
@@ -48,5 +49,6 @@
 #include "show.bpf.h"
 #include "options.bpf.h"
 #include "guard.bpf.h"
+#include "forward.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";

@@ -187,6 +187,17 @@ struct {
 	__type(value, struct graft_loopbacks);
 } loopbacks SEC(".maps");
 
+int graft_forward(struct bpf_sk_lookup *ctx);
+
+/* The program in which those of the containers' netns end (entrance.bpf.c). A new graftd exchanges it for all. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+	__array(values, int(struct bpf_sk_lookup *));
+} forwards SEC(".maps") = {.values = {&graft_forward}};
+
 /* LISTENERS_MAX entries are a tenant's. An entry ends with its socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

@@ -11,6 +11,7 @@ from graft.kernel.linux import libc
 
 OBJECT = Path(__file__).parents[1] / "graft.bpf.o"
 TUNNELS_OBJECT = OBJECT.with_name("graft-tunnels.bpf.o")  # what not every kernel loads
+ENTRANCE_OBJECT = OBJECT.with_name("graft-entrance.bpf.o")  # what each container's netns has a copy of
 
 
 def libbpf_functions() -> ctypes.CDLL:
@@ -28,7 +29,11 @@ def libbpf_functions() -> ctypes.CDLL:
         ("bpf_object__next_program", pointer, (pointer, pointer)),
         ("bpf_map__set_pin_path", ctypes.c_int, (pointer, text)),
         ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
+        ("bpf_map__reuse_fd", ctypes.c_int, (pointer, ctypes.c_int)),
+        ("bpf_map__fd", ctypes.c_int, (pointer,)),
         ("bpf_program__name", text, (pointer,)),
+        ("bpf_program__insns", pointer, (pointer,)),
+        ("bpf_program__insn_cnt", ctypes.c_size_t, (pointer,)),
         ("bpf_program__attach", pointer, (pointer,)),
         ("bpf_program__attach_cgroup", pointer, (pointer, ctypes.c_int)),
         ("bpf_program__attach_netns", pointer, (pointer, ctypes.c_int)),
@@ -65,7 +70,7 @@ print_callback = PRINT(_collect)
 def object_hash() -> str:
     """The first 16 hex digits of the SHA-256 of the compiled objects. Raises Failure if one is not built."""
     sum_ = hashlib.sha256()
-    for part in (OBJECT, TUNNELS_OBJECT):
+    for part in (OBJECT, TUNNELS_OBJECT, ENTRANCE_OBJECT):
         if not part.exists():
             raise Failure(f"{part} is not built", hint="run 'make build'")
         sum_.update(part.read_bytes())

@@ -85,6 +85,7 @@ MAPS = (
     "asked",
     "counters",
     "denials",
+    "forwards",
 )
 
 EARLIER = (
@@ -98,6 +99,7 @@ DYNAMIC_KEY_SIZE = 8
 
 DRAIN_MAX = 256
 LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the host's netns
+FORWARD = "graft_forward"  # is attached to nothing: it is in the map `forwards` (graft/kernel/entrance.py)
 
 CONFIG = struct.Struct("=QII")
 TENANT = struct.Struct("=QIII4s16s")
@@ -240,6 +242,8 @@ class Kernel:
         program = None
         while program := self.lib.bpf_object__next_program(handle, program):
             name = self.lib.bpf_program__name(program).decode()
+            if name == FORWARD:
+                continue
             if name == LOOKUP:
                 self._attach(program, name, Path("/proc/self/ns/net"), links / name)
             else:
