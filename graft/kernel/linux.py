@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from graft.kernel import linux
 
 AF_GRAFT = 4  # AF_IPX's number, as AF_GRAFT's own header has it
-AF_ISDN = 34  # linux/socket.h; Python has no name for it
+AF_ISDN, AF_SMC = 34, 43  # linux/socket.h; Python has no names for them
 CLONE_FILES = 0x00000400
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000

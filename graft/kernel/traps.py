@@ -119,11 +119,12 @@ FAMILY = Condition(
 TYPE = Condition(1, _values(socket.SOCK_STREAM, socket.SOCK_DGRAM), "its type is SOCK_STREAM or SOCK_DGRAM", mask=0xF)
 # SIOC* beyond those of the socket alone, and wireless extensions (linux/sockios.h, linux/wireless.h)
 DEVICES: tuple[Range, ...] = ((0x8908, 0x89FF), (0x8B00, 0x8BFF))
-# Families that know no namespaces, and that the kernel gives in any (af_vsock.c, af_qrtr.c, rds/ib.c, mISDN/socket.c)
+# Families that the kernel gives in any netns and that know none (af_vsock.c, af_qrtr.c, rds/ib.c, mISDN/socket.c),
+# and one whose sockets have internet sockets in them (smc/af_smc.c)
 BEYOND = Condition(
     0,
-    _values(socket.AF_RDS, linux.AF_ISDN, socket.AF_VSOCK, socket.AF_QIPCRTR),
-    "the family is AF_RDS, AF_ISDN, AF_VSOCK or AF_QIPCRTR",
+    _values(socket.AF_RDS, linux.AF_ISDN, socket.AF_VSOCK, socket.AF_QIPCRTR, linux.AF_SMC),
+    "the family is AF_RDS, AF_ISDN, AF_VSOCK, AF_QIPCRTR or AF_SMC",
 )
 DEVICE = Condition(1, DEVICES, "the request is 0x8908-0x89ff or 0x8b00-0x8bff")
 DEVICE_LOW = Condition(1, DEVICES, "the low 16 bits of the request are 0x8908-0x89ff or 0x8b00-0x8bff", mask=0xFFFF)
@@ -197,6 +198,9 @@ _FAMILIES_BEYOND = (
     (linux.AF_ISDN, "AF_ISDN", "it is refused: it reaches the host's ISDN devices, and renames them, from any netns"),
     (socket.AF_RDS, "AF_RDS",
      "it is refused: over InfiniBand it has the addresses of the host's netns, and no hook sees what it sends"),
+    (linux.AF_SMC, "AF_SMC",
+     "it is refused: the kernel makes a TCP socket for it in the container's netns, past the trap, and may use the "
+     "host's RDMA devices"),
 )  # fmt: skip
 _WHOLE = _IGNORED + "; AF_GRAFT's level and descriptors would take too many rules"
 TRAPS = (

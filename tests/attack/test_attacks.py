@@ -117,7 +117,7 @@ EXPECTED |= {f"v6only_of_{length}_bytes": {"HELD", "EADDRNOTAVAIL"} for length i
 EXPECTED |= {attack: {"ENOENT"} for attack in ("tcp_ulp_smc", "tcp_ulp_over_a_page", "tcp_ulp_that_begins_well")}
 # As the kernel says it from 127.0.0.1 to elsewhere
 EXPECTED |= {attack: REFUSED | {"EINVAL"} for attack in ("source_after_the_loopback", "source_by_bind")}
-FAMILIES = ("family_vsock", "family_qipcrtr", "family_isdn", "family_rds", "family_vsock_to_the_hypervisor")
+FAMILIES = ("family_vsock", "family_qipcrtr", "family_isdn", "family_rds", "family_smc", "family_vsock_to_the_hypervisor")
 EXPECTED |= {attack: {"EAFNOSUPPORT"} for attack in FAMILIES}
 # With the host's files in reach root may write to them, with graft or without; these are an ordinary user's
 FILES = {"links_in_the_run_directory", "run_directory_is_not_ours"}

@@ -105,7 +105,7 @@ def detached(lab, *argv):
     subprocess.run(lab.in_host(*argv), check=True, stdin=null, stdout=null, stderr=null, timeout=30)
 
 
-BEYOND = {"21", "34", "40", "42"}  # AF_RDS, AF_ISDN, AF_VSOCK, AF_QIPCRTR know no namespaces
+BEYOND = {"21", "34", "40", "42", "43"}  # AF_RDS, AF_ISDN, AF_VSOCK, AF_QIPCRTR, AF_SMC (graft/kernel/traps.py)
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])

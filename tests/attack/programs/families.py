@@ -5,7 +5,7 @@ import socket
 
 from .common import attack
 
-BEYOND = {"vsock": 40, "qipcrtr": 42, "isdn": 34, "rds": 21}
+BEYOND = {"vsock": 40, "qipcrtr": 42, "isdn": 34, "rds": 21, "smc": 43}
 
 
 def every_type(family):

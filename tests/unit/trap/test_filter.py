@@ -60,13 +60,13 @@ def test_internet_sockets_are_trapped(family, kind):
     assert verdict(41, family, kind, 0) == NOTIFY
 
 
-@pytest.mark.parametrize("family", [21, 34, 40, 42, 0x1_0000_0028])
+@pytest.mark.parametrize("family", [21, 34, 40, 42, 43, 0x1_0000_0028])
 @pytest.mark.parametrize("kind", [1, 2, 3, 5])
 def test_families_without_namespaces_are_trapped(family, kind):
     assert verdict(41, family, kind, 0) == NOTIFY
 
 
-@pytest.mark.parametrize("family", [1, 16, 17, 0, 5, 38, 29, 39, 41, 43, 0x2_0000_0001])
+@pytest.mark.parametrize("family", [1, 16, 17, 0, 5, 38, 29, 39, 41, 44, 0x2_0000_0001])
 def test_other_families_are_not(family):
     assert verdict(41, family, 1, 0) == ALLOW
 
