@@ -51,7 +51,7 @@ from graft.process.title import GUARD, KEEPER, set_title
 START_LIMIT = 10
 START_INTERVAL = 10.0
 PAUSE = 1.0
-STORE_MAX = 65536
+STORE_MAX = 131072  # seven of each tenant
 FDS_MAX = 16
 LOOK_SECONDS = 1.0
 SILENCE_SECONDS = 30  # GRAFT_WATCHDOG in the environment says otherwise; 0: never
