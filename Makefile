@@ -12,6 +12,7 @@ ENTRANCE := graft/graft-entrance.bpf.o
 BPF_COMPILE = $(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 HELPER := graft/graft-sup
 DEPUTY := graft/graft-deputy
+RELAY := graft/graft-relay
 HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
@@ -91,6 +92,10 @@ $(DEPUTY): csrc/deputy.c csrc/deputy.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -static $< -o $@
 
+$(RELAY): csrc/relay.c csrc/relay_cage.c csrc/relay.h
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -static csrc/relay.c csrc/relay_cage.c -o $@
+
 $(SHIM): csrc/shim.c csrc/sup.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
@@ -100,7 +105,7 @@ $(RUNTIME): csrc/runtime.c graft/__init__.py
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' $< -o $@
 
-compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
+compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(SHIM) $(RUNTIME)
 
 build: .venv/stamp compiled
 
@@ -166,5 +171,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(SHIM) $(RUNTIME)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(SHIM) $(RUNTIME)
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -57,6 +57,7 @@ class Run(AdminRequest, tag="run", rename={"traps_addresses": "swap"}):
     argv: list[str] = []
     strict: bool = False
     traps_addresses: bool = False  # does its filter trap the calls that the swap path needs (graft/trap/swap.py)?
+    joins: bool = False  # was its netns there before (--netns)?
 
 
 class NewEndpoint(msgspec.Struct, forbid_unknown_fields=True):

@@ -171,10 +171,10 @@ class Lab:
         return self._processes("graft-sup")
 
     def _processes(self, name: str) -> list[int]:
-        """The PIDs of the processes of this name in graftd's cgroup; some live for a moment."""
+        """The PIDs of the processes of this name in graftd's cgroup, or its relays'; some live for a moment."""
         found: list[int] = []
-        procs = Path(self.cgroup()) / "cgroup.procs"
-        for pid in procs.read_text().split() if procs.exists() else ():
+        procs = [path / "cgroup.procs" for path in (self.cgroup(), self.relay_cgroup())]
+        for pid in [pid for path in procs if path.exists() for pid in path.read_text().split()]:
             with contextlib.suppress(OSError):
                 if Path("/proc", pid, "comm").read_text() == f"{name}\n":
                     found.append(int(pid))
@@ -199,6 +199,10 @@ class Lab:
         """Return the path of graftd's cgroup (cgroup v2)."""
         unified = Path("/sys/fs/cgroup/unified")
         return (unified if unified.is_dir() else Path("/sys/fs/cgroup")) / self.tag
+
+    def relay_cgroup(self) -> Path:
+        """Return the path of the graft-relays' cgroup, which is there once there was one."""
+        return self.cgroup().with_name(f"{self.tag}-relay")
 
     def pins(self) -> Path:
         """Return the path of graftd's directory in bpffs."""
@@ -257,7 +261,12 @@ class Lab:
             left.append(f"a traceback in graftd's log:\n{log.read_text()[-4000:]}")
         for path in (self.run_dir, self.work):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.pins(), self.cgroup(), Path("/run/docker/plugins", f"{self.tag}.sock")):
+        for path in (
+            self.pins(),
+            self.cgroup(),
+            self.relay_cgroup(),
+            Path("/run/docker/plugins", f"{self.tag}.sock"),
+        ):
             if path.exists():
                 left.append(str(path))
         return left

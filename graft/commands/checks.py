@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from graft import client
 from graft.commands.launch import SHIM
+from graft.daemon import relay
 from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, libbpf, linux
 from graft.kernel.netns import netns_claimant
@@ -176,6 +177,15 @@ def _deputy() -> str:
     return str(deputy.PROGRAM)
 
 
+def _relay() -> str:
+    if not relay.available():
+        raise Lack(
+            f"{relay.PROGRAM} is not built",
+            "'make build'; without it nobody in a container's netns reaches its servers",
+        )
+    return str(relay.PROGRAM)
+
+
 def _shim() -> str:
     if not SHIM.exists():
         raise Lack(f"{SHIM} is not built", "'make build'; 'graft run --accel' needs it")
@@ -328,6 +338,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("IPv6", False, _ipv6),
     ("graft-sup", False, _helper),
     ("graft-deputy", False, _deputy),
+    ("graft-relay", False, _relay),
     ("preload library", False, _shim),
     ("wait-killable notification", False, _wait_killable),
     ("synchronous wake-up", False, _sync_wake_up),

@@ -102,12 +102,10 @@ def run(plan: Plan) -> NoReturn:
         own_ip.check(request.ip, connection)
     _enter_netns(plan.netns)
     listener = _install_filter(traps_addresses=traps_addresses)
-    client.exchange(
-        connection,
-        "run",
-        {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses},
-        (listener,),
-    )
+    message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}
+    if plan.netns is not None:
+        message["joins"] = True
+    client.exchange(connection, "run", message, (listener,))
     connection.close()
     os.close(listener)
     if request.sysctl:

@@ -299,6 +299,7 @@ class Admin:
                 attachments.detach(registry_, attachment.key)
             self.engines.resolver.start()
             self.tenancy.calls.end_helpers()
+            self.tenancy.forwards.end()
         self.replacing = request.replace
         self.tenancy.loop.running = False
         return {"pid": os.getpid()}

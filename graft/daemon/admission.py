@@ -63,7 +63,7 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
     asked = parse_request(target.request)
     if not trusted:
         _check_untrusted(reg, uid, target, asked)
-    attachments.no_longer_expect(reg, _container_id(target))
+    expected = attachments.no_longer_expect(reg, _container_id(target))
     with _open_netns(pid) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
         running = reg.by_netns(netns)
@@ -77,6 +77,7 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
             if not running:
                 tenant.trusted, tenant.uid = trusted, uid
                 _set_policy(tenancy, tenant, target, asked)
+                tenant.netns_made = _is_made(tenant, target, expected)
             _add_rules(reg, tenant, target, asked, trusted=trusted)
             if running:
                 tenant.lost_listener |= not tenant.listeners
@@ -209,6 +210,17 @@ def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target) -> Tenan
     if container_id and reg.by_name(name):
         name = f"{name[:NAME_ROOM]}-{container_id[:12]}"
     return _new_tenant(reg, CONTAINER, pid, netns_fd, name, target.argv)
+
+
+def _is_made(tenant: Tenant, target: Target, expected: Expected | None) -> bool:
+    """Was the netns of a new container made for it, and not prepared or shared by somebody else?
+
+    `graft run` makes one unless it says otherwise, a runtime if the engine names none, and an engine for a network of
+    graft's. @expected: what the engine said of the container at `create`.
+    """
+    if isinstance(target, protocol.Run):
+        return not target.joins
+    return bool(tenant.attached) or (expected is not None and not any(expected.where))
 
 
 def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed) -> None:

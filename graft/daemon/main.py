@@ -9,6 +9,7 @@ The loop is one thread around epoll(7) (graft/process/loop.py). It owns the regi
     helpers.sock        each graft-sup that has outlived its graftd (graft/trap/orphans.py)
     graft.sock of Docker's plugins directory    network and IPAM driver (graft/engines/docker.py)
     port 53, UDP and TCP, at 127.0.0.11 and at the gateways of CNI networks    names (graft/engines/resolver.py)
+    192.0.0.8 in each container's netns    who dials the container's servers there (graft/daemon/forwards.py)
 
 Trapped calls (seccomp_unotify(2)) may block, so the loop does not answer them. Up to 512 threads do, and up to 512
 more receive from listeners that root did not hand over (graft/trap/listeners.py, graft/process/workers.py). The
@@ -230,6 +231,7 @@ class Daemon:
                 tenant.kind == CONTAINER and not tenant.listeners
             ):  # a graft-sup may bring one of several: its end is not the container's
                 tenant.lost_listener = True
+        self.tenancy.forwards.restore(self.registry.tenants, inherited)
         self.registry.forget_dead()
 
     def _reopen_netns(self, tenant: Tenant, seen: dict[int, list[int]]) -> None:
@@ -280,6 +282,7 @@ class Daemon:
         """Become a new keeper that has all descriptors of this process; the keeper then starts a new graftd."""
         log.warning("the keeper has died, starting another")
         held = [*self.sockets, *self.docker.held(), *self.resolver.held(), *self.calls.held()]
+        held += self.tenancy.forwards.held()
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
         held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
         held += self.passed_on
@@ -312,6 +315,7 @@ class Daemon:
             ("Docker's socket", self.docker.cleanup),
             (f"the programs, {self.kernel.pins}", lambda: self.kernel.uninstall(self.cgroup)),
             ("the route of the IPv6 slices", addresses.remove_slice_route),
+            ("graft-relay's cgroup", self.tenancy.forwards.end),
         ]
         if not self.managed:
             steps.append(("the cgroup", lambda: leave_cgroup(self.root, remove=True)))
@@ -322,9 +326,10 @@ class Daemon:
     def _tick(self) -> float:
         self.calls.tick()
         self.tenancy.interfaces.tick()
+        soon = self.tenancy.forwards.tick()
         now = time.monotonic()
         if now < self.next_tick:
-            return self.next_tick - now
+            return min(self.next_tick - now, soon)
         self.next_tick = now + TICK_SECONDS
         self.store.alive(now)
         for connection in [c for c in self.connections if c.deadline < now]:
@@ -359,7 +364,7 @@ class Daemon:
             self.last_used = now
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
             self.loop.running = False
-        return TICK_SECONDS
+        return min(TICK_SECONDS, soon)
 
     def _check_policy(self) -> None:
         """Repair or restart where somebody removed the pins, or moved this process out of the cgroup that has the

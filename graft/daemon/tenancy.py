@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from graft.daemon.connection import Connection
+from graft.daemon.doors import Doors
+from graft.daemon.forwards import Forwards
 from graft.daemon.verbose import Teller
 from graft.kernel import linux
+from graft.kernel.cgroup import cgroup2_root, relay_cgroup
 from graft.kernel.denials import CONVERTED, Event
+from graft.kernel.entrance import Entrances
 from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
@@ -62,6 +66,8 @@ class Tenancy:
         stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
+        doors = Doors(store, stamper, Entrances(kernel.maps), self._is_hosts, ipv6=registry.ipv6)
+        self.forwards = Forwards(loop, store, self.sockets, doors, relay_cgroup(cgroup2_root()))
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
         self.interfaces = Interfaces(loop, registry)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
@@ -80,6 +86,7 @@ class Tenancy:
         if not tenant.listeners:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
         self.calls.adopt(tenant, listener_fd, trusted=trusted)
+        self.forwards.want(tenant)
 
     def ended(self, tenant: Tenant) -> None:
         """Remove a tenant whose last listener has ended, which means that its last process has.
@@ -98,6 +105,7 @@ class Tenancy:
         """Take a tenant away, the wrappers inside it first, and what is kept for it."""
         for inner in self.registry.inner(tenant):
             self.remove(inner)
+        self.forwards.forget(tenant)
         self.interfaces.withdraw(tenant)
         self.registry.remove(tenant)
         self.store.remove(f"netns-{tenant.id}")

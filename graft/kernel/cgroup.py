@@ -33,6 +33,14 @@ def cgroup2_root() -> Path:
     )
 
 
+def relay_cgroup(root: Path) -> Path:
+    """The cgroup of this instance's graft-relays in the cgroup2 mounted at @root.
+
+    It is not in graftd's, which has the greatest weight, and ends with the service: they carry bytes of containers.
+    """
+    return root / f"{run_dir().name}-relay"
+
+
 def own_cgroup(root: Path) -> Path:
     """The directory of this process's cgroup, in the cgroup2 mounted at @root. Raises Failure if it has none."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():

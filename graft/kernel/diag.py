@@ -1,4 +1,4 @@
-"""Destroy listeners that nobody can reach (sock_diag(7), SOCK_DESTROY).
+"""TCP listeners by sock_diag(7): those that nobody can reach are destroyed, those of a netns are found.
 
 listen() on a socket that no bind hook saw takes a port of the kernel's choice, before any hook runs.
 csrc/bind.bpf.h then ties the socket to an interface that does not exist. One that has a device already, by a
@@ -9,6 +9,8 @@ import contextlib
 import socket
 import struct
 
+from graft.kernel import linux
+
 NOWHERE = 0x7FFFFFFF  # the interface that does not exist: csrc/bind.bpf.h, graft_sockops()
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21  # linux/sock_diag.h
@@ -18,6 +20,7 @@ TCP_LISTEN = 10
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 QUESTION = struct.Struct("=BBBBI48s")  # struct inet_diag_req_v2
 ID = slice(HEADER.size + 4, HEADER.size + 52)  # struct inet_diag_sockid in a struct inet_diag_msg
+ADDRESS, ADDRESS_SIZES = slice(4, 20), {socket.AF_INET: 4, socket.AF_INET6: 16}  # idiag_src of it
 DEVICE = struct.Struct("=36xI8x")  # idiag_if of it
 MESSAGE_SIZE = 72  # of a struct inet_diag_msg, which attributes follow
 ATTRIBUTE = struct.Struct("=HH")  # struct nlattr
@@ -47,6 +50,20 @@ def end_stray_listeners(cgroup: int) -> int:
                 _ask(sock, SOCK_DESTROY, ACK, family, found)
                 sock.recv(1024)
     return count
+
+
+def listening_in(netns: int) -> list[str]:
+    """The addresses at which TCP sockets listen in the netns with the descriptor @netns, as text. Raises OSError."""
+    found = []
+    with linux.inside_netns(netns):
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
+    with sock:
+        sock.settimeout(PATIENCE)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            _ask(sock, SOCK_DIAG_BY_FAMILY, DUMP, family, bytes(48))
+            size = ADDRESS_SIZES[family]
+            found += [socket.inet_ntop(family, at[ADDRESS][:size]) for at, _ in _listeners(sock)]
+    return found
 
 
 def _ask(sock: socket.socket, kind: int, flags: int, family: int, found: bytes) -> None:

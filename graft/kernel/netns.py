@@ -1,6 +1,7 @@
 """Network namespaces: entered, named, known again, and who lives in them."""
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from graft.errors import Failure, Refused
 from graft.kernel import linux
 
 CLAIM = "graftd"
+NS_GET_USERNS = 0xB701  # linux/nsfs.h
 
 
 def enter_initial() -> None:
@@ -55,6 +57,21 @@ def netns_cookie_of(fd: int) -> int:
     """SO_NETNS_COOKIE of the netns @fd. The kernel never reuses a cookie, but it reuses inodes. Raises OSError."""
     with linux.inside_netns(fd):
         return netns_cookie()
+
+
+def belongs_here(fd: int) -> bool:
+    """Does the netns @fd belong to this process's user namespace (ioctl_ns(2), NS_GET_USERNS)? Raises OSError.
+
+    The owner of another one is root in the netns, whoever that is outside.
+    """
+    try:
+        owner = fcntl.ioctl(fd, NS_GET_USERNS)
+    except PermissionError:  # it belongs to one that is not below this process's
+        return False
+    try:
+        return os.fstat(owner).st_ino == os.stat("/proc/self/ns/user").st_ino
+    finally:
+        os.close(owner)
 
 
 def claim_netns() -> socket.socket | None:

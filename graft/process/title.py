@@ -16,6 +16,7 @@ KEEPER = "graft-keeper"
 GUARD = "graft-guard"
 SUP = "graft-sup"
 DEPUTY = "graft-deputy"
+RELAY = "graft-relay"
 SWEEPER = "graft-sweep"
 
 

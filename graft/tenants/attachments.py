@@ -225,11 +225,12 @@ def expect(registry: Registry, number: str, expected: Expected) -> None:
     registry.expected[number] = expected
 
 
-def no_longer_expect(registry: Registry, number: str) -> None:
-    """Drop the reservation of a container that is there, or will not come."""
+def no_longer_expect(registry: Registry, number: str) -> Expected | None:
+    """Drop the reservation of a container that is there, or will not come; what it was, for where it was."""
     expected = registry.expected.pop(number, None)
     if expected:
         os.close(expected.pidfd)
+    return expected
 
 
 def forget_expected(registry: Registry) -> None:

@@ -148,6 +148,7 @@ class Tenant:
         default_factory=dict
     )  # unix sockets it has bound: dev, inode, ctime
     trusted: bool = True  # did root of the host hand its listener over?
+    netns_made: bool = False  # was its netns made for it, by graft or by its engine?
     resolvers: list[Address] = field(default_factory=list)  # of the host, on its loopback
     given: list[Own] = field(default_factory=list)  # addresses by --ip
     attached: list[Attachment] = field(default_factory=list)  # by an engine

@@ -102,6 +102,8 @@ EXPECTED |= {  # doors.py; an ordinary user may not even connect
     "door_of_the_supervisors": {"CLOSED", "EACCES"},
     "supervisors_socket": {"CLOSED", "EACCES", "EPIPE", "ECONNRESET"},
     "keepers_socket": {"ENOENT"},
+    "flood_of_the_entrance": {"SERVED", "EPERM"},  # the latter without CAP_NET_RAW
+    "connections_by_packets": {"SERVED", "EPERM", "EACCES"},
     "door_of_the_admin_by_a_passed_connection": {"EPERM", "EACCES"},
 }
 EXPECTED |= {f"v6only_of_{length}_bytes": {"HELD", "EADDRNOTAVAIL"} for length in (0, 1, 3)} | {

@@ -7,8 +7,11 @@ is a string, i an integer, b bytes, map a map of strings, * repeated.
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import time
+import urllib.parse
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
 from graft.bench.lab import TIMEOUT, Lab, wait_for
+from graft.kernel import linux
 from tests.system.engines import ROOT, Engine, image
 
 MESSAGES = """
@@ -56,6 +60,8 @@ StartContainerRequest container_id=1
 StartContainerResponse
 ExecSyncRequest container_id=1 cmd=2:* timeout=3:i
 ExecSyncResponse stdout=1:b stderr=2:b exit_code=3:i
+PortForwardRequest pod_sandbox_id=1 port=2:i*
+PortForwardResponse url=1
 ImageStatusRequest image=1:ImageSpec
 ImageStatusResponse image=1:ImageSpec
 """
@@ -321,8 +327,60 @@ class Pod:
         assert not int(done.get("exit_code", 0)), out + base64.b64decode(done.get("stderr", "")).decode()
         return out
 
+    def port_forward(self, port: int) -> "Forwarded":
+        """What kubectl port-forward does, by WebSocket: a connection to a port of the pod's localhost."""
+        url = self.engine.call("PortForward", pod_sandbox_id=self.id, port=[port])["url"]
+        return Forwarded(self.engine.lab, url, port)
+
     def remove(self) -> None:
         """StopPodSandbox twice, as kubelet may, and RemovePodSandbox."""
         self.engine.call("StopPodSandbox", pod_sandbox_id=self.id)
         self.engine.call("StopPodSandbox", pod_sandbox_id=self.id)
         self.engine.call("RemovePodSandbox", pod_sandbox_id=self.id)
+
+
+class Forwarded:
+    """One port of a pod by its runtime's streaming server: RFC 6455, and k8s.io/kubelet/pkg/cri/streaming/portforward.
+
+    Each message begins with its channel, 0 for data and 1 for an error. The first of a channel has the port.
+    """
+
+    def __init__(self, lab: Lab, url: str, port: int) -> None:
+        at = urllib.parse.urlsplit(url)
+        host = os.open(f"/run/netns/{lab.host_ns}", os.O_RDONLY)
+        with linux.inside_netns(host):
+            self.sock = socket.create_connection((at.hostname, at.port), TIMEOUT)
+        os.close(host)
+        self.stream = self.sock.makefile("rb")
+        self.sock.sendall(
+            f"GET {at.path}?port={port} HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: Upgrade\r\n"
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            f"Origin: http://{at.netloc}\r\nSec-WebSocket-Protocol: v4.channel.k8s.io\r\n\r\n".encode()
+        )
+        status = self.stream.readline()
+        assert b" 101 " in status, status
+        while self.stream.readline() != b"\r\n":
+            pass
+        assert sorted(self._message() for _ in range(2)) == [bytes((n, *struct.pack("<H", port))) for n in (0, 1)]
+
+    def send(self, data: bytes) -> None:
+        """Send less than 126 bytes, under a mask of zeros."""
+        self.sock.sendall(bytes((0x82, 0x80 | len(data) + 1, 0, 0, 0, 0, 0)) + data)
+
+    def receive(self) -> tuple[int, bytes]:
+        """One message: its channel, and what it says."""
+        message = self._message()
+        return message[0], message[1:]
+
+    def close(self) -> None:
+        """Leave the connection."""
+        self.stream.close()
+        self.sock.close()
+
+    def _message(self) -> bytes:
+        head = self.stream.read(2)
+        assert head[0] == 0x82, head  # a whole binary message
+        size = head[1] & 127
+        if size > 125:
+            size = int.from_bytes(self.stream.read(2 if size == 126 else 8), "big")
+        return self.stream.read(size)

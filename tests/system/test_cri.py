@@ -58,6 +58,32 @@ def test_two_pods_on_port_80(containerd, host):
     assert f"inet {ip}/" not in host.host("ip", "address").stdout
 
 
+def test_port_forward(containerd, host):
+    """As kubectl port-forward asks for it: the servers of both containers of the pod, and a port where none is."""
+    code = """import socket, sys
+sock, kept = socket.create_server(("127.0.0.1", int(sys.argv[1]))), []
+while True:
+    kept.append(sock.accept()[0])
+    kept[-1].sendall(kept[-1].recv(99) + sys.argv[1].encode())
+"""
+    pod = containerd.pod("forward")
+    for name, port in (("main", "80"), ("side", "81")):
+        pod.container(name, *python(code), port)
+    (row,) = [one for one in json.loads(host.graft("ps", "-j", check=True).stdout) if one["name"] == "default_forward"]
+    inside = ("nsenter", "-t", row["pid"], "-n", "bash", "-c")
+    wait_for(lambda: not host.host(*inside, ": >/dev/tcp/127.0.0.1/80 && : >/dev/tcp/127.0.0.1/81").returncode, "both servers")
+    for number in (80, 81):
+        forwarded = pod.port_forward(number)
+        forwarded.send(b"asked at ")
+        assert forwarded.receive() == (0, b"asked at %d" % number)
+        forwarded.close()
+    channel, text = pod.port_forward(82).receive()
+    assert channel == 1
+    assert b"127.0.0.1:82: connect: connection refused" in text
+    pod.remove()
+    wait_for(lambda: not host.containers(), "its end")
+
+
 def test_annotations(containerd, host):
     settings = {"graft_endpoint_ep-pod": "80", "graft_egress": "none", "graft_publish": "8902:81"}
     pod = containerd.pod("noted", **settings)

@@ -35,6 +35,10 @@ DOORS = {
     ("graftd", "unix @graftd"): ("nothing: nobody listens; the name alone matters", {"name_of_graftd_taken"}),
     ("graftd", "udp 127.0.0.11:53"): ("names, within its budget; nobody else's", set()),
     ("graftd", "tcp 127.0.0.11:53"): ("names, within its budget; nobody else's", set()),
+    ("inside", "tcp6 0000000000000000FFFF0000080000C0"): (  # ::ffff:192.0.0.8, at a port of the kernel's choice
+        "the container's own servers, and nothing where it has none",
+        {"flood_of_the_entrance", "connections_by_packets"},
+    ),
     ("keeper", "unix RUN/graftd.sock"): ("graftd's, which inherits it", set()),
     ("keeper", "unix RUN/agent.sock"): ("graftd's, which inherits it", set()),
     ("keeper", "unix PLUGIN"): ("kept for the next graftd", set()),
@@ -91,6 +95,12 @@ def doors_of(lab, who, pid):
     return {(who, told(others[inode])) for inode in sockets_of(pid) & others.keys()}
 
 
+def doors_inside(container, pid):
+    """What a process has in the netns of a container, without the ports."""
+    others = reachable(container)
+    return {("inside", others[inode].rpartition(":")[0]) for inode in sockets_of(pid) & others.keys()}
+
+
 def ask_plugin(lab, method, request):
     """One request to the plugin's socket, as dockerd makes it; the answer."""
     path = f"/run/docker/plugins/{lab.tag}.sock"
@@ -127,6 +137,9 @@ def test_every_door_is_known(all_open):
     lab = all_open
     found = doors_of(lab, "graftd", lab.daemon_pid()) | doors_of(lab, "keeper", lab.keeper_pid())
     found |= doors_of(lab, "guard", lab.guard_pid())
+    (container,) = [row["pid"] for row in json.loads(lab.graft("ps", "-j", check=True).stdout) if row["name"] == "any"]
+    wait_for(lambda: doors_inside(container, lab.daemon_pid()), "the entrance")
+    found |= doors_inside(container, lab.daemon_pid()) | doors_inside(container, lab.keeper_pid())
     for pid in lab.helper_pids():
         found |= doors_of(lab, "graft-sup", pid)
     assert found == set(DOORS)

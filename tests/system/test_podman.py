@@ -118,6 +118,11 @@ def test_a_pod(podman, host):
     assert done.stdout == "200"
     other = podman.run("--rm", *GRAFT, argv=(*CURL, "-o", "/dev/null", "-w", "%{http_code}", "http://both/"))
     assert other.stdout == "200"
+    second = podman.run("-d", "--pod", "both", *GRAFT, argv=("python3", "-m", "http.server", "81")).stdout.strip()
+    enter = ("nsenter", "-t", podman("inspect", "-f", "{{.State.Pid}}", second).stdout.strip(), "-n", *CURL)
+    wait_for(lambda: not host.host(*enter, "http://localhost:81/").returncode, "the second container's server")
+    status = [host.host(*enter, f"http://localhost:{port}/").returncode for port in (80, 81, 82)]
+    assert status == [0, 0, 7], "from outside, in the pod's namespace: both containers' servers, and no more"
 
 
 def test_two_networks(podman, host):
