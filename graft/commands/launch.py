@@ -95,11 +95,11 @@ def run(plan: Plan) -> NoReturn:
         rules = {"ingress": request.ingress, "egress": request.egress, "netns": plan.netns}
         with client.connect(start=True) as asking:
             traps_addresses = client.exchange(asking, "hello", rules)["swap"]
-    connection = client.connect(start=True)
     if request.ip and not plan.force_ip:
         from graft.commands import own_ip
 
-        own_ip.check(request.ip, connection)
+        own_ip.check(request.ip)
+    connection = client.connect(start=True)
     _enter_netns(plan.netns)
     listener = _install_filter(traps_addresses=traps_addresses)
     message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}

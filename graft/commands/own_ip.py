@@ -7,7 +7,7 @@ address that this host sends elsewhere, or at which somebody answers, is more li
 import contextlib
 import ipaddress
 import os
-import socket
+import time
 from collections.abc import Iterable
 
 from graft import client
@@ -19,13 +19,12 @@ from graft.rules.address import Address, parse_address, parse_prefix
 LINK_LOCAL4 = parse_prefix("169.254.0.0/16")
 
 
-def check(texts: Iterable[str], connection: socket.socket) -> None:
+def check(texts: Iterable[str]) -> None:
     """Raise Refused for the first address of @texts that is somebody else's, as the host of graftd sees it.
 
-    @connection leads to graftd, whose netns counts, and not that of this process. Raises OSError.
+    The netns of graftd counts, and not that of this process. Raises OSError.
     """
-    pid, _, _ = linux.credentials(connection)
-    netns = os.open(f"/proc/{pid or 'self'}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    netns = _hosts_netns()
     try:
         with linux.inside_netns(netns):
             found = [(address, whose(address)) for address in map(parse_address, texts)]
@@ -38,6 +37,20 @@ def check(texts: Iterable[str], connection: socket.socket) -> None:
                 hint="choose an address that nobody has, or add --force-ip",
                 code="EADDRINUSE",
             )
+
+
+def _hosts_netns() -> int:
+    """A descriptor of graftd's netns. Raises OSError."""
+    for last in (False, False, True):
+        with client.connect(start=True) as connection:
+            pid, _, _ = linux.credentials(connection)
+            try:
+                return os.open(f"/proc/{pid or 'self'}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # that graftd has just ended
+                if last:
+                    raise
+        time.sleep(0.05)
+    raise AssertionError
 
 
 def whose(address: Address) -> str:

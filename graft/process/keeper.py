@@ -53,6 +53,7 @@ START_INTERVAL = 10.0
 PAUSE = 1.0
 STORE_MAX = 131072  # seven of each tenant
 FDS_MAX = 16
+BACKLOG = 1024
 LOOK_SECONDS = 1.0
 SILENCE_SECONDS = 30  # GRAFT_WATCHDOG in the environment says otherwise; 0: never
 START_SILENCE_SECONDS = 300  # until graftd is ready; it takes seconds to write thousands of rules again
@@ -90,6 +91,8 @@ class Keeper:
         if inherited:
             listening = ("admin", "agent")
             self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
+            for _, sock in self.sockets:
+                sock.listen(BACKLOG)  # who connects is told the PID of the last listen() (SO_PEERCRED, unix(7))
             self.store = [(name, fd) for name, fd in inherited if name not in (*listening, "guard", "lock", "notify")]
             self.guard = next((fd for name, fd in inherited if name == "guard"), -1)
             if self.guard >= 0:
@@ -112,7 +115,7 @@ class Keeper:
             sock.bind(str(path))
         finally:
             os.umask(umask)
-        sock.listen(1024)
+        sock.listen(BACKLOG)
         return sock
 
     def start_guard(self) -> None:

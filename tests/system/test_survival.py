@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from graft.process import cage
 from tests.conftest import python
 from tests.endurance.soak import soak
@@ -103,6 +103,18 @@ def test_both_and_the_guard_killed(own_lab):
     assert "stays" in lab.graft("endpoint", "show").stdout
     assert "8080" in lab.graft("ps").stdout
     assert program.does("bind") == "EADDRNOTAVAIL"
+
+
+def test_the_host_is_asked_after_the_keeper_has_died(own_lab):
+    """`graft run --ip` looks from graftd's netns, which it finds by who listens at graftd's socket: the next keeper."""
+    lab = own_lab
+    lab.spawn_graft("--name", "kept", "sleep", "60")
+    wait_for(lab.helper_pids, "graft-sup")
+    keeper = lab.keeper_pid()
+    kill(keeper)
+    wait_for(lambda: lab.keeper_pid() != keeper and running(lab), "another keeper and its graftd")
+    lab.graft("run", "--ip", "10.77.0.60", "true", check=True)
+    lab.refused((GRAFT, "run", "--ip", CLIENT4, "true"), 1, f"--ip {CLIENT4}: answers on veth0")
 
 
 def test_every_process_of_grafts_killed(own_lab):
