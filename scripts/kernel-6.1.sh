@@ -57,14 +57,14 @@ kernel=$(compgen -G "$cache/tree/boot/vmlinuz-*" | head -1)
 
 out=$(mktemp -d /tmp/graft-kernel-out-XXXX)
 trap 'rm -rf "$out"' EXIT
-tests=(tests/kernel tests/system -m "core or kernel" --durations=12)
+tests=(tests/kernel tests/system -m "core or kernel" --durations=12 -n 2) # each waits for the verifier, on one processor
 modules=$(compgen -G "$cache/tree/lib/modules/*/kernel" | head -1)
 command="cd $PWD; export GRAFT_MODULES=$modules GRAFT_INSMOD='$cache/tree/bin/busybox insmod';"
 command+=" GRAFT_MUST_WORK=1 GRAFT_SLOWNESS=$slowness PYTHONDONTWRITEBYTECODE=1 .venv/bin/python3 -m pytest -q"
 command+=" -p no:cacheprovider -o timeout=$((30 * slowness)) $(printf '%q ' "${tests[@]}")"
 echo "kernel-6.1: boot ${kernel##*/vmlinuz-} and run the core of the tests"
 PATH="$PWD/.venv/bin:$PATH" timeout "$limit" .venv/bin/vng --disable-kvm --run "$kernel" \
-	--busybox "$cache/tree/bin/busybox" --rwdir="$out" --cwd / --user root --memory 2G --cpus 2 \
+	--busybox "$cache/tree/bin/busybox" --rwdir="$out" --cwd / --user root --memory 3G --cpus 2 \
 	-- "( $command ) >$out/log 2>&1; echo \$? >$out/rc" </dev/null >"$out/console" 2>&1 || true
 if [ ! -f "$out/rc" ]; then
 	tail -30 "$out/console" "$out/log" 2>/dev/null || true

@@ -62,11 +62,16 @@ def need_root() -> None:
         lack("this needs root")
 
 
+EMULATED = 10  # GRAFT_SLOWNESS from which on the kernel is taken to be emulated
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """One laboratory for all tests that leave its graftd alone; nothing may be left when it closes."""
     need_root()
     with laboratory("test") as one:
+        if SLOWNESS >= EMULATED:  # a start takes half a minute, and the one that an order starts ends soon after its last
+            one.start_daemon()
         yield one
 
 

@@ -72,6 +72,7 @@ class Lab:
         own = {"GRAFT_RUN_DIR": str(self.run_dir), "GRAFT_CONFIG": str(self.config)}
         self.env = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
         self.started: list[subprocess.Popen[str]] = []
+        self.daemon: subprocess.Popen[str] | None = None  # by start_daemon()
         try:
             self._build()
         except BaseException:
@@ -156,6 +157,16 @@ class Lab:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait(10)
+
+    def start_daemon(self) -> None:
+        """Start graftd as an administrator does: it stays. One that an order starts ends when it is idle."""
+        self.run_dir.mkdir(mode=0o755)
+        with (self.run_dir / "graftd.log").open("ab") as log:
+            argv = self.in_host(GRAFTD)
+            self.daemon = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True, env=self.env, cwd="/"
+            )
+        wait_for((self.run_dir / "graftd.sock").exists, "graftd's start")
 
     def daemon_pid(self) -> int:
         """Return the PID of graftd; 0 if there is none. A child that is about to execute another program is none."""
@@ -249,6 +260,8 @@ class Lab:
         for process in self.started:
             self.end(process)
         left = self._stop_daemon()
+        if self.daemon:
+            self.end(self.daemon)
         for ns in (self.host_ns, self.client_ns):
             if Path("/run/netns", ns).exists():
                 try:
