@@ -70,7 +70,8 @@ class Lab:
         self.config = self.work / "graftd.toml"  # of the next graftd that starts
         self.config.touch(0o644)
         own = {"GRAFT_RUN_DIR": str(self.run_dir), "GRAFT_CONFIG": str(self.config)}
-        self.env = {**os.environ, **own, "PYTHONUNBUFFERED": "1"}
+        waits = {"GRAFT_ADDRESS_WAIT": str(SLOWNESS)}
+        self.env = {**os.environ, **own, **waits, "PYTHONUNBUFFERED": "1"}
         self.started: list[subprocess.Popen[str]] = []
         self.daemon: subprocess.Popen[str] | None = None  # by start_daemon()
         try:

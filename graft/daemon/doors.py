@@ -19,6 +19,7 @@ from graft.kernel import diag, linux
 from graft.kernel.entrance import Entrances
 from graft.kernel.netns import belongs_here
 from graft.kernel.stamps import OWN_TENANT
+from graft.log import log
 from graft.process.store import Store
 from graft.tenants.tenant import CONTAINER, Tenant
 from graft.trap.sockets import Stamps
@@ -61,7 +62,7 @@ class Doors:
             and tenant.netns_made
             and tenant.netns_fd >= 0
             and not self.is_hosts(tenant.netns)
-            and belongs_here(tenant.netns_fd)
+            and _belongs_here(tenant)
         )
 
     def make(self, tenant: Tenant) -> Door:
@@ -141,3 +142,11 @@ class Doors:
             sock.close()
             raise
         return sock
+
+
+def _belongs_here(tenant: Tenant) -> bool:
+    try:
+        return belongs_here(tenant.netns_fd)
+    except OSError as error:  # no descriptor is left
+        log.warning("container %s: nobody inside its netns reaches its servers: %s", tenant.name, error)
+        return False

@@ -118,6 +118,8 @@ class Forwards:
             relay.end()
             relay.close()
             self.store.remove(name)
+            if forward and forward.relay:  # it was there twice under this name: both went
+                self.store.put(name, forward.relay.channel.fileno())
 
     def tick(self) -> float:
         """Make the entrances that are due, end what is idle, and read on where that was paused.

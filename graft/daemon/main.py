@@ -281,6 +281,7 @@ class Daemon:
     def _keeper_gone(self) -> None:
         """Become a new keeper that has all descriptors of this process; the keeper then starts a new graftd."""
         log.warning("the keeper has died, starting another")
+        self.tenancy.interfaces.finish()
         held = [*self.sockets, *self.docker.held(), *self.resolver.held(), *self.calls.held()]
         held += self.tenancy.forwards.held()
         held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]

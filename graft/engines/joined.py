@@ -15,6 +15,7 @@ from graft.rules.address import Address
 from graft.tenants import inside
 from graft.tenants.registry import Registry
 
+LINKS_MOST = 4096
 PARTS_MAX = 400  # of a path, those of links on the way included
 
 
@@ -70,8 +71,11 @@ def foreign_devices(path: str, device: str, known: set[Address]) -> list[str]:
     @known to be put there. Whoever may change one of these may have made a tunnel of it. Raises OSError.
     """
     with open(path, "rb", opener=_without_waiting) as file, rtnetlink.channel_in(file.fileno()) as channel:
-        up = [link for link in channel.links() if link.flags & linux.IFF_UP and link.name != nowhere.LO]
         strange = {held.ifindex for held in channel.addresses() if held.address not in known}
+        links = channel.links(LINKS_MOST)
+    if len(links) == LINKS_MOST:
+        return [links[-1].name]  # among so many is one of somebody else's
+    up = [link for link in links if link.flags & linux.IFF_UP and link.name != nowhere.LO]
     return [link.name for link in up if not nowhere.is_own(link, device) or link.ifindex in strange]
 
 

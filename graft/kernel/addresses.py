@@ -87,7 +87,7 @@ def outward() -> dict[bool, Address]:
         for anywhere in ANYWHERE:
             v4, source = anywhere.v4, channel.source(anywhere)
             if source is None or source.loopback:
-                there = [h for h in channel.addresses() if h.address.v4 == v4 and h.ifindex != LO_INDEX]
+                there = [h for h in channel.addresses(None) if h.address.v4 == v4 and h.ifindex != LO_INDEX]
                 source = next((h.address for h in there if h.scope == RT_SCOPE_UNIVERSE), None)
             if source:
                 found[v4] = source

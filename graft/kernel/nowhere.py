@@ -50,6 +50,7 @@ FALLBACK = frozenset(("tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "sit0", 
 GATEWAY4 = socket.inet_aton("169.254.1.1")  # on no link: readers of routes expect a default route to have a gateway
 GATEWAY6 = socket.inet_pton(socket.AF_INET6, "fe80::1")
 LACKING = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)  # what the kernel was built without
+PASSING = (errno.ENOMEM, errno.ENOBUFS, errno.EBUSY, errno.EINTR, errno.EMFILE, errno.ENFILE)
 WITHOUT_IPV6 = (*LACKING, errno.EACCES)  # also where disable_ipv6 is set
 
 IFF_MULTICAST, IFF_NOARP = 0x1000, 0x80
@@ -102,7 +103,8 @@ def is_own(link: rt.Link, device: str) -> bool:
 def put(netns_fd: int, order: Order) -> Outcome:
     """Have the addresses of @order in a netns, make their device, and remove others that graft has put there.
 
-    Raises OSError if the netns cannot be entered. What else fails is in the Outcome, and the rest is done.
+    Raises OSError if the netns cannot be entered, or if there is no memory for the device, which passes. What else
+    fails is in the Outcome, and the rest is done.
     """
     with _Interface(netns_fd, order.device) as interface:
         failed: list[str] = []
@@ -114,6 +116,8 @@ def put(netns_fd: int, order: Order) -> Outcome:
             try:
                 interface.make(ipv6=order.ipv6)
             except OSError as error:
+                if error.errno in PASSING:
+                    raise
                 deviceless, wanted = rt.reason(error), dict.fromkeys(wanted, LO)
         for address, name in sorted(there - set(wanted.items())):
             if _succeeds(failed, partial(interface.take, address, name)):
@@ -130,9 +134,10 @@ def put(netns_fd: int, order: Order) -> Outcome:
 def clear(netns_fd: int, order: Order) -> tuple[str, ...]:
     """Remove from a netns what put() has made there: addresses, rules, the device. Returns what failed.
 
-    A netns that nobody has any more is left to end. Raises OSError if it cannot be entered.
+    A device in a netns that nobody has any more is left to end with it: to look is dearer than to remove addresses,
+    and cheaper than to remove a device. Raises OSError if the netns cannot be entered.
     """
-    if not netns_alive(os.fstat(netns_fd).st_ino, ""):
+    if order.device and not netns_alive(os.fstat(netns_fd).st_ino, ""):
         return ()
     failed: list[str] = []
     with _Interface(netns_fd, order.device) as interface:

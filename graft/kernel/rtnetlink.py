@@ -4,13 +4,14 @@ A container's start pays for what is asked here: `ip` costs 3 ms each time, and 
 
 The kernel carries a request out while send(2) runs, and answers each before send(2) returns. So several go in one
 message. All of it takes the kernel's rtnl lock, which is one for the machine, and which any user may hold for long
-who has a user namespace: thousands of devices are removed under it at once. So nothing of this is for graftd's loop
-(graft/tenants/interfaces.py). A namespace may be a hostile root's, who may have made any number of devices and
-addresses: who lists them says how many are enough.
+who has a user namespace: thousands of devices are removed under it at once. So graftd's loop leaves it to threads
+(graft/tenants/interfaces.py), but for one look at the devices of what a container is to join. A namespace may be a
+hostile root's, who may have made any number of devices and addresses: who lists them says how many are enough.
 
 Numbers are those of linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/fib_rules.h, linux/netlink.h.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -147,7 +148,7 @@ class Channel:
             raise failed
 
     def links(self, most: int | None = None) -> list[Link]:
-        """The devices, @most at most, or all. Raises OSError."""
+        """The devices, @most at most, or all. None can be listed after a list that ended at @most. Raises OSError."""
         return [_link(body) for body in self._list(RTM_GETLINK, struct.pack(IFINFOMSG, 0, 0, 0, 0, 0), most)]
 
     def link(self, name: str) -> Link | None:
@@ -159,10 +160,13 @@ class Channel:
                 return _link(answer)
         return None
 
-    def addresses(self) -> list[Held]:
-        """The addresses, ADDRESSES_MAX at most. Raises OSError."""
+    def addresses(self, most: int | None = ADDRESSES_MAX) -> list[Held]:
+        """The addresses. Raises OSError, E2BIG if there are more than @most."""
         found = []
-        for body in self._list(RTM_GETADDR, struct.pack(IFADDRMSG, 0, 0, 0, 0, 0), ADDRESSES_MAX):
+        listed = self._list(RTM_GETADDR, struct.pack(IFADDRMSG, 0, 0, 0, 0, 0), most)
+        if most is not None and len(listed) == most:
+            raise OSError(errno.E2BIG, f"there are {most} addresses or more")
+        for body in listed:
             inet, _, _, scope, index = struct.unpack_from(IFADDRMSG, body)
             values = _attributes(body, struct.calcsize(IFADDRMSG))
             raw = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS, b"")

@@ -14,6 +14,8 @@ from typing import NoReturn
 from graft.log import log
 
 LISTEN_FDS_START = 3
+NAMES_MAX = 100_000  # bytes of one string in the environment; execve(2) takes 131,072 (MAX_ARG_STRLEN)
+FURTHER = "GRAFT_FDNAMES_"  # with a number: what goes on from LISTEN_FDNAMES
 KEEPER_ENTRY = "from graft.process.keeper import main; main(-1)"
 
 
@@ -28,15 +30,29 @@ def exec_with(command: list[str], passed: Sequence[tuple[str, int]], **environme
         for target, fd in enumerate(high, LISTEN_FDS_START):
             os.dup2(fd, target)
         os.closerange(LISTEN_FDS_START + len(passed), max(high, default=2) + 1)
-        os.environ.update(
-            environment,
-            LISTEN_FDS=str(len(passed)),
-            LISTEN_FDNAMES=":".join(name for name, _ in passed),
-            LISTEN_PID=str(os.getpid()),
-        )
+        _name([name for name, _ in passed])
+        os.environ.update(environment, LISTEN_FDS=str(len(passed)), LISTEN_PID=str(os.getpid()))
         os.execv(command[0], command)  # noqa: S606 - our own interpreter
     finally:
         os._exit(127)
+
+
+def _name(names: Sequence[str]) -> None:
+    """Put @names into the environment: LISTEN_FDNAMES, and FURTHER strings of those of thousands of containers."""
+    for key in [key for key in os.environ if key.startswith(FURTHER)]:
+        del os.environ[key]
+    text = ":".join(names)
+    os.environ["LISTEN_FDNAMES"] = text[:NAMES_MAX]
+    for n in range(NAMES_MAX, len(text), NAMES_MAX):
+        os.environ[f"{FURTHER}{n // NAMES_MAX}"] = text[n : n + NAMES_MAX]
+
+
+def _names() -> list[str]:
+    """What _name() or systemd has put there."""
+    text, n = os.environ.get("LISTEN_FDNAMES", ""), 1
+    while further := os.environ.get(f"{FURTHER}{n}", ""):
+        text, n = text + further, n + 1
+    return text.split(":")
 
 
 def _watchdog_seconds() -> float:
@@ -122,7 +138,7 @@ class Store:
         if os.environ.get("LISTEN_PID") != str(os.getpid()):
             return []
         count = int(os.environ.get("LISTEN_FDS", "0"))
-        names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+        names = _names()
         pairs = []
         for i in range(count):
             fd = LISTEN_FDS_START + i

@@ -34,7 +34,8 @@ from graft.tenants.inside import device_of, shown, wanted
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
-WAIT_SECONDS, BRIEF_SECONDS = 1.0, 0.02
+WAIT_SECONDS = float(os.environ.get("GRAFT_ADDRESS_WAIT", "1"))
+BRIEF_SECONDS = 0.02
 RETRY_SECONDS = 30.0
 FINISH_SECONDS = 1.0
 THREADS, REFRESHED_AT_ONCE = 6, 2
@@ -104,8 +105,13 @@ class Interfaces:
         return True
 
     def finish(self) -> None:
-        """Wait for what has begun, FINISH_SECONDS at most, at graftd's end: nobody does it later."""
+        """Wait for what has begun, FINISH_SECONDS at most, at graftd's end: nobody does it later. Nobody waits on."""
         self._lines.finish(FINISH_SECONDS)
+        waiting, self._waiting = self._waiting, []
+        for _, _, call in waiting:
+            call()
+        if not self.registry.saved:
+            self.registry.save()
 
     def _has_come(self, tenant: Tenant) -> bool:
         return tenant not in self.registry.moved and not self._lines.is_busy(tenant.table.cookie)

@@ -166,13 +166,17 @@ def test_what_comes_by_a_device_is_not_led(lab):
     lab.host(*enter, "address", "add", "10.78.0.2/24", "dev", "eth0", check=True)
     lab.host(*enter, "link", "set", "eth0", "up", check=True)
     dial = python("import socket, sys; socket.create_connection(('10.78.0.2', 80), 10)")
-    wait_for(lambda: "refused" in lab.host(*dial).stderr, "the device")
-    with inside:
-        assert inside.told("10.78.0.2", 80)
+    try:
+        wait_for(lambda: "refused" in lab.host(*dial).stderr, "the device")
+        with inside:
+            assert inside.told("10.78.0.2", 80)
+    finally:
+        lab.host("ip", "link", "del", "up0", check=True)
 
 
-def test_graftd_is_killed(lab):
+def test_graftd_is_killed(own_lab):
     """A connection that is open goes on, and one that comes meanwhile is served by the next graftd."""
+    lab = own_lab
     _, inside = start(lab, ECHOES)
     with inside, inside.dial("127.0.0.1", 80) as before:
         before.sendall(b"1")
@@ -190,8 +194,9 @@ def test_graftd_is_killed(lab):
         assert _answers(inside)
 
 
-def test_the_keeper_is_killed(lab):
+def test_the_keeper_is_killed(own_lab):
     """graftd becomes the keeper and starts another graftd: what is open goes on, and what comes is served."""
+    lab = own_lab
     _, inside = start(lab, ECHOES)
     with inside, inside.dial("127.0.0.1", 80) as before:
         before.sendall(b"1")

@@ -57,30 +57,32 @@ def test_a_destroyed_listener(lab):
     with inside, inside.dial("127.0.0.1", 80) as open_before:
         assert echoes(open_before)
         for pause in (1, 2):
+            begun = time.monotonic()
             lab.graft("run", "--netns", "web", *python(DESTROY), check=True)
             used, since = cpu_seconds(graftd), time.monotonic()
             time.sleep(0.5 * pause)
-            assert cpu_seconds(graftd) - used < 0.25 * (time.monotonic() - since)
-            with pytest.raises(ConnectionRefusedError):
-                inside.dial("127.0.0.1", 80)
+            assert cpu_seconds(graftd) - used < 0.25 * (time.monotonic() - since) + 0.1
             wait_for(lambda: has_entrance(lab, f"/proc/{inside.pid}/ns/net"), "another listener")
-            assert time.monotonic() - since > 0.8 * pause
+            assert time.monotonic() - begun > pause
         with inside.dial("127.0.0.1", 80) as after:
             assert echoes(after)
         assert echoes(open_before)
 
 
-def test_a_listener_is_destroyed_without_a_graftd(lab):
+def test_a_listener_is_destroyed_without_a_graftd(own_lab):
     """The next graftd finds it broken, or does not find it at all, and makes another."""
+    lab = own_lab
     _, inside = start(lab, ECHOES)
     open_before = inside.dial("127.0.0.1", 80)
     assert echoes(open_before)
     keeper, graftd = lab.keeper_pid(), lab.daemon_pid()
     os.kill(keeper, signal.SIGSTOP)
-    os.kill(graftd, signal.SIGKILL)
-    lab.host("nsenter", f"--net=/proc/{inside.pid}/ns/net", *python(DESTROY), check=True)
-    assert not has_entrance(lab, f"/proc/{inside.pid}/ns/net")
-    os.kill(keeper, signal.SIGCONT)
+    try:
+        os.kill(graftd, signal.SIGKILL)
+        lab.host("nsenter", f"--net=/proc/{inside.pid}/ns/net", *python(DESTROY), check=True)
+        assert not has_entrance(lab, f"/proc/{inside.pid}/ns/net")
+    finally:
+        os.kill(keeper, signal.SIGCONT)
     wait_for(lambda: lab.daemon_pid() not in (0, graftd) and lab.containers(), "the next graftd")
     with inside, open_before:
         wait_for(lambda: has_entrance(lab, f"/proc/{inside.pid}/ns/net"), "another listener")
@@ -199,11 +201,13 @@ while True:
             sock.sendall(b"%d" % size)
             sock.shutdown(socket.SHUT_WR)
         (relay,) = relays(lab)
-        used = [cpu_seconds(relay)]
-        for _ in range(3):  # what fits may take a moment
+
+        def is_quiet():
+            used = cpu_seconds(relay)
             time.sleep(0.5)
-            used.append(cpu_seconds(relay))
-        assert used[-1] - used[-2] < 0.1, used
+            return cpu_seconds(relay) - used < 0.1
+
+        wait_for(is_quiet, "that all has come that fits, and nothing spins", 30)
         assert [len(everything(sock)) for sock in clients] == list(sizes)
         for sock in clients:
             sock.close()
@@ -238,8 +242,9 @@ while True:
             assert everything(sock) == b"all"
 
 
-def test_the_next_graftd_counts_what_is_open(lab):
+def test_the_next_graftd_counts_what_is_open(own_lab):
     """What a relay carries from before counts, and ends with its container."""
+    lab = own_lab
     process, inside = start(lab, ECHOES)
     with inside:
         before = [inside.dial("127.0.0.1", 80) for _ in range(EACH - 10)]
@@ -268,6 +273,7 @@ def test_a_relay_is_killed(lab):
         os.kill(relays(lab)[0], signal.SIGKILL)
         with contextlib.suppress(ConnectionResetError):
             assert before.recv(1) == b""
+        wait_for(lambda: not relays(lab), "its end")
         with inside.dial("127.0.0.1", 80) as after:
             assert echoes(after)
 
@@ -318,6 +324,7 @@ def test_all_but_one_take_what_they_can(lab):
         inside.__exit__()
 
 
+@pytest.mark.alone
 def test_new_connections_have_a_rate(lab):
     """One container's clients come and go as fast as they can: graftd's loop, and another container, do not feel it."""
     _, inside = start(lab, ECHOES)

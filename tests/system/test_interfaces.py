@@ -73,9 +73,10 @@ for name in socket.if_nameindex():
 
 
 def inside(lab, name):
-    """The addresses in a container's netns, with their devices."""
-    pid = next(row["pid"] for row in json.loads(lab.graft("ps", "-j").stdout) if row["name"] == name)
-    return addresses(lab, f"/proc/{pid}/ns/net")
+    """The addresses in a container's netns, with their devices; none of one that is not there yet."""
+    rows = json.loads(lab.graft("ps", "-j").stdout or "[]")
+    pid = next((row["pid"] for row in rows if row["name"] == name), 0)
+    return addresses(lab, f"/proc/{pid}/ns/net") if pid else set()
 
 
 def addresses(lab, netns):
@@ -161,11 +162,12 @@ def test_what_is_sent_into_it_is_refused_at_once(lab):
 
 def test_ping(lab):
     need("busybox")
+    lab.graft("run", "true")  # graftd is there
     for options in ((), ("--ip", OWN4)):
         begun = time.monotonic()
         result = lab.graft("run", *options, "busybox", "ping", "-c", "3", "192.0.2.1")
         assert "Network is unreachable" in result.stderr
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5  # without an answer it would be 12
     assert ", 0% packet loss" in lab.graft("run", "--ip", OWN4, "busybox", "ping", "-c", "1", OWN4).stdout
 
 
@@ -366,7 +368,7 @@ def test_many_are_saved_at_once(host):
     lab, names = host, [f"c{n}" for n in range(12)]
     for name in names:
         lab.spawn_graft("--name", name, "sleep", "100")
-    wait_for(lambda: all(told_inside(lab, name) for name in names), "their addresses")
+    wait_for(lambda: all(told_inside(lab, name) for name in names), "their addresses", 30)
     libc = ctypes.CDLL(None)
     watch = libc.inotify_init1(os.O_NONBLOCK)
     assert libc.inotify_add_watch(watch, bytes(lab.run_dir), 0x180) > 0  # IN_MOVED_TO, and IN_CREATE between two of them
@@ -375,7 +377,7 @@ def test_many_are_saved_at_once(host):
         wait_for(partial(has_inside, lab, name, SECOND4), "the next address")
     wait_for(lambda: SECOND4 in (lab.run_dir / "state.json").read_text(), "the state")
     time.sleep(1.2)  # graftd's next tick
-    assert 1 <= os.read(watch, 65536).count(b"state.json\0") <= 4
+    assert 1 <= os.read(watch, 65536).count(b"state.json\0") <= 6
     os.close(watch)
 
 

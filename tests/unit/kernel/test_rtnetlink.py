@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from graft.bench.lab import wait_for
 from graft.kernel import linux, rtnetlink
 from graft.kernel.nowhere import GROUP, PEER, Order, clear, is_own, put
 from graft.rules.address import parse_address
@@ -53,6 +54,7 @@ def test_a_list_and_an_error(netns):
 def lived_in(netns):
     """The same, with a process in it."""
     with subprocess.Popen(("nsenter", f"--net=/proc/self/fd/{netns}", "sleep", "100"), pass_fds=(netns,)) as process:
+        wait_for(lambda: linux.netns_inode(process.pid) == os.fstat(netns).st_ino, "its being there")
         yield netns
         process.kill()
 

@@ -1,5 +1,6 @@
 """The descriptor store between graftd and its keeper: sd_notify(3) one way, LISTEN_FDS the other."""
 
+import ast
 import grp
 import json
 import os
@@ -17,7 +18,7 @@ from graft.interpreter import ROOT
 from graft.log import log
 from graft.process import keeper as module
 from graft.process.keeper import Keeper
-from graft.process.store import Store
+from graft.process.store import Store, exec_with
 
 
 @pytest.fixture
@@ -242,7 +243,7 @@ def test_a_hang_up_is_seen(keeper):
 GRAFTD = """
 import json, os, socket, sys, time
 sys.path.insert(0, {root!r})
-from graft.process.store import Store
+from graft.process.store import Store, exec_with
 store = Store()
 inherited = store.inherited()
 told = {{"names": [n for n, _ in inherited], "keeper": os.environ["GRAFT_KEEPER"], "pid": os.getpid(), "ppid": os.getppid()}}
@@ -257,7 +258,7 @@ import os, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from graft.process.keeper import Keeper
-from graft.process.store import Store
+from graft.process.store import Store, exec_with
 directory = Path({directory!r})
 lock = os.open(directory / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
 keeper = Keeper(directory, [sys.executable, "-I", "-c", {graftd!r}], lock)
@@ -331,6 +332,22 @@ def test_a_graftd_that_dies_often_is_started_slowly(keeper, monkeypatch):
         os.waitpid(keeper.child, 0)
         assert len(pauses) == max(0, n + 1 - module.START_LIMIT)
     assert set(pauses) == {module.PAUSE}
+
+
+def test_names_of_thousands():
+    """execve(2) takes no string of more than 128 KiB: with one, no graftd came back beside some 2,000 containers."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from graft.process.store import Store; print([n for n, _ in Store.inherited()])"
+    wanted = [f"{n}-{'x' * 3000}" for n in range(100)]
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.dup2(writing, 1)
+        os.environ["GRAFT_FDNAMES_7"] = "of an earlier start"
+        exec_with([sys.executable, "-I", "-c", code], [(name, 0) for name in wanted])
+    os.close(writing)
+    with open(reading) as file:
+        assert ast.literal_eval(file.read()) == wanted
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_the_sockets_of_a_graftd_whose_keeper_has_died(keeper, tmp_path):

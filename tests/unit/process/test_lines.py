@@ -100,7 +100,7 @@ def test_the_end_waits_for_what_has_begun_but_not_for_ever(loop):
     lines = Lines(loop, 2, lambda: None)
     lines.push("a", lambda: lambda: (threading.Event().wait(0.1), lambda: told.append("done"))[1])
     lines.push("b", lambda: lambda: (gate.wait(10), lambda: told.append("late"))[1])
-    lines.finish(0.5)
+    lines.finish(2)
     assert told == ["done"]
     gate.set()
     lines.finish(5)
