@@ -90,8 +90,9 @@ def sleeper(lab, name, *options):
     return process
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("options", [(), ("--ip", OWN4), ("--egress", "none", "--ip", OWN6), ("--user", "nobody")])
+@pytest.mark.parametrize(
+    "options", [pytest.param((), marks=pytest.mark.core), ("--ip", OWN4), ("--egress", "none", "--ip", OWN6), ("--user", "nobody")]
+)
 def test_lookups_for_the_families_that_there_are(lab, options):
     assert lab.graft("run", *options, *python(LOOKUP)).stdout == "127.0.0.1\n::1\n"
     need("getent")
@@ -103,7 +104,6 @@ def test_without_a_way_out_there_is_a_name_for_the_loopback(lab):
     assert lab.graft("run", "--egress", "none", *python(LOOKUP)).stdout == "127.0.0.1\nTrue\n"
 
 
-@pytest.mark.core
 def test_each_address_can_be_bound_beside_the_others(lab):
     """By a server that binds one socket for each, at a port that nobody publishes: they are in no other's way."""
     for options, own in (((), HOST4), (("--egress", "none"), "127.0.0.2"), (NO_WAY, "127.0.0.2"), (("--ip", OWN4), OWN4)):
@@ -118,14 +118,13 @@ def test_without_an_interface_there_are_none(lab):
     assert lab.graft("run", "--interface", "none", *python(LOOKUP)).stdout == "True\nTrue\n"
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         ((), {("lo", HOST4), ("lo", HOST6)}),
         (("--interface", "net0"), {("net0", HOST4), ("net0", HOST6)}),
         (("--ip", OWN4), {("eth0", OWN4), ("lo", HOST6)}),
-        (("--ip", OWN4, "--ip", OWN6), {("eth0", OWN4), ("eth0", OWN6)}),
+        pytest.param(("--ip", OWN4, "--ip", OWN6), {("eth0", OWN4), ("eth0", OWN6)}, marks=pytest.mark.core),
         (("--ip", OWN4, "--interface", "net0"), {("net0", OWN4), ("lo", HOST6)}),
         (("--ip", OWN4, "--interface", "lo"), {("lo", OWN4), ("lo", HOST6)}),
         (("--ip", OWN4, "--interface", "none"), set()),
@@ -218,8 +217,7 @@ def named(lab):
     lab.ip("netns", "del", name)
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("options", [(), ("--ip", OWN4, "--ip", OWN6), ("--interface", "net0")])
+@pytest.mark.parametrize("options", [(), pytest.param(("--ip", OWN4, "--ip", OWN6), marks=pytest.mark.core), ("--interface", "net0")])
 def test_a_named_namespace_is_left_as_it_was(lab, named, options):
     before = state_of(lab, named)
     for _ in range(2):
