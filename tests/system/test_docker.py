@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from graft.bench.lab import HOST4, wait_for
+from graft.bench.lab import HOST4, SLOWNESS, wait_for
 from tests.conftest import need, python
 from tests.system.engines import APP, CURL, NGINX, nginx_conf, reach
 from tests.system.nameservers import ASK, SERVERS
@@ -113,7 +113,7 @@ def test_addresses_inside(docker, gnet):
         for label, devices in (("net0", ["net0"]), ("lo", ["lo"]), ("none", [])):
             told = docker.run(
                 *("--rm", "--network", gnet, "--label", f"graft.interface={label}"),
-                argv=("/busybox", "ip", "-o", "-4", "address"),
+                argv=("/busybox", "sh", "-c", f"/busybox sleep {SLOWNESS}; /busybox ip -o -4 address"),  # no start waits for them
             ).stdout.splitlines()
             assert [line.split()[1] for line in told if " 127.0.0.1/" not in line] == devices
         joined = ("--rm", "--network", "container:one")

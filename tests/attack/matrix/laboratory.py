@@ -164,7 +164,8 @@ class Matrix:
         self._program(Who("root", "the host"), (), needles, oracle=True, gives="run/host")
         neighbour = (GRAFT, "run", "--name", "giver", "--egress", "none")
         self._program(Who("root", "neighbour"), neighbour, needles, gives="run/neighbour")
-        plain = ("unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh")
+        # with the address that a container without a way out has there
+        plain = ("unshare", "--net", "sh", "-c", 'ip link set lo up; ip address add 127.0.0.2/32 dev lo; exec "$@"', "sh")
         for place, profile in enumerate(profiles):
             who = PROFILES[profile]
             self._program(Who(profile, "oracle"), (*plain, *who), needles, oracle=True)
