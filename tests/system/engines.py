@@ -1,5 +1,6 @@
 """Container engines of the distribution, each an instance of its own in a laboratory's host."""
 
+import contextlib
 import json
 import os
 import re
@@ -154,7 +155,8 @@ class Dockerd(Engine):
         for directory in Path("/sys/fs/cgroup").glob("*/docker"):
             for path in [*directory.glob("*/"), directory]:
                 if path.is_dir():
-                    os.rmdir(path)
+                    with contextlib.suppress(OSError):  # another dockerd's, beside this one
+                        os.rmdir(path)
         if not self.key_existed:
             Path("/etc/docker/key.json").unlink(missing_ok=True)
 
@@ -241,9 +243,9 @@ image_copy_tmp_dir = "{root}/tmp"
         for place in reversed([m for m in mounts if m.startswith(f"{self.root}/")]):
             subprocess.run(("umount", place), capture_output=True)
         for directory in Path("/sys/fs/cgroup").glob("*/libpod_parent"):
-            for path in sorted((d for d in directory.rglob("*") if d.is_dir()), reverse=True):
-                os.rmdir(path)
-            os.rmdir(directory)
+            for path in [*sorted((d for d in directory.rglob("*") if d.is_dir()), reverse=True), directory]:
+                with contextlib.suppress(OSError):  # another Podman's, beside this one
+                    os.rmdir(path)
         if not self.cache_existed:
             shutil.rmtree("/var/lib/containers", ignore_errors=True)
         if self.inside:

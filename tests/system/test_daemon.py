@@ -1,5 +1,6 @@
 """graftd dies, is stopped, gets nonsense: nothing hangs, nothing is lost, nothing is left."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -235,15 +236,13 @@ def test_descriptors_that_nobody_asked_for(lab):
 
 def test_idle_connections_do_not_block_others(lab):
     lab.graft("endpoint", "show", check=True)
-    held = []
-    for _ in range(100):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(lab.run_dir / "agent.sock"))
-        sock.send(b"{")
-        held.append(sock)
-    assert lab.graft("run", "true").returncode == 0
-    for sock in held:
-        sock.close()
+    with contextlib.ExitStack() as held:
+        for _ in range(100):
+            sock = held.enter_context(socket.socket(socket.AF_UNIX))
+            sock.connect(str(lab.run_dir / "agent.sock"))
+            with contextlib.suppress(BrokenPipeError):  # one more than a namespace may have: it is closed
+                sock.send(b"{")
+        assert lab.graft("run", "true").returncode == 0
 
 
 def test_another_version(lab):
