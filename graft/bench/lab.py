@@ -262,7 +262,7 @@ class Lab:
             self.end(process)
         left = self._stop_daemon()
         if self.daemon:
-            self.end(self.daemon)
+            self.daemon.wait(TIMEOUT)
         for ns in (self.host_ns, self.client_ns):
             if Path("/run/netns", ns).exists():
                 try:

@@ -228,12 +228,19 @@ class Keeper:
                 found = ended[1] if ended[0] == self.child else found
         return found
 
+    def _pass_on(self, number: int, _frame: object) -> None:
+        """Send a signal on to graftd. Where none is, the keeper ends: kill(2) takes -1 and 0 for many processes."""
+        if self.child <= 0:
+            sys.exit(128 + number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended, and so does the keeper
+            os.kill(self.child, number)
+
     def run(self) -> None:
         """Start graftd and serve it until it exits with status 0. Exits with 1 if graftd has never become ready."""
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda caught, _frame: os.kill(self.child, caught))
+            signal.signal(number, self._pass_on)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         self.poll.register(wake_read, select.EPOLLIN)
         self.start()

@@ -334,6 +334,24 @@ def test_a_graftd_that_dies_often_is_started_slowly(keeper, monkeypatch):
     assert set(pauses) == {module.PAUSE}
 
 
+@pytest.mark.parametrize("child", [-1, 0])
+def test_a_signal_while_there_is_no_graftd(keeper, killed, child):
+    """kill(-1) would end every process of the machine: while fork(2) fails, the child's PID is -1."""
+    keeper.child = child
+    with pytest.raises(SystemExit):
+        keeper._pass_on(signal.SIGTERM, None)
+    assert not killed
+
+
+def test_a_signal_for_a_graftd_that_has_just_ended(keeper, monkeypatch):
+    def gone(_pid, _number):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", gone)
+    keeper.child = 12345
+    keeper._pass_on(signal.SIGTERM, None)
+
+
 def test_names_of_thousands():
     """execve(2) takes no string of more than 128 KiB: with one, no graftd came back beside some 2,000 containers."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from graft.process.store import Store; print([n for n, _ in Store.inherited()])"
