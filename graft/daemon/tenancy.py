@@ -69,7 +69,7 @@ class Tenancy:
         doors = Doors(store, stamper, Entrances(kernel.maps), self._is_hosts, ipv6=registry.ipv6)
         self.forwards = Forwards(loop, store, self.sockets, doors, relay_cgroup(cgroup2_root()))
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
-        self.interfaces = Interfaces(loop, registry)
+        self.interfaces = Interfaces(loop, registry, self._is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()

@@ -20,8 +20,7 @@ from graft.rules.slices import SLICE6_NETWORK
 
 ROUTE_TABLE = "26470"
 RULE_PREFERENCE = "26470"
-NETLINK_ROUTE, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0, 0x10, 0x100  # rtnetlink(7)
-LO_INDEX = 1  # in every netns
+RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100  # rtnetlink(7)
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 # Destinations that only a default route is for, and that are nobody's: the anycast addresses of PCP (RFC 7723)
 ANYWHERE = (parse_address("192.0.0.9"), parse_address("2001:1::1"))
@@ -87,7 +86,7 @@ def outward() -> dict[bool, Address]:
         for anywhere in ANYWHERE:
             v4, source = anywhere.v4, channel.source(anywhere)
             if source is None or source.loopback:
-                there = [h for h in channel.addresses(None) if h.address.v4 == v4 and h.ifindex != LO_INDEX]
+                there = [h for h in channel.addresses(None) if h.address.v4 == v4 and h.ifindex != rtnetlink.LO_INDEX]
                 source = next((h.address for h in there if h.scope == RT_SCOPE_UNIVERSE), None)
             if source:
                 found[v4] = source
@@ -99,7 +98,7 @@ def watch_addresses() -> socket.socket:
 
     Raises OSError.
     """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, rtnetlink.NETLINK_ROUTE)
     try:
         sock.bind((0, RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
     except BaseException:

@@ -42,7 +42,6 @@ from graft.rules.address import Address
 
 GROUP = 26470  # of the device; also the preference of the first rule, and the metric of addresses and routes
 LO, PEER = "lo", "graft-peer"  # PEER: the other end of a pair
-LO_INDEX = 1  # in every netns
 DUMMY, VETH = "dummy", "veth"
 LINKS_ENOUGH = 64  # more than lo, those of FALLBACK and graft's own: among so many is one of somebody else's
 # Of tunnels: the kernel makes them in each netns, where such a module is loaded
@@ -186,7 +185,7 @@ class _Interface:
 
     def index(self, name: str) -> int:
         """The index of `lo`, or of graft's device; 0 if there is none of this name."""
-        return LO_INDEX if name == LO else self._index if name == self._device else 0
+        return rt.LO_INDEX if name == LO else self._index if name == self._device else 0
 
     @property
     def made(self) -> str:
@@ -199,7 +198,7 @@ class _Interface:
         Graft's are known by their metric. But a netns with such a device may be another graftd's host, whose `lo` has
         addresses of that metric. There only those of @old count.
         """
-        names = {LO_INDEX: LO, self._index: self._device}
+        names = {rt.LO_INDEX: LO, self._index: self._device}
         there = {
             (held.address, names[held.ifindex])
             for held in self._channel.addresses()

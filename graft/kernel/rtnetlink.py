@@ -23,6 +23,7 @@ from graft.kernel import linux
 from graft.rules.address import MAPPED, Address
 
 NETLINK_ROUTE = 0
+LO_INDEX = 1  # in every netns
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400

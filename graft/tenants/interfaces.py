@@ -54,10 +54,14 @@ class _Turn:
 
 
 class Interfaces:
-    """Looks after the addresses of all containers. All methods are for the loop's thread."""
+    """Looks after the addresses of all containers. All methods are for the loop's thread.
 
-    def __init__(self, loop: Loop, registry: Registry) -> None:
+    @is_hosts: is the netns with this inode graftd's own, or one that an endpoint names?
+    """
+
+    def __init__(self, loop: Loop, registry: Registry, is_hosts: Callable[[int], bool]) -> None:
         self.registry = registry
+        self.is_hosts = is_hosts
         self._lines = Lines(loop, THREADS, self._changed)
         self._outward_known = False
         self._stale: deque[Tenant] = deque()  # to be looked at when there is time
@@ -145,12 +149,10 @@ class Interfaces:
     def _look_at(self, tenant: Tenant) -> None:
         self._lines.push(tenant.table.cookie, _Turn(self._begin, tenant))
 
-    def _is_hosts(self, tenant: Tenant) -> bool:
-        return tenant.netns in {self.registry.home, *(place.inode for place in self.registry.places.values())}
-
     def _begin(self, tenant: Tenant) -> Job | None:
         """The job that a container's netns needs now; None if it needs none."""
-        if self.registry.tenants.get(tenant.id) is not tenant or tenant.netns_fd < 0 or self._is_hosts(tenant):
+        known = self.registry.tenants.get(tenant.id) is tenant and tenant.netns_fd >= 0
+        if not known or self.is_hosts(tenant.netns):
             return None
         new, old = wanted(self.registry, tenant), shown(tenant)
         if new == old and tenant not in self._failed:
@@ -183,7 +185,7 @@ class Interfaces:
 
     def _leave(self, tenant: Tenant, fd: int) -> Job | None:
         """The job that removes what there is; None if there is nothing. @fd is closed."""
-        if not _has_any(tenant) or self._is_hosts(tenant):
+        if not _has_any(tenant) or self.is_hosts(tenant.netns):
             os.close(fd)
             return None
         device = "" if tenant.device == LO else tenant.device
