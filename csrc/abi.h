@@ -53,6 +53,12 @@ struct graft_loopbacks {
 	__u64 ip[SLICE_LOOPBACKS]; /* network order; of 64 bits to be exchanged */
 };
 
+/* direct: storage of the cgroup of a direct container, whose sockets are made there. 0: nobody's yet */
+struct graft_direct {
+	__u32 tenant;
+	__u32 pad;
+};
+
 /* config: one entry, index 0. */
 struct graft_config {
 	__u64 host_cookie; /* SO_NETNS_COOKIE of the netns that grafted sockets live in */
@@ -69,6 +75,7 @@ enum tenant_flags {
 	TENANT_SERVES4 =
 		32, /* a UDP port is published at each of the host's addresses: it answers from any of them */
 	TENANT_SERVES6 = 64,
+	TENANT_DIRECT = 128, /* its programs make their sockets themselves (direct.bpf.h) */
 };
 
 struct graft_tenant {
@@ -450,6 +457,7 @@ enum graft_op {
 	OP_SETSOCKOPT,
 	OP_LISTEN,
 	OP_GUARD,
+	OP_SOCKET,
 };
 
 enum graft_reason {
@@ -472,6 +480,8 @@ enum graft_reason {
 	REASON_PORTS,	       /* no port is left that the kernel may choose for the tenant */
 	REASON_CAPABILITY,     /* a port below ip_unprivileged_port_start, without CAP_NET_BIND_SERVICE */
 	REASON_RESERVED,       /* a port that the node needs */
+	REASON_KIND,	       /* a socket of a direct container of a kind that no policy knows, or too early */
+	REASON_SOCKETS,	       /* more sockets than the tenant may have */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 };
 

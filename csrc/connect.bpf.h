@@ -70,6 +70,10 @@ __noinline int private_source(struct bpf_sock_addr *ctx, struct graft_addr *sour
 	if (!number)
 		return -EADDRNOTAVAIL;
 	slice_addr(source, v4, tenant->slice, number);
+	if (!v4 && tenant->flags & TENANT_DIRECT) { /* of the slice's it can have this address alone: direct.bpf.h */
+		slice_ip(source, v4, tenant->slice, SLICE_DYNAMIC);
+		source->port = number;
+	}
 	return 0;
 }
 

@@ -24,6 +24,7 @@
  * answer.bpf.h   A published UDP server on the wildcard answers from the address that was asked.
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.
+ * direct.bpf.h   Sockets that programs of direct containers make themselves, in their own cgroup.
  * guard.bpf.h    What the host's own programs may reach.
  * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.
  *
@@ -45,6 +46,7 @@
  */
 #include "bind.bpf.h"
 #include "connect.bpf.h"
+#include "direct.bpf.h"
 #include "send.bpf.h"
 #include "show.bpf.h"
 #include "options.bpf.h"

@@ -198,6 +198,13 @@ struct {
 	__array(values, int(struct bpf_sk_lookup *));
 } forwards SEC(".maps") = {.values = {&graft_forward}};
 
+/* graftd writes it; the key is the cgroup's number */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_STORAGE);
+	__type(key, __u64);
+	__type(value, struct graft_direct);
+} direct SEC(".maps");
+
 /* LISTENERS_MAX entries are a tenant's. An entry ends with its socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

@@ -377,8 +377,9 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	what.port = (__u32)level << 16 | (name & 0xffff);
 	if (!stamp && level == SOL_IPV6_ && name == IPV6_FREEBIND_ && !in_connection(ctx->sk) && !ctx->sk->src_port)
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
-	if (stamp && !(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) && makers_option(level, name))
-		return ALLOW; /* before anybody else has the socket */
+	if (stamp && makers_option(level, name) &&
+	    (!(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) || settles(ctx->sk)))
+		return ALLOW; /* before anybody else has the socket, or before the bind of a direct container's */
 	if (stamp && level == SOL_IPV6_ && name == IPV6_V6ONLY_ && waits(ctx->sk, stamp)) {
 		bpf_set_retval(-EINVAL); /* as for a socket that is bound */
 		return DENY;
@@ -474,7 +475,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		return ALLOW;
 	if (name == SO_NETNS_COOKIE_ && value + 8 <= end) {
 		tenant = stamp ? tenant_of(stamp) : NULL;
-		*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
+		if (!stamp || stamp->tenant != GRAFT_EXEMPT)
+			*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	}
 	if ((name == SO_BINDTODEVICE_ || name == SO_BINDTOIFINDEX_) &&
 	    (!stamp || stamp->tenant != GRAFT_EXEMPT)) /* by a link-local address it has one of the host's */

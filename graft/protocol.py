@@ -49,7 +49,8 @@ class Hello(AdminRequest, tag="hello"):
 class Run(AdminRequest, tag="run", rename={"traps_addresses": "swap"}):
     """`graft run`: a target becomes a container's. The descriptor is its seccomp listener. It follows a Hello.
 
-    `request` is a JSON array, the fields of Request in their order.
+    `request` is a JSON array, the fields of Request in their order. Of a direct container there is a second
+    descriptor, its network namespace: its process lives in graftd's.
     """
 
     name: str | None = None

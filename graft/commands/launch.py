@@ -100,18 +100,24 @@ def run(plan: Plan) -> NoReturn:
 
         own_ip.check(request.ip)
     connection = client.connect(start=True)
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC) if request.direct else -1
     _enter_netns(plan.netns)
-    listener = _install_filter(traps_addresses=traps_addresses)
+    listener = _install_filter(traps_addresses=traps_addresses, direct=bool(request.direct))
     message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}
     if plan.netns is not None:
         message["joins"] = True
-    client.exchange(connection, "run", message, (listener,))
+    netns = (os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),) if request.direct else ()
+    reply = client.exchange(connection, "run", message, (listener, *netns))
     connection.close()
     os.close(listener)
     if request.sysctl:
         from graft.kernel import sysctl
 
         sysctl.write(request.sysctl)
+    if netns:
+        from graft.commands import live_direct
+
+        live_direct.enter(home, netns[0], reply["procfs"])
     if plan.user:
         _become(plan.user)
     if plan.accel:
@@ -234,8 +240,8 @@ def _open_netns(name: str) -> int:
     from graft.kernel.netns import open_netns
 
     if "/" not in name and not name.isdigit():
-        running = {c["name"]: c["pid"] for c in client.call("ps")}
-        name = str(running.get(name, name))
+        running = {c["name"]: c["netns_path"] for c in client.call("ps")}
+        name = running.get(name, name)
     fd, _ = open_netns(name)
     return fd
 
@@ -250,8 +256,8 @@ def _remount_sys() -> None:
     os.close(cgroup)
 
 
-def _install_filter(*, traps_addresses: bool) -> int:
-    program = filter.program(swap=traps_addresses)
+def _install_filter(*, traps_addresses: bool, direct: bool = False) -> int:
+    program = filter.program(swap=traps_addresses, direct=direct)
     try:
         try:
             return linux.seccomp_listener(program, wait_killable=True)

@@ -1,5 +1,6 @@
 """`graft run`: check the options, and hand them to graft/commands/launch.py as a Plan."""
 
+import os
 from typing import Any
 
 import click
@@ -7,7 +8,7 @@ import click
 from graft.commands.launch import Plan, find_user, run
 from graft.commands.options import CONTEXT, Command, netns_option
 from graft.errors import UsageError
-from graft.rules.request import SETTINGS, Request, check_options
+from graft.rules.request import DIRECT, SETTINGS, Request, check_options
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -19,11 +20,20 @@ def request_options(function: Command) -> Command:
             *setting.options,
             setting.field,
             multiple=not setting.choices,
-            type=click.Choice(setting.choices) if setting.choices else None,
+            type=click.Choice(setting.choices) if len(setting.choices) > 1 else None,
+            flag_value=setting.choices[0] if len(setting.choices) == 1 else None,
             metavar=setting.metavar,
             help=setting.help,
         )(function)
     return function
+
+
+def _default_direct(accel: bool) -> str | None:
+    """What GRAFT_DIRECT says of a container for which --direct is not given. Raises UsageError."""
+    default = os.environ.get("GRAFT_DIRECT", "")
+    if default not in ("", "off", DIRECT):
+        raise UsageError(f"GRAFT_DIRECT={default} is unknown", hint=f"{DIRECT} or off")
+    return DIRECT if default == DIRECT and not accel else None
 
 
 @click.command(context_settings=RUN_CONTEXT)
@@ -57,14 +67,18 @@ def command(
     graft run --name db --egress none redis-server
     graft run --ip 10.88.0.5 nginx -g 'daemon off;'
     graft run --netns blue curl http://example.org/
+    graft run --direct -p 8080:80 caddy run
     graft run --accel -p 8080:80 haproxy -f haproxy.cfg
 
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
+    fields["direct"] = fields["direct"] or _default_direct(accel)
     request = Request(**fields)
     if force_ip and not request.ip:
         raise UsageError("--force-ip goes with --ip")
     check_options(request)
+    if accel and request.direct:
+        raise UsageError("--accel spares the trap of socket(), and with --direct there is none", hint="omit --accel")
     if not command[0]:
         raise UsageError("the command is empty", hint="graft run [OPTIONS] COMMAND ARG...")
     run(

@@ -21,7 +21,7 @@ from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
 from graft.kernel import linux
-from graft.kernel.netns import open_netns
+from graft.kernel.netns import is_pid, open_netns
 from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
 from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
@@ -117,11 +117,19 @@ class Admin:
     # -- running --
 
     def run(self, connection: Connection, request: protocol.Run, fds: list[int]) -> Reply:
-        """`graft run`: a target hands over its listener. Its netns is the peer's own. Raises GraftError."""
-        if len(fds) != 1:
-            raise UsageError("a run request carries one descriptor, the seccomp listener")
-        tenant = admit_target(self.tenancy, connection.pid, connection.uid, fds[0], request, trusted=True)
-        answer = Later({"name": tenant.name, "id": tenant.id})
+        """`graft run`: a target hands over its listener. Its netns is the peer's own, or comes with a direct one.
+
+        Raises GraftError.
+        """
+        if len(fds) != (2 if request.request.direct else 1):
+            raise UsageError("a run request carries the seccomp listener, of a direct container its netns as well")
+        netns_fd = fds[1] if request.request.direct else None
+        tenant = admit_target(
+            self.tenancy, connection.pid, connection.uid, fds[0], request, trusted=True, netns_fd=netns_fd
+        )
+        if netns_fd is not None:
+            os.close(netns_fd)
+        answer = Later({"name": tenant.name, "id": tenant.id, "procfs": self.tenancy.direct.procfs(tenant)})
         waits = self.tenancy.interfaces.when_there(tenant, lambda: answer.send())  # which gets there by returning it
         return answer if waits else answer.answer
 
@@ -310,6 +318,9 @@ class Admin:
         named = self.tenancy.registry.by_name(netns) if netns else None
         if named:
             return named.table
+        inside = self.tenancy.registry.direct_of(int(netns)) if netns and is_pid(netns) else None
+        if inside:
+            return inside.table
         fd, label = open_netns(netns or str(connection.pid))
         try:
             return self.tenancy.registry.table(fd, label)
@@ -328,11 +339,14 @@ class Admin:
 
     def _summary(self, tenant: Tenant) -> dict[str, Any]:
         made = {e.name for e in tenant.endpoints.values() if e.published}
+        pid = live_pid(tenant)
         return {
             "name": tenant.name,
             "id": tenant.id,
-            "pid": live_pid(tenant),
+            "pid": pid,
             "netns": tenant.netns,
+            "netns_path": self.tenancy.direct.netns_path(tenant) or f"/proc/{pid}/ns/net",
+            "direct": bool(tenant.cgroup),
             "status": "running" if tenant.listeners else "unsupervised",
             "started": tenant.started,
             "command": tenant.argv,

@@ -50,8 +50,19 @@ UNTRUSTED_TENANTS_ALL = 4096  # of all such users: one person may have 65536 uid
 Target = protocol.Run | protocol.Metadata
 
 
-def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Target, *, trusted: bool) -> Tenant:
+def admit_target(
+    tenancy: Tenancy,
+    pid: int,
+    uid: int,
+    listener: int,
+    target: Target,
+    *,
+    trusted: bool,
+    netns_fd: int | None = None,
+) -> Tenant:
     """Make the container of the netns of @pid, or join the one that is there. @uid is the peer's.
+
+    @netns_fd: the netns of a direct container, whose processes live in graftd's. It stays the caller's.
 
     An untrusted peer gets the strict policy: it may only use endpoints of its own netns, which an administrator adds;
     it may not publish ports, nor connect as the host does. @listener belongs to graftd afterwards.
@@ -64,7 +75,7 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
     if not trusted:
         _check_untrusted(reg, uid, target, asked)
     expected = attachments.no_longer_expect(reg, _container_id(target))
-    with _open_netns(pid) as netns_fd:
+    with _netns_of(reg, pid, netns_fd) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
         running = reg.by_netns(netns)
         if not trusted:
@@ -79,6 +90,8 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
                 _set_policy(tenancy, tenant, target, asked)
                 tenant.netns_made = _is_made(tenant, target, expected)
             _add_rules(reg, tenant, target, asked, trusted=trusted)
+            if asked.direct:
+                tenancy.direct.begin(tenant, pid)
             if running:
                 tenant.lost_listener |= not tenant.listeners
                 reg.apply(tenant)
@@ -90,6 +103,7 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
             if before:
                 tenant.restore(before)
             else:
+                tenancy.direct.end(tenant)
                 reg.remove(tenant)
             raise
     tell = log.debug if running else log.info  # an engine's exec, which a health check does every few seconds
@@ -98,9 +112,15 @@ def admit_target(tenancy: Tenancy, pid: int, uid: int, listener: int, target: Ta
 
 
 @contextlib.contextmanager
-def _open_netns(pid: int) -> Iterator[int]:
-    """The netns of @pid: a descriptor that is closed after the block. Raises OSError if the process has ended."""
-    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+def _netns_of(reg: Registry, pid: int, given: int | None = None) -> Iterator[int]:
+    """The netns that @pid is known by: a descriptor that is closed after the block. @given: it came with a message.
+
+    Those of a direct container live in graftd's, and are known by the container's. Raises OSError if it has ended.
+    """
+    inside = None if given is not None else reg.direct_of(pid)
+    fd = os.dup(given) if given is not None else -1
+    if fd < 0:
+        fd = os.dup(inside.netns_fd) if inside else os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd
     finally:
@@ -155,6 +175,12 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
         raise Refused(
             f"container '{running.name}' runs with egress {'host' if running.egress_host else 'none'}",
             hint="one namespace has one policy; omit --egress",
+            code="EEXIST",
+        )
+    if asked.direct != bool(running.cgroup) and not container_id:
+        raise Refused(
+            f"container '{running.name}' {'is direct' if running.cgroup else 'is not direct'}",
+            hint=f"one namespace has one policy; {'give' if running.cgroup else 'omit'} --direct",
             code="EEXIST",
         )
     if any(new not in (0, have) for new, have in zip(asked.limits, running.limits, strict=True)):
@@ -312,7 +338,7 @@ def required_traps(tenancy: Tenancy, pid: int, request: protocol.Traps) -> bool:
 
 def _peer_table(reg: Registry, pid: int) -> Table:
     """The endpoint table of a peer's netns, only to read. An empty one is not kept in the registry."""
-    with _open_netns(pid) as netns_fd:
+    with _netns_of(reg, pid) as netns_fd:
         table = reg.table(netns_fd, f"/proc/{pid}/ns/net")
     reg.forget_empty(table)
     return table
@@ -350,7 +376,7 @@ def admit_wrapper(
     if not trusted:
         _check_share(reg, uid, len(request.ingress) + len(request.egress))
     ingress, egress = _wrapper_rules(request)
-    with _open_netns(pid) as netns_fd:
+    with _netns_of(reg, pid) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
         outer = None if listener is not None else _outer(reg, netns, uid)
         label = plain_name(os.path.basename(metadata.argv[0])) if metadata.argv else WRAPPER
@@ -409,6 +435,12 @@ def _check_share(reg: Registry, uid: int, rules: int) -> None:
 def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
     """The tenant whose listener a nested wrapper's processes are under: the container, or a wrapper of the user's."""
     running = [t for t in reg.of_netns(netns) if t.listeners and (t.kind == CONTAINER or t.uid == uid)]
+    if any(t.cgroup for t in running):
+        raise Refused(
+            "a direct container's programs make their sockets themselves, which no wrapper inside can change",
+            hint="start the container without --direct, or give it the rules",
+            code="EOPNOTSUPP",
+        )
     if not running:
         raise Refused(
             "this process is under a seccomp listener that is not graft's",
@@ -427,7 +459,7 @@ def api_tenant(tenancy: Tenancy, pid: int, uid: int) -> Tenant:
     Raises Refused, and OSError if the program has ended.
     """
     reg = tenancy.registry
-    with _open_netns(pid) as netns_fd:
+    with _netns_of(reg, pid) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
         of_user = (t for t in reg.of_netns(netns) if t.kind == API and t.uid == uid)
         found = reg.by_netns(netns) or next(of_user, None)

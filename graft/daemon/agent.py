@@ -34,7 +34,6 @@ from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines.seal import is_sealed
 from graft.errors import GraftError, Refused, UsageError
-from graft.kernel import linux
 from graft.log import log
 from graft.process.closing import close_foreign
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
@@ -112,7 +111,7 @@ class Agent:
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if linux.netns_inode(pid) != self.tenancy.registry.home:
+                if self.tenancy.registry.netns_of(pid) != self.tenancy.registry.home:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)
@@ -236,6 +235,6 @@ class Agent:
         peer, registry = connection.peer, self.tenancy.registry
         try:
             refuse_contained(registry, peer, "the agent socket's orders")
-            return peer.uid == 0 and peer.netns() == registry.home and peer.administrates()
+            return peer.uid == 0 and peer.netns(registry) == registry.home and peer.administrates()
         except Refused:
             return False

@@ -7,12 +7,15 @@ from graft.kernel import denials, linux, netns
 from graft.rules.address import Address
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
+from graft.tenants.direct import first_process, is_inside
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 
 def live_pid(tenant: Tenant) -> int:
     """The pid of a container's first process; once that has ended, of another process in its namespace."""
+    if tenant.cgroup:
+        return tenant.pid if is_inside(tenant, tenant.pid) else first_process(tenant) or tenant.pid
     with contextlib.suppress(OSError):
         if linux.netns_inode(tenant.pid) == tenant.netns:
             return tenant.pid

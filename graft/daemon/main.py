@@ -44,8 +44,9 @@ from graft.engines.docker import Docker
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, GraftError
 from graft.interpreter import python_command
-from graft.kernel import addresses, diag, linux
+from graft.kernel import addresses, diag
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
+from graft.kernel.direct import directory_of
 from graft.kernel.linux import credentials
 from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_by_netns
 from graft.kernel.programs import Kernel
@@ -59,6 +60,7 @@ from graft.process.title import GRAFTD, set_title
 from graft.rules.address import parse_address
 from graft.rules.configuration import Configuration, read_configuration
 from graft.rules.limits import default_limits
+from graft.rules.slices import dynamic_address
 from graft.tenants import attachments
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
@@ -266,10 +268,10 @@ class Daemon:
         self.resolver.end()
         added = self.registry.added
         owned = {
-            f"{own.address}/{own.address.bits}": tenant.netns
+            f"{address}/{address.bits}": str(directory_of(tenant.cgroup)) if tenant.cgroup else str(tenant.netns)
             for tenant in self.registry.tenants.values()
-            for own in tenant.owned
-            if own.address in added
+            for address in (*(own.address for own in tenant.owned), dynamic_address(tenant.slice_number))
+            if address in added
         }
         if owned:
             leave_cgroup(self.root, remove=False)
@@ -340,7 +342,12 @@ class Daemon:
         self._check_policy()
         if self.tenancy.stray:
             self.tenancy.stray = False
-            diag.end_stray_listeners(self.cgroup.stat().st_ino)
+            for cgroup in (
+                self.cgroup,
+                *(directory_of(t.cgroup) for t in self.registry.tenants.values() if t.cgroup),
+            ):
+                with contextlib.suppress(FileNotFoundError):
+                    diag.end_stray_listeners(cgroup.stat().st_ino)
         if not self.registry.saved:
             self.registry.save()
         alone = [t for t in self.registry.tenants.values() if not t.listeners]
@@ -378,6 +385,7 @@ class Daemon:
                 self.kernel.pin_again()
             except OSError as error:
                 log.error("%s", error)
+        self.tenancy.direct.check()
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
                 self.tenancy.sockets.stamps.stamp(probe.fileno(), OWN_TENANT, 0)
@@ -427,7 +435,7 @@ class Daemon:
         if connection.uid:
             return "uid", connection.uid
         try:
-            netns = linux.netns_inode(connection.pid)
+            netns = self.registry.netns_of(connection.pid)
         except OSError:
             return "uid", 0
         return None if netns == self.registry.home else ("netns", netns)

@@ -15,7 +15,6 @@ from graft.daemon.connection import Connection
 from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
 from graft.daemon.verbose import Teller
-from graft.kernel import linux
 from graft.kernel.cgroup import cgroup2_root, relay_cgroup
 from graft.kernel.denials import CONVERTED, Event
 from graft.kernel.entrance import Entrances
@@ -28,6 +27,7 @@ from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
+from graft.tenants.direct import DirectContainers, lives
 from graft.tenants.interfaces import Interfaces
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, OWNER_BASE, WRAPPER, Tenant
@@ -69,6 +69,7 @@ class Tenancy:
         doors = Doors(store, stamper, Entrances(kernel.maps), self._is_hosts, ipv6=registry.ipv6)
         self.forwards = Forwards(loop, store, self.sockets, doors, relay_cgroup(cgroup2_root()))
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
+        self.direct = DirectContainers(registry, kernel, directory)
         self.interfaces = Interfaces(loop, registry, self._is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
@@ -108,6 +109,7 @@ class Tenancy:
         self.forwards.forget(tenant)
         self.interfaces.withdraw(tenant)
         self.registry.remove(tenant)
+        self.direct.end(tenant)
         self.store.remove(f"netns-{tenant.id}")
         if tenant.parent and tenant.scope:
             self.calls.divide(tenant.parent)
@@ -123,14 +125,22 @@ class Tenancy:
         @seen: the PIDs of all processes by netns, for who asks about many tenants.
         """
         if tenant.kind == API:
-            tenant.followers = {pid for pid in tenant.followers if _runs(pid, tenant.netns)}
+            tenant.followers = {pid for pid in tenant.followers if self._runs(pid, tenant.netns)}
             return bool(tenant.followers)
         if tenant.kind == WRAPPER and not tenant.scope:  # others are in its netns as well: only its program counts
-            return _runs(tenant.pid, tenant.netns)
+            return self._runs(tenant.pid, tenant.netns)
+        if tenant.cgroup:
+            return lives(tenant)
         pids = processes_in_netns(tenant.netns) if seen is None else seen.get(tenant.netns, [])
         if not tenant.scope:
             return bool(pids)
         return now - tenant.since < SCOPE_GRACE_SECONDS or any(scope_of(pid) == tenant.scope for pid in pids)
+
+    def _runs(self, pid: int, netns: int) -> bool:
+        try:
+            return self.registry.netns_of(pid) == netns
+        except OSError:
+            return False
 
     def follow(self, tenant: Tenant, pid: int) -> None:
         """Remember that a process has sockets of this tenant by the API: the tenant lives as long as the process."""
@@ -180,10 +190,3 @@ class Tenancy:
             return
         kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append((time.time(), event))
-
-
-def _runs(pid: int, netns: int) -> bool:
-    try:
-        return linux.netns_inode(pid) == netns
-    except OSError:
-        return False

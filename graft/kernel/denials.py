@@ -6,7 +6,7 @@ from typing import NamedTuple
 DENIAL = struct.Struct("=IHHiI16sI16sI16s")
 
 
-OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard")
+OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard", "socket")
 REASONS = (
     "no ingress rule",
     "outside the egress rules",
@@ -27,6 +27,8 @@ REASONS = (
     "no port is left that the kernel may choose",
     "no capability for a port as low as this",
     "a port that the node needs",
+    "a kind of socket that is made elsewhere",
+    "more sockets than a container may have",
     "converted",
 )
 CONVERTED = REASONS[-1]

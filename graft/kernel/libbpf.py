@@ -37,6 +37,7 @@ def libbpf_functions() -> ctypes.CDLL:
         ("bpf_program__attach", pointer, (pointer,)),
         ("bpf_program__attach_cgroup", pointer, (pointer, ctypes.c_int)),
         ("bpf_program__attach_netns", pointer, (pointer, ctypes.c_int)),
+        ("bpf_program__pin", ctypes.c_int, (pointer, text)),
         ("bpf_link__pin", ctypes.c_int, (pointer, text)),
         ("bpf_link__destroy", ctypes.c_int, (pointer,)),
         ("libbpf_set_print", pointer, (pointer,)),

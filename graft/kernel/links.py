@@ -21,7 +21,7 @@ import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +78,13 @@ class Attached(NamedTuple):
     type: int
 
 
+class Attachable(NamedTuple):
+    """A program by its number, and the attach type at which it belongs."""
+
+    number: int
+    type: int
+
+
 def attached(link: int) -> Attached:
     """What the link with the descriptor @link attaches. Raises OSError."""
     info = ctypes.create_string_buffer(LINK_INFO.size)
@@ -91,27 +98,50 @@ def leave(links: Iterable[int], cgroup: Path) -> None:
 
     Raises OSError.
     """
-    with _directory(cgroup) as target:
+    with directory(cgroup) as target:
         for link in links:
             what = attached(link)
-            program = _program(what.program)
-            try:
-                attr = AttachAttr(target, program, what.type, BPF_F_ALLOW_MULTI, 0)
-                bpf(BPF_PROG_ATTACH, attr, f"leave a program at {cgroup}")
-            finally:
-                os.close(program)
+            attach(target, Attachable(what.program, what.type))
 
 
 def take_back(links: Iterable[int], cgroup: Path) -> None:
     """Detach what leave() has attached to @cgroup where @links are attached now. Raises OSError."""
-    with _directory(cgroup) as target:
-        for kind in {attached(link).type for link in links}:
-            ids = (ctypes.c_uint32 * PROGRAMS_MAX)()
-            query = QueryAttr(target, kind, 0, 0, ctypes.addressof(ids), PROGRAMS_MAX, 0, 0)
-            bpf(BPF_PROG_QUERY, query, f"look at {cgroup}")
-            for number in ids[: query.count]:
+    with directory(cgroup) as target:
+        detach_others(target, (), {attached(link).type for link in links})
+
+
+def attach(target: int, program: Attachable) -> None:
+    """Attach a program to the cgroup with the descriptor @target, without a link. Raises OSError."""
+    fd = _program(program.number)
+    try:
+        attr = AttachAttr(target, fd, program.type, BPF_F_ALLOW_MULTI, 0)
+        bpf(BPF_PROG_ATTACH, attr, "attach a program to a cgroup")
+    finally:
+        os.close(fd)
+
+
+def attached_programs(target: int, programs: Iterable[Attachable]) -> set[int]:
+    """The numbers of what is attached to the cgroup @target, of the types that @programs have. Raises OSError."""
+    return {number for kind in {program.type for program in programs} for number in _attached_to(target, kind)}
+
+
+def detach_others(target: int, kept: Collection[Attachable], kinds: Iterable[int] = ()) -> None:
+    """Detach graft's programs from the cgroup @target, but @kept: those of their types, and of @kinds.
+
+    Raises OSError.
+    """
+    for kind in {program.type for program in kept} | set(kinds):
+        for number in _attached_to(target, kind):
+            if Attachable(number, kind) not in kept:
                 with contextlib.suppress(FileNotFoundError):  # it is attached by a link, or has ended meanwhile
                     _detach(target, number, kind)
+
+
+def _attached_to(target: int, kind: int) -> list[int]:
+    ids = (ctypes.c_uint32 * PROGRAMS_MAX)()
+    query = QueryAttr(target, kind, 0, 0, ctypes.addressof(ids), PROGRAMS_MAX, 0, 0)
+    bpf(BPF_PROG_QUERY, query, "look at a cgroup")
+    return list(ids[: query.count])
 
 
 def _detach(target: int, number: int, kind: int) -> None:
@@ -129,8 +159,16 @@ def _program(number: int) -> int:
     return bpf(BPF_PROG_GET_FD_BY_ID, IdAttr(number, 0, 0), f"open program {number}")
 
 
+def program_number(fd: int) -> int:
+    """The number of the program with the descriptor @fd. Raises OSError."""
+    info = ctypes.create_string_buffer(PROGRAM_INFO_SIZE)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, InfoAttr(fd, len(info), ctypes.addressof(info)), "look at a program")
+    return int.from_bytes(info.raw[4:8], "little")
+
+
 @contextlib.contextmanager
-def _directory(cgroup: Path) -> Iterator[int]:
+def directory(cgroup: Path) -> Iterator[int]:
+    """A descriptor of the directory of @cgroup, closed after the block. Raises OSError."""
     fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield fd

@@ -19,6 +19,7 @@ from graft.kernel import linux
 AF_GRAFT = 4  # AF_IPX's number, as AF_GRAFT's own header has it
 AF_ISDN, AF_SMC = 34, 43  # linux/socket.h; Python has no names for them
 CLONE_FILES = 0x00000400
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWNET = 0x40000000
 CLONE_NEWNS = 0x00020000
 IFF_UP = 1
@@ -31,6 +32,7 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MS_NOSUID = 2
 MS_RDONLY = 1
+MS_REMOUNT = 32
 MS_REC = 16384
 MS_SLAVE = 1 << 19
 PR_SET_DUMPABLE = 4
@@ -70,6 +72,7 @@ NR_BIND = 49
 NR_LISTEN = 50
 NR_GETSOCKNAME = 51
 NR_GETPEERNAME = 52
+NR_SOCKETPAIR = 53
 NR_SETSOCKOPT = 54
 NR_GETSOCKOPT = 55
 NR_CAPGET, NR_CAPSET = 125, 126
@@ -214,8 +217,9 @@ def keep_capabilities(kept: Iterable[int]) -> None:
 
 
 @contextlib.contextmanager
-def without_capabilities() -> Iterator[None]:
-    """Run the body with an empty effective set of this thread; the permitted one stays (capset(2)). Raises OSError.
+def with_capabilities(mask: int) -> Iterator[None]:
+    """Run the body with the capabilities of @mask as the effective set of this thread, as far as it has them; the
+    permitted one stays (capset(2)). Raises OSError.
 
     Other threads keep theirs, and nobody gains a right over this one: ptrace(2) compares the permitted sets.
     """
@@ -224,13 +228,30 @@ def without_capabilities() -> Iterator[None]:
     if libc.syscall(NR_CAPGET, header, had):
         raise oserror("capget")
     low, low_inherited, high, high_inherited = (struct.unpack("=IIIIII", had.raw)[n] for n in (1, 2, 4, 5))
-    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", 0, low, low_inherited, 0, high, high_inherited)):
+    now = (mask & low, low, low_inherited, mask >> 32 & high, high, high_inherited)
+    if libc.syscall(NR_CAPSET, header, struct.pack("=IIIIII", *now)):
         raise oserror("capset")
     try:
         yield
     finally:
         if libc.syscall(NR_CAPSET, header, had):
             raise oserror("capset")
+
+
+def make_socket(family: int, kind: int, protocol: int) -> int:
+    """socket(2), of any family; the descriptor is closed on execve(2). Raises OSError."""
+    fd: int = libc.socket(*map(ctypes.c_int, (family, kind | socket.SOCK_CLOEXEC, protocol)))
+    if fd < 0:
+        raise oserror("socket")
+    return fd
+
+
+def make_socketpair(family: int, kind: int, protocol: int) -> tuple[int, int]:
+    """socketpair(2), of any family; the descriptors are closed on execve(2). Raises OSError."""
+    pair = (ctypes.c_int * 2)()
+    if libc.socketpair(*map(ctypes.c_int, (family, kind | socket.SOCK_CLOEXEC, protocol)), pair) < 0:
+        raise oserror("socketpair")
+    return pair[0], pair[1]
 
 
 def open_directory(path: str) -> int:

@@ -138,6 +138,11 @@ def processes_in_netns(netns: int) -> list[int]:
     return processes_by_netns().get(netns, [])
 
 
+def is_pid(text: str) -> bool:
+    """Is @text, which names a netns, the PID of a process that may live?"""
+    return text.isascii() and text.isdigit()
+
+
 def open_netns(text: str) -> tuple[int, str]:
     """Open the netns that @text names by a PID, a name (ip-netns(8)) or a path.
 
@@ -145,7 +150,7 @@ def open_netns(text: str) -> tuple[int, str]:
     """
     if "/" in text:
         path = text
-    elif text.isascii() and text.isdigit():
+    elif is_pid(text):
         path = f"/proc/{text}/ns/net"
     else:
         path = f"/run/netns/{text}"

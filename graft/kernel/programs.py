@@ -25,6 +25,7 @@ from pathlib import Path
 from graft.errors import Failure
 from graft.kernel import linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
+from graft.kernel.direct import VALUE_SIZE, Programs
 from graft.kernel.holders import OWNED, Holders
 from graft.kernel.libbpf import (
     OBJECT,
@@ -36,7 +37,7 @@ from graft.kernel.libbpf import (
     open_object,
     print_callback,
 )
-from graft.kernel.links import attached, leave, take_back
+from graft.kernel.links import Attachable, attached, leave, program_number, take_back
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
 from graft.log import log
@@ -86,6 +87,7 @@ MAPS = (
     "counters",
     "denials",
     "forwards",
+    "direct",
 )
 
 EARLIER = (
@@ -99,6 +101,8 @@ DYNAMIC_KEY_SIZE = 8
 
 DRAIN_MAX = 256
 LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the host's netns
+SOCK_CREATE = "graft_sock_create"  # attached to cgroups of direct containers alone (graft/kernel/direct.py)
+BPF_CGROUP_INET_SOCK_CREATE = 2
 FORWARD = "graft_forward"  # is attached to nothing: it is in the map `forwards` (graft/kernel/entrance.py)
 
 CONFIG = struct.Struct("=QII")
@@ -126,6 +130,7 @@ class Kernel:
         self.lib = libbpf_functions()
         self.lib.libbpf_set_print(print_callback)
         self.maps: dict[str, Map] = {}
+        self.sock_create = -1
         self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
         self._ring: int | None = None
         self._drained = 0
@@ -140,11 +145,12 @@ class Kernel:
         where = f"{policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino} {linux.netns_inode()}"
         identity = f"{object_hash()} {where}"
         links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-        known = (links / "graft_bind4").exists() and (links / LOOKUP).exists()
+        known = all(pin.exists() for pin in (links / "graft_bind4", links / LOOKUP, self.pins / SOCK_CREATE))
         if known:
             self._open_pinned()
             for path in links.iterdir():
                 self.links[path] = self._open_pin(path)
+            self.sock_create = self._open_pin(self.pins / SOCK_CREATE)
         else:
             self._load(links, policy_cgroup, root_cgroup)
         self._remove_old_links(policy_cgroup)
@@ -194,6 +200,7 @@ class Kernel:
             "served_ports": SERVED.size,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
+            "direct": VALUE_SIZE,
             "asker_tables": ASKERS.size,
         }
         for name in MAPS:
@@ -207,13 +214,14 @@ class Kernel:
 
     def is_pinned(self) -> bool:
         """Are all pins in place that the next graftd will look for?"""
-        return all(path.exists() for path in self.links)
+        return all(path.exists() for path in (*self.links, self.pins / SOCK_CREATE))
 
     def pin_again(self) -> None:
         """Pin again what somebody has removed; the open descriptors kept it alive. Raises OSError."""
         for directory in {self.pins, *(path.parent for path in self.links)}:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         held = {self.pins / name: kept.fd for name, kept in self.maps.items()} | self.links
+        held[self.pins / SOCK_CREATE] = self.sock_create
         for path, fd in held.items():
             if not path.exists():
                 name = ctypes.create_string_buffer(os.fsencode(path))
@@ -243,6 +251,9 @@ class Kernel:
         while program := self.lib.bpf_object__next_program(handle, program):
             name = self.lib.bpf_program__name(program).decode()
             if name == FORWARD:
+                continue
+            if name == SOCK_CREATE:
+                self._pin_program(program)
                 continue
             if name == LOOKUP:
                 self._attach(program, name, Path("/proc/self/ns/net"), links / name)
@@ -297,6 +308,20 @@ class Kernel:
             self._pin(link, pin)
         finally:
             os.close(fd)
+
+    def _pin_program(self, program: int) -> None:
+        pin = self.pins / SOCK_CREATE
+        pin.unlink(missing_ok=True)
+        result = self.lib.bpf_program__pin(program, os.fsencode(pin))
+        if result:
+            raise OSError(-result, f"pin {pin.name}: {os.strerror(-result)}")
+        self.sock_create = self._open_pin(pin)
+
+    def for_direct(self) -> Programs:
+        """What is attached to the cgroup of a direct container. Raises OSError."""
+        found = [Attachable(what.program, what.type) for what in map(attached, self._policy_links())]
+        found.append(Attachable(program_number(self.sock_create), BPF_CGROUP_INET_SOCK_CREATE))
+        return Programs(found, self.maps["direct"])
 
     def _pin(self, link: int, pin: Path) -> None:
         pin.unlink(missing_ok=True)
@@ -441,7 +466,7 @@ class Kernel:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.pins)
             return
-        for name in MAPS:
+        for name in (*MAPS, SOCK_CREATE):
             (self.pins / name).unlink(missing_ok=True)
         log.warning(
             "%s keeps links: sockets of a cgroup that is gone live on; the next graftd looks again", self.pins

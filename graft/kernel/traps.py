@@ -65,7 +65,8 @@ class Trap(NamedTuple):
     @forms: the filters that trap them. @when: "always"; "addresses", if the container's rules name an endpoint that
     needs another socket than the one that socket() gave (type unix, or in another netns), in a profile also if it
     asks for AF_GRAFT (`graft.family=on`); or "otherwise", if neither is so. @why: the reason, a sentence without its
-    full stop. @family: it is for sockets of AF_GRAFT.
+    full stop. @family: it is for sockets of AF_GRAFT. @direct: it is for direct containers alone, whose internet
+    sockets are made by the programs themselves; False: for all others; None: for both.
     """
 
     call: str
@@ -74,6 +75,7 @@ class Trap(NamedTuple):
     when: When
     why: str
     family: bool = False
+    direct: bool | None = None
 
     def holds(self, args: tuple[int, ...]) -> bool:
         """Do all conditions hold for a call with these registers?"""
@@ -93,7 +95,7 @@ class Refusal(NamedTuple):
     """A call that a filter refuses with the errno @error, without asking anybody. @error 0: the process is killed.
 
     @abi: "x86_64", "i386", "x32" or "other". @call and @number: "" and None for all calls of that ABI. A profile
-    refuses by the name, in every ABI.
+    refuses by the name, in every ABI. @direct: only of direct containers.
     """
 
     abi: str
@@ -102,21 +104,46 @@ class Refusal(NamedTuple):
     error: int
     forms: tuple[Form, ...]
     why: str
+    direct: bool = False
 
 
 def _values(*values: int) -> tuple[Range, ...]:
     return tuple((int(value), int(value)) for value in values)
 
 
-def _except(value: int) -> tuple[Range, ...]:
-    below = ((0, value - 1),) if value else ()
-    return (*below, (value + 1, TOP))
+def _except(*values: int) -> tuple[Range, ...]:
+    """What is none of @values, which ascend."""
+    ranges = []
+    first = 0
+    for value in map(int, values):
+        if first < value:
+            ranges.append((first, value - 1))
+        first = value + 1
+    return (*ranges, (first, TOP))
 
 
 FAMILY = Condition(
     0, _values(socket.AF_INET, socket.AF_INET6, linux.AF_GRAFT), "the family is AF_INET, AF_INET6 or AF_GRAFT"
 )
 TYPE = Condition(1, _values(socket.SOCK_STREAM, socket.SOCK_DGRAM), "its type is SOCK_STREAM or SOCK_DGRAM", mask=0xF)
+# What a direct container's programs make themselves: TCP and UDP. All other sockets are trapped there.
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+OTHER_FAMILY = Condition(0, _except(*INTERNET), "the family is neither AF_INET nor AF_INET6")
+OTHER_TYPE = Condition(1, ((0, 0), (3, 0xF)), "its type is neither SOCK_STREAM nor SOCK_DGRAM", mask=0xF)
+STREAM = Condition(1, _values(socket.SOCK_STREAM), "its type is SOCK_STREAM", mask=0xF)
+NOT_TCP = Condition(2, _except(0, socket.IPPROTO_TCP), "the protocol is not TCP")
+DGRAM = Condition(1, _values(socket.SOCK_DGRAM), "its type is SOCK_DGRAM", mask=0xF)
+NOT_UDP = Condition(2, _except(0, socket.IPPROTO_UDP), "the protocol is not UDP")
+FLAGS = (0, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+OTHER_TYPES = Condition(  # without a mask, for profiles
+    1,
+    _except(*(kind | flags for flags in FLAGS for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))),
+    "its type is neither SOCK_STREAM nor SOCK_DGRAM",
+)
+IS_INTERNET = Condition(0, _values(*INTERNET), "the family is AF_INET or AF_INET6")
+# TUNSETIFF, PPPIOCNEWUNIT, PPPIOCATTACH, PPPIOCATTCHAN (linux/if_tun.h, linux/ppp-ioctl.h)
+TUNNELS = (0x400454CA, 0xC004743E, 0x4004743D, 0x40047438)
+TUNNEL = Condition(1, _values(*TUNNELS), "the request is TUNSETIFF, PPPIOCNEWUNIT, PPPIOCATTACH or PPPIOCATTCHAN")
 # SIOC* beyond those of the socket alone, and wireless extensions (linux/sockios.h, linux/wireless.h)
 DEVICES: tuple[Range, ...] = ((0x8908, 0x89FF), (0x8B00, 0x8BFF))
 # Families that the kernel gives in any netns and that know none (af_vsock.c, af_qrtr.c, rds/ib.c, mISDN/socket.c),
@@ -164,8 +191,10 @@ CALLS = (
     Call(
         "socket",
         linux.NR_SOCKET,
-        "graft-sup or graftd injects a stamped socket of the host's netns; the families beyond: EAFNOSUPPORT",
+        "graft-sup or graftd injects a stamped socket of the host's netns; the families beyond: EAFNOSUPPORT; what "
+        "the programs of a direct container do not make themselves is made in the container's netns",
     ),
+    Call("socketpair", linux.NR_SOCKETPAIR, "graftd makes the pair in the container's netns, and injects both"),
     Call("ioctl", linux.NR_IOCTL, "graftd asks the container's netns, and refuses what is no question", i386=54),
     Call("listen", linux.NR_LISTEN, "graftd binds an unbound socket to the private loopback, and listens"),
     Call("bind", linux.NR_BIND, _ADDRESS % "binds to"),
@@ -206,17 +235,32 @@ _WHOLE = _IGNORED + "; AF_GRAFT's level and descriptors would take too many rule
 TRAPS = (
     Trap("socket", (FAMILY, TYPE), (FILTER,), "always",
          "the socket is made in the host's netns; its arguments are registers, so nothing changes between check and "
-         "use; raw ones stay in the container's netns, because no hook sees what they send"),
+         "use; raw ones stay in the container's netns, because no hook sees what they send", direct=False),
     Trap("socket", (FAMILY,), (PROFILE,), "always",
-         "the same; a test of the type would multiply the rules, so the supervisor lets other types proceed"),
+         "the same; a test of the type would multiply the rules, so the supervisor lets other types proceed",
+         direct=False),
+    Trap("socket", (OTHER_FAMILY,), BOTH, "always",
+         "the program lives in the host's netns, and has these in its container's own", direct=True),
+    Trap("socket", (OTHER_TYPE,), (FILTER,), "always", "the same", direct=True),
+    Trap("socket", (STREAM, NOT_TCP), (FILTER,), "always", "the same; MPTCP becomes TCP", direct=True),
+    Trap("socket", (DGRAM, NOT_UDP), (FILTER,), "always", "the same", direct=True),
+    Trap("socket", (IS_INTERNET, OTHER_TYPES), (PROFILE,), "always",
+         "the same; a test of the protocol would take too many rules: cgroup/sock_create refuses what is neither TCP "
+         "nor UDP", direct=True),
     *(Trap("socket", (BEYOND._replace(ranges=_values(family), shown=f"the family is {name}"),), BOTH, "always", why)
       for family, name, why in _FAMILIES_BEYOND),
+    Trap("socketpair", (), BOTH, "always",
+         "a unix socket of the host's netns could be bound and connected to abstract names there", direct=True),
+    Trap("ioctl", (TUNNEL,), BOTH, "always",
+         "it is refused: it would make or take a device in the netns of whoever calls, the host's", direct=True),
     Trap("ioctl", (DEVICE_LOW,), (FILTER,), "always",
          "on a grafted socket it would read or change the host's devices, and no hook exists for it; 0x8901-0x8907 "
          "concern the socket alone"),
     Trap("ioctl", (DEVICE,), (PROFILE,), "always",
          "the same; the kernel knows no device request with other bits set, and pieces of a profile have no mask"),
     Trap("listen", (), BOTH, "always", "no bind hook runs for a socket that was never bound"),
+    Trap("bind", (), BOTH, "always",
+         "what graft-sup sets on a socket that it makes is set now, and the call proceeds", direct=True),
     Trap("bind", (NAME_LENGTH,), (FILTER,), "otherwise", _LENGTH, family=True),
     Trap("bind", (NUMBER,), (FILTER,), "otherwise", _NUMBER, family=True),
     Trap("bind", (), BOTH, "addresses", _ANY_NAME),
@@ -268,6 +312,7 @@ REFUSED = (
     Refusal("i386", "listen", 363, errno.ENOSYS, (FILTER,), _INTERNET32),
     Refusal("i386", "getsockopt", 365, errno.ENOSYS, (FILTER,), _INTERNET32),
     Refusal("i386", "setsockopt", 366, errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("i386", "socketpair", 360, errno.ENOSYS, (FILTER,), "as for x86_64, where it is trapped", direct=True),
     Refusal("i386", "io_uring_setup", 425, errno.ENOSYS, (FILTER,),
             "as for x86_64; a profile refuses it by its name, with EPERM"),
     Refusal("x32", "", None, errno.ENOSYS, (FILTER,),
@@ -277,10 +322,10 @@ REFUSED = (
 )  # fmt: skip
 
 
-def active(form: Form, *, addresses: bool) -> dict[str, tuple[Trap, ...]]:
+def active(form: Form, *, addresses: bool, direct: bool = False) -> dict[str, tuple[Trap, ...]]:
     """The traps of one filter by call, in the order of CALLS. @addresses: "addresses" is so, see Trap.when."""
     now = ("always", "addresses" if addresses else "otherwise")
-    rows = [trap for trap in TRAPS if form in trap.forms and trap.when in now]
+    rows = [t for t in TRAPS if form in t.forms and t.when in now and t.direct in (None, direct)]
     by_call = {call.name: tuple(trap for trap in rows if trap.call == call.name) for call in CALLS}
     return {name: traps for name, traps in by_call.items() if traps}
 

@@ -30,6 +30,7 @@ CAPABILITIES = {
     "SETUID": 7,
     "NET_BIND_SERVICE": 10,  # bind a published port, to see if it is free
     "NET_ADMIN": 12,  # containers' own addresses, the route of the IPv6 slices
+    "NET_RAW": 13,  # raw and packet sockets of direct containers, in the containers' own netns
     "SYS_PTRACE": 19,  # read a target's memory, descriptors, namespaces
     "SYS_ADMIN": 21,  # setns(2), bpffs
     "SYS_NICE": 23,  # read the timer slack of a target, which marks wrappers inside a container

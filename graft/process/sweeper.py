@@ -2,7 +2,8 @@
 
 A container's own address belongs to it as long as it has a process, also when no graftd runs any more. Nobody but
 graftd would remove it then, and programs of the host would go on to reach an address that nobody has. So the shell
-looks every PERIOD seconds which network namespaces have processes, and removes the addresses of those that have none.
+looks every PERIOD seconds which network namespaces have processes, and which cgroups of direct containers, and
+removes the addresses of those that have none.
 It ends with the last address, and as soon as there is a graftd again, which knows them from state.json.
 
 Under a service manager there is no such shell: it would be ended with graftd, and is there to start the next one.
@@ -17,7 +18,8 @@ from graft.process.title import SWEEPER
 
 PERIOD = 2
 NAME_IT = f"{{ printf {SWEEPER} >/proc/self/comm; }} 2>/dev/null"
-# $1: the path of graftd's socket; then NETNS=ADDRESS/LENGTH each. find(1): GNU's
+# $1: the path of graftd's socket; then OWNER=ADDRESS/LENGTH each, OWNER a netns's inode or a cgroup's directory.
+# find(1): GNU's
 SCRIPT = f"""{NAME_IT}
 socket=$1; shift
 while [ $# -gt 0 ]; do
@@ -26,7 +28,12 @@ while [ $# -gt 0 ]; do
 	seen=$(find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/net' -printf '%l ' 2>/dev/null)
 	left=
 	for owned; do
-		case $seen in
+		case $seen:${{owned%%=*}} in
+		*:/*) if grep -q 'populated 1' "${{owned%%=*}}/cgroup.events" 2>/dev/null; then
+			left="$left $owned"
+		else
+			ip address del "${{owned#*=}}" dev lo
+		fi ;;
 		*"net:[${{owned%%=*}}]"*) left="$left $owned" ;;
 		*) ip address del "${{owned#*=}}" dev lo ;;
 		esac
@@ -36,8 +43,10 @@ done
 """
 
 
-def leave_sweeper(owned: Mapping[str, int], socket: Path) -> None:
-    """Start the shell, and do not wait for it. @owned: addresses with their lengths, each with its netns's inode."""
+def leave_sweeper(owned: Mapping[str, str], socket: Path) -> None:
+    """Start the shell, and do not wait for it. @owned: addresses with their lengths, each with its netns's inode, or
+    the directory of a direct container's cgroup.
+    """
     pairs = [f"{netns}={address}" for address, netns in owned.items()]
     try:
         subprocess.Popen(

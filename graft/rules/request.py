@@ -36,6 +36,7 @@ class Request(NamedTuple):
     resolver: tuple[str, ...] = ()
     sysctl: tuple[str, ...] = ()
     interface: tuple[str, ...] = ()
+    direct: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
@@ -54,10 +55,14 @@ class Parsed(NamedTuple):
     resolver: list[Address]
     sysctl: dict[str, str]  # values by name
     interface: str  # a device's name, or NO_INTERFACE; "": not said
+    direct: bool  # do its programs make their sockets themselves?
 
 
 class Setting(NamedTuple):
-    """The words of one option. With `choices` it takes one of them; without, it may be given several times."""
+    """The words of one option. With `choices` it takes one of them; without, it may be given several times.
+
+    With one choice it takes no argument on the command line, and its label has that word.
+    """
 
     field: str  # of Request and Parsed
     options: tuple[str, ...]  # of `graft run`; errors name the first
@@ -110,6 +115,12 @@ def parse_interface(texts: Sequence[str]) -> str:
     return texts[0] if texts else ""
 
 
+def _direct(text: str | None) -> bool:
+    if text not in (None, DIRECT):
+        raise UsageError(f"direct '{text}' is unknown", hint=DIRECT)
+    return text == DIRECT
+
+
 def _own_addresses(texts: Sequence[str]) -> list[Own]:
     owned = [parse_own(text) for text in texts]
     check_families(owned)
@@ -122,6 +133,7 @@ def _exceeds(text: str, most: Limits) -> bool:
 
 EGRESS_DEFAULTS = ("host", "none")
 NO_INTERFACE = "none"
+DIRECT = "on"
 NAME_MAX = 15  # IFNAMSIZ without its NUL
 # of the kernel: no names, and what /proc/sys/net has for all devices; the other end of a pair (kernel/nowhere.py)
 RESERVED_NAMES = (".", "..", "all", "default", "graft-peer")
@@ -207,6 +219,15 @@ SETTINGS = (
         parse_interface,
         for_root=lambda text: text != NO_INTERFACE,
         takes=lambda *_: False,  # it is in the container's own namespace
+    ),
+    Setting(
+        "direct",
+        ("--direct",),
+        None,
+        "Its programs make their TCP and UDP sockets themselves, at the host's rate, in a cgroup with the policy.",
+        "direct",
+        _direct,
+        (DIRECT,),
     ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))

@@ -21,6 +21,11 @@ def in_slices(address: Address) -> bool:
     return address.raw.startswith(SLICE6_PREFIX)
 
 
+def dynamic_address(number: int) -> Address:
+    """The IPv6 address of the slice with this number from which connections to the tenant's own loopback leave."""
+    return Address(SLICE6_PREFIX + number.to_bytes(4, "big") + SLICE_DYNAMIC.to_bytes(4, "big"))
+
+
 def slice_address(number: int, port: int, *, v4: bool = True) -> tuple[Address, int]:
     """The host's address and port for port @port of a tenant's private loopback."""
     index, real = port >> 12, SLICE_PORT_BASE | (port & 0xFFF)

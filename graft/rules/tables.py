@@ -32,6 +32,7 @@ TENANT_HOME = 8
 TENANT_VERBOSE = 16
 TENANT_SERVES4 = 32
 TENANT_SERVES6 = 64
+TENANT_DIRECT = 128
 
 DEFAULT = 1
 INET = 4
@@ -246,6 +247,7 @@ def compile_tables(
     slice_number: int,
     egress_host: bool,
     strict: bool,
+    direct: bool = False,
     home: bool = False,
     verbose: bool = False,
     resolvers: Sequence[Address] = (),
@@ -255,14 +257,15 @@ def compile_tables(
 ) -> Tables:
     """All entries and flags of one tenant's policy.
 
-    @egress_host: what no egress rule matches leaves as the host's own connections do. @home: the tenant's namespace
+    @egress_host: what no egress rule matches leaves as the host's own connections do. @direct: its programs make
+    their sockets. @home: the tenant's namespace
     is the host's own, whose loopback it may reach anyway. @added: as compile_holders(). @named: graftd's resolver has
     names for it.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     leaves = any(value != NO_EGRESS for value in out.values())
     flags = (TENANT_EGRESS if leaves else 0) | (TENANT_STRICT if strict else 0)
-    flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0)
+    flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0) | (TENANT_DIRECT if direct else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
     entries = compile_ingress(tenant, ingress, endpoints)

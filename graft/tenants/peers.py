@@ -7,7 +7,8 @@ Goal: orders come from the host, never from inside a container, whoever runs the
 Facts: a unix socket tells the PID and the user of whoever connected (SO_PEERCRED), and since Linux 6.5 gives a pidfd
 of it (SO_PEERPIDFD). None of that changes when the connection is handed to another process: it stays that of the
 process which connected. A process may enter another netns or user namespace, but it cannot leave its seccomp filter,
-nor get a capability that its bounding set lacks.
+nor get a capability that its bounding set lacks. One of a direct container lives in graftd's netns; it is known by
+its cgroup, which it cannot leave (docs/security.md).
 
 Solution: graftd reads what /proc/PID tells of the peer's namespaces, filter and capabilities, and then asks the pidfd
 whether the peer still lives. If it does, the PID was the peer's all the time, and what was read is true.
@@ -42,10 +43,10 @@ class Peer:
         if not self.lives():
             raise Refused("the peer has ended", code="ESRCH")
 
-    def netns(self) -> int:
-        """The inode of its netns. Raises Refused (ESRCH) if it has ended."""
+    def netns(self, registry: Registry) -> int:
+        """The inode of its netns, or of its direct container's. Raises Refused (ESRCH) if it has ended."""
         try:
-            return linux.netns_inode(self.pid)
+            return registry.netns_of(self.pid)
         except OSError:
             raise Refused("the peer has ended", code="ESRCH") from None
 
@@ -94,7 +95,7 @@ def refuse_contained(registry: Registry, peer: Peer, door: str) -> None:
     if not peer.in_our_user_namespace():
         peer.check()
         raise Refused(f"processes in another user namespace may not use {door}", code="EPERM")
-    netns = peer.netns()
+    netns = peer.netns(registry)
     if netns != home:  # programs of wrappers in graftd's own netns are the host's own
         tenants = [t.kind for t in registry.of_netns(netns) if t.kind != API]
         filtered = peer.is_filtered()

@@ -48,7 +48,7 @@ from graft.rules.endpoint import (
     make_endpoint,
     parse_path,
 )
-from graft.rules.slices import SLICE_GROUP
+from graft.rules.slices import SLICE_GROUP, dynamic_address
 from graft.rules.sysctl import private_ports
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
 from graft.tenants.state import VERSION, dump, restore
@@ -218,6 +218,7 @@ class Registry(Known):
         owned = [own for tenant in self.tenants.values() for own in tenant.given]
         owned += [own for attachment in self.attachments.values() for own in attachment.addresses]
         kept = {own.address for own in owned} | {a.resolver for a in self.attachments.values() if a.resolver}
+        kept |= {dynamic_address(tenant.slice_number) for tenant in self.tenants.values() if tenant.cgroup}
         marked = set(marked_addresses())
         left = sorted((self.added | marked) - kept)
         for address in left:

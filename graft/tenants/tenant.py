@@ -4,6 +4,7 @@ What tenants have in common is the registry's. The class Tenant says which threa
 """
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from graft.kernel import linux
+from graft.kernel import direct, linux
 from graft.rules import slices, tables
 from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
@@ -148,6 +149,7 @@ class Tenant:
         default_factory=dict
     )  # unix sockets it has bound: dev, inode, ctime
     trusted: bool = True  # did root of the host hand its listener over?
+    cgroup: str = ""  # of a direct container: its cgroup's path below the root of cgroup2
     netns_made: bool = False  # was its netns made for it, by graft or by its engine?
     resolvers: list[Address] = field(default_factory=list)  # of the host, on its loopback
     given: list[Own] = field(default_factory=list)  # addresses by --ip
@@ -269,6 +271,7 @@ class Tenant:
             slice_number=self.slice_number,
             egress_host=self.egress_host,
             strict=self.strict,
+            direct=bool(self.cgroup),
             home=self.in_host_netns,
             verbose=self.verbose,
             resolvers=[*self.open_resolvers, *(pods if self._asks_for_pods() else ())],
@@ -373,3 +376,23 @@ class Known:
         self.saved = True
         self.next_id = 1
         self.next_slice = slices.SLICE_GROUP * random.randrange(SLICES)  # noqa: S311 - spreads, protects nothing
+
+    def direct_of(self, pid: int) -> Tenant | None:
+        """The direct container that a process is in, by its cgroup; None if it is in none. From any thread.
+
+        Raises OSError if it has ended.
+        """
+        containers = [tenant for tenant in list(self.tenants.values()) if tenant.cgroup]
+        try:
+            cgroup = direct.cgroup_of(pid) if containers else ""
+        except ProcessLookupError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+        return next((tenant for tenant in containers if direct.contains(tenant.cgroup, cgroup)), None)
+
+    def netns_of(self, pid: int) -> int:
+        """The inode of the netns that a process is known by: that of its direct container, else its own.
+
+        Raises OSError if it has ended.
+        """
+        inside = self.direct_of(pid)
+        return inside.netns if inside else linux.netns_inode(pid)

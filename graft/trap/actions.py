@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from graft.trap.caller import Caller
 from graft.trap.epoll import Watch
 
 
@@ -28,6 +29,18 @@ class Inject(NamedTuple):
     numbered: bool = False
 
 
+class InjectPair(NamedTuple):
+    """The call gives the target copies of both of @pair, which are closed then, and writes their numbers at @address.
+
+    @caller: the thread that waits for it.
+    """
+
+    pair: tuple[int, int]
+    cloexec: bool
+    caller: Caller
+    address: int
+
+
 class Replace(NamedTuple):
     """Put copies of our socket @fd in the place of one of the target's, close @fd, and end the call with @then."""
 
@@ -38,5 +51,5 @@ class Replace(NamedTuple):
     then: "Proceed | Answer"
 
 
-Action = Proceed | Answer | Inject | Replace
+Action = Proceed | Answer | Inject | InjectPair | Replace
 PROCEED = Proceed()

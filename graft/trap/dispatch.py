@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -25,7 +26,7 @@ from graft.log import log
 from graft.process.workers import Workers
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
-from graft.trap.actions import Action, Answer, Inject, Replace
+from graft.trap.actions import Action, Answer, Inject, InjectPair, Replace
 from graft.trap.epoll import watch_again
 from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, Journal, Slot
 from graft.trap.listener import Listener, Notification
@@ -214,6 +215,8 @@ class Dispatcher:
                         self._replace(listener, call, action, slot)
                 except OSError as error:  # EMFILE: the target's descriptor table is full
                     listener.answer(call.id, error=error.errno or errno.EIO)
+            elif isinstance(action, InjectPair):
+                self._inject_pair(listener, call, action)
             elif isinstance(action, Answer):
                 listener.answer(call.id, action.value, action.error)
             else:
@@ -232,6 +235,22 @@ class Dispatcher:
             os.close(action.fd)
         if number is not None:
             listener.answer(call.id, number)
+
+    def _inject_pair(self, listener: Listener, call: Notification, action: InjectPair) -> None:
+        """What is injected and not answered, because this process is killed, the next one injects once more."""
+        flags = os.O_CLOEXEC if action.cloexec else 0
+        try:
+            first, second = (listener.inject(call.id, fd, flags) for fd in action.pair)
+            if first is None or second is None:
+                return
+            action.caller.write((action.address, struct.pack("=ii", first, second)))
+        except OSError as error:
+            listener.answer(call.id, error=error.errno or errno.EIO)
+            return
+        finally:
+            for fd in action.pair:
+                os.close(fd)
+        listener.answer(call.id)
 
     def _inject_numbered(self, listener: Listener, call: Notification, fd: int, flags: int) -> int | None:
         """Add @fd at a number of AF_GRAFT's. Returns the number; None if none is safe, or the target is gone."""

@@ -482,7 +482,7 @@ def _carry_out(sock: socket.socket, option: Option) -> None:
     try:
         if option.level == socket.SOL_SOCKET and option.name in POINTERS:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        with linux.without_capabilities():
+        with linux.with_capabilities(0):
             sock.setsockopt(option.level, option.name, option.value)
     except OSError as error:
         option.result = -(error.errno or errno.EIO)

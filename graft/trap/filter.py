@@ -28,12 +28,14 @@ Ways = tuple[tuple[Condition, ...], ...]  # a call is trapped if all conditions 
 ALWAYS: tuple[Condition, ...] = ()
 
 
-def program(*, swap: bool = False) -> bytes:
-    """The filter of a target. @swap: it also traps what `traps.Trap.when` calls "addresses"."""
+def program(*, swap: bool = False, direct: bool = False) -> bytes:
+    """The filter of a target. @swap: it also traps what `traps.Trap.when` calls "addresses". @direct: of a direct
+    container's.
+    """
     calls = {call.name: call for call in traps.CALLS}
-    ways = {name: _ways(rows) for name, rows in traps.active(FILTER, addresses=swap).items()}
+    ways = {name: _ways(rows) for name, rows in traps.active(FILTER, addresses=swap, direct=direct).items()}
     blocks = _blocks(ways.values())
-    refused = [refusal for refusal in traps.REFUSED if FILTER in refusal.forms]
+    refused = [r for r in traps.REFUSED if FILTER in r.forms and (direct or not r.direct)]
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
     a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, true="x86_64")

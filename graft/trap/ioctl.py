@@ -19,6 +19,7 @@ is neither graftd's nor one in which grafted sockets are made (a sandbox inside 
                     pointers inside are refused.
     any other       Questions are asked in the container's netns. All other requests are refused.
     no socket       The kernel has none of these requests, except on a tap device's descriptor. All are refused.
+    a tunnel        Devices that would be of the caller's netns, by a descriptor that is no socket: refused.
     at home         A wrapper's program in graftd's own netns may see the host. Only grafted sockets are special.
 
 Questions are asked without capabilities, because with it the kernel loads a module for a name that no device has.
@@ -131,6 +132,8 @@ def decide(caller: Caller, tenant: TenantView, stamps: Stamps, is_hosts: IsHosts
     request = caller.args[1] & 0xFFFFFFFF
     known = any(first <= request <= last for first, last in traps.DEVICES)  # with other bits set, no request is
     at_home = tenant.netns == linux.netns_inode("thread-self")
+    if request in traps.TUNNELS:
+        return Answer(error=errno.EPERM)
     sock = caller.borrow()
     if sock is None:
         if at_home or not known:
@@ -203,7 +206,7 @@ def _ask(caller: Caller, request: int, sock: socket.socket, stand_in: str = "") 
 
 def _question(sock: socket.socket, request: int, argument: bytearray) -> None:
     """Ask the kernel, which writes its answer into @argument. Raises OSError."""
-    with linux.without_capabilities():
+    with linux.with_capabilities(0):
         fcntl.ioctl(sock, request, argument)
 
 

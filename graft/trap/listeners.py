@@ -52,6 +52,7 @@ from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.process.workers import Workers
 from graft.rules.sysctl import socket_options
+from graft.tenants.direct import DirectContainers
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 from graft.trap.dispatch import SLOW_CALLS_ALL, Dispatcher, Watched
@@ -71,6 +72,7 @@ class Graftd(Protocol):
     store: Store
     registry: Registry
     supervisor: Supervisor
+    direct: DirectContainers
 
     def ended(self, tenant: Tenant) -> None:
         """Called in the loop's thread when the last process under the tenant's listeners is gone."""
@@ -125,7 +127,9 @@ class Listeners:
         graft-sup makes sockets only in graftd's own netns. For a tenant of another place it just forwards the calls,
         and keeps the listener and the journal.
         """
-        if available():
+        if available() and watched.tenant.cgroup:
+            self._start(watched)  # at once: the container's /proc/net is that of graft-sup
+        elif available():
             self.starting.append((0.0, watched))
 
     def _token(self, tenant: int, number: int, trusted: bool) -> bytes:
@@ -136,8 +140,10 @@ class Listeners:
         return hmac.compare_digest(found.token, self._token(found.tenant, found.number, found.trusted))
 
     def _forwarded_whole(self, tenant: Tenant) -> bool:
-        """Must graft-sup forward socket() too? Yes if the tenant's netns is another, or it has wrappers inside."""
-        return bool(tenant.place or self.daemon.registry.inner(tenant))
+        """Must graft-sup forward socket() too? Yes if the tenant's netns is another, or it has wrappers inside, or is
+        direct.
+        """
+        return bool(tenant.place or tenant.cgroup or self.daemon.registry.inner(tenant))
 
     def divide(self, tenant: Tenant) -> None:
         """Tell a tenant's graft-sups whether to forward all calls, after a wrapper inside it has come or gone."""
@@ -287,6 +293,7 @@ class Listeners:
         """Start the graft-sups that are due, reap those that have ended, and retry the queues. Run between rounds.
 
         A graft-sup starts here instead of in adopt(), so that whoever handed the listener over has its answer first.
+        That of a direct container starts there.
         """
         if self.starting:
             now = time.monotonic()
@@ -306,9 +313,12 @@ class Listeners:
             watched.tenant.pid,
             socket_options(watched.tenant.sysctls, self.daemon.registry.ephemeral),
             lambda control: self.store.put(f"sup-{watched.listener.number}", control),
+            netns_fd=watched.tenant.netns_fd if watched.tenant.cgroup else None,
         )
         if helper:
             self._attach(watched, helper)
+            if watched.tenant.cgroup and helper.process:
+                self.daemon.direct.follow(watched.tenant, helper.process.pid)
         else:
             self.store.remove(f"sup-{watched.listener.number}")
 

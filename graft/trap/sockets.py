@@ -33,6 +33,7 @@ class TenantView(Protocol):
     netns_fd: int
     device: str  # that graft has made in its netns; "" if there is none
     place: int  # the number of the netns in which its sockets are made; 0 is graftd's own
+    cgroup: str  # of a direct container, whose programs live in graftd's netns and make their sockets; "" of others
     ingress: list[IngressRule]
     egress: list[EgressRule]
 
@@ -129,6 +130,23 @@ class Sockets:
             made.close()
             raise
         return made
+
+    def prepare(self, sock: socket.socket, tenant: TenantView) -> None:
+        """Set what make() sets on a socket that a program of a direct container has made, and is about to bind.
+
+        csrc/late.bpf.h lets a bind wait only with it. Raises OSError.
+        """
+        udp = sock.type == socket.SOCK_DGRAM
+        self.stamps.settle(sock.fileno(), now=True)
+        try:
+            if not udp:
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            self._limit_ports(sock, udp=udp)
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
+        finally:
+            self.stamps.settle(sock.fileno(), now=False)
+        os.fchown(sock.fileno(), tenant.owner, -1)
 
     def _limit_ports(self, made: socket.socket, *, udp: bool) -> None:
         """Leave the host's programs some of the ephemeral ports: half of UDP's, a sixteenth of TCP's.

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from graft.kernel import cgroup
+from graft.kernel import cgroup, linux
 from graft.log import log
 from graft.process.title import SUP
 from graft.rules.sysctl import Option
@@ -37,6 +37,7 @@ class Helper:
         pid: int,
         options: Iterable[Option],
         keep: Callable[[int], None],
+        netns_fd: int | None = None,
     ) -> "Helper | None":
         """Start a graft-sup for the container @name; None, and a line in the log, if that fails.
 
@@ -44,6 +45,7 @@ class Helper:
         looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @options:
         what it sets on each socket. @keep: a function that stores our end of the control socket. It is called before
         the process exists, because otherwise a graftd that follows after a kill in between would not know of it.
+        @netns_fd: it lives in this netns.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -54,16 +56,17 @@ class Helper:
         with theirs:
             fds = (*given, theirs.fileno())
             try:
-                process = subprocess.Popen(
-                    (SUP, name, *map(str, fds), str(path), *map(_word, options)),
-                    executable=PROGRAM,
-                    pass_fds=fds,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    cwd="/",
-                    env={},
-                    start_new_session=True,
-                )
+                with linux.inside_netns(netns_fd) if netns_fd is not None else contextlib.nullcontext():
+                    process = subprocess.Popen(
+                        (SUP, name, *map(str, fds), str(path), *map(_word, options)),
+                        executable=PROGRAM,
+                        pass_fds=fds,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        cwd="/",
+                        env={},
+                        start_new_session=True,
+                    )
             except OSError as error:
                 log.error("cannot start %s: %s; graftd itself answers the calls of %s", PROGRAM, error.strerror, name)
                 ours.close()

@@ -54,7 +54,7 @@ from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_LATE, STAM
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
-from graft.trap import ioctl, swap, target
+from graft.trap import cold, ioctl, swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
 from graft.trap.caller import Caller
 from graft.trap.family import Family, State
@@ -105,6 +105,7 @@ class Supervisor:
         self.handlers: dict[str, Handler] = {
             "socket": self.create,
             "listen": self.listen,
+            "socketpair": self.create_pair,
             "ioctl": lambda caller, tenant: ioctl.decide(caller, tenant, self.stamps, is_hosts),
         }
         self.handlers |= {name: partial(self._on_socket, name, on) for name, on in self._on().items()}
@@ -144,17 +145,36 @@ class Supervisor:
         # a listener from the agent socket may have any filter; for what ours does not trap, nothing is made here
         protocols = PROTOCOLS.get(kind) if traps.FAMILY.holds(caller.args) else None
         protocol = protocols.get(caller.args[2] & 0xFFFFFFFF) if protocols else None
-        if protocol is None or flags & ~(SOCK_TYPE_MASK | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC):
+        known = not flags & ~(SOCK_TYPE_MASK | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        if not tenant.cgroup and (protocol is None or not known):
             return PROCEED
         try:
-            if linux.netns_inode(caller.pid) != tenant.netns:
+            if not self._is_inside(caller, tenant):
                 return PROCEED
         except FileNotFoundError:
             return Answer(error=errno.ESRCH)
+        if protocol is None or not known:
+            return cold.create(caller, tenant)
         if family == linux.AF_GRAFT:
             return self.family.create(tenant, kind, flags)
         made = self.sockets.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
         return Inject(made.detach(), bool(flags & socket.SOCK_CLOEXEC))
+
+    def create_pair(self, caller: Caller, tenant: TenantView) -> Action:
+        """socketpair(2) of a direct container: made in its netns. Others make theirs."""
+        try:
+            inside = self._is_inside(caller, tenant)
+        except FileNotFoundError:
+            return Answer(error=errno.ESRCH)
+        return cold.create_pair(caller, tenant) if tenant.cgroup and inside else PROCEED
+
+    def _is_inside(self, caller: Caller, tenant: TenantView) -> bool:
+        """Is the caller where the tenant's programs live, and not in a netns that it has made for itself?
+
+        Those of a direct container live in graftd's netns. Raises OSError if it has ended.
+        """
+        netns = linux.netns_inode(caller.pid)
+        return netns == (linux.netns_inode("thread-self") if tenant.cgroup else tenant.netns)
 
     def listen(self, caller: Caller, tenant: TenantView) -> Action:
         """listen(2): bind a socket that is not bound yet to the private loopback, then listen on our duplicate."""
@@ -247,6 +267,8 @@ class Supervisor:
         return PROCEED
 
     def _bind(self, caller: Caller, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
+        if tenant.cgroup and not stamp.place and sock.family != socket.AF_UNIX and not sock.getsockname()[1]:
+            self.sockets.prepare(sock, tenant)
         name, _ = caller.read_name(caller.args[1], caller.number(2))
         if name is None or name.address is None or sock.family == socket.AF_UNIX or sock.getsockname()[1]:
             return PROCEED

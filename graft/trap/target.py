@@ -73,6 +73,36 @@ def administers_network(pid: int) -> bool:
     return bool(int(_status(pid, b"CapEff:")[0], 16) & 1 << linux.CAP_NET_ADMIN)
 
 
+def capabilities_over(pid: int, owner: int) -> int:
+    """The capabilities that a thread has over what belongs to the user namespace with the descriptor @owner, as bits.
+
+    Those of its own user namespace hold there and in those below it (user_namespaces(7)). Raises OSError.
+    """
+    own = os.stat(f"/proc/{pid}/ns/user").st_ino
+    at = os.dup(owner)
+    try:
+        while os.fstat(at).st_ino != own:
+            try:
+                above = fcntl.ioctl(at, NS_GET_PARENT)
+            except PermissionError:  # there is none above, or none that this process may see
+                return 0
+            os.close(at)
+            at = above
+    finally:
+        os.close(at)
+    return int(_status(pid, b"CapEff:")[0], 16)
+
+
+def groups(pid: int) -> list[int]:
+    """The effective gid and the supplementary groups of a thread. Raises OSError if it is gone."""
+    return [int(_status(pid, b"Gid:")[1]), *map(int, _status(pid, b"Groups:"))]
+
+
+def file_owner(pid: int) -> "Owner":
+    """The uid and gid that own what a thread makes (its file system uid, proc(5)). Raises OSError if it is gone."""
+    return Owner(int(_status(pid, b"Uid:")[3]), int(_status(pid, b"Gid:")[3]))
+
+
 def link(pid: int, number: int) -> str:
     """What a thread's descriptor leads to (/proc/PID/fd); "" if there is none."""
     try:

@@ -1,0 +1,137 @@
+"""The cgroup of a direct container: made, given the policy's programs and its tenant, looked at, removed.
+
+Theory of operation
+
+The programs of a direct container make their internet sockets themselves, in the host's netns. What keeps these to
+the policy is that they are made in the container's cgroup: the programs of csrc/ are attached there as they are to
+graftd's, and `graft_sock_create` stamps each socket with the tenant that the cgroup's storage names.
+
+A process of the container may be there only when all that is in place. So the order is: the cgroup is made, the
+programs are attached, the tenant is written, and only then a process enters. Before the tenant is written no socket
+is made there.
+
+The programs are attached without links. So nobody takes them away by removing a pin, they stay while no graftd runs,
+and the kernel keeps them with the sockets of a cgroup that has been removed. A graftd with newer programs attaches
+those first, and then takes the old ones away.
+
+Sources: bpf(2), linux/bpf.h, cgroups(7), Documentation/bpf/map_cgroup_storage.rst.
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from graft.errors import Refused, from_oserror
+from graft.kernel.cgroup import cgroup2_root, run_dir
+from graft.kernel.links import Attachable, attach, attached_programs, detach_others, directory
+from graft.kernel.maps import Map
+
+VALUE_SIZE = 8  # struct graft_direct
+
+
+class Programs(NamedTuple):
+    """What is attached to each such cgroup, and the map of whose it is."""
+
+    attachable: Sequence[Attachable]
+    direct: Map
+
+
+def make(parent: Path, name: str) -> Path:
+    """Make the cgroup of a container below @parent, that of the process which starts it, whose limits hold on.
+
+    Raises Refused, OSError.
+    """
+    kind = parent / "cgroup.type"
+    if kind.exists() and kind.read_text().strip() != "domain":
+        raise Refused(
+            f"the cgroup {parent} is threaded, which can have no container's below it",
+            hint="start it in another one, or without --direct",
+            code="EOPNOTSUPP",
+        )
+    path = parent / f"{run_dir().name}-{name}"
+    with contextlib.suppress(OSError):  # what a graftd that was killed has left; it fails where somebody is there
+        path.rmdir()
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise from_oserror(f"make the cgroup {path}", error, hint="'graft doctor' says what is missing") from None
+    return path
+
+
+def guard(programs: Programs, cgroup: Path, tenant: int) -> None:
+    """Attach the policy to @cgroup for @tenant: from the next socket on it holds there. Raises OSError."""
+    with directory(cgroup) as target:
+        there = attached_programs(target, programs.attachable)
+        for program in programs.attachable:
+            if program.number not in there:
+                attach(target, program)
+        detach_others(target, programs.attachable)
+        programs.direct.update(_key(target), tenant.to_bytes(4, "little") + bytes(4))
+
+
+def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
+    """Are all programs attached to @cgroup, for @tenant? False if there is no such cgroup, too."""
+    try:
+        with directory(cgroup) as target:
+            if any(p.number not in attached_programs(target, (p,)) for p in programs.attachable):
+                return False
+            value = programs.direct.get(_key(target))
+    except OSError:
+        return False
+    return value is not None and int.from_bytes(value[:4], "little") == tenant
+
+
+def enter(cgroup: Path, pid: int) -> None:
+    """Move the process @pid into @cgroup. Raises OSError."""
+    (cgroup / "cgroup.procs").write_text(str(pid))
+
+
+def is_populated(cgroup: Path) -> bool:
+    """Is there a process in @cgroup or below it (cgroups(7), cgroup.events)?"""
+    try:
+        return "populated 1" in (cgroup / "cgroup.events").read_text()
+    except OSError:
+        return False
+
+
+def processes(cgroup: Path) -> list[int]:
+    """The PIDs in @cgroup and below it; those that another PID namespace has are left out."""
+    found = []
+    for at, _, _ in os.walk(cgroup):
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in (Path(at) / "cgroup.procs").read_text().split() if pid != "0"]
+    return found
+
+
+def remove(cgroup: Path) -> None:
+    """Remove @cgroup and what the container has made below it; best effort. Its sockets keep the policy."""
+    for at, _, _ in os.walk(cgroup, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(at)
+
+
+def cgroup_of(pid: int) -> str:
+    """The path of a process's cgroup below the root of cgroup2, as graftd's cgroup namespace has it; "" of none.
+
+    Raises OSError if the process has ended.
+    """
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return line[3:].removesuffix(" (deleted)")
+    return ""
+
+
+def contains(outer: str, path: str) -> bool:
+    """Is the cgroup @path the cgroup @outer, or below it? Both are below the root of cgroup2."""
+    return bool(outer) and (path == outer or path.startswith(f"{outer}/"))
+
+
+def directory_of(path: str) -> Path:
+    """The directory of the cgroup with this path below the root of cgroup2. Raises Failure."""
+    return cgroup2_root() / path.lstrip("/")
+
+
+def _key(target: int) -> bytes:
+    return os.fstat(target).st_ino.to_bytes(8, "little")

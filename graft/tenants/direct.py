@@ -1,0 +1,117 @@
+"""Direct containers: the cgroup with the policy in which their programs make sockets, begun, kept and ended.
+
+The order of a start, whose first step that fails ends it: the cgroup is made, the policy is attached and the tenant
+written there (graft/kernel/direct.py), and then the container's process enters. Before it executes the command,
+`graft run` asks a first socket of its own for the cookie of its netns, which the policy alone answers with that of
+the container's.
+"""
+
+import contextlib
+from pathlib import Path
+
+from graft.errors import Failure, Refused
+from graft.kernel import direct
+from graft.kernel.programs import Kernel
+from graft.log import log
+from graft.rules.slices import dynamic_address
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import Tenant
+
+
+class DirectContainers:
+    """Those of one graftd. Only the loop's thread calls it. @directory: run_dir()."""
+
+    def __init__(self, registry: Registry, kernel: Kernel, directory: Path) -> None:
+        self.registry = registry
+        self.kernel = kernel
+        self.directory = directory / "net"
+
+    def begin(self, tenant: Tenant, pid: int) -> None:
+        """Let the process @pid enter the cgroup of @tenant, which is made if need be.
+
+        Raises Refused, Failure, OSError. The tenant is direct from then on, and end() undoes what has been done.
+        """
+        if not tenant.cgroup:
+            parent = direct.directory_of(direct.cgroup_of(pid))
+            if self.registry.direct_of(pid):
+                raise Refused("a direct container starts no direct one", code="EBUSY")
+            cgroup = direct.make(parent, tenant.name)
+            tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
+            direct.guard(self.kernel.for_direct(), cgroup, tenant.id)
+            if self.registry.ipv6:
+                self.registry.add_address(dynamic_address(tenant.slice_number))
+        direct.enter(direct.directory_of(tenant.cgroup), pid)
+
+    def end(self, tenant: Tenant) -> None:
+        """Remove what begin() has made, and the link of follow(). Sockets that live on keep the policy."""
+        if not tenant.cgroup:
+            return
+        direct.remove(direct.directory_of(tenant.cgroup))
+        self.registry.remove_address(dynamic_address(tenant.slice_number))
+        for name in ("link", "now"):
+            self._link(tenant, name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._link(tenant, "now").parent.rmdir()
+
+    def check(self) -> None:
+        """Attach what a graftd with other programs had attached, or what somebody has taken away."""
+        tenants = [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]
+        programs = self.kernel.for_direct() if tenants else None
+        for tenant in tenants:
+            cgroup = direct.directory_of(tenant.cgroup)
+            if programs and not direct.is_guarded(programs, cgroup, tenant.id):
+                try:
+                    direct.guard(programs, cgroup, tenant.id)
+                    log.warning("container %s: the policy was attached to its cgroup anew", tenant.name)
+                except OSError as error:
+                    log.error("container %s: the policy is not attached to its cgroup: %s", tenant.name, error)
+
+    def follow(self, tenant: Tenant, pid: int) -> None:
+        """Let the /proc/net of @tenant's programs lead to that of the process @pid, which lives in its netns."""
+        new = self._link(tenant, "new")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        new.symlink_to(f"/proc/{pid}/net")
+        new.rename(self._link(tenant, "now"))
+
+    def procfs(self, tenant: Tenant) -> str:
+        """The path of a symbolic link for /proc/net of @tenant's programs. Raises Failure."""
+        if not tenant.cgroup:
+            return ""
+        link = self._link(tenant, "link")
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(self._link(tenant, "now"))
+        except OSError as error:
+            raise Failure(f"cannot make {link}: {error.strerror}") from None
+        return str(link)
+
+    def netns_path(self, tenant: Tenant) -> str:
+        """A path of the netns of @tenant, by the process that lives in it; "" if nobody is known to."""
+        if not tenant.cgroup:
+            return ""
+        with contextlib.suppress(OSError):
+            return str(self._link(tenant, "now").readlink().with_name("ns") / "net")
+        return ""
+
+    def _link(self, tenant: Tenant, name: str) -> Path:
+        return self.directory / str(tenant.id) / name
+
+
+def is_inside(tenant: Tenant, pid: int) -> bool:
+    """Is the process @pid in the cgroup of the direct container @tenant? False if it has ended."""
+    try:
+        return direct.contains(tenant.cgroup, direct.cgroup_of(pid))
+    except OSError:
+        return False
+
+
+def lives(tenant: Tenant) -> bool:
+    """Has the direct container @tenant a process?"""
+    return direct.is_populated(direct.directory_of(tenant.cgroup))
+
+
+def first_process(tenant: Tenant) -> int:
+    """The PID of a process of the direct container @tenant; 0 if it has none."""
+    return next(iter(direct.processes(direct.directory_of(tenant.cgroup))), 0)
