@@ -237,13 +237,26 @@ def _enter_netns(name: str | None) -> None:
 
 def _open_netns(name: str) -> int:
     """Open the netns of a PID, of a container or ip-netns(8) name, or at a path; returns a descriptor."""
+    from graft.kernel.direct import contains
     from graft.kernel.netns import open_netns
 
-    if "/" not in name and not name.isdigit():
-        running = {c["name"]: c["netns_path"] for c in client.call("ps")}
-        name = running.get(name, name)
+    if "/" not in name:
+        running = client.call("ps")
+        inside = _cgroup_of(name) if name.isdigit() else ""
+        named = (c for c in running if c["name"] == name or contains(c["cgroup"], inside))
+        name = next((c["netns_path"] for c in named), name)
     fd, _ = open_netns(name)
     return fd
+
+
+def _cgroup_of(pid: str) -> str:
+    """The path of a process's cgroup; "" if it has ended, which is for who opens its netns to say."""
+    from graft.kernel.direct import cgroup_of
+
+    try:
+        return cgroup_of(int(pid))
+    except OSError:
+        return ""
 
 
 def _remount_sys() -> None:

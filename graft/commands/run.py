@@ -16,15 +16,13 @@ RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_a
 def request_options(function: Command) -> Command:
     """Add the options of SETTINGS to a command, which gets the fields of Request as keyword arguments."""
     for setting in reversed(SETTINGS):
-        function = click.option(
-            *setting.options,
-            setting.field,
-            multiple=not setting.choices,
-            type=click.Choice(setting.choices) if len(setting.choices) > 1 else None,
-            flag_value=setting.choices[0] if len(setting.choices) == 1 else None,
-            metavar=setting.metavar,
-            help=setting.help,
-        )(function)
+        kind: dict[str, Any] = {"multiple": True}
+        if setting.choices:
+            one, *more = setting.choices
+            kind = {"type": click.Choice(setting.choices)} if more else {"flag_value": one, "default": None}
+        function = click.option(*setting.options, setting.field, metavar=setting.metavar, help=setting.help, **kind)(
+            function
+        )
     return function
 
 

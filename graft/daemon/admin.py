@@ -346,7 +346,7 @@ class Admin:
             "pid": pid,
             "netns": tenant.netns,
             "netns_path": self.tenancy.direct.netns_path(tenant) or f"/proc/{pid}/ns/net",
-            "direct": bool(tenant.cgroup),
+            "cgroup": tenant.cgroup,
             "status": "running" if tenant.listeners else "unsupervised",
             "started": tenant.started,
             "command": tenant.argv,

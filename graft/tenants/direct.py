@@ -11,8 +11,10 @@ from pathlib import Path
 
 from graft.errors import Failure, Refused
 from graft.kernel import direct
+from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.log import log
+from graft.process.title import SUP
 from graft.rules.slices import dynamic_address
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
@@ -66,8 +68,16 @@ class DirectContainers:
                 except OSError as error:
                     log.error("container %s: the policy is not attached to its cgroup: %s", tenant.name, error)
 
-    def follow(self, tenant: Tenant, pid: int) -> None:
-        """Let the /proc/net of @tenant's programs lead to that of the process @pid, which lives in its netns."""
+    def follow(self, tenant: Tenant) -> None:
+        """Let the /proc/net of @tenant's programs lead to that of a graft-sup, which lives in the tenant's netns.
+
+        It stays with the one that it leads to while that lives.
+        """
+        if not tenant.cgroup or _is_sup(self._followed(tenant)):
+            return
+        pid = next((pid for pid in processes_in_netns(tenant.netns) if _is_sup(pid)), 0)
+        if not pid:
+            return
         new = self._link(tenant, "new")
         new.parent.mkdir(parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
@@ -89,14 +99,24 @@ class DirectContainers:
 
     def netns_path(self, tenant: Tenant) -> str:
         """A path of the netns of @tenant, by the process that lives in it; "" if nobody is known to."""
-        if not tenant.cgroup:
-            return ""
+        pid = self._followed(tenant)
+        return f"/proc/{pid}/ns/net" if pid else ""
+
+    def _followed(self, tenant: Tenant) -> int:
+        """The PID of the process to which follow() has led; 0: none."""
         with contextlib.suppress(OSError):
-            return str(self._link(tenant, "now").readlink().with_name("ns") / "net")
-        return ""
+            return int(self._link(tenant, "now").readlink().parent.name)
+        return 0
 
     def _link(self, tenant: Tenant, name: str) -> Path:
         return self.directory / str(tenant.id) / name
+
+
+def _is_sup(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == SUP
+    except OSError:
+        return False
 
 
 def is_inside(tenant: Tenant, pid: int) -> bool:

@@ -271,7 +271,9 @@ class Listeners:
         with self.lock:
             del self.watched[listener.number]
         self.dispatcher.end(watched)
-        if not tenant.listeners:
+        if tenant.listeners:
+            self.daemon.direct.follow(tenant)
+        else:
             self.daemon.ended(tenant)
 
     def reap(self) -> None:
@@ -317,8 +319,7 @@ class Listeners:
         )
         if helper:
             self._attach(watched, helper)
-            if watched.tenant.cgroup and helper.process:
-                self.daemon.direct.follow(watched.tenant, helper.process.pid)
+            self.daemon.direct.follow(watched.tenant)
         else:
             self.store.remove(f"sup-{watched.listener.number}")
 
