@@ -76,6 +76,7 @@ enum tenant_flags {
 		32, /* a UDP port is published at each of the host's addresses: it answers from any of them */
 	TENANT_SERVES6 = 64,
 	TENANT_DIRECT = 128, /* its programs make their sockets themselves (direct.bpf.h) */
+	TENANT_PLAIN = 256,  /* TCP goes everywhere as the host's does, but to loopbacks and containers */
 };
 
 struct graft_tenant {

@@ -7,6 +7,7 @@
 
 #include "late.bpf.h"
 #include "low_ports.bpf.h"
+#include "made.bpf.h"
 #include "numbers.bpf.h"
 #include "options.bpf.h"
 #include "own.bpf.h"
@@ -622,7 +623,7 @@ static __always_inline int bind_unstamped(struct bpf_sock_addr *ctx, struct graf
 SEC("cgroup/bind4")
 int graft_bind4(struct bpf_sock_addr *ctx)
 {
-	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_stamp *stamp = stamp_for(ctx->sk);
 	struct graft_addr a;
 	int verdict;
 
@@ -642,7 +643,7 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 SEC("cgroup/bind6")
 int graft_bind6(struct bpf_sock_addr *ctx)
 {
-	struct graft_stamp *stamp = stamp_of(ctx->sk);
+	struct graft_stamp *stamp = stamp_for(ctx->sk);
 	struct graft_addr a;
 	int verdict;
 

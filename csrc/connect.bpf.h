@@ -7,6 +7,8 @@
 
 #include "destination.bpf.h"
 #include "late.bpf.h"
+#include "listeners.bpf.h"
+#include "made.bpf.h"
 #include "numbers.bpf.h"
 
 /* Remember the peer as the program named it, to show it. */
@@ -248,6 +250,26 @@ allow:
 	return ALLOW;
 }
 
+/*
+ * Does a connection of a direct container leave as the host's would, with nothing to be noted? Most do. The
+ * container may go anywhere, and @a is nobody's whom it may not reach: neither loopback, nor slice, nor container.
+ */
+static __always_inline bool goes_straight(struct bpf_sock_addr *ctx, const struct graft_addr *a)
+{
+	__u32 id = direct_tenant();
+	struct graft_tenant *tenant;
+	struct bpf_sock *sk;
+
+	if (!id || is_any(a->ip) || is_loopback(a) || in_slices(a) || may_be_owned(a))
+		return false;
+	sk = ctx->sk;
+	if (!sk || sk->src_port || sk->state != BPF_TCP_CLOSE || (sk->family == AF_INET6 && is_v4(a)) ||
+	    !was_made(sk))
+		return false;
+	tenant = bpf_map_lookup_elem(&tenants, &id);
+	return tenant && tenant->flags & TENANT_PLAIN;
+}
+
 SEC("cgroup/connect4")
 int graft_connect4(struct bpf_sock_addr *ctx)
 {
@@ -255,6 +277,10 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 	struct graft_addr a;
 
 	load4(ctx, &a);
+	if (!stamp && ctx->user_family == AF_INET && goes_straight(ctx, &a))
+		return ALLOW;
+	if (!stamp)
+		stamp = stamp_for(ctx->sk);
 	if (!stamp)
 		return deny_unstamped(ctx, OP_CONNECT, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)
@@ -276,6 +302,10 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 	int error;
 
 	load6(ctx, &a);
+	if (!stamp && ctx->user_family == AF_INET6 && goes_straight(ctx, &a))
+		return ALLOW;
+	if (!stamp)
+		stamp = stamp_for(ctx->sk);
 	if (!stamp)
 		return deny_unstamped(ctx, OP_CONNECT, &a);
 	if (stamp->tenant == GRAFT_EXEMPT)

@@ -2,8 +2,9 @@
 /*
  * direct.bpf.h - sockets of a direct container, which its program makes itself in the host's netns
  *
- * The programs of this directory are attached to the cgroup of such a container, and this one stamps each socket that
- * is made there. Whose it is says the storage of the place where it is attached, which graftd writes before the
+ * The programs of this directory are attached to the cgroup of such a container, and this one counts each socket that
+ * is made there, and stamps those of UDP; those of TCP get their stamp when there is something to note (made.bpf.h).
+ * Whose it is says the storage of the place where it is attached, which graftd writes before the
  * container's first process is there. Without it no socket is made.
  *
  * What graft-sup sets on a socket that it makes cannot be set here: bpf_setsockopt() is not for this type of program.
@@ -20,13 +21,12 @@
 
 #define SOCK_DGRAM_ 2
 #define ENFILE 23
-#define ENOMEM 12
+#define EPROTONOSUPPORT 93
 
 /* Is it a kind of socket that the policy knows? All others are trapped, and made in the container's own netns. */
-static __always_inline bool is_native(const struct bpf_sock *sk)
+static __always_inline bool is_native(__u32 type, __u32 protocol)
 {
-	return (sk->type == SOCK_STREAM_ && sk->protocol == IPPROTO_TCP) ||
-	       (sk->type == SOCK_DGRAM_ && sk->protocol == IPPROTO_UDP);
+	return (type == SOCK_STREAM_ && protocol == IPPROTO_TCP) || (type == SOCK_DGRAM_ && protocol == IPPROTO_UDP);
 }
 
 /* Count a socket that is being made; false: the tenant may have no more. */
@@ -54,32 +54,25 @@ static __always_inline int deny_made(__u32 tenant, __u32 reason, int error, __u3
 SEC("cgroup/sock_create")
 int graft_sock_create(struct bpf_sock *sk)
 {
-	struct graft_direct *here = bpf_get_local_storage(&direct, 0);
+	__u32 zero = 0, tenant = direct_tenant();
 	struct graft_config *conf;
-	struct graft_stamp *stamp;
+	__u32 protocol = FIELD(sk->protocol);
 	struct graft_usage *used;
-	__u32 zero = 0, tenant;
+	bool udp;
 
-	stamp = bpf_sk_storage_get(&stamps, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!stamp) {
-		bpf_set_retval(-ENOMEM);
-		return DENY;
-	}
 	conf = bpf_map_lookup_elem(&config, &zero);
-	if (stamp->flags & STAMP_COUNTED)
-		return ALLOW; /* the programs of two graftds may run for one socket during an upgrade */
-	if (conf && bpf_get_netns_cookie(sk) != conf->host_cookie)
-		return ALLOW; /* the stamp is GRAFT_EXEMPT's */
-	tenant = here->tenant;
-	if (!conf || !tenant || !is_native(sk))
-		return deny_made(tenant, REASON_KIND, EPERM, sk->protocol);
+	if (conf && bpf_get_netns_cookie(sk) != conf->host_cookie) /* GRAFT_EXEMPT's */
+		return bpf_sk_storage_get(&stamps, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE) ? ALLOW : DENY;
+	if (!conf || !tenant || !is_native(FIELD(sk->type), protocol))
+		return deny_made(tenant, REASON_KIND, EPROTONOSUPPORT, protocol);
+	udp = protocol == IPPROTO_UDP;
 	used = bpf_map_lookup_elem(&usage, &tenant);
 	if (!used)
-		return deny_made(tenant, REASON_NO_TENANT, EPERM, sk->protocol);
-	if (!count_made(used, sk->protocol == IPPROTO_UDP))
-		return deny_made(tenant, REASON_SOCKETS, ENFILE, sk->protocol);
-	stamp->tenant = tenant;
-	stamp->flags = STAMP_COUNTED | STAMP_VOUCHED | (sk->protocol == IPPROTO_TCP ? STAMP_LATE : 0);
+		return deny_made(tenant, REASON_NO_TENANT, EPERM, protocol);
+	if (udp && !stamp_made(sk, tenant))
+		return DENY;
+	if (!count_made(used, udp))
+		return deny_made(tenant, REASON_SOCKETS, ENFILE, protocol);
 	return ALLOW;
 }
 

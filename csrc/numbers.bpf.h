@@ -12,6 +12,7 @@
 #include "claims.bpf.h"
 #include "listeners.bpf.h"
 #include "loopback.bpf.h"
+#include "made.bpf.h"
 
 #define TRIES 4
 #define SOCKET_COUNTED (1u << 16) /* of GRAFT_USED */
@@ -365,16 +366,29 @@ __noinline int use_dynamic(__u32 tenant, bool v4, __u32 port, __u32 asked, bool 
 	return true;
 }
 
+static __always_inline void uncount(__u32 tenant, bool udp)
+{
+	struct graft_usage *used = bpf_map_lookup_elem(&usage, &tenant);
+
+	if (!used)
+		return;
+	__sync_fetch_and_add(&used->sockets, -1);
+	if (udp)
+		__sync_fetch_and_add(&used->udp, -1);
+}
+
 SEC("cgroup/sock_release")
 int graft_sock_release(struct bpf_sock *sk)
 {
 	struct graft_stamp *stamp = stamp_on(sk);
 	struct graft_udp_place *place;
 	struct graft_held *mine;
-	struct graft_usage *used;
 
-	if (!stamp)
+	if (!stamp) {
+		if (direct_tenant() && made_by_program(sk))
+			uncount(direct_tenant(), false);
 		return ALLOW;
+	}
 	mine = bpf_sk_storage_get(&held, sk, NULL, 0);
 	if (mine) {
 		let_go(mine, stamp->tenant);
@@ -388,12 +402,7 @@ int graft_sock_release(struct bpf_sock *sk)
 	if (!(stamp->flags & STAMP_COUNTED))
 		return ALLOW;
 	stamp->flags &= ~STAMP_COUNTED; /* the programs of two graftds may run for one socket during an upgrade */
-	used = usage_of(stamp);
-	if (used) {
-		__sync_fetch_and_add(&used->sockets, -1);
-		if (sk->protocol == IPPROTO_UDP)
-			__sync_fetch_and_add(&used->udp, -1);
-	}
+	uncount(stamp->tenant, sk->protocol == IPPROTO_UDP);
 	return ALLOW;
 }
 

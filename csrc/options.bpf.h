@@ -18,6 +18,7 @@
 #define OPTIONS_BPF_H
 
 #include "late.bpf.h"
+#include "made.bpf.h"
 #include "report.bpf.h"
 
 #define SOL_SOCKET_ 1
@@ -362,6 +363,13 @@ static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, __s32 leve
 	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk);
 }
 
+/* Is this option kept in the stamp? */
+static __always_inline bool is_noted(__s32 level, __s32 name)
+{
+	return (level == SOL_SOCKET_ && (reuse_flag(name) || name == SO_BROADCAST_)) ||
+	       (level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_);
+}
+
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
@@ -372,7 +380,11 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	bool hidden;
 	int error = 0;
 
-	if ((stamp && stamp->tenant == GRAFT_EXEMPT) || !is_internet(ctx->sk))
+	if (!is_internet(ctx->sk))
+		return ALLOW;
+	if (!stamp && is_noted(level, name))
+		stamp = stamp_for_option(ctx->sk);
+	if (stamp && stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	what.port = (__u32)level << 16 | (name & 0xffff);
 	if (!stamp && level == SOL_IPV6_ && name == IPV6_FREEBIND_ && !in_connection(ctx->sk) && !ctx->sk->src_port)
@@ -396,7 +408,7 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	else if (level == SOL_TCP_ && name == TCP_ULP_ && ctx->sk->protocol != IPPROTO_UDP && ulp_forbidden(ctx))
 		error = ENOENT;
 	if (error)
-		return deny(stamp ? stamp->tenant : GRAFT_EXEMPT, DENIED(OP_SETSOCKOPT, REASON_OPTION), error, 0,
+		return deny(stamp ? stamp->tenant : direct_tenant(), DENIED(OP_SETSOCKOPT, REASON_OPTION), error, 0,
 			    &what);
 	hidden = option != OPTION_FREE; /* the default of a refused one */
 	if (!hidden && stamp && level == SOL_SOCKET_ && reuse_flag(name) && int_value(ctx, &value)) {
@@ -450,10 +462,13 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	__u8 *value = ctx->optval, *end = ctx->optval_end;
 	struct graft_tenant *tenant;
 	struct graft_stamp *stamp;
+	__u32 id;
 
 	if (!is_internet(ctx->sk))
 		return ALLOW;
 	stamp = stamp_on(ctx->sk);
+	if (level == GRAFT_LEVEL && name == GRAFT_PROBE && !stamp)
+		stamp = stamp_for_option(ctx->sk); /* graftd is about to bind it, or to listen */
 	if (level == GRAFT_LEVEL && name == GRAFT_PROBE && stamp)
 		return answer_probe(ctx, stamp);
 	if (reads_firewall(level, name) && ctx->retval != -ENOPROTOOPT)
@@ -474,7 +489,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	if (level != SOL_SOCKET_)
 		return ALLOW;
 	if (name == SO_NETNS_COOKIE_ && value + 8 <= end) {
-		tenant = stamp ? tenant_of(stamp) : NULL;
+		id = stamp ? stamp->tenant : direct_tenant();
+		tenant = bpf_map_lookup_elem(&tenants, &id);
 		if (!stamp || stamp->tenant != GRAFT_EXEMPT)
 			*(__u64 *)value = tenant ? tenant->netns_cookie : 0;
 	}

@@ -11,8 +11,8 @@ programs are attached, the tenant is written, and only then a process enters. Be
 is made there.
 
 The programs are attached without links. So nobody takes them away by removing a pin, they stay while no graftd runs,
-and the kernel keeps them with the sockets of a cgroup that has been removed. A graftd with newer programs attaches
-those first, and then takes the old ones away.
+and the kernel keeps them with the sockets of a cgroup that has been removed. A graftd with newer programs puts each
+in the place of the old one.
 
 Sources: bpf(2), linux/bpf.h, cgroups(7), Documentation/bpf/map_cgroup_storage.rst.
 """
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from graft.errors import Refused, from_oserror
 from graft.kernel.cgroup import cgroup2_root, run_dir
-from graft.kernel.links import Attachable, attach, attached_programs, detach_others, directory
+from graft.kernel.links import Attachable, attach, attached_programs, directory
 from graft.kernel.maps import Map
 
 VALUE_SIZE = 8  # struct graft_direct
@@ -66,8 +66,7 @@ def guard(programs: Programs, cgroup: Path, tenant: int) -> None:
         there = attached_programs(target, programs.attachable)
         for program in programs.attachable:
             if program.number not in there:
-                attach(target, program)
-        detach_others(target, programs.attachable)
+                attach(target, program, anew=True)
         programs.direct.update(_key(target), tenant.to_bytes(4, "little") + bytes(4))
 
 

@@ -21,7 +21,7 @@ import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ BPF_PROG_ATTACH, BPF_PROG_DETACH = 8, 9
 BPF_PROG_GET_FD_BY_ID = 13
 BPF_OBJ_GET_INFO_BY_FD = 15
 BPF_PROG_QUERY = 16
-BPF_F_ALLOW_MULTI = 2
+BPF_F_ALLOW_MULTI, BPF_F_REPLACE = 2, 4
 LINK_INFO = struct.Struct("=III4xQI36x")  # struct bpf_link_info: type, id, prog_id, cgroup_id, attach_type
 PROGRAM_INFO_SIZE, PROGRAM_NAME = 80, slice(64, 80)  # struct bpf_prog_info, as far as its name
 PROGRAMS_MAX = 64  # of one attach type at one cgroup
@@ -107,34 +107,34 @@ def leave(links: Iterable[int], cgroup: Path) -> None:
 def take_back(links: Iterable[int], cgroup: Path) -> None:
     """Detach what leave() has attached to @cgroup where @links are attached now. Raises OSError."""
     with directory(cgroup) as target:
-        detach_others(target, (), {attached(link).type for link in links})
+        for kind in {attached(link).type for link in links}:
+            for number in _attached_to(target, kind):
+                with contextlib.suppress(FileNotFoundError):  # it is attached by a link, or has ended meanwhile
+                    if _is_grafts(number):  # a service manager has programs of its own there
+                        _detach(target, number, kind)
 
 
-def attach(target: int, program: Attachable) -> None:
-    """Attach a program to the cgroup with the descriptor @target, without a link. Raises OSError."""
+def attach(target: int, program: Attachable, *, anew: bool = False) -> None:
+    """Attach a program to the cgroup with the descriptor @target, without a link. Raises OSError.
+
+    @anew: it takes the place of an older one of graft's of its type, so that at no time both run for a socket.
+    """
     fd = _program(program.number)
+    old = next((old for old in _attached_to(target, program.type) if _is_grafts(old)), 0) if anew else 0
+    replaced = _program(old) if old else -1
     try:
-        attr = AttachAttr(target, fd, program.type, BPF_F_ALLOW_MULTI, 0)
+        flags = BPF_F_ALLOW_MULTI | (BPF_F_REPLACE if old else 0)
+        attr = AttachAttr(target, fd, program.type, flags, replaced if old else 0)
         bpf(BPF_PROG_ATTACH, attr, "attach a program to a cgroup")
     finally:
         os.close(fd)
+        if old:
+            os.close(replaced)
 
 
 def attached_programs(target: int, programs: Iterable[Attachable]) -> set[int]:
     """The numbers of what is attached to the cgroup @target, of the types that @programs have. Raises OSError."""
     return {number for kind in {program.type for program in programs} for number in _attached_to(target, kind)}
-
-
-def detach_others(target: int, kept: Collection[Attachable], kinds: Iterable[int] = ()) -> None:
-    """Detach graft's programs from the cgroup @target, but @kept: those of their types, and of @kinds.
-
-    Raises OSError.
-    """
-    for kind in {program.type for program in kept} | set(kinds):
-        for number in _attached_to(target, kind):
-            if Attachable(number, kind) not in kept:
-                with contextlib.suppress(FileNotFoundError):  # it is attached by a link, or has ended meanwhile
-                    _detach(target, number, kind)
 
 
 def _attached_to(target: int, kind: int) -> list[int]:
@@ -147,10 +147,18 @@ def _attached_to(target: int, kind: int) -> list[int]:
 def _detach(target: int, number: int, kind: int) -> None:
     program = _program(number)
     try:
+        bpf(BPF_PROG_DETACH, AttachAttr(target, program, kind, 0, 0), "detach a program")
+    finally:
+        os.close(program)
+
+
+def _is_grafts(number: int) -> bool:
+    """Has the program with this number a name of graft's policy? Raises OSError: ENOENT if it has ended."""
+    program = _program(number)
+    try:
         info = ctypes.create_string_buffer(PROGRAM_INFO_SIZE)
         bpf(BPF_OBJ_GET_INFO_BY_FD, InfoAttr(program, len(info), ctypes.addressof(info)), "look at a program")
-        if info.raw[PROGRAM_NAME].startswith(b"graft_"):  # a service manager has programs of its own there
-            bpf(BPF_PROG_DETACH, AttachAttr(target, program, kind, 0, 0), "detach a program")
+        return info.raw[PROGRAM_NAME].startswith(b"graft_")
     finally:
         os.close(program)
 

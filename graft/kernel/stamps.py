@@ -1,5 +1,6 @@
 """Stamps: the socket storage that makes a socket a grafted one (struct graft_stamp of the ABI header)."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -107,6 +108,15 @@ class Stamper:
         """The stamp of the socket @fd, None if it is not grafted."""
         value = self._stamps.get(struct.pack("=i", fd))
         return None if value is None else Stamp.unpack(value)
+
+    def begin(self, sock: socket.socket) -> Stamp | None:
+        """The stamp of a socket that a program of a direct container has made, which may have none yet.
+
+        The hook of getsockopt() makes it (csrc/made.bpf.h). None for a socket that accept() has given.
+        """
+        with contextlib.suppress(OSError):  # the answer itself is the kernel's: ENOPROTOOPT
+            sock.getsockopt(GRAFT_LEVEL, GRAFT_PROBE, PROBE.size)
+        return self.get(sock.fileno())
 
     def put(self, fd: int, stamp: Stamp) -> None:
         """Write the whole stamp of the socket @fd."""

@@ -33,6 +33,7 @@ TENANT_VERBOSE = 16
 TENANT_SERVES4 = 32
 TENANT_SERVES6 = 64
 TENANT_DIRECT = 128
+TENANT_PLAIN = 256
 
 DEFAULT = 1
 INET = 4
@@ -268,6 +269,8 @@ def compile_tables(
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0) | (TENANT_DIRECT if direct else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
+    elif not (egress or owned or strict or verbose or home):
+        flags |= TENANT_PLAIN
     entries = compile_ingress(tenant, ingress, endpoints)
     return Tables(
         entries,

@@ -71,6 +71,9 @@ class Stamps(Protocol):
     def get(self, fd: int) -> Stamp | None:
         """The stamp of a socket, None if it is not grafted."""
 
+    def begin(self, sock: socket.socket) -> Stamp | None:
+        """The stamp of a socket of a direct container, which may have none yet; None if a program did not make it."""
+
     def put(self, fd: int, stamp: Stamp) -> None:
         """Write the whole stamp of a socket."""
 
