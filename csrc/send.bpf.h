@@ -214,8 +214,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
  * rules, a device (IP_PKTINFO) out of the loopback. This program sees the packet that comes of them, and drops it. On
  * the loopback it sees who is to receive a datagram.
  */
-SEC("cgroup_skb/egress")
-int graft_egress(struct __sk_buff *skb)
+static __always_inline int judge_packet(struct __sk_buff *skb)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	bool lo = skb->ifindex == 1;
@@ -241,6 +240,25 @@ int graft_egress(struct __sk_buff *skb)
 	if (packet[6] == IPPROTO_UDP)
 		return lo ? leave_by_loopback(skb) : ALLOW;
 	return packet[6] == IPPROTO_TCP;
+}
+
+/* Is it of a socket that no policy holds for: a raw one that graftd has made for a direct container, in its netns? */
+static __noinline int is_exempt(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct graft_stamp *stamp;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
+	return stamp && stamp->tenant == GRAFT_EXEMPT;
+}
+
+SEC("cgroup_skb/egress")
+int graft_egress(struct __sk_buff *skb)
+{
+	int verdict = judge_packet(skb);
+
+	return verdict == DENY && is_exempt(skb) ? ALLOW : verdict;
 }
 
 #endif

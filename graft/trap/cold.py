@@ -26,10 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graft.kernel import linux
+from graft.kernel.stamps import OWN_TENANT
 from graft.trap import target
 from graft.trap.actions import Action, Answer, Inject, InjectPair
 from graft.trap.caller import Caller
-from graft.trap.sockets import TenantView
+from graft.trap.sockets import Stamps, TenantView
 
 TYPE_MASK = 0xF
 FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -38,8 +39,12 @@ INTERNET = (socket.AF_INET, socket.AF_INET6)
 PING = (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
 
 
-def create(caller: Caller, tenant: TenantView) -> Action:
-    """socket(2) of a kind that the program may not make itself. Raises OSError as the kernel would."""
+def create(caller: Caller, tenant: TenantView, stamps: Stamps) -> Action:
+    """socket(2) of a kind that the program may not make itself. Raises OSError as the kernel would.
+
+    One of the internet families is made in graftd's cgroup, whose policy is not for it: it is in the container's
+    netns, which leads nowhere. @stamps says so.
+    """
     family, flags, protocol = (argument & 0xFFFFFFFF for argument in caller.args[:3])
     kind = flags & TYPE_MASK
     if flags & ~(TYPE_MASK | FLAGS):
@@ -49,6 +54,8 @@ def create(caller: Caller, tenant: TenantView) -> Action:
     with _as_caller(caller, tenant):
         made = linux.make_socket(family, kind | flags & socket.SOCK_NONBLOCK, protocol)
     try:
+        if family in INTERNET:
+            stamps.stamp(made, OWN_TENANT, 0)
         _give_away(caller, made)
     except BaseException:
         os.close(made)

@@ -154,7 +154,7 @@ class Supervisor:
         except FileNotFoundError:
             return Answer(error=errno.ESRCH)
         if protocol is None or not known:
-            return cold.create(caller, tenant)
+            return cold.create(caller, tenant, self.stamps)
         if family == linux.AF_GRAFT:
             return self.family.create(tenant, kind, flags)
         made = self.sockets.make(tenant, family, kind, place=tenant.place, flags=flags & socket.SOCK_NONBLOCK)
@@ -197,6 +197,8 @@ class Supervisor:
                 return Answer(error=errno.EADDRNOTAVAIL)
             if sock.family == socket.AF_UNIX:
                 return PROCEED  # the target must call it: peers see who did (SO_PEERCRED)
+            if tenant.cgroup and not stamp.place and not sock.getsockname()[1]:
+                self.sockets.prepare(sock, tenant)
             if stamp.flags & STAMP_WAITS:
                 self._settle(sock, stamp, sock.getsockname()[:2])
             elif sock.getsockname()[1] == 0:

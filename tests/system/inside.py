@@ -65,8 +65,9 @@ class Inside:
     """A container's netns, entered from outside: sockets of this process in it."""
 
     def __init__(self, lab, name="web"):
-        self.pid = json.loads(lab.graft("inspect", name, check=True).stdout)["pid"]
-        self.netns = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
+        found = json.loads(lab.graft("inspect", name, check=True).stdout)
+        self.pid, self.path = found["pid"], found["netns_path"]
+        self.netns = os.open(self.path, os.O_RDONLY)
 
     def __enter__(self):
         return self
@@ -106,7 +107,7 @@ def start(lab, program, *arguments, options=("--name", "web")):
     process = lab.spawn_graft(*options, *python(program), *arguments, stdout=-1)
     assert process.stdout.readline() == "ready\n"
     inside = Inside(lab, options[options.index("--name") + 1])
-    wait_for(lambda: has_entrance(lab, f"/proc/{inside.pid}/ns/net"), "the entrance")
+    wait_for(lambda: has_entrance(lab, inside.path), "the entrance")
     return process, inside
 
 

@@ -62,7 +62,7 @@ def test_a_destroyed_listener(lab):
             used, since = cpu_seconds(graftd), time.monotonic()
             time.sleep(0.5 * pause)
             assert cpu_seconds(graftd) - used < 0.25 * (time.monotonic() - since) + 0.1
-            wait_for(lambda: has_entrance(lab, f"/proc/{inside.pid}/ns/net"), "another listener")
+            wait_for(lambda: has_entrance(lab, inside.path), "another listener")
             assert time.monotonic() - begun > pause
         with inside.dial("127.0.0.1", 80) as after:
             assert echoes(after)
@@ -79,13 +79,13 @@ def test_a_listener_is_destroyed_without_a_graftd(own_lab):
     os.kill(keeper, signal.SIGSTOP)
     try:
         os.kill(graftd, signal.SIGKILL)
-        lab.host("nsenter", f"--net=/proc/{inside.pid}/ns/net", *python(DESTROY), check=True)
-        assert not has_entrance(lab, f"/proc/{inside.pid}/ns/net")
+        lab.host("nsenter", f"--net={inside.path}", *python(DESTROY), check=True)
+        assert not has_entrance(lab, inside.path)
     finally:
         os.kill(keeper, signal.SIGCONT)
     wait_for(lambda: lab.daemon_pid() not in (0, graftd) and lab.containers(), "the next graftd")
     with inside, open_before:
-        wait_for(lambda: has_entrance(lab, f"/proc/{inside.pid}/ns/net"), "another listener")
+        wait_for(lambda: has_entrance(lab, inside.path), "another listener")
         assert echoes(open_before)
         used = cpu_seconds(lab.daemon_pid())
         with inside.dial("127.0.0.1", 80) as sock:
@@ -149,7 +149,7 @@ def test_a_netns_of_others_has_no_entrance(lab, whose):
 def test_a_server_of_the_netnss_own(lab):
     """While one listens there no entrance is made. One that comes later is reached where the container has no server."""
     _, inside = start(lab, TELLS, "127.0.0.1 80")
-    path = f"/proc/{inside.pid}/ns/net"
+    path = inside.path
     with inside:
         with native(inside.netns, 90) as other, native(inside.netns, 80):
             assert is_reached(other, inside.netns, 90)
@@ -166,7 +166,7 @@ def test_a_server_of_the_netnss_own(lab):
 def test_the_listeners_own_address(lab):
     """Who gives it to a device reaches the container's servers there, and no listener of graftd's."""
     _, inside = start(lab, TELLS, "0.0.0.0 80")
-    enter = ("nsenter", f"--net=/proc/{inside.pid}/ns/net")
+    enter = ("nsenter", f"--net={inside.path}")
     lab.host(*enter, "ip", "address", "add", "192.0.0.8/32", "dev", "lo", check=True)
     port = int(lab.host(*enter, "ss", "-tlnH").stdout.split()[3].rpartition(":")[2])
     with inside:
@@ -230,7 +230,7 @@ while True:
     process = lab.spawn_graft("--name", "web", *python(program), stdin=-1, stdout=-1)
     assert process.stdout.readline() == "ready\n"
     with Inside(lab) as inside:
-        wait_for(lambda: has_entrance(lab, f"/proc/{inside.pid}/ns/net"), "the entrance")
+        wait_for(lambda: has_entrance(lab, inside.path), "the entrance")
         with inside.dial("127.0.0.1", 80) as sock:
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(0.5)
@@ -304,7 +304,7 @@ def test_all_but_one_take_what_they_can(lab):
     spawned = [lab.spawn_graft("--name", name, *python(ECHOES), stdout=-1) for name in names]
     assert [process.stdout.readline() for process in spawned] == ["ready\n"] * len(names)
     entered = [Inside(lab, name) for name in names]
-    paths = [f"/proc/{inside.pid}/ns/net" for inside in entered]
+    paths = [inside.path for inside in entered]
     wait_for(lambda: all(has_entrance(lab, path) for path in paths), "the entrances")
     *others, late = entered
     whole = COMMON // (EACH - SURE)  # so many containers may have all that one may have

@@ -75,8 +75,8 @@ for name in socket.if_nameindex():
 def inside(lab, name):
     """The addresses in a container's netns, with their devices; none of one that is not there yet."""
     rows = json.loads(lab.graft("ps", "-j").stdout or "[]")
-    pid = next((row["pid"] for row in rows if row["name"] == name), 0)
-    return addresses(lab, f"/proc/{pid}/ns/net") if pid else set()
+    path = next((row["netns_path"] for row in rows if row["name"] == name), "")
+    return addresses(lab, path) if path else set()
 
 
 def addresses(lab, netns):

@@ -115,7 +115,7 @@ while True: s.sendto(b'address', s.recvfrom(99)[1])"""),
     running = lab.spawn_graft("--name", "asks", "--resolver", "127.0.0.54", "sleep", "60")
     wait_for(lambda: "asks" in lab.containers(), "the container")
     seen = json.loads(lab.graft("inspect", "asks").stdout)
-    assert (seen["asked"], seen["resolvers"]) == ({"resolver": ["127.0.0.54"]}, ["127.0.0.54"])
+    assert (seen["asked"]["resolver"], seen["resolvers"]) == (["127.0.0.54"], ["127.0.0.54"])
     lab.end(running)
     refused = lab.graft("run", "--resolver", "192.0.2.1", "true")
     assert (refused.returncode, "--resolver: resolver 192.0.2.1 is not on" in refused.stderr) == (2, True)
