@@ -25,7 +25,7 @@ def table() -> str:
     for call in traps.CALLS:
         for trap in (trap for trap in traps.TRAPS if trap.call == call.name):
             tests = ", and ".join(condition.shown for condition in trap.conditions) or "every one"
-            lines.append(f"| {call.name} | {tests} | {_forms(trap.forms)} | {WHEN[trap.when]} | {trap.why} |")
+            lines.append(f"| {call.name} | {tests} | {_forms(trap.forms)} | {_when(trap)} | {trap.why} |")
     lines += ["", "| call | answer |", "| --- | --- |"]
     for call in traps.CALLS:
         also = f" (i386 as well, number {call.i386})" if call.i386 is not None else ""
@@ -34,8 +34,14 @@ def table() -> str:
     for refusal in traps.REFUSED:
         error = errno.errorcode[refusal.error] if refusal.error else "SIGSYS"
         name = refusal.call or "all"
-        lines.append(f"| {refusal.abi} | {name} | {error} | {_forms(refusal.forms)} | {refusal.why} |")
+        forms = _forms(refusal.forms) + (", direct" if refusal.direct else "")
+        lines.append(f"| {refusal.abi} | {name} | {error} | {forms} | {refusal.why} |")
     return "\n".join(lines) + "\n"
+
+
+def _when(trap: traps.Trap) -> str:
+    modes = {None: "", True: ", direct", False: ", not direct"}
+    return WHEN[trap.when] + modes[trap.direct]
 
 
 def _forms(forms: tuple[traps.Form, ...]) -> str:

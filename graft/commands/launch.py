@@ -20,6 +20,7 @@ from graft import client
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 from graft.kernel import linux
 from graft.rules.request import Request
+from graft.rules.sysctl import IGNORE, LISTENING, OWN
 from graft.text import plain
 from graft.trap import filter
 
@@ -102,7 +103,8 @@ def run(plan: Plan) -> NoReturn:
     connection = client.connect(start=True)
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC) if request.direct else -1
     _enter_netns(plan.netns)
-    listener = _install_filter(traps_addresses=traps_addresses, direct=bool(request.direct))
+    follows = any(text.partition("=")[0] not in (*OWN, *LISTENING, IGNORE) for text in request.sysctl)
+    listener = _install_filter(traps_addresses=traps_addresses, direct=bool(request.direct), follows=follows)
     message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}
     if plan.netns is not None:
         message["joins"] = True
@@ -269,8 +271,8 @@ def _remount_sys() -> None:
     os.close(cgroup)
 
 
-def _install_filter(*, traps_addresses: bool, direct: bool = False) -> int:
-    program = filter.program(swap=traps_addresses, direct=direct)
+def _install_filter(*, traps_addresses: bool, direct: bool = False, follows: bool = False) -> int:
+    program = filter.program(swap=traps_addresses, direct=direct, follows=follows)
     try:
         try:
             return linux.seccomp_listener(program, wait_killable=True)

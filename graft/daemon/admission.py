@@ -23,7 +23,7 @@ from graft.log import log
 from graft.process.closing import is_listener
 from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
-from graft.rules.request import Parsed, Request, needs_root, parse_request
+from graft.rules.request import Parsed, Request, needs_root, parse_container_name, parse_request
 from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
 from graft.tenants import attachments, publish
 from graft.tenants.registry import Registry
@@ -41,7 +41,6 @@ from graft.tenants.tenant import (
 )
 
 CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
-NAME_MAX = 64
 UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
 UNTRUSTED_LISTENERS = 16  # of one such tenant
 UNTRUSTED_TENANTS = 64  # of one such user
@@ -493,14 +492,3 @@ def check_listener(fd: int) -> None:
     """Raise UsageError unless @fd is a seccomp listener (seccomp_unotify(2))."""
     if not is_listener(fd):
         raise UsageError("the descriptor is not a seccomp listener")
-
-
-def parse_container_name(name: str) -> str:
-    """Check a container's name: 1 to 64 of letters, digits, '_', '.', '-', and not a number. Raises UsageError."""
-    if not name or len(name) > NAME_MAX or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in name):
-        raise UsageError(
-            f"container name '{name}' is not valid", hint=f"1 to {NAME_MAX} letters, digits, '_', '.', '-'"
-        )
-    if name.isdigit():
-        raise UsageError(f"container name '{name}' looks like a pid", hint="add a letter")
-    return name

@@ -322,10 +322,16 @@ REFUSED = (
 )  # fmt: skip
 
 
-def active(form: Form, *, addresses: bool, direct: bool = False) -> dict[str, tuple[Trap, ...]]:
-    """The traps of one filter by call, in the order of CALLS. @addresses: "addresses" is so, see Trap.when."""
+def active(
+    form: Form, *, addresses: bool, direct: bool = False, follows: bool = False
+) -> dict[str, tuple[Trap, ...]]:
+    """The traps of one filter by call, in the order of CALLS. @addresses: "addresses" is so, see Trap.when.
+
+    @direct: of a direct container. @follows: its sockets follow sysctls by options, so that graftd makes all of them.
+    """
     now = ("always", "addresses" if addresses else "otherwise")
-    rows = [t for t in TRAPS if form in t.forms and t.when in now and t.direct in (None, direct)]
+    modes = {None, direct, direct and not follows}
+    rows = [t for t in TRAPS if form in t.forms and t.when in now and t.direct in modes]
     by_call = {call.name: tuple(trap for trap in rows if trap.call == call.name) for call in CALLS}
     return {name: traps for name, traps in by_call.items() if traps}
 

@@ -134,6 +134,7 @@ def _exceeds(text: str, most: Limits) -> bool:
 EGRESS_DEFAULTS = ("host", "none")
 NO_INTERFACE = "none"
 DIRECT = "on"
+CONTAINER_NAME_MAX = 64
 NAME_MAX = 15  # IFNAMSIZ without its NUL
 # of the kernel: no names, and what /proc/sys/net has for all devices; the other end of a pair (kernel/nowhere.py)
 RESERVED_NAMES = (".", "..", "all", "default", "graft-peer")
@@ -246,6 +247,21 @@ def check_options(request: Request) -> None:
                 setting.parse(text if setting.choices else (text,))
             except UsageError as error:
                 raise UsageError(f"{setting.options[0]}: {error.message}", hint=error.hint) from None
+
+
+def parse_container_name(name: str) -> str:
+    """Check a container's name: 1 to 64 of letters, digits, '_', '.', '-', and not a number. Raises UsageError."""
+    if (
+        not name
+        or len(name) > CONTAINER_NAME_MAX
+        or not all((c.isalnum() and c.isascii()) or c in "_.-" for c in name)
+    ):
+        raise UsageError(
+            f"container name '{name}' is not valid", hint=f"1 to {CONTAINER_NAME_MAX} letters, digits, '_', '.', '-'"
+        )
+    if name.isdigit():
+        raise UsageError(f"container name '{name}' looks like a pid", hint="add a letter")
+    return name
 
 
 def needs_root(request: Request) -> bool:

@@ -269,7 +269,7 @@ def compile_tables(
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0) | (TENANT_DIRECT if direct else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
-    elif not (egress or owned or strict or verbose or home):
+    elif direct and not (egress or owned or strict or verbose or home):
         flags |= TENANT_PLAIN
     entries = compile_ingress(tenant, ingress, endpoints)
     return Tables(

@@ -215,9 +215,9 @@ class Registry(Known):
 
         A graftd that is killed, or whose state is lost, leaves them there. Returns them. Raises Failure.
         """
-        owned = [own for tenant in self.tenants.values() for own in tenant.given]
-        owned += [own for attachment in self.attachments.values() for own in attachment.addresses]
-        kept = {own.address for own in owned} | {a.resolver for a in self.attachments.values() if a.resolver}
+        owned = [*(t.given for t in self.tenants.values()), *(a.addresses for a in self.attachments.values())]
+        kept = {own.address for each in owned for own in each}
+        kept |= {a.resolver for a in self.attachments.values() if a.resolver}
         kept |= {dynamic_address(tenant.slice_number) for tenant in self.tenants.values() if tenant.cgroup}
         marked = set(marked_addresses())
         left = sorted((self.added | marked) - kept)

@@ -28,12 +28,15 @@ Ways = tuple[tuple[Condition, ...], ...]  # a call is trapped if all conditions 
 ALWAYS: tuple[Condition, ...] = ()
 
 
-def program(*, swap: bool = False, direct: bool = False) -> bytes:
-    """The filter of a target. @swap: it also traps what `traps.Trap.when` calls "addresses". @direct: of a direct
-    container's.
+def program(*, swap: bool = False, direct: bool = False, follows: bool = False) -> bytes:
+    """The filter of a target. @swap: it also traps what `traps.Trap.when` calls "addresses". @direct, @follows: as
+    traps.active() has them.
     """
     calls = {call.name: call for call in traps.CALLS}
-    ways = {name: _ways(rows) for name, rows in traps.active(FILTER, addresses=swap, direct=direct).items()}
+    ways = {
+        name: _ways(rows)
+        for name, rows in traps.active(FILTER, addresses=swap, direct=direct, follows=follows).items()
+    }
     blocks = _blocks(ways.values())
     refused = [r for r in traps.REFUSED if FILTER in r.forms and (direct or not r.direct)]
     a = Assembler()

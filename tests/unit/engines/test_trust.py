@@ -26,6 +26,7 @@ TAKING = [
     ("graft.limit", "udp=9,ports=5000", "graft.limit"),
     ("graft.resolver", "127.0.0.53", "graft.resolver"),
     ("graft.netadmin", "on", "graft.netadmin"),
+    ("graft.direct", "on", "graft.direct"),
 ]
 HARMLESS = [
     ("graft", "on"),

@@ -44,6 +44,8 @@ REASONS = {
         "REASON_PORTS": "no port is left that the kernel may choose",
         "REASON_CAPABILITY": "no capability for a port as low as this",
         "REASON_RESERVED": "a port that the node needs",
+        "REASON_KIND": "a kind of socket that is made elsewhere",
+        "REASON_SOCKETS": "more sockets than a container may have",
         "REASON_CONVERTED": denials.CONVERTED,
     }.items()
 }
@@ -52,7 +54,8 @@ SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT "
     "STAMP_SOURCE STAMP_STAYS STAMP_LATE STAMP_WAITS",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
-    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
+    tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 "
+    "TENANT_DIRECT TENANT_PLAIN PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
@@ -168,6 +171,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_sso_trans": (family.TRANS, "level optname optlen", {"optval": family.TRANS.size}),
 }
 STRUCTS_C_ONLY = {
+    "graft_direct": "packed by kernel/direct.py, the tenant's number alone",
     "graft_addr": "a part of other structures",
     "graft_dynamic_key": "written and read by programs alone",
     "graft_held": "written and read by programs alone",

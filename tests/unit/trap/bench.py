@@ -112,6 +112,7 @@ class Graftd:
 
     def __init__(self, registry):
         self.loop, self.store, self.registry, self.supervisor = Loop(), FakeStore(), registry, FakeSupervisor()
+        self.direct = SimpleNamespace(follow=lambda tenant: None)
         self.over = []
 
     def ended(self, tenant):

@@ -21,20 +21,30 @@ from tests.unit.trap.test_filter import interpret
 
 ROOT = Path(__file__).parent.parent.parent.parent
 NATIVE, I386 = linux.AUDIT_ARCH_X86_64, linux.AUDIT_ARCH_I386
+MODES = [
+    {"name": "trap", "direct": False, "follows": False},
+    {"name": "direct", "direct": True, "follows": False},
+    {"name": "follows", "direct": True, "follows": True},
+]
+all_modes = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["name"])
 BY_NUMBER = {call.number: call.name for call in traps.CALLS}
 
 
-def expected(arch, number, args, *, addresses):
+def expected(arch, number, args, *, addresses, mode):
     """What the table says of a call, read row by row."""
     abi = {NATIVE: "x86_64", I386: "i386"}.get(arch, "other")
     if arch == NATIVE and number & 0xFFFFFFFF >= linux.X32_SYSCALL_BIT:
         abi = "x32"
     for refusal in traps.REFUSED:
+        if refusal.direct and not mode["direct"]:
+            continue
         if traps.FILTER in refusal.forms and refusal.abi == abi and refusal.number in (None, number):
             return RET_ERRNO | refusal.error if refusal.error else RET_KILL_PROCESS
     now = ("always", "addresses" if addresses else "otherwise")
     name = traps.trapped(arch, number)
     rows = [t for t in traps.TRAPS if t.call == name and traps.FILTER in t.forms and t.when in now]
+    modes = {"trap": {None, False}, "direct": {None, True}, "follows": {None, True, False}}[mode["name"]]
+    rows = [row for row in rows if row.direct in modes]
     return RET_USER_NOTIF if any(row.holds(args) for row in rows) else RET_ALLOW
 
 
@@ -60,30 +70,37 @@ def arguments(call):
             yield tuple(args)
 
 
+def made(mode, *, swap):
+    return seccomp.program(swap=swap, direct=mode["direct"], follows=mode["follows"])
+
+
+@all_modes
 @pytest.mark.parametrize("addresses", [False, True])
 @pytest.mark.parametrize("call", traps.CALLS, ids=lambda call: call.name)
-def test_the_filter_does_what_the_table_says(call, addresses):
-    program = seccomp.program(swap=addresses)
+def test_the_filter_does_what_the_table_says(call, addresses, mode):
+    program = made(mode, swap=addresses)
     numbers = [(NATIVE, call.number), (I386, call.number), *([(I386, call.i386)] if call.i386 is not None else [])]
     for args in itertools.islice(arguments(call.name), 2000):
         for arch, number in numbers:
             verdict = interpret(program, struct.pack("=iIQ6Q", number, arch, 0, *args))
-            assert verdict == expected(arch, number, args, addresses=addresses), (arch, number, args)
+            assert verdict == expected(arch, number, args, addresses=addresses, mode=mode), (arch, number, args)
 
 
+@all_modes
 @pytest.mark.parametrize("addresses", [False, True])
-def test_every_number_in_every_architecture(addresses):
-    program = seccomp.program(swap=addresses)
+def test_every_number_in_every_architecture(addresses, mode):
+    program = made(mode, swap=addresses)
     numbers = [*range(480), linux.X32_SYSCALL_BIT, linux.X32_SYSCALL_BIT | 41, 0x3FFFFFFF, 0xFFFFFFFF]
     for arch, number, args in itertools.product((NATIVE, I386, 0xC00000B7), numbers, ((0,) * 6, (0xFFFFFFFF,) * 6)):
         verdict = interpret(program, struct.pack("=IIQ6Q", number, arch, 0, *args))
-        assert verdict == expected(arch, number, args, addresses=addresses), (arch, number)
+        assert verdict == expected(arch, number, args, addresses=addresses, mode=mode), (arch, number)
 
 
+@all_modes
 @pytest.mark.parametrize("addresses", [False, True])
-def test_calls_without_a_trap_look_at_no_argument(addresses):
+def test_calls_without_a_trap_look_at_no_argument(addresses, mode):
     """Otherwise they would leave the kernel's bitmap of calls that are always allowed."""
-    program = seccomp.program(swap=addresses)
+    program = made(mode, swap=addresses)
     head = struct.pack("=Q", 0)
     for number in set(range(480)) - set(BY_NUMBER):
         # without the arguments, a look at one is an error of the interpreter
@@ -97,9 +114,10 @@ def test_each_row_is_of_a_call_and_each_call_has_a_row():
     assert all(trap.forms and trap.why for trap in traps.TRAPS)
 
 
+@all_modes
 @pytest.mark.parametrize("addresses", [False, True])
-def test_a_profile_can_express_its_rows(addresses):
-    active = traps.active(traps.PROFILE, addresses=addresses)
+def test_a_profile_can_express_its_rows(addresses, mode):
+    active = traps.active(traps.PROFILE, addresses=addresses, direct=mode["direct"])
     for rows in active.values():
         caught(rows)
     assert not set(active) & set(REFUSED)
