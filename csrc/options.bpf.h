@@ -489,7 +489,7 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	if (level != SOL_SOCKET_)
 		return ALLOW;
 	if (name == SO_NETNS_COOKIE_ && value + 8 <= end) {
-		id = stamp ? stamp->tenant : direct_tenant();
+		id = stamp ? stamp->tenant : was_made_says_option(ctx->sk) ? direct_tenant() : GRAFT_EXEMPT;
 		tenant = bpf_map_lookup_elem(&tenants, &id);
 		if (!stamp || stamp->tenant != GRAFT_EXEMPT)
 			*(__u64 *)value = tenant ? tenant->netns_cookie : 0;

@@ -24,6 +24,14 @@ TOGETHER = {
     "tests/system/test_podman.py": "podman",  # /var/lib/containers, /run/netns, and Podman's cgroups
     "tests/system/test_runtimes.py": "runtimes",
 }
+# Files whose tests are done twice, in containers whose sockets are trapped and in direct ones.
+BOTH_MODES = {
+    "test_late.py",
+    "test_loopback.py",
+    "test_own_address.py",
+    "test_policy.py",
+    "test_publish.py",
+}
 MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
 
 
@@ -73,6 +81,23 @@ def lab() -> Iterator[Lab]:
         if SLOWNESS >= EMULATED:  # a start takes half a minute, and the one that an order starts ends soon after its last
             one.start_daemon()
         yield one
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Do the tests of BOTH_MODES that have a laboratory in both modes."""
+    if os.path.basename(metafunc.definition.path) in BOTH_MODES and {"lab", "own_lab"} & set(metafunc.fixturenames):
+        metafunc.fixturenames.append("mode")
+        metafunc.parametrize("mode", ("off", "on"), ids=("trap", "direct"), indirect=True)
+
+
+@pytest.fixture
+def mode(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What GRAFT_DIRECT says in the laboratory of a test."""
+    one: Lab = request.getfixturevalue("lab" if "lab" in request.fixturenames else "own_lab")
+    before = one.env.get("GRAFT_DIRECT", "")
+    one.env["GRAFT_DIRECT"] = request.param
+    yield
+    one.env["GRAFT_DIRECT"] = before
 
 
 @pytest.fixture

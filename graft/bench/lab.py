@@ -23,6 +23,7 @@ from typing import Any
 from graft.client import exchange
 from graft.errors import GraftError
 from graft.kernel import linux
+from graft.kernel.cgroup import cgroup2_root
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GRAFT = ROOT / "bin" / "graft"
@@ -182,6 +183,12 @@ class Lab:
         """Return the PIDs of the graft-sup processes, of which each listener has one."""
         return self._processes("graft-sup")
 
+    def direct_cgroups(self) -> list[Path]:
+        """The cgroups of direct containers that this process, or one that it has started, has begun."""
+        root = cgroup2_root()
+        found = [Path(at) for at, _, _ in os.walk(root) if Path(at).name.startswith(f"{self.tag}-")]
+        return [path for path in found if path != self.relay_cgroup()]
+
     def _processes(self, name: str) -> list[int]:
         """The PIDs of the processes of this name in graftd's cgroup, or its relays'; some live for a moment."""
         found: list[int] = []
@@ -279,6 +286,7 @@ class Lab:
             self.pins(),
             self.cgroup(),
             self.relay_cgroup(),
+            *self.direct_cgroups(),
             Path("/run/docker/plugins", f"{self.tag}.sock"),
         ):
             if path.exists():

@@ -18,7 +18,7 @@ from graft import client
 from graft.commands.launch import SHIM
 from graft.daemon import relay
 from graft.errors import Failure, GraftError, Refused
-from graft.kernel import addresses, cgroup, libbpf, linux
+from graft.kernel import addresses, cgroup, direct, libbpf, linux
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
 from graft.rules.configuration import configuration_path, read_configuration
@@ -186,6 +186,19 @@ def _relay() -> str:
     return str(relay.PROGRAM)
 
 
+def _direct() -> str:
+    try:
+        parent = direct.directory_of(direct.cgroup_of(os.getpid()))
+        made = direct.make(parent, f"doctor-{os.getpid()}")
+        made.rmdir()
+        _in_child(lambda: linux.unshare(linux.CLONE_NEWCGROUP | linux.CLONE_NEWNS))
+    except GraftError as error:
+        raise Lack(error.message, error.hint or "graft run without --direct") from None
+    except OSError as error:
+        raise Lack(f"{error.strerror}", "graft run without --direct needs no cgroup namespace") from None
+    return f"can be started, below {parent}"
+
+
 def _shim() -> str:
     if not SHIM.exists():
         raise Lack(f"{SHIM} is not built", "'make build'; 'graft run --accel' needs it")
@@ -339,6 +352,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("graft-sup", False, _helper),
     ("graft-deputy", False, _deputy),
     ("graft-relay", False, _relay),
+    ("direct containers", False, _direct),
     ("preload library", False, _shim),
     ("wait-killable notification", False, _wait_killable),
     ("synchronous wake-up", False, _sync_wake_up),

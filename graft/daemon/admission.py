@@ -327,12 +327,22 @@ def required_traps(tenancy: Tenancy, pid: int, request: protocol.Traps) -> bool:
     Raises GraftError for a rule that is wrong, or names an endpoint that @pid's netns lacks.
     """
     ingress, egress = _wrapper_rules(Request(ingress=request.ingress, egress=request.egress))
+    _refuse_inside_direct(tenancy.registry, pid)
     endpoints = _peer_table(tenancy.registry, pid).endpoints
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         check_rule(rule, endpoints)
     names = endpoint_names(ingress, egress)
     return needs_swap(endpoints, common_place(endpoints, names), ingress, egress)
+
+
+def _refuse_inside_direct(reg: Registry, pid: int) -> None:
+    if reg.direct_of(pid):
+        raise Refused(
+            "a direct container's programs make their sockets themselves, which no wrapper inside can change",
+            hint="start the container without --direct, or give it the rules",
+            code="EOPNOTSUPP",
+        )
 
 
 def _peer_table(reg: Registry, pid: int) -> Table:
@@ -372,6 +382,7 @@ def admit_wrapper(
     if listener is not None:
         check_listener(listener)
     reg = tenancy.registry
+    _refuse_inside_direct(reg, pid)
     if not trusted:
         _check_share(reg, uid, len(request.ingress) + len(request.egress))
     ingress, egress = _wrapper_rules(request)
@@ -434,12 +445,6 @@ def _check_share(reg: Registry, uid: int, rules: int) -> None:
 def _outer(reg: Registry, netns: int, uid: int) -> Tenant:
     """The tenant whose listener a nested wrapper's processes are under: the container, or a wrapper of the user's."""
     running = [t for t in reg.of_netns(netns) if t.listeners and (t.kind == CONTAINER or t.uid == uid)]
-    if any(t.cgroup for t in running):
-        raise Refused(
-            "a direct container's programs make their sockets themselves, which no wrapper inside can change",
-            hint="start the container without --direct, or give it the rules",
-            code="EOPNOTSUPP",
-        )
     if not running:
         raise Refused(
             "this process is under a seccomp listener that is not graft's",

@@ -62,6 +62,7 @@ from graft.rules.configuration import Configuration, read_configuration
 from graft.rules.limits import default_limits
 from graft.rules.slices import dynamic_address
 from graft.tenants import attachments
+from graft.tenants.direct import lives
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
 from graft.trap.orphans import Orphans
@@ -226,13 +227,16 @@ class Daemon:
             if tenant.netns_fd < 0:
                 seen = seen or processes_by_netns()
                 self._reopen_netns(tenant, seen)
-            if tenant.netns_fd < 0:
+            # the netns of a direct container has no process when graft-sup has died; its sockets are policed without
+            if tenant.netns_fd < 0 and not (tenant.cgroup and lives(tenant)):
                 self.registry.remove(tenant)
+                self.tenancy.direct.end(tenant)
                 self.store.remove(f"netns-{tenant.id}")
             elif (
                 tenant.kind == CONTAINER and not tenant.listeners
             ):  # a graft-sup may bring one of several: its end is not the container's
                 tenant.lost_listener = True
+        self.tenancy.direct.check()
         self.tenancy.forwards.restore(self.registry.tenants, inherited)
         self.registry.forget_dead()
 
@@ -256,6 +260,7 @@ class Daemon:
         self.last_used = time.monotonic()  # the start took its time, and whoever asked for it is about to connect
         self.loop.run(self._tick)
         self.tenancy.interfaces.finish()
+        self.tenancy.direct.finish()
         if self.failed:
             sys.exit(1)
         if not self.registry.tenants and not self.registry.attachments:
@@ -286,7 +291,7 @@ class Daemon:
         self.tenancy.interfaces.finish()
         held = [*self.sockets, *self.docker.held(), *self.resolver.held(), *self.calls.held()]
         held += self.tenancy.forwards.held()
-        held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values()]
+        held += [(f"netns-{t.id}", t.netns_fd) for t in self.registry.tenants.values() if t.netns_fd >= 0]
         held += [(f"place-{p.number}", p.fd) for p in self.registry.places.values()]
         held += self.passed_on
         leave_cgroup(self.root, remove=False)
@@ -329,6 +334,7 @@ class Daemon:
     def _tick(self) -> float:
         self.calls.tick()
         self.tenancy.interfaces.tick()
+        self.tenancy.direct.tick()
         soon = self.tenancy.forwards.tick()
         now = time.monotonic()
         if now < self.next_tick:

@@ -7,10 +7,11 @@ the container's.
 """
 
 import contextlib
+import time
 from pathlib import Path
 
 from graft.errors import Failure, Refused
-from graft.kernel import direct
+from graft.kernel import direct, linux
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.log import log
@@ -20,6 +21,9 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 
+FINISH_SECONDS = 2.0
+
+
 class DirectContainers:
     """Those of one graftd. Only the loop's thread calls it. @directory: run_dir()."""
 
@@ -27,6 +31,7 @@ class DirectContainers:
         self.registry = registry
         self.kernel = kernel
         self.directory = directory / "net"
+        self.leaving: list[Path] = []  # cgroups that are to be removed
 
     def begin(self, tenant: Tenant, pid: int) -> None:
         """Let the process @pid enter the cgroup of @tenant, which is made if need be.
@@ -48,12 +53,26 @@ class DirectContainers:
         """Remove what begin() has made, and the link of follow(). Sockets that live on keep the policy."""
         if not tenant.cgroup:
             return
-        direct.remove(direct.directory_of(tenant.cgroup))
+        self.leaving.append(direct.directory_of(tenant.cgroup))
+        self.tick()
         self.registry.remove_address(dynamic_address(tenant.slice_number))
         for name in ("link", "now"):
             self._link(tenant, name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._link(tenant, "now").parent.rmdir()
+
+    def tick(self) -> None:
+        """Remove the cgroups of containers that have ended. A listener hangs up before its last process has left."""
+        for cgroup in self.leaving:
+            direct.remove(cgroup)
+        self.leaving = [cgroup for cgroup in self.leaving if cgroup.exists()]
+
+    def finish(self) -> None:
+        """Remove them at graftd's end, which waits for that a moment."""
+        until = time.monotonic() + FINISH_SECONDS
+        while self.leaving and time.monotonic() < until:
+            time.sleep(0.01)
+            self.tick()
 
     def check(self) -> None:
         """Attach what a graftd with other programs had attached, or what somebody has taken away."""
@@ -73,9 +92,9 @@ class DirectContainers:
 
         It stays with the one that it leads to while that lives.
         """
-        if not tenant.cgroup or _is_sup(self._followed(tenant)):
+        if not tenant.cgroup or _is_sup(self._followed(tenant), tenant.netns):
             return
-        pid = next((pid for pid in processes_in_netns(tenant.netns) if _is_sup(pid)), 0)
+        pid = next((pid for pid in processes_in_netns(tenant.netns) if _is_sup(pid, tenant.netns)), 0)
         if not pid:
             return
         new = self._link(tenant, "new")
@@ -112,9 +131,10 @@ class DirectContainers:
         return self.directory / str(tenant.id) / name
 
 
-def _is_sup(pid: int) -> bool:
+def _is_sup(pid: int, netns: int) -> bool:
+    """Is the process @pid a graft-sup in the netns with this inode? One that has ended is in none."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip() == SUP
+        return linux.netns_inode(pid) == netns and Path(f"/proc/{pid}/comm").read_text().strip() == SUP
     except OSError:
         return False
 
@@ -128,7 +148,7 @@ def is_inside(tenant: Tenant, pid: int) -> bool:
 
 
 def lives(tenant: Tenant) -> bool:
-    """Has the direct container @tenant a process?"""
+    """Has the direct container @tenant a process, in its cgroup?"""
     return direct.is_populated(direct.directory_of(tenant.cgroup))
 
 

@@ -219,11 +219,11 @@ class Registry(Known):
         kept = {own.address for each in owned for own in each}
         kept |= {a.resolver for a in self.attachments.values() if a.resolver}
         kept |= {dynamic_address(tenant.slice_number) for tenant in self.tenants.values() if tenant.cgroup}
-        marked = set(marked_addresses())
-        left = sorted((self.added | marked) - kept)
+        there = self.added | set(marked_addresses())
+        left = sorted(there - kept)
         for address in left:
             remove_address(address)
-        self.added = (self.added | marked) & kept
+        self.added = there & kept
         return left
 
     def forget_empty(self, table: Table) -> None:
@@ -299,8 +299,8 @@ class Registry(Known):
             for key in list(self.kernel.maps[name].keys(key_size)):
                 if key not in keep:
                     self.kernel.maps[name].delete(key)
-        used = [int.from_bytes(key, "little") for key in self.kernel.maps["tenants"].keys(4)]
-        self.next_id = max([self.next_id, *(number + 1 for number in used)])  # never give out a lost tenant's id
+        used = (int.from_bytes(key, "little") + 1 for key in self.kernel.maps["tenants"].keys(4))
+        self.next_id = max([self.next_id, *used])  # never give out a lost tenant's id
         known = {tenant.to_bytes(4, "little") for tenant in self.tenants}
         for key in list(self.kernel.maps["tenants"].keys(4)):
             if key not in known:

@@ -1,0 +1,361 @@
+"""Direct containers: their programs make TCP and UDP sockets themselves, and what else there is belongs to them.
+
+That everything means what it does in other containers is for the files of BOTH_MODES (tests/conftest.py) to show.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, wait_for
+from graft.kernel import direct, linux
+from graft.kernel.cgroup import cgroup2_root
+from tests.conftest import python
+from tests.system.told import Told
+
+STEPS = """
+import errno, os, socket, sys
+def tell(call):
+    try: print(call() or 'OK', flush=True)
+    except OSError as e: print(errno.errorcode[e.errno], flush=True)
+def reach(address, port):
+    socket.create_connection((address, int(port)), 5).close()
+def many(count):
+    for _ in range(int(count)): kept.append(socket.socket())
+def open_close(count):
+    for n in range(int(count)):
+        with socket.socket() as s:
+            s.setblocking(False)
+            s.connect_ex((sys.argv[1], 9000))
+def drop():
+    global listener, peer
+    kept.clear()
+    listener = peer = None
+def listen(address, port):
+    global listener
+    listener = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET)
+    kept.append(listener); listener.bind((address, int(port))); listener.listen()
+def accept():
+    global peer
+    peer, _ = listener.accept()
+def again(how):
+    import struct
+    family = peer.family
+    libc = __import__('ctypes').CDLL(None, use_errno=True)
+    if libc.connect(peer.fileno(), struct.pack('=H', 0) + bytes(26), 28): raise OSError(__import__('ctypes').get_errno(), '')
+    if how == 'bind': peer.bind(('0.0.0.0', 0) if family == socket.AF_INET else ('::', 0))
+    if how == 'connect': peer.connect((sys.argv[1] if family == socket.AF_INET else '::ffff:' + sys.argv[1], 9000))
+    if how == 'listen': peer.listen()
+def cookie():
+    return int.from_bytes(socket.socket().getsockopt(socket.SOL_SOCKET, 71, 8), 'little')
+def devices():
+    return ','.join(line.split(':')[0].strip() for line in open('/proc/net/dev').readlines()[2:])
+kept = []
+print('up', flush=True)
+for line in sys.stdin:
+    word, *rest = line.split()
+    tell(lambda: globals()[word](*rest))
+"""
+
+
+class Program(Told):
+    """A direct container that does one thing at a time, when it is told."""
+
+    def __init__(self, lab, *options):
+        super().__init__(lab, STEPS.replace("sys.argv[1]", repr(CLIENT4)), "--direct", *options)
+        assert self.hear() == "up"
+
+
+@pytest.fixture
+def server(lab):
+    """The client machine's server at port 9000."""
+    lab.spawn(*python("import socket; s = socket.create_server(('0.0.0.0', 9000))\nwhile True: s.accept()[0].close()"), client=True)
+    wait_for(lambda: lab.client("ss", "-tlnH", "sport = :9000").stdout, "the server")
+
+
+def inspect(lab, name):
+    return json.loads(lab.graft("inspect", name, check=True).stdout)
+
+
+def calls(lab):
+    from graft.client import exchange
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(lab.run_dir / "graftd.sock"))
+        return exchange(sock, "status", {})["calls"]
+
+
+def test_its_sockets_are_not_trapped(lab, server):
+    program = Program(lab, "--name", "web")
+    before = calls(lab)
+    for _ in range(20):
+        assert program.does("reach", CLIENT4, 9000) == "OK"
+    assert calls(lab) == before
+    assert "direct" in lab.graft("ps").stdout
+    assert inspect(lab, "web")["cgroup"].endswith("-web")
+    program.end()
+
+
+def test_where_it_lives(lab):
+    """In the host's netns, with its own behind it; in a cgroup, which ends with it."""
+    program = Program(lab, "--name", "web")
+    found = inspect(lab, "web")
+    home = os.stat(f"/run/netns/{lab.host_ns}").st_ino
+    assert linux.netns_inode(found["pid"]) == home != found["netns"]
+    assert os.stat(found["netns_path"]).st_ino == found["netns"]
+    cgroup = direct.directory_of(found["cgroup"])
+    assert found["pid"] in direct.processes(cgroup)
+    assert program.does("devices") == "lo"
+    inner = lab.host("nsenter", f"--net={found['netns_path']}", *python("import socket; print(int.from_bytes(socket.socket().getsockopt(1, 71, 8), 'little'))"))
+    assert program.does("cookie") == inner.stdout.strip()
+    slices = lab.host("ip", "-6", "-o", "address", "show", "dev", "lo", "to", "fd67:7261:6674::/64").stdout
+    assert slices.count("fd67:7261:6674:") == 1
+    program.end()
+    wait_for(lambda: not cgroup.exists(), "the end of the cgroup")
+    assert not lab.host("ip", "-6", "-o", "address", "show", "dev", "lo", "to", "fd67:7261:6674::/64").stdout
+    assert not (lab.run_dir / "net" / str(found["id"])).exists()
+
+
+def test_nobody_outside_reaches_the_address_of_its_loopback(lab):
+    """It is there to be bound, and a route of the host's alone leads there."""
+    program = Program(lab, "--name", "web")
+    shown = json.loads(lab.host("ip", "-6", "-j", "address", "show", "dev", "lo").stdout)[0]["addr_info"]
+    (address,) = (entry["local"] for entry in shown if entry["local"].startswith("fd67"))
+    lab.client("ip", "-6", "route", "add", "fd67:7261:6674::/64", "via", "2001:db8:77::1", check=True)
+    try:
+        assert lab.client("ping", "-6", "-c1", "-W1", address).returncode
+    finally:
+        lab.client("ip", "-6", "route", "del", "fd67:7261:6674::/64")
+    program.end()
+
+
+def test_its_sockets_are_counted(lab, server):
+    """Whether they are closed, refused, accepted or disconnected: the number is that of what is open."""
+    program = Program(lab, "--name", "web", "--limit", "sockets=40", "-p", "8080:80")
+    open_before = inspect(lab, "web")["limits"]["sockets"]["used"]
+    assert program.does("many", 30) == "OK"
+    assert inspect(lab, "web")["limits"]["sockets"]["used"] == open_before + 30
+    assert program.does("many", 30) == "ENFILE"
+    assert program.does("drop") == "OK"
+    assert program.does("open_close", 2000) == "OK"
+    assert program.does("listen", "0.0.0.0", 80) == "OK"
+    flood = f"import socket\nfor _ in range(500): socket.create_connection(({HOST4!r}, 8080), 5).close()"
+    client = lab.spawn(*python(flood), client=True)
+    for _ in range(300):
+        assert program.does("accept") == "OK"
+    assert inspect(lab, "web")["limits"]["sockets"]["used"] == open_before + 1
+    lab.end(client)
+    assert program.does("drop") == "OK"
+    wait_for(lambda: inspect(lab, "web")["limits"]["sockets"]["used"] == open_before, "all to be given back")
+    program.end()
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+@pytest.mark.parametrize("how", ["bind", "connect", "listen"])
+def test_an_accepted_socket_is_no_made_one(lab, server, address, how):
+    """It has no stamp either, and may not begin anew."""
+    program = Program(lab, "--name", "web", "-p", "8080:80")
+    assert program.does("listen", address, 80) == "OK"
+    client = lab.spawn(*python(f"import socket, time; s = socket.create_connection(({HOST4!r}, 8080)); time.sleep(30)"), client=True)
+    assert program.does("accept") == "OK"
+    assert program.does("again", how) in ("EPERM", "EADDRNOTAVAIL", "EACCES", "EINVAL")
+    lab.end(client)
+    program.end()
+
+
+def test_joined_by_name_and_by_pid(lab):
+    program = Program(lab, "--name", "web")
+    assert program.does("listen", "127.0.0.1", 80) == "OK"
+    ask = python("import socket; socket.create_connection(('127.0.0.1', 80), 5); print('reached')")
+    for name in ("web", inspect(lab, "web")["pid"]):
+        assert lab.graft("run", "--direct", "--netns", name, *ask).stdout == "reached\n"
+    lab.refused((GRAFT, "run", "--netns", "web", "true"), 1, "container 'web' is direct")
+    assert program.does("devices") == "lo"
+    program.end()
+
+
+def test_a_container_that_is_not_direct_is_not_joined_so(lab):
+    lab.spawn_graft("--name", "trap", "sleep", "30", env={**lab.env, "GRAFT_DIRECT": "off"})
+    wait_for(lambda: "trap" in lab.containers(), "the container")
+    lab.refused((GRAFT, "run", "--direct", "--netns", "trap", "true"), 1, "container 'trap' is not direct")
+
+
+def test_proc_net_after_graft_sup_has_died(lab):
+    """It is that of graft-sup, which is the container's process in its own netns."""
+    program = Program(lab, "--name", "web")
+    pid = int(inspect(lab, "web")["netns_path"].split("/")[2])
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: program.does("devices") == "lo", "another one")
+    program.end()
+
+
+def test_a_netns_of_its_own_is_free(lab):
+    """A sandbox inside the container makes one; its sockets are none of graft's."""
+    code = (
+        "import socket, subprocess, sys; subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True); s = socket.socket();"
+        "s.bind(('127.0.0.1', 80)); s.listen(); c = socket.create_connection(('127.0.0.1', 80)); print(c.getpeername());"
+        "u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('127.9.9.9', 53)); print(u.getsockname());"
+        "a, b = socket.socketpair(); a.send(b'x'); print(b.recv(1))"
+    )
+    done = lab.graft("run", "--direct", "unshare", "-n", *python(code))
+    assert done.stdout.splitlines() == ["('127.0.0.1', 80)", "('127.9.9.9', 53)", "b'x'"], done.stderr
+
+
+def test_sysctls_that_options_carry(lab):
+    """Its sockets are trapped then, because the options are set on each."""
+    code = "import socket; s = socket.socket(); print(s.getsockopt(6, socket.TCP_KEEPIDLE))"
+    done = lab.graft("run", "--direct", "--sysctl", "net.ipv4.tcp_keepalive_time=77", *python(code))
+    assert done.stdout == "77\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--direct", "--accel"), "--accel spares the trap of socket(), and with --direct there is none"),
+        (("--direct=on",), "--direct"),
+    ],
+)
+def test_usage(lab, options, text):
+    lab.refused((GRAFT, "run", *options, "true"), 2, text)
+
+
+def test_a_default_that_is_wrong(lab):
+    lab.refused((GRAFT, "run", "true"), 2, "GRAFT_DIRECT=maybe is unknown (on or off)", env={**lab.env, "GRAFT_DIRECT": "maybe"})
+
+
+def test_no_wrapper_inside(lab):
+    lab.refused(
+        (GRAFT, "run", "--direct", GRAFT, "-i", "0.0.0.0:80=ep", "--", "true"), 1, "a direct container's programs make their sockets"
+    )
+
+
+def test_orders_come_from_outside(lab):
+    """It lives in the host's netns, and shares its files; graftd knows it by its cgroup."""
+    lab.refused((GRAFT, "run", "--direct", GRAFT, "ps"), 1, "processes inside a graft container may not use the admin socket")
+    lab.refused((GRAFT, "run", "--direct", GRAFT, "run", "true"), 1, "processes inside a graft container")
+
+
+def test_a_threaded_cgroup(lab):
+    """It can have no cgroup of a container's below it."""
+    threaded = cgroup2_root() / f"{lab.tag}-threaded"
+    (threaded / "inner").mkdir(parents=True)
+    try:
+        (threaded / "inner" / "cgroup.type").write_text("threaded")
+        command = f"echo $$ > {threaded}/cgroup.procs; exec {GRAFT} run --direct true"
+        lab.refused(("sh", "-c", command), 1, "is threaded")
+    finally:
+        (threaded / "inner").rmdir()
+        threaded.rmdir()
+
+
+def test_a_cgroup_that_a_killed_graftd_has_left(lab):
+    left = cgroup2_root() / f"{lab.tag}-web"
+    left.mkdir()
+    program = Program(lab, "--name", "web")
+    program.end()
+    wait_for(lambda: not left.exists(), "its end")
+
+
+def test_it_is_in_its_callers_cgroup(lab):
+    """Whose limits hold on."""
+    outer = cgroup2_root() / f"{lab.tag}-outer"
+    outer.mkdir()
+    try:
+        command = f"echo $$ > {outer}/cgroup.procs; exec {GRAFT} run --direct --name web sleep 30"
+        process = lab.spawn("sh", "-c", command)
+        wait_for(lambda: "web" in lab.containers(), "the container")
+        assert inspect(lab, "web")["cgroup"] == f"/{lab.tag}-outer/{lab.run_dir.name}-web"
+        lab.end(process)
+        wait_for(lambda: "web" not in lab.containers(), "its end")
+    finally:
+        wait_for(lambda: not list(outer.glob("*/cgroup.procs")), "the cgroup's end")
+        outer.rmdir()
+
+
+# -- what happens to graft's processes --
+
+
+def test_all_killed_and_none_started_again(own_lab):
+    """Sockets go on being made, and policed; calls that wait for an answer fail, as when no supervisor is left."""
+    lab = own_lab
+    lab.spawn(*python("import socket; s = socket.create_server(('0.0.0.0', 9000))\nwhile True: s.accept()[0].close()"), client=True)
+    wait_for(lambda: lab.client("ss", "-tlnH", "sport = :9000").stdout, "the server")
+    program = Program(lab, "--name", "out", "--limit", "sockets=60")
+    closed = Program(lab, "--name", "closed", "--egress", "none")
+    pids = [lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()]
+    pids += [int(inspect(lab, name)["netns_path"].split("/")[2]) for name in ("out", "closed")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    for _ in range(100):
+        assert program.does("reach", CLIENT4, 9000) == "OK"
+        assert closed.does("reach", CLIENT4, 9000) == "ENETUNREACH"
+    assert program.does("many", 100) == "ENFILE"
+    assert program.does("drop") == "OK"
+    assert program.does("reach", "127.0.0.1", 1) == "ECONNREFUSED"
+    assert program.does("listen", "127.0.0.1", 80) == "ENOSYS"
+    lab.graft("run", "true", check=True)
+    assert closed.does("reach", CLIENT4, 9000) == "ENETUNREACH"
+    assert program.does("reach", CLIENT4, 9000) == "OK"
+    program.end()
+    closed.end()
+
+
+def test_graftd_is_killed_and_started_again(own_lab):
+    """The next one finds the policy attached, and goes on."""
+    lab = own_lab
+    program = Program(lab, "--name", "web", "-p", "8080:80")
+    before = lab.daemon_pid()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: lab.daemon_pid() not in (0, before), "another graftd")
+    assert program.does("listen", "0.0.0.0", 80) == "OK"
+    assert program.does("devices") == "lo"
+    assert lab.client(*python(f"import socket; socket.create_connection(({HOST4!r}, 8080), 5)")).returncode == 0
+    lab.graft("rule", "add", "web", "-p", "8081:81", check=True)
+    assert program.does("listen", "0.0.0.0", 81) == "OK"
+    assert "attached to its cgroup anew" not in (lab.run_dir / "graftd.log").read_text()
+    program.end()
+
+
+def test_programs_that_somebody_takes_away_are_attached_again(own_lab):
+    lab = own_lab
+    program = Program(lab, "--name", "web", "--egress", "none")
+    cgroup = direct.directory_of(inspect(lab, "web")["cgroup"])
+    shown = json.loads(subprocess.run(("bpftool", "-j", "cgroup", "show", cgroup), capture_output=True, text=True, check=True).stdout)
+    (entry,) = (entry for entry in shown if entry["name"] == "graft_connect4")
+    subprocess.run(("bpftool", "cgroup", "detach", cgroup, "cgroup_inet4_connect", "id", str(entry["id"])), check=True)
+    wait_for(lambda: program.does("reach", CLIENT4, 9000) == "ENETUNREACH", "the policy")
+    assert "the policy was attached to its cgroup anew" in (lab.run_dir / "graftd.log").read_text()
+    program.end()
+
+
+def test_the_policy_stays_with_sockets_that_were_passed_out(own_lab):
+    """A socket of a direct container outlives it, its cgroup and graftd: it is nobody's then, and reaches nothing."""
+    lab = own_lab
+    path = lab.work / "out.sock"
+    taker = lab.spawn(
+        *python(
+            "import array, errno, socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print('ready', flush=True)\n"
+            "c, _ = s.accept(); _, anc, *_ = c.recvmsg(1, 64); fd = array.array('i', anc[0][2])[0]; print('taken', flush=True)\n"
+            "sys.stdin.readline(); t = socket.socket(fileno=fd)\n"
+            f"try: t.connect(({CLIENT4!r}, 9000)); print('OK')\n"
+            "except OSError as e: print(errno.errorcode[e.errno])"
+        ),
+        str(path),
+        stdin=-1,
+        stdout=-1,
+    )
+    assert taker.stdout.readline() == "ready\n"
+    give = "import array, socket, sys; u = socket.socket(socket.AF_UNIX); u.connect(sys.argv[1]); t = socket.socket(); u.sendmsg([b'x'], [(1, 1, array.array('i', [t.fileno()]))])"
+    lab.graft("run", "--direct", *python(give), str(path), check=True)
+    assert taker.stdout.readline() == "taken\n"
+    wait_for(lambda: not lab.direct_cgroups(), "the end of the cgroup")
+    time.sleep(0.2)
+    taker.stdin.write("go\n")
+    taker.stdin.flush()
+    assert taker.stdout.readline() == "ENETUNREACH\n"
