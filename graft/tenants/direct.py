@@ -20,7 +20,6 @@ from graft.rules.slices import dynamic_address
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
-
 FINISH_SECONDS = 2.0
 
 
