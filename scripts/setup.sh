@@ -2,8 +2,8 @@
 # setup.sh - install the Debian or Ubuntu packages that are missing: setup.sh SET..., the sets of packages.txt
 #
 # A row of packages.txt is there if one of its packages is installed and all of its programs are found; where its names
-# end with '*', the programs may come from anywhere (Docker's own packages, another nginx). What is still missing after
-# the installation is an error that names it.
+# end with '*', the programs may come from anywhere (Docker's own packages, another nginx). Where they end with '?', it
+# is missing only if the package sources have it. What is still missing after the installation is an error that names it.
 set -euo pipefail
 table=$(dirname "$0")/packages.txt
 PATH=$PATH:/usr/sbin:/sbin:/snap/bin # where a user who is not root has none of them
@@ -31,6 +31,18 @@ found() {
 	done
 }
 
+# candidate NAMES - the first of the packages that the package sources have
+candidate() {
+	local name names found
+	IFS='|' read -ra names <<<"$1"
+	for name in "${names[@]}"; do
+		[[ "$name" == [*?] ]] && continue
+		found=$(apt-cache policy "$name" 2>/dev/null | sed -n 's/^ *Candidate: //p')
+		[ -n "$found" ] && [ "$found" != "(none)" ] && echo "$name" && return
+	done
+	return 1
+}
+
 # missing SET... - the rows of the sets that are not there, one a line: "a|b|c" alone
 missing() {
 	local row
@@ -38,6 +50,7 @@ missing() {
 		[[ " $* " == *" ${row[0]:-#} "* ]] || continue
 		if [[ "${row[1]}" == *"|*" ]] && found "${row[@]:2}"; then continue; fi
 		if installed "${row[1]}" && found "${row[@]:2}"; then continue; fi
+		if [[ "${row[1]}" == *"|?" ]] && ! candidate "${row[1]}" >/dev/null; then continue; fi
 		echo "${row[1]}"
 	done <"$table"
 }
@@ -62,18 +75,11 @@ apt-get update -qq >"$log" 2>&1 || {
 	tail -20 "$log" >&2
 	fail "apt-get update failed (all of it: $log); check the sources of apt and the network"
 }
+mapfile -t wanted < <(missing "$@") # once more: what the new lists have
 packages=()
 unknown=()
 for names in "${wanted[@]}"; do
-	IFS='|' read -ra choices <<<"$names"
-	choice=
-	for name in "${choices[@]}"; do
-		candidate=$(apt-cache policy "$name" | sed -n 's/^ *Candidate: //p')
-		if [ -n "$candidate" ] && [ "$candidate" != "(none)" ]; then
-			choice=$name
-			break
-		fi
-	done
+	choice=$(candidate "$names" || true)
 	if [ -n "$choice" ]; then packages+=("$choice"); else unknown+=("$names"); fi
 done
 if [ ${#unknown[@]} -gt 0 ]; then

@@ -1,8 +1,4 @@
-"""The cases of `graft bench`: for each, the server, the client, and the figures that are measured.
-
-A case is set up once in each peer; then the peers are measured in turn. One measurement returns all figures of its
-case. `better` says which direction of a figure is good: "more" for rates, "less" for times and costs.
-"""
+"""The cases of `graft bench`: for each, the server, the client, and the figures that are measured."""
 
 import csv
 import io
@@ -10,17 +6,24 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from graft.bench.lab import CLIENT4, HOST4, laboratory, wait_for
-from graft.bench.peers import Graft, Peer
+from graft.bench.bystander import BYSTANDER
+from graft.bench.case import (
+    CPU_GB,
+    CPU_REQUESTS,
+    GBIT,
+    MICROSECONDS,
+    PER_SECOND,
+    Case,
+    Figures,
+    Measure,
+    Scale,
+)
+from graft.bench.connections import CONNECTIONS, near_latency
+from graft.bench.peer import Peer
 
-Figures = dict[str, float]
-Measure = Callable[[], Figures]
 KIB = 1024
-OUT_PORT = 9000
 
 NGINX = """
 daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/error.log warn;
@@ -32,31 +35,6 @@ http {{
     server {{ listen {port} backlog=4096; root {root}; }}
 }}
 """
-
-
-class Unit(NamedTuple):
-    """The unit of a figure, and which direction is better: "more" or "less"."""
-
-    name: str
-    better: str
-
-
-class Scale(NamedTuple):
-    """The length of a measurement: by time, or by the number of requests or connections."""
-
-    seconds: int
-    requests: int
-
-
-class Case(NamedTuple):
-    """One case. @tools: programs it needs. @peers: the peers it is for; empty: all that can serve to the outside."""
-
-    name: str
-    title: str
-    figures: dict[str, Unit]
-    setup: Callable[[Peer, Scale], Measure]
-    tools: tuple[str, ...] = ()
-    peers: tuple[str, ...] = ()
 
 
 def busy_seconds() -> float:
@@ -114,17 +92,6 @@ def _latency(peer: Peer, scale: Scale) -> Measure:
                 raise RuntimeError(f"sockperf: {text[-300:]}")
             found[f"p{name[:2]}"] = float(match[1])
         return found
-
-    return measure
-
-
-def _near_latency(peer: Peer, scale: Scale) -> Measure:
-    """Latency between containers, not by sockperf: it gives sendto() an address, which a unix socket refuses."""
-    _, port = peer.serve(1, (_load(peer), "answer", "{port}"))
-
-    def measure() -> Figures:
-        told = peer.run(_load(peer), "ask", peer.neighbour(), port, scale.requests, check=True).stdout.split()
-        return {"p50": float(told[0]), "p99": float(told[1])}
 
     return measure
 
@@ -196,43 +163,6 @@ def _memcached(peer: Peer, scale: Scale) -> Measure:
     return measure
 
 
-def _load(peer: Peer) -> Path:
-    return peer.lab.work / "load"
-
-
-def _rate(told: str) -> Figures:
-    return {"rate": 1e6 / float(told.strip())}
-
-
-def _short_in(peer: Peer, scale: Scale, processes: int) -> Measure:
-    address, port = peer.serve(5, (_load(peer), "serve", "{port}"))
-    words = (scale.requests // processes, processes)
-    return lambda: _rate(peer.lab.client(_load(peer), "connect", address, port, *words, check=True).stdout)
-
-
-def _short_out(peer: Peer, scale: Scale, processes: int, *, hogs: int = 0) -> Measure:
-    """Connections out of the peer, to one server in the client's namespace that all peers share.
-
-    @hogs: how many busy loops run on the host at the same time.
-    """
-    lab = peer.lab
-    if not lab.client("ss", "-tlnH", f"sport = :{OUT_PORT}").stdout:
-        lab.spawn(_load(peer), "serve", OUT_PORT, client=True)
-        wait_for(lambda: lab.client("ss", "-tlnH", f"sport = :{OUT_PORT}").stdout, "the server")
-
-    def measure() -> Figures:
-        busy = [lab.spawn("sh", "-c", "while :; do :; done") for _ in range(hogs)]
-        try:
-            words = (scale.requests // processes, processes)
-            return _rate(peer.run(_load(peer), "connect", CLIENT4, OUT_PORT, *words, check=True).stdout)
-        finally:
-            for process in busy:
-                lab.end(process)
-                lab.started.remove(process)
-
-    return measure
-
-
 def _near_bulk(peer: Peer, scale: Scale) -> Measure:
     _, port = peer.serve(6, ("iperf3", "-s", "-p", "{port}"))
 
@@ -249,32 +179,7 @@ def _near_bulk(peer: Peer, scale: Scale) -> Measure:
     return measure
 
 
-def _bystander(peer: Peer, scale: Scale) -> Measure:
-    """The host's own UDP and TCP servers, with graft's BPF programs loaded or without, in their own laboratory."""
-    grafted = isinstance(peer, Graft)
-
-    def measure() -> Figures:
-        with laboratory("bench") as lab:
-            if grafted:
-                lab.spawn_graft("--name", "bystander", "sleep", "600")
-                wait_for(lab.helper_pids, "a container")
-                time.sleep(0.3)
-            for words in (("echo", 7001), ("serve", 7002)):
-                lab.spawn(_load(peer), *words)
-            wait_for(lambda: lab.listening(7002), "the server")
-            udp = lab.host(_load(peer), "udp", HOST4, 7001, scale.requests * 2, check=True).stdout
-            tcp = lab.host(_load(peer), "connect", HOST4, 7002, scale.requests, 1, check=True).stdout
-        return {"UDP": 1e6 / float(udp.strip()), "connections": 1e6 / float(tcp.strip())}
-
-    return measure
-
-
-GBIT = Unit("Gbit/s", "more")
-PER_SECOND = Unit("1/s", "more")
-CPU_GB = Unit("CPU s per GB", "less")
-CPU_REQUESTS = Unit("CPU s per 100,000", "less")
-MICROSECONDS = Unit("us", "less")
-NEAR = ("host", "graft", "graft-local", "docker")
+NEAR = ("host", "graft", "graft-direct", "graft-local", "docker")
 
 
 def _bulk(name: str, title: str, *options: str) -> Case:
@@ -298,6 +203,7 @@ def _web(size: int, label: str, *, keep: bool) -> Case:
         {"rate": PER_SECOND, "CPU": CPU_REQUESTS},
         lambda peer, scale: _http(peer, scale, size, keep=keep),
         ("nginx", "wrk"),
+        also=("passed",),
     )
 
 
@@ -310,10 +216,6 @@ def _requests(name: str, title: str, pipeline: int, *, near: bool = False) -> Ca
         ("redis-server", "redis-benchmark"),
         NEAR if near else (),
     )
-
-
-def _connections(name: str, title: str, setup: Callable[[Peer, Scale], Measure]) -> Case:
-    return Case(name, title, {"rate": PER_SECOND}, setup, ("cc",))
 
 
 SIZES = ((64, "64 B"), (KIB, "1 KiB"), (64 * KIB, "64 KiB"), (KIB * KIB, "1 MiB"))
@@ -335,31 +237,16 @@ CASES: tuple[Case, ...] = (
         _memcached,
         ("memcached", "memcslap"),
     ),
-    _connections("short-in", "connections in, 1 client", lambda peer, scale: _short_in(peer, scale, 1)),
-    _connections("short-in-8", "connections in, 8 clients", lambda peer, scale: _short_in(peer, scale, 8)),
-    _connections("short-out", "connections out, 1 client", lambda peer, scale: _short_out(peer, scale, 1)),
-    _connections("short-out-8", "connections out, 8 clients", lambda peer, scale: _short_out(peer, scale, 8)),
-    _connections(
-        "short-out-hogs",
-        "connections out, 1 client, beside two busy loops",
-        lambda peer, scale: _short_out(peer, scale._replace(requests=scale.requests // 4), 1, hogs=2),
-    ),
+    *CONNECTIONS,
     Case("near-bulk", "container to container, bulk", {"rate": GBIT}, _near_bulk, ("iperf3",), NEAR),
     Case(
         "near-latency",
         "container to container, request and response",
         {"p50": MICROSECONDS, "p99": MICROSECONDS},
-        _near_latency,
+        near_latency,
         ("cc",),
         NEAR,
     ),
     _requests("near-redis", "container to container, redis, 50 clients", 1, near=True),
-    Case(
-        "bystander",
-        "a host's own servers, with graft loaded",
-        {"UDP": PER_SECOND, "connections": PER_SECOND},
-        _bystander,
-        ("cc",),
-        ("host", "graft"),
-    ),
+    BYSTANDER,
 )

@@ -75,6 +75,7 @@ class Lab:
         self.env = {**os.environ, **own, **waits, "PYTHONUNBUFFERED": "1"}
         self.started: list[subprocess.Popen[str]] = []
         self.daemon: subprocess.Popen[str] | None = None  # by start_daemon()
+        self.shaping: tuple[str, ...] = ()  # a queueing discipline of tc(8) for each end of a wire
         try:
             self._build()
         except BaseException:
@@ -99,6 +100,12 @@ class Lab:
     def ip(*arguments: str) -> None:
         """Run ip(8). Raises CalledProcessError."""
         subprocess.run(("ip", *arguments), check=True, timeout=TIMEOUT)
+
+    def shape(self, ns: str, device: str) -> None:
+        """Give an end of a wire its queueing discipline, `shaping`. Raises CalledProcessError, with tc(8)'s words."""
+        if self.shaping:
+            command = ("tc", "-n", ns, "qdisc", "add", "dev", device, "root", *self.shaping)
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT)
 
     def _in(self, ns: str, argv: tuple[Any, ...]) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{ns}", *map(str, argv)]

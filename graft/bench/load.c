@@ -4,24 +4,37 @@
  *
  * usage: load serve PORT                       TCP server: accept and close, in a batch every millisecond
  *        load connect ADDR PORT COUNT PROCS    connect and reset COUNT times in each process; prints us for each
- *        load udp ADDR PORT COUNT              send and receive one byte COUNT times; prints us per round trip
- *        load echo PORT                        UDP server for it
- *        load ask ADDR PORT COUNT              the same by TCP; prints us per round trip: median and 99th percentile
- *        load answer PORT                      TCP server for it, which serves one client after another
+ *        load answer PORT                      TCP server: bytes there and back, one client after another
+ *        load ask ADDR PORT COUNT              one byte there and back; prints us: median and 99th percentile
+ *        load reply PORT                       TCP server: 100 bytes there and back at once, and close
+ *        load request ADDR PORT COUNT PROCS    connect, 100 bytes there and back, close; prints us for each
  *
  * `serve` drains its backlog by the clock. If each connection woke it, the client's time would include the wake-up.
+ * `reply` closes first, as a web server does. So the connections in TIME_WAIT are its own, and no client runs out of
+ * ports.
+ *
+ * A server takes a listening socket that it is passed (LISTEN_FDS, sd_listen_fds(3)) instead of making one.
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define REQUEST 100 /* bytes, each way */
+#define WORKERS 8
+#define PASSED 3 /* SD_LISTEN_FDS_START */
 
 static double now(void)
 {
@@ -37,10 +50,17 @@ static void die(const char *what)
 	exit(1);
 }
 
-static int listening(int type, int port)
+static bool is_passed(void)
+{
+	const char *count = getenv("LISTEN_FDS"), *pid = getenv("LISTEN_PID");
+
+	return count && pid && !strcmp(count, "1") && atoi(pid) == getpid();
+}
+
+static int bound(int port)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
-	int fd = socket(AF_INET, type, 0), one = 1;
+	int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)))
@@ -48,12 +68,21 @@ static int listening(int type, int port)
 	return fd;
 }
 
-static void serve(int port)
+static int listening(int port, int flags)
 {
-	int fd = listening(SOCK_STREAM | SOCK_NONBLOCK, port), accepted;
+	int fd = is_passed() ? PASSED : bound(port);
 
 	if (listen(fd, 4096))
 		die("listen");
+	if (fcntl(fd, F_SETFL, flags))
+		die("fcntl");
+	return fd;
+}
+
+static void serve(int port)
+{
+	int fd = listening(port, O_NONBLOCK), accepted;
+
 	for (;;) {
 		while ((accepted = accept(fd, NULL, NULL)) >= 0)
 			close(accepted);
@@ -61,19 +90,29 @@ static void serve(int port)
 	}
 }
 
-static void echo(int port)
+static void *replies(void *listener)
 {
-	int fd = listening(SOCK_DGRAM, port);
-	struct sockaddr_storage from;
-	char text[64];
+	int fd = *(int *)listener, accepted;
+	char text[REQUEST];
 
 	for (;;) {
-		socklen_t size = sizeof(from);
-		ssize_t length = recvfrom(fd, text, sizeof(text), 0, (struct sockaddr *)&from, &size);
-
-		if (length >= 0)
-			sendto(fd, text, (size_t)length, 0, (struct sockaddr *)&from, size);
+		accepted = accept(fd, NULL, NULL);
+		if (recv(accepted, text, sizeof(text), MSG_WAITALL) == sizeof(text))
+			send(accepted, text, sizeof(text), MSG_NOSIGNAL);
+		close(accepted);
 	}
+	return NULL;
+}
+
+static void reply(int port)
+{
+	int fd = listening(port, 0);
+	pthread_t worker;
+
+	for (int n = 1; n < WORKERS; n++)
+		if (pthread_create(&worker, NULL, replies, &fd))
+			die("pthread_create");
+	replies(&fd);
 }
 
 static void connects(const struct sockaddr_in *peer, int count)
@@ -92,29 +131,30 @@ static void connects(const struct sockaddr_in *peer, int count)
 	}
 }
 
-static void rounds(const struct sockaddr_in *peer, int count)
+static void requests(const struct sockaddr_in *peer, int count)
 {
-	struct timeval patience = {.tv_sec = 1};
-	int fd = socket(AF_INET, SOCK_DGRAM, 0);
-	char text[64] = "x";
+	char text[REQUEST] = "x", end;
 
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
 	for (int n = 0; n < count; n++) {
-		if (sendto(fd, text, 1, 0, (const struct sockaddr *)peer, sizeof(*peer)) != 1)
-			die("sendto");
-		if (recv(fd, text, sizeof(text), 0) < 0)
-			die("recv");
+		int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+		if (fd <= 0)
+			die("socket");
+		if (connect(fd, (const struct sockaddr *)peer, sizeof(*peer)))
+			die("connect");
+		if (send(fd, text, sizeof(text), MSG_NOSIGNAL) != sizeof(text) ||
+		    recv(fd, text, sizeof(text), MSG_WAITALL) != sizeof(text) || recv(fd, &end, 1, 0))
+			die("request");
+		close(fd);
 	}
 }
 
 static void answer(int port)
 {
-	int fd = listening(SOCK_STREAM, port), accepted, one = 1;
+	int fd = listening(port, 0), accepted, one = 1;
 	char text[64];
 	ssize_t length;
 
-	if (listen(fd, 64))
-		die("listen");
 	for (;;) {
 		accepted = accept(fd, NULL, NULL);
 		setsockopt(accepted, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
@@ -157,12 +197,12 @@ int main(int argc, char **argv)
 
 	if (argc == 3 && !strcmp(argv[1], "serve"))
 		serve(atoi(argv[2]));
-	if (argc == 3 && !strcmp(argv[1], "echo"))
-		echo(atoi(argv[2]));
 	if (argc == 3 && !strcmp(argv[1], "answer"))
 		answer(atoi(argv[2]));
+	if (argc == 3 && !strcmp(argv[1], "reply"))
+		reply(atoi(argv[2]));
 	if (argc < 5 || inet_pton(AF_INET, argv[2], &peer.sin_addr) != 1) {
-		fputs("usage: load serve|echo|answer PORT | connect ADDR PORT COUNT PROCS | udp|ask ADDR PORT "
+		fputs("usage: load serve|answer|reply PORT | connect|request ADDR PORT COUNT PROCS | ask ADDR PORT "
 		      "COUNT\n",
 		      stderr);
 		return 2;
@@ -176,8 +216,9 @@ int main(int argc, char **argv)
 	for (int n = 0; n < processes; n++) {
 		if (fork())
 			continue;
-		if (!strcmp(argv[1], "udp"))
-			rounds(&peer, count);
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* one that is stuck ends with the command */
+		if (!strcmp(argv[1], "request"))
+			requests(&peer, count);
 		else
 			connects(&peer, count);
 		_exit(0);

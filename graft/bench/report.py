@@ -5,17 +5,23 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from graft.bench.result import Result, Row
+from graft.bench.summary import section
 
 COLOURS = {
     "host": "#8a8f98",
     "graft": "#0b7a4b",
     "graft-accel": "#3fae6f",
     "graft-local": "#86c441",
+    "graft-direct": "#12b886",
     "docker": "#1d63ed",
     "bridge": "#6b9bf5",
+    "netkit": "#22a5c9",
     "macvlan": "#b07cd8",
+    "ipvlan": "#7d4fb0",
     "pasta": "#e0862c",
     "slirp4netns": "#d1495b",
+    "bypass4netns": "#a8323e",
+    "passed": "#c9a227",
 }
 WIDTH, LEFT, BAR, GAP = 900, 120, 14, 4
 FULL = 2.0  # the ratio whose bar fills the width
@@ -27,7 +33,7 @@ STYLE = """
 }
 body {
   font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  margin: 2rem auto; max-width: 960px; padding: 0 1rem;
+  margin: 2rem auto; max-width: 1160px; padding: 0 1rem;
 }
 h1 { font-size: 1.5rem; }
 .partial { font-weight: 600; border-left: 4px solid #d1495b; padding-left: .6rem; }
@@ -39,6 +45,18 @@ td { text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid 
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .soft { fill: var(--soft); }
+.wide { overflow-x: auto; }
+.summary { font-size: 13px; white-space: nowrap; }
+.summary th { font-weight: 400; text-align: left; padding: .15rem .3rem .15rem 0; }
+.summary th, .summary td { border-bottom: 1px solid var(--line); }
+.summary thead th { white-space: normal; vertical-align: bottom; text-align: right; font-weight: 600; }
+.summary thead th:first-child { text-align: left; }
+.summary a { color: inherit; text-decoration: none; }
+.summary td { text-align: right; padding: .15rem .3rem; font-variant-numeric: tabular-nums; }
+.good { background: #1a7f3733; }
+.fair { background: #bf870033; }
+.poor { background: #cf222e33; }
+.best { font-weight: 700; }
 .key span { display: inline-block; margin-right: 1rem; }
 .key i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; }
 """
@@ -62,6 +80,7 @@ def _page(result: Result) -> Iterator[str]:
         "pair by pair, its median; the thin line spans the least and the greatest pair. 1.00 is the host; longer is "
         "better, also for times and costs.</p>"
     )
+    yield from section(result.rows, list(result.peers))
     yield '<p class="key">'
     for name, title in result.peers.items():
         colour = COLOURS.get(name, "#888")
@@ -70,7 +89,7 @@ def _page(result: Result) -> Iterator[str]:
     yield "</p>"
     for case in dict.fromkeys(row.case for row in result.rows):
         rows = [row for row in result.rows if row.case == case]
-        yield f"<h2>{html.escape(rows[0].title)}{_rounds(rows, result)}</h2>"
+        yield f'<h2 id="{html.escape(case)}">{html.escape(rows[0].title)}{_rounds(rows, result)}</h2>'
         for row in rows:
             yield from _chart(row)
     if result.growth:

@@ -102,6 +102,7 @@ def machine() -> dict[str, str]:
         "load at start": _lines("/proc/loadavg")[0],
         "docker": _output("dockerd", "--version"),
         "runc": _output("runc", "--version"),
+        "go": _output("go", "version"),
         "pasta": _output("pasta", "--version"),
         "slirp4netns": _output("slirp4netns", "--version"),
     }

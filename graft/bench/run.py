@@ -6,6 +6,7 @@ samples of the same round, and the result is their median. A run that is stopped
 """
 
 import contextlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -22,16 +23,24 @@ from rich.table import Table
 
 from graft import __version__
 from graft.bench import scale
-from graft.bench.cases import CASES, Case, Figures, Measure, Scale
+from graft.bench.case import Case, Figures, Measure, Scale
+from graft.bench.cases import CASES
 from graft.bench.lab import Lab, laboratory
-from graft.bench.peers import PEERS, Peer
+from graft.bench.peer import Peer
+from graft.bench.peers import PEERS
 from graft.bench.result import FORMAT, Growth, Partial, Result, Row, Skipped, machine
 from graft.bench.stop import Stop, Stopped
 from graft.errors import Failure, UsageError
 
 FULL = Scale(2, 20000)
 QUICK = Scale(1, 2000)
-QUICK_EVERYWHERE = ("tcp-in", "http-1kib-close", "short-out")  # --quick measures other peers in these cases only
+QUICK_EVERYWHERE = (
+    "tcp-in",
+    "http-1kib-close",
+    "short-out",
+)  # the only cases of --quick with other peers, and --direct
+ALWAYS = ("host", "graft", "graft-direct", "graft-accel", "graft-local")  # whatever --against says
+FOR_SOME = ("graft-accel", "graft-local", "passed")  # they take part only in the cases that name them
 FAULTS = (RuntimeError, OSError, ValueError, KeyError, subprocess.SubprocessError, TimeoutError)
 NAMES = (*(case.name for case in CASES), *scale.CASES)
 
@@ -52,8 +61,7 @@ class Choice(NamedTuple):
 
     def peers(self) -> list[type[Peer]]:
         """Return the peers to measure."""
-        always = ("host", "graft", "graft-accel", "graft-local")
-        return [peer for peer in PEERS if not self.against or peer.name in always or peer.name in self.against]
+        return [peer for peer in PEERS if not self.against or peer.name in (*ALWAYS, *self.against)]
 
 
 class Board:
@@ -186,7 +194,7 @@ class Run:
         """The cases in one laboratory, peer beside peer."""
         with laboratory("bench") as lab:
             with self.stop.breakable():
-                _compile(lab)
+                _compile(lab, self.cases)
                 _shape(lab, self.choice)
             field = Field(lab, self)
             try:
@@ -230,11 +238,29 @@ def _check(choice: Choice) -> None:
             raise UsageError(f"no peer is named '{name}'", hint=f"one of {', '.join(p.name for p in PEERS)}")
 
 
-def _compile(lab: Lab) -> None:
-    source = Path(__file__).with_name("load.c")
-    result = subprocess.run(("cc", "-O2", source, "-o", lab.work / "load"), capture_output=True, text=True)
+def _compile(lab: Lab, cases: Sequence[Case] = ()) -> None:
+    """Compile the load of the benchmark, and the Go program if one of @cases needs it. Raises Failure."""
+    for name in ("load", "bystander"):
+        source = Path(__file__).with_name(f"{name}.c")
+        _build(
+            source, ("cc", "-O2", "-pthread", source, "-o", lab.work / name), "apt-get install gcc libc6-dev", None
+        )
+    if shutil.which("go") and any("go" in case.tools for case in cases):
+        source = Path(__file__).with_name("load.go")
+        env = {
+            **os.environ,
+            "CGO_ENABLED": "0",
+            "GOFLAGS": "",
+            "GOTOOLCHAIN": "local",
+            "GOCACHE": str(lab.work / "go-cache"),
+        }
+        _build(source, ("go", "build", "-o", lab.work / "load-go", source), "go env, go build by hand", env)
+
+
+def _build(source: Path, command: Sequence[str | Path], hint: str, env: dict[str, str] | None) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
     if result.returncode:
-        raise Failure(f"compile {source}: {result.stderr.strip()}", hint="apt-get install gcc libc6-dev")
+        raise Failure(f"compile {source}: {result.stderr.strip()}", hint=hint)
 
 
 def _shape(lab: Lab, choice: Choice) -> None:
@@ -243,19 +269,19 @@ def _shape(lab: Lab, choice: Choice) -> None:
     Raises UsageError for a value that tc(8) does not understand, Failure if the kernel lacks the queueing discipline.
     """
     if choice.delay:
-        words = ["netem", "delay", choice.delay, *(["rate", choice.rate] if choice.rate else []), "limit", "100000"]
+        rate = ("rate", choice.rate) if choice.rate else ()
+        lab.shaping = ("netem", "delay", choice.delay, *rate, "limit", "100000")
     elif choice.rate:
-        words = ["tbf", "rate", choice.rate, "burst", "1mb", "latency", "50ms"]
-    else:
-        return
-    for ns in (lab.host_ns, lab.client_ns):
-        command = ("tc", "-n", ns, "qdisc", "add", "dev", "veth0", "root", *words)
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            said = " ".join(result.stderr.split())
-            if "llegal" in said:
-                raise UsageError(said, hint="write it as tc(8) does: 1gbit, 5ms")
-            raise Failure(f"tc qdisc add {' '.join(words)}: {said}", hint=f"the kernel needs sch_{words[0]}")
+        lab.shaping = ("tbf", "rate", choice.rate, "burst", "1mb", "latency", "50ms")
+    try:
+        for ns in (lab.host_ns, lab.client_ns):
+            lab.shape(ns, "veth0")
+    except subprocess.CalledProcessError as error:
+        said = " ".join(error.stderr.split())
+        if "llegal" in said:
+            raise UsageError(said, hint="write it as tc(8) does: 1gbit, 5ms") from None
+        words = " ".join(lab.shaping)
+        raise Failure(f"tc qdisc add {words}: {said}", hint=f"the kernel needs sch_{lab.shaping[0]}") from None
 
 
 def _missing(case: Case) -> str:
@@ -273,7 +299,7 @@ class Field:
         self.skipped = run.skipped
         self.kinds = {kind.name: (index, kind) for index, kind in enumerate(run.choice.peers(), 1)}
         self.built: dict[str, Peer] = {}
-        self.broken: dict[str, str] = {}
+        self.absent: set[str] = set()
 
     def close(self) -> None:
         """End all servers, and remove all peers."""
@@ -293,18 +319,22 @@ class Field:
         if reason:
             self.skipped.append(Skipped(case.name, "", reason))
             return
+        scale = QUICK if self.choice.quick else FULL
         try:
-            with self.run.stop.breakable():
-                measures = self._set_up(case)
-            for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # the first round warms up
+            with case.abreast(self.lab.work, scale) if case.abreast else contextlib.nullcontext() as abreast:
                 with self.run.stop.breakable():
-                    found = self._round(case, measures, turn)
-                if turn < 0:
-                    continue
-                for row in rows:
-                    for name, figures in found.items():
-                        row.samples.setdefault(name, []).append(figures[row.figure])
-                self.run.rounds += 1
+                    measures = self._set_up(case, scale)
+                for turn in range(0 if self.choice.quick else -1, self.choice.rounds):  # the first round warms up
+                    with self.run.stop.breakable():
+                        found = abreast() if abreast else self._round(case, measures, turn)
+                    if turn < 0:
+                        continue
+                    for row in rows:
+                        for name, figures in found.items():
+                            row.samples.setdefault(name, []).append(figures[row.figure])
+                    self.run.rounds += 1
+        except FAULTS as error:
+            self.skipped.append(Skipped(case.name, "", _told(error)))
         finally:
             for peer in self.built.values():
                 peer.end_servers()
@@ -323,45 +353,43 @@ class Field:
         return found
 
     def _takes_part(self, case: Case, name: str) -> bool:
-        if name not in case.peers if case.peers else name == "graft-local":
+        if not case.setup or (case.peers and name not in case.peers):
             return False
-        if name == "graft-accel":
-            return case.name.startswith("short-out")  # the library changes nothing but socket()
+        if not case.peers and name in FOR_SOME and name not in case.also:
+            return False
         everywhere = not self.choice.quick or bool(self.choice.cases) or case.name in QUICK_EVERYWHERE
-        return everywhere or name.startswith(("host", "graft"))
+        return everywhere or name in ("host", "graft", "graft-accel", "graft-local")
 
-    def _set_up(self, case: Case) -> dict[str, Measure]:
+    def _set_up(self, case: Case, scale: Scale) -> dict[str, Measure]:
         measures: dict[str, Measure] = {}
         for name in self.kinds:
-            if not self._takes_part(case, name):
+            if not case.setup or not self._takes_part(case, name):
                 continue
             try:
                 peer = self._peer(name)
                 if peer:
-                    measures[name] = case.setup(peer, QUICK if self.choice.quick else FULL)
+                    measures[name] = case.setup(peer, scale)
             except FAULTS as error:
                 self.skipped.append(Skipped(case.name, name, _told(error)))
-            else:
-                if not peer:
-                    self.skipped.append(Skipped(case.name, name, self.broken[name]))
         return measures
 
     def _peer(self, name: str) -> Peer | None:
-        """Return the peer, started if need be; None if it cannot run, for the reason in `broken`."""
-        if name in self.broken:
+        """Return the peer, started if need be; None if it cannot run, which is told once."""
+        if name in self.absent:
             return None
         if name not in self.built:
             index, kind = self.kinds[name]
-            self.broken[name] = kind.reason()
-            if self.broken[name]:
+            reason = kind.reason()
+            if not reason:
+                self.built[name] = kind(self.lab, index)  # also what is half built has to go
+                try:
+                    self.built[name].start()
+                except FAULTS as error:
+                    reason = _told(error)
+            if reason:
+                self.absent.add(name)
+                self.skipped.append(Skipped("", name, reason))
                 return None
-            self.built[name] = kind(self.lab, index)  # also what is half built has to go
-            try:
-                self.built[name].start()
-            except FAULTS as error:
-                self.broken[name] = _told(error)
-                return None
-            del self.broken[name]
         return self.built[name]
 
 

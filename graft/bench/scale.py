@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from graft.bench.cases import OUT_PORT
+from graft.bench.connections import OUT_PORT
 from graft.bench.lab import CLIENT4, GRAFT, Lab, wait_for
 from graft.bench.peers import Docker
 from graft.bench.result import Growth

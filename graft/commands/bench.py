@@ -1,12 +1,15 @@
 """`graft bench`: options, signals and output files; graft/bench does the measuring."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from graft.commands.options import CONTEXT
 from graft.errors import Failure, Refused, from_oserror
+
+WIDTH = 180  # of the summary where no terminal says how wide it is
 
 
 @click.command(context_settings=CONTEXT)
@@ -15,7 +18,10 @@ from graft.errors import Failure, Refused, from_oserror
     "--case", "cases", multiple=True, metavar="NAME", help="Run only this case (or those whose names contain it)."
 )
 @click.option(
-    "--against", multiple=True, metavar="PEER", help="Compare with: docker, bridge, macvlan, pasta, slirp4netns."
+    "--against",
+    multiple=True,
+    metavar="PEER",
+    help="Compare with this peer, and not with all: docker, bridge, bypass4netns; --list names them.",
 )
 @click.option("--rounds", type=click.IntRange(1, 1000), default=None, metavar="N", help="Rounds of pairs; default 5.")
 @click.option(
@@ -47,7 +53,7 @@ def command(
     """Measure graft against the host's own stack and other networking that is installed, in interleaved pairs.
 
     Two network namespaces, joined by a veth pair, play a host and a client; nothing touches the machine's own
-    addresses, ports or containers. Nothing else should run meanwhile: about 40 minutes, less with --case.
+    addresses, ports or containers. Nothing else should run meanwhile: more than an hour, less with --case.
     A run that is interrupted, or whose time is up, writes the rounds that are done, marked as partial.
 
     \b
@@ -57,7 +63,7 @@ def command(
     import msgspec
     from rich.console import Console
 
-    from graft.bench import run, scale
+    from graft.bench import run, scale, summary
     from graft.bench.cases import CASES
     from graft.bench.peers import PEERS
     from graft.bench.report import page
@@ -78,7 +84,7 @@ def command(
             raise Refused(
                 f"{path}: there is no directory {path.absolute().parent}", hint="create it first", code="ENOENT"
             )
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
     stop = Stop(seconds(limit) if limit is not None else 0.0)
     result = run.benchmark(choice, console, stop)
@@ -89,8 +95,12 @@ def command(
             out.write_text(page(result))
     except OSError as error:
         raise from_oserror(f"write {error.filename}", error) from None
+    if result.rows:
+        console.print(f"{summary.LEGEND}; * the best", highlight=False, soft_wrap=True)
+        console.print(summary.table(result.rows, list(result.peers)))
     for skip in result.skipped:
-        console.print(f"not measured: {skip.case} {skip.peer}: {skip.reason}", highlight=False, soft_wrap=True)
+        what = " ".join(filter(None, (skip.case, skip.peer)))
+        console.print(f"not measured: {what}: {skip.reason}", highlight=False, soft_wrap=True)
     if result.partial:
         console.print(str(result.partial), highlight=False, soft_wrap=True)
     ended = stop.error()

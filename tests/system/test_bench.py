@@ -14,6 +14,7 @@ import pytest
 from graft.bench import scale
 from graft.bench.cases import CASES
 from graft.bench.lab import GRAFT, SLOWNESS, wait_for
+from graft.bench.peers import PEERS
 from graft.bench.result import FORMAT, Partial, Result
 from tests.conftest import need
 
@@ -25,13 +26,17 @@ def bench(*words, timeout=60):
     return subprocess.run((GRAFT, "bench", *words), capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.mark.timeout(420)  # a machine that is busy takes more than two minutes
 def test_quick(tmp_path):
-    need("iperf3", "nginx", "wrk", "redis-benchmark", "memcslap", "sockperf", "dockerd", "pasta", "slirp4netns", "iptables", "chromium")
-    found = bench("--quick", "--json", tmp_path / "r.json", "--out", tmp_path / "r.html", timeout=400)
+    need("iperf3", "nginx", "wrk", "redis-benchmark", "memcslap", "sockperf", "dockerd", "pasta", "slirp4netns", "iptables", "go", "chromium")
+    found = bench("--quick", "--json", tmp_path / "r.json", "--out", tmp_path / "r.html", timeout=330)
     assert found.returncode == 0, found.stderr
     result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result, strict=True)
     assert (result.format, result.quick) == (FORMAT, True)
-    assert (result.skipped, result.partial) == ([], None)
+    assert result.partial is None
+    absent = {kind.name: kind.reason() for kind in PEERS if kind.reason()}
+    assert all(skip.case == "" and skip.reason == absent.get(skip.peer) for skip in result.skipped), result.skipped
+    assert len({skip.peer for skip in result.skipped}) == len(result.skipped), "a peer that is absent is told once"
     figures = {(row.case, row.figure): row for row in result.rows}
     assert set(figures) == {(case.name, figure) for case in CASES for figure in case.figures}
     for case in CASES:
@@ -40,13 +45,18 @@ def test_quick(tmp_path):
             assert {"host", "graft"} <= row.samples.keys()
             assert all(len(samples) == 1 and samples[0] > 0 for samples in row.samples.values()), row
             assert row.ratios("graft")
-    assert set(figures["tcp-in", "rate"].samples) == {"host", "graft", "docker", "bridge", "macvlan", "pasta", "slirp4netns"}
-    assert "graft-accel" in figures["short-out", "rate"].samples
+    serving = {kind.name for kind in PEERS} - {"graft-accel", "graft-local", "passed"} - absent.keys()
+    assert set(figures["tcp-in", "rate"].samples) == serving
+    assert set(figures["short-out", "rate"].samples) == serving | {"graft-accel"}
+    assert set(figures["crr-out-go-8", "rate"].samples) == {"host", "graft"}
+    assert set(figures["bystander", "UDP"].samples) == {"host", "graft"}
     assert "graft-local" in figures["near-redis", "GET"].samples
     assert {entry.case for entry in result.growth} == set(scale.CASES)
     assert result.machine["kernel"] == os.uname().release
     opened = open_page(tmp_path / "r.html")
     assert opened.count("<svg") == len(result.rows)
+    assert opened.count('<tr><th scope="row">') == len(CASES)
+    assert all(found.stdout.count(f"\n{case.title}, {next(iter(case.figures))} ") == 1 for case in CASES), found.stdout
 
 
 def open_page(path):
@@ -68,6 +78,22 @@ def test_one_case_against_one(tmp_path):
     rows = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result).rows
     assert [(row.case, sorted(row.samples)) for row in rows] == [("short-in", ["bridge", "graft", "host"])]
     assert "connections in, 1 client, rate: host" in found.stdout
+
+
+def test_a_peer_is_measured_or_absent_for_a_reason(tmp_path):
+    """What this machine's kernel and packages have of these; and the rows that servers with a passed socket have."""
+    kinds = {kind.name: kind.reason() for kind in PEERS if kind.name in ("netkit", "ipvlan", "bypass4netns", "passed")}
+    against = [word for name in kinds for word in ("--against", name)]
+    cases = ("--case", "crr-in", "--case", "crr-out", "--case", "http-64b-close")
+    found = bench("--quick", *cases, *against, "--json", tmp_path / "r.json")
+    assert found.returncode == 0, found.stderr
+    rows = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result).rows
+    assert {row.case for row in rows} == {"crr-in", "crr-out", "http-64b-close"}
+    for name, reason in kinds.items():
+        measured = [row.case for row in rows if name in row.samples]
+        there = {"crr-in", "crr-out", "http-64b-close"} - ({"crr-out"} if name == "passed" else set())
+        assert set(measured) == (set() if reason else there), found.stdout
+        assert (f"not measured: {name}: {reason}" in found.stdout.splitlines()) == bool(reason), found.stdout
 
 
 def test_a_wire_with_a_rate(tmp_path):

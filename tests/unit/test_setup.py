@@ -157,6 +157,14 @@ def test_setup_names_a_package_without_a_candidate(system):
     assert "packages.txt" in err
 
 
+def test_setup_installs_what_may_be_lacking_where_it_is_to_be_had(system):
+    row = "run {}|?  nosuchprogram\n"
+    assert system(row.format("never"), "run") == (0, "setup: run: nothing to install\n", "")
+    assert system("run new\n" + row.format("never"), "run")[:2] == (0, "setup: run: install new\nsetup: run: installed 1 packages\n")
+    code, out, _ = system(row.format("second"), "run")
+    assert (code, out) == (0, "setup: run: install second|?\nsetup: run: installed 1 packages\n")
+
+
 def test_setup_names_a_package_that_was_not_installed(system):
     """apt-get may succeed and install nothing."""
     code, _, err = system("run lazy\n", "run")

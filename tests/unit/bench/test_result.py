@@ -53,6 +53,8 @@ def test_the_page_escapes_what_it_shows():
     assert "a &amp; b" in text
     assert text.count("<svg") == 1
     assert text.count("<rect") == 2
+    assert '<a href="#a-case">a &lt;case&gt;, rate</a>' in text
+    assert '<h2 id="a-case">' in text
     assert 'class="partial"' not in text
     assert msgspec.json.decode(msgspec.json.encode(result), type=Result) == result
 
@@ -62,7 +64,8 @@ def test_what_a_choice_means():
     assert Choice(cases=("tcp-in",)).wants("tcp-in")
     assert not Choice(cases=("tcp-in",)).wants("tcp-in-8"), "a whole name is that case alone"
     assert Choice(cases=("http",)).wants("http-1kib-close")
-    assert [peer.name for peer in Choice(against=("docker",)).peers()] == ["host", "graft", "graft-accel", "graft-local", "docker"]
+    always = ["host", "graft", "graft-direct", "graft-accel", "graft-local"]
+    assert [peer.name for peer in Choice(against=("docker",)).peers()] == [*always, "docker"]
     assert len(NAMES) == len(set(NAMES))
 
 
