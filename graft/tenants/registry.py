@@ -296,9 +296,8 @@ class Registry(Known):
         wanted = [tenant.compile(self.added, self.pod_resolvers) for tenant in self.tenants.values()]
         for index, (name, key_size) in enumerate(KEY_SIZES):
             keep = {key for tables in wanted for key in tables.maps()[index]}
-            for key in list(self.kernel.maps[name].keys(key_size)):
-                if key not in keep:
-                    self.kernel.maps[name].delete(key)
+            for key in set(self.kernel.maps[name].keys(key_size)) - keep:
+                self.kernel.maps[name].delete(key)
         used = (int.from_bytes(key, "little") + 1 for key in self.kernel.maps["tenants"].keys(4))
         self.next_id = max([self.next_id, *used])  # never give out a lost tenant's id
         known = {tenant.to_bytes(4, "little") for tenant in self.tenants}

@@ -341,7 +341,7 @@ def test_the_policy_stays_with_sockets_that_were_passed_out(own_lab):
     taker = lab.spawn(
         *python(
             "import array, errno, socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print('ready', flush=True)\n"
-            "c, _ = s.accept(); _, anc, *_ = c.recvmsg(1, 64); fd = array.array('i', anc[0][2])[0]; print('taken', flush=True)\n"
+            "c, _ = s.accept(); _, ancillary, *_ = c.recvmsg(1, 64); fd = array.array('i', ancillary[0][2])[0]; print('taken', flush=True)\n"
             "sys.stdin.readline(); t = socket.socket(fileno=fd)\n"
             f"try: t.connect(({CLIENT4!r}, 9000)); print('OK')\n"
             "except OSError as e: print(errno.errorcode[e.errno])"
