@@ -148,6 +148,16 @@ def add_address(address: Address) -> bool:
     return True
 
 
+def add_slice_address(address: Address) -> None:
+    """Put an address of the IPv6 slices on `lo`, so that it can be bound without IPV6_FREEBIND. Raises Failure.
+
+    The kernel's own routes to it are taken away: that of the slices leads there (add_slice_route()), and that one is
+    for locally generated traffic alone. remove_address() undoes it.
+    """
+    _ip("-6", "address", "add", f"{address}/128", "dev", "lo", "nodad", "noprefixroute", "metric", str(MARK))
+    _ip("-6", "route", "del", "local", str(address), "dev", "lo", "table", "local")
+
+
 def marked_addresses() -> list[Address]:
     """The addresses on `lo` that an add_address() has put there, of whatever graftd, and that nobody has removed."""
     entries = json.loads(_ip("-j", "address", "show", "dev", "lo"))[0]["addr_info"]

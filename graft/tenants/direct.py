@@ -12,6 +12,7 @@ from pathlib import Path
 
 from graft.errors import Failure, Refused
 from graft.kernel import direct, linux
+from graft.kernel.addresses import add_slice_address
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.log import log
@@ -45,7 +46,9 @@ class DirectContainers:
             tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
             direct.guard(self.kernel.for_direct(), cgroup, tenant.id)
             if self.registry.ipv6:
-                self.registry.add_address(dynamic_address(tenant.slice_number))
+                address = dynamic_address(tenant.slice_number)
+                add_slice_address(address)
+                self.registry.added.add(address)
         direct.enter(direct.directory_of(tenant.cgroup), pid)
 
     def end(self, tenant: Tenant) -> None:
