@@ -11,6 +11,7 @@ import errno
 import json
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from graft.errors import Failure, UsageError
@@ -24,6 +25,7 @@ RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100  # rtnetlink(7)
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 # Destinations that only a default route is for, and that are nobody's: the anycast addresses of PCP (RFC 7723)
 ANYWHERE = (parse_address("192.0.0.9"), parse_address("2001:1::1"))
+ROUTE_SECONDS = 2.0  # for the kernel to add its route to a new address
 MARK = 26470  # the metric of graft's addresses on `lo` (IFA_RT_PRIORITY, rtnetlink(7)): by it they are known again
 
 
@@ -151,11 +153,20 @@ def add_address(address: Address) -> bool:
 def add_slice_address(address: Address) -> None:
     """Put an address of the IPv6 slices on `lo`, so that it can be bound without IPV6_FREEBIND. Raises Failure.
 
-    The kernel's own routes to it are taken away: that of the slices leads there (add_slice_route()), and that one is
-    for locally generated traffic alone. remove_address() undoes it.
+    The kernel's own route to it is taken away: that of the slices leads there (add_slice_route()), and that one is for
+    locally generated traffic alone. The kernel adds its own a moment later, by a work queue (addrconf_dad_work() of
+    net/ipv6/addrconf.c). remove_address() undoes all.
     """
     _ip("-6", "address", "add", f"{address}/128", "dev", "lo", "nodad", "noprefixroute", "metric", str(MARK))
-    _ip("-6", "route", "del", "local", str(address), "dev", "lo", "table", "local")
+    until = time.monotonic() + ROUTE_SECONDS
+    while True:
+        try:
+            _ip("-6", "route", "del", "local", str(address), "dev", "lo", "table", "local")
+            return
+        except Failure:
+            if time.monotonic() > until:
+                remove_address(address)
+                raise
 
 
 def marked_addresses() -> list[Address]:
