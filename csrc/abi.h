@@ -53,10 +53,13 @@ struct graft_loopbacks {
 	__u64 ip[SLICE_LOOPBACKS]; /* network order; of 64 bits to be exchanged */
 };
 
-/* direct: storage of the cgroup of a direct container, whose sockets are made there. 0: nobody's yet */
+/*
+ * direct: storage of the cgroup of a direct container, whose sockets are made there. @tenant 0: nobody's yet. @low:
+ * the ip_unprivileged_port_start of the container's netns, in which its programs are not.
+ */
 struct graft_direct {
 	__u32 tenant;
-	__u32 pad;
+	__u32 low;
 };
 
 /* config: one entry, index 0. */

@@ -79,8 +79,9 @@ static __always_inline bool may_bind_service(const struct cred *cred, struct use
 /*
  * May the calling thread bind @port at an address of its container, whose netns has @cookie? The kernel asks the
  * host's netns, where the socket is, and the hook has it not asked; what counts is the container's, as behind a
- * bridge: its net.ipv4.ip_unprivileged_port_start, and a capability over it. Whoever was sent a socket, and is in
- * another netns, needs the host's.
+ * bridge: its net.ipv4.ip_unprivileged_port_start, and a capability over it. That of a direct container, whose
+ * programs are in the host's, graftd has written down; it belongs to the host's user namespace. Whoever was sent a
+ * socket, and is in another netns, needs the host's.
  */
 __noinline int may_bind_low(__u64 cookie, __u32 port)
 {
@@ -88,7 +89,10 @@ __noinline int may_bind_low(__u64 cookie, __u32 port)
 	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
 	bool inside = net && BPF_CORE_READ(net, net_cookie) == cookie;
 	__u32 first = inside ? BPF_CORE_READ(net, ipv4.sysctl_ip_prot_sock) : PRIVILEGED_PORTS;
+	struct graft_direct *here = bpf_get_local_storage(&direct, 0);
 
+	if (here->tenant)
+		first = here->low;
 	if (!port || port >= first)
 		return true;
 	return may_bind_service(BPF_CORE_READ(task, cred), inside ? BPF_CORE_READ(net, user_ns) : NULL);

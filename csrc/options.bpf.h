@@ -387,7 +387,8 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (stamp && stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	what.port = (__u32)level << 16 | (name & 0xffff);
-	if (!stamp && level == SOL_IPV6_ && name == IPV6_FREEBIND_ && !in_connection(ctx->sk) && !ctx->sk->src_port)
+	if (!stamp && level == SOL_IPV6_ && name == IPV6_FREEBIND_ && !in_connection(ctx->sk) && !ctx->sk->src_port &&
+	    !direct_tenant())
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
 	if (stamp && makers_option(level, name) &&
 	    (!(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) || settles(ctx->sk)))

@@ -86,13 +86,15 @@ def lab() -> Iterator[Lab]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Do the tests of BOTH_MODES that have a laboratory in both modes."""
     if os.path.basename(metafunc.definition.path) in BOTH_MODES and {"lab", "own_lab"} & set(metafunc.fixturenames):
-        metafunc.fixturenames.append("mode")
         metafunc.parametrize("mode", ("off", "on"), ids=("trap", "direct"), indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def mode(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What GRAFT_DIRECT says in the laboratory of a test."""
+    """What GRAFT_DIRECT says in the laboratory of a test of BOTH_MODES."""
+    if not hasattr(request, "param"):
+        yield
+        return
     one: Lab = request.getfixturevalue("lab" if "lab" in request.fixturenames else "own_lab")
     before = one.env.get("GRAFT_DIRECT", "")
     one.env["GRAFT_DIRECT"] = request.param

@@ -223,7 +223,7 @@ class Agent:
         if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
             raise UsageError("the descriptor is not a socket")
         with socket.socket(fileno=os.dup(fds[0])) as sock:
-            stamp = self.tenancy.sockets.stamps.get(sock.fileno())
+            stamp = self.tenancy.sockets.stamp(sock, tenant)
             if stamp is None or stamp.tenant != tenant.id:
                 raise Refused("the socket is not one of graft's", code="EPERM")
             address = self.tenancy.family.permit(tenant, sock, endpoint)

@@ -19,6 +19,7 @@ Sources: bpf(2), linux/bpf.h, cgroups(7), Documentation/bpf/map_cgroup_storage.r
 
 import contextlib
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ from graft.kernel.cgroup import cgroup2_root, run_dir
 from graft.kernel.links import Attachable, attach, attached_programs, directory
 from graft.kernel.maps import Map
 
-VALUE_SIZE = 8  # struct graft_direct
+VALUE = struct.Struct("=II")  # struct graft_direct
 
 
 class Programs(NamedTuple):
@@ -60,26 +61,26 @@ def make(parent: Path, name: str) -> Path:
     return path
 
 
-def guard(programs: Programs, cgroup: Path, tenant: int) -> None:
-    """Attach the policy to @cgroup for @tenant: from the next socket on it holds there. Raises OSError."""
+def guard(programs: Programs, cgroup: Path, tenant: int, low: int) -> None:
+    """Attach the policy to @cgroup for @tenant: from the next socket on it holds there. Raises OSError.
+
+    @low: the net.ipv4.ip_unprivileged_port_start of the container's netns.
+    """
     with directory(cgroup) as target:
         there = attached_programs(target, programs.attachable)
         for program in programs.attachable:
             if program.number not in there:
                 attach(target, program, anew=True)
-        programs.direct.update(_key(target), tenant.to_bytes(4, "little") + bytes(4))
+        programs.direct.update(_key(target), VALUE.pack(tenant, low))
 
 
 def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
-    """Are all programs attached to @cgroup, for @tenant? False if there is no such cgroup, too."""
-    try:
-        with directory(cgroup) as target:
-            if any(p.number not in attached_programs(target, (p,)) for p in programs.attachable):
-                return False
-            value = programs.direct.get(_key(target))
-    except OSError:
-        return False
-    return value is not None and int.from_bytes(value[:4], "little") == tenant
+    """Are all programs attached to @cgroup, for @tenant? Raises OSError."""
+    with directory(cgroup) as target:
+        if any(p.number not in attached_programs(target, (p,)) for p in programs.attachable):
+            return False
+        value = programs.direct.get(_key(target))
+    return value is not None and VALUE.unpack(value)[0] == tenant
 
 
 def enter(cgroup: Path, pid: int) -> None:

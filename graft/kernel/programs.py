@@ -23,9 +23,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from graft.errors import Failure
-from graft.kernel import linux
+from graft.kernel import direct, linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
-from graft.kernel.direct import VALUE_SIZE, Programs
+from graft.kernel.direct import Programs
 from graft.kernel.holders import OWNED, Holders
 from graft.kernel.libbpf import (
     OBJECT,
@@ -200,7 +200,7 @@ class Kernel:
             "served_ports": SERVED.size,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
-            "direct": VALUE_SIZE,
+            "direct": direct.VALUE.size,
             "asker_tables": ASKERS.size,
         }
         for name in MAPS:

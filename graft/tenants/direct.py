@@ -18,10 +18,12 @@ from graft.kernel.programs import Kernel
 from graft.log import log
 from graft.process.title import SUP
 from graft.rules.slices import dynamic_address
+from graft.rules.sysctl import parse_sysctls
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 FINISH_SECONDS = 2.0
+PORT_START, PRIVILEGED = "net.ipv4.ip_unprivileged_port_start", 1024
 
 
 class DirectContainers:
@@ -44,7 +46,7 @@ class DirectContainers:
                 raise Refused("a direct container starts no direct one", code="EBUSY")
             cgroup = direct.make(parent, tenant.name)
             tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
-            direct.guard(self.kernel.for_direct(), cgroup, tenant.id)
+            direct.guard(self.kernel.for_direct(), cgroup, tenant.id, _low(tenant))
             if self.registry.ipv6:
                 address = dynamic_address(tenant.slice_number)
                 add_slice_address(address)
@@ -78,16 +80,17 @@ class DirectContainers:
 
     def check(self) -> None:
         """Attach what a graftd with other programs had attached, or what somebody has taken away."""
-        tenants = [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]
-        programs = self.kernel.for_direct() if tenants else None
-        for tenant in tenants:
+        for tenant in [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]:
             cgroup = direct.directory_of(tenant.cgroup)
-            if programs and not direct.is_guarded(programs, cgroup, tenant.id):
-                try:
-                    direct.guard(programs, cgroup, tenant.id)
+            try:
+                programs = self.kernel.for_direct()
+                if not direct.is_guarded(programs, cgroup, tenant.id):
+                    direct.guard(programs, cgroup, tenant.id, _low(tenant))
                     log.warning("container %s: the policy was attached to its cgroup anew", tenant.name)
-                except OSError as error:
-                    log.error("container %s: the policy is not attached to its cgroup: %s", tenant.name, error)
+            except FileNotFoundError:  # the cgroup: its last process has left
+                continue
+            except OSError as error:
+                log.error("container %s: its cgroup cannot be looked at: %s", tenant.name, error)
 
     def follow(self, tenant: Tenant) -> None:
         """Let the /proc/net of @tenant's programs lead to that of a graft-sup, which lives in the tenant's netns.
@@ -131,6 +134,15 @@ class DirectContainers:
 
     def _link(self, tenant: Tenant, name: str) -> Path:
         return self.directory / str(tenant.id) / name
+
+
+def _low(tenant: Tenant) -> int:
+    """The first port that its programs may bind without CAP_NET_BIND_SERVICE (ip_unprivileged_port_start, ip(7))."""
+    asked = parse_sysctls(tenant.asked.sysctl).get(PORT_START)
+    if asked is not None or tenant.netns_fd < 0:
+        return int(asked or PRIVILEGED)
+    with linux.inside_netns(tenant.netns_fd):
+        return int(Path("/proc/sys", *PORT_START.split(".")).read_text())
 
 
 def _is_sup(pid: int, netns: int) -> bool:

@@ -39,6 +39,7 @@ from collections.abc import Callable
 
 from graft.kernel import linux, traps
 from graft.kernel.nowhere import LO
+from graft.kernel.stamps import OWN_TENANT
 from graft.trap import target
 from graft.trap.actions import PROCEED, Action, Answer
 from graft.trap.caller import Caller
@@ -160,7 +161,7 @@ def decide(caller: Caller, tenant: TenantView, stamps: Stamps, is_hosts: IsHosts
 
 def is_own(caller: Caller, tenant: TenantView, stamps: Stamps, sock: socket.socket, is_hosts: IsHosts) -> bool:
     """Is the socket the container's own: not grafted, and in its netns or in the calling thread's? Raises OSError."""
-    if sock.family != socket.AF_UNIX and stamps.tenant_of(sock.fileno()) is not None:
+    if sock.family != socket.AF_UNIX and stamps.tenant_of(sock.fileno()) not in (None, OWN_TENANT):
         return False
     netns = linux.socket_netns(sock)
     if netns == tenant.netns:

@@ -134,6 +134,13 @@ class Sockets:
             raise
         return made
 
+    def stamp(self, sock: socket.socket, tenant: TenantView) -> Stamp | None:
+        """The stamp of a socket; None if it has none. What a direct container's program has made gets it now."""
+        stamp = self.stamps.get(sock.fileno())
+        if stamp is None and tenant.cgroup and sock.family in (socket.AF_INET, socket.AF_INET6):
+            stamp = self.stamps.begin(sock)
+        return stamp
+
     def prepare(self, sock: socket.socket, tenant: TenantView) -> None:
         """Set what make() sets on a socket that a program of a direct container has made, and is about to bind.
 

@@ -183,7 +183,7 @@ class Supervisor:
             there = os.path.lexists(f"/proc/{caller.pid}/fd/{caller.number(0)}")
             return Answer(error=errno.ENOTSOCK if there else errno.EBADF)
         with sock, self.turns.at(os.fstat(sock.fileno()).st_ino):
-            stamp = self._stamp(sock, tenant)
+            stamp = self.sockets.stamp(sock, tenant)
             if stamp is None:
                 return _listen_unstamped(caller, sock)
             if sock.type != socket.SOCK_STREAM:
@@ -205,13 +205,6 @@ class Supervisor:
                 self._settle(sock, stamp, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
             sock.listen(sysctl.follow_listening(sock, caller.number(1), tenant.sysctls))
         return Answer()
-
-    def _stamp(self, sock: socket.socket, tenant: TenantView) -> Stamp | None:
-        """The stamp of a socket that a target's call is made on. What its program has made itself may get it now."""
-        stamp = self.stamps.get(sock.fileno())
-        if stamp is None and tenant.cgroup and sock.family in cold.INTERNET:
-            stamp = self.stamps.begin(sock)
-        return stamp
 
     def _settle(self, sock: socket.socket, stamp: Stamp, name: tuple[str, int]) -> None:
         """Bind a socket now, because it is to listen: a bind may wait (csrc/late.bpf.h). Raises OSError: EADDRINUSE.
@@ -253,7 +246,7 @@ class Supervisor:
             if name == "getsockopt" and traps.reads_firewall(caller.args):
                 own = ioctl.is_own(caller, tenant, self.stamps, sock, self.is_hosts)
                 return PROCEED if own else Answer(error=_firewall_error(caller, sock))
-            stamp = self._stamp(sock, tenant)
+            stamp = self.sockets.stamp(sock, tenant)
             if stamp is None:
                 return self._unstamped(name, caller, tenant, sock)
             if stamp.tenant != tenant.id:

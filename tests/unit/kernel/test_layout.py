@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import graft
-from graft.kernel import denials, holders, linux, programs, stamps, traps
+from graft.kernel import denials, direct, holders, linux, programs, stamps, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, sysctl, tables
 from graft.trap import deputy, family, journal, listener
@@ -135,6 +135,7 @@ ADDRESSES = {"local", "local_real", "peer", "peer_real", "addr", "real"}  # memb
 # C structure: Python's, the members that it packs, what follows them in C: (member, its offset in Python)
 STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_config": (programs.CONFIG, "host_cookie abi pad", {}),
+    "graft_direct": (direct.VALUE, "tenant low", {}),
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
     "graft_owned": (struct.Struct("="), "", {"bits": 0}),
@@ -171,7 +172,6 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_sso_trans": (family.TRANS, "level optname optlen", {"optval": family.TRANS.size}),
 }
 STRUCTS_C_ONLY = {
-    "graft_direct": "packed by kernel/direct.py, the tenant's number alone",
     "graft_addr": "a part of other structures",
     "graft_dynamic_key": "written and read by programs alone",
     "graft_held": "written and read by programs alone",
