@@ -78,8 +78,9 @@ enum tenant_flags {
 	TENANT_SERVES4 =
 		32, /* a UDP port is published at each of the host's addresses: it answers from any of them */
 	TENANT_SERVES6 = 64,
-	TENANT_DIRECT = 128, /* its programs make their sockets themselves (direct.bpf.h) */
-	TENANT_PLAIN = 256,  /* TCP goes everywhere as the host's does, but to loopbacks and containers */
+	TENANT_ABROAD = 128, /* all its addresses are of networks of this host alone, and it may send beyond */
+	TENANT_DIRECT = 256, /* its programs make their sockets themselves (direct.bpf.h) */
+	TENANT_PLAIN = 512,  /* TCP goes everywhere as the host's does, but to loopbacks and containers */
 };
 
 struct graft_tenant {
@@ -172,6 +173,7 @@ enum stamp_flags {
 	STAMP_LATE = 131072,  /* of TCP: whoever made it has set IP_BIND_ADDRESS_NO_PORT, so that a bind may wait */
 	STAMP_WAITS = 262144, /* bound to `local` for its program, and to no port of the kernel's: late.bpf.h */
 	STAMP_NO_PORT = 524288, /* the program has set IP_BIND_ADDRESS_NO_PORT */
+	STAMP_ABROAD = 1048576, /* STAMP_EPHEMERAL as well, and reached at its container's address: abroad.bpf.h */
 };
 
 /*
@@ -228,7 +230,7 @@ struct graft_held {
 };
 
 /*
- * claims: how many TCP sockets of a tenant are bound to a port, by what their programs asked for, at an address or
+ * claims: how many sockets of a tenant are bound to a port, by what their programs asked for, at an address or
  * wildcard, and at all of a family's; and how many of them do not let others have it by SO_REUSEADDR, and by
  * SO_REUSEPORT.
  */
@@ -236,6 +238,7 @@ enum claim_kind {
 	CLAIM_AT,
 	CLAIM_ALL4,
 	CLAIM_ALL6,
+	CLAIM_UDP = 4, /* and up: the same of UDP */
 };
 
 struct graft_claim_key {
@@ -256,8 +259,32 @@ struct graft_claim {
 /* claimed: socket storage, what a socket has in `claims` */
 struct graft_claimed {
 	struct graft_addr at; /* port 0: nothing */
-	__u32 dual;
-	__u32 shares; /* STAMP_REUSEADDR while it does not listen, STAMP_REUSEPORT */
+	__u32 dual;	      /* 1: to both wildcards; CLAIM_UDP: of UDP */
+	__u32 shares;	      /* STAMP_REUSEADDR while it does not listen, STAMP_REUSEPORT */
+};
+
+/*
+ * abroad: the ports of the host's at which UDP sockets are that their container's neighbours find at @port of @ip, by
+ * what their programs bound; a dual-stack socket is at both wildcards. abroad_place: socket storage, where a socket
+ * is in it. abroad_ports: with tenant 0, the port of the host's that a neighbour has connected to there.
+ */
+struct graft_abroad_key {
+	__u32 tenant;
+	__u32 ip[4];
+	__u32 port;
+};
+
+#define ABROAD_MEMBERS 32 /* sockets of one place that neighbours find; what is beyond can send */
+struct graft_abroad {
+	__u64 used; /* how many members there have ever been */
+	__u64 port[ABROAD_MEMBERS];
+};
+
+struct graft_abroad_place {
+	struct graft_addr at;
+	__u32 port;
+	__u32 member; /* from 1 on; 0: in no place */
+	__u32 member4;
 };
 
 /*
@@ -274,7 +301,8 @@ struct graft_peers {
 
 /*
  * told: socket storage of a UDP socket: under which name the program has sent to an address of the host's stack,
- * where that is not the one which the address shows. The oldest gives way.
+ * where that is not the one which the address shows. The oldest gives way. called: likewise, the name of a neighbour
+ * that has sent from this socket's own address, because it is connected there.
  */
 #define TOLD_MAX 8
 struct graft_told {

@@ -98,6 +98,29 @@ static __always_inline void set_loopback(struct graft_addr *a)
 	a->ip[3] = bpf_htonl(1);
 }
 
+/* Put the name there by which a program has called @a; false: by its own. */
+__noinline int find_told(struct graft_told *of, struct graft_addr *a)
+{
+	if (!of || !a)
+		return false;
+	for (int n = 0; n < TOLD_MAX; n++)
+		if (same_addr(a, &of->of[n].real)) {
+			*a = of->of[n].asked;
+			return true;
+		}
+	return false;
+}
+
+/* Remember that @real is called @asked. */
+static __always_inline void put_told(struct graft_told *of, const struct graft_addr *real,
+				     const struct graft_addr *asked)
+{
+	__u32 at = of->next++ % TOLD_MAX;
+
+	of->of[at].real = *real;
+	of->of[at].asked = *asked;
+}
+
 /* A hash of an address and its port that nobody can foretell without @key. */
 static __always_inline __u64 hash_addr(const struct graft_addr *a, __u32 port, __u64 key)
 {

@@ -5,6 +5,7 @@
 #ifndef BIND_BPF_H
 #define BIND_BPF_H
 
+#include "abroad.bpf.h"
 #include "late.bpf.h"
 #include "low_ports.bpf.h"
 #include "made.bpf.h"
@@ -18,7 +19,7 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
 	stamp->local = *asked;
 	stamp->local_real = *real;
 	stamp->flags = (stamp->flags & ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_V6ONLY | STAMP_LENT |
-					 STAMP_WAITS)) |
+					 STAMP_WAITS | STAMP_ABROAD)) |
 		       how;
 	return BIND_ALLOW;
 }
@@ -191,7 +192,7 @@ static __always_inline void outlive_connections(struct bpf_sock_addr *ctx)
 static __always_inline bool is_in_use(const struct bpf_sock_addr *ctx, struct graft_stamp *stamp,
 				      struct graft_addr *asked, bool dual)
 {
-	return ctx->protocol == IPPROTO_TCP && !stamp->place && is_claimed(stamp, asked, dual);
+	return ctx->protocol == IPPROTO_TCP && !stamp->place && is_claimed(stamp, asked, dual, 0);
 }
 
 /*
@@ -424,6 +425,54 @@ __noinline int bind_late(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 	return note_local(stamp, &asked, a, STAMP_WAITS);
 }
 
+/*
+ * May @port of the host's be had on the wildcard? A socket that is connected, or bound to one address, is not seen:
+ * then the kernel refuses the bind, once, because the port is remembered no more.
+ */
+__noinline int is_free(struct bpf_sock_addr *ctx, struct graft_tenant *tenant, __u32 port, bool v4)
+{
+	struct graft_addr at, from;
+
+	if (!tenant)
+		return false;
+	loopback_source(ctx, &from, v4, tenant->slice);
+	slice_ip(&at, v4, tenant->slice, SLICE_DYNAMIC);
+	at.port = port;
+	return receiver_at(ctx, GRAFT_EXEMPT, &at, &from) == RECEIVER_NOBODY;
+}
+
+/* Bind a UDP socket to a port of the wildcard, or of an address of the container's own, from where it may send beyond
+ * the container's network: abroad.bpf.h. */
+__noinline int bind_abroad(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp, bool dual)
+{
+	struct graft_tenant *tenant;
+	struct graft_addr asked;
+	bool any;
+
+	if (!a || !stamp)
+		return DENY;
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return DENY;
+	asked = *a;
+	any = is_any(asked.ip);
+	if (!may_bind_low(tenant->netns_cookie, asked.port))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, IPPROTO_UDP, &asked);
+	if (asked.port &&
+	    (is_claimed(stamp, &asked, dual, CLAIM_UDP) || (any && is_beside(ctx, tenant->slice, a, stamp, dual)) ||
+	     (any && (dual || is_v4(a)) && is_in_the_way(ctx, tenant->slice, a, stamp, 0) > 0)))
+		return bpf_set_retval(-EADDRINUSE), DENY; /* as on any host */
+	set_reuse(ctx, stamp, false); /* such containers have one uid: another's port could be chosen */
+	to_wildcard(a);
+	a->port = asked.port ? take_remembered(tenant, &asked) : 0;
+	if (a->port && !(is_free(ctx, tenant, a->port, is_v4(a)) && (!dual || is_free(ctx, tenant, a->port, true))))
+		a->port = 0;
+	if (!hold_port(ctx, stamp->tenant))
+		return deny(stamp->tenant, DENIED(OP_BIND, REASON_PORTS), EADDRINUSE, IPPROTO_UDP, &asked);
+	claim(ctx, stamp, &asked, CLAIM_UDP | dual);
+	return note_local(stamp, &asked, a, STAMP_EPHEMERAL | STAMP_ABROAD);
+}
+
 /* May this socket have the port at @a? The kernel chooses it if none is named. */
 static __always_inline bool may_have_port(struct bpf_sock_addr *ctx, const struct graft_addr *a, __u32 tenant)
 {
@@ -467,6 +516,7 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 	let_go(mine, stamp->tenant); /* of a bind that failed, or was undone */
 	forget_dynamic(mine, stamp->tenant, proto == IPPROTO_UDP);
 	give_claim_up(ctx->sk ? bpf_sk_storage_get(&claimed, ctx->sk, NULL, 0) : NULL, stamp->tenant);
+	come_home(ctx->sk ? bpf_sk_storage_get(&abroad_place, ctx->sk, NULL, 0) : NULL, stamp->tenant);
 	set_reuse(ctx, stamp, a->port);
 	asked = *a;
 	dual = both && is_any6(a->ip);
@@ -553,6 +603,9 @@ static __noinline int decide_bind(struct bpf_sock_addr *ctx, struct graft_addr *
 			to_default_source(a, stamp->tenant);
 		return note_local(stamp, &asked, a, STAMP_EPHEMERAL);
 	}
+	if (proto == IPPROTO_UDP && tenant->flags & TENANT_ABROAD &&
+	    (is_any(asked.ip) || is_own_address(stamp->tenant, &asked)))
+		return bind_abroad(ctx, a, stamp, dual);
 	if (to_own_address(a, stamp->tenant, tenant, dual)) {
 		if (!may_bind_low(tenant->netns_cookie, asked.port))
 			return deny(stamp->tenant, DENIED(OP_BIND, REASON_CAPABILITY), EACCES, proto, &asked);
@@ -672,6 +725,7 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
 {
 	bool chosen = stamp->flags & STAMP_EPHEMERAL && !(stamp->flags & STAMP_NAMED);
+	bool outside = stamp->flags & STAMP_ABROAD;
 	struct graft_dynamic_key key;
 	struct graft_held *mine;
 	struct graft_addr real;
@@ -680,17 +734,17 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 
 	if (!stamp->local.port || !(chosen || stamp->flags & STAMP_INGRESS))
 		return true;
-	if (chosen ? !is_any(stamp->local.ip) : stamp->local_real.port)
+	if (chosen ? !is_any(stamp->local.ip) && !outside : stamp->local_real.port)
 		return true;
 	port = sk->src_port;
 	v4 = is_v4(&stamp->local);
-	if (chosen) { /* another thread was faster */
+	if (chosen && !outside) { /* another thread was faster */
 		__u32 other = used_port(stamp->tenant, v4, stamp->local.port);
 
 		if (other && other != port)
 			return false;
 	}
-	if (chosen && !use_dynamic(stamp->tenant, v4, port, stamp->local.port, lets_share(stamp)))
+	if (chosen && !use_dynamic(stamp->tenant, v4, port, stamp->local.port, !outside && lets_share(stamp)))
 		return false;
 	key = dynamic_key(stamp->tenant, sk->protocol == IPPROTO_UDP, v4, stamp->local.port);
 	mine = held_by(sk);
@@ -699,7 +753,10 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	mine->flags |= HELD_DYNAMIC | (v4 ? 0 : HELD_DYNAMIC6);
 	mine->port = stamp->local.port;
 	mine->host_port = port;
-	bpf_map_update_elem(&dynamic_ports, &key, &port, BPF_ANY);
+	if (outside)
+		go_abroad(sk, stamp, port);
+	if (!outside || is_any(stamp->local.ip))
+		bpf_map_update_elem(&dynamic_ports, &key, &port, BPF_ANY);
 	if (key.proto == IPPROTO_TCP) {
 		real = stamp->local_real;
 		real.port = port;

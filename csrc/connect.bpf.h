@@ -239,6 +239,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	}
 	if (is_any(rule->ip) && is_unanswerable(id, &source, a) && !may_answer(ctx, stamp, a))
 		return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol, &asked);
+	if (where == ROUTE_CONTAINER && ctx->protocol == IPPROTO_UDP)
+		remember_port(&asked, a->port);
 	if (where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
 		note_client(ctx,
 			    id); /* the kernel takes the destination's address as its source, which says nothing */
@@ -288,6 +290,10 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 	if (ctx->user_family != AF_INET)
 		return ALLOW; /* the kernel says EAFNOSUPPORT */
 	forget_refused(ctx, stamp);
+	if (ctx->sk && ctx->sk->family == AF_INET6 && family_error(ctx, stamp, &a)) {
+		bpf_set_retval(-EAFNOSUPPORT);
+		return DENY;
+	}
 	if (!decide_connect(ctx, &a, stamp, false))
 		return DENY;
 	store4(ctx, &a);

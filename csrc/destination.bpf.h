@@ -24,7 +24,8 @@ static __always_inline void name_this_host(struct graft_addr *a, const struct gr
 		set_v4(a, 0);
 	set_loopback(a);
 	if (v4 && is_v4(&stamp->local) && !is_any(stamp->local.ip) &&
-	    (stamp->flags & STAMP_WAITS || (!is_any(source->ip) && stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))))
+	    (stamp->flags & (STAMP_WAITS | STAMP_ABROAD) ||
+	     (!is_any(source->ip) && stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS))))
 		a->ip[3] = stamp->local.ip[3];
 }
 

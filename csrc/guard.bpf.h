@@ -32,7 +32,7 @@ static __always_inline int guard_destination(struct bpf_sock_addr *ctx, struct g
 	to = *a;
 	if (!holder)
 		return deny(0, DENIED(OP_GUARD, REASON_SLICE), ECONNREFUSED, ctx->protocol, &to);
-	if (!route_to_container(ctx, holder->tenant, a))
+	if (!route_to_container(ctx, holder->tenant, a, NULL))
 		return deny(0, DENIED(OP_GUARD, REASON_NOT_LISTENING), ECONNREFUSED, ctx->protocol, &to);
 	return GUARD_LED;
 }
@@ -61,16 +61,73 @@ static __always_inline int guard6(struct bpf_sock_addr *ctx)
 	return verdict & ALLOW;
 }
 
+/* Lead a connection, and remember where to. */
+static __always_inline int guard_connected(struct bpf_sock_addr *ctx, bool six)
+{
+	struct graft_addr asked, a;
+	int verdict;
+
+	if (six)
+		load6(ctx, &a);
+	else
+		load4(ctx, &a);
+	asked = a;
+	verdict = guard_destination(ctx, &a);
+	if (verdict != GUARD_LED)
+		return verdict & ALLOW;
+	if (ctx->protocol == IPPROTO_UDP)
+		remember_port(&asked, a.port);
+	if (six)
+		store6(ctx, &a);
+	else
+		store4(ctx, &a);
+	return ALLOW;
+}
+
+/* A container's server answers a program of the host's, which has asked it by the port that its program knows. */
+static __always_inline bool is_answered(struct bpf_sock_addr *ctx, struct graft_addr *a)
+{
+	struct graft_config *conf;
+	__u32 zero = 0;
+
+	if (!may_be_owned(a) || stamp_on(ctx->sk))
+		return false;
+	conf = bpf_map_lookup_elem(&config, &zero);
+	return conf && bpf_get_netns_cookie(ctx) == conf->host_cookie && name_port(a);
+}
+
+SEC("cgroup/recvmsg4")
+int guard_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	struct graft_addr a;
+
+	load4(ctx, &a);
+	if (is_answered(ctx, &a))
+		store4(ctx, &a);
+	return ALLOW;
+}
+
+SEC("cgroup/recvmsg6")
+int guard_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	struct graft_addr a;
+
+	load6(ctx, &a);
+	if (is_answered(ctx, &a))
+		store6(ctx, &a);
+	return ALLOW;
+}
+
 SEC("cgroup/connect4")
 int guard_connect4(struct bpf_sock_addr *ctx)
 {
-	return guard4(ctx);
+	return guard_connected(ctx, false);
 }
 
 SEC("cgroup/connect6")
 int guard_connect6(struct bpf_sock_addr *ctx)
 {
-	return guard6(ctx);
+	return guard_connected(ctx, true);
 }
 
 SEC("cgroup/sendmsg4")

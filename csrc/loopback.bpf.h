@@ -64,7 +64,8 @@ __noinline int receiver_at(struct bpf_sock_addr *ctx, __u32 tenant, struct graft
 	stamp = stamp_of(sk);
 	if (stamp && stamp->tenant == tenant)
 		who = stamp->flags & STAMP_INGRESS || stamp->local.port ? RECEIVER_TENANT : RECEIVER_TENANT_CHOSEN;
-	if (who == RECEIVER_TENANT && !is_any(stamp->local.ip) && !is_loopback(&stamp->local))
+	if (stamp && (who == RECEIVER_TENANT || (who == RECEIVER_TENANT_CHOSEN && stamp->flags & STAMP_ABROAD)) &&
+	    !is_any(stamp->local.ip) && !is_loopback(&stamp->local))
 		who = RECEIVER_TENANT_ALONE;
 	bpf_sk_release(sk);
 	return who;

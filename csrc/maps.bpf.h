@@ -118,6 +118,13 @@ struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
+	__type(value, struct graft_told);
+} called SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
 	__type(value, struct graft_asked);
 } asked SEC(".maps");
 
@@ -186,6 +193,29 @@ struct {
 	__type(key, __u32);
 	__type(value, struct graft_loopbacks);
 } loopbacks SEC(".maps");
+
+/* each entry is of sockets that are counted in `ports`, and ends with the last of them */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct graft_abroad_key);
+	__type(value, struct graft_abroad);
+} abroad SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct graft_abroad_place);
+} abroad_place SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct graft_abroad_key);
+	__type(value, __u32);
+} abroad_ports SEC(".maps");
 
 int graft_forward(struct bpf_sk_lookup *ctx);
 

@@ -9,6 +9,7 @@
 #ifndef NUMBERS_BPF_H
 #define NUMBERS_BPF_H
 
+#include "abroad.bpf.h"
 #include "claims.bpf.h"
 #include "listeners.bpf.h"
 #include "loopback.bpf.h"
@@ -260,7 +261,7 @@ __noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *sta
 		    : !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) || is_where_decided(ctx->sk, stamp))
 		return 0;
 	let_go(bpf_sk_storage_get(&held, ctx->sk, NULL, 0), stamp->tenant);
-	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL);
+	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_ABROAD);
 	return 0;
 }
 
@@ -396,6 +397,7 @@ int graft_sock_release(struct bpf_sock *sk)
 	}
 	forget_listener(sk, stamp->tenant);
 	give_claim_up(bpf_sk_storage_get(&claimed, sk, NULL, 0), stamp->tenant);
+	come_home(bpf_sk_storage_get(&abroad_place, sk, NULL, 0), stamp->tenant);
 	place = bpf_sk_storage_get(&udp_place, sk, NULL, 0);
 	if (place)
 		leave_udp(place, stamp->tenant);

@@ -51,6 +51,10 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 		return false;
 	if (is_where_decided(ctx->sk, stamp))
 		return true;
+	if (source)
+		from = *source; /* on this stack: Linux 6.1 takes no argument for a key */
+	if (stamp->flags & STAMP_ABROAD && !is_any(from.ip) && is_own_address(stamp->tenant, &from))
+		return true; /* whoever answers there is let in */
 	of = bpf_sk_storage_get(&peers, ctx->sk, NULL, 0);
 	if (!of) {
 		if (!hold_port(ctx, stamp->tenant))
@@ -60,8 +64,6 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 			return false;
 		of->key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	}
-	if (source)
-		from = *source; /* on this stack: Linux 6.1 takes no argument for a key */
 	if (source && holder_of(&from)) {
 		if (!is_peer(of, &from))
 			add_peer(of, &from);
@@ -106,6 +108,51 @@ static __noinline int is_from_inside(struct __sk_buff *skb, struct graft_stamp *
 	return inside;
 }
 
+/* Is @to the address on its container's network at which this socket is reached? */
+static __always_inline bool is_for_network(const struct graft_stamp *stamp, const struct graft_addr *to)
+{
+	if (!(stamp->flags & STAMP_ABROAD))
+		return false;
+	return is_any(stamp->local.ip) ? is_own_address(stamp->tenant, to) : same_ip(stamp->local.ip, to->ip);
+}
+
+/* A datagram has come from the address that it goes to: remember whose it is, who may be gone when it is read. */
+__noinline int note_called(struct __sk_buff *skb)
+{
+	struct graft_addr from, to, name;
+	struct bpf_sock_tuple tuple = {};
+	struct graft_stamp *stamp, *theirs;
+	struct bpf_sock *sk = skb->sk, *sender;
+	struct graft_told *of;
+	bool found;
+	__u32 size;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
+	if (!sk || !stamp || !read_udp(skb, &from, &to) || !same_ip(from.ip, to.ip) ||
+	    !is_own_address(stamp->tenant, &to))
+		return 0;
+	size = tuple_of(&tuple, &to, &from);
+	sender = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sender)
+		return 0;
+	name = from;
+	theirs = stamp_on(sender);
+	found = theirs && sender->dst_port && name_connected(theirs, stamp->tenant, &name);
+	bpf_sk_release(sender);
+	of = bpf_sk_storage_get(&called, sk, NULL, found ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (!of)
+		return 0;
+	for (int n = 0; n < TOLD_MAX; n++)
+		if (same_addr(&of->of[n].real, &from)) {
+			of->of[n].asked = name; /* its own, if the container has the port by now */
+			return 0;
+		}
+	if (found)
+		put_told(of, &from, &name);
+	return 0;
+}
+
 /* Is the container still there by whose rule this server was bound? Somebody else may have the server by now. */
 static __always_inline bool has_tenant(struct graft_stamp *stamp)
 {
@@ -136,7 +183,7 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 		return ALLOW;
 	if (!read_udp(skb, &from, &to))
 		return DENY;
-	if (in_slices(&to) || is_from_inside(skb, stamp, &from, &to))
+	if (in_slices(&to) || is_for_network(stamp, &to) || is_from_inside(skb, stamp, &from, &to))
 		return ALLOW;
 	of = bpf_sk_storage_get(&peers, sk, NULL, 0);
 	if (!of && !(stamp->flags & STAMP_VOUCHED))
@@ -174,7 +221,27 @@ int graft_ingress(struct __sk_buff *skb)
 		return ALLOW;
 	if (packet[0] >> 4 == 4 ? packet[9] == IPPROTO_TCP : packet[6] == IPPROTO_TCP)
 		return ALLOW;
+	if (packet[0] >> 4 == 4 ? *(__be32 *)(packet + 12) == *(__be32 *)(packet + 16)
+				: packet + 40 <= end && *(__u64 *)(packet + 16) == *(__u64 *)(packet + 32))
+		note_called(skb);
 	return receive_datagram(skb);
+}
+
+/*
+ * Has this socket connected to @to, an address of the tenant's whose socket is found there? The kernel has given it
+ * that address for its own. On a network it has one by which the receiver knows it (show_connected()); whoever has
+ * none would be taken for the receiver.
+ */
+static __always_inline bool is_led_there(const struct graft_stamp *stamp, const struct graft_stamp *found,
+					 struct graft_addr *to)
+{
+	struct graft_egress *rule;
+
+	if (!(stamp->flags & STAMP_CONNECTED) || !same_addr(to, &stamp->peer_real) ||
+	    !is_own_address(found->tenant, to))
+		return false;
+	rule = egress_rule(stamp->tenant, to);
+	return rule && is_own_address(stamp->tenant, (struct graft_addr *)rule);
 }
 
 /*
@@ -188,7 +255,7 @@ static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk, *receiver;
 	struct graft_service_key service = {};
 	struct bpf_sock_tuple tuple = {};
-	struct graft_stamp *stamp;
+	struct graft_stamp *stamp, *theirs;
 	struct graft_addr from, to;
 	__u32 size, tenant;
 	bool ours = false, own;
@@ -207,8 +274,9 @@ static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 	receiver = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!receiver)
 		return ALLOW;
-	stamp = stamp_on(receiver);
-	ours = stamp && (stamp->tenant == tenant || stamp->tenant == GRAFT_EXEMPT);
+	theirs = stamp_on(receiver);
+	ours = theirs && (theirs->tenant == tenant || theirs->tenant == GRAFT_EXEMPT ||
+			  (own && is_led_there(stamp, theirs, &to)));
 	bpf_sk_release(receiver);
 	if (ours)
 		return ALLOW;

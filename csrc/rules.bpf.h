@@ -133,7 +133,8 @@ __noinline int add_asker(__u32 tenant, struct graft_addr *a)
 /* A published UDP server may answer whoever asked it, also on the host's loopback, which is not the container's. */
 static __always_inline bool may_answer(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
 {
-	return ctx->protocol == IPPROTO_UDP && stamp->flags & STAMP_INGRESS && has_asked(stamp->tenant, a);
+	return ctx->protocol == IPPROTO_UDP && stamp->flags & (STAMP_INGRESS | STAMP_ABROAD) &&
+	       has_asked(stamp->tenant, a);
 }
 
 #endif

@@ -28,6 +28,8 @@ __noinline int note_told(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, s
 		set_loopback(asked);
 	if (!in_connection(ctx->sk) && stamp->flags & STAMP_CONNECTED && same_addr(real, &stamp->peer_real))
 		stamp->peer = *asked; /* no hook has seen that it was disconnected */
+	if (shown.port != asked->port && same_ip(shown.ip, asked->ip))
+		name_port(&shown);
 	same = same_addr(&shown, asked);
 	of = bpf_sk_storage_get(&told, ctx->sk, NULL, same ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
 	if (!of)
@@ -39,10 +41,7 @@ __noinline int note_told(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, s
 		}
 	if (same || known)
 		return 0;
-	__u32 at = of->next++ % TOLD_MAX;
-
-	of->of[at].real = *real;
-	of->of[at].asked = *asked;
+	put_told(of, real, asked);
 	return 0;
 }
 
@@ -54,6 +53,34 @@ static __always_inline bool is_connected_to(const struct bpf_sock *sk, const str
 {
 	return sk->family == AF_INET6 && sk->state == BPF_TCP_ESTABLISHED && sk->dst_ip4 == a->ip[3] &&
 	       bpf_ntohs((__u16)sk->dst_port) == a->port;
+}
+
+/*
+ * A socket on the wildcard sends by a rule that lets the kernel choose the source. This host's programs are answered
+ * from the container's address, where they have asked. Nobody beyond it could answer that one, which the program may
+ * have named.
+ */
+__noinline int leave_network(struct graft_stamp *stamp, struct graft_tenant *tenant, struct graft_addr *a,
+			     struct graft_addr *source)
+{
+	struct graft_addr to, from;
+
+	if (!stamp || !tenant || !a || !source)
+		return 0;
+	to = *a; /* on this stack: Linux 6.1 takes no argument for a key */
+	from = *source;
+	if (!is_any(from.ip)) {
+		if (is_unanswerable(stamp->tenant, &from, &to))
+			to_wildcard(source);
+		return 0;
+	}
+	if (!(stamp->flags & STAMP_ABROAD) || is_v4(&from) != is_v4(&to) || !bpf_map_lookup_elem(&locals, to.ip))
+		return 0;
+	if (!is_any(stamp->local.ip))
+		__builtin_memcpy(source->ip, stamp->local.ip, sizeof(source->ip));
+	else if (is_v4(&to) ? tenant->own4 : tenant->own6[0])
+		own_ip(source, tenant, is_v4(&to));
+	return 0;
 }
 
 /*
@@ -108,12 +135,19 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
 	if (where == ROUTE_CONTAINER)
 		note_told(ctx, stamp, &asked, a);
-	if (!rule)
+	if (!rule) {
+		if (is_any(bound->ip))
+			leave_network(stamp, tenant, a, source);
 		return ALLOW;
+	}
 	if (!is_loopback(a) && is_confined(stamp, bound, a))
 		return deny(id, DENIED(OP_SEND, REASON_PRIVATE_SOURCE),
 			    confined_error(ctx, stamp, bound, ENETUNREACH), IPPROTO_UDP, &asked);
 	tell_conversion(id, tenant, OP_SEND << 16 | IPPROTO_UDP, &asked, (struct graft_addr *)rule);
+	if (is_any(rule->ip) && is_any(bound->ip)) {
+		leave_network(stamp, tenant, a, source);
+		return ALLOW;
+	}
 	if (is_any(rule->ip) ? !is_unanswerable(id, bound, a) : same_ip(bound->ip, rule->ip))
 		return ALLOW;
 	/*
@@ -146,6 +180,10 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	if (stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	forget_refused(ctx, stamp);
+	if (ctx->sk->family == AF_INET6 && family_error(ctx, stamp, &a)) {
+		bpf_set_retval(-ENETUNREACH);
+		return DENY;
+	}
 	set_v4(&source, ctx->msg_src_ip4);
 	set_v4(&bound, ctx->sk->src_ip4);
 	if ((ctx->user_family == AF_UNSPEC && !a.port) || is_connected_to(ctx->sk, &a)) {

@@ -43,6 +43,8 @@ static __noinline int show_neighbour(struct bpf_sock_addr *ctx, struct graft_add
 			 : !(stamp->flags & (STAMP_PRIVATE | STAMP_LENT)) && !is_loopback(a) &&
 				   !same_ip(a->ip, here.ip) && !is_own_address(stamp->tenant, a))
 		return 0;
+	if (stamp->flags & STAMP_ABROAD && !in_slices(a)) /* what comes from its address has gone there */
+		__builtin_memcpy(here.ip, a->ip, sizeof(here.ip));
 	sk = socket_at(ctx, a, &here);
 	if (!sk)
 		return 0;
@@ -59,11 +61,42 @@ static __noinline int show_neighbour(struct bpf_sock_addr *ctx, struct graft_add
 	return 0;
 }
 
+/*
+ * A neighbour's socket on the host's wildcard that has connected to this one sends from the address that it sends to,
+ * which the kernel has given it. It is called by its own address on the network, and the port that its program knows,
+ * which note_called() has seen, if the socket is closed already.
+ */
+static __noinline int show_connected(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp)
+{
+	struct graft_stamp *theirs;
+	struct graft_told *of;
+	struct graft_addr here;
+	struct bpf_sock *sk;
+	bool found;
+
+	if (!a || !stamp || !ctx->sk)
+		return false;
+	of = bpf_sk_storage_get(&called, ctx->sk, NULL, 0);
+	if (of && find_told(of, a))
+		return true;
+	here = *a;
+	here.port = ctx->sk->src_port;
+	sk = socket_at(ctx, a, &here);
+	if (!sk)
+		return false;
+	theirs = stamp_of(sk);
+	found = theirs && sk->dst_port && a->port == sk->src_port && name_connected(theirs, stamp->tenant, a);
+	bpf_sk_release(sk);
+	return found;
+}
+
 /* Turn the source of a datagram into what the program called it, or the container's name for its loopback. */
 static __noinline int show_sender(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp)
 {
+	struct graft_holder *holder;
 	struct graft_tenant *tenant;
 	struct graft_told *of;
+	__u32 port;
 
 	if (!a || !stamp || !ctx->sk)
 		return 0;
@@ -72,15 +105,21 @@ static __noinline int show_sender(struct bpf_sock_addr *ctx, struct graft_addr *
 		return 0;
 	}
 	of = bpf_sk_storage_get(&told, ctx->sk, NULL, 0);
-	if (of)
-		for (int n = 0; n < TOLD_MAX; n++)
-			if (same_addr(a, &of->of[n].real)) {
-				*a = of->of[n].asked;
-				return 0;
-			}
+	if (of && find_told(of, a))
+		return 0;
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return 0;
+	holder = may_be_owned(a) ? holder_of(a) : NULL;
+	if (holder) {
+		if (holder->tenant == stamp->tenant && show_connected(ctx, a, stamp))
+			return 0;
+		port = programs_port(holder->tenant, is_v4(a), a->port);
+		if (port)
+			a->port = port;
+		if (port || (stamp->flags & STAMP_ABROAD && holder->tenant != stamp->tenant))
+			return 0;
+	}
 	show_neighbour(ctx, a, stamp, tenant->slice);
 	slice_show(a, tenant->slice);
 	return 0;
@@ -187,6 +226,19 @@ static __noinline int show_local(struct graft_addr *a, struct graft_stamp *stamp
 	return 0;
 }
 
+/* A UDP socket on the wildcard that has connected to a neighbour has the neighbour's address, and shows its own. */
+static __always_inline void show_own(struct graft_addr *a, struct graft_stamp *stamp, bool connected)
+{
+	struct graft_egress *rule;
+
+	if (!stamp || !connected || !(stamp->flags & STAMP_EPHEMERAL) || !may_be_owned(a) ||
+	    !is_anothers(stamp->tenant, a))
+		return;
+	rule = egress_rule(stamp->tenant, a);
+	if (rule && is_own_address(stamp->tenant, (struct graft_addr *)rule))
+		__builtin_memcpy(a->ip, rule->ip, sizeof(a->ip));
+}
+
 /*
  * getsockname(): a socket that connect() gave a source has none when it is not connected any more; one that has asked
  * for the loopback leaves from there.
@@ -211,6 +263,7 @@ static __noinline int show_name(struct bpf_sock_addr *ctx, struct graft_addr *a,
 		return 0;
 	}
 	show_local(a, stamp, connected);
+	show_own(a, stamp, connected);
 	if (!stamp || !connected || !(stamp->flags & STAMP_CONNECTED) || !is_loopback(&stamp->peer))
 		return 0;
 	if (stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL) && !is_any(stamp->local.ip))
@@ -276,7 +329,7 @@ static __always_inline void note_asker(struct graft_stamp *stamp, struct graft_a
 {
 	struct graft_tenant *tenant;
 
-	if (!(stamp->flags & STAMP_INGRESS))
+	if (!is_server(stamp))
 		return;
 	tenant = tenant_of(stamp);
 	if (!tenant)

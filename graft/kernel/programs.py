@@ -81,8 +81,12 @@ MAPS = (
     "claiming",
     "claimed",
     "settling",
+    "abroad",
+    "abroad_place",
+    "abroad_ports",
     "peers",
     "told",
+    "called",
     "asked",
     "counters",
     "denials",
@@ -98,6 +102,7 @@ EARLIER = (
     "addresses",
 )  # maps whose shape or use has changed under another name
 DYNAMIC_KEY_SIZE = 8
+ABROAD_KEY_SIZE = 24
 
 DRAIN_MAX = 256
 LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the host's netns
@@ -197,6 +202,7 @@ class Kernel:
             "usage": USAGE.size,
             "client_ports": 4,
             "dynamic_ports": 4,
+            "abroad_ports": 4,
             "served_ports": SERVED.size,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
@@ -437,9 +443,10 @@ class Kernel:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
         for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening", "loopbacks", "claiming"):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
-        for key in list(self.maps["dynamic_ports"].keys(DYNAMIC_KEY_SIZE)):
-            if key[:4] == tenant.to_bytes(4, "little"):
-                self.maps["dynamic_ports"].delete(key)
+        for name, size in (("dynamic_ports", DYNAMIC_KEY_SIZE), ("abroad", ABROAD_KEY_SIZE)):
+            for key in list(self.maps[name].keys(size)):
+                if key[:4] == tenant.to_bytes(4, "little"):
+                    self.maps[name].delete(key)
         for key in list(self.maps["served_ports"].keys(SERVED_KEY.size)):
             value = self.maps["served_ports"].get(key)
             if value and SERVED.unpack(value)[0] == tenant:

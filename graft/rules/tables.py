@@ -32,8 +32,9 @@ TENANT_HOME = 8
 TENANT_VERBOSE = 16
 TENANT_SERVES4 = 32
 TENANT_SERVES6 = 64
-TENANT_DIRECT = 128
-TENANT_PLAIN = 256
+TENANT_ABROAD = 128
+TENANT_DIRECT = 256
+TENANT_PLAIN = 512
 
 DEFAULT = 1
 INET = 4
@@ -278,8 +279,15 @@ def compile_tables(
         compile_services(tenant, resolvers, named=named),
         compile_holders(tenant, owned, added),
         {slice_number.to_bytes(4, "little"): tenant.to_bytes(4, "little")},
-        flags | _serves(entries),
+        flags | _serves(entries) | (TENANT_ABROAD if _goes_abroad(out, owned) else 0),
     )
+
+
+def _goes_abroad(entries: Mapping[bytes, bytes], owned: Sequence[Own]) -> bool:
+    """Does something leave from another address than the tenant's own, all of which are known on this host alone?"""
+    own = {o.address.raw for o in owned}
+    sources = {EGRESS_VALUE.unpack(value)[0] for value in entries.values() if value != NO_EGRESS}
+    return bool(owned) and all(o.local for o in owned) and bool(sources - own)
 
 
 def _serves(entries: Mapping[bytes, bytes]) -> int:

@@ -12,6 +12,7 @@ import pytest
 from graft.bench.lab import HOST4, ROOT, Lab, laboratory, wait_for
 from tests.conftest import need, need_root
 from tests.system.engines import Dockerd
+from tests.system.networks import NEIGHBOUR, OWN, STRANGER, Agent, Network
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +98,40 @@ def no_container_is_left(docker: Dockerd, host: Lab) -> Iterator[None]:
     if running:
         docker("rm", "-f", *running)
     wait_for(lambda: not host.containers(), "the end of all containers")
+
+
+@pytest.fixture
+def network(lab: Lab) -> Iterator[Network]:
+    one = Network(lab)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def mine(network: Network) -> str:
+    """Where the container is that this is about."""
+    return network.attach("own", f"{OWN[4]}/24", f"{OWN[6]}/64")
+
+
+@pytest.fixture
+def neighbour(network: Network) -> Agent:
+    return network.container(network.attach("own", f"{NEIGHBOUR[4]}/24", f"{NEIGHBOUR[6]}/64"))
+
+
+@pytest.fixture
+def far(lab: Lab, network: Network) -> Iterator[Agent]:
+    """Another machine, which has two addresses: one that is sent to, and a stranger's."""
+    for family, bits in ((4, 24), (6, 64)):
+        lab.client(
+            "ip",
+            "address",
+            "add",
+            f"{STRANGER[family]}/{bits}",
+            "dev",
+            "veth0",
+            *(["nodad"] if family == 6 else []),
+            check=True,
+        )
+    yield network.elsewhere(client=True)
+    for family, bits in ((4, 24), (6, 64)):
+        lab.client("ip", "address", "del", f"{STRANGER[family]}/{bits}", "dev", "veth0", check=True)

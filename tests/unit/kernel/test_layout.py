@@ -55,7 +55,7 @@ SAME = {
     "STAMP_SOURCE STAMP_STAYS STAMP_LATE STAMP_WAITS",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 "
-    "TENANT_DIRECT TENANT_PLAIN PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
+    "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
@@ -117,6 +117,9 @@ C_ONLY = {
     "CLAIM_AT": "read by claims.bpf.h",
     "CLAIM_ALL4": "read by claims.bpf.h",
     "CLAIM_ALL6": "read by claims.bpf.h",
+    "CLAIM_UDP": "read by claims.bpf.h, set by bind.bpf.h",
+    "STAMP_ABROAD": "set by bind.bpf.h; is_server() reads it",
+    "ABROAD_MEMBERS": "read by abroad.bpf.h",
     "GRAFT_USED": "read by numbers.bpf.h",
     "TOLD_MAX": "read by send.bpf.h and show.bpf.h",
     "ASKED_LOCALS": "read by answer.bpf.h",
@@ -181,6 +184,9 @@ STRUCTS_C_ONLY = {
     "graft_listener_key": "written and read by programs alone",
     "graft_udp_key": "written and read by programs alone",
     "graft_udp_place": "written and read by programs alone",
+    "graft_abroad_key": "written and read by programs alone",
+    "graft_abroad": "written and read by programs alone",
+    "graft_abroad_place": "written and read by programs alone",
     "graft_peers": "written and read by programs alone",
     "graft_told": "written and read by programs alone",
     "graft_told.of[0]": "likewise",
