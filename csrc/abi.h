@@ -513,6 +513,7 @@ enum graft_reason {
 	REASON_CAPABILITY,     /* a port below ip_unprivileged_port_start, without CAP_NET_BIND_SERVICE */
 	REASON_RESERVED,       /* a port that the node needs */
 	REASON_KIND,	       /* a socket of a direct container of a kind that no policy knows, or too early */
+	REASON_MOVED,	       /* a process that was moved out of its direct container's cgroup */
 	REASON_SOCKETS,	       /* more sockets than the tenant may have */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 };

@@ -35,8 +35,8 @@ static __always_inline bool count_made(struct graft_usage *used, bool udp)
 	__sync_fetch_and_add(&used->sockets, 1);
 	if (udp)
 		__sync_fetch_and_add(&used->udp, 1);
-	if (*(volatile __u64 *)&used->sockets <= used->sockets_max &&
-	    (!udp || *(volatile __u64 *)&used->udp <= used->udp_max))
+	if (*(volatile __s64 *)&used->sockets <= (__s64)used->sockets_max &&
+	    (!udp || *(volatile __s64 *)&used->udp <= (__s64)used->udp_max))
 		return true;
 	__sync_fetch_and_add(&used->sockets, -1);
 	if (udp)

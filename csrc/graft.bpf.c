@@ -25,6 +25,7 @@
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.
  * direct.bpf.h   Sockets that programs of direct containers make themselves, in their own cgroup.
+ * moved.bpf.h    What was moved out of such a cgroup makes no socket.
  * guard.bpf.h    What the host's own programs may reach.
  * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.
  *
@@ -52,6 +53,7 @@
 #include "show.bpf.h"
 #include "options.bpf.h"
 #include "guard.bpf.h"
+#include "moved.bpf.h"
 #include "forward.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";

@@ -74,16 +74,17 @@ static __always_inline bool was_made_says_option(struct bpf_sock *sk)
 				       : !BPF_CORE_READ((struct inet_sock *)number, mc_index));
 }
 
-/* Stamp a socket that a program of the direct container @tenant has made. */
-static __always_inline struct graft_stamp *stamp_made(struct bpf_sock *sk, __u32 tenant)
+/*
+ * Stamp a socket that a program of the direct container @tenant has made. The stamp is whole when it is first seen:
+ * another thread's call may be under way, to which one without a tenant would be GRAFT_EXEMPT's.
+ */
+static __noinline struct graft_stamp *stamp_made(struct bpf_sock *sk, __u32 tenant)
 {
-	struct graft_stamp *stamp = bpf_sk_storage_get(&stamps, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	struct graft_stamp stamp = {.tenant = tenant, .flags = STAMP_COUNTED | STAMP_VOUCHED};
 
-	if (stamp && !stamp->tenant) {
-		stamp->flags |= STAMP_COUNTED | STAMP_VOUCHED | (sk->protocol == IPPROTO_TCP ? STAMP_LATE : 0);
-		stamp->tenant = tenant;
-	}
-	return stamp;
+	if (sk->protocol == IPPROTO_TCP)
+		stamp.flags |= STAMP_LATE;
+	return bpf_sk_storage_get(&stamps, sk, &stamp, BPF_SK_STORAGE_GET_F_CREATE);
 }
 
 /* The stamp of a socket on which a call is made that has something to note there; NULL: it is none of a program's. */

@@ -391,7 +391,7 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	    !direct_tenant())
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
 	if (stamp && makers_option(level, name) &&
-	    (!(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) || settles(ctx->sk)))
+	    (!(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) || (settles(ctx->sk) && direct_tenant())))
 		return ALLOW; /* before anybody else has the socket, or before the bind of a direct container's */
 	if (stamp && level == SOL_IPV6_ && name == IPV6_V6ONLY_ && waits(ctx->sk, stamp)) {
 		bpf_set_retval(-EINVAL); /* as for a socket that is bound */

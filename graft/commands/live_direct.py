@@ -8,7 +8,7 @@ What is done here comes before the command is executed, in this order:
 2. The container's cgroup is mounted over cgroup2, and is the root of a new cgroup namespace. So no path leads to
    another cgroup, which root without any capability could enter (clone3(2) with CLONE_INTO_CGROUP asks no mount
    whether it is read-only).
-3. /proc/sys/net, which shows who looks the host's, becomes read-only.
+3. /proc/sys/net, which shows who looks the host's, becomes read-only. Devices of RDMA are hidden.
 4. /proc/net leads to that of the container's netns. /proc/PID/net still shows the host's (docs/security.md).
 
 Sources: cgroup_namespaces(7), mount_setattr(2), move_mount(2).
@@ -26,11 +26,13 @@ from graft.kernel.direct import cgroup_of, directory_of
 NR_OPEN_TREE, NR_MOVE_MOUNT = 428, 429
 OPEN_TREE_CLONE, AT_SYMLINK_NOFOLLOW = 1, 0x100
 MOVE_MOUNT_EMPTY_PATHS = 0x4 | 0x40  # of both: MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
-HOSTS_SYSCTLS = "/proc/sys/net"
+RDMA = "/dev/infiniband"
 
 
 def enter(home: int, netns: int, procfs: str) -> None:
     """Go to the netns @home, the host's; @netns is the container's. Both descriptors are closed.
+
+    What the host mounts later does not come here.
 
     @procfs: the link that graftd keeps for /proc/net. Raises Failure.
     """
@@ -43,9 +45,10 @@ def enter(home: int, netns: int, procfs: str) -> None:
                 hint="see graftd's log; without --direct it needs no cgroup of its own",
                 code="EPERM",
             )
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
         _hide_cgroups()
-        linux.mount(HOSTS_SYSCTLS, HOSTS_SYSCTLS, None, linux.MS_BIND)
-        linux.mount(HOSTS_SYSCTLS, HOSTS_SYSCTLS, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
+        _protect_sysctls()
+        _hide_rdma()
         _mount_link(procfs)
     except OSError as error:
         raise from_oserror("live in the host's network namespace", error, hint="omit --direct") from None
@@ -60,11 +63,33 @@ def _cookie() -> int:
 
 def _hide_cgroups() -> None:
     """Put this process's cgroup over each mount of cgroup2, and make it the root of a cgroup namespace."""
-    own = str(directory_of(cgroup_of(os.getpid())))
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for path in dict.fromkeys(fields[4] for fields in mounts if fields[fields.index("-") + 1] == "cgroup2"):
-        linux.mount(own, path.encode().decode("unicode_escape"), None, linux.MS_BIND)
+    own = os.open(directory_of(cgroup_of(os.getpid())), os.O_PATH | os.O_CLOEXEC)
+    for path in _mounts("cgroup2"):
+        linux.mount(f"/proc/self/fd/{own}", path, None, linux.MS_BIND)
+    os.close(own)
     linux.unshare(linux.CLONE_NEWCGROUP)
+
+
+def _mounts(kind: str) -> list[str]:
+    """Where file systems of this kind are mounted, and not covered by others."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    paths = dict.fromkeys(fields[4] for fields in mounts if fields[fields.index("-") + 1] == kind)
+    return [path for path in (raw.encode().decode("unicode_escape") for raw in paths) if os.path.ismount(path)]
+
+
+def _protect_sysctls() -> None:
+    """Make the sysctls of the network read-only, in each procfs: they are those of whoever looks, the host's."""
+    for path in _mounts("proc"):
+        sysctls = os.path.join(path, "sys/net")
+        if os.path.isdir(sysctls):
+            linux.mount(sysctls, sysctls, None, linux.MS_BIND)
+            linux.mount(sysctls, sysctls, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
+
+
+def _hide_rdma() -> None:
+    """Put an empty directory over the devices of RDMA: connections are made in the netns of whoever opens one."""
+    if os.path.isdir(RDMA):
+        linux.mount("none", RDMA, "tmpfs", linux.MS_RDONLY)
 
 
 def _mount_link(procfs: str) -> None:

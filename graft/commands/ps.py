@@ -61,7 +61,7 @@ def _row(c: dict[str, Any]) -> tuple[str, ...]:
     line = plain(line)
     if len(line) > COMMAND_WIDTH:
         line = line[: COMMAND_WIDTH - 3] + "..."
-    status = f"{c['status']} {_ago(time.time() - c['started'])}{', direct' if c['cgroup'] else ''}"
+    status = f"{c['status']} {_ago(time.time() - c['started'])}{', direct' if c.get('cgroup') else ''}"
     lists = (",".join(c[key]) or "-" for key in ("addresses", "publish", "named_endpoints"))
     return (*map(plain, (c["name"], str(c["pid"]), status, *lists)), line)
 

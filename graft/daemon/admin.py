@@ -14,7 +14,7 @@ from typing import Any
 
 from graft import __version__, protocol
 from graft.daemon.admin_engines import EngineOrders
-from graft.daemon.admission import admit_target, endpoint_names, import_endpoints
+from graft.daemon.admission import admit_target, import_endpoints
 from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
 from graft.daemon.tenancy import Tenancy
@@ -24,7 +24,7 @@ from graft.kernel import linux
 from graft.kernel.netns import is_pid, open_netns
 from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
-from graft.rules.endpoint import parse_egress, parse_endpoint_words, parse_ingress
+from graft.rules.endpoint import endpoint_names, parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.publication import parse_publication
 from graft.tenants import attachments, publish
 from graft.tenants.peers import refuse_contained
@@ -124,6 +124,10 @@ class Admin:
         if len(fds) != (2 if request.request.direct else 1):
             raise UsageError("a run request carries the seccomp listener, of a direct container its netns as well")
         netns_fd = fds[1] if request.request.direct else None
+        if netns_fd is not None and self.tenancy.is_hosts(os.fstat(netns_fd).st_ino):
+            raise Refused(
+                "a direct container needs a network namespace of its own", hint="omit --netns", code="EINVAL"
+            )
         tenant = admit_target(
             self.tenancy, connection.pid, connection.uid, fds[0], request, trusted=True, netns_fd=netns_fd
         )
@@ -345,7 +349,7 @@ class Admin:
             "id": tenant.id,
             "pid": pid,
             "netns": tenant.netns,
-            "netns_path": self.tenancy.direct.netns_path(tenant) or f"/proc/{pid}/ns/net",
+            "netns_path": self.tenancy.direct.netns_path(tenant) if tenant.cgroup else f"/proc/{pid}/ns/net",
             "cgroup": tenant.cgroup,
             "status": "running" if tenant.listeners else "unsupervised",
             "started": tenant.started,

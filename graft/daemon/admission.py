@@ -21,7 +21,7 @@ from graft.errors import Refused, UsageError
 from graft.kernel import addresses, sysctl
 from graft.log import log
 from graft.process.closing import is_listener
-from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
+from graft.rules.endpoint import EgressRule, IngressRule, check_distinct, endpoint_names
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_container_name, parse_request
 from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
@@ -74,6 +74,8 @@ def admit_target(
     if not trusted:
         _check_untrusted(reg, uid, target, asked)
     expected = attachments.no_longer_expect(reg, _container_id(target))
+    if asked.direct and netns_fd is None:
+        raise Refused("containers of engines are not direct", hint="omit graft.direct", code="EOPNOTSUPP")
     with _netns_of(reg, pid, netns_fd) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
         running = reg.by_netns(netns)
@@ -475,11 +477,6 @@ def api_tenant(tenancy: Tenancy, pid: int, uid: int) -> Tenant:
     tenant.uid, tenant.trusted = uid, uid == 0
     reg.install(tenant)
     return tenant
-
-
-def endpoint_names(ingress: list[IngressRule], egress: list[EgressRule]) -> list[str]:
-    """The names of the endpoints that the rules use, with repetitions."""
-    return [*(rule.endpoint for rule in ingress), *(rule.endpoint for rule in egress)]
 
 
 def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:

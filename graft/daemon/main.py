@@ -48,7 +48,7 @@ from graft.kernel import addresses, diag
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
 from graft.kernel.direct import directory_of
 from graft.kernel.linux import credentials
-from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, processes_by_netns
+from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, netns_cookie_of, processes_by_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
 from graft.log import check_level, log, trim
@@ -247,8 +247,13 @@ class Daemon:
         """
         for pid in seen.get(tenant.netns, []):
             with contextlib.suppress(OSError):
-                tenant.netns_fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                return
+                found = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                if netns_cookie_of(found) == tenant.table.cookie:
+                    tenant.netns_fd = found
+                    return
+                os.close(found)
+        if tenant.cgroup:  # its netns may have ended, and the inode be another's
+            tenant.netns = 0
 
     def run(self) -> None:
         """Run the loop until a signal or a request stops it; clean up if no container and no attachment is left.

@@ -66,11 +66,11 @@ class Tenancy:
         stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
-        doors = Doors(store, stamper, Entrances(kernel.maps), self._is_hosts, ipv6=registry.ipv6)
+        doors = Doors(store, stamper, Entrances(kernel.maps), self.is_hosts, ipv6=registry.ipv6)
         self.forwards = Forwards(loop, store, self.sockets, doors, relay_cgroup(cgroup2_root()))
-        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self._is_hosts)
+        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self.is_hosts)
         self.direct = DirectContainers(registry, kernel, directory)
-        self.interfaces = Interfaces(loop, registry, self._is_hosts)
+        self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
@@ -156,7 +156,7 @@ class Tenancy:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return place.fd
 
-    def _is_hosts(self, netns: int) -> bool:
+    def is_hosts(self, netns: int) -> bool:
         """Is the netns with this inode graftd's own, or one that an endpoint names? From any thread."""
         return netns == self.registry.home or any(p.inode == netns for p in list(self.registry.places.values()))
 

@@ -153,8 +153,8 @@ def add_address(address: Address) -> bool:
 def add_slice_address(address: Address) -> None:
     """Put an address of the IPv6 slices on `lo`, so that it can be bound without IPV6_FREEBIND. Raises Failure.
 
-    The kernel's own route to it is taken away: that of the slices leads there (add_slice_route()), which is for locally
-    generated traffic alone. The kernel adds its own a moment later, by a work queue (addrconf_dad_work() of
+    The kernel's own route to it is taken away: that of the slices leads there (add_slice_route()), which is for
+    locally generated traffic alone. The kernel adds its own a moment later, by a work queue (addrconf_dad_work() of
     net/ipv6/addrconf.c). remove_address() undoes all.
     """
     _ip("-6", "address", "add", f"{address}/128", "dev", "lo", "nodad", "noprefixroute", "metric", str(MARK))

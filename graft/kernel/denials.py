@@ -28,6 +28,7 @@ REASONS = (
     "no capability for a port as low as this",
     "a port that the node needs",
     "a kind of socket that is made elsewhere",
+    "a process moved out of its container's cgroup",
     "more sockets than a container may have",
     "converted",
 )

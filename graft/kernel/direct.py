@@ -29,20 +29,36 @@ from graft.kernel.cgroup import cgroup2_root, run_dir
 from graft.kernel.links import Attachable, attach, attached_programs, directory
 from graft.kernel.maps import Map
 
+KEY_SIZE = 8
 VALUE = struct.Struct("=II")  # struct graft_direct
 
 
 class Programs(NamedTuple):
-    """What is attached to each such cgroup, and the map of whose it is."""
+    """What is attached to each such cgroup, and the maps of whose it is: for programs there, and on the root."""
 
     attachable: Sequence[Attachable]
     direct: Map
+    cgroups: Map
 
 
-def make(parent: Path, name: str) -> Path:
+def roots_own(path: Path) -> Path:
+    """@path, or the nearest cgroup above it that nobody but root may move processes in, nor in those above it.
+
+    Whoever may write the cgroup.procs of a common ancestor moves processes about below it (cgroups(7)).
+    Raises OSError.
+    """
+    found = root = cgroup2_root()
+    for part in path.relative_to(root).parts:
+        if os.stat(root := root / part).st_uid or os.stat(root / "cgroup.procs").st_uid:
+            break
+        found = root
+    return found
+
+
+def make(parent: Path, name: str, number: int) -> Path:
     """Make the cgroup of a container below @parent, that of the process which starts it, whose limits hold on.
 
-    Raises Refused, OSError.
+    @number: is in its name if somebody is still in one of the same name. Raises Refused, OSError.
     """
     kind = parent / "cgroup.type"
     if kind.exists() and kind.read_text().strip() != "domain":
@@ -54,6 +70,8 @@ def make(parent: Path, name: str) -> Path:
     path = parent / f"{run_dir().name}-{name}"
     with contextlib.suppress(OSError):  # what a graftd that was killed has left; it fails where somebody is there
         path.rmdir()
+    if path.exists():
+        path = path.with_name(f"{path.name}-{number}")
     try:
         path.mkdir()
     except OSError as error:
@@ -72,6 +90,7 @@ def guard(programs: Programs, cgroup: Path, tenant: int, low: int) -> None:
             if program.number not in there:
                 attach(target, program, anew=True)
         programs.direct.update(_key(target), VALUE.pack(tenant, low))
+        programs.cgroups.update(_key(target), tenant.to_bytes(4, "little"))
 
 
 def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
@@ -81,6 +100,13 @@ def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
             return False
         value = programs.direct.get(_key(target))
     return value is not None and VALUE.unpack(value)[0] == tenant
+
+
+def forget(cgroups: Map, tenant: int) -> None:
+    """Take the cgroups of @tenant out of the map `direct_cgroups`. Raises OSError."""
+    for key in list(cgroups.keys(KEY_SIZE)):
+        if cgroups.get(key) == tenant.to_bytes(4, "little"):
+            cgroups.delete(key)
 
 
 def enter(cgroup: Path, pid: int) -> None:

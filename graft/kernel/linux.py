@@ -34,6 +34,7 @@ MS_NOSUID = 2
 MS_RDONLY = 1
 MS_REMOUNT = 32
 MS_REC = 16384
+MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
@@ -75,6 +76,7 @@ NR_GETPEERNAME = 52
 NR_SOCKETPAIR = 53
 NR_SETSOCKOPT = 54
 NR_GETSOCKOPT = 55
+NR_SETRESUID, NR_SETRESGID = 117, 119
 NR_CAPGET, NR_CAPSET = 125, 126
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_NET_ADMIN = 12
@@ -236,6 +238,30 @@ def with_capabilities(mask: int) -> Iterator[None]:
     finally:
         if libc.syscall(NR_CAPSET, header, had):
             raise oserror("capset")
+
+
+@contextlib.contextmanager
+def with_effective_ids(uid: int, gid: int) -> Iterator[None]:
+    """Run the body with another effective uid and gid of this thread (-1: its own). Raises OSError.
+
+    The real and the saved ids stay, so that nobody gains a right over the thread: kill(2) and ptrace(2) look at
+    these. A change of the uid from 0 empties the effective capabilities, which the way back restores.
+    """
+    before = os.geteuid(), os.getegid()
+    minus = ctypes.c_int(-1)
+    if libc.syscall(NR_SETRESGID, minus, ctypes.c_int(gid), minus):
+        raise oserror("setresgid")
+    try:
+        if libc.syscall(NR_SETRESUID, minus, ctypes.c_uint(uid & 0xFFFFFFFF), minus):
+            raise oserror("setresuid")
+        try:
+            yield
+        finally:
+            if libc.syscall(NR_SETRESUID, minus, ctypes.c_uint(before[0]), minus):
+                raise oserror("setresuid")
+    finally:
+        if libc.syscall(NR_SETRESGID, minus, ctypes.c_int(before[1]), minus):
+            raise oserror("setresgid")
 
 
 def make_socket(family: int, kind: int, protocol: int) -> int:

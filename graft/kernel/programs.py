@@ -92,6 +92,7 @@ MAPS = (
     "denials",
     "forwards",
     "direct",
+    "direct_cgroups",
 )
 
 EARLIER = (
@@ -207,6 +208,7 @@ class Kernel:
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
             "direct": direct.VALUE.size,
+            "direct_cgroups": 4,
             "asker_tables": ASKERS.size,
         }
         for name in MAPS:
@@ -327,7 +329,7 @@ class Kernel:
         """What is attached to the cgroup of a direct container. Raises OSError."""
         found = [Attachable(what.program, what.type) for what in map(attached, self._policy_links())]
         found.append(Attachable(program_number(self.sock_create), BPF_CGROUP_INET_SOCK_CREATE))
-        return Programs(found, self.maps["direct"])
+        return Programs(found, self.maps["direct"], self.maps["direct_cgroups"])
 
     def _pin(self, link: int, pin: Path) -> None:
         pin.unlink(missing_ok=True)

@@ -275,3 +275,8 @@ def check_distinct(ingress: Sequence[IngressRule], egress: Sequence[EgressRule])
         first = prefixes.setdefault((out.prefix, out.length), out)
         if first is not out:
             raise UsageError(f"rule '{out}' repeats the prefix of '{first}'", hint="omit one", code="EEXIST")
+
+
+def endpoint_names(ingress: list[IngressRule], egress: list[EgressRule]) -> list[str]:
+    """The names of the endpoints that the rules use, with repetitions."""
+    return [*(rule.endpoint for rule in ingress), *(rule.endpoint for rule in egress)]

@@ -7,6 +7,7 @@ the container's.
 """
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -41,10 +42,10 @@ class DirectContainers:
         Raises Refused, Failure, OSError. The tenant is direct from then on, and end() undoes what has been done.
         """
         if not tenant.cgroup:
-            parent = direct.directory_of(direct.cgroup_of(pid))
             if self.registry.direct_of(pid):
                 raise Refused("a direct container starts no direct one", code="EBUSY")
-            cgroup = direct.make(parent, tenant.name)
+            parent = direct.roots_own(direct.directory_of(direct.cgroup_of(pid)))
+            cgroup = direct.make(parent, tenant.name, tenant.id)
             tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
             direct.guard(self.kernel.for_direct(), cgroup, tenant.id, _low(tenant))
             if self.registry.ipv6:
@@ -57,6 +58,8 @@ class DirectContainers:
         """Remove what begin() has made, and the link of follow(). Sockets that live on keep the policy."""
         if not tenant.cgroup:
             return
+        with contextlib.suppress(OSError):
+            direct.forget(self.kernel.maps["direct_cgroups"], tenant.id)
         self.leaving.append(direct.directory_of(tenant.cgroup))
         self.tick()
         self.registry.remove_address(dynamic_address(tenant.slice_number))
@@ -67,9 +70,12 @@ class DirectContainers:
 
     def tick(self) -> None:
         """Remove the cgroups of containers that have ended. A listener hangs up before its last process has left."""
-        for cgroup in self.leaving:
+        if not self.leaving:
+            return
+        used = {direct.directory_of(t.cgroup) for t in self.registry.tenants.values() if t.cgroup}
+        for cgroup in set(self.leaving) - used:
             direct.remove(cgroup)
-        self.leaving = [cgroup for cgroup in self.leaving if cgroup.exists()]
+        self.leaving = [cgroup for cgroup in self.leaving if cgroup.exists() and cgroup not in used]
 
     def finish(self) -> None:
         """Remove them at graftd's end, which waits for that a moment."""
@@ -122,9 +128,8 @@ class DirectContainers:
         return str(link)
 
     def netns_path(self, tenant: Tenant) -> str:
-        """A path of the netns of @tenant, by the process that lives in it; "" if nobody is known to."""
-        pid = self._followed(tenant)
-        return f"/proc/{pid}/ns/net" if pid else ""
+        """A path of the netns of @tenant, for root: this process's descriptor. "" if it has none any more."""
+        return f"/proc/{os.getpid()}/fd/{tenant.netns_fd}" if tenant.cgroup and tenant.netns_fd >= 0 else ""
 
     def _followed(self, tenant: Tenant) -> int:
         """The PID of the process to which follow() has led; 0: none."""

@@ -88,6 +88,7 @@ def refuse_contained(registry: Registry, peer: Peer, door: str) -> None:
 
     Its processes are known by graft's filter and a tenant's netns, also while nobody supervises them. With a user
     namespace of its own a process could leave that netns, so peers in another one than graftd's are refused as well.
+    In graftd's, root under a filter needs it: a process of a direct container may have been moved out of its cgroup.
     In another netns than graftd's, root and whoever is filtered need CAP_SYS_ADMIN: root of a container lacks it,
     `ip netns exec` has it. Refused (ESRCH) if the peer has ended.
     """
@@ -96,6 +97,8 @@ def refuse_contained(registry: Registry, peer: Peer, door: str) -> None:
         peer.check()
         raise Refused(f"processes in another user namespace may not use {door}", code="EPERM")
     netns = peer.netns(registry)
+    if netns == home and peer.uid == 0 and peer.is_filtered() and not peer.administrates():
+        raise Refused(f"root under a filter and without CAP_SYS_ADMIN may not use {door}", code="EPERM")
     if netns != home:  # programs of wrappers in graftd's own netns are the host's own
         tenants = [t.kind for t in registry.of_netns(netns) if t.kind != API]
         filtered = peer.is_filtered()

@@ -13,6 +13,9 @@ sk_ns_capable() of net/core/sock.c). The calling thread waits for the answer, so
 Solution: the socket is made here by a thread that enters the container's netns, with the capabilities that the caller
 has over that netns, so that the kernel asks its own questions. It then belongs to the caller's user.
 
+A pair has the credentials of who makes it (SO_PEERCRED, unix(7)). So the thread then has the tenant's uid, which
+nobody has, for its effective one. The PID there is graftd's.
+
 What still fails: a socket's security label (SELinux, AppArmor) is graftd's. A process that is root by being the owner
 of the netns's user namespace, and not by a capability of its own, is not known as such.
 """
@@ -49,9 +52,10 @@ def create(caller: Caller, tenant: TenantView, stamps: Stamps) -> Action:
     kind = flags & TYPE_MASK
     if flags & ~(TYPE_MASK | FLAGS):
         return Answer(error=errno.EINVAL)
+    group = -1
     if family in INTERNET and kind == socket.SOCK_DGRAM and protocol in PING:
-        _check_group(caller, tenant)
-    with _as_caller(caller, tenant):
+        group = _pings(caller, tenant)
+    with _as_caller(caller, tenant), linux.with_effective_ids(-1, group):
         made = linux.make_socket(family, kind | flags & socket.SOCK_NONBLOCK, protocol)
     try:
         if family in INTERNET:
@@ -72,7 +76,7 @@ def create_pair(caller: Caller, tenant: TenantView) -> Action:
         return Answer(error=errno.EOPNOTSUPP)
     address = caller.args[3]
     caller.write((address, caller.read(address, 8)))  # EFAULT before anything is made, as by the kernel
-    with _as_caller(caller, tenant):
+    with _as_caller(caller, tenant), linux.with_effective_ids(tenant.owner, tenant.owner):
         pair = linux.make_socketpair(family, flags & (TYPE_MASK | socket.SOCK_NONBLOCK), protocol)
     try:
         for made in pair:
@@ -104,11 +108,13 @@ def _as_caller(caller: Caller, tenant: TenantView) -> Iterator[None]:
         yield
 
 
-def _check_group(caller: Caller, tenant: TenantView) -> None:
-    """Raise PermissionError if no group of the caller's may ping (icmp(7), ping_group_range of the netns)."""
+def _pings(caller: Caller, tenant: TenantView) -> int:
+    """A group of the caller's that may ping (icmp(7), ping_group_range of the netns). Raises PermissionError."""
     with linux.inside_netns(tenant.netns_fd):
         low, high = map(int, Path("/proc/sys/net/ipv4/ping_group_range").read_text().split())
     groups = target.groups(caller.pid)
     caller.check()
-    if not any(low <= group <= high for group in groups):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    for group in groups:
+        if low <= group <= high:
+            return group
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -127,7 +127,7 @@ class Listeners:
         graft-sup makes sockets only in graftd's own netns. For a tenant of another place it just forwards the calls,
         and keeps the listener and the journal.
         """
-        if available() and watched.tenant.cgroup:
+        if available() and watched.tenant.cgroup and watched.tenant.netns_fd >= 0:
             self._start(watched)  # at once: the container's /proc/net is that of graft-sup
         elif available():
             self.starting.append((0.0, watched))

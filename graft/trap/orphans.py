@@ -11,6 +11,7 @@ import os
 import socket
 
 from graft.errors import Refused
+from graft.kernel.direct import cgroup_of
 from graft.log import log
 from graft.process.closing import receive_fds
 from graft.process.loop import Loop
@@ -49,7 +50,9 @@ class Orphans:
         try:
             if who.uid:
                 raise Refused("only root may bring a supervisor", code="EPERM")
-            refuse_contained(self.registry, who, "a supervisor's socket")
+            if not self._is_own(who):  # that of a direct container lives in the container's netns
+                refuse_contained(self.registry, who, "a supervisor's socket")
+            who.check()
         except Refused as error:
             log.warning("helpers.sock: pid %d: %s", who.pid, error)
             peer.close()
@@ -58,6 +61,13 @@ class Orphans:
             who.close()
         peer.setblocking(False)
         self.loop.add(peer.fileno(), lambda _events: self._take(peer))
+
+    def _is_own(self, who: Peer) -> bool:
+        """Is it a process of graft's, in graftd's own cgroup, where no container is?"""
+        try:
+            return bool(cgroup_of(os.getpid())) and cgroup_of(who.pid) == cgroup_of(os.getpid()) != "/"
+        except OSError:
+            return False
 
     def _take(self, peer: socket.socket) -> None:
         self.loop.remove(peer.fileno())

@@ -270,7 +270,8 @@ class Supervisor:
 
     def _bind(self, caller: Caller, tenant: TenantView, sock: socket.socket, stamp: Stamp) -> Action:
         if tenant.cgroup and not stamp.place and sock.family != socket.AF_UNIX and not sock.getsockname()[1]:
-            self.sockets.prepare(sock, tenant)
+            with self.turns.at(os.fstat(sock.fileno()).st_ino):
+                self.sockets.prepare(sock, tenant)
         name, _ = caller.read_name(caller.args[1], caller.number(2))
         if name is None or name.address is None or sock.family == socket.AF_UNIX or sock.getsockname()[1]:
             return PROCEED

@@ -191,7 +191,7 @@ def test_a_container_that_is_not_direct_is_not_joined_so(lab):
 def test_proc_net_after_graft_sup_has_died(lab):
     """It is that of graft-sup, which is the container's process in its own netns."""
     program = Program(lab, "--name", "web")
-    pid = int(inspect(lab, "web")["netns_path"].split("/")[2])
+    (pid,) = lab.helper_pids()
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: program.does("devices") == "lo", "another one")
     program.end()
@@ -291,7 +291,8 @@ def test_all_killed_and_none_started_again(own_lab):
     program = Program(lab, "--name", "out", "--limit", "sockets=60")
     closed = Program(lab, "--name", "closed", "--egress", "none")
     pids = [lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()]
-    pids += [int(inspect(lab, name)["netns_path"].split("/")[2]) for name in ("out", "closed")]
+    pids += lab.helper_pids()
+    assert len(pids) == 5
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not lab.daemon_pid(), "graftd's end")
@@ -362,3 +363,110 @@ def test_the_policy_stays_with_sockets_that_were_passed_out(own_lab):
     taker.stdin.write("go\n")
     taker.stdin.flush()
     assert taker.stdout.readline() == "ENETUNREACH\n"
+
+
+# -- out of its cgroup, and at doors of the host --
+
+
+def test_a_process_that_the_host_has_moved_makes_no_socket(lab):
+    """As a service manager does that gives a login its own cgroup: there is no policy."""
+    program = Program(lab, "--name", "web")
+    elsewhere = cgroup2_root() / f"{lab.tag}-elsewhere"
+    elsewhere.mkdir()
+    try:
+        (elsewhere / "cgroup.procs").write_text(str(inspect(lab, "web")["pid"]))
+        assert program.does("many", 1) == "EPERM"
+        refused = {(entry["op"], entry["reason"]): entry["count"] for entry in inspect(lab, "web")["refused"]}
+        assert refused == {("socket", "a process moved out of its container's cgroup"): 1}
+        (direct.directory_of(inspect(lab, "web")["cgroup"]) / "cgroup.procs").write_text(str(inspect(lab, "web")["pid"]))
+        assert program.does("many", 1) == "OK"
+        program.end()
+    finally:
+        wait_for(lambda: not (elsewhere / "cgroup.procs").read_text(), "its end")
+        elsewhere.rmdir()
+
+
+def test_a_users_cgroup_is_no_place_for_it(lab):
+    """Who may write there could move its processes out."""
+    users = cgroup2_root() / f"{lab.tag}-users"
+    (users / "app").mkdir(parents=True)
+    os.chown(users / "cgroup.procs", 65534, -1)
+    try:
+        process = lab.spawn("sh", "-c", f"echo $$ > {users}/app/cgroup.procs; exec {GRAFT} run --direct --name web sleep 30")
+        wait_for(lambda: "web" in lab.containers(), "the container")
+        assert inspect(lab, "web")["cgroup"] == f"/{lab.run_dir.name}-web"
+        lab.end(process)
+        wait_for(lambda: "web" not in lab.containers(), "its end")
+    finally:
+        (users / "app").rmdir()
+        users.rmdir()
+
+
+def test_a_socket_is_never_without_its_stamp(lab):
+    """It gets it at its first call that has something to note, while another thread connects."""
+    lab.spawn(*python("import socket; s = socket.create_server(('127.0.0.1', 9100))\nwhile True: s.accept()"))
+    wait_for(lambda: lab.host("ss", "-tlnH", "sport = :9100").stdout, "the host's server")
+    code = """
+import socket, threading
+at, go, reached = [None], threading.Barrier(2), 0
+def note():
+    while True:
+        go.wait(); s = at[0]
+        if s is None: return
+        try: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        except OSError: pass
+        go.wait()
+threading.Thread(target=note).start()
+for _ in range(5000):
+    at[0] = socket.socket(); go.wait()
+    reached += not at[0].connect_ex(('127.0.0.1', 9100))
+    go.wait(); at[0].close()
+at[0] = None; go.wait(); print(reached)
+"""
+    done = lab.graft("run", "--direct", *python(code))
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_a_pair_is_nobodys(lab):
+    """SO_PEERCRED of a pair tells who has made it, which is graftd."""
+    code = (
+        "import socket, struct; a, b = socket.socketpair(); pid, uid, gid = struct.unpack('3i', a.getsockopt(1, 17, 12)); print(uid, gid);"
+        "import os; print(os.fstat(a.fileno()).st_uid)"
+    )
+    peer, owner = lab.graft("run", "--direct", "--user", "65534", *python(code), check=True).stdout.splitlines()
+    assert owner == "65534"
+    assert all(int(number) >= 0x70000000 for number in peer.split())
+
+
+def test_who_may_ping(lab):
+    """By the groups of the caller, in the range of the container's netns."""
+    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP); print('made')"
+    words = ("--direct", "--sysctl", "net.ipv4.ping_group_range=1000 1000")
+    assert lab.graft("run", *words, "--user", "65534:1000", *python(code)).stdout == "made\n"
+    assert "PermissionError" in lab.graft("run", *words, "--user", "65534:1001", *python(code)).stderr
+
+
+def test_a_supervisor_alone_comes_back(own_lab):
+    """graft-sup lives in the container's netns, and is heard all the same when it has lost its graftd."""
+    lab = own_lab
+    program = Program(lab, "--name", "web")
+    for pid in (lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    program.say("listen", "127.0.0.1", 80)
+    lab.graft("run", "true", check=True)
+    assert program.hear() == "OK"
+    assert program.does("devices") == "lo"
+    program.end()
+
+
+def test_every_procfs_and_every_cgroup2(lab):
+    """Other mounts of them are no way past."""
+    there = lab.work / "there"
+    script = (
+        f"mkdir -p {there}/proc {there}/cgroup; mount -t proc proc {there}/proc; mount --bind {cgroup2_root()} {there}/cgroup;"
+        f"exec {GRAFT} run --direct sh -c '"
+        f"echo 1 2>/dev/null >{there}/proc/sys/net/ipv4/ip_forward || echo refused; ls {there}/cgroup | grep -c ^{lab.tag}'"
+    )
+    done = lab.host("unshare", "-m", "sh", "-c", script)
+    assert done.stdout == "refused\n0\n", done.stderr

@@ -45,6 +45,7 @@ REASONS = {
         "REASON_CAPABILITY": "no capability for a port as low as this",
         "REASON_RESERVED": "a port that the node needs",
         "REASON_KIND": "a kind of socket that is made elsewhere",
+        "REASON_MOVED": "a process moved out of its container's cgroup",
         "REASON_SOCKETS": "more sockets than a container may have",
         "REASON_CONVERTED": denials.CONVERTED,
     }.items()

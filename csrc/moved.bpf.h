@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * moved.bpf.h - a process of a direct container that somebody has moved out of its cgroup makes no socket
+ *
+ * The cgroup is where the policy is. The container's own processes cannot leave it, but the host can move them, and
+ * does so without ill will: a service manager gives a login session a cgroup of its own (pam_systemd(8)). Such a
+ * process would make sockets of the host's that nobody judges. It is known by its cgroup namespace, which has the
+ * container's cgroup for a root, and which it cannot leave without CAP_SYS_ADMIN.
+ */
+#ifndef MOVED_BPF_H
+#define MOVED_BPF_H
+
+#include "report.bpf.h"
+#include <bpf/bpf_core_read.h>
+
+#define INIT_CGROUP_NS 0xeffffffbu /* include/linux/proc_ns.h, PROC_CGROUP_INIT_INO */
+#define CGROUP_LEVELS 32
+
+struct kernfs_node {
+	__u64 id;
+} __attribute__((preserve_access_index));
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+} __attribute__((preserve_access_index));
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+} __attribute__((preserve_access_index));
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+} __attribute__((preserve_access_index));
+
+struct ns_common {
+	unsigned int inum;
+} __attribute__((preserve_access_index));
+
+struct cgroup_namespace {
+	struct ns_common ns;
+	struct css_set *root_cset;
+} __attribute__((preserve_access_index));
+
+struct nsproxy___cgroup {
+	struct cgroup_namespace *cgroup_ns;
+} __attribute__((preserve_access_index));
+
+struct task_struct___cgroup {
+	struct nsproxy___cgroup *nsproxy;
+	struct css_set *cgroups;
+} __attribute__((preserve_access_index));
+
+/* Is the cgroup with the number @id the one of @task, or above it? */
+static __always_inline bool is_below(struct task_struct___cgroup *task, __u64 id)
+{
+	struct cgroup *at = BPF_CORE_READ(task, cgroups, dfl_cgrp);
+
+	for (int n = 0; n < CGROUP_LEVELS && at; n++) {
+		if (BPF_CORE_READ(at, kn, id) == id)
+			return true;
+		at = (struct cgroup *)BPF_CORE_READ(at, self.parent); /* which is its first member */
+	}
+	return false;
+}
+
+SEC("cgroup/sock_create")
+int guard_sock_create(struct bpf_sock *sk)
+{
+	struct task_struct___cgroup *task = (struct task_struct___cgroup *)bpf_get_current_task();
+	struct cgroup_namespace *ns = BPF_CORE_READ(task, nsproxy, cgroup_ns);
+	struct graft_config *conf;
+	__u32 zero = 0, *tenant;
+	__u64 id;
+
+	if (BPF_CORE_READ(ns, ns.inum) == INIT_CGROUP_NS)
+		return ALLOW;
+	id = BPF_CORE_READ(ns, root_cset, dfl_cgrp, kn, id);
+	tenant = bpf_map_lookup_elem(&direct_cgroups, &id);
+	if (!tenant || is_below(task, id))
+		return ALLOW;
+	conf = bpf_map_lookup_elem(&config, &zero);
+	if (conf && bpf_get_netns_cookie(sk) != conf->host_cookie)
+		return ALLOW;
+	count_and_tell(*tenant, DENIED(OP_SOCKET, REASON_MOVED), EPERM, FIELD(sk->protocol), NULL, true);
+	bpf_set_retval(-EPERM);
+	return DENY;
+}
+
+#endif
