@@ -55,7 +55,7 @@ def create(caller: Caller, tenant: TenantView, stamps: Stamps) -> Action:
     group = -1
     if family in INTERNET and kind == socket.SOCK_DGRAM and protocol in PING:
         group = _pings(caller, tenant)
-    with _as_caller(caller, tenant), linux.with_effective_ids(-1, group):
+    with _as_caller(caller, tenant, gid=group):
         made = linux.make_socket(family, kind | flags & socket.SOCK_NONBLOCK, protocol)
     try:
         if family in INTERNET:
@@ -76,7 +76,7 @@ def create_pair(caller: Caller, tenant: TenantView) -> Action:
         return Answer(error=errno.EOPNOTSUPP)
     address = caller.args[3]
     caller.write((address, caller.read(address, 8)))  # EFAULT before anything is made, as by the kernel
-    with _as_caller(caller, tenant), linux.with_effective_ids(tenant.owner, tenant.owner):
+    with _as_caller(caller, tenant, uid=tenant.owner, gid=tenant.owner):
         pair = linux.make_socketpair(family, flags & (TYPE_MASK | socket.SOCK_NONBLOCK), protocol)
     try:
         for made in pair:
@@ -96,15 +96,22 @@ def _give_away(caller: Caller, made: int) -> None:
 
 
 @contextlib.contextmanager
-def _as_caller(caller: Caller, tenant: TenantView) -> Iterator[None]:
-    """Run the body in the container's netns, with those of the caller's capabilities that it has over that netns."""
+def _as_caller(caller: Caller, tenant: TenantView, *, uid: int = -1, gid: int = -1) -> Iterator[None]:
+    """Run the body in the container's netns, with those of the caller's capabilities that it has over that netns.
+
+    @uid, @gid: as linux.with_effective_ids() has them.
+    """
     owner = fcntl.ioctl(tenant.netns_fd, NS_GET_USERNS)
     try:
         held = target.capabilities_over(caller.pid, owner)
     finally:
         os.close(owner)
     caller.check()
-    with linux.inside_netns(tenant.netns_fd), linux.with_capabilities(held):
+    with (
+        linux.inside_netns(tenant.netns_fd),
+        linux.with_effective_ids(uid, gid),
+        linux.with_capabilities(held),
+    ):
         yield
 
 
