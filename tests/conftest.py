@@ -26,8 +26,12 @@ TOGETHER = {
 }
 # Files whose tests are done twice, in containers whose sockets are trapped and in direct ones.
 BOTH_MODES = {
+    "test_clients.py",
+    "test_family.py",
+    "test_ioctl.py",
     "test_late.py",
     "test_loopback.py",
+    "test_low_ports.py",
     "test_own_address.py",
     "test_policy.py",
     "test_publish.py",
