@@ -144,7 +144,7 @@ class Sockets:
     def prepare(self, sock: socket.socket, tenant: TenantView) -> None:
         """Set what make() sets on a socket that a program of a direct container has made, and is about to bind.
 
-        csrc/late.bpf.h lets a bind wait only with it. What belongs to the tenant's uid has it already. Raises OSError.
+        csrc/late.bpf.h lets a bind wait only with it. What belongs to the tenant's uid has it. Raises OSError.
         """
         if os.fstat(sock.fileno()).st_uid == tenant.owner:
             return
