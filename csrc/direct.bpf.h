@@ -23,7 +23,10 @@
 #define ENFILE 23
 #define EPROTONOSUPPORT 93
 
-/* Is it a kind of socket that the policy knows? All others are trapped, and made in the container's own netns. */
+/*
+ * Is it a kind of socket that the policy knows? The others are trapped, and made in the container's own netns; but an
+ * engine's profile lets MPTCP and ping sockets come here, as a kernel that lacks them has it.
+ */
 static __always_inline bool is_native(__u32 type, __u32 protocol)
 {
 	return (type == SOCK_STREAM_ && protocol == IPPROTO_TCP) || (type == SOCK_DGRAM_ && protocol == IPPROTO_UDP);

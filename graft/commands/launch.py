@@ -20,7 +20,7 @@ from graft import client
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
 from graft.kernel import linux
 from graft.rules.request import Request
-from graft.rules.sysctl import IGNORE, LISTENING, OWN
+from graft.rules.sysctl import carries
 from graft.text import plain
 from graft.trap import filter
 
@@ -103,7 +103,7 @@ def run(plan: Plan) -> NoReturn:
     connection = client.connect(start=True)
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC) if request.direct else -1
     _enter_netns(plan.netns)
-    follows = any(text.partition("=")[0] not in (*OWN, *LISTENING, IGNORE) for text in request.sysctl)
+    follows = carries(request.sysctl)
     listener = _install_filter(traps_addresses=traps_addresses, direct=bool(request.direct), follows=follows)
     message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}
     if plan.netns is not None:

@@ -49,15 +49,31 @@ class Caught(NamedTuple):
     """The values of one argument that are trapped.
 
     @argument: its index, from 0. @ranges: values that are trapped whatever the other arguments are, first and last
-    included. @inside: for a range of values, the trap on another argument that decides there.
+    included. @inside: for a range of values, the trap on another argument that decides there. @mask: what is
+    compared. @plain: the same without a mask, for a profile that has conditions on this argument.
     """
 
     argument: int
     ranges: tuple[Range, ...]
     inside: tuple[tuple[Range, "Caught"], ...] = ()
+    mask: int = TOP
+    plain: "Caught | None" = None
+
+
+Cell = tuple[int, Range, int]  # a piece of the value space: the argument's index, its range, the mask
+
+
+def _masked(condition: traps.Condition) -> Caught:
+    """What is trapped inside another condition; by a mask, where that takes a tenth of the rules."""
+    plain = Caught(condition.argument, condition.ranges)
+    if condition != traps.OTHER_TYPES:
+        return plain
+    low = traps.OTHER_TYPE
+    return Caught(low.argument, low.ranges, mask=low.mask, plain=plain)
 
 
 REFUSED = {r.call: r.error for r in traps.REFUSED if PROFILE in r.forms}  # in all architectures
+NATIVE = ARCHITECTURES[:1]  # the others' setsockopt() goes past the policy, and no rule is for one of them alone
 
 
 def caught(rows: Sequence[traps.Trap]) -> Caught | None:
@@ -77,7 +93,8 @@ def caught(rows: Sequence[traps.Trap]) -> Caught | None:
             ranges += outer.ranges
             continue
         (condition,) = inner
-        inside += tuple((piece, Caught(condition.argument, condition.ranges)) for piece in outer.ranges)
+        inside += tuple((piece, _masked(condition)) for piece in outer.ranges)
+    inside = tuple((piece, trap) for piece, trap in inside if piece not in ranges)  # what is trapped whole
     return Caught(argument, ranges, inside)
 
 
@@ -89,21 +106,30 @@ class Rule(NamedTuple):
     conditions: tuple[dict[str, Any], ...]
 
 
-def merge(profile: Profile | None, *, listener: str, metadata: str, swap: bool = False) -> Profile:
+def merge(
+    profile: Profile | None,
+    *,
+    listener: str,
+    metadata: str,
+    swap: bool = False,
+    direct: bool = False,
+    follows: bool = False,
+) -> Profile:
     """Return a copy of @profile with graft's traps.
 
     @profile: `linux.seccomp` of config.json; None for a container without one (unconfined). @listener: the agent
     socket to which the runtime sends the notification descriptor, with @metadata. @swap: it also traps what
-    `traps.Trap.when` calls "addresses".
+    `traps.Trap.when` calls "addresses". @direct: it is for a direct container, whose programs make their internet
+    sockets themselves unless these follow sysctls (@follows); programs of other ABIs than x86_64 are killed there.
 
     Raises Refused for a profile that has a listener of its own, or whose conditions cannot be separated from graft's.
     """
-    merged = _merged(msgspec.json.encode(profile or {}), swap=swap)
+    merged = _merged(msgspec.json.encode(profile or {}), swap=swap, direct=direct, follows=follows)
     return {**merged, "listenerPath": listener, "listenerMetadata": metadata}
 
 
 @functools.lru_cache(REMEMBERED)
-def _merged(encoded: bytes, *, swap: bool) -> Profile:
+def _merged(encoded: bytes, *, swap: bool, direct: bool, follows: bool) -> Profile:
     """What `merge()` says of a profile as JSON, without listener and metadata. It is shared: nobody changes it."""
     profile: Profile = msgspec.json.decode(encoded)
     merged: Profile = profile or {"defaultAction": ALLOW}
@@ -114,9 +140,10 @@ def _merged(encoded: bytes, *, swap: bool) -> Profile:
             code="EBUSY",
         )
     default = Rule(merged["defaultAction"], merged.get("defaultErrnoRet"), ())
-    if not profile:
-        merged["architectures"] = list(ARCHITECTURES)
-    trapped = {name: caught(rows) for name, rows in traps.active(PROFILE, addresses=swap).items()}
+    if direct or not profile:
+        merged["architectures"] = list(NATIVE if direct else ARCHITECTURES)
+    active = traps.active(PROFILE, addresses=swap, direct=direct, follows=follows)
+    trapped = {name: caught(rows) for name, rows in active.items()}
     found = _take(merged, {*trapped, *REFUSED}, default)
     conditions = sum(len(rule.conditions) for name in found for rule in found[name])
     if conditions > CONDITIONS_MAX:
@@ -183,13 +210,13 @@ def _trapped(rule: Rule) -> Rule:
     return rule._replace(action=NOTIFY, error=None) if rule.action in PERMISSIVE else rule
 
 
-def _cut(
-    name: str, trap: Caught, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule
-) -> list[dict[str, Any]]:
+def _cut(name: str, trap: Caught, rules: list[Rule], cells: list[Cell], default: Rule) -> list[dict[str, Any]]:
     """Return rules for one call that are disjoint in the arguments of @trap and of the traps around it (@cells).
 
-    @cells: the pieces that are fixed so far, each an argument's index and its range.
+    @cells: the pieces that are fixed so far.
     """
+    if trap.plain and any(c["index"] == trap.argument for rule in rules for c in rule.conditions):
+        trap = trap.plain
     made = []
     narrowed = dict(trap.inside)
     borders = {0}
@@ -199,10 +226,10 @@ def _cut(
         for condition in rule.conditions:
             if condition["index"] == trap.argument:
                 borders |= {condition["value"], condition["value"] + 1}
-    edges = [*sorted(b for b in borders if b <= TOP), TOP + 1]
+    edges = [*sorted(b for b in borders if b <= trap.mask), trap.mask + 1]
     for first, after in itertools.pairwise(edges):
         piece = (first, after - 1)
-        here = [*cells, (trap.argument, piece)]
+        here = [*cells, (trap.argument, piece, trap.mask)]
         inner = next((t for (low, high), t in narrowed.items() if low <= piece[0] and piece[1] <= high), None)
         if inner:
             made += _cut(name, inner, rules, here, default)
@@ -212,9 +239,7 @@ def _cut(
     return made
 
 
-def _leaf(
-    name: str, rules: list[Rule], cells: list[tuple[int, Range]], default: Rule, *, trapped: bool
-) -> list[dict[str, Any]]:
+def _leaf(name: str, rules: list[Rule], cells: list[Cell], default: Rule, *, trapped: bool) -> list[dict[str, Any]]:
     """Return rules for the part of a call's argument space that @cells select. @trapped: graft traps all of it."""
     surviving = _surviving(rules, cells, default)
     undecided = next((c["index"] for rule in surviving for c in rule.conditions), None)
@@ -228,7 +253,7 @@ def _leaf(
     ]
 
 
-def _surviving(rules: list[Rule], cells: list[tuple[int, Range]], default: Rule) -> list[Rule]:
+def _surviving(rules: list[Rule], cells: list[Cell], default: Rule) -> list[Rule]:
     """Return the @rules that can hold on @cells, each with its undecided conditions.
 
     A rule without any undecided condition wins alone. If no rule can hold, the result is @default.
@@ -237,7 +262,7 @@ def _surviving(rules: list[Rule], cells: list[tuple[int, Range]], default: Rule)
     for rule in rules:
         open_conditions = []
         for condition in rule.conditions:
-            piece = next((p for index, p in cells if index == condition["index"]), None)
+            piece = next((p for index, p, _ in cells if index == condition["index"]), None)
             held = _decide(condition, piece) if piece else None
             if held is False:
                 break
@@ -280,21 +305,22 @@ def _decide(condition: dict[str, Any], piece: Range) -> bool:
     return verdicts[operator]
 
 
-def _product(cells: list[tuple[int, Range]]) -> list[tuple[dict[str, Any], ...]]:
+def _product(cells: list[Cell]) -> list[tuple[dict[str, Any], ...]]:
     """Return one tuple of conditions for each combination of the aligned parts of the ranges in @cells."""
     combined: list[tuple[dict[str, Any], ...]] = [()]
-    for index, piece in cells:
+    for index, piece, whole in cells:
         parts = [
             {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
-            for value, mask in aligned(*piece)
+            for value, mask in aligned(*piece, whole)
         ]
         combined = [(*before, part) for before in combined for part in parts]
     return combined
 
 
-def aligned(first: int, last: int) -> list[tuple[int, int]]:
-    """Return the fewest pairs (value, mask) of 32 bits that cover @first to @last, both included."""
-    return [(value, TOP ^ (TOP >> bits)) for value, bits in port_prefixes(first, last, 32)]
+def aligned(first: int, last: int, whole: int = TOP) -> list[tuple[int, int]]:
+    """Return the fewest pairs (value, mask) that cover @first to @last, both included, of the low bits in @whole."""
+    width = whole.bit_length()
+    return [(value, whole ^ (whole >> bits)) for value, bits in port_prefixes(first, last, width)]
 
 
 def _emit(name: str, rule: Rule, conditions: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -85,6 +85,11 @@ LISTENING = {SOMAXCONN: (0, (1 << 31) - 1), SYNACK_RETRIES: (1, 127)}
 OWN = ("net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range", "net.unix.max_dgram_qlen")
 
 
+def carries(texts: Iterable[str]) -> bool:
+    """Is there a sysctl among @texts that options of a container's sockets carry, which somebody has to set?"""
+    return any(name not in (*OWN, *LISTENING) for name in parse_sysctls(texts))
+
+
 def parse_sysctl(text: str) -> tuple[str, str]:
     """`NAME=VALUE`, with the separators that sysctl(8) takes. Raises UsageError, also for one that is not net's.
 
