@@ -18,14 +18,24 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <limits.h>
+#include <linux/mount.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #define REPLY_SECONDS 30
 #define ROOM (4 << 20)
+#define MOUNTS_MAX 256
+#define SYSFS_MAGIC 0x62656572 /* linux/magic.h */
 
 static const char *log_file;
 static const char *run_dir = "/run/graft";
@@ -175,17 +185,31 @@ static char *read_line(FILE *from)
 	return text;
 }
 
-/* Most processes that are executed later have no capability that graftd has to judge, and it is not asked. */
+/* Is it a direct container, of which graftd has to know each process before it starts (graft/tenants/direct.py)? */
+static bool is_direct(const char *id)
+{
+	char mark[4096];
+
+	if (strchr(id, '/') || snprintf(mark, sizeof(mark), "%s/direct/%s", run_dir, id) >= (int)sizeof(mark))
+		return false;
+	return !access(mark, F_OK);
+}
+
+/*
+ * Most processes that are executed later have no capability that graftd has to judge, and it is not asked. @path: of
+ * the file with the process, NULL if it is described by words.
+ */
 static void check_exec(const char *path, const char *id)
 {
-	FILE *from = fopen(path, "re"), *text;
+	FILE *from = path ? fopen(path, "re") : NULL, *text;
 	char *process, *request = NULL;
+	bool direct = is_direct(id);
 	size_t size = 0;
 
-	if (!from)
+	if (!from && (path || !direct))
 		return; /* the real runtime says why */
-	process = read_line(from);
-	if (strcasestr(process, "NET_ADMIN")) {
+	process = from ? read_line(from) : strdup("{}");
+	if (direct || strcasestr(process, "NET_ADMIN")) {
 		text = open_memstream(&request, &size);
 		fprintf(text, "{\"op\":\"exec\",\"version\":\"" VERSION "\",\"id\":");
 		put_string(text, id);
@@ -215,6 +239,154 @@ static int hook(void)
 	fclose(text);
 	reply = ask(request, size);
 	return puts(reply) < 0 || fflush(stdout) ? 1 : 0;
+}
+
+/*
+ * The stage prestart of a direct container: its first process waits in its cgroup, for which graftd has the policy.
+ * @argv: Docker's hook with its words, if there is one. That looks for the container's network at the PID in the
+ * state, so it is told this process's, which enters that network.
+ */
+static int begin(char **argv)
+{
+	const char *metadata = getenv("GRAFT_METADATA");
+	char *state = read_line(stdin), *request = NULL, *reply, *at, *end, netns[4096];
+	int status = 1, fd, ends[2];
+	size_t size = 0;
+	FILE *text;
+	pid_t child;
+
+	at = strstr(state, "\"pid\":");
+	if (!metadata || !at)
+		fail("this is a hook that graftd has put into a config.json", "");
+	text = open_memstream(&request, &size);
+	fprintf(text, "{\"op\":\"begin\",\"version\":\"" VERSION "\",\"metadata\":");
+	put_string(text, metadata);
+	fprintf(text, ",\"state\":%s}\n", state);
+	fclose(text);
+	reply = ask(request, size);
+	if (!*argv)
+		return 0;
+	get_string(reply, "\"netns\": \"", netns, sizeof(netns));
+	fd = open(netns, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || setns(fd, CLONE_NEWNET) || pipe2(ends, O_CLOEXEC))
+		fail(strerror(errno), netns);
+	unsetenv("GRAFT_METADATA");
+	child = fork();
+	if (child < 0)
+		fail(strerror(errno), *argv);
+	if (!child) {
+		dup2(ends[0], STDIN_FILENO);
+		execv(argv[0], argv + 1);
+		fail(strerror(errno), argv[0]);
+	}
+	close(ends[0]);
+	signal(SIGPIPE, SIG_IGN);
+	at += strlen("\"pid\":");
+	strtol(at, &end, 10);
+	dprintf(ends[1], "%.*s%d%s", (int)(at - state), state, (int)getpid(), end);
+	close(ends[1]);
+	if (waitpid(child, &status, 0) != child || !WIFEXITED(status))
+		return 1;
+	return WEXITSTATUS(status);
+}
+
+/* The path of a mount in a line of mountinfo (proc(5)), in which a blank is \040; NULL if there is none. */
+static char *mount_place(char *line)
+{
+	char *at = line, *to;
+
+	for (int i = 0; at && i < 4; i++) {
+		at = strchr(at, ' ');
+		at = at ? at + 1 : NULL;
+	}
+	if (!at)
+		return NULL;
+	at[strcspn(at, " ")] = 0;
+	line = to = at;
+	for (; *at; at++) {
+		if (*at == '\\' && strnlen(at, 4) == 4) {
+			*to++ = (char)((at[1] - '0') << 6 | (at[2] - '0') << 3 | (at[3] - '0'));
+			at += 3;
+		} else {
+			*to++ = *at;
+		}
+	}
+	*to = 0;
+	return line;
+}
+
+/* Copies of the mounts below @place, with what is below them, and their paths; how many. */
+static int copy_mounts(const char *place, int *trees, char **places)
+{
+	FILE *from = fopen("/proc/self/mountinfo", "re");
+	size_t room = 0, length = strlen(place);
+	char *line = NULL, *at;
+	int count = 0, i;
+
+	while (from && count < MOUNTS_MAX && getline(&line, &room, from) > 0) {
+		at = mount_place(line);
+		if (!at || strncmp(at, place, length) || at[length] != '/')
+			continue;
+		for (i = 0; i < count; i++)
+			if (!strncmp(at, places[i], strlen(places[i])) && strchr("/", at[strlen(places[i])]))
+				break;
+		if (i < count)
+			continue; /* it comes with the one above it, or is another at the same place */
+		trees[count] =
+			(int)syscall(SYS_open_tree, AT_FDCWD, at, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+		if (trees[count] < 0)
+			fail(strerror(errno), at);
+		places[count++] = strdup(at);
+	}
+	free(line);
+	if (!from || count == MOUNTS_MAX)
+		fail("the mounts below /sys are not known", "");
+	fclose(from);
+	return count;
+}
+
+/*
+ * The stage createContainer of a direct container: the runtime has mounted a sysfs, which shows the network of the
+ * host. One that shows the container's goes in its place, with the mounts that are below it.
+ */
+static int show_sysfs(void)
+{
+	const char *netns = getenv("GRAFT_NETNS"), *inode = getenv("GRAFT_NETNS_INODE"),
+		   *root = getenv("GRAFT_ROOTFS");
+	char place[PATH_MAX], *root_path = root ? realpath(root, NULL) : NULL, *places[MOUNTS_MAX];
+	int count, tree, context, at, trees[MOUNTS_MAX], fd = netns ? open(netns, O_RDONLY | O_CLOEXEC) : -1;
+	struct statfs there;
+	struct stat found;
+
+	free(read_line(stdin)); /* crun fails where nobody reads the state */
+	if (fd < 0 || !root_path || !inode || fstat(fd, &found))
+		fail("the container's network or root is not found", strerror(errno));
+	if (found.st_ino != strtoull(inode, NULL, 10) || setns(fd, CLONE_NEWNET))
+		fail("the container's network is not entered", netns);
+	if (snprintf(place, sizeof(place), "%s/sys", root_path) >= (int)sizeof(place))
+		fail("the path of the container's root is too long", root_path);
+	at = open(place, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (at < 0 && errno == ENOENT)
+		return 0; /* it has none */
+	if (at < 0 || fstat(at, &found) || !S_ISDIR(found.st_mode) || fstatfs(at, &there))
+		fail("the container's /sys is no directory", ""); /* an image's link may lead out of its root */
+	if (there.f_type != SYSFS_MAGIC)
+		return 0;
+	context = (int)syscall(SYS_fsopen, "sysfs", FSOPEN_CLOEXEC);
+	if (context < 0 || syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+		fail("sysfs", strerror(errno));
+	tree = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
+			    MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+	if (tree < 0)
+		fail("sysfs", strerror(errno));
+	count = copy_mounts(place, trees, places);
+	if (syscall(SYS_move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
+		fail(strerror(errno), place);
+	for (int i = 0; i < count; i++)
+		if (syscall(SYS_move_mount, trees[i], "", AT_FDCWD, places[i], MOVE_MOUNT_F_EMPTY_PATH) &&
+		    errno != ENOENT)
+			fail(strerror(errno), places[i]);
+	return 0;
 }
 
 /* Is this word a verb? Looked up wherever it stands, because an option before it may have a value unknown here. */
@@ -263,7 +435,7 @@ static bool takes_value(const char *word)
 
 int main(int argc, char **argv)
 {
-	const char *runtime = "runc", *bundle = ".", *id = NULL, *verb = NULL, *process = NULL,
+	const char *runtime = "runc", *bundle = ".", *id = NULL, *verb = NULL, *process = NULL, *direct = NULL,
 		   *name = strrchr(argv[0], '/');
 	int first = 1, used;
 
@@ -274,8 +446,13 @@ int main(int argc, char **argv)
 		if (!used)
 			break;
 	}
-	if (!strcmp(name ? name + 1 : argv[0], "graft-hook"))
+	name = name ? name + 1 : argv[0];
+	if (!strcmp(name, "graft-hook"))
 		return hook();
+	if (!strcmp(name, "graft-begin"))
+		return begin(argv + first);
+	if (!strcmp(name, "graft-sysfs"))
+		return show_sysfs();
 	for (int i = first; i < argc; i += used) {
 		used = option(argv + i, "--log", &log_file);
 		if (!used && verb)
@@ -295,14 +472,16 @@ int main(int argc, char **argv)
 			verb = argv[i];
 		else if (verb)
 			id = argv[i];
+		if (verb && !direct && !strcmp(verb, "exec") && is_direct(argv[i]))
+			direct = argv[i]; /* the words after it are the command's */
 	}
 	if (verb && (!strcmp(verb, "create") || !strcmp(verb, "run"))) {
 		if (!id)
 			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");
 		prepare(bundle, id);
 	}
-	if (process && id)
-		check_exec(process, id);
+	if (verb && id && !strcmp(verb, "exec"))
+		check_exec(process, direct ? direct : id);
 	if (verb && !strcmp(verb, "restore"))
 		fail("a checkpoint cannot be restored", "its sockets were the host's; start the container anew");
 	argv += first - 1;

@@ -141,6 +141,27 @@ class Exec(AdminRequest, tag="exec"):
     process: dict[str, Any]
 
 
+class OciState(msgspec.Struct):
+    """The `state` in ContainerProcessState (OCI runtime specification, runtime.md, "State")."""
+
+    id: str
+    pid: int = 0
+    status: str = ""
+    bundle: str = ""
+    annotations: dict[str, str] = {}
+
+
+class Begin(AdminRequest, tag="begin"):
+    """graft-runtime as a hook: the first process of a direct container waits in its cgroup for the policy.
+
+    @state: runtime-spec runtime.md, "State". @metadata: the listenerMetadata that graftd has sealed. The answer has
+    the path of the container's network namespace.
+    """
+
+    metadata: str
+    state: OciState
+
+
 class Attach(AdminRequest, tag="attach"):
     """graft-cni ADD. The descriptor is the namespace. Connections to `within` (a prefix) leave from the addresses."""
 
@@ -188,22 +209,13 @@ AnyRequest = (
     | Bundle
     | Hook
     | Exec
+    | Begin
     | Attach
     | Attached
     | Detach
     | Stop
 )
 _decoder = msgspec.json.Decoder(AnyRequest)
-
-
-class OciState(msgspec.Struct):
-    """The `state` in ContainerProcessState (OCI runtime specification, runtime.md, "State")."""
-
-    id: str
-    pid: int = 0
-    status: str = ""
-    bundle: str = ""
-    annotations: dict[str, str] = {}
 
 
 class ContainerProcessState(msgspec.Struct):

@@ -1,19 +1,21 @@
 """Orders of engines on the admin socket: graft-runtime, Podman's hook and graft-cni."""
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from graft import protocol
-from graft.daemon.admission import expect_target
+from graft.daemon.admission_engines import begin_guarded, expect_target
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
-from graft.engines import bundle, joined, trust
+from graft.engines import bundle, direct, joined, trust
 from graft.engines.container import Container, metadata_of
 from graft.engines.resolver import Resolver
-from graft.errors import GraftError, Refused, UsageError
-from graft.kernel import addresses, linux
-from graft.kernel.netns import netns_cookie_of
+from graft.engines.seal import is_sealed
+from graft.errors import GraftError, Refused, UsageError, from_oserror
+from graft.kernel import addresses, linux, sysctl
+from graft.kernel.netns import make_netns, netns_cookie_of
 from graft.log import log
 from graft.rules.address import parse_address
 from graft.rules.configuration import configuration_path
@@ -26,6 +28,13 @@ from graft.tenants.tenant import POD
 Reply = dict[str, Any] | list[Any]
 
 
+class Creation(NamedTuple):
+    """Who creates a container: the process that is about to become its runtime, or Podman's."""
+
+    pid: int
+    bundle: str  # its directory; "" in Podman's hook
+
+
 class EngineOrders:
     """One method an order, as Admin has them. Each raises GraftError, and then nothing has changed."""
 
@@ -36,41 +45,125 @@ class EngineOrders:
     def bundle(self, connection: Connection, request: protocol.Bundle, _fds: list[int]) -> Reply:
         """graft-runtime, before the real runtime's `create`: add the traps to the bundle's config.json."""
         path = Path(request.bundle, "config.json")
-        bundle.write(path, self._edited(connection.pid, bundle.read(path), request.id))
+        bundle.write(path, self._edited(Creation(connection.pid, request.bundle), bundle.read(path), request.id))
         return {}
 
     def hook(self, connection: Connection, request: protocol.Hook, _fds: list[int]) -> Reply:
         """Podman's `precreate` hook: returns config.json with the traps."""
-        return self._edited(linux.parent(connection.pid), request.config, "")
+        return self._edited(Creation(linux.parent(connection.pid), ""), request.config, "")
 
-    def exec(self, _connection: Connection, request: protocol.Exec, _fds: list[int]) -> Reply:
-        """graft-runtime, before the real runtime's `exec` of a process with CAP_NET_ADMIN. Raises Refused."""
+    def exec(self, connection: Connection, request: protocol.Exec, _fds: list[int]) -> Reply:
+        """graft-runtime, before the real runtime's `exec`, of a process with CAP_NET_ADMIN or in a direct container.
+
+        Raises Refused.
+        """
         tenant = self.tenancy.registry.by_container(request.id)
-        if tenant:
+        if tenant and tenant.cgroup:
+            direct.check_exec(request.process)
+            self.tenancy.direct.enter(tenant, request.id, connection.pid)
+        elif tenant:
             bundle.check_capabilities(request.process, allowed=request.id not in tenant.no_netadmin)
         return {}
 
-    def _edited(self, creator: int, config: dict[str, Any], container_id: str) -> dict[str, Any]:
+    def begin(self, connection: Connection, request: protocol.Begin, _fds: list[int]) -> Reply:
+        """graft-runtime as a hook: put a direct container's cgroup under the policy, before its program starts."""
+        if connection.uid or not is_sealed(request.metadata, self.tenancy.directory):
+            raise Refused("only a runtime's hook with metadata of graftd's may name a process", code="EPERM")
+        metadata = protocol.decode_metadata(request.metadata)
         try:
-            return self._edit(creator, config, container_id)
+            if not metadata.request.direct or metadata.container != request.state.id or request.state.pid <= 0:
+                raise Refused("the state is of another container", code="EPERM")
+            tenant = begin_guarded(self.tenancy, request.state.pid, metadata)
+        except GraftError as error:
+            log.warning("container %s: %s", metadata.name, error)
+            raise
+        except OSError as error:
+            raise from_oserror("put the container under the policy", error, hint="see graftd's log") from None
+        return {"netns": f"/proc/{os.getpid()}/fd/{tenant.netns_fd}"}
+
+    def _edited(self, creation: Creation, config: dict[str, Any], container_id: str) -> dict[str, Any]:
+        try:
+            return self._edit(creation, config, container_id)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             log.warning("container %s: %r", container_id, error)
             raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
 
-    def _edit(self, creator: int, config: dict[str, Any], container_id: str) -> dict[str, Any]:
+    def _edit(self, creation: Creation, config: dict[str, Any], container_id: str) -> dict[str, Any]:
+        creator = creation.pid
         container = bundle.identify(config, container_id, f"/proc/{creator}/root")
         try:
+            self.tenancy.forget_unstarted()
+            container = self._among_direct(container)
             self._check_network(container)
             metadata = metadata_of(container)
+            self._check_same(container, metadata)
             self._check_trust(container, metadata)
             bundle.add_sysctls(config, metadata)
             bundle.check_capabilities(config.get("process") or {}, allowed=metadata.netadmin)
             joined.check_members(self.tenancy.registry, container, metadata)
+            if metadata.request.direct:
+                self._check_direct(creation, config, container, metadata)
             expect_target(self.tenancy, metadata, container, creator)
-            return bundle.edit(config, metadata, self.tenancy.directory)
+            made = bundle.edit(config, metadata, self.tenancy.directory)
+            return self._make_direct(creation, made, container) if metadata.request.direct else made
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise
+
+    def _among_direct(self, container: Container) -> Container:
+        """@container, with the netns of the direct container that it joins by a PID, as engines have it."""
+        found = re.search(r"/proc/([0-9]+)/ns/net$", container.path)
+        try:
+            tenant = self.tenancy.registry.direct_of(int(found[1])) if found else None
+        except OSError:
+            tenant = None
+        if tenant is None:
+            return container
+        path = f"/proc/{os.getpid()}/fd/{tenant.netns_fd}"
+        return container._replace(path=path, where=(tenant.netns, tenant.table.cookie))
+
+    def _check_same(self, container: Container, metadata: protocol.Metadata) -> None:
+        """Refuse a container that joins one which is direct, if it is not, or the other way round."""
+        joined = self.tenancy.registry.by_netns(container.where[0]) if container.where[0] else None
+        if joined and bool(joined.cgroup) != bool(metadata.request.direct):
+            raise Refused(
+                f"container '{joined.name}', whose network it joins, is {'' if joined.cgroup else 'not '}direct",
+                hint=f"one network has one policy; {'give' if joined.cgroup else 'omit'} graft.direct=on",
+                code="EEXIST",
+            )
+
+    def _check_direct(
+        self, creation: Creation, config: dict[str, Any], container: Container, metadata: protocol.Metadata
+    ) -> None:
+        root = f"/proc/{creation.pid}/root"
+        mounts = direct.mounts_of(creation.pid)
+        if container.where[0] == self.tenancy.registry.home:
+            raise Refused("the container shares the host's network namespace", hint="--network none", code="EINVAL")
+        if not creation.bundle and not direct.has_cgroup2(mounts):
+            raise Refused(
+                "graft.direct=on: without cgroup2 no runtime puts a container into a cgroup of its own there",
+                hint="graft-runtime does, as the engine's runtime; or mount it at /sys/fs/cgroup/unified, for runc",
+                code="EOPNOTSUPP",
+            )
+        if metadata.netadmin:
+            raise Refused("graft.netadmin=on: CAP_NET_ADMIN would be over the host's network", code="EPERM")
+        direct.check(config, mounts, root)
+        direct.check_hooks(config, container.engine, joins=bool(container.path))
+
+    def _make_direct(self, creation: Creation, config: dict[str, Any], container: Container) -> dict[str, Any]:
+        """Make what the container has outside of its config.json: its netns, and with cgroup v1 its cgroup."""
+        try:
+            netns = os.open(container.path, os.O_RDONLY | os.O_CLOEXEC) if container.path else make_netns()
+            path = self.tenancy.direct.keep(container.id, netns)
+            if not self.tenancy.registry.by_netns(container.where[0]):
+                with linux.inside_netns(netns):
+                    sysctl.write(direct.network_sysctls(config))
+            if creation.bundle and not direct.has_cgroup2(direct.mounts_of(creation.pid)):
+                self.tenancy.direct.prepare(container.id, creation.pid)
+            rootfs = os.path.join(creation.bundle, (config.get("root") or {}).get("path") or "")
+            return direct.edit(config, self.tenancy.directory, path, os.fstat(netns).st_ino, rootfs)
+        except OSError as error:
+            raise from_oserror("make the container direct", error, hint="see graftd's log") from None
 
     def _check_trust(self, container: Container, metadata: protocol.Metadata) -> None:
         """Refuse what the administrator's configuration does not let this container ask for."""

@@ -10,13 +10,12 @@ A /proc/PID of a peer is to be believed only after Peer.check().
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from graft import protocol
 from graft.daemon.tenancy import Tenancy
-from graft.engines.container import NAME_ROOM, Container, plain_name
+from graft.engines.container import NAME_ROOM, plain_name
 from graft.errors import Refused, UsageError
 from graft.kernel import addresses, sysctl
 from graft.log import log
@@ -40,7 +39,6 @@ from graft.tenants.tenant import (
     needs_swap,
 )
 
-CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
 UNTRUSTED_LISTENERS = 16  # of one such tenant
 UNTRUSTED_TENANTS = 64  # of one such user
@@ -53,7 +51,7 @@ def admit_target(
     tenancy: Tenancy,
     pid: int,
     uid: int,
-    listener: int,
+    listener: int | None,
     target: Target,
     *,
     trusted: bool,
@@ -64,18 +62,20 @@ def admit_target(
     @netns_fd: the netns of a direct container, whose processes live in graftd's. It stays the caller's.
 
     An untrusted peer gets the strict policy: it may only use endpoints of its own netns, which an administrator adds;
-    it may not publish ports, nor connect as the host does. @listener belongs to graftd afterwards.
+    it may not publish ports, nor connect as the host does. @listener belongs to graftd afterwards; None: that of an
+    engine's direct container comes later, by admit_guarded().
 
     Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
     """
-    check_listener(listener)
+    if listener is not None:
+        check_listener(listener)
     reg = tenancy.registry
     asked = parse_request(target.request)
     if not trusted:
         _check_untrusted(reg, uid, target, asked)
     expected = attachments.no_longer_expect(reg, _container_id(target))
     if asked.direct and netns_fd is None:
-        raise Refused("containers of engines are not direct", hint="omit graft.direct", code="EOPNOTSUPP")
+        raise Refused("its runtime has not run graft's hook", hint="omit graft.direct", code="EOPNOTSUPP")
     with _netns_of(reg, pid, netns_fd) as netns_fd:
         netns = os.fstat(netns_fd).st_ino
         running = reg.by_netns(netns)
@@ -91,15 +91,20 @@ def admit_target(
                 _set_policy(tenancy, tenant, target, asked)
                 tenant.netns_made = _is_made(tenant, target, expected)
             _add_rules(reg, tenant, target, asked, trusted=trusted)
-            if asked.direct:
+            if asked.direct and listener is None:
+                tenancy.direct.take(tenant, pid)
+            elif asked.direct:
                 tenancy.direct.begin(tenant, pid)
             if running:
-                tenant.lost_listener |= not tenant.listeners
+                tenant.lost_listener |= not tenant.listeners and listener is not None
                 reg.apply(tenant)
             else:
                 reg.install(tenant)
                 reg.moved.add(tenant)
-            tenancy.adopt(tenant, listener, trusted=trusted)
+            if listener is None:
+                tenancy.store.put(f"netns-{tenant.id}", tenant.netns_fd)
+            else:
+                tenancy.adopt(tenant, listener, trusted=trusted)
         except BaseException:
             if before:
                 tenant.restore(before)
@@ -178,7 +183,7 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             hint="one namespace has one policy; omit --egress",
             code="EEXIST",
         )
-    if asked.direct != bool(running.cgroup) and not container_id:
+    if asked.direct != bool(running.cgroup):
         raise Refused(
             f"container '{running.name}' {'is direct' if running.cgroup else 'is not direct'}",
             hint=f"one namespace has one policy; {'give' if running.cgroup else 'omit'} --direct",
@@ -190,7 +195,7 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             hint="one namespace has one policy; omit --limit",
             code="EEXIST",
         )
-    _check_same_sysctls(running, target.request.sysctl)
+    check_same_sysctls(running, target.request.sysctl)
     if any(address not in running.open_resolvers for address in asked.resolver):
         raise Refused(
             f"container '{running.name}' may not ask that resolver",
@@ -212,7 +217,7 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
     )
 
 
-def _check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:
+def check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:
     """Raise Refused for a sysctl that the container @running does not have; those of OWN hold by the netns itself."""
     if IGNORE in texts:
         return
@@ -278,49 +283,6 @@ def _add_rules(reg: Registry, tenant: Tenant, target: Target, asked: Parsed, *, 
         import_endpoints(reg, tenant, endpoint_names(asked.ingress, asked.egress))
     reg.add_rules(tenant, asked.ingress, asked.egress)
     publish.publish(reg, tenant, asked.publish)
-
-
-def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Container, creator: int) -> None:
-    """Check and reserve what a container needs that the engine's process with pid @creator is about to create.
-
-    Its ports and addresses are taken from now on, until its first process is there, its creator ends, or
-    CREATE_SECONDS have passed. @metadata's `traps_addresses` is set if a rule needs the traps of the swap path.
-
-    Raises GraftError for what `admit_target` would refuse later, and OSError if @creator has ended.
-    """
-    reg = tenancy.registry
-    asked = parse_request(metadata.request)
-    check_distinct(asked.ingress, asked.egress)
-    sysctl.check(metadata.request.sysctl, reg.ephemeral)
-    netns, cookie = container.where
-    joined = reg.by_netns(netns) if netns else None
-    if joined:
-        _check_same_sysctls(joined, metadata.request.sysctl)
-    endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}
-    rules: list[IngressRule | EgressRule] = [*asked.ingress, *asked.egress]
-    for rule in rules:
-        check_rule(rule, endpoints)
-    metadata.traps_addresses |= needs_swap(endpoints, 0, asked.ingress, asked.egress)
-    owned = [own for own in asked.ip if joined is None or own not in joined.given]
-    networked = bool(container.network) or any(a.in_netns(netns, cookie) for a in reg.attachments.values())
-    pidfd = os.pidfd_open(creator)
-    try:
-        attachments.expect(
-            reg,
-            metadata.container,
-            Expected(
-                pidfd,
-                metadata.name or metadata.container,
-                container.where,
-                asked.publish,
-                owned,
-                networked or bool(asked.ip),
-                time.monotonic() + CREATE_SECONDS,
-            ),
-        )
-    except BaseException:
-        os.close(pidfd)
-        raise
 
 
 def required_traps(tenancy: Tenancy, pid: int, request: protocol.Traps) -> bool:

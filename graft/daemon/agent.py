@@ -30,6 +30,7 @@ from graft.daemon.admission import (
     endpoints_of,
     required_traps,
 )
+from graft.daemon.admission_engines import admit_guarded
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines.seal import is_sealed
@@ -37,7 +38,7 @@ from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
 from graft.process.closing import close_foreign
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
-from graft.tenants.peers import refuse_contained
+from graft.tenants.peers import is_filtered, refuse_contained
 from graft.tenants.tenant import Tenant
 from graft.trap.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.trap.target import Owner
@@ -84,10 +85,13 @@ class Agent:
             return {"name": known.name}
         self.tenancy.calls.reap()
         try:
-            tenant = admit_target(self.tenancy, pid, connection.uid, listener, metadata, trusted=trusted)
+            if sealed and metadata.request.direct:
+                tenant = admit_guarded(self.tenancy, pid, listener, metadata)
+            else:
+                tenant = admit_target(self.tenancy, pid, connection.uid, listener, metadata, trusted=trusted)
         except GraftError as error:
             if sealed:
-                self._end(pid, metadata.name or "", error)
+                self._end(pid, metadata, error)
             raise
         for fd in fds:
             if fd != listener:
@@ -102,16 +106,17 @@ class Agent:
             if error.code != "ESRCH":
                 raise
 
-    def _end(self, pid: int, name: str, why: GraftError) -> None:
-        """Kill the first process of a container that graft refuses: it must not go on without a policy.
+    def _end(self, pid: int, metadata: protocol.Metadata, why: GraftError) -> None:
+        """Kill a process of a container that graft refuses: it must not go on without a policy.
 
-        Its engine sees it end.
+        Its engine sees it end. One that was to be direct is in the host's netns, and known by its filter.
         """
-        log.error("container %s is ended: %s", name, why)
+        log.error("container %s is ended: %s", metadata.name, why)
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             try:
-                if self.tenancy.registry.netns_of(pid) != self.tenancy.registry.home:
+                contained = self.tenancy.registry.netns_of(pid) != self.tenancy.registry.home
+                if contained or (metadata.request.direct and is_filtered(pid)):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
                 os.close(pidfd)

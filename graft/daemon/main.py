@@ -135,6 +135,7 @@ class Daemon:
         self.admin = Admin(self.tenancy, self.resolver, managed=self.managed)
         self.agent = Agent(self.tenancy)
         self._restore(dict(inherited), inherited)
+        self.tenancy.direct.sweep()
         for address in self.registry.sweep():
             log.warning("%s was on lo for a container that has ended: removed", address)
         self.registry.reconcile()
@@ -355,7 +356,7 @@ class Daemon:
             self.tenancy.stray = False
             for cgroup in (
                 self.cgroup,
-                *(directory_of(t.cgroup) for t in self.registry.tenants.values() if t.cgroup),
+                *(directory_of(path) for t in self.registry.tenants.values() for path in t.cgroups),
             ):
                 with contextlib.suppress(FileNotFoundError):
                     diag.end_stray_listeners(cgroup.stat().st_ino)
@@ -378,6 +379,7 @@ class Daemon:
             self.tenancy.interfaces.refresh()  # a default route may have changed, which nothing tells
             attachments.forget_dead(self.registry)
             attachments.forget_expected(self.registry)
+            self.tenancy.direct.sweep()
             self.tenancy.keep_places()
         if self.registry.tenants or self.connections or self.registry.tables or self.registry.attachments:
             self.last_used = now

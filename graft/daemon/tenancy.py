@@ -27,7 +27,8 @@ from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
-from graft.tenants.direct import DirectContainers, lives
+from graft.tenants.direct import lives
+from graft.tenants.direct_engines import EngineContainers
 from graft.tenants.interfaces import Interfaces
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, OWNER_BASE, WRAPPER, Tenant
@@ -69,7 +70,7 @@ class Tenancy:
         doors = Doors(store, stamper, Entrances(kernel.maps), self.is_hosts, ipv6=registry.ipv6)
         self.forwards = Forwards(loop, store, self.sockets, doors, relay_cgroup(cgroup2_root()))
         self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self.is_hosts)
-        self.direct = DirectContainers(registry, kernel, directory)
+        self.direct = EngineContainers(registry, kernel, directory)
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
@@ -118,6 +119,12 @@ class Tenancy:
         if teller:
             teller.connection.close()
         self.keep_places()
+
+    def forget_unstarted(self) -> None:
+        """Remove direct containers of engines whose start has failed since they were put under the policy."""
+        for tenant in [t for t in self.registry.tenants.values() if t.cgroup and not t.listeners]:
+            if not self.alive(tenant, time.monotonic()):
+                self.remove(tenant)
 
     def alive(self, tenant: Tenant, now: float, seen: Mapping[int, list[int]] | None = None) -> bool:
         """Does a tenant that has no listener still have a process?

@@ -31,6 +31,7 @@ from graft.errors import Refused, UsageError
 from graft.rules.address import PROTOCOL_NAME
 from graft.rules.publication import parse_publication
 from graft.rules.request import with_label
+from graft.rules.sysctl import carries
 
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = b"libnetwork-setkey"
@@ -251,6 +252,8 @@ def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Docu
         listener=str(directory / "agent.sock"),
         metadata=seal(metadata, directory),
         swap=metadata.traps_addresses,
+        direct=bool(metadata.request.direct),
+        follows=carries(metadata.request.sysctl),
     )
     return {**config, "linux": {**section, "seccomp": merged}}
 

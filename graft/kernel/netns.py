@@ -74,6 +74,23 @@ def belongs_here(fd: int) -> bool:
         os.close(owner)
 
 
+def make_netns() -> int:
+    """A descriptor of a new netns, in which lo is up. Only the calling thread moves there and back.
+
+    Raises OSError.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.unshare(linux.CLONE_NEWNET)
+        try:
+            linux.loopback_up()
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            linux.setns(home, linux.CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
 def claim_netns() -> socket.socket | None:
     """Claim the current netns by the abstract name CLAIM, which each netns has once, whatever its mounts are.
 

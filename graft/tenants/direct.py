@@ -47,12 +47,16 @@ class DirectContainers:
             parent = direct.roots_own(direct.directory_of(direct.cgroup_of(pid)))
             cgroup = direct.make(parent, tenant.name, tenant.id)
             tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
-            direct.guard(self.kernel.for_direct(), cgroup, tenant.id, _low(tenant))
-            if self.registry.ipv6:
-                address = dynamic_address(tenant.slice_number)
-                add_slice_address(address)
-                self.registry.added.add(address)
+            direct.guard(self.kernel.for_direct(), cgroup, tenant.id, low_ports(tenant))
+            self.begun(tenant)
         direct.enter(direct.directory_of(tenant.cgroup), pid)
+
+    def begun(self, tenant: Tenant) -> None:
+        """Give a tenant that is direct from now on what it has on the host. Raises OSError."""
+        if self.registry.ipv6:
+            address = dynamic_address(tenant.slice_number)
+            add_slice_address(address)
+            self.registry.added.add(address)
 
     def end(self, tenant: Tenant) -> None:
         """Remove what begin() has made, and the link of follow(). Sockets that live on keep the policy."""
@@ -60,7 +64,7 @@ class DirectContainers:
             return
         with contextlib.suppress(OSError):
             direct.forget(self.kernel.maps["direct_cgroups"], tenant.id)
-        self.leaving.append(direct.directory_of(tenant.cgroup))
+        self.leaving += [direct.directory_of(path) for path in tenant.cgroups if self.is_made(path)]
         self.tick()
         self.registry.remove_address(dynamic_address(tenant.slice_number))
         for name in ("link", "now"):
@@ -72,7 +76,7 @@ class DirectContainers:
         """Remove the cgroups of containers that have ended. A listener hangs up before its last process has left."""
         if not self.leaving:
             return
-        used = {direct.directory_of(t.cgroup) for t in self.registry.tenants.values() if t.cgroup}
+        used = {direct.directory_of(path) for t in self.registry.tenants.values() for path in t.cgroups}
         for cgroup in set(self.leaving) - used:
             direct.remove(cgroup)
         self.leaving = [cgroup for cgroup in self.leaving if cgroup.exists() and cgroup not in used]
@@ -87,16 +91,32 @@ class DirectContainers:
     def check(self) -> None:
         """Attach what a graftd with other programs had attached, or what somebody has taken away."""
         for tenant in [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]:
-            cgroup = direct.directory_of(tenant.cgroup)
-            try:
-                programs = self.kernel.for_direct()
-                if not direct.is_guarded(programs, cgroup, tenant.id):
-                    direct.guard(programs, cgroup, tenant.id, _low(tenant))
-                    log.warning("container %s: the policy was attached to its cgroup anew", tenant.name)
-            except FileNotFoundError:  # the cgroup: its last process has left
-                continue
-            except OSError as error:
-                log.error("container %s: its cgroup cannot be looked at: %s", tenant.name, error)
+            self._forget_ended(tenant)
+            for path in tenant.cgroups:
+                self._check(tenant, direct.directory_of(path))
+
+    def _check(self, tenant: Tenant, cgroup: Path) -> None:
+        try:
+            programs = self.kernel.for_direct()
+            if not direct.is_guarded(programs, cgroup, tenant.id):
+                direct.guard(programs, cgroup, tenant.id, low_ports(tenant))
+                log.warning("container %s: the policy was attached to its cgroup anew", tenant.name)
+        except FileNotFoundError:  # the cgroup: its last process has left
+            pass
+        except OSError as error:
+            log.error("container %s: its cgroup cannot be looked at: %s", tenant.name, error)
+
+    def _forget_ended(self, tenant: Tenant) -> None:
+        """Forget the cgroups of those of several containers in one netns that have ended."""
+        if tenant.more_cgroups:
+            there = [path for path in tenant.cgroups if direct.directory_of(path).exists()]
+            if there and there != tenant.cgroups:
+                tenant.cgroup, *tenant.more_cgroups = there
+                self.registry.save()
+
+    def is_made(self, path: str) -> bool:
+        """Has graft made the cgroup @path, and not a runtime?"""
+        return Path(path).name.startswith(f"{self.directory.parent.name}-")
 
     def follow(self, tenant: Tenant) -> None:
         """Let the /proc/net of @tenant's programs lead to that of a graft-sup, which lives in the tenant's netns.
@@ -141,7 +161,7 @@ class DirectContainers:
         return self.directory / str(tenant.id) / name
 
 
-def _low(tenant: Tenant) -> int:
+def low_ports(tenant: Tenant) -> int:
     """The first port that its programs may bind without CAP_NET_BIND_SERVICE (ip_unprivileged_port_start, ip(7))."""
     asked = parse_sysctls(tenant.asked.sysctl).get(PORT_START)
     if asked is not None or tenant.netns_fd < 0:
@@ -161,16 +181,17 @@ def _is_sup(pid: int, netns: int) -> bool:
 def is_inside(tenant: Tenant, pid: int) -> bool:
     """Is the process @pid in the cgroup of the direct container @tenant? False if it has ended."""
     try:
-        return direct.contains(tenant.cgroup, direct.cgroup_of(pid))
+        path = direct.cgroup_of(pid)
+        return any(direct.contains(outer, path) for outer in tenant.cgroups)
     except OSError:
         return False
 
 
 def lives(tenant: Tenant) -> bool:
-    """Has the direct container @tenant a process, in its cgroup?"""
-    return direct.is_populated(direct.directory_of(tenant.cgroup))
+    """Has the direct container @tenant a process, in its cgroups?"""
+    return any(direct.is_populated(direct.directory_of(path)) for path in tenant.cgroups)
 
 
 def first_process(tenant: Tenant) -> int:
     """The PID of a process of the direct container @tenant; 0 if it has none."""
-    return next(iter(direct.processes(direct.directory_of(tenant.cgroup))), 0)
+    return next((pid for path in tenant.cgroups for pid in direct.processes(direct.directory_of(path))), 0)

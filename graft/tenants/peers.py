@@ -55,7 +55,7 @@ class Peer:
 
         Its netns does not matter. False if it has ended.
         """
-        effective = int(self._status("CapEff:", "0"), 16)
+        effective = int(_status(self.pid, "CapEff:", "0"), 16)
         return bool(effective >> CAP_SYS_ADMIN & 1) and self.in_our_user_namespace()
 
     def in_our_user_namespace(self) -> bool:
@@ -67,20 +67,26 @@ class Peer:
 
     def is_filtered(self) -> bool:
         """Is it under a seccomp filter (proc(5), Seccomp)? True if it has ended."""
-        return self._status("Seccomp:", "2") == "2"
-
-    def _status(self, field: str, otherwise: str) -> str:
-        try:
-            with open(f"/proc/{self.pid}/status") as status:
-                return next(line.split()[1] for line in status if line.startswith(field))
-        except (OSError, StopIteration):
-            return otherwise
+        return is_filtered(self.pid)
 
     def close(self) -> None:
         """Close the pidfd. May be called twice."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pidfd = -1
+
+
+def is_filtered(pid: int) -> bool:
+    """Is the process @pid under a seccomp filter (proc(5), Seccomp)? True if it has ended."""
+    return _status(pid, "Seccomp:", "2") == "2"
+
+
+def _status(pid: int, field: str, otherwise: str) -> str:
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next(line.split()[1] for line in status if line.startswith(field))
+    except (OSError, StopIteration):
+        return otherwise
 
 
 def refuse_contained(registry: Registry, peer: Peer, door: str) -> None:

@@ -150,6 +150,7 @@ class Tenant:
     )  # unix sockets it has bound: dev, inode, ctime
     trusted: bool = True  # did root of the host hand its listener over?
     cgroup: str = ""  # of a direct container: its cgroup's path below the root of cgroup2
+    more_cgroups: list[str] = field(default_factory=list)  # those of further direct containers in its netns
     netns_made: bool = False  # was its netns made for it, by graft or by its engine?
     resolvers: list[Address] = field(default_factory=list)  # of the host, on its loopback
     given: list[Own] = field(default_factory=list)  # addresses by --ip
@@ -190,6 +191,11 @@ class Tenant:
     def owned(self) -> list[Own]:
         """The tenant's own addresses; wildcard binds go to the first one of a family."""
         return [*self.given, *(own for attachment in self.attached for own in attachment.addresses)]
+
+    @property
+    def cgroups(self) -> list[str]:
+        """The cgroups of a direct container, and of those that have joined its netns; [] of any other."""
+        return [self.cgroup, *self.more_cgroups] if self.cgroup else []
 
     @property
     def open_resolvers(self) -> list[Address]:
@@ -387,7 +393,7 @@ class Known:
             cgroup = direct.cgroup_of(pid) if containers else ""
         except ProcessLookupError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
-        return next((tenant for tenant in containers if direct.contains(tenant.cgroup, cgroup)), None)
+        return next((t for t in containers if any(direct.contains(outer, cgroup) for outer in t.cgroups)), None)
 
     def netns_of(self, pid: int) -> int:
         """The inode of the netns that a process is known by: that of its direct container, else its own.

@@ -72,7 +72,10 @@ class Graftd(Protocol):
     store: Store
     registry: Registry
     supervisor: Supervisor
-    direct: DirectContainers
+
+    @property
+    def direct(self) -> DirectContainers:
+        """Those of this graftd."""
 
     def ended(self, tenant: Tenant) -> None:
         """Called in the loop's thread when the last process under the tenant's listeners is gone."""
