@@ -55,7 +55,7 @@ ContainerMetadata name=1
 ImageSpec image=1
 Mount container_path=1 host_path=2 readonly=3:i
 LinuxContainerConfig security_context=2:ContainerSecurityContext
-ContainerSecurityContext namespace_options=3:NamespaceOption seccomp=15:SecurityProfile
+ContainerSecurityContext namespace_options=3:NamespaceOption readonly_paths=14:* seccomp=15:SecurityProfile
 StartContainerRequest container_id=1
 StartContainerResponse
 ExecSyncRequest container_id=1 cmd=2:* timeout=3:i
@@ -310,7 +310,11 @@ class Pod:
                 ],
                 "log_path": f"{self.config['hostname']}-{name}.log",
                 "linux": {
-                    "security_context": {"seccomp": {"profile_type": 0}, "namespace_options": {"pid": 1}}
+                    "security_context": {
+                        "seccomp": {"profile_type": 0},
+                        "namespace_options": {"pid": 1},
+                        "readonly_paths": ["/proc/sys"],  # as kubelet has them
+                    }
                 },
             },
         )

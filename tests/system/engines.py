@@ -41,6 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 http.server.ThreadingHTTPServer(('', 8713), Handler).serve_forever()
 """
+UNIFIED = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup"
 HOST_PROGRAMS = ("-v", "/usr:/usr:ro", "-v", "/etc:/etc:ro", "-v", "/var/lib:/var/lib:ro")
 
 
@@ -187,17 +188,26 @@ tmp_dir = "{root}/tmp"
 image_copy_tmp_dir = "{root}/tmp"
 """
 
-    def __init__(self, lab: Lab, directory: Path, runtime: str = "runc") -> None:
+    def __init__(
+        self, lab: Lab, directory: Path, runtime: str = "runc", *, unified: bool = False, hooked: bool = True
+    ) -> None:
+        """@unified: it sees a machine with cgroup2 alone. @hooked: graft comes by its hook, not as its runtime."""
         super().__init__(lab, directory)
         self.cache_existed = Path("/var/lib/containers/cache").exists()
         self.inside: list[str] = []
-        if runtime == "crun" and Path("/sys/fs/cgroup/unified").is_dir():  # it refuses cgroup v1 beside v2
-            self.holder = lab.spawn("unshare", "-m", "sh", "-c", "umount /sys/fs/cgroup/unified; exec sleep 1000")
-            wait_for(self._without_unified, "a namespace without cgroup2")
+        self.unified = unified
+        both = Path("/sys/fs/cgroup/unified").is_dir()
+        if both and (unified or runtime == "crun"):  # crun refuses cgroup v1 beside v2
+            change = UNIFIED if unified else "umount /sys/fs/cgroup/unified"
+            self.holder = lab.spawn("unshare", "-m", "sh", "-c", f"{change}; exec sleep 1000")
+            wait_for(self._without_unified, "a namespace with one of cgroup v1 and v2")
             self.inside = ["nsenter", "-m", "-t", str(self.holder.pid)]
         for name in ("cni", "net", "hooks", "tmp"):
             (self.root / name).mkdir()
-        (self.root / "containers.conf").write_text(self.CONFIG.format(root=self.root, runtime=runtime))
+        config = self.CONFIG.format(root=self.root, runtime=runtime if hooked else self.wrapper(runtime))
+        if both and unified:
+            config = config.replace("[containers]", "[containers]\npids_limit = 0")  # there is no such controller
+        (self.root / "containers.conf").write_text(config)
         for name in ("host-local", "loopback"):
             (self.root / "cni" / name).symlink_to(f"/usr/lib/cni/{name}")
         plugin = self.root / "cni/graft-cni"
@@ -210,7 +220,8 @@ image_copy_tmp_dir = "{root}/tmp"
             "when": {"annotations": {r"^graft(\..*)?$": ".*"}},
             "stages": ["precreate"],
         }
-        (self.root / "hooks/graft.json").write_text(json.dumps(hook))
+        if hooked:
+            (self.root / "hooks/graft.json").write_text(json.dumps(hook))
         archive = image(self.root / "image.tar")
         self("import", "-q", "-c", "STOPSIGNAL SIGKILL", "-c", "ENV PATH=/usr/sbin:/usr/bin:/bin", archive, "localhost/host:1")
         entry = 'ENTRYPOINT ["/busybox","sleep","100000"]'
