@@ -287,6 +287,19 @@ def test_what_cannot_be_direct(lab, runc, name):
     ended(lab)
 
 
+def test_podmans_hook_without_cgroup2(lab, runc):
+    """No runtime makes a cgroup2 there, and the hook sees no exec."""
+    if not Path("/sys/fs/cgroup/unified").is_dir():
+        pytest.skip("this machine has cgroup2 alone")
+    runc.configure(("/busybox", "true"))
+    hook = f"bash -c 'exec -a graft-hook {RUNTIME} --graft-run-dir={lab.run_dir}'"
+    for change, refused in (("umount /sys/fs/cgroup/unified", True), ("true", False), (UNIFIED, False)):
+        words = ("unshare", "-m", "sh", "-c", f"{change}; {hook} <{runc.directory}/config.json >/dev/null; exit $?")
+        done = lab.host(*words)
+        assert done.returncode == refused, done.stderr
+        assert ("without cgroup2 no runtime puts a container into a cgroup" in done.stderr) is refused
+
+
 def test_its_netns_is_where_its_sysctls_are(lab, runc):
     """An engine's netns stays the container's, and a port below 1024 needs no capability where its sysctl says so."""
     before = view_of_host(lab)
