@@ -96,8 +96,9 @@ class Matrix:
 
     module = "agent"
 
-    def __init__(self, lab: Lab, profiles: tuple[str, ...] = tuple(PROFILES)) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, profiles: tuple[str, ...] = tuple(PROFILES), mode: str = "trap") -> None:
+        self.lab, self.mode = lab, mode
+        lab.env["GRAFT_DIRECT"] = "on" if mode == "direct" else "off"
         lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=38000 40999", check=True)
         self.repair()
         lab.host("nft", "-f", "-", input=TRIPWIRES, check=True)
@@ -170,7 +171,7 @@ class Matrix:
             who = PROFILES[profile]
             self._program(Who(profile, "oracle"), (*plain, *who), needles, oracle=True)
             for number, container in enumerate(rows.CONTAINERS):
-                if container == "outside":
+                if container == "outside" or (self.mode == "direct" and container in rows.TRAP_ONLY):
                     continue
                 base = BASE + calls.NOTED * (8 * place + number)
                 graft, gives = self._graft(profile, container, base), f"run/{profile}" if container == "none" else ""
@@ -265,8 +266,8 @@ def explained(line: str) -> bool:
     address = ipaddress.ip_address(text.replace("*", "::") or "::")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
-    if any(address in net for net in SLICES):
-        return int(port) >= 61440 or int(port) in EPHEMERAL
+    if any(address in net for net in SLICES):  # below 61440: a private number at a direct container's address of IPv6
+        return int(port) >= (32768 if address.version == 6 else 61440) or int(port) in EPHEMERAL
     if device.startswith("if"):  # out of reach, bound to a device that is not there (sockops)
         return True
     if text == "::" and local.startswith("[::]") and int(port) in range(BASE, BASE + calls.NOTED * 8 * len(PROFILES)):

@@ -12,10 +12,13 @@ import sys
 
 from . import (  # noqa: F401 - they register their attacks
     accepted,
+    beside,
     destinations,
     doors,
     families,
     lengths,
+    made,
+    netns,
     options,
     others,
     ports,
