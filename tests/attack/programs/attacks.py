@@ -16,6 +16,8 @@ from . import (  # noqa: F401 - they register their attacks
     doors,
     families,
     lengths,
+    made,
+    netns,
     options,
     others,
     ports,

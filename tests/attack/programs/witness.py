@@ -30,6 +30,7 @@ server(socket.SOCK_DGRAM, ("0.0.0.0", 9102))
 server(socket.SOCK_DGRAM, ("::1", 9102), family=socket.AF_INET6)
 server(socket.SOCK_DGRAM, ("0.0.0.0", 40000), socket.SO_REUSEADDR)
 server(socket.SOCK_STREAM, "\0graft-attack-host", family=socket.AF_UNIX)
+server(socket.SOCK_DGRAM, "\0graft-attack-datagrams", family=socket.AF_UNIX)
 waiting.register(sys.stdin, selectors.EVENT_READ, None)
 print("up", flush=True)
 while True:
@@ -44,4 +45,5 @@ while True:
             connection.close()
             seen.append([str(key.data[1]), peer[0] if peer else ""])
         else:
-            seen.append([str(key.data[1]), servers[key.fd].recvfrom(4096)[1][0]])
+            peer = servers[key.fd].recvfrom(4096)[1]
+            seen.append([str(key.data[1]), peer[0] if peer else ""])
