@@ -62,6 +62,14 @@ struct graft_direct {
 	__u32 low;
 };
 
+/* leashes: by the address of a direct container's seccomp listener, in which cgroup its processes are */
+struct graft_leash {
+	__u64 cgroup;
+	__u64 notification; /* its next one when this was noted */
+	__u32 tenant;
+	__u32 pad;
+};
+
 /* config: one entry, index 0. */
 struct graft_config {
 	__u64 host_cookie; /* SO_NETNS_COOKIE of the netns that grafted sockets live in */

@@ -12,11 +12,14 @@
  * is refused when it is bound (is_too_early()). The other calls do without: connect() to ::1 leaves from an address
  * that graftd has put on lo.
  *
+ * The other program here keeps the container's from the host's sysctls.
+ *
  * A socket of another netns than the host's is not graft's: a sandbox inside the container is free in its own.
  */
 #ifndef DIRECT_BPF_H
 #define DIRECT_BPF_H
 
+#include "low_ports.bpf.h"
 #include "options.bpf.h"
 
 #define SOCK_DGRAM_ 2
@@ -77,6 +80,28 @@ int graft_sock_create(struct bpf_sock *sk)
 	if (!count_made(used, udp))
 		return deny_made(tenant, REASON_SOCKETS, ENFILE, protocol);
 	return ALLOW;
+}
+
+/*
+ * /proc/sys/net is that of whoever looks, the host's. Its root may write there without a capability, as uid 0, also
+ * from a user namespace that has it. The mount over it holds for one path, and there are others: a procfs that the
+ * host has for a chroot, the root directory of a process that may be looked at.
+ */
+SEC("cgroup/sysctl")
+int graft_sysctl(struct bpf_sysctl *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	char name[] = "net/";
+	struct graft_config *conf;
+	__u32 zero = 0;
+
+	if (!ctx->write)
+		return ALLOW;
+	bpf_sysctl_get_name(ctx, name, sizeof(name), 0); /* which says that there is more */
+	if (name[0] != 'n' || name[1] != 'e' || name[2] != 't' || name[3] != '/')
+		return ALLOW;
+	conf = bpf_map_lookup_elem(&config, &zero);
+	return conf && BPF_CORE_READ(task, nsproxy, net_ns, net_cookie) != conf->host_cookie;
 }
 
 #endif

@@ -244,6 +244,15 @@ struct {
 	__type(value, __u32);
 } direct_cgroups SEC(".maps");
 
+/* A container has an entry for each `graft run` that has joined it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct graft_leash);
+} leashes SEC(".maps");
+
 /* LISTENERS_MAX entries are a tenant's. An entry ends with its socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);

@@ -5,33 +5,17 @@
  * The cgroup is where the policy is. The container's own processes cannot leave it, but the host can move them, and
  * does so without ill will: a service manager gives a login session a cgroup of its own (pam_systemd(8)). Such a
  * process would make sockets of the host's that nobody judges. It is known by its cgroup namespace, which has the
- * container's cgroup for a root, and which it cannot leave without CAP_SYS_ADMIN.
+ * container's cgroup for a root, and which it cannot leave without CAP_SYS_ADMIN; in a user namespace of its own, where
+ * it has that, by its filter (leash.bpf.h).
  */
 #ifndef MOVED_BPF_H
 #define MOVED_BPF_H
 
+#include "leash.bpf.h"
 #include "report.bpf.h"
-#include <bpf/bpf_core_read.h>
 
 #define INIT_CGROUP_NS 0xeffffffbu /* include/linux/proc_ns.h, PROC_CGROUP_INIT_INO */
 #define CGROUP_LEVELS 32
-
-struct kernfs_node {
-	__u64 id;
-} __attribute__((preserve_access_index));
-
-struct cgroup_subsys_state {
-	struct cgroup_subsys_state *parent;
-} __attribute__((preserve_access_index));
-
-struct cgroup {
-	struct cgroup_subsys_state self;
-	struct kernfs_node *kn;
-} __attribute__((preserve_access_index));
-
-struct css_set {
-	struct cgroup *dfl_cgrp;
-} __attribute__((preserve_access_index));
 
 struct ns_common {
 	unsigned int inum;
@@ -70,6 +54,7 @@ int guard_sock_create(struct bpf_sock *sk)
 	struct task_struct___cgroup *task = (struct task_struct___cgroup *)bpf_get_current_task();
 	struct cgroup_namespace *ns = BPF_CORE_READ(task, nsproxy, cgroup_ns);
 	struct graft_config *conf;
+	struct graft_leash *leash;
 	__u32 zero = 0, *tenant;
 	__u64 id;
 
@@ -77,6 +62,11 @@ int guard_sock_create(struct bpf_sock *sk)
 		return ALLOW;
 	id = BPF_CORE_READ(ns, root_cset, dfl_cgrp, kn, id);
 	tenant = bpf_map_lookup_elem(&direct_cgroups, &id);
+	leash = tenant ? NULL : leash_of_caller();
+	if (leash) {
+		tenant = &leash->tenant;
+		id = leash->cgroup;
+	}
 	if (!tenant || is_below(task, id))
 		return ALLOW;
 	conf = bpf_map_lookup_elem(&config, &zero);

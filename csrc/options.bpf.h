@@ -18,6 +18,7 @@
 #define OPTIONS_BPF_H
 
 #include "late.bpf.h"
+#include "leash.bpf.h"
 #include "made.bpf.h"
 #include "report.bpf.h"
 
@@ -490,6 +491,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 	if (level != SOL_SOCKET_)
 		return ALLOW;
 	if (name == SO_NETNS_COOKIE_ && value + 8 <= end) {
+		if (direct_tenant())
+			note_leash(direct_tenant());
 		id = stamp ? stamp->tenant : was_made_says_option(ctx->sk) ? direct_tenant() : GRAFT_EXEMPT;
 		tenant = bpf_map_lookup_elem(&tenants, &id);
 		if (!stamp || stamp->tenant != GRAFT_EXEMPT)

@@ -101,6 +101,8 @@ class Tenancy:
             return
         self.kernel.drain()  # events of its last processes are reported before it is gone
         self.remove(tenant)
+        if tenant.cgroup and not tenant.lost_listener:
+            self.kernel.unleash(tenant.id)
         log.info("container %s ended", tenant.name)
 
     def remove(self, tenant: Tenant) -> None:

@@ -33,6 +33,38 @@ def cgroup2_root() -> Path:
     )
 
 
+def delegate() -> None:
+    """Let no process of a cgroup namespace move one into, or out of, a cgroup that the namespace does not show.
+
+    That is the mount option `nsdelegate` (cgroups(7), "Cgroup delegation: delegating to a cgroup namespace"), which
+    systemd sets. Without it root of a direct container leaves its cgroup by the root directory of any process that it
+    may look at, whatever is mounted over its own. Raises Refused, OSError.
+    """
+    root = cgroup2_root()
+    found = _super_options(root)
+    if "nsdelegate" in found:
+        return
+    kept = os.statvfs(root).f_flag & (linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    kept |= linux.MS_RELATIME
+    linux.mount("none", str(root), None, linux.MS_REMOUNT | kept, ",".join([*found, "nsdelegate"]))
+    if "nsdelegate" not in _super_options(root):
+        raise Refused(
+            f"{root} is mounted without nsdelegate: a direct container could leave its cgroup",
+            hint=f"on the host: mount -o remount,nsdelegate {root}",
+            code="EPERM",
+        )
+
+
+def _super_options(root: Path) -> list[str]:
+    """The options of the cgroup2 mounted at @root that are the file system's own."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        rest = fields[fields.index("-") + 1 :]
+        if rest[0] == "cgroup2" and fields[4].encode().decode("unicode_escape") == str(root):
+            return [word for word in rest[2].split(",") if word not in ("rw", "ro")]
+    return []
+
+
 def relay_cgroup(root: Path) -> Path:
     """The cgroup of this instance's graft-relays in the cgroup2 mounted at @root.
 

@@ -34,6 +34,7 @@ MS_NOSUID = 2
 MS_RDONLY = 1
 MS_REMOUNT = 32
 MS_REC = 16384
+MS_RELATIME = 1 << 21
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 PR_SET_DUMPABLE = 4
@@ -129,10 +130,10 @@ def setns(fd: int, nstype: int = 0) -> None:
         raise oserror("setns")
 
 
-def mount(source: str, target: str, fstype: str | None, flags: int) -> None:
-    """Mount @source at @target with MS_* @flags and without data (mount(2))."""
+def mount(source: str, target: str, fstype: str | None, flags: int, data: str = "") -> None:
+    """Mount @source at @target with MS_* @flags and the file system's options @data (mount(2)). Raises OSError."""
     kind = fstype.encode() if fstype else None
-    if libc.mount(source.encode(), os.fsencode(target), kind, flags, None) < 0:
+    if libc.mount(source.encode(), os.fsencode(target), kind, flags, data.encode() or None) < 0:
         raise oserror("mount", target)
 
 

@@ -92,6 +92,7 @@ MAPS = (
     "denials",
     "forwards",
     "direct",
+    "leashes",
     "direct_cgroups",
 )
 
@@ -107,8 +108,8 @@ ABROAD_KEY_SIZE = 24
 
 DRAIN_MAX = 256
 LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the host's netns
-SOCK_CREATE = "graft_sock_create"  # attached to cgroups of direct containers alone (graft/kernel/direct.py)
-BPF_CGROUP_INET_SOCK_CREATE = 2
+# attached to cgroups of direct containers alone (graft/kernel/direct.py), with their attach types
+DIRECT_ONLY = {"graft_sock_create": 2, "graft_sysctl": 18}  # BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_SYSCTL
 FORWARD = "graft_forward"  # is attached to nothing: it is in the map `forwards` (graft/kernel/entrance.py)
 
 CONFIG = struct.Struct("=QII")
@@ -121,6 +122,7 @@ CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
 LOOPBACKS_SIZE = 8 * SLICE_LOOPBACKS
 LISTENING = struct.Struct("=QQQ")
+LEASH = struct.Struct("=QQII")
 NUMBERS_KINDS = 4
 NUMBERS = struct.Struct("=II")
 ASKERS_SETS, ASKERS_WAYS = 480, 4
@@ -136,7 +138,7 @@ class Kernel:
         self.lib = libbpf_functions()
         self.lib.libbpf_set_print(print_callback)
         self.maps: dict[str, Map] = {}
-        self.sock_create = -1
+        self.direct_only: dict[str, int] = {}  # descriptors of DIRECT_ONLY
         self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
         self._ring: int | None = None
         self._drained = 0
@@ -151,12 +153,12 @@ class Kernel:
         where = f"{policy_cgroup.stat().st_ino} {root_cgroup.stat().st_ino} {linux.netns_inode()}"
         identity = f"{object_hash()} {where}"
         links = self.pins / f"links-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-        known = all(pin.exists() for pin in (links / "graft_bind4", links / LOOKUP, self.pins / SOCK_CREATE))
+        known = all(pin.exists() for pin in (links / "graft_bind4", links / LOOKUP, *self._direct_pins()))
         if known:
             self._open_pinned()
             for path in links.iterdir():
                 self.links[path] = self._open_pin(path)
-            self.sock_create = self._open_pin(self.pins / SOCK_CREATE)
+            self.direct_only = {pin.name: self._open_pin(pin) for pin in self._direct_pins()}
         else:
             self._load(links, policy_cgroup, root_cgroup)
         self._remove_old_links(policy_cgroup)
@@ -208,6 +210,7 @@ class Kernel:
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
             "direct": direct.VALUE.size,
+            "leashes": LEASH.size,
             "direct_cgroups": 4,
             "asker_tables": ASKERS.size,
         }
@@ -222,14 +225,17 @@ class Kernel:
 
     def is_pinned(self) -> bool:
         """Are all pins in place that the next graftd will look for?"""
-        return all(path.exists() for path in (*self.links, self.pins / SOCK_CREATE))
+        return all(path.exists() for path in (*self.links, *self._direct_pins()))
+
+    def _direct_pins(self) -> list[Path]:
+        return [self.pins / name for name in DIRECT_ONLY]
 
     def pin_again(self) -> None:
         """Pin again what somebody has removed; the open descriptors kept it alive. Raises OSError."""
         for directory in {self.pins, *(path.parent for path in self.links)}:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         held = {self.pins / name: kept.fd for name, kept in self.maps.items()} | self.links
-        held[self.pins / SOCK_CREATE] = self.sock_create
+        held |= {self.pins / name: fd for name, fd in self.direct_only.items()}
         for path, fd in held.items():
             if not path.exists():
                 name = ctypes.create_string_buffer(os.fsencode(path))
@@ -260,8 +266,8 @@ class Kernel:
             name = self.lib.bpf_program__name(program).decode()
             if name == FORWARD:
                 continue
-            if name == SOCK_CREATE:
-                self._pin_program(program)
+            if name in DIRECT_ONLY:
+                self._pin_program(program, self.pins / name)
                 continue
             if name == LOOKUP:
                 self._attach(program, name, Path("/proc/self/ns/net"), links / name)
@@ -317,18 +323,17 @@ class Kernel:
         finally:
             os.close(fd)
 
-    def _pin_program(self, program: int) -> None:
-        pin = self.pins / SOCK_CREATE
+    def _pin_program(self, program: int, pin: Path) -> None:
         pin.unlink(missing_ok=True)
         result = self.lib.bpf_program__pin(program, os.fsencode(pin))
         if result:
             raise OSError(-result, f"pin {pin.name}: {os.strerror(-result)}")
-        self.sock_create = self._open_pin(pin)
+        self.direct_only[pin.name] = self._open_pin(pin)
 
     def for_direct(self) -> Programs:
         """What is attached to the cgroup of a direct container. Raises OSError."""
         found = [Attachable(what.program, what.type) for what in map(attached, self._policy_links())]
-        found.append(Attachable(program_number(self.sock_create), BPF_CGROUP_INET_SOCK_CREATE))
+        found += [Attachable(program_number(fd), DIRECT_ONLY[name]) for name, fd in self.direct_only.items()]
         return Programs(found, self.maps["direct"], self.maps["direct_cgroups"])
 
     def _pin(self, link: int, pin: Path) -> None:
@@ -457,6 +462,13 @@ class Kernel:
             if COUNTER_KEY.unpack(key)[0] == tenant:
                 self.maps["counters"].delete(key)
 
+    def unleash(self, tenant: int) -> None:
+        """Forget the listeners of a direct container, all of which have ended (csrc/leash.bpf.h). Raises OSError."""
+        for key in list(self.maps["leashes"].keys(8)):
+            leash = self.maps["leashes"].get(key)
+            if leash and LEASH.unpack(leash)[2] == tenant:
+                self.maps["leashes"].delete(key)
+
     def uninstall(self, policy_cgroup: Path) -> None:
         """Detach the programs from the host and remove the pins; they stay with sockets that live on (links.leave()).
 
@@ -475,7 +487,7 @@ class Kernel:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self.pins)
             return
-        for name in (*MAPS, SOCK_CREATE):
+        for name in (*MAPS, *DIRECT_ONLY):
             (self.pins / name).unlink(missing_ok=True)
         log.warning(
             "%s keeps links: sockets of a cgroup that is gone live on; the next graftd looks again", self.pins

@@ -14,6 +14,7 @@ from pathlib import Path
 from graft.errors import Failure, Refused
 from graft.kernel import direct, linux
 from graft.kernel.addresses import add_slice_address
+from graft.kernel.cgroup import delegate
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.log import log
@@ -45,6 +46,7 @@ class DirectContainers:
             if self.registry.direct_of(pid):
                 raise Refused("a direct container starts no direct one", code="EBUSY")
             parent = direct.roots_own(direct.directory_of(direct.cgroup_of(pid)))
+            delegate()
             cgroup = direct.make(parent, tenant.name, tenant.id)
             tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
             direct.guard(self.kernel.for_direct(), cgroup, tenant.id, low_ports(tenant))
@@ -90,7 +92,13 @@ class DirectContainers:
 
     def check(self) -> None:
         """Attach what a graftd with other programs had attached, or what somebody has taken away."""
-        for tenant in [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]:
+        tenants = [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]
+        if tenants:
+            try:
+                delegate()  # whoever mounts cgroup2 without the option takes it away from all mounts
+            except (OSError, Refused) as error:
+                log.error("%s", error)
+        for tenant in tenants:
             self._forget_ended(tenant)
             for path in tenant.cgroups:
                 self._check(tenant, direct.directory_of(path))

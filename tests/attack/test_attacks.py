@@ -154,6 +154,22 @@ EXPECTED |= {
     "tun_tells_its_netns": {"REFUSED"},
     "others_are_moved_into_the_cgroup": {"REFUSED"},
     "vfork_and_threads_stay": {"HELD"},
+    "accepted_in_every_way_binds": {"REFUSED"},
+    "accepted_in_every_way_connects": {"REFUSED"},
+    "accepted_in_every_way_listens": {"REFUSED"},
+    "accepted_in_every_way_opens_fast": {"REFUSED"},
+    "accepted_in_every_way_has_a_stamp": {"REFUSED"},
+    "fast_open_to_the_host": {"REFUSED"},
+    "first_calls_race": {"HELD"},
+    "first_calls_race_with_disconnects": {"HELD"},
+    "sockets_of_ones_own_netns_reach_nothing": REFUSED | {"REFUSED"},
+    "raw_sockets_of_ones_own_netns_reach_nothing": REFUSED | {"REFUSED"},
+    "sockets_of_the_hosts_in_ones_own_netns": REFUSED | {"REFUSED"},
+    "unix_sockets_of_ones_own_netns": {"OWN"},
+    "listener_in_ones_own_netns_of_a_socket_of_the_hosts": REFUSED | {"OK"},
+    "options_over_a_page": {"REFUSED"},
+    "mptcp_of_every_form": {"REFUSED"},
+    "accepted_and_made_are_told_apart_by_nobody_else": {"OWN"},
     "ppp_units": REFUSED | {"ENOENT"},  # no such device here
     "tun_of_every_form": REFUSED | {"ENOENT"},
 }
@@ -161,14 +177,6 @@ EXPECTED |= {
 DIRECT: dict[str, set[str]] = {
     "connections_by_packets": {"EROFS"},  # it begins with a sysctl of the netns, and /proc/sys/net is read-only there
 }
-# `ip_unprivileged_port_start` is the host's there, so that those without the capability get this before the policy is
-# asked
-LOW = {
-    "bind_a_port_of_the_hosts", "v6only_after_autobind", "v6only_of_0_bytes", "v6only_of_1_bytes", "v6only_of_3_bytes",
-    "filter_on_top", "filter_allows",
-}  # fmt: skip
-DIRECT |= {attack: EXPECTED[attack] | {"EACCES"} for attack in LOW}
-DIRECT |= {attack: {"HELD", "NEVER"} for attack in ("race_bind", "race_bind_shared", "v6only_beside_the_bind")}
 # With CAP_NET_ADMIN over the host's netns a netlink socket of any netns names others (docs/security.md, Known gaps)
 NOT_AS_ADMIN = {
     "netlink_names_the_netns_of_the_process", "device_moved_by_pid", "device_moved_by_init", "device_moved_by_descriptor",

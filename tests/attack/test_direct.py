@@ -17,6 +17,7 @@ import pytest
 from graft.bench.lab import CLIENT4, GRAFT, HOST4, SLOWNESS, wait_for
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup2_root
+from tests.attack.test_attacks import PROFILES
 from tests.conftest import need, need_root, python
 from tests.system.told import Told
 
@@ -82,7 +83,7 @@ for line in sys.stdin:
 
 
 class Program(Told):
-    """A container that does one step at a time. It has a name of its own, so that one that a test leaves disturbs none."""
+    """A container that does one step at a time, as root with Docker's default capabilities. It has a name of its own, so that one that a test leaves disturbs none."""
 
     count = 0
 
@@ -90,7 +91,8 @@ class Program(Told):
         need_root()
         Program.count += 1
         self.name = f"web{self.count}"
-        super().__init__(lab, STEPS.replace("sys.argv[1]", repr(CLIENT4)), "--direct", "--name", self.name, *options)
+        code = STEPS.replace("sys.argv[1]", repr(CLIENT4))
+        super().__init__(lab, code, "--direct", "--name", self.name, *options, *PROFILES["root"])
         assert self.hear() == "up"
         self.cgroup = direct.directory_of(inspect(lab, self.name)["cgroup"])
 

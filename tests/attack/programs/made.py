@@ -198,9 +198,8 @@ def passed(make, use):
     if not child:
         try:
             unshare(CLONE_NEWUSER | CLONE_NEWNET)
-            socket.send_fds(theirs, [b"x"], [s.fileno() for s in (made := make())])
-            os.read(0, 0)
-            del made
+            made = make()
+            socket.send_fds(theirs, [b"x"], [s.fileno() for s in made])
         except OSError:
             theirs.close()
         os._exit(0)

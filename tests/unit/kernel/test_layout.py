@@ -163,6 +163,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_served": (programs.SERVED, "tenant port", {}),
     "graft_counter_key": (programs.COUNTER_KEY, "tenant op reason", {}),
     "graft_denial": (denials.DENIAL, "tenant op reason error proto addr real comm", {}),
+    "graft_leash": (programs.LEASH, "cgroup notification tenant pad", {}),
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
         journal.SHARED,
