@@ -151,7 +151,7 @@ EXPECTED |= {
     "sysfs_shows_the_hosts_devices": {"OWN"},
     "proc_net_shows_the_hosts": {"OWN"},
     "files_of_the_hosts_firewall": {"REFUSED"},
-    "tun_tells_its_netns": {"REFUSED"},
+    "tun_tells_its_netns": {"REFUSED", "EACCES"},
     "others_are_moved_into_the_cgroup": {"REFUSED"},
     "vfork_and_threads_stay": {"HELD"},
     "accepted_in_every_way_binds": {"REFUSED"},
@@ -175,8 +175,18 @@ EXPECTED |= {
 }
 # What is different in a direct container, by design
 DIRECT: dict[str, set[str]] = {
-    "connections_by_packets": {"EROFS"},  # it begins with a sysctl of the netns, and /proc/sys/net is read-only there
+    "filter_on_top": {"EBADF"},  # nothing of graft's is before the filter's own answer, ENOSYS
+    "connections_by_packets": {"EROFS", "EPERM", "EACCES"},  # it begins with a sysctl of the netns, and /proc/sys/net is read-only there
 }
+# What is trapped has these of its own netns, or as root shares the host's files: whatever comes of them, the host is as
+# before
+NOT_IN_TRAP = {
+    "tun_of_every_form", "sysctls_of_the_hosts", "sysctls_by_every_procfs", "sysctls_by_a_new_procfs",
+    "others_are_moved_into_the_cgroup",
+}  # fmt: skip
+# What root does beside the host's processes (docs/security.md, Known gaps); if it does not any more, it is to be taken out
+# here
+GAPS = {"files_of_the_hosts_firewall"}
 # With CAP_NET_ADMIN over the host's netns a netlink socket of any netns names others (docs/security.md, Known gaps)
 NOT_AS_ADMIN = {
     "netlink_names_the_netns_of_the_process", "device_moved_by_pid", "device_moved_by_init", "device_moved_by_descriptor",
@@ -186,7 +196,7 @@ FILES = {"links_in_the_run_directory", "run_directory_is_not_ours"}
 # Where the host may be spoken to these arrive, from the address that the route gives
 MAY_ARRIVE = {
     "bind_twice", "source_by_pktinfo", "source_by_pktinfo_connected", "closed_to_the_host", "reuseport_with_the_host",
-    "source_by_bind_no_port", "source_by_bind_to_an_address_of_the_hosts", "source_by_bind_to_a_port_there",
+    "fast_open_to_the_host", "source_by_bind_no_port", "source_by_bind_to_an_address_of_the_hosts", "source_by_bind_to_a_port_there",
 }  # fmt: skip
 
 
@@ -254,6 +264,12 @@ class World:
         told = self.lab.host("sh", "-c", look).stdout
         return [" ".join(line.split()) for line in told.splitlines()]
 
+    def expected(self, attack):
+        """What an attack may come to in this mode; None: anything."""
+        if self.mode == "trap" and attack in NOT_IN_TRAP:
+            return None
+        return (DIRECT.get(attack) if self.mode == "direct" else None) or EXPECTED.get(attack, REFUSED)
+
     def visitors(self):
         self.witness.stdin.write("\n")
         self.witness.stdin.flush()
@@ -288,15 +304,21 @@ def names():
 )
 def test_attack(world, attack, profile):
     before = world.last
+    gap = attack in GAPS and profile != "user"
     for egress in ("none", "host"):
         told = world.containers[profile, egress].tries(attack)
+        if gap:
+            assert told not in EXPECTED[attack], "a gap that is no longer there"
+            continue
         open_here = egress == "host" and (attack.startswith("closed_") or attack in MAY_ARRIVE)
         open_here |= egress == "none" and attack in PRIVATE
-        expected = DIRECT.get(attack) if world.mode == "direct" else None
-        assert open_here or told in (expected or EXPECTED.get(attack, REFUSED)), f"with egress {egress}"
+        expected = world.expected(attack)
+        assert open_here or expected is None or told in expected, f"with egress {egress}"
         visitors = world.visitors()
         assert not visitors or open_here, f"with egress {egress}"
         assert {source for _, source in visitors} <= {HOST4}
+    if gap:
+        world.lab.host("sh", "-c", "echo / >/proc/net/xt_recent/attack", check=True)
     world.last = world.state()
     assert world.last == before
 
