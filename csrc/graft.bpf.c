@@ -25,6 +25,7 @@
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.
  * options.bpf.h  Socket options that would reach around the policy are refused.
  * direct.bpf.h   Sockets that programs of direct containers make themselves, in their own cgroup.
+ * leash.bpf.h    Whose process it is, by its filter.
  * moved.bpf.h    What was moved out of such a cgroup makes no socket.
  * guard.bpf.h    What the host's own programs may reach.
  * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.

@@ -96,8 +96,9 @@ class Matrix:
 
     module = "agent"
 
-    def __init__(self, lab: Lab, profiles: tuple[str, ...] = tuple(PROFILES)) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, profiles: tuple[str, ...] = tuple(PROFILES), mode: str = "trap") -> None:
+        self.lab, self.mode = lab, mode
+        lab.env["GRAFT_DIRECT"] = "on" if mode == "direct" else "off"
         lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=38000 40999", check=True)
         self.repair()
         lab.host("nft", "-f", "-", input=TRIPWIRES, check=True)
@@ -170,7 +171,7 @@ class Matrix:
             who = PROFILES[profile]
             self._program(Who(profile, "oracle"), (*plain, *who), needles, oracle=True)
             for number, container in enumerate(rows.CONTAINERS):
-                if container == "outside":
+                if container == "outside" or (self.mode == "direct" and container in rows.TRAP_ONLY):
                     continue
                 base = BASE + calls.NOTED * (8 * place + number)
                 graft, gives = self._graft(profile, container, base), f"run/{profile}" if container == "none" else ""

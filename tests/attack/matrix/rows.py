@@ -28,6 +28,9 @@ CONTAINERS = {
     "away": [*AWAY, *FAMILY],
     "outside": PASSED,  # a program beside the container "none" of its profile, which has its sockets
 }
+# In a direct container the programs make their sockets themselves. No wrapper and no --accel goes with it; the rows of
+# these containers are those of "none" as well.
+TRAP_ONLY = ("graftd", "accel")
 
 
 def groups(row: str, place: str) -> tuple[str, ...]:
