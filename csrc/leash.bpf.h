@@ -4,8 +4,8 @@
  *
  * A process of a direct container that has left the cgroup is known by its cgroup namespace (moved.bpf.h), until it
  * makes another one in a user namespace of its own. But nobody leaves his seccomp filter. So the filter's listener is
- * known by its address in the kernel: `graft run` asks a socket for its cookie before it executes the command, and then
- * it is noted with the container's cgroup.
+ * known by its address in the kernel: `graft run` asks a socket for its cookie before it executes the command, and
+ * then it is noted with the container's cgroup.
  *
  * graftd deletes the entries of a container whose listeners have ended, a moment later, and where it has lost them it
  * does not. Another listener may get the address. It has other numbers for its notifications, which begin at random.
@@ -16,7 +16,7 @@
 #include "maps.bpf.h"
 #include <bpf/bpf_core_read.h>
 
-#define FILTERS 64		/* of one process that are looked at */
+#define FILTERS 64		   /* of one process that are looked at */
 #define NOTIFICATIONS (1ull << 40) /* more than one listener will have */
 
 struct notification {

@@ -5,8 +5,8 @@
  * The cgroup is where the policy is. The container's own processes cannot leave it, but the host can move them, and
  * does so without ill will: a service manager gives a login session a cgroup of its own (pam_systemd(8)). Such a
  * process would make sockets of the host's that nobody judges. It is known by its cgroup namespace, which has the
- * container's cgroup for a root, and which it cannot leave without CAP_SYS_ADMIN; in a user namespace of its own, where
- * it has that, by its filter (leash.bpf.h).
+ * container's cgroup for a root, and which it cannot leave without CAP_SYS_ADMIN; in a user namespace of its own,
+ * where it has that, by its filter (leash.bpf.h).
  */
 #ifndef MOVED_BPF_H
 #define MOVED_BPF_H

@@ -503,8 +503,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		for (int n = 0; n < IFNAMSIZ_; n++)
 			if (value + n + 1 <= end)
 				value[n] = 0;
-	if (stamp && (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(name) &&
-	    value + 1 <= end)
+	if (stamp && stamp->tenant != GRAFT_EXEMPT &&
+	    (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(name) && value + 1 <= end)
 		*value = !!(stamp->flags & reuse_flag(name));
 	return ALLOW;
 }

@@ -266,8 +266,8 @@ def explained(line: str) -> bool:
     address = ipaddress.ip_address(text.replace("*", "::") or "::")
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
-    if any(address in net for net in SLICES):
-        return int(port) >= 61440 or int(port) in EPHEMERAL
+    if any(address in net for net in SLICES):  # below 61440: a private number at a direct container's address of IPv6
+        return int(port) >= (32768 if address.version == 6 else 61440) or int(port) in EPHEMERAL
     if device.startswith("if"):  # out of reach, bound to a device that is not there (sockops)
         return True
     if text == "::" and local.startswith("[::]") and int(port) in range(BASE, BASE + calls.NOTED * 8 * len(PROFILES)):
