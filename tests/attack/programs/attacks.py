@@ -12,6 +12,7 @@ import sys
 
 from . import (  # noqa: F401 - they register their attacks
     accepted,
+    beside,
     destinations,
     doors,
     families,
