@@ -80,18 +80,23 @@ static __always_inline bool is_of(const struct graft_leash *leash, __u64 listene
 	return next_notification(listener) - leash->notification < NOTIFICATIONS;
 }
 
-/* Note whose the listener of the calling thread is, which is in the cgroup of the direct container @tenant. */
+/*
+ * Note whose the listener of the calling thread is, which is in the cgroup of the direct container @tenant. Who has
+ * made one below notes nothing: others of the container need not be there.
+ */
 __noinline int note_leash(__u32 tenant)
 {
 	struct task_struct___filtered *task = (struct task_struct___filtered *)bpf_get_current_task();
 	struct graft_leash leash = {.tenant = tenant}, *before;
-	__u64 key = listener_address(task);
+	__u64 key = listener_address(task), cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 
-	before = key ? bpf_map_lookup_elem(&leashes, &key) : NULL;
-	if (!key || (before && is_of(before, key)))
-		return 0; /* the first that asks is where the container is; later ones may be in a cgroup below */
+	if (!key || !bpf_map_lookup_elem(&direct_cgroups, &cgroup))
+		return 0;
+	before = bpf_map_lookup_elem(&leashes, &key);
+	if (before && is_of(before, key))
+		return 0;
 	leash.notification = next_notification(key);
-	leash.cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	leash.cgroup = cgroup;
 	bpf_map_update_elem(&leashes, &key, &leash, BPF_ANY);
 	return 0;
 }

@@ -120,6 +120,21 @@ static const char *i386_getsockopt(void)
 	return outcome(int80(365, socket(AF_INET, SOCK_DGRAM, 0), SOL_SOCKET, 71, (long)page + 16, (long)page));
 }
 
+static const char *i386_socketpair(void)
+{
+	const int pair[2] = {0};
+
+	return outcome(int80(360, AF_UNIX, SOCK_STREAM, 0, (long)low(pair, sizeof(pair)), 0));
+}
+
+static const char *i386_tun(void)
+{
+	const struct ifreq request = {.ifr_name = "intruder%d", .ifr_flags = 1};
+	int fd = open("/dev/net/tun", O_RDWR);
+
+	return fd < 0 ? outcome(-1) : outcome(int80(54, fd, 0x400454ca, (long)low(&request, sizeof(request)), 0, 0));
+}
+
 static const char *x32_socket(void)
 {
 	return outcome(syscall(X32 + 41, AF_INET, SOCK_STREAM, 0));
@@ -443,6 +458,8 @@ static const struct {
 	A(i386_listen),
 	A(i386_setsockopt),
 	A(i386_getsockopt),
+	A(i386_socketpair),
+	A(i386_tun),
 	A(x32_socket),
 	A(x32_setsockopt),
 	A(io_uring),
