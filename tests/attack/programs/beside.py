@@ -329,8 +329,8 @@ def processes_of_grafts_are_entered():
 
 @attack
 def pinned_programs_and_maps():
-    """By each bpffs that there is a path to: whoever has a map's descriptor needs no capability to write to it."""
-    tops = filesystems("bpf") + ["/sys/fs/bpf"] + [f"/proc/{pid}/root/sys/fs/bpf" for pid in os.listdir("/proc") if pid.isdigit()]
+    """By each bpffs that is mounted here: whoever has a map's descriptor needs no capability to write to it."""
+    tops = [*filesystems("bpf"), "/sys/fs/bpf", "/proc/self/root/sys/fs/bpf"]
     for top in tops:
         for path in glob.glob(f"{top}/graft*/**", recursive=True):
             name = ctypes.create_string_buffer(path.encode())
