@@ -232,7 +232,7 @@ class World:
         self.lab, self.mode = lab, mode
         lab.env["GRAFT_DIRECT"] = "on" if mode == "direct" else "off"
         lab.host("sysctl", "-q", "net.ipv4.ip_local_port_range=39500 41499", check=True)  # 40000 comes up soon
-        listed = ("-p", "tcp", "--dport", "1", "-m", "recent", "--name", "attack", "--set")
+        listed = ("-p", "tcp", "--dport", "1", "-m", "recent", "--name", lab.tag, "--set")
         lab.host("iptables", "-A", "INPUT", *listed, check=True)
         shutil.copytree(PROGRAMS, lab.work / "programs", ignore=shutil.ignore_patterns("__pycache__"))
         subprocess.run(("gcc", "-O1", "-pthread", PROGRAMS / "attacks.c", "-o", lab.work / "attacks"), check=True)
@@ -260,7 +260,7 @@ class World:
         look = (
             "ip -o address; ip -o -6 route show table all; ip route show table all; ip rule; ip -6 rule; ip maddress;"
             "ip -o link; ip neighbour show nud permanent; nft list ruleset; cat /proc/net/ip6_flowlabel; ss -tulnH | sort;"
-            "cat /proc/net/xt_recent/attack; grep graft-attack /proc/net/unix | cut -d: -f2 | sort;"
+            f"cat /proc/net/xt_recent/{self.lab.tag}; grep graft-attack /proc/net/unix | cut -d: -f2 | sort;"
             "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_local_port_range"
         )
         told = self.lab.host("sh", "-c", look).stdout
@@ -320,7 +320,7 @@ def test_attack(world, attack, profile):
         assert not visitors or open_here, f"with egress {egress}"
         assert {source for _, source in visitors} <= {HOST4}
     if gap:
-        world.lab.host("sh", "-c", "echo / >/proc/net/xt_recent/attack", check=True)
+        world.lab.host("sh", "-c", f"echo / >/proc/net/xt_recent/{world.lab.tag}", check=True)
     world.last = world.state()
     assert world.last == before
 

@@ -145,7 +145,8 @@ def proc_net_shows_the_hosts():
 def files_of_the_hosts_firewall():
     """A list of the firewall's that root may write, where the kernel shows one."""
     told = {}
-    for path in glob.glob("/proc/self/net/xt_recent/*") + glob.glob("/proc/net/xt_recent/*") + glob.glob("/proc/[0-9]*/net/xt_recent/attack"):
+    name = os.path.basename(os.environ["GRAFT_RUN_DIR"])  # of this laboratory
+    for path in glob.glob(f"/proc/net/xt_recent/{name}") + glob.glob(f"/proc/[0-9]*/net/xt_recent/{name}"):
         told[path] = outcome(lambda one: Path(one).write_text("+192.0.2.99\n") and None, path)
     return wrong(told, "EACCES", "EPERM", "EROFS", "ENOENT") or "REFUSED"
 
