@@ -29,15 +29,15 @@ TOGETHER = {
 }
 # Files whose tests are done twice, in containers whose sockets are trapped and in direct ones.
 BOTH_MODES = {
-    "test_clients.py",
-    "test_family.py",
-    "test_ioctl.py",
-    "test_late.py",
-    "test_loopback.py",
-    "test_low_ports.py",
-    "test_own_address.py",
-    "test_policy.py",
-    "test_publish.py",
+    "system/test_clients.py",
+    "system/test_family.py",
+    "system/test_ioctl.py",
+    "system/test_late.py",
+    "system/test_loopback.py",
+    "system/test_low_ports.py",
+    "system/test_own_address.py",
+    "system/test_policy.py",
+    "system/test_publish.py",
 }
 MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
 
@@ -92,7 +92,7 @@ def lab() -> Iterator[Lab]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Do the tests of BOTH_MODES that have a laboratory in both modes."""
-    if os.path.basename(metafunc.definition.path) in BOTH_MODES and {"lab", "own_lab"} & set(metafunc.fixturenames):
+    if "/".join(metafunc.definition.path.parts[-2:]) in BOTH_MODES and {"lab", "own_lab"} & set(metafunc.fixturenames):
         metafunc.parametrize("mode", ("off", "on"), ids=("trap", "direct"), indirect=True)
 
 

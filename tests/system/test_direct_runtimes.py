@@ -194,7 +194,7 @@ while True:
     try:
         name = f"{lab.tag}-moved"
         with subprocess.Popen(lab.in_host(*bundle.words("exec", name, *python(code))), stdout=subprocess.PIPE, text=True) as run:
-            inside = wait_for(lambda: pid_of(code), "the program")
+            inside = wait_for(lambda: pid_of(python(code)[-1]), "the program")
             (cgroup2_root() / "cgroup.procs").write_text(str(inside))
             assert run.communicate(timeout=30)[0] == "EPERM\n"
     finally:
@@ -203,11 +203,11 @@ while True:
 
 def pid_of(code):
     """The PID of the process that runs @code and has a filter; 0 if there is none yet."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            filtered = "Seccomp:\t2" in path.with_name("status").read_text()
-            if filtered and path.read_bytes().split(b"\0")[-2:-1] == [code.encode()]:
-                return int(path.parent.name)
+            filtered = "Seccomp:\t2" in Path("/proc", pid, "status").read_text()
+            if filtered and Path("/proc", pid, "cmdline").read_bytes().split(b"\0")[-2:-1] == [code.encode()]:
+                return int(pid)
     return 0
 
 

@@ -83,7 +83,7 @@ def test_sockets_from_the_host_show_the_container(lab, path, way):
 
 def test_a_wrapper_at_home_keeps_what_the_host_has(lab):
     code = LINKS + (
-        "server = socket.socket(); server.bind(('0.0.0.0', 7999)); server.listen(); print('up', flush=True)\n"
+        "server = socket.socket(); server.setsockopt(1, 2, 1); server.bind(('0.0.0.0', 7999)); server.listen(); print('up', flush=True)\n"
         "print('veth0' in links(server.accept()[0]), 'veth0' in links(socket.socket(16, 3)))"
     )
     lab.add_endpoints({"home-ep": f"type ipv4 addr {HOST4} port 7999"})

@@ -13,6 +13,8 @@ SERVE = """
 import socket, sys
 family, kind, address, port, word = socket.AF_INET6 if ':' in {address!r} else socket.AF_INET, {kind}, {address!r}, {port}, {word!r}
 s = socket.socket(family, kind)
+if kind == socket.SOCK_STREAM:
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 s.bind((address, port))
 if kind == socket.SOCK_STREAM:
     s.listen()
