@@ -138,8 +138,8 @@ class Tenancy:
             return bool(tenant.followers)
         if tenant.kind == WRAPPER and not tenant.scope:  # others are in its netns as well: only its program counts
             return self._runs(tenant.pid, tenant.netns)
-        if tenant.cgroup:
-            return lives(tenant)
+        if tenant.cgroup and lives(tenant):
+            return True  # else, if its processes were moved out, graft-sup is in its netns as long as there are any
         pids = processes_in_netns(tenant.netns) if seen is None else seen.get(tenant.netns, [])
         if not tenant.scope:
             return bool(pids)

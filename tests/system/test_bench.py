@@ -76,7 +76,7 @@ def test_one_case_against_one(tmp_path):
     found = bench("--quick", "--case", "short-in", "--against", "bridge", "--json", tmp_path / "r.json")
     assert found.returncode == 0, found.stderr
     rows = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result).rows
-    assert [(row.case, sorted(row.samples)) for row in rows] == [("short-in", ["bridge", "graft", "host"])]
+    assert [(row.case, sorted(row.samples)) for row in rows] == [("short-in", ["bridge", "graft", "graft-direct", "host"])]
     assert "connections in, 1 client, rate: host" in found.stdout
 
 

@@ -173,7 +173,7 @@ def test_the_wire_reaches_no_slice(lab):
     real = 61440 | 8124 & 4095
     address = str(ipaddress.ip_address(int(ipaddress.ip_address(block)) >> 32 << 32 | 8124 >> 12))
     assert f"[{address}]:{real}" in lab.host("ss", "-tlnH").stdout
-    lab.client("ip", "-6", "route", "add", "fd67:7261:6674::/64", "via", HOST6, check=True)
+    lab.client("ip", "-6", "route", "replace", "fd67:7261:6674::/64", "via", HOST6, check=True)
     lab.host("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
     reached = lab.client(*python(ASK.format(address=address, kind=1, connect=True, port=real)))
     assert reached.returncode

@@ -297,7 +297,7 @@ def test_few_descriptors_at_first(own_lab):
 def test_without_descriptors(own_lab):
     """Containers take the last of graftd's: the next one is refused, those that run go on, and one that ends helps."""
     lab = own_lab
-    lab.host("prlimit", "--nofile=160:160", GRAFT, "run", "true", check=True)  # it starts graftd, which has the limit
+    lab.host("prlimit", "--nofile=184:184", GRAFT, "run", "true", check=True)  # it starts graftd, which has the limit
     program = Program(lab, "--name", "early")
     others = []
     while lab.graft("run", "true", timeout=90).returncode == 0:
