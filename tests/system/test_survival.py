@@ -446,9 +446,9 @@ def test_a_bystander_under_a_neighbours_storm(lab):
 
     for _ in range(3):  # the machine is shared
         found = compare(lab, 3)
-        if found["ratio"] < 4:
+        if found["ratio"] < 8:  # four of the neighbour's calls may be in work before its own
             break
-    assert found["ratio"] < 4, found
+    assert found["ratio"] < 8, found
 
 
 def test_a_full_disk_changes_nothing(own_lab):
