@@ -75,7 +75,7 @@ $(BPF_OBJECT): $(BPF_SOURCES)
 	@echo "graft: compile $@"
 	@$(BPF_COMPILE)
 
-$(TUNNELS): csrc/tunnels.bpf.c
+$(TUNNELS): csrc/tunnels.bpf.c csrc/listener.bpf.h
 	@echo "graft: compile $@"
 	@$(BPF_COMPILE)
 

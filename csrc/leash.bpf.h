@@ -14,22 +14,12 @@
 #define LEASH_BPF_H
 
 #include "maps.bpf.h"
-#include <bpf/bpf_core_read.h>
+#include "listener.bpf.h"
 
-#define FILTERS 64		   /* of one process that are looked at */
 #define NOTIFICATIONS (1ull << 40) /* more than one listener will have */
 
 struct notification {
 	__u64 next_id;
-} __attribute__((preserve_access_index));
-
-struct seccomp_filter {
-	struct seccomp_filter *prev;
-	struct notification *notif;
-} __attribute__((preserve_access_index));
-
-struct seccomp {
-	struct seccomp_filter *filter;
 } __attribute__((preserve_access_index));
 
 struct kernfs_node {
@@ -49,23 +39,9 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 } __attribute__((preserve_access_index));
 
-struct task_struct___filtered {
+struct task_struct___leashed {
 	struct css_set *cgroups;
-	struct seccomp seccomp;
 } __attribute__((preserve_access_index));
-
-/* The address of the seccomp listener of the calling thread, of which it has one at the most; 0: it has none. */
-static __always_inline __u64 listener_address(struct task_struct___filtered *task)
-{
-	struct seccomp_filter *filter = BPF_CORE_READ(task, seccomp.filter);
-	__u64 found = 0;
-
-	for (int n = 0; n < FILTERS && filter && !found; n++) {
-		found = (__u64)BPF_CORE_READ(filter, notif);
-		filter = BPF_CORE_READ(filter, prev);
-	}
-	return found;
-}
 
 static __always_inline __u64 next_notification(__u64 listener)
 {
@@ -86,9 +62,9 @@ static __always_inline bool is_of(const struct graft_leash *leash, __u64 listene
  */
 __noinline int note_leash(__u32 tenant)
 {
-	struct task_struct___filtered *task = (struct task_struct___filtered *)bpf_get_current_task();
+	struct task_struct___leashed *task = (struct task_struct___leashed *)bpf_get_current_task();
 	struct graft_leash leash = {.tenant = tenant}, *before;
-	__u64 key = listener_address(task), cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	__u64 key = listener_address(), cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 
 	if (!key || !bpf_map_lookup_elem(&direct_cgroups, &cgroup))
 		return 0;
@@ -104,7 +80,7 @@ __noinline int note_leash(__u32 tenant)
 /* The entry of the container whose process this is; NULL: it is none of a direct one's. */
 static __always_inline struct graft_leash *leash_of_caller(void)
 {
-	__u64 key = listener_address((struct task_struct___filtered *)bpf_get_current_task());
+	__u64 key = listener_address();
 	struct graft_leash *leash = key ? bpf_map_lookup_elem(&leashes, &key) : NULL;
 
 	return leash && is_of(leash, key) ? leash : NULL;

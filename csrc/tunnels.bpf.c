@@ -17,23 +17,9 @@
 #include <linux/errno.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
+#include "listener.bpf.h"
 
-#define FILTERS 64	/* of one process that are looked at */
 #define STEPS (1 << 15) /* messages and attributes of one send, which has at most 212,992 bytes of 16 and more */
-
-struct seccomp_filter {
-	struct seccomp_filter *prev;
-	struct notification *notif;
-} __attribute__((preserve_access_index));
-
-struct seccomp {
-	struct seccomp_filter *filter;
-} __attribute__((preserve_access_index));
-
-struct task_struct {
-	struct seccomp seccomp;
-} __attribute__((preserve_access_index));
 
 struct sock {
 	__u16 sk_protocol;
@@ -43,20 +29,6 @@ struct sk_buff {
 	unsigned char *data;
 	unsigned int len;
 } __attribute__((preserve_access_index));
-
-static bool has_listener(void)
-{
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-	struct seccomp_filter *filter = BPF_CORE_READ(task, seccomp.filter);
-	int n;
-
-	for (n = 0; n < FILTERS && filter; n++) {
-		if (BPF_CORE_READ(filter, notif))
-			return true;
-		filter = BPF_CORE_READ(filter, prev);
-	}
-	return false;
-}
 
 /*
  * Kinds that take no socket of another netns. l2tp does, but compares the netns (l2tp_validate_socket()). The others
@@ -162,7 +134,7 @@ int guard_tunnels(__u64 *arguments)
 	int ret = arguments[2];
 	__u32 end, zero;
 
-	if (ret || sk->sk_protocol != NETLINK_ROUTE || !has_listener())
+	if (ret || sk->sk_protocol != NETLINK_ROUTE || !listener_address())
 		return ret;
 	/*
 	 * Linux 6.1's verifier goes through step() once, with what it knows of @walk, and removes what is not reached
