@@ -188,7 +188,7 @@ def _relay() -> str:
 
 def _direct() -> str:
     try:
-        parent = direct.roots_own(direct.directory_of(direct.cgroup_of(os.getpid())))
+        parent = direct.roots_own(direct.directory_of(cgroup.cgroup_of(os.getpid())))
         made = direct.make(parent, f"doctor-{os.getpid()}", os.getpid())
         made.rmdir()
         _in_child(lambda: linux.unshare(linux.CLONE_NEWCGROUP | linux.CLONE_NEWNS))

@@ -253,7 +253,7 @@ def _open_netns(name: str) -> int:
 
 def _cgroup_of(pid: str) -> str:
     """The path of a process's cgroup; "" if it has ended, which is for who opens its netns to say."""
-    from graft.kernel.direct import cgroup_of
+    from graft.kernel.cgroup import cgroup_of
 
     try:
         return cgroup_of(int(pid))

@@ -17,11 +17,12 @@ Sources: cgroup_namespaces(7), mount_setattr(2), move_mount(2).
 import ctypes
 import os
 import socket
-from pathlib import Path
 
 from graft.errors import Failure, from_oserror
 from graft.kernel import linux
-from graft.kernel.direct import cgroup_of, directory_of
+from graft.kernel.cgroup import cgroup_of
+from graft.kernel.direct import directory_of
+from graft.kernel.mounts import mounts_of
 
 NR_OPEN_TREE, NR_MOVE_MOUNT = 428, 429
 OPEN_TREE_CLONE, AT_SYMLINK_NOFOLLOW = 1, 0x100
@@ -72,9 +73,8 @@ def _hide_cgroups() -> None:
 
 def _mounts(kind: str) -> list[str]:
     """Where file systems of this kind are mounted, and not covered by others."""
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    paths = dict.fromkeys(fields[4] for fields in mounts if fields[fields.index("-") + 1] == kind)
-    return [path for path in (raw.encode().decode("unicode_escape") for raw in paths) if os.path.ismount(path)]
+    paths = dict.fromkeys(mount.place for mount in mounts_of("self") if mount.kind == kind)
+    return [path for path in paths if os.path.ismount(path)]
 
 
 def _protect_sysctls() -> None:

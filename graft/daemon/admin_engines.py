@@ -15,6 +15,7 @@ from graft.engines.resolver import Resolver
 from graft.engines.seal import is_sealed
 from graft.errors import GraftError, Refused, UsageError, from_oserror
 from graft.kernel import addresses, linux, sysctl
+from graft.kernel.mounts import mounts_of
 from graft.kernel.netns import make_netns, netns_cookie_of
 from graft.log import log
 from graft.rules.address import parse_address
@@ -136,7 +137,7 @@ class EngineOrders:
         self, creation: Creation, config: dict[str, Any], container: Container, metadata: protocol.Metadata
     ) -> None:
         root = f"/proc/{creation.pid}/root"
-        mounts = direct.mounts_of(creation.pid)
+        mounts = mounts_of(creation.pid)
         if container.where[0] == self.tenancy.registry.home:
             raise Refused("the container shares the host's network namespace", hint="--network none", code="EINVAL")
         if not creation.bundle and not direct.has_cgroup2(mounts):
@@ -158,7 +159,7 @@ class EngineOrders:
             if not self.tenancy.registry.by_netns(container.where[0]):
                 with linux.inside_netns(netns):
                     sysctl.write(direct.network_sysctls(config))
-            if creation.bundle and not direct.has_cgroup2(direct.mounts_of(creation.pid)):
+            if creation.bundle and not direct.has_cgroup2(mounts_of(creation.pid)):
                 self.tenancy.direct.prepare(container.id, creation.pid)
             rootfs = os.path.join(creation.bundle, (config.get("root") or {}).get("path") or "")
             return direct.edit(config, self.tenancy.directory, path, os.fstat(netns).st_ino, rootfs)

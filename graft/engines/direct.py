@@ -27,7 +27,7 @@ container's netns by its PID. Engines' containers with graft are known by their 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -35,6 +35,7 @@ from graft.engines.bundle import DOCKER_HOOK
 from graft.engines.container import Document
 from graft.engines.joined import below
 from graft.errors import Refused
+from graft.kernel.mounts import Mount
 
 PROGRAM = Path(__file__).parents[1] / "graft-runtime"
 STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart")
@@ -42,23 +43,6 @@ STAGES = ("prestart", "createRuntime", "createContainer", "startContainer", "pos
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_BPF", "CAP_SYS_MODULE", "CAP_SYS_RAWIO")
 TUN = ("c", 10, 200)  # /dev/net/tun (devices.txt of Linux)
 KINDS = ("cgroup", "cgroup2", "proc", "sysfs")  # file systems of the host that lead out of the container
-
-
-class Mount(NamedTuple):
-    """A mount that the runtime sees: where, and what file system it is."""
-
-    place: str
-    kind: str
-
-
-def mounts_of(pid: int) -> list[Mount]:
-    """The mounts that the process @pid sees (proc(5), mountinfo). Raises OSError if it has ended."""
-    found = []
-    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-        fields = line.split()
-        place = fields[4].encode().decode("unicode_escape")
-        found.append(Mount(place, fields[fields.index("-") + 1]))
-    return found
 
 
 def has_cgroup2(mounts: Iterable[Mount]) -> bool:

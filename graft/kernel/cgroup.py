@@ -6,6 +6,7 @@ from pathlib import Path
 
 from graft.errors import Failure, Refused
 from graft.kernel import linux
+from graft.kernel.mounts import mounts_of
 
 BPFFS = Path("/sys/fs/bpf")
 
@@ -22,11 +23,9 @@ def pin_dir() -> Path:
 
 def cgroup2_root() -> Path:
     """The mount point of cgroup2: /sys/fs/cgroup, or another beside cgroup v1. Raises Failure if there is none."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        kind = fields[fields.index("-") + 1]
-        if kind == "cgroup2" and fields[3] == "/":
-            return Path(fields[4].encode().decode("unicode_escape"))
+    for mount in mounts_of("self"):
+        if mount.kind == "cgroup2" and mount.root == "/":
+            return Path(mount.place)
     raise Failure(
         "no cgroup2 is mounted",
         hint="mount -t cgroup2 none /sys/fs/cgroup/unified; 'ip netns exec' hides it: start graftd outside",
@@ -57,11 +56,9 @@ def delegate() -> None:
 
 def _super_options(root: Path) -> list[str]:
     """The options of the cgroup2 mounted at @root that are the file system's own."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        rest = fields[fields.index("-") + 1 :]
-        if rest[0] == "cgroup2" and fields[4].encode().decode("unicode_escape") == str(root):
-            return [word for word in rest[2].split(",") if word not in ("rw", "ro")]
+    for mount in mounts_of("self"):
+        if mount.kind == "cgroup2" and mount.place == str(root):
+            return [word for word in mount.options if word not in ("rw", "ro")]
     return []
 
 
@@ -75,10 +72,21 @@ def relay_cgroup(root: Path) -> Path:
 
 def own_cgroup(root: Path) -> Path:
     """The directory of this process's cgroup, in the cgroup2 mounted at @root. Raises Failure if it has none."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    path = cgroup_of(os.getpid())
+    if not path:
+        raise Failure("this process has no cgroup in cgroup2")
+    return root / path.lstrip("/")
+
+
+def cgroup_of(pid: int) -> str:
+    """The path of a process's cgroup below the root of cgroup2, as graftd's cgroup namespace has it; "" of none.
+
+    Raises OSError if the process has ended.
+    """
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         if line.startswith("0::"):
-            return root / line[4:]
-    raise Failure("this process has no cgroup in cgroup2")
+            return line[3:].removesuffix(" (deleted)")
+    return ""
 
 
 def enter_cgroup(root: Path, *, managed: bool, program: str) -> Path:
@@ -124,11 +132,9 @@ def join_cgroups(pid: int, model: int) -> None:
     programs would not run for the sockets that it makes. Best effort: errors are ignored.
     """
     roots = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        rest = fields[fields.index("-") + 1 :]
-        if rest[0] == "cgroup" and fields[3] == "/":
-            roots.update(dict.fromkeys(rest[2].split(","), Path(fields[4].encode().decode("unicode_escape"))))
+    for mount in mounts_of("self"):
+        if mount.kind == "cgroup" and mount.root == "/":
+            roots.update(dict.fromkeys(mount.options, Path(mount.place)))
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{model}/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)

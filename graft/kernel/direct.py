@@ -138,17 +138,6 @@ def remove(cgroup: Path) -> None:
             os.rmdir(at)
 
 
-def cgroup_of(pid: int) -> str:
-    """The path of a process's cgroup below the root of cgroup2, as graftd's cgroup namespace has it; "" of none.
-
-    Raises OSError if the process has ended.
-    """
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            return line[3:].removesuffix(" (deleted)")
-    return ""
-
-
 def contains(outer: str, path: str) -> bool:
     """Is the cgroup @path the cgroup @outer, or below it? Both are below the root of cgroup2."""
     return bool(outer) and (path == outer or path.startswith(f"{outer}/"))

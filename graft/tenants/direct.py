@@ -14,7 +14,7 @@ from pathlib import Path
 from graft.errors import Failure, Refused
 from graft.kernel import direct, linux
 from graft.kernel.addresses import add_slice_address
-from graft.kernel.cgroup import delegate
+from graft.kernel.cgroup import cgroup_of, delegate
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.log import log
@@ -45,7 +45,7 @@ class DirectContainers:
         if not tenant.cgroup:
             if self.registry.direct_of(pid):
                 raise Refused("a direct container starts no direct one", code="EBUSY")
-            parent = direct.roots_own(direct.directory_of(direct.cgroup_of(pid)))
+            parent = direct.roots_own(direct.directory_of(cgroup_of(pid)))
             delegate()
             cgroup = direct.make(parent, tenant.name, tenant.id)
             tenant.cgroup = "/" + str(cgroup.relative_to(direct.directory_of("")))
@@ -189,7 +189,7 @@ def _is_sup(pid: int, netns: int) -> bool:
 def is_inside(tenant: Tenant, pid: int) -> bool:
     """Is the process @pid in the cgroup of the direct container @tenant? False if it has ended."""
     try:
-        path = direct.cgroup_of(pid)
+        path = cgroup_of(pid)
         return any(direct.contains(outer, path) for outer in tenant.cgroups)
     except OSError:
         return False

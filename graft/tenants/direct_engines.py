@@ -13,6 +13,7 @@ from pathlib import Path
 
 from graft.errors import Refused
 from graft.kernel import direct, linux
+from graft.kernel.cgroup import cgroup_of
 from graft.kernel.programs import Kernel
 from graft.tenants.direct import DirectContainers, low_ports
 from graft.tenants.registry import Registry
@@ -34,7 +35,7 @@ class EngineContainers(DirectContainers):
 
         It is that process's alone, or one that prepare() has made. Raises Refused, OSError.
         """
-        path = direct.cgroup_of(pid)
+        path = cgroup_of(pid)
         cgroup = direct.directory_of(path)
         if linux.netns_inode(pid) != self.registry.home:
             raise Refused("the runtime's network namespace is not graftd's", code="EINVAL")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from graft.kernel import direct, linux
+from graft.kernel.cgroup import cgroup_of
 from graft.rules import slices, tables
 from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
@@ -390,7 +391,7 @@ class Known:
         """
         containers = [tenant for tenant in list(self.tenants.values()) if tenant.cgroup]
         try:
-            cgroup = direct.cgroup_of(pid) if containers else ""
+            cgroup = cgroup_of(pid) if containers else ""
         except ProcessLookupError:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         return next((t for t in containers if any(direct.contains(outer, cgroup) for outer in t.cgroups)), None)

@@ -11,7 +11,7 @@ import os
 import socket
 
 from graft.errors import Refused
-from graft.kernel.direct import cgroup_of
+from graft.kernel.cgroup import cgroup_of
 from graft.log import log
 from graft.process.closing import receive_fds
 from graft.process.loop import Loop

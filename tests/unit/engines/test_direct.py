@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from graft.engines import direct
-from graft.engines.direct import Mount
 from graft.errors import Refused
+from graft.kernel.mounts import Mount
 
 HOST = [
     Mount("/", "ext4"),

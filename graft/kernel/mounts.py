@@ -1,0 +1,33 @@
+"""The mounts that a process sees (proc(5), /proc/PID/mountinfo)."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Mount(NamedTuple):
+    """What of a file system of which kind is mounted where, and the options that are the file system's own."""
+
+    place: str
+    kind: str
+    root: str = "/"
+    options: tuple[str, ...] = ()
+
+
+def mounts_of(pid: int | str) -> list[Mount]:
+    """The mounts that the process @pid ("self": this one) sees; the last one at a place lies on top.
+
+    Raises OSError if it has ended.
+    """
+    found = []
+    for line in Path(f"/proc/{pid}/mountinfo").read_bytes().split(b"\n")[:-1]:
+        before, _, after = line.partition(b" - ")
+        _, _, _, root, place, *_ = before.split(b" ")
+        kind, _, options = after.split(b" ", 2)
+        found.append(Mount(_path(place), kind.decode(), _path(root), tuple(os.fsdecode(options).split(","))))
+    return found
+
+
+def _path(raw: bytes) -> str:
+    """What the kernel has written with \\040 for a space, as a path of bytes of any encoding."""
+    return os.fsdecode(raw.decode("unicode_escape").encode("latin-1"))
