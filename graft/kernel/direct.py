@@ -4,7 +4,7 @@ Theory of operation
 
 The programs of a direct container make their internet sockets themselves, in the host's netns. What keeps these to
 the policy is that they are made in the container's cgroup: the programs of csrc/ are attached there as they are to
-graftd's, and `graft_sock_create` stamps each socket with the tenant that the cgroup's storage names.
+graftd's, and they know the tenant by the cgroup's storage.
 
 A process of the container may be there only when all that is in place. So the order is: the cgroup is made, the
 programs are attached, the tenant is written, and only then a process enters. Before the tenant is written no socket
@@ -96,7 +96,8 @@ def guard(programs: Programs, cgroup: Path, tenant: int, low: int) -> None:
 def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
     """Are all programs attached to @cgroup, for @tenant? Raises OSError."""
     with directory(cgroup) as target:
-        if any(p.number not in attached_programs(target, (p,)) for p in programs.attachable):
+        there = attached_programs(target, programs.attachable)
+        if any(program.number not in there for program in programs.attachable):
             return False
         value = programs.direct.get(_key(target))
     return value is not None and VALUE.unpack(value)[0] == tenant

@@ -93,19 +93,24 @@ class DirectContainers:
     def check(self) -> None:
         """Attach what a graftd with other programs had attached, or what somebody has taken away."""
         tenants = [tenant for tenant in self.registry.tenants.values() if tenant.cgroup]
-        if tenants:
-            try:
-                delegate()  # whoever mounts cgroup2 without the option takes it away from all mounts
-            except (OSError, Refused) as error:
-                log.error("%s", error)
+        if not tenants:
+            return
+        try:
+            delegate()  # whoever mounts cgroup2 without the option takes it away from all mounts
+        except (OSError, Refused) as error:
+            log.error("%s", error)
+        try:
+            programs = self.kernel.for_direct()
+        except OSError as error:
+            log.error("the policy of direct containers cannot be looked at: %s", error)
+            return
         for tenant in tenants:
             self._forget_ended(tenant)
             for path in tenant.cgroups:
-                self._check(tenant, direct.directory_of(path))
+                self._check(tenant, direct.directory_of(path), programs)
 
-    def _check(self, tenant: Tenant, cgroup: Path) -> None:
+    def _check(self, tenant: Tenant, cgroup: Path, programs: direct.Programs) -> None:
         try:
-            programs = self.kernel.for_direct()
             if not direct.is_guarded(programs, cgroup, tenant.id):
                 direct.guard(programs, cgroup, tenant.id, low_ports(tenant))
                 log.warning("container %s: the policy was attached to its cgroup anew", tenant.name)
