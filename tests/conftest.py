@@ -1,5 +1,6 @@
 """What all tests share: where the machine cannot run one, it skips with the reason, or fails in CI."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from graft.bench.lab import SLOWNESS, Lab, laboratory
+from graft.bench.lab import SLOWNESS, Lab, laboratory, wait_for
 
 # Files whose tests share what is costly to start, or one of which the machine has: they run in one process, in order.
 TOGETHER = {
@@ -134,6 +135,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _kill = os.kill
+
+
+def kill(*pids: int) -> None:
+    """All at once: a keeper that sees its guard die starts another."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def kill_graftd(lab: Lab, *helpers: int) -> None:
+    """Kill graftd, its guard and its keeper, and @helpers with them, so that none starts another."""
+    kill(lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid(), *helpers)
+    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
 
 
 def _kill_one(pid: int, number: int) -> None:

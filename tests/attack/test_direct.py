@@ -18,7 +18,7 @@ from graft.bench.lab import CLIENT4, GRAFT, HOST4, SLOWNESS, wait_for
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup2_root
 from tests.attack.test_attacks import PROFILES
-from tests.conftest import need, need_root, python
+from tests.conftest import kill_graftd, need, need_root, python
 from tests.system.told import Told
 
 STEPS = """
@@ -165,9 +165,7 @@ def test_who_is_moved_out_and_hides_it(lab):
 def test_who_is_moved_out_without_a_graftd(own_lab):
     lab = own_lab
     program = Program(lab, "--egress", "host")
-    for pid in (lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    kill_graftd(lab)
     direct.enter(cgroup2_root(), int(program.does("pid")))
     assert program.does("make", 2, 1) == "EPERM"
     assert program.does("make", 2, 2) == "EPERM"
@@ -334,9 +332,7 @@ def test_all_pins_are_removed(own_lab):
     """The programs are attached without links."""
     lab = own_lab
     program = Program(lab, "--egress", "none")
-    for pid in (lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    kill_graftd(lab)
     subprocess.run(("rm", "-r", lab.pins()), check=True)
     with host_server(lab):
         assert program.does("reach", "127.0.0.1", 9101) == "ECONNREFUSED"
@@ -356,9 +352,7 @@ def test_a_supervisor_outlives_graftd(own_lab):
     """It lives in the container's netns, where no other process that gives orders does."""
     lab = own_lab
     program = Program(lab, "--egress", "none")
-    for pid in (lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    kill_graftd(lab)
     program.say("bind", 1, "0.0.0.0", 22)
     lab.graft("run", "true", check=True)
     assert program.hear() == "OK"

@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from graft.bench.lab import HOST4, TIMEOUT, Lab, wait_for
+import pytest
+
+from graft.bench.lab import GRAFTD, HOST4, TIMEOUT, Lab, wait_for
+from tests.conftest import need
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "graft/graft-runtime"
@@ -261,3 +264,19 @@ image_copy_tmp_dir = "{root}/tmp"
             shutil.rmtree("/var/lib/containers", ignore_errors=True)
         if self.inside:
             self.lab.end(self.holder)
+
+
+@contextlib.contextmanager
+def started_podman(host: Lab, name: str, runtime: str, *, unified: bool = False, hooked: bool = True) -> Iterator[Podman]:
+    """A graftd, and a Podman whose files are in the directory @name of the laboratory's; the others as Podman's."""
+    need("podman", "runc", "crun", "conmon", "busybox")
+    if engine_version("podman") >= (5, 0):
+        pytest.skip("Podman 5 has no CNI, by which graft gives its networks to Podman (issue 17)")
+    host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
+    wait_for((host.run_dir / "graftd.sock").exists, "graftd")
+    (host.work / "empty").mkdir(exist_ok=True)
+    engine = Podman(host, host.work / name, runtime, unified=unified, hooked=hooked)
+    try:
+        yield engine
+    finally:
+        engine.stop()

@@ -9,6 +9,7 @@ import pytest
 from graft.bench.lab import GRAFT, GRAFTD, wait_for
 from graft.rules.address import parse_address
 from graft.rules.slices import in_slices
+from tests.conftest import kill_graftd
 from tests.system.cri import cni
 
 ADDRESSES = ("10.88.0.5", "fd00::5")
@@ -36,11 +37,8 @@ def gone(lab, *kept):
 
 def kill_all(lab):
     """All of graft's processes at once, so that nobody starts another."""
-    pids = [lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid(), *lab.helper_pids()]
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in pids:
-            os.kill(pid, number)
-    wait_for(lambda: not lab.daemon_pid() and not lab.guard_pid(), "their end")
+    kill_graftd(lab, *lab.helper_pids())
+    wait_for(lambda: not lab.guard_pid(), "their end")
 
 
 def sweepers(lab):

@@ -16,7 +16,7 @@ import pytest
 from graft.bench.lab import CLIENT4, GRAFT, HOST4, wait_for
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup2_root
-from tests.conftest import python
+from tests.conftest import kill_graftd, python
 from tests.system.told import Told
 
 STEPS = """
@@ -290,12 +290,9 @@ def test_all_killed_and_none_started_again(own_lab):
     wait_for(lambda: lab.client("ss", "-tlnH", "sport = :9000").stdout, "the server")
     program = Program(lab, "--name", "out", "--limit", "sockets=60")
     closed = Program(lab, "--name", "closed", "--egress", "none")
-    pids = [lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()]
-    pids += lab.helper_pids()
-    assert len(pids) == 5
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    helpers = lab.helper_pids()
+    assert len(helpers) == 2
+    kill_graftd(lab, *helpers)
     for _ in range(100):
         assert program.does("reach", CLIENT4, 9000) == "OK"
         assert closed.does("reach", CLIENT4, 9000) == "ENETUNREACH"
@@ -450,9 +447,7 @@ def test_a_supervisor_alone_comes_back(own_lab):
     """graft-sup lives in the container's netns, and is heard all the same when it has lost its graftd."""
     lab = own_lab
     program = Program(lab, "--name", "web")
-    for pid in (lab.guard_pid(), lab.keeper_pid(), lab.daemon_pid()):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not lab.daemon_pid(), "graftd's end")
+    kill_graftd(lab)
     program.say("listen", "127.0.0.1", 80)
     lab.graft("run", "true", check=True)
     assert program.hear() == "OK"

@@ -1,14 +1,13 @@
 """Podman's containers that are direct: by its hook with runc, on both kinds of machines, and by graft-runtime with crun."""
 
-import subprocess
 from typing import Any
 
 import pytest
 
-from graft.bench.lab import GRAFTD, wait_for
-from tests.conftest import need, python
+from graft.bench.lab import wait_for
+from tests.conftest import python
 from tests.system.direct import PROBE, check, ended, view_of_host
-from tests.system.engines import CURL, Podman, engine_version, nginx_conf, reach
+from tests.system.engines import CURL, nginx_conf, reach, started_podman
 
 DIRECT = ("--annotation", "graft.direct=on")
 NONE = ("--network", "none", *DIRECT)
@@ -21,17 +20,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=CASES)
 def podman(request, host):
-    need("podman", "runc", "crun", "conmon", "busybox")
-    if engine_version("podman") >= (5, 0):
-        pytest.skip("Podman 5 has no CNI, by which graft gives its networks to Podman (issue 17)")
-    host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
-    wait_for((host.run_dir / "graftd.sock").exists, "graftd")
-    (host.work / "empty").mkdir(exist_ok=True)
-    engine = Podman(host, host.work / request.param, **CASES[request.param])
-    try:
+    with started_podman(host, request.param, **CASES[request.param]) as engine:
         yield engine
-    finally:
-        engine.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import GRAFTD, HOST4, wait_for
-from tests.conftest import need, python
-from tests.system.engines import APP, CURL, NGINX, Podman, engine_version, nginx_conf, reach
+from graft.bench.lab import HOST4, wait_for
+from tests.conftest import python
+from tests.system.engines import APP, CURL, NGINX, nginx_conf, reach, started_podman
 
 GRAFT = ("--annotation", "graft=on")
 KUBE = """
@@ -33,17 +33,8 @@ spec:
 
 @pytest.fixture(scope="module", params=["runc", "crun"])
 def podman(request, host):
-    need("podman", "runc", "crun", "conmon", "busybox")
-    if engine_version("podman") >= (5, 0):
-        pytest.skip("Podman 5 has no CNI, by which graft gives its networks to Podman (issue 17)")
-    host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
-    wait_for((host.run_dir / "graftd.sock").exists, "graftd")
-    (host.work / "empty").mkdir(exist_ok=True)
-    engine = Podman(host, host.work / request.param, request.param)
-    try:
+    with started_podman(host, request.param, request.param) as engine:
         yield engine
-    finally:
-        engine.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """What may happen to graftd, its keeper, its helpers and their surroundings while containers run; no call is lost."""
 
-import contextlib
 import json
 import os
 import select
@@ -15,7 +14,7 @@ import pytest
 
 from graft.bench.lab import CLIENT4, GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from graft.process import cage
-from tests.conftest import python
+from tests.conftest import kill, python
 from tests.endurance.soak import soak
 from tests.endurance.torture import torture
 from tests.system.told import Told
@@ -56,16 +55,6 @@ def serve_client(lab):
 def running(lab):
     told = lab.graft("ps", "-j")
     return {row["name"]: row["status"] for row in json.loads(told.stdout)} if told.returncode == 0 else {}
-
-
-def kill(*pids):
-    """All at once: a keeper that sees its guard die starts another."""
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_torture(own_lab):
