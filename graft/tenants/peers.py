@@ -92,24 +92,33 @@ def _status(pid: int, field: str, otherwise: str) -> str:
 def refuse_contained(registry: Registry, peer: Peer, door: str) -> None:
     """Raise Refused if @peer is inside a container, whatever its uid: those give no orders. @door: as errors name it.
 
+    Refused (ESRCH) if the peer has ended: an OCI runtime does so as soon as it has sent its message, and what is read
+    of a process that ends meanwhile looks like a container's.
+    """
+    who = _contained(registry, peer)
+    peer.check()
+    if who:
+        raise Refused(f"{who} may not use {door}", code="EPERM")
+
+
+def _contained(registry: Registry, peer: Peer) -> str:
+    """What makes @peer a process of a container; "" if nothing does. Raises Refused (ESRCH).
+
     Its processes are known by graft's filter and a tenant's netns, also while nobody supervises them. With a user
     namespace of its own a process could leave that netns, so peers in another one than graftd's are refused as well.
     In graftd's, root under a filter needs it: a process of a direct container may have been moved out of its cgroup.
     In another netns than graftd's, root and whoever is filtered need CAP_SYS_ADMIN: root of a container lacks it,
-    `ip netns exec` has it. Refused (ESRCH) if the peer has ended.
+    `ip netns exec` has it.
     """
     home = registry.home
     if not peer.in_our_user_namespace():
-        peer.check()
-        raise Refused(f"processes in another user namespace may not use {door}", code="EPERM")
+        return "processes in another user namespace"
     netns = peer.netns(registry)
-    if netns == home and peer.uid == 0 and peer.is_filtered() and not peer.administrates():
-        raise Refused(f"root under a filter and without CAP_SYS_ADMIN may not use {door}", code="EPERM")
-    if netns != home:  # programs of wrappers in graftd's own netns are the host's own
-        tenants = [t.kind for t in registry.of_netns(netns) if t.kind != API]
-        filtered = peer.is_filtered()
-        contained = bool(tenants) and filtered
-        suspect = filtered or peer.uid == 0 or CONTAINER in tenants
-        if contained or (suspect and not peer.administrates()):
-            raise Refused(f"processes inside a graft container may not use {door}", code="EPERM")
-    peer.check()
+    if netns == home:  # programs of wrappers in graftd's own netns are the host's own
+        suspect = peer.uid == 0 and peer.is_filtered() and not peer.administrates()
+        return "root under a filter and without CAP_SYS_ADMIN" if suspect else ""
+    tenants = [t.kind for t in registry.of_netns(netns) if t.kind != API]
+    filtered = peer.is_filtered()
+    contained = bool(tenants) and filtered
+    suspect = filtered or peer.uid == 0 or CONTAINER in tenants
+    return "processes inside a graft container" if contained or (suspect and not peer.administrates()) else ""
