@@ -78,7 +78,20 @@ def need_root() -> None:
         lack("this needs root")
 
 
+LOG_LINES = 60  # of graftd's, shown with a failure
 EMULATED = 10  # GRAFT_SLOWNESS from which on the kernel is taken to be emulated
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Show with a failure what graftd has logged: the laboratory is gone when somebody reads of it."""
+    report = yield
+    if report.failed:
+        for one in [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Lab)]:
+            with contextlib.suppress(OSError):
+                lines = (one.run_dir / "graftd.log").read_text(errors="replace").splitlines()
+                report.sections.append(("the end of graftd's log", "\n".join(lines[-LOG_LINES:])))
+    return report
 
 
 @pytest.fixture(scope="session")

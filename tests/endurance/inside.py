@@ -58,9 +58,12 @@ class Inside(Matrix):
     def _start(self, profiles: tuple[str, ...]) -> None:
         needles = self.needles()
         self.kinds = [Who(p, c) for p in profiles for c in ("none", "host", "accel", "away")]
+        # a container that goes out by the host's addresses is told of them, also by its own devices
+        told = {name: needle for name, needle in needles.items() if name not in ("an address", "an IPv6 address")}
         for number, who in enumerate(self.kinds):
             base = 9500 + 40 * number
-            self._program(who, (*self._graft(who.profile, who.place, base), *PROFILES[who.profile]), needles, published=base)
+            argv = (*self._graft(who.profile, who.place, base), *PROFILES[who.profile])
+            self._program(who, argv, told if who.place == "host" else needles, published=base)
         for program in self.programs.values():
             program.up()
         code = ("/usr/bin/python3", "-I", "-c", BYSTANDER)
