@@ -69,8 +69,10 @@ class Tenancy:
         self.family = Family(self.sockets, kernel.maps["families"])
         doors = Doors(store, stamper, Entrances(kernel.maps), self.is_hosts, ipv6=registry.ipv6)
         self.forwards = Forwards(loop, store, self.sockets, doors, relay_cgroup(cgroup2_root()))
-        self.supervisor = Supervisor(self.sockets, self.family, kernel.maps["holders"], self.is_hosts)
         self.direct = EngineContainers(registry, kernel, directory)
+        self.supervisor = Supervisor(
+            self.sockets, self.family, kernel.maps["holders"], self.is_hosts, self.direct.let_listen
+        )
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}

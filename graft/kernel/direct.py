@@ -10,6 +10,10 @@ A process of the container may be there only when all that is in place. So the o
 programs are attached, the tenant is written, and only then a process enters. Before the tenant is written no socket
 is made there.
 
+The program of sockops runs five times for a connection, and what it does it does at listen() alone. So it is attached
+when a container's first socket is to listen (let_listen()); graftd carries out that call. A listener that came
+about without is reached by nobody (csrc/receive.bpf.h).
+
 The programs are attached without links. So nobody takes them away by removing a pin, they stay while no graftd runs,
 and the kernel keeps them with the sockets of a cgroup that has been removed. A graftd with newer programs puts each
 in the place of the old one.
@@ -20,25 +24,38 @@ Sources: bpf(2), linux/bpf.h, cgroups(7), Documentation/bpf/map_cgroup_storage.r
 import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from graft.errors import Refused, from_oserror
 from graft.kernel.cgroup import cgroup2_root, run_dir
-from graft.kernel.links import Attachable, attach, attached_programs, directory
+from graft.kernel.links import Attachable, attach, attached_programs, directory, has_grafts
 from graft.kernel.maps import Map
 
+SOCK_OPS = 3  # BPF_CGROUP_SOCK_OPS, of graft_sockops alone
 KEY_SIZE = 8
 VALUE = struct.Struct("=II")  # struct graft_direct
 
 
 class Programs(NamedTuple):
-    """What is attached to each such cgroup, and the maps of whose it is: for programs there, and on the root."""
+    """What is attached to each such cgroup, and to one with listeners besides, and the maps of whose it is.
+
+    @direct: for the programs there. @cgroups: for those on the root.
+    """
 
     attachable: Sequence[Attachable]
+    listening: Attachable
     direct: Map
     cgroups: Map
+
+
+def direct_programs(found: Iterable[Attachable], direct: Map, cgroups: Map) -> Programs:
+    """Programs of all that a graftd attaches to such cgroups."""
+    always = list(found)
+    listening = next(program for program in always if program.type == SOCK_OPS)
+    always.remove(listening)
+    return Programs(always, listening, direct, cgroups)
 
 
 def roots_own(path: Path) -> Path:
@@ -89,6 +106,8 @@ def guard(programs: Programs, cgroup: Path, tenant: int, low: int) -> None:
         for program in programs.attachable:
             if program.number not in there:
                 attach(target, program, anew=True)
+        if _listens_by_another(programs, target):
+            attach(target, programs.listening, anew=True)
         programs.direct.update(_key(target), VALUE.pack(tenant, low))
         programs.cgroups.update(_key(target), tenant.to_bytes(4, "little"))
 
@@ -99,8 +118,25 @@ def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
         there = attached_programs(target, programs.attachable)
         if any(program.number not in there for program in programs.attachable):
             return False
+        if _listens_by_another(programs, target):
+            return False
         value = programs.direct.get(_key(target))
     return value is not None and VALUE.unpack(value)[0] == tenant
+
+
+def let_listen(programs: Programs, cgroup: Path) -> bool:
+    """Attach to @cgroup what sockets need that listen; False: it was there. Raises OSError."""
+    with directory(cgroup) as target:
+        if programs.listening.number in attached_programs(target, (programs.listening,)):
+            return False
+        attach(target, programs.listening, anew=True)
+    return True
+
+
+def _listens_by_another(programs: Programs, target: int) -> bool:
+    """Has a graftd with other programs let the containers of this cgroup listen? Raises OSError."""
+    there = attached_programs(target, (programs.listening,))
+    return programs.listening.number not in there and has_grafts(target, programs.listening.type)
 
 
 def forget(cgroups: Map, tenant: int) -> None:

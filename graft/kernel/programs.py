@@ -25,7 +25,7 @@ from pathlib import Path
 from graft.errors import Failure
 from graft.kernel import direct, linux
 from graft.kernel.denials import DENIAL, OPS, REASONS, Event
-from graft.kernel.direct import Programs
+from graft.kernel.direct import Programs, direct_programs
 from graft.kernel.holders import OWNED, Holders
 from graft.kernel.libbpf import (
     OBJECT,
@@ -334,7 +334,7 @@ class Kernel:
         """What is attached to the cgroup of a direct container. Raises OSError."""
         found = [Attachable(what.program, what.type) for what in map(attached, self._policy_links())]
         found += [Attachable(program_number(fd), DIRECT_ONLY[name]) for name, fd in self.direct_only.items()]
-        return Programs(found, self.maps["direct"], self.maps["direct_cgroups"])
+        return direct_programs(found, self.maps["direct"], self.maps["direct_cgroups"])
 
     def _pin(self, link: int, pin: Path) -> None:
         pin.unlink(missing_ok=True)

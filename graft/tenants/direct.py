@@ -8,6 +8,7 @@ the container's.
 
 import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -29,13 +30,15 @@ PORT_START, PRIVILEGED = "net.ipv4.ip_unprivileged_port_start", 1024
 
 
 class DirectContainers:
-    """Those of one graftd. Only the loop's thread calls it. @directory: run_dir()."""
+    """Those of one graftd. Only the loop's thread calls it, but for let_listen(). @directory: run_dir()."""
 
     def __init__(self, registry: Registry, kernel: Kernel, directory: Path) -> None:
         self.registry = registry
         self.kernel = kernel
         self.directory = directory / "net"
         self.leaving: list[Path] = []  # cgroups that are to be removed
+        self.listening: set[tuple[int, str]] = set()  # tenants and their cgroups whose sockets may listen
+        self._lock = threading.Lock()  # guards what changes `listening`
 
     def begin(self, tenant: Tenant, pid: int) -> None:
         """Let the process @pid enter the cgroup of @tenant, which is made if need be.
@@ -60,10 +63,23 @@ class DirectContainers:
             add_slice_address(address)
             self.registry.added.add(address)
 
+    def let_listen(self, number: int) -> None:
+        """Let sockets of the tenant with this number listen, if it is direct. From any thread. Raises OSError."""
+        tenant = self.registry.tenants.get(number)  # of one that has ended nobody reaches a listener
+        if tenant is None or all((number, path) in self.listening for path in tenant.cgroups):
+            return
+        with self._lock:
+            programs = self.kernel.for_direct()
+            for path in tenant.cgroups:
+                if (number, path) not in self.listening:
+                    direct.let_listen(programs, direct.directory_of(path))
+                    self.listening.add((number, path))
+
     def end(self, tenant: Tenant) -> None:
         """Remove what begin() has made, and the link of follow(). Sockets that live on keep the policy."""
         if not tenant.cgroup:
             return
+        self.listening -= {(tenant.id, path) for path in tenant.cgroups}
         with contextlib.suppress(OSError):
             direct.forget(self.kernel.maps["direct_cgroups"], tenant.id)
         self.leaving += [direct.directory_of(path) for path in tenant.cgroups if self.is_made(path)]
@@ -107,13 +123,16 @@ class DirectContainers:
         for tenant in tenants:
             self._forget_ended(tenant)
             for path in tenant.cgroups:
-                self._check(tenant, direct.directory_of(path), programs)
+                self._check(tenant, path, programs)
 
-    def _check(self, tenant: Tenant, cgroup: Path, programs: direct.Programs) -> None:
+    def _check(self, tenant: Tenant, path: str, programs: direct.Programs) -> None:
+        cgroup = direct.directory_of(path)
         try:
             if not direct.is_guarded(programs, cgroup, tenant.id):
                 direct.guard(programs, cgroup, tenant.id, low_ports(tenant))
                 log.warning("container %s: the policy was attached to its cgroup anew", tenant.name)
+            if (tenant.id, path) in self.listening and direct.let_listen(programs, cgroup):
+                log.warning("container %s: what its listeners need was attached to its cgroup anew", tenant.name)
         except FileNotFoundError:  # the cgroup: its last process has left
             pass
         except OSError as error:

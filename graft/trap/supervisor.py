@@ -92,15 +92,24 @@ class Supervisor:
     """Decides trapped calls, and makes the sockets for them. Any worker thread may call it.
 
     @sockets makes the sockets, @family answers for those of AF_GRAFT. @owners: the BPF map `holders`. @is_hosts: is
-    the netns with this inode graftd's own, or one in which grafted sockets are made?
+    the netns with this inode graftd's own, or one in which grafted sockets are made? @let_listen lets the sockets of
+    the tenant with this number listen.
     """
 
-    def __init__(self, sockets: Sockets, family: Family, owners: Map, is_hosts: ioctl.IsHosts) -> None:
+    def __init__(
+        self,
+        sockets: Sockets,
+        family: Family,
+        owners: Map,
+        is_hosts: ioctl.IsHosts,
+        let_listen: Callable[[int], None],
+    ) -> None:
         self.sockets = sockets
         self.stamps = sockets.stamps
         self.owners = owners  # BPF map: containers' own addresses
         self.family = family
         self.is_hosts = is_hosts
+        self.let_listen = let_listen
         self.turns = Turns()  # by the inode of a socket that is to listen: a server's workers inherit one
         self.handlers: dict[str, Handler] = {
             "socket": self.create,
@@ -203,6 +212,7 @@ class Supervisor:
                 self._settle(sock, stamp, sock.getsockname()[:2])
             elif sock.getsockname()[1] == 0:
                 self._settle(sock, stamp, ("::" if sock.family == socket.AF_INET6 else "0.0.0.0", 0))
+            self.let_listen(stamp.tenant)
             sock.listen(sysctl.follow_listening(sock, caller.number(1), tenant.sysctls))
         return Answer()
 

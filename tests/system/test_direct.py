@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 
 import pytest
 
@@ -335,31 +334,33 @@ def test_programs_that_somebody_takes_away_are_attached_again(own_lab):
     program.end()
 
 
-def test_the_policy_stays_with_sockets_that_were_passed_out(own_lab):
-    """A socket of a direct container outlives it, its cgroup and graftd: it is nobody's then, and reaches nothing."""
+def attached(lab, name):
+    """The names of the programs that are attached to a container's cgroup."""
+    cgroup = direct.directory_of(inspect(lab, name)["cgroup"])
+    done = subprocess.run(("bpftool", "-j", "cgroup", "show", cgroup), capture_output=True, text=True, check=True)
+    return {entry["name"]: entry["id"] for entry in json.loads(done.stdout)}
+
+
+def test_what_listeners_need_is_attached_with_the_first(own_lab):
+    """Five times it would run for each connection; graftd, an administrator and another graftd leave it as it is to be."""
     lab = own_lab
-    path = lab.work / "out.sock"
-    taker = lab.spawn(
-        *python(
-            "import array, errno, socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print('ready', flush=True)\n"
-            "c, _ = s.accept(); _, ancillary, *_ = c.recvmsg(1, 64); fd = array.array('i', ancillary[0][2])[0]; print('taken', flush=True)\n"
-            "sys.stdin.readline(); t = socket.socket(fileno=fd)\n"
-            f"try: t.connect(({CLIENT4!r}, 9000)); print('OK')\n"
-            "except OSError as e: print(errno.errorcode[e.errno])"
-        ),
-        str(path),
-        stdin=-1,
-        stdout=-1,
-    )
-    assert taker.stdout.readline() == "ready\n"
-    give = "import array, socket, sys; u = socket.socket(socket.AF_UNIX); u.connect(sys.argv[1]); t = socket.socket(); u.sendmsg([b'x'], [(1, 1, array.array('i', [t.fileno()]))])"
-    lab.graft("run", "--direct", *python(give), str(path), check=True)
-    assert taker.stdout.readline() == "taken\n"
-    wait_for(lambda: not lab.direct_cgroups(), "the end of the cgroup")
-    time.sleep(0.2)
-    taker.stdin.write("go\n")
-    taker.stdin.flush()
-    assert taker.stdout.readline() == "ENETUNREACH\n"
+    web, client = Program(lab, "--name", "web", "-p", "8080:80"), Program(lab, "--name", "client")
+    cgroup = direct.directory_of(inspect(lab, "web")["cgroup"])
+    assert "graft_sockops" not in attached(lab, "web")
+    assert web.does("listen", "127.0.0.1", 90) == "OK"
+    number = attached(lab, "web")["graft_sockops"]
+    subprocess.run(("bpftool", "cgroup", "detach", cgroup, "cgroup_sock_ops", "id", str(number)), check=True)
+    wait_for(lambda: "graft_sockops" in attached(lab, "web"), "it is attached anew")
+    before = lab.daemon_pid()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: lab.daemon_pid() not in (0, before), "another graftd")
+    assert client.does("reach", CLIENT4, 9000) == "ECONNREFUSED"
+    assert web.does("listen", "0.0.0.0", 80) == "OK"
+    assert lab.client(*python(f"import socket; socket.create_connection(({HOST4!r}, 8080), 5)")).returncode == 0
+    assert "graft_sockops" in attached(lab, "web")
+    assert "graft_sockops" not in attached(lab, "client")
+    web.end()
+    client.end()
 
 
 # -- out of its cgroup, and at doors of the host --

@@ -125,7 +125,7 @@ def test_a_profile_can_express_its_rows(addresses, mode):
 
 def test_each_call_has_a_handler_and_each_handler_a_call():
     anything: Any = MagicMock()
-    supervisor = Supervisor(anything, anything, anything, anything)
+    supervisor = Supervisor(anything, anything, anything, anything, anything)
     assert set(supervisor.handlers) == {call.name for call in traps.CALLS}
     assert set(FAMILY_TRAPS) == {call.name for call in traps.CALLS}
 
