@@ -40,9 +40,9 @@ import sys
 import time
 from pathlib import Path
 
-from graft.errors import Refused
+from graft.errors import Failure, Refused
 from graft.interpreter import python_command
-from graft.kernel.cgroup import check_run_dir, run_dir
+from graft.kernel.cgroup import cgroup2_root, check_run_dir, leave_cgroup, run_dir
 from graft.log import log
 from graft.process import cage
 from graft.process.store import KEEPER_ENTRY, Store, exec_with
@@ -300,6 +300,9 @@ def main(ready_fd: int) -> bool:
             raise
         sys.exit(f"graftd: {error}")  # the command that started it in the background shows the last line of the log
     raise_descriptor_limit()
+    if ready_fd >= 0:  # a command has started it, whose service or session would not end before graftd
+        with contextlib.suppress(OSError, Failure):
+            leave_cgroup(cgroup2_root(), remove=False)
     cage.enter()
     inherited = Store.inherited()
     lock = next((fd for name, fd in inherited if name == "lock"), -1)

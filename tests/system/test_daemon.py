@@ -15,6 +15,7 @@ import pytest
 
 from graft import __version__
 from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
+from graft.kernel.cgroup import cgroup2_root
 from tests.conftest import python
 
 
@@ -113,6 +114,22 @@ def test_stop_and_idle_exit(own_lab):
     assert not own_lab.host("ip", "-6", "rule", "list", "pref", "26470").stdout
     again = own_lab.host(GRAFTD, "--stop")
     assert (again.returncode, again.stderr) == (1, "graftd: graftd is not running\n")
+
+
+def test_graftd_leaves_the_cgroup_of_the_command_that_has_started_it(own_lab):
+    """Else a service or a session would not end before all of its containers and those of others."""
+    session = cgroup2_root() / f"{own_lab.tag}-session"
+    session.mkdir()
+    try:
+        shell = f"echo $$ > {session}/cgroup.procs; exec {GRAFT} run --name web sleep 60"
+        process = own_lab.spawn("sh", "-c", shell)
+        wait_for(lambda: "web" in own_lab.containers(), "the container")
+        own_lab.end(process)
+        wait_for(lambda: not (session / "cgroup.procs").read_text(), "the end of all in the session")
+        assert own_lab.keeper_pid()
+        assert own_lab.guard_pid()
+    finally:
+        session.rmdir()
 
 
 def test_ps_without_graftd_says_what_was_running(own_lab):
