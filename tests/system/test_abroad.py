@@ -170,11 +170,11 @@ def remembered(lab):
 def test_a_server_whose_port_was_taken_meanwhile(lab, network, mine, neighbour):
     """A program of the host's has the kernel's port: it hears nothing from the neighbour, and the server gets another."""
     own, host = network.container(mine), network.elsewhere(client=False)
-    for n in range(2):
+    for n in range(2):  # at ports that no other test has: what neighbours have connected to is remembered
         before = remembered(lab)
-        own.opened("s", ("", 8125 + n))
+        own.opened("s", ("", 8145 + n))
         neighbour.opened("n")
-        neighbour.joined("n", (OWN[4], 8125 + n))
+        neighbour.joined("n", (OWN[4], 8145 + n))
         neighbour.said("n", "one")
         assert own.heard("s")[0] == "one"
         (port,) = remembered(lab) - before
@@ -184,10 +184,10 @@ def test_a_server_whose_port_was_taken_meanwhile(lab, network, mine, neighbour):
         assert host.waiting(["h"]) == []
         if n:  # where it is connected no hook sees it: the kernel refuses, once
             host.joined("h", (HOST4, 9))
-            assert own.opened("s", ("", 8125 + n)) == "EADDRINUSE"
-        assert own.opened("s", ("", 8125 + n)) == ("0.0.0.0", 8125 + n)
+            assert own.opened("s", ("", 8145 + n)) == "EADDRINUSE"
+        assert own.opened("s", ("", 8145 + n)) == ("0.0.0.0", 8145 + n)
         neighbour.opened("n")
-        neighbour.joined("n", (OWN[4], 8125 + n))
+        neighbour.joined("n", (OWN[4], 8145 + n))
         neighbour.said("n", "three")
         assert own.heard("s")[0] == "three"
         assert host.waiting(["h"]) == []

@@ -181,8 +181,9 @@ def test_graftd_is_killed_between_the_hook_and_the_filter(lab, runc):
 
 def test_moved_out_of_its_cgroup(lab, bundle):
     """What the host moves elsewhere, where no policy is, makes no socket any more; also what was executed later."""
-    code = """import errno, socket, time
-while True:
+    name = f"{lab.tag}-moved"
+    code = f"""import errno, socket, time
+while '{name}':  # it is looked for by its text, and this test runs elsewhere at the same time
     try:
         socket.socket().close()
         time.sleep(0.02)
@@ -192,7 +193,6 @@ while True:
     bundle.configure(("/busybox", "sleep", "60"))
     bundle.detached("moved")
     try:
-        name = f"{lab.tag}-moved"
         with subprocess.Popen(lab.in_host(*bundle.words("exec", name, *python(code))), stdout=subprocess.PIPE, text=True) as run:
             inside = wait_for(lambda: pid_of(python(code)[-1]), "the program")
             (cgroup2_root() / "cgroup.procs").write_text(str(inside))

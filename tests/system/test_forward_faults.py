@@ -200,7 +200,7 @@ while True:
         for sock, size in zip(clients, sizes, strict=True):
             sock.sendall(b"%d" % size)
             sock.shutdown(socket.SHUT_WR)
-        (relay,) = relays(lab)
+        (relay,) = wait_for(lambda: relays(lab), "the relay, before which the kernel takes connections")
 
         def is_quiet():
             used = cpu_seconds(relay)

@@ -446,6 +446,8 @@ def test_a_full_disk_changes_nothing(own_lab):
     subprocess.run(("mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs", lab.run_dir), check=True)
     try:
         program = Program(lab, "--name", "web", "-p", "8080:80")
+        # a start goes on before its addresses are written down, and that is still to be done then
+        wait_for(lambda: b'"shown": {"' in (lab.run_dir / "state.json").read_bytes(), "the addresses in the state")
         with open(lab.run_dir / "filler", "wb") as filler:
             subprocess.run(("dd", "if=/dev/zero", "bs=1k"), stdout=filler, stderr=subprocess.DEVNULL)
         first = lab.graft("rule", "add", "web", "-p", "8081:81")
