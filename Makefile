@@ -19,11 +19,14 @@ RUNTIME := graft/graft-runtime
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 
+# make test-engines
+ENGINES := docker podman netavark cri joined runtimes direct_docker direct_podman direct_cri direct_runtimes engine_attacks
+
 # make fresh
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-programs bench build fresh
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-engines test-programs bench build fresh
 .PHONY: setup setup-install setup-bench setup-check setup-test wheel manual install uninstall clean help
 
 all: build
@@ -34,6 +37,7 @@ help:
 	@echo "make build         .venv and the compiled parts, so that bin/graft and single tests run; installs no package"
 	@echo "make unit lint     install what is missing, run the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
+	@echo "make test-engines  Docker, Podman, containerd, runc and crun of this system; of Debian 13: make fresh SUITE=trixie COMMANDS=\"'make test-engines'\""
 	@echo "make test-programs named servers and clients (FTP, SIP, resolvers, databases), under graft and on the host; ARGS=\"-k vsftpd\""
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
@@ -128,6 +132,10 @@ lint: setup-check
 test-kernel: setup-test
 	@$(MAKE) --no-print-directory build
 	@scripts/kernel-6.1.sh
+
+test-engines: setup-test
+	@$(MAKE) --no-print-directory build
+	@GRAFT_SLOWNESS=$${GRAFT_SLOWNESS:-3} $(PYTHON) -m pytest -q -n $$(($$(nproc) + 1)) $(ENGINES:%=tests/system/test_%.py)
 
 test-programs: setup-test
 	@$(MAKE) --no-print-directory build

@@ -2,7 +2,7 @@
 # install.sh - put graft on this machine, or take it away again: 'install.sh' and 'install.sh remove'.
 #
 # PREFIX      (/opt/graft)            a virtual environment with graft and what it needs
-# BINDIR      (/usr/local/bin)        links to graft, graftd, ip-graft, graft-cni
+# BINDIR      (/usr/local/bin)        links to graft, graftd, ip-graft, graft-cni, graft-netavark
 # INCLUDEDIR  (/usr/local/include)    graft.h
 # DATADIR     (/usr/local/share)      manual pages, completion of bash, zsh and fish
 # UNITDIR     (/etc/systemd/system)   units; only where that directory is, or with DESTDIR
@@ -92,7 +92,7 @@ install_all() {
 
 	local name page unit
 	directory "$bindir"
-	for name in graft graftd ip-graft graft-cni; do
+	for name in graft graftd ip-graft graft-cni graft-netavark; do
 		ln -sf "$prefix/bin/$name" "$root$bindir/$name"
 		grep -qxF "$bindir/$name" "$list" || echo "$bindir/$name" >>"$list"
 	done

@@ -4,12 +4,15 @@ A plan is made and shown before anything is written. The first time that an exis
 beside it as NAME.before-graft. To uninstall removes what graft wrote, and keeps what others have written since.
 
 Docker      /etc/docker/daemon.json gets a runtime (dockerd(8))
-Podman      a hook (oci-hooks(5)); a CNI network; a drop-in of containers.conf(5) that turns port reservation off,
-            because conmon would hold the ports that the container's own sockets are to bind
+Podman      a hook (oci-hooks(5)); a network, of CNI or of netavark, with the plugin; a drop-in of containers.conf(5)
+            that turns port reservation off, because conmon would hold the ports that the container's own sockets are
+            to bind
 containerd  config.toml gets, between two marks, a runtime handler with CNI networks of its own
 """
 
 import difflib
+import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -28,7 +31,12 @@ BACKUP = ".before-graft"
 NAME = "graft"
 BEGIN, END = "# graft: begin (graft uninstall containerd takes this out)", "# graft: end"
 PODMAN_NETWORK = "/etc/cni/net.d/88-graft.conflist"
+NETAVARK_NETWORK = "/etc/containers/networks/graft.json"
+NETAVARK_PLUGIN = (
+    "/usr/local/lib/netavark/graft"  # of netavark_plugin_dirs (containers.conf(5)); its name is the driver's
+)
 CNI_PLACES = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
+NETAVARK_PLUGINS = (4, 5)  # the first Podman whose netavark (1.5) has plugins
 LEAST = {"docker": (20, 10), "podman": (4, 0), "containerd": (1, 6)}
 PROGRAMS = {"docker": "dockerd", "podman": "podman", "containerd": "containerd"}
 CRI_TABLES = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
@@ -89,7 +97,7 @@ class Options(NamedTuple):
 
     root: Path = Path("/")  # the directory that has /etc and /usr
     runtime: str = "runc"  # or crun: the runtime that graft-runtime executes
-    subnet: str = ""  # of the CNI network, as CIDR; "": the installed one or the default
+    subnet: str = ""  # of the network, as CIDR; "": the installed one or the default
 
 
 def _under(root: Path, path: str) -> Path:
@@ -188,10 +196,30 @@ def _conflist(name: str, subnet: str, **options: Any) -> str:
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
 
 
+def podman_network(name: str, subnet: str) -> str:
+    """A network of graft's as Podman with the netavark backend keeps it (`podman network inspect`)."""
+    gateway = str(ipaddress.ip_network(subnet)[1])
+    document = {
+        "name": name,
+        "id": hashlib.sha256(name.encode()).hexdigest(),
+        "driver": NAME,
+        "created": "2026-01-01T00:00:00Z",
+        "subnets": [{"subnet": subnet, "gateway": gateway}],
+        "ipv6_enabled": ":" in subnet,
+        "internal": False,
+        "dns_enabled": True,
+        "ipam_options": {"driver": "host-local"},
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
 def _subnet(path: Path) -> str:
-    """Return the subnet in the conflist of graft at @path; "" if there is none."""
+    """Return the subnet in the network of graft's at @path; "" if there is none."""
     try:
-        return str(json.loads(_text(path) or "")["plugins"][0]["ipam"]["subnet"])
+        document = json.loads(_text(path) or "")
+        if "plugins" in document:
+            return str(document["plugins"][0]["ipam"]["subnet"])
+        return str(document["subnets"][0]["subnet"])
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
 
@@ -200,10 +228,27 @@ def _cni_place(root: Path) -> Path:
     return next((p for place in CNI_PLACES if (p := _under(root, place)).is_dir()), _under(root, CNI_PLACES[0]))
 
 
+def backend() -> str:
+    """The backend of Podman's networks, netavark or cni (`podman info`); "" if it is a netavark without plugins.
+
+    Raises Failure.
+    """
+    command = ("podman", "info", "--format", "{{.Host.NetworkBackend}} {{.Version.Version}}")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failure(f"podman info: {error}") from None
+    found = re.match(r"(cni|netavark) (\d+)\.(\d+)", done.stdout)
+    if done.returncode or found is None:
+        raise Failure(f"podman info: {(done.stderr or done.stdout).strip()}")
+    plugins = found[1] == "cni" or (int(found[2]), int(found[3])) >= NETAVARK_PLUGINS
+    return found[1] if plugins else ""
+
+
 def podman(options: Options, *, install: bool) -> Plan:
-    """Plan Podman's hook, the CNI network `graft`, and no port reservation. Raises Refused or Failure."""
+    """Plan Podman's hook, the network `graft`, and no port reservation. Raises Refused or Failure."""
     root = options.root
-    runtime, cni = program("graft-runtime"), program("graft-cni")
+    runtime = program("graft-runtime")
     hook = {
         "version": "1.0.0",
         "hook": {"path": runtime, "args": ["graft-hook"]},
@@ -211,12 +256,20 @@ def podman(options: Options, *, install: bool) -> Plan:
         "stages": ["precreate"],
     }
     conf = "# conmon would hold the ports that the container's own sockets are to have\n[engine]\n"
-    files = {
+    kinds = {"cni": PODMAN_NETWORK, "netavark": NETAVARK_NETWORK}
+    kind = backend() if install else ""
+    before = next(filter(None, (_subnet(_under(root, path)) for path in kinds.values())), "")
+    subnet = options.subnet or before or "10.97.0.0/16"
+    files: dict[str, str | None] = {
         "/usr/share/containers/oci/hooks.d/graft.json": json.dumps(hook, indent=2) + "\n",
-        PODMAN_NETWORK: _conflist(NAME, options.subnet or _subnet(_under(root, PODMAN_NETWORK)) or "10.97.0.0/16"),
+        PODMAN_NETWORK: _conflist(NAME, subnet) if kind == "cni" else None,
+        NETAVARK_NETWORK: podman_network(NAME, subnet) if kind == "netavark" else None,
         "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",
     }
-    changes = _linked(_cni_place(root) / "graft-cni", cni if install or _containerd_uses(root) else None)
+    cni = program("graft-cni") if kind == "cni" or _containerd_uses(root) else None
+    changes = _linked(_cni_place(root) / "graft-cni", cni)
+    netavark = program("graft-netavark") if kind == "netavark" else None
+    changes += _linked(_under(root, NETAVARK_PLUGIN), netavark)
     for name, text in files.items():
         changes += _changed(_under(root, name), text if install else None)
     return Plan(changes, [], "")

@@ -12,9 +12,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from graft.bench.lab import GRAFTD, HOST4, TIMEOUT, Lab, wait_for
+from graft.engines.install import podman_network
 from tests.conftest import need
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 http.server.ThreadingHTTPServer(('', 8713), Handler).serve_forever()
 """
+NETAVARK = (5, 0)  # the first Podman that has no CNI; netavark knows plugins since 1.5
 UNIFIED = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup"
 HOST_PROGRAMS = ("-v", "/usr:/usr:ro", "-v", "/etc:/etc:ro", "-v", "/var/lib:/var/lib:ro")
 
@@ -173,8 +173,9 @@ class Podman(Engine):
 default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
 log_driver = "k8s-file"
 [network]
-network_backend = "cni"
+network_backend = "{backend}"
 cni_plugin_dirs = ["{root}/cni"]
+netavark_plugin_dirs = ["{root}/netavark"]
 network_config_dir = "{root}/net"
 default_network = "graft"
 [engine]
@@ -205,17 +206,21 @@ image_copy_tmp_dir = "{root}/tmp"
             self.holder = lab.spawn("unshare", "-m", "sh", "-c", f"{change}; exec sleep 1000")
             wait_for(self._without_unified, "a namespace with one of cgroup v1 and v2")
             self.inside = ["nsenter", "-m", "-t", str(self.holder.pid)]
-        for name in ("cni", "net", "hooks", "tmp"):
+        for name in ("cni", "netavark", "net", "hooks", "tmp"):
             (self.root / name).mkdir()
-        config = self.CONFIG.format(root=self.root, runtime=runtime if hooked else self.wrapper(runtime))
+        self.backend = "netavark" if engine_version("podman") >= NETAVARK else "cni"
+        config = self.CONFIG.format(
+            root=self.root, backend=self.backend, runtime=runtime if hooked else self.wrapper(runtime)
+        )
         if both and unified:
             config = config.replace("[containers]", "[containers]\npids_limit = 0")  # there is no such controller
         (self.root / "containers.conf").write_text(config)
         for name in ("host-local", "loopback"):
             (self.root / "cni" / name).symlink_to(f"/usr/lib/cni/{name}")
-        plugin = self.root / "cni/graft-cni"
-        plugin.write_text(f"#!/bin/sh\nGRAFT_RUN_DIR={lab.run_dir} exec {ROOT}/bin/graft-cni\n")
-        plugin.chmod(0o755)
+        for name, program in (("cni/graft-cni", "graft-cni"), ("netavark/graft", "graft-netavark")):
+            plugin = self.root / name
+            plugin.write_text(f'#!/bin/sh\nGRAFT_RUN_DIR={lab.run_dir} exec {ROOT}/bin/{program} "$@"\n')
+            plugin.chmod(0o755)
         self.network("graft", "10.97.0.0/24")
         hook = {
             "version": "1.0.0",
@@ -235,10 +240,14 @@ image_copy_tmp_dir = "{root}/tmp"
 
     def network(self, name: str, subnet: str) -> None:
         """A network of graft's."""
+        if self.backend == "netavark":
+            document = podman_network(name, subnet)
+            (self.root / f"net/{name}.json").write_text(document)
+            return
         ipam = {"type": "host-local", "subnet": subnet, "dataDir": str(self.root / "ipam")}
         plugin = {"type": "graft-cni", "capabilities": {"portMappings": True, "aliases": True, "ips": True}, "ipam": ipam}
-        document = {"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}
-        (self.root / f"net/{name}.conflist").write_text(json.dumps(document))
+        conflist = {"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}
+        (self.root / f"net/{name}.conflist").write_text(json.dumps(conflist))
 
     def command(self, *argv: Any) -> list[str]:
         root = self.root
@@ -270,8 +279,6 @@ image_copy_tmp_dir = "{root}/tmp"
 def started_podman(host: Lab, name: str, runtime: str, *, unified: bool = False, hooked: bool = True) -> Iterator[Podman]:
     """A graftd, and a Podman whose files are in the directory @name of the laboratory's; the others as Podman's."""
     need("podman", "runc", "crun", "conmon", "busybox")
-    if engine_version("podman") >= (5, 0):
-        pytest.skip("Podman 5 has no CNI, by which graft gives its networks to Podman (issue 17)")
     host.spawn(GRAFTD, stderr=subprocess.DEVNULL)
     wait_for((host.run_dir / "graftd.sock").exists, "graftd")
     (host.work / "empty").mkdir(exist_ok=True)

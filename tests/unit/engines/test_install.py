@@ -13,8 +13,18 @@ from graft import client
 from graft.bench.lab import ROOT
 from graft.commands.engine import check_unused
 from graft.commands.main import graft
+from graft.engines import install
 from graft.engines.install import BACKUP, BEGIN, ENGINES, Options, check_version, docker, podman
 from graft.errors import Failure, Refused
+
+
+@pytest.fixture(autouse=True)
+def podmans(monkeypatch):
+    """The backend of Podman's networks, which need not be installed."""
+    kinds = ["cni"]
+    monkeypatch.setattr(install, "backend", lambda: kinds[-1])
+    return kinds
+
 
 DAEMON = '{\n    "log-driver": "journald",\n    "runtimes": {"nvidia": {"path": "/usr/bin/nvidia"}}\n}\n'
 CONTAINERD = 'version = 2\n\n# kept\n[plugins."io.containerd.grpc.v1.cri".cni]\n  bin_dir = "/usr/lib/cni"\n'
@@ -146,6 +156,46 @@ def test_a_subnet_that_was_chosen_stays(root):
     for one in podman(Options(root, subnet="10.98.0.0/16"), install=True).changes:
         one.make()
     assert not podman(Options(root), install=True).changes
+
+
+def test_podman_with_netavark(root, podmans):
+    """Its own kind of network and plugin, and the subnet that was chosen before Podman was upgraded."""
+    for one in podman(Options(root, subnet="10.98.0.0/16"), install=True).changes:
+        one.make()
+    podmans.append("netavark")
+    for one in podman(Options(root), install=True).changes:
+        one.make()
+    assert not podman(Options(root), install=True).changes
+    network = json.loads((root / "etc/containers/networks/graft.json").read_text())
+    assert (network["driver"], network["subnets"]) == ("graft", [{"subnet": "10.98.0.0/16", "gateway": "10.98.0.1"}])
+    assert (root / "usr/local/lib/netavark/graft").readlink().name == "graft-netavark"
+    assert not list(root.rglob("*graft*.conflist"))
+    assert not (root / "usr/lib/cni/graft-cni").is_symlink()
+    change("podman", root, install=False)
+    assert not [name for name in tree(root) if "netavark" in name or "networks" in name]
+
+
+def test_podman_whose_netavark_has_no_plugins(root, podmans):
+    podmans.append("")
+    change("podman", root, install=True)
+    assert not list(root.rglob("*graft*.conflist"))
+    assert not (root / "etc/containers/networks").exists()
+    assert (root / "usr/share/containers/oci/hooks.d/graft.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "backend"),
+    [("cni 4.3.1\n", "cni"), ("netavark 4.3.1\n", ""), ("netavark 4.5.0\n", "netavark"), ("netavark 5.4.2\n", "netavark")],
+)
+def test_what_podman_tells(monkeypatch, tmp_path, told, backend):
+    monkeypatch.undo()
+    (tmp_path / "podman").write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    (tmp_path / "podman").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert install.backend() == backend
+    (tmp_path / "podman").write_text("#!/bin/sh\necho no storage >&2; exit 125\n")
+    with pytest.raises(Failure, match="podman info: no storage"):
+        install.backend()
 
 
 def test_anothers_plugin_stays(root):
