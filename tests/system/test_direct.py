@@ -117,8 +117,9 @@ def test_where_it_lives(lab):
     assert slices.count("fd67:7261:6674:") == 1
     program.end()
     wait_for(lambda: not cgroup.exists(), "the end of the cgroup")
-    assert not lab.host("ip", "-6", "-o", "address", "show", "dev", "lo", "to", "fd67:7261:6674::/64").stdout
-    assert not (lab.run_dir / "net" / str(found["id"])).exists()
+    shows = ("ip", "-6", "-o", "address", "show", "dev", "lo", "to", "fd67:7261:6674::/64")
+    wait_for(lambda: not lab.host(*shows).stdout, "the end of its address")
+    wait_for(lambda: not (lab.run_dir / "net" / str(found["id"])).exists(), "the end of its links")
 
 
 def test_nobody_outside_reaches_the_address_of_its_loopback(lab):
