@@ -39,6 +39,7 @@ CNI_PLACES = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 NETAVARK_PLUGINS = (4, 5)  # the first Podman whose netavark (1.5) has plugins
 LEAST = {"docker": (20, 10), "podman": (4, 0), "containerd": (1, 6)}
 PROGRAMS = {"docker": "dockerd", "podman": "podman", "containerd": "containerd"}
+RUNC = "io.containerd.runc.v2"  # the shim, which starts whatever BinaryName says
 CRI_TABLES = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
 
@@ -296,14 +297,16 @@ def containerd(options: Options, *, install: bool) -> Plan:
         )
     table = CRI_TABLES[version]
     cri = (document.get("plugins") or {}).get(table) or {}
-    runtimes = (cri.get("containerd") or {}).get("runtimes") or {}
+    section = cri.get("containerd") or {}
+    runtimes = section.get("runtimes") or {}
     if NAME in runtimes:
         raise Refused(f"{path} has a runtime '{NAME}' that graft did not write", hint="remove it", code="EEXIST")
-    place = Path((cri.get("cni") or {}).get("bin_dir") or "/opt/cni/bin")
+    place = _bin_dir(cri.get("cni") or {})
     nets = "/etc/cni/graft.d"
     after: str | None = None if before is None else without
     if install:
-        after = f"{without.rstrip()}\n\n{_handler(table, nets, options.runtime, alone=not runtimes)}"
+        handler = _handler(table, nets, options.runtime, _stood_in_for(section), alone=not runtimes)
+        after = f"{without.rstrip()}\n\n{handler}"
         _toml(path, after)
     podman_uses = _under(root, PODMAN_NETWORK).exists()
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
@@ -317,27 +320,46 @@ def containerd(options: Options, *, install: bool) -> Plan:
     )
 
 
-def _handler(table: str, nets: str, runtime: str, *, alone: bool) -> str:
+def _bin_dir(cni: dict[str, Any]) -> Path:
+    """Where containerd looks for CNI plugins: `bin_dirs` since 2.1, `bin_dir` before."""
+    return Path(next(iter(cni.get("bin_dirs") or ()), "") or cni.get("bin_dir") or "/opt/cni/bin")
+
+
+def _stood_in_for(section: dict[str, Any]) -> dict[str, Any]:
+    """The options of the runtime that pods have without a RuntimeClass, which graft's handler has as well.
+
+    SystemdCgroup is one of them: without it a pod is outside of the slices that kubelet makes for it (kubeadm's
+    default), and has none of its limits.
+    """
+    runtimes = section.get("runtimes") or {}
+    base = runtimes.get(section.get("default_runtime_name") or "runc") or runtimes.get("runc") or {}
+    if base.get("runtime_type", RUNC) != RUNC:
+        return {}
+    return {name: value for name, value in (base.get("options") or {}).items() if name != "BinaryName"}
+
+
+def _handler(table: str, nets: str, runtime: str, more: dict[str, Any], *, alone: bool) -> str:
     """Return the lines for config.toml. Raises UsageError.
 
-    @alone: the file names no runtime yet. containerd drops its default runc as soon as the file names one, so that
-    runc has to be written as well.
+    @more: further options. @alone: the file names no runtime yet. containerd drops its default runc as soon as the
+    file names one, so that runc has to be written as well.
     """
     runtimes = f'plugins."{table}".containerd.runtimes'
     where = f"{runtimes}.{NAME}"
-    default = f'[{runtimes}.runc]\n  runtime_type = "io.containerd.runc.v2"\n' if alone else ""
+    default = f'[{runtimes}.runc]\n  runtime_type = "{RUNC}"\n' if alone else ""
+    copied = "".join(f"    {name} = {json.dumps(value)}\n" for name, value in more.items())
     binary = program("graft-runtime")
     if runtime != "runc":
         raise UsageError(f"containerd calls graft-runtime without options: its runtime is runc, not '{runtime}'")
     return f"""{BEGIN}
 {default}[{where}]
-  runtime_type = "io.containerd.runc.v2"
+  runtime_type = "{RUNC}"
   pod_annotations = ["graft.*", "graft.*.*"]
   container_annotations = ["graft.*", "graft.*.*"]
   cni_conf_dir = "{nets}"
   [{where}.options]
     BinaryName = "{binary}"
-{END}
+{copied}{END}
 """
 
 

@@ -135,6 +135,42 @@ def test_containerd_reads_it(root):
         assert (runtimes["graft"]["cni_conf_dir"], "runc" in runtimes) == ("/etc/cni/graft.d", True)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_containerds_handler_has_the_options_of_the_runtime_that_it_stands_in_for(root, version):
+    """As kubeadm's documents have them; containerd 2 has another table and a list of directories."""
+    table = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}[version]
+    place = {2: 'bin_dir = "/usr/lib/cni"', 3: 'bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]'}[version]
+    runtimes = f'plugins."{table}".containerd.runtimes'
+    path = root / "etc/containerd/config.toml"
+    path.write_text(
+        f"""version = {version}
+[plugins."{table}".cni]
+  {place}
+[plugins."{table}".containerd]
+  default_runtime_name = "other"
+[{runtimes}.other]
+  runtime_type = "io.containerd.runc.v2"
+[{runtimes}.other.options]
+  BinaryName = "/usr/bin/other"
+  SystemdCgroup = true
+  ShimCgroup = "/shim"
+[{runtimes}.kata]
+  runtime_type = "io.containerd.kata.v2"
+"""
+    )
+    change("containerd", root, install=True)
+    made = tomllib.loads(path.read_text())["plugins"][table]["containerd"]["runtimes"]
+    assert set(made) == {"other", "kata", "graft"}
+    options = made["graft"]["options"]
+    assert (options["SystemdCgroup"], options["ShimCgroup"]) == (True, "/shim")
+    assert options["BinaryName"].endswith("/graft-runtime")
+    assert (root / "usr/lib/cni/graft-cni").is_symlink()
+    path.write_text(path.read_text().replace('default_runtime_name = "other"', 'default_runtime_name = "kata"'))
+    change("containerd", root, install=True)
+    made = tomllib.loads(path.read_text())["plugins"][table]["containerd"]["runtimes"]
+    assert set(made["graft"]["options"]) == {"BinaryName"}
+
+
 @pytest.mark.parametrize(
     ("engine", "path", "text", "message"),
     [
