@@ -135,6 +135,7 @@ test-kernel: setup-test
 
 test-engines: setup-test
 	@$(MAKE) --no-print-directory build
+	@for program in dockerd podman containerd runc crun; do $$program --version | head -1; done
 	@GRAFT_SLOWNESS=$${GRAFT_SLOWNESS:-3} $(PYTHON) -m pytest -q -n $$(($$(nproc) + 1)) $(ENGINES:%=tests/system/test_%.py)
 
 test-programs: setup-test
