@@ -158,11 +158,11 @@ class Lab:
         return self.spawn(GRAFT, "run", *argv, **options)
 
     def end(self, process: subprocess.Popen[str], how: int = signal.SIGTERM) -> int:
-        """End a started process by the signal @how, after 10 s by SIGKILL; returns its status."""
+        """End a started process by the signal @how, after 10 * SLOWNESS s by SIGKILL; returns its status."""
         if process.poll() is None:
             process.send_signal(how)
         try:
-            return process.wait(10)
+            return process.wait(10 * SLOWNESS)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait(10)
@@ -282,7 +282,7 @@ class Lab:
                 try:
                     wait_for(partial(self._empty, ns), f"processes in {ns}", 3.0)
                 except TimeoutError:
-                    left += [f"process {pid} in {ns}" for pid in self._pids(ns)]
+                    left += [f"process {pid} ({_comm(pid)}) in {ns}" for pid in self._pids(ns)]
                 self.ip("netns", "del", ns)
         log = self.run_dir / "graftd.log"
         if log.exists() and ("Traceback" in log.read_text() or "starting again" in log.read_text()):
@@ -322,6 +322,13 @@ class Lab:
         except TimeoutError as error:
             return [str(error)]
         return []
+
+
+def _comm(pid: str) -> str:
+    try:
+        return Path("/proc", pid, "comm").read_text().strip()
+    except OSError:
+        return "ended"
 
 
 @contextlib.contextmanager

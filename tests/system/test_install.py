@@ -11,7 +11,7 @@ from tests.conftest import need
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = {f"{name}({section})": f"man{section}/{name}.{section}" for name, section in (
-    ("graft", 1), ("graftd", 8), ("ip-graft", 8), ("graft-runtime", 8), ("graft-cni", 8),
+    ("graft", 1), ("graftd", 8), ("ip-graft", 8), ("graft-runtime", 8), ("graft-cni", 8), ("graft-netavark", 8),
 )}  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_what_is_installed(package):
     found = {str(path.relative_to(package)) for path in package.rglob("*") if not path.is_dir()}
     outside = {path for path in found if not path.startswith("opt/graft/")}
     assert outside == {
-        *(f"usr/local/bin/{name}" for name in ("graft", "graftd", "ip-graft", "graft-cni")),
+        *(f"usr/local/bin/{name}" for name in ("graft", "graftd", "ip-graft", "graft-cni", "graft-netavark")),
         "usr/local/include/graft.h",
         *(f"usr/local/share/man/{page}" for page in PAGES.values()),
         "usr/local/share/bash-completion/completions/graft",
@@ -79,9 +79,11 @@ def test_what_is_installed(package):
 
 
 def test_commands_and_completion_work(package):
-    told = installed(package, "graft --version; graftd --version; ip-graft -V; echo '{}' | CNI_COMMAND=VERSION graft-cni")
+    plugins = "echo '{}' | CNI_COMMAND=VERSION graft-cni; graft-netavark info"
+    told = installed(package, f"graft --version; graftd --version; ip-graft -V; {plugins}")
     assert told.splitlines()[:3] == [f"{name} {__version__}" for name in ("graft", "graftd", "ip-graft")]
     assert "supportedVersions" in told
+    assert "api_version" in told
     complete = """
     source /usr/local/share/bash-completion/completions/graft
     COMP_WORDS=(graft insp) COMP_CWORD=1
