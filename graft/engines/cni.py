@@ -22,6 +22,7 @@ import sys
 from typing import Any
 
 from graft import client
+from graft.engines.mappings import publication
 from graft.errors import GraftError
 
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")
@@ -147,10 +148,8 @@ def _ports(config: Document) -> list[str]:
         port = {key.lower(): value for key, value in mapping.items()}
         if not port.get("hostport"):
             continue
-        bare = port.get("hostip") or ""
-        address = "" if bare in ("", "0.0.0.0", "::") else f"[{bare}]:" if ":" in bare else f"{bare}:"
         kind = (port.get("protocol") or "tcp").lower()
-        found.append(f"{address}{port['hostport']}:{port['containerport']}/{kind}")
+        found.append(publication(port.get("hostip") or "", port["hostport"], port["containerport"], kind))
     return found
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from graft import __version__, client
+from graft.engines.mappings import publication
 from graft.errors import GraftError
 
 API_VERSION = "1.0.0"
@@ -38,11 +39,11 @@ class PluginError(Exception):
 
 def main() -> int:
     """Run `graft-netavark`: a command and its arguments, JSON on standard input. Returns the status."""
-    command, *arguments = [*sys.argv[1:], ""]
+    words = sys.argv[1:]
     try:
-        if COMMANDS.get(command) != len(arguments[:-1]):
+        if not words or COMMANDS.get(words[0]) != len(words) - 1:
             raise PluginError("usage: graft-netavark create | setup NETNS | teardown NETNS | info")
-        result = _run(command, arguments[0])
+        result = _run(*words)
     except PluginError as error:
         return _refuse(str(error))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -59,7 +60,7 @@ def _refuse(text: str) -> int:
     return 1
 
 
-def _run(command: str, netns: str) -> Document | None:
+def _run(command: str, netns: str = "") -> Document | None:
     if command == "info":
         return {"version": __version__, "api_version": API_VERSION}
     document = json.load(sys.stdin)
@@ -93,22 +94,22 @@ def create(network: Document) -> Document:
     wanted = {4} if not subnets else set()
     if network.get("ipv6_enabled"):
         wanted.add(6)
-    taken = _taken(Path(NETWORKS))
-    subnets += [{"subnet": str(_choose(version, network["id"], taken))} for version in sorted(wanted - families)]
+    subnets += [{"subnet": str(_choose(version, network["id"]))} for version in sorted(wanted - families)]
     for subnet in subnets:
         subnet["gateway"] = subnet.get("gateway") or str(ipaddress.ip_network(subnet["subnet"])[1])
     return {**network, "subnets": subnets, "ipam_options": {"driver": "host-local"}}
 
 
-def _choose(version: int, number: str, taken: Collection[AnyNetwork]) -> AnyNetwork:
+def _choose(version: int, number: str) -> AnyNetwork:
     """A free subnet, by the network's id; of IPv6 one of a random global ID (RFC 4193). Raises PluginError."""
     digest = hashlib.sha256(number.encode()).digest()
     if version == 6:
         return ipaddress.IPv6Network((b"\xfd" + digest[:5] + bytes(10), LENGTH6))
+    taken = [other for other in _taken(Path(NETWORKS)) if isinstance(other, ipaddress.IPv4Network)]
     choices = list(POOL4.subnets(new_prefix=LENGTH4))
     first = int.from_bytes(digest[:4], "big") % len(choices)
     for choice in choices[first:] + choices[:first]:
-        if not any(choice.overlaps(other) for other in taken if isinstance(other, ipaddress.IPv4Network)):
+        if not any(map(choice.overlaps, taken)):
             return choice
     raise PluginError(f"all subnets of {POOL4} are in use (give one: --subnet)")
 
@@ -182,12 +183,7 @@ def _ports(mappings: Collection[Document]) -> list[str]:
     """Podman's port mappings as publications."""
     found = []
     for mapping in mappings:
-        bare = mapping.get("host_ip") or ""
-        address = "" if bare in ("", "0.0.0.0", "::") else f"[{bare}]:" if ":" in bare else f"{bare}:"
-        more = int(mapping.get("range") or 1) - 1
-        host, inside = (
-            f"{first}-{first + more}" if more else str(first)
-            for first in (int(mapping["host_port"]), int(mapping["container_port"]))
-        )
-        found += [f"{address}{host}:{inside}/{kind}" for kind in (mapping.get("protocol") or "tcp").split(",")]
+        where = mapping.get("host_ip") or "", int(mapping["host_port"]), int(mapping["container_port"])
+        span = int(mapping.get("range") or 1)
+        found += [publication(*where, kind, span) for kind in (mapping.get("protocol") or "tcp").split(",")]
     return found
