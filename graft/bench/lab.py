@@ -198,13 +198,9 @@ class Lab:
 
     def _processes(self, name: str) -> list[int]:
         """The PIDs of the processes of this name in graftd's cgroup, or its relays'; some live for a moment."""
-        found: list[int] = []
         procs = [path / "cgroup.procs" for path in (self.cgroup(), self.relay_cgroup())]
-        for pid in [pid for path in procs if path.exists() for pid in path.read_text().split()]:
-            with contextlib.suppress(OSError):
-                if Path("/proc", pid, "comm").read_text() == f"{name}\n":
-                    found.append(int(pid))
-        return found
+        pids = [pid for path in procs if path.exists() for pid in path.read_text().split()]
+        return [int(pid) for pid in pids if linux.comm(pid) == name]
 
     def keeper_pid(self) -> int:
         """Return the PID of the keeper. Raises OSError if there is none."""
@@ -282,7 +278,7 @@ class Lab:
                 try:
                     wait_for(partial(self._empty, ns), f"processes in {ns}", 3.0)
                 except TimeoutError:
-                    left += [f"process {pid} ({_comm(pid)}) in {ns}" for pid in self._pids(ns)]
+                    left += [f"process {pid} ({linux.comm(pid)}) in {ns}" for pid in self._pids(ns)]
                 self.ip("netns", "del", ns)
         log = self.run_dir / "graftd.log"
         if log.exists() and ("Traceback" in log.read_text() or "starting again" in log.read_text()):
@@ -322,13 +318,6 @@ class Lab:
         except TimeoutError as error:
             return [str(error)]
         return []
-
-
-def _comm(pid: str) -> str:
-    try:
-        return Path("/proc", pid, "comm").read_text().strip()
-    except OSError:
-        return "ended"
 
 
 @contextlib.contextmanager

@@ -99,7 +99,7 @@ def enter_cgroup(root: Path, *, managed: bool, program: str) -> Path:
         return own_cgroup(root)
     path = root / run_dir().name
     path.mkdir(exist_ok=True)
-    other = next((pid for pid in (path / "cgroup.procs").read_text().split() if _comm(pid) == program), "")
+    other = next((pid for pid in (path / "cgroup.procs").read_text().split() if linux.comm(pid) == program), "")
     if other:
         raise Failure(
             f"the graftd with pid {other} has the cgroup {path}", hint="give this one another GRAFT_RUN_DIR"
@@ -108,13 +108,6 @@ def enter_cgroup(root: Path, *, managed: bool, program: str) -> Path:
     with contextlib.suppress(OSError):  # works only with the cpu controller on; many containers wait for graftd
         (path / "cpu.weight").write_text("10000")
     return path
-
-
-def _comm(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def leave_cgroup(root: Path, *, remove: bool) -> None:

@@ -361,6 +361,15 @@ def parent(pid: int) -> int:
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
+def comm(pid: int | str) -> str:
+    """The name of a process, of 15 characters at the most (proc(5), /proc/PID/comm); "" if it has ended."""
+    try:
+        with open(f"/proc/{pid}/comm", errors="replace") as name:
+            return name.read().removesuffix("\n")
+    except OSError:
+        return ""
+
+
 def netns_inode(pid: int | str = "self") -> int:
     """The inode of a process's or thread's netns (/proc/PID/ns/net), which identifies it while it lives.
 
