@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from graft.errors import Refused, from_oserror
 from graft.kernel.cgroup import cgroup2_root, run_dir
-from graft.kernel.links import Attachable, attach, attached_programs, directory, has_grafts
+from graft.kernel.links import Attachable, attach, attached_programs, directory, grafts_program
 from graft.kernel.maps import Map
 
 SOCK_OPS = 3  # BPF_CGROUP_SOCK_OPS, of graft_sockops alone
@@ -127,7 +127,7 @@ def is_guarded(programs: Programs, cgroup: Path, tenant: int) -> bool:
 def let_listen(programs: Programs, cgroup: Path) -> bool:
     """Attach to @cgroup what sockets need that listen; False: it was there. Raises OSError."""
     with directory(cgroup) as target:
-        if programs.listening.number in attached_programs(target, (programs.listening,)):
+        if grafts_program(target, programs.listening.type) == programs.listening.number:
             return False
         attach(target, programs.listening, anew=True)
     return True
@@ -135,8 +135,7 @@ def let_listen(programs: Programs, cgroup: Path) -> bool:
 
 def _listens_by_another(programs: Programs, target: int) -> bool:
     """Has a graftd with other programs let the containers of this cgroup listen? Raises OSError."""
-    there = attached_programs(target, (programs.listening,))
-    return programs.listening.number not in there and has_grafts(target, programs.listening.type)
+    return grafts_program(target, programs.listening.type) not in (0, programs.listening.number)
 
 
 def forget(cgroups: Map, tenant: int) -> None:

@@ -120,7 +120,7 @@ def attach(target: int, program: Attachable, *, anew: bool = False) -> None:
     @anew: it takes the place of an older one of graft's of its type, so that at no time both run for a socket.
     """
     fd = _program(program.number)
-    old = _grafts(target, program.type) if anew else 0
+    old = grafts_program(target, program.type) if anew else 0
     replaced = _program(old) if old else -1
     try:
         flags = BPF_F_ALLOW_MULTI | (BPF_F_REPLACE if old else 0)
@@ -132,12 +132,11 @@ def attach(target: int, program: Attachable, *, anew: bool = False) -> None:
             os.close(replaced)
 
 
-def has_grafts(target: int, kind: int) -> bool:
-    """Is a program of graft's policy attached to the cgroup @target, at this attach type? Raises OSError."""
-    return bool(_grafts(target, kind))
+def grafts_program(target: int, kind: int) -> int:
+    """The number of graft's program that is attached to the cgroup @target at this attach type; 0: none is.
 
-
-def _grafts(target: int, kind: int) -> int:
+    Raises OSError.
+    """
     return next((number for number in _attached_to(target, kind) if _is_grafts(number)), 0)
 
 

@@ -71,15 +71,17 @@ class DirectContainers:
         with self._lock:
             programs = self.kernel.for_direct()
             for path in tenant.cgroups:
-                if (number, path) not in self.listening:
-                    direct.let_listen(programs, direct.directory_of(path))
-                    self.listening.add((number, path))
+                with contextlib.suppress(FileNotFoundError):  # of several containers in one netns one has ended
+                    if (number, path) not in self.listening:
+                        direct.let_listen(programs, direct.directory_of(path))
+                        self.listening.add((number, path))
 
     def end(self, tenant: Tenant) -> None:
         """Remove what begin() has made, and the link of follow(). Sockets that live on keep the policy."""
         if not tenant.cgroup:
             return
-        self.listening -= {(tenant.id, path) for path in tenant.cgroups}
+        with self._lock:
+            self.listening -= {(tenant.id, path) for path in tenant.cgroups}
         with contextlib.suppress(OSError):
             direct.forget(self.kernel.maps["direct_cgroups"], tenant.id)
         self.leaving += [direct.directory_of(path) for path in tenant.cgroups if self.is_made(path)]
@@ -205,7 +207,7 @@ def low_ports(tenant: Tenant) -> int:
 def _is_sup(pid: int, netns: int) -> bool:
     """Is the process @pid a graft-sup in the netns with this inode? One that has ended is in none."""
     try:
-        return linux.netns_inode(pid) == netns and Path(f"/proc/{pid}/comm").read_text().strip() == SUP
+        return linux.netns_inode(pid) == netns and linux.comm(pid) == SUP
     except OSError:
         return False
 
