@@ -15,14 +15,11 @@
 /* Keep a socket without a stamp out of the slices, and route it to the server at a container's own address. */
 static __always_inline int guard_destination(struct bpf_sock_addr *ctx, struct graft_addr *a)
 {
+	struct graft_holder *holder = in_slices(a) ? NULL : find_holder(a);
 	struct graft_config *conf;
-	struct graft_holder *holder;
 	struct graft_addr to;
 	__u32 zero = 0;
 
-	if (!in_slices(a) && !may_be_owned(a))
-		return ALLOW;
-	holder = in_slices(a) ? NULL : holder_of(a);
 	if (!holder && !in_slices(a))
 		return ALLOW;
 	if (holder && is_led(ctx, holder))

@@ -256,6 +256,12 @@ static __always_inline bool may_be_owned(const struct graft_addr *a)
 	return has_bit(bpf_map_lookup_elem(&owned, &zero), address_bit(a));
 }
 
+/* holder_of(), for who asks about addresses that are mostly no container's. */
+static __always_inline struct graft_holder *find_holder(const struct graft_addr *a)
+{
+	return may_be_owned(a) ? holder_of(a) : NULL;
+}
+
 /* Lead a connection to @to to the listener that is published there as well as where it is bound, if there is one. */
 static __always_inline void lead_to_shared(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
 {
@@ -307,7 +313,7 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 		set_v4(&to, four);
 	if (in_slices(&to))
 		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
-	holder = may_be_owned(&to) ? holder_of(&to) : NULL;
+	holder = find_holder(&to);
 	if (!holder && ctx->protocol == IPPROTO_TCP)
 		lead_to_shared(ctx, &to);
 	if (!holder || holder->tenant == GRAFT_EXEMPT)
