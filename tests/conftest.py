@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +150,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _kill = os.kill
+
+
+def in_cgroup(cgroup: Path, *argv: Any) -> tuple[str, ...]:
+    """A command that enters @cgroup and then executes @argv."""
+    return ("sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(cgroup), *map(str, argv))
 
 
 def kill(*pids: int) -> None:

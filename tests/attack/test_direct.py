@@ -18,7 +18,7 @@ from graft.bench.lab import CLIENT4, GRAFT, HOST4, SLOWNESS, wait_for
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup2_root
 from tests.attack.test_attacks import PROFILES
-from tests.conftest import kill_graftd, need, need_root, python
+from tests.conftest import in_cgroup, kill_graftd, need, need_root, python
 from tests.system.told import Told
 
 STEPS = """
@@ -287,13 +287,12 @@ def test_a_program_above(lab, flags, first):
     """Ours runs whatever is attached above it, or the start is refused."""
     outer = cgroup2_root() / f"{lab.tag}-outer"
     outer.mkdir()
-    command = ("sh", "-c", f'echo $$ > {outer}/cgroup.procs; exec {GRAFT} run --direct --egress none "$@"', "sh")
     code = STEPS.replace("sys.argv[1]", repr(CLIENT4))
     try:
         with contextlib.ExitStack() as stack:
             if first == "theirs":
                 stack.enter_context(attached(outer, 1, flags))
-            process = lab.spawn(*command, *python(code), stdin=-1, stdout=-1, stderr=-1)
+            process = lab.spawn(*in_cgroup(outer, GRAFT, "run", "--direct", "--egress", "none", *python(code)), stdin=-1, stdout=-1, stderr=-1)
             said = process.stdout.readline()
             if first == "theirs" and flags == 0 and not said:
                 assert "attach a program to a cgroup" in process.stderr.read()

@@ -16,7 +16,7 @@ import pytest
 from graft import __version__
 from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from graft.kernel.cgroup import cgroup2_root
-from tests.conftest import python
+from tests.conftest import in_cgroup, python
 
 
 @pytest.mark.core
@@ -121,8 +121,7 @@ def test_graftd_leaves_the_cgroup_of_the_command_that_has_started_it(own_lab):
     session = cgroup2_root() / f"{own_lab.tag}-session"
     session.mkdir()
     try:
-        shell = f"echo $$ > {session}/cgroup.procs; exec {GRAFT} run --name web sleep 60"
-        process = own_lab.spawn("sh", "-c", shell)
+        process = own_lab.spawn(*in_cgroup(session, GRAFT, "run", "--name", "web", "sleep", "60"))
         wait_for(lambda: "web" in own_lab.containers(), "the container")
         own_lab.end(process)
         wait_for(lambda: not (session / "cgroup.procs").read_text(), "the end of all in the session")

@@ -15,7 +15,7 @@ import pytest
 from graft.bench.lab import CLIENT4, GRAFT, HOST4, wait_for
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup2_root
-from tests.conftest import kill_graftd, python
+from tests.conftest import in_cgroup, kill_graftd, python
 from tests.system.told import Told
 
 STEPS = """
@@ -80,6 +80,16 @@ def server(lab):
 
 def inspect(lab, name):
     return json.loads(lab.graft("inspect", name, check=True).stdout)
+
+
+def attached(lab, name):
+    """The programs that are attached to a container's cgroup, their ids by their names."""
+    cgroup = direct.directory_of(inspect(lab, name)["cgroup"])
+    done = subprocess.run(("bpftool", "-j", "cgroup", "show", cgroup), capture_output=True, text=True, check=True)
+    shown = json.loads(done.stdout)
+    found = {entry["name"]: entry["id"] for entry in shown}
+    assert len(found) == len(shown), "each is there once"
+    return found
 
 
 def calls(lab):
@@ -249,8 +259,7 @@ def test_a_threaded_cgroup(lab):
     (threaded / "inner").mkdir(parents=True)
     try:
         (threaded / "inner" / "cgroup.type").write_text("threaded")
-        command = f"echo $$ > {threaded}/cgroup.procs; exec {GRAFT} run --direct true"
-        lab.refused(("sh", "-c", command), 1, "is threaded")
+        lab.refused(in_cgroup(threaded, GRAFT, "run", "--direct", "true"), 1, "is threaded")
     finally:
         (threaded / "inner").rmdir()
         threaded.rmdir()
@@ -269,8 +278,7 @@ def test_it_is_in_its_callers_cgroup(lab):
     outer = cgroup2_root() / f"{lab.tag}-outer"
     outer.mkdir()
     try:
-        command = f"echo $$ > {outer}/cgroup.procs; exec {GRAFT} run --direct --name web sleep 30"
-        process = lab.spawn("sh", "-c", command)
+        process = lab.spawn(*in_cgroup(outer, GRAFT, "run", "--direct", "--name", "web", "sleep", "30"))
         wait_for(lambda: "web" in lab.containers(), "the container")
         assert inspect(lab, "web")["cgroup"] == f"/{lab.tag}-outer/{lab.run_dir.name}-web"
         lab.end(process)
@@ -327,19 +335,11 @@ def test_programs_that_somebody_takes_away_are_attached_again(own_lab):
     lab = own_lab
     program = Program(lab, "--name", "web", "--egress", "none")
     cgroup = direct.directory_of(inspect(lab, "web")["cgroup"])
-    shown = json.loads(subprocess.run(("bpftool", "-j", "cgroup", "show", cgroup), capture_output=True, text=True, check=True).stdout)
-    (entry,) = (entry for entry in shown if entry["name"] == "graft_connect4")
-    subprocess.run(("bpftool", "cgroup", "detach", cgroup, "cgroup_inet4_connect", "id", str(entry["id"])), check=True)
+    number = attached(lab, "web")["graft_connect4"]
+    subprocess.run(("bpftool", "cgroup", "detach", cgroup, "cgroup_inet4_connect", "id", str(number)), check=True)
     wait_for(lambda: program.does("reach", CLIENT4, 9000) == "ENETUNREACH", "the policy")
     assert "the policy was attached to its cgroup anew" in (lab.run_dir / "graftd.log").read_text()
     program.end()
-
-
-def attached(lab, name):
-    """The names of the programs that are attached to a container's cgroup."""
-    cgroup = direct.directory_of(inspect(lab, name)["cgroup"])
-    done = subprocess.run(("bpftool", "-j", "cgroup", "show", cgroup), capture_output=True, text=True, check=True)
-    return {entry["name"]: entry["id"] for entry in json.loads(done.stdout)}
 
 
 def test_what_listeners_need_is_attached_with_the_first(own_lab):
@@ -391,7 +391,7 @@ def test_a_users_cgroup_is_no_place_for_it(lab):
     (users / "app").mkdir(parents=True)
     os.chown(users / "cgroup.procs", 65534, -1)
     try:
-        process = lab.spawn("sh", "-c", f"echo $$ > {users}/app/cgroup.procs; exec {GRAFT} run --direct --name web sleep 30")
+        process = lab.spawn(*in_cgroup(users / "app", GRAFT, "run", "--direct", "--name", "web", "sleep", "30"))
         wait_for(lambda: "web" in lab.containers(), "the container")
         assert inspect(lab, "web")["cgroup"] == f"/{lab.run_dir.name}-web"
         lab.end(process)

@@ -1,8 +1,8 @@
 """Who may give orders. What is read of a peer that ends meanwhile is no reason to take it for a container's."""
 
 import os
-import signal
 import socket
+import subprocess
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +14,7 @@ from graft.tenants import peers
 from graft.tenants.peers import Peer, refuse_contained
 
 HOME = 1
-# as they stand in refuse_contained(), each in the place of the question after which the peer ends
+# about which the peer may end: after the second, before each of the others
 QUESTIONS = ("in_our_user_namespace", "netns", "is_filtered", "administrates")
 
 
@@ -23,9 +23,8 @@ class Client:
 
     def __init__(self, monkeypatch):
         ours, theirs = socket.socketpair()
-        self.pid = os.fork()
-        if not self.pid:
-            signal.pause()
+        self.process = subprocess.Popen(("sleep", "600"))
+        self.pid = self.process.pid
         monkeypatch.setattr(linux, "credentials", lambda _sock: (self.pid, 0, 0))
         monkeypatch.setattr(linux, "peer_pidfd", lambda _sock, pid: os.pidfd_open(pid))
         self.peer = Peer(ours)
@@ -33,10 +32,9 @@ class Client:
         theirs.close()
 
     def end(self):
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-            self.pid = 0
+        self.process.kill()
+        self.process.wait()
+        self.pid = 0
 
 
 @pytest.fixture
@@ -110,4 +108,4 @@ def test_one_in_another_user_namespace(client, monkeypatch):
 def test_what_is_asked():
     """The questions of this test are all that are asked."""
     code = peers._contained.__code__.co_names
-    assert set(QUESTIONS) == set(code) & {name for name in vars(Peer) if not name.startswith("_")} - {"uid", "pid"}
+    assert set(QUESTIONS) == set(code) & {name for name in vars(Peer) if not name.startswith("_")}
