@@ -5,6 +5,7 @@
 #ifndef SHOW_BPF_H
 #define SHOW_BPF_H
 
+#include "made.bpf.h"
 #include "own.bpf.h"
 
 /* Has the program of the socket @sk sent to @real by the name of its loopback? */
@@ -249,6 +250,8 @@ static __noinline int show_name(struct bpf_sock_addr *ctx, struct graft_addr *a,
 
 	if (!a)
 		return 0;
+	if (!stamp && !in_slices(a) && direct_tenant() && was_made(ctx->sk))
+		return 0; /* a connection out, which has its port from the kernel: no server's */
 	if (stamp && stamp->flags & STAMP_WAITS && !connected) {
 		*a = stamp->local;
 		return 0;

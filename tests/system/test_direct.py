@@ -467,3 +467,31 @@ def test_every_procfs_and_every_cgroup2(lab):
     )
     done = lab.host("unshare", "-m", "sh", "-c", script)
     assert done.stdout == "refused\n0\n", done.stderr
+
+
+PORTS_AGAIN = """
+import socket, sys
+with socket.socket() as server:
+    server.bind(('0.0.0.0', 80))
+    server.listen()
+print('served', flush=True)
+sys.stdin.readline()
+for _ in range(10):
+    with socket.create_connection((sys.argv[1], 9000), 5) as client:
+        print(client.getsockname()[1], flush=True)
+"""
+
+
+def test_the_port_of_a_connection_out_is_no_servers(own_lab):
+    """The kernel gives it a port that a server of the container had, which has been closed."""
+    own_lab.spawn("python3", "-m", "http.server", "9000", client=True, stderr=subprocess.DEVNULL)
+    wait_for(lambda: own_lab.host("bash", "-c", f": < /dev/tcp/{CLIENT4}/9000", check=False).returncode == 0, "server")
+    program = own_lab.spawn_graft(
+        "--direct", "-p", "40001:80", *python(PORTS_AGAIN), CLIENT4, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert program.stdout.readline() == "served\n"
+    own_lab.host("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40009")
+    out, _ = program.communicate("go\n", timeout=30)
+    ports = {int(line) for line in out.split()}
+    assert 40001 in ports
+    assert min(ports) >= 40000
