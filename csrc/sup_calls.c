@@ -37,6 +37,7 @@ static void answer_call(const struct seccomp_notif *call, __s64 value, int error
 {
 	struct seccomp_notif_resp response = {.id = call->id, .val = value, .error = -error, .flags = flags};
 
+	call_served();
 	while (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &response) < 0 && errno == EINTR)
 		;
 }
@@ -93,6 +94,7 @@ static void forward_call(struct sup_slot *slot)
 {
 	__u32 number = (__u32)(slot - shared->slots);
 
+	call_served();
 	__atomic_store_n(&slot->state, SLOT_FORWARDED, __ATOMIC_RELEASE);
 	/* a message that is lost with graftd is no call lost: its successor looks through all slots */
 	while (send(control, &number, sizeof(number), MSG_NOSIGNAL) < 0 && errno == EINTR)

@@ -22,6 +22,9 @@ struct made {
 extern struct sup_shared *shared; /* the journal */
 extern int listener, stamps, control, events;
 
+/* sup.c: this thread is about to answer its call; what it does after that keeps nobody waiting */
+void call_served(void);
+
 /* sup_sockets.c */
 bool add_option(const char *word);
 int take_socket(int kind, struct made *result);

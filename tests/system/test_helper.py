@@ -114,6 +114,36 @@ def test_a_port_is_free_once_its_socket_is_closed(own_lab):
     assert told == "free\n", errors
 
 
+IN_TURN_AND_AT_ONCE = """
+import socket, sys, threading
+def work(count):
+    for _ in range(count): socket.socket().close()
+for line in sys.stdin:
+    threads = [threading.Thread(target=work, args=(400,)) for _ in range(int(line))]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print('done', flush=True)
+"""
+
+
+def test_as_many_threads_wait_as_calls_come_at_once(own_lab):
+    program = own_lab.spawn_graft(*python(IN_TURN_AND_AT_ONCE), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    helper = helper_of(own_lab)
+
+    def receiving(callers):
+        program.stdin.write(f"{callers}\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == "done\n"
+        time.sleep(0.1)  # those that have answered come to rest
+        calls = [Path(f"/proc/{helper}/task/{task}/syscall").read_text() for task in os.listdir(f"/proc/{helper}/task")]
+        return sum(call.split()[0] == "16" for call in calls)  # ioctl(2), SECCOMP_IOCTL_NOTIF_RECV
+
+    assert receiving(1) == 1
+    assert receiving(12) == 2
+    assert receiving(1) == 1
+    own_lab.end(program)
+
+
 def test_kill_helpers_under_load(own_lab):
     """kill -9 of graft-sup, again and again: graftd answers what it had, and then in its place."""
     server_on_client(own_lab)
