@@ -371,18 +371,34 @@ static __always_inline bool is_noted(__s32 level, __s32 name)
 	       (level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_);
 }
 
+/* Does its value decide, or is it kept? A client sets half a dozen others for each connection. */
+static __always_inline bool needs_a_look(__s32 level, __s32 name)
+{
+	switch (level) {
+	case SOL_SOCKET_:
+		return is_noted(level, name) || name == SO_PRIORITY_;
+	case SOL_TCP_:
+		return name == TCP_SAVE_SYN_ || name == TCP_ULP_;
+	}
+	return true;
+}
+
 SEC("cgroup/setsockopt")
 int graft_setsockopt(struct bpf_sockopt *ctx)
 {
 	__s32 level = FIELD(ctx->level), name = FIELD(ctx->optname);
-	struct graft_stamp *stamp = stamp_on(ctx->sk);
 	struct graft_addr what = {};
+	struct graft_stamp *stamp;
 	__u32 value, option;
 	bool hidden;
 	int error = 0;
 
 	if (!is_internet(ctx->sk))
 		return ALLOW;
+	option = option_of(ctx, level, name);
+	if (option == OPTION_FREE && !needs_a_look(level, name))
+		return ALLOW;
+	stamp = stamp_on(ctx->sk);
 	if (!stamp && is_noted(level, name))
 		stamp = stamp_for_option(ctx->sk);
 	if (stamp && stamp->tenant == GRAFT_EXEMPT)
@@ -398,7 +414,6 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 		bpf_set_retval(-EINVAL); /* as for a socket that is bound */
 		return DENY;
 	}
-	option = option_of(ctx, level, name);
 	if (option != OPTION_FREE)
 		error = option == OPTION_UNKNOWN ? unknown_option(ctx, level) : refused_option(ctx, option);
 	else if (level == SOL_SOCKET_ && name == SO_PRIORITY_ && int_value(ctx, &value) && value > 6)
