@@ -9,7 +9,8 @@
  * graftd could answer every trapped call, and does so where this program is missing. But a trapped call costs what
  * waking costs, and an interpreter between the wake-ups costs as much again. The arguments of socket() are in
  * registers and its answer never differs, so this program answers it, from a small pool of sockets that are made and
- * stamped ahead of the call. It hands every other call to graftd.
+ * stamped ahead of the call. It hands every other call to graftd. A direct container makes its internet sockets
+ * itself; for that one this program answers socket(AF_UNIX), in the container's netns, where it lives.
  *
  * Threads. Whoever adds a descriptor to a target waits in the kernel until the target runs again, so one thread would
  * serve one target at a time. There are up to THREADS, made when needed. Each call wakes every thread that waits in
@@ -70,6 +71,7 @@
 
 struct sup_shared *shared;
 int listener, stamps, control, events;
+bool has_unix_sockets;
 static int memory;
 static struct sockaddr_un graftd = {.sun_family = AF_UNIX};
 
@@ -237,7 +239,8 @@ static void drop_privileges(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct data[2] = {0};
-	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE};
+	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE, CAP_CHOWN};
+	size_t count = sizeof(kept) / sizeof(kept[0]) - !has_unix_sockets; /* the last one gives them away */
 
 	/*
 	 * Descriptors in messages count for the real uid, which must not be root's (unix(7), ETOOMANYREFS). kill(2)
@@ -250,7 +253,7 @@ static void drop_privileges(void)
 		errno = 0; /* setfsuid(2) has none */
 		fail("cannot take the owner's uid");
 	}
-	for (size_t n = 0; n < sizeof(kept) / sizeof(kept[0]); n++)
+	for (size_t n = 0; n < count; n++)
 		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);
 	data[0].effective = data[0].permitted;
 	data[1].effective = data[1].permitted;
@@ -288,6 +291,7 @@ int main(int argc, char **argv)
 	}
 	signal(SIGINT, SIG_IGN); /* the terminal sends them to the program */
 	signal(SIGHUP, SIG_IGN);
+	has_unix_sockets = makes_unix_sockets();
 	drop_privileges();
 	/* Linux 6.6 and later; graftd asks for it as well */
 	ioctl(listener, SECCOMP_IOCTL_NOTIF_SET_FLAGS, (long)SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP);

@@ -16,7 +16,7 @@
 #define SUP_SLOTS 64
 
 enum sup_flags {
-	SUP_FORWARD = 1, /* graftd decides every call: what socket() gives depends on who calls */
+	SUP_FORWARD = 1, /* graftd decides every call: what socket() gives depends on who calls. But see `home` */
 };
 
 /*
@@ -69,8 +69,8 @@ struct sup_shared {
 	__u32 abi;
 	__u32 tenant;	 /* for the stamp of a socket */
 	__u32 reuse_uid; /* the uid that sockets belong to: SO_REUSEPORT works among those of one uid */
-	__u32 unused;
-	__u64 netns; /* inode of the container's netns; in any other, socket() proceeds in the caller */
+	__u32 home;	 /* inode of the netns in which the programs of a direct container live; 0: it is none */
+	__u64 netns;	 /* inode of the container's netns; in any other, socket() proceeds in the caller */
 	__u32 flags;
 	__u32 pad;
 	__u64 calls;	/* how many calls graft-sup has answered, */

@@ -103,8 +103,8 @@ static void forward_call(struct sup_slot *slot)
 
 /* ---- calls ---- */
 
-/* Is the caller in the container's netns? 0 no, 1 yes, or minus an errno. */
-static int in_container_netns(__u32 pid)
+/* Is the caller in the netns with the inode @netns? 0 no, 1 yes, or minus an errno. */
+static int is_in_netns(__u32 pid, __u64 netns)
 {
 	struct stat status;
 	char path[32];
@@ -112,7 +112,84 @@ static int in_container_netns(__u32 pid)
 	snprintf(path, sizeof(path), "/proc/%u/ns/net", pid);
 	if (stat(path, &status))
 		return -errno;
-	return status.st_ino == shared->netns;
+	return status.st_ino == netns;
+}
+
+bool makes_unix_sockets(void)
+{
+	return shared->home && is_in_netns((__u32)getpid(), shared->netns) == 1;
+}
+
+/*
+ * Answer a caller that is in no netns whose sockets are made here, or that has ended: @inside is what is_in_netns()
+ * has returned.
+ */
+static void answer_outsider(const struct seccomp_notif *call, int inside)
+{
+	if (inside)
+		answer_call(call, 0, inside == -ENOENT ? ESRCH : -inside, 0);
+	else
+		let_proceed(call);
+}
+
+/* Let a socket belong to the caller's file system uid and gid, as sock_alloc() has it (net/socket.c). 0 or an errno.
+ */
+static int give_to_caller(int fd, __u32 pid)
+{
+	unsigned int uid = 0, gid = 0;
+	char path[32], line[128];
+	bool found = false;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%u/status", pid);
+	file = fopen(path, "re");
+	if (!file)
+		return ESRCH;
+	while (!found && fgets(line, sizeof(line), file))
+		if (sscanf(line, "Uid: %*u %*u %*u %u", &uid) != 1)
+			found = sscanf(line, "Gid: %*u %*u %*u %u", &gid) == 1;
+	fclose(file);
+	if (!found)
+		return ESRCH;
+	return fchown(fd, uid, gid) ? errno : 0;
+}
+
+/*
+ * socket(AF_UNIX) of a direct container, in whose netns this process lives. It needs no right, so the kernel has for
+ * this process the errnos that it has for the program.
+ */
+static void on_unix_socket(struct sup_slot *slot)
+{
+	const struct seccomp_notif *call = &slot->call;
+	__u32 flags = (__u32)call->data.args[1];
+	int inside = is_in_netns(call->pid, shared->home), error = 0;
+	struct made made = {.fd = -1};
+	struct stat status;
+
+	if (inside <= 0) {
+		answer_outsider(call, inside);
+		goto out;
+	}
+	if (flags & ~(__u32)(TYPE_MASK | SOCK_NONBLOCK | SOCK_CLOEXEC))
+		error = EINVAL;
+	else
+		made.fd = socket(AF_UNIX, (int)(flags | SOCK_CLOEXEC), (int)call->data.args[2]);
+	if (!error && made.fd < 0)
+		error = errno;
+	if (!error && fstat(made.fd, &status))
+		error = errno;
+	if (!error)
+		error = give_to_caller(made.fd, call->pid);
+	if (error) {
+		if (made.fd >= 0)
+			close(made.fd);
+		answer_call(call, 0, error, 0);
+		goto out;
+	}
+	made.inode = status.st_ino;
+	give_socket(slot, made, flags & SOCK_CLOEXEC);
+out:
+	release_slot(slot);
 }
 
 static void on_socket(struct sup_slot *slot)
@@ -139,12 +216,9 @@ static void on_socket(struct sup_slot *slot)
 			goto out;
 		}
 	}
-	inside = in_container_netns(call->pid);
+	inside = is_in_netns(call->pid, shared->netns);
 	if (inside <= 0) {
-		if (inside)
-			answer_call(call, 0, inside == -ENOENT ? ESRCH : -inside, 0);
-		else
-			let_proceed(call);
+		answer_outsider(call, inside);
 		goto out;
 	}
 	if (channel) {
@@ -176,13 +250,16 @@ void handle_call(struct sup_slot *slot)
 {
 	const struct seccomp_notif *call = &slot->call;
 	__u64 began = now();
+	bool asks = call->data.arch == AUDIT_ARCH_X86_64 && call->data.nr == SYS_socket;
 
-	if (call->data.arch != AUDIT_ARCH_X86_64 || call->data.nr != SYS_socket ||
-	    __atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_FORWARD) {
+	if (asks && has_unix_sockets && (__u32)call->data.args[0] == AF_UNIX) {
+		on_unix_socket(slot);
+	} else if (asks && !(__atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_FORWARD)) {
+		on_socket(slot);
+	} else {
 		forward_call(slot);
 		return;
 	}
-	on_socket(slot);
 	__atomic_add_fetch(&shared->calls, 1, __ATOMIC_RELAXED);
 	__atomic_add_fetch(&shared->ns, now() - began, __ATOMIC_RELAXED);
 }

@@ -21,6 +21,7 @@ struct made {
 
 extern struct sup_shared *shared; /* the journal */
 extern int listener, stamps, control, events;
+extern bool has_unix_sockets; /* it makes those of a direct container, in whose netns it lives */
 
 /* sup.c: this thread is about to answer its call; what it does after that keeps nobody waiting */
 void call_served(void);
@@ -34,6 +35,7 @@ int open_channel(int kind, struct made *theirs);
 void on_channel(const struct epoll_event *event);
 
 /* sup_calls.c */
+bool makes_unix_sockets(void);
 struct sup_slot *hold_slot(void);
 void release_slot(struct sup_slot *slot);
 void handle_call(struct sup_slot *slot);

@@ -6,13 +6,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from graft.bench.lab import SLOWNESS, Lab, laboratory, wait_for
+from graft.bench.lab import ROOT, SLOWNESS, Lab, laboratory, wait_for
 
 # Files whose tests share what is costly to start, or one of which the machine has: they run in one process, in order.
 TOGETHER = {
@@ -138,6 +139,12 @@ PATIENCE = """import socket as _socket
 def _patient(sock, seconds, _set=_socket.socket.settimeout): _set(sock, seconds and seconds * {})
 _socket.socket.settimeout = _patient
 """
+
+
+def quick_calls(lab: Lab) -> int:
+    """How many calls graft-sup has answered, of all containers."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom graft.client import call; print(call('status')['calls'])"
+    return int(lab.host(sys.executable, "-I", "-c", code, check=True).stdout)
 
 
 def python(code: str) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ the rights that the kernel asks for there and then (CAP_NET_RAW for raw and pack
 is asked later looks at the caller as well as at the maker (netlink_capable() of net/netlink/af_netlink.c,
 sk_ns_capable() of net/core/sock.c). The calling thread waits for the answer, so its credentials do not change.
 
-Solution: the socket is made here by a thread that enters the container's netns, with the capabilities that the caller
-has over that netns, so that the kernel asks its own questions. It then belongs to the caller's user.
+Solution: a unix socket needs no right, and is made by graft-sup (csrc/sup_calls.c), which lives in the container's
+netns; here where there is none. The others are made here by a thread that enters the container's netns, with the
+capabilities that the caller has over that netns, so that the kernel asks its own questions. Each then belongs to the
+caller's user.
 
 A pair has the credentials of who makes it (SO_PEERCRED, unix(7)). So the thread then has the tenant's uid, which
 nobody has, for its effective one. The PID there is graftd's.

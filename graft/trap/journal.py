@@ -104,6 +104,7 @@ class Journal:
         tenant: int,
         owner: int,
         netns: int,
+        home: int,
         forward: bool,
         number: int,
         trusted: bool,
@@ -111,11 +112,12 @@ class Journal:
     ) -> None:
         """Write the head: what graft-sup needs to know of the tenant, and by what a later graftd recognises it.
 
-        @owner: the uid of the tenant's sockets. @netns: the inode of the container's netns. @forward: graft-sup
-        answers no call itself. @token: 32 bytes, see graft/process/key.py.
+        @owner: the uid of the tenant's sockets. @netns: the inode of the container's netns. @home: of the one
+        in which the programs of a direct container live, which has its unix sockets from graft-sup; 0: it is not
+        direct. @forward: graft-sup answers no other call itself. @token: 32 bytes, see graft/process/key.py.
         """
         flags = SUP_FORWARD if forward else 0
-        head = (SHARED_ABI, tenant, owner, 0, netns, flags, 0, 0, 0, number, trusted, token)
+        head = (SHARED_ABI, tenant, owner, home, netns, flags, 0, 0, 0, number, trusted, token)
         SHARED.pack_into(self.map, 0, *head)
 
     def renumber(self, number: int, token: bytes) -> None:

@@ -117,6 +117,7 @@ class Listeners:
             tenant=tenant.id,
             owner=tenant.owner,
             netns=tenant.netns,
+            home=self.daemon.registry.home if tenant.cgroup and tenant.netns_fd >= 0 else 0,
             forward=self._forwarded_whole(tenant),
             number=number,
             trusted=trusted,

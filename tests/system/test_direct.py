@@ -338,7 +338,8 @@ def test_programs_that_somebody_takes_away_are_attached_again(own_lab):
     number = attached(lab, "web")["graft_connect4"]
     subprocess.run(("bpftool", "cgroup", "detach", cgroup, "cgroup_inet4_connect", "id", str(number)), check=True)
     wait_for(lambda: program.does("reach", CLIENT4, 9000) == "ENETUNREACH", "the policy")
-    assert "the policy was attached to its cgroup anew" in (lab.run_dir / "graftd.log").read_text()
+    told = "the policy was attached to its cgroup anew"
+    wait_for(lambda: told in (lab.run_dir / "graftd.log").read_text(), "graftd tells it, a moment later")
     program.end()
 
 
@@ -424,25 +425,6 @@ at[0] = None; go.wait(); print(reached)
 """
     done = lab.graft("run", "--direct", *python(code))
     assert done.stdout == "0\n", done.stderr
-
-
-def test_a_pair_is_nobodys(lab):
-    """SO_PEERCRED of a pair tells who has made it, which is graftd."""
-    code = (
-        "import socket, struct; a, b = socket.socketpair(); pid, uid, gid = struct.unpack('3i', a.getsockopt(1, 17, 12)); print(uid, gid);"
-        "import os; print(os.fstat(a.fileno()).st_uid)"
-    )
-    peer, owner = lab.graft("run", "--direct", "--user", "65534", *python(code), check=True).stdout.splitlines()
-    assert owner == "65534"
-    assert all(int(number) >= 0x70000000 for number in peer.split())
-
-
-def test_who_may_ping(lab):
-    """By the groups of the caller, in the range of the container's netns."""
-    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP); print('made')"
-    words = ("--direct", "--sysctl", "net.ipv4.ping_group_range=1000 1000")
-    assert lab.graft("run", *words, "--user", "65534:1000", *python(code)).stdout == "made\n"
-    assert "PermissionError" in lab.graft("run", *words, "--user", "65534:1001", *python(code)).stderr
 
 
 def test_a_supervisor_alone_comes_back(own_lab):

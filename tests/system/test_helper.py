@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,10 @@ from pathlib import Path
 import pytest
 
 from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
-from tests.conftest import python
+from tests.conftest import python, quick_calls
 from tests.system.traffic import WORKER, another, server_on_client
 
 SHIM = ROOT / "graft" / "graft-shim.so"
-
-
-def quick_calls(lab):
-    code = f"import json, sys; sys.path.insert(0, {str(ROOT)!r})\nfrom graft.client import call; print(call('status')['calls'])"
-    return int(lab.host(sys.executable, "-I", "-c", code, check=True).stdout)
 
 
 def helper_of(lab):
