@@ -690,7 +690,7 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 	verdict = settle_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
 		store4(ctx, &a);
-	return verdict & BIND_ALLOW;
+	return bounded(verdict, BIND_ALLOW);
 }
 
 SEC("cgroup/bind6")
@@ -715,7 +715,7 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 	verdict = settle_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);
-	return verdict & BIND_ALLOW;
+	return bounded(verdict, BIND_ALLOW);
 }
 
 /*

@@ -46,7 +46,7 @@ static __always_inline int guard4(struct bpf_sock_addr *ctx)
 	verdict = guard_destination(ctx, &a);
 	if (verdict == GUARD_LED)
 		store4(ctx, &a);
-	return verdict & ALLOW;
+	return bounded(verdict, ALLOW);
 }
 
 static __always_inline int guard6(struct bpf_sock_addr *ctx)
@@ -58,7 +58,7 @@ static __always_inline int guard6(struct bpf_sock_addr *ctx)
 	verdict = guard_destination(ctx, &a);
 	if (verdict == GUARD_LED)
 		store6(ctx, &a);
-	return verdict & ALLOW;
+	return bounded(verdict, ALLOW);
 }
 
 /* Lead a connection, and remember where to. */
@@ -74,7 +74,7 @@ static __always_inline int guard_connected(struct bpf_sock_addr *ctx, bool six)
 	asked = a;
 	verdict = guard_destination(ctx, &a);
 	if (verdict != GUARD_LED)
-		return verdict & ALLOW;
+		return bounded(verdict, ALLOW);
 	if (ctx->protocol == IPPROTO_UDP)
 		remember_port(&asked, a.port);
 	if (six)
