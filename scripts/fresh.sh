@@ -1,7 +1,7 @@
 #!/bin/bash
 # fresh.sh - run commands of this project as on a machine that has nothing
 #
-#   make fresh [SUITE=bookworm|trixie] [COMMANDS="'make demo' 'make test'"] [DIR=/path] [KEEP=1] [MIRROR=URL]
+#   make fresh [SUITE=bookworm|trixie|forky] [COMMANDS="'make demo' 'make test'"] [DIR=/path] [KEEP=1] [MIRROR=URL]
 #   scripts/fresh.sh SUITE COMMAND...                                            with DIR, KEEP, MIRROR in the environment
 #
 # Makes a minimal Debian (debootstrap) in a directory, clones HEAD into it, and runs each command there as root, in mount,
@@ -57,10 +57,13 @@ mirror() {
 }
 
 bootstrap() {
-	local mirror=$1
+	local mirror=$1 script=
 	echo "fresh: debootstrap $suite from $mirror into $root"
 	mkdir -p "$root"
-	debootstrap --variant=minbase --include=ca-certificates,git,make "$suite" "$root" "$mirror" >"$dir/debootstrap.log" 2>&1 || {
+	# a suite that is newer than this machine's debootstrap is made as unstable is
+	[ -e "/usr/share/debootstrap/scripts/$suite" ] || script=/usr/share/debootstrap/scripts/sid
+	debootstrap --variant=minbase --include=ca-certificates,git,make "$suite" "$root" "$mirror" ${script:+"$script"} \
+		>"$dir/debootstrap.log" 2>&1 || {
 		tail -5 "$dir/debootstrap.log" >&2
 		die "debootstrap failed (all of it: $dir/debootstrap.log); MIRROR=URL names another mirror"
 	}
@@ -75,17 +78,18 @@ bootstrap() {
 
 # settings - what this machine's apt, pip and TLS libraries are told about reaching mirrors and registries, one a line
 settings() {
-	apt-config dump | grep -E '^Acquire::(http|https|ftp)::' || true
+	apt-config dump | grep -E "$options" || true
 	cat /etc/pip.conf /etc/xdg/pip/pip.conf ~/.config/pip/pip.conf ~/.pip/pip.conf 2>/dev/null || true
 	env | grep -E "$variables" || true
 }
+options='^Acquire::((http|https|ftp)::|Check-Valid-Until )' # the second one: of a mirror that was kept as it was one day
 variables='^(PIP_[A-Z_]*|(http|https|ftp|no)_proxy|(HTTP|HTTPS|FTP|NO)_PROXY|(SSL|CURL|REQUESTS|GIT_SSL)_[A-Z_]*)='
 
 # connect - the same settings in the new system; the files that they name are copied, the directories bound (see inside)
 connect() {
 	local file path
 	cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
-	apt-config dump | grep -E '^Acquire::(http|https|ftp)::' >"$root/etc/apt/apt.conf.d/90machine" || true
+	apt-config dump | grep -E "$options" >"$root/etc/apt/apt.conf.d/90machine" || true
 	for file in /etc/pip.conf /etc/xdg/pip/pip.conf; do
 		[ ! -e "$file" ] || install -m 644 -D "$file" "$root$file"
 	done
