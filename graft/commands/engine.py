@@ -55,11 +55,12 @@ def make(*, install: bool) -> click.Command:
         root: Path,
         force: bool = False,
     ) -> None:
-        if install:
-            check_version(engine)
+        version = check_version(engine) if install else ""
         if subnet:
             _check_subnet(subnet)
         plan = ENGINES[engine](Options(root, runtime, subnet), install=install)
+        if install:
+            click.echo(f"{engine}: found {version}, {plan.found}")
         if not plan.changes:
             click.echo(f"{engine}: graft is {'installed already' if install else 'not installed'}")
             if reload_ and plan.reload and not dry_run:

@@ -86,11 +86,15 @@ class Change(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The changes, the command by which the engine reads them (empty: it needs none), and what that command does."""
+    """The changes, the command by which the engine reads them (empty: it needs none), and what that command does.
+
+    @found: the engine's configuration, in words.
+    """
 
     changes: list[Change]
     reload: list[str]
     note: str
+    found: str = ""
 
 
 class Options(NamedTuple):
@@ -135,14 +139,17 @@ def program(name: str) -> str:
     return str(found)
 
 
-def check_version(engine: str) -> None:
-    """Raise Refused if @engine is not installed, or is older than the oldest version that graft supports."""
+def check_version(engine: str) -> str:
+    """Return the version of @engine, and where its program is.
+
+    Raises Refused if it is not installed, or is older than the oldest version that graft supports.
+    """
     command = PROGRAMS[engine]
     path = shutil.which(command)
     if path is None:
         raise Refused(f"{command} is not installed", hint=f"apt-get install {engine}", code="ENOENT")
     told = subprocess.run((path, "--version"), capture_output=True, text=True, timeout=20).stdout
-    numbers = re.search(r"(\d+)\.(\d+)", told)
+    numbers = re.search(r"(\d+)\.(\d+)(\.\d+)*", told)
     if numbers is None:
         raise Refused(f"{command} --version prints no version: '{told.strip()}'", code="EPROTO")
     version = int(numbers[1]), int(numbers[2])
@@ -151,6 +158,11 @@ def check_version(engine: str) -> None:
         raise Refused(
             f"{engine} {numbers[0]} is not supported", hint=f"{engine} {least} or later", code="EPROTONOSUPPORT"
         )
+    return f"{numbers[0]} ({path})"
+
+
+def _configuration(path: Path, text: str | None, what: str = "") -> str:
+    return f"{path}{what}" if text is not None else f"no {path} yet"
 
 
 # -- Docker --
@@ -167,6 +179,7 @@ def docker(options: Options, *, install: bool) -> Plan:
     if not isinstance(document, dict) or not isinstance(document.get("runtimes", {}), dict):
         raise Refused(f"{path} is no configuration of dockerd", hint="fix it first", code="EINVAL")
     runtimes = dict(document.get("runtimes", {}))
+    found = _configuration(path, text)
     if install:
         runtimes[NAME] = {"path": program("graft-runtime")}
         if options.runtime != "runc":
@@ -174,13 +187,13 @@ def docker(options: Options, *, install: bool) -> Plan:
     else:
         runtimes.pop(NAME, None)
     if runtimes == document.get("runtimes", {}):
-        return Plan([], ["systemctl", "reload", "docker"], "")
+        return Plan([], ["systemctl", "reload", "docker"], "", found)
     changed = {**document, "runtimes": runtimes}
     if not runtimes:
         del changed["runtimes"]
     kept = path.with_name(path.name + BACKUP)
     after = json.dumps(changed, indent=2) + "\n" if changed or kept.exists() else None
-    return Plan(_changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again")
+    return Plan(_changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again", found)
 
 
 # -- Podman --
@@ -273,7 +286,7 @@ def podman(options: Options, *, install: bool) -> Plan:
     changes += _linked(_under(root, NETAVARK_PLUGIN), netavark)
     for name, text in files.items():
         changes += _changed(_under(root, name), text if install else None)
-    return Plan(changes, [], "")
+    return Plan(changes, [], "", f"networks by {kind or 'a netavark without plugins'}")
 
 
 def _containerd_uses(root: Path) -> bool:
@@ -292,8 +305,13 @@ def containerd(options: Options, *, install: bool) -> Plan:
     document = _toml(path, without)
     version = document.get("version", 1)
     if version not in CRI_TABLES:
+        known = " and ".join(map(str, CRI_TABLES))
         raise Refused(
-            f"{path} has version {version}", hint="convert it: containerd config migrate", code="EPROTONOSUPPORT"
+            f"{path} has version {version}, and graft knows {known}",
+            hint="convert it: containerd config migrate"
+            if version == 1
+            else "write a runtime for graft-runtime by hand",
+            code="EPROTONOSUPPORT",
         )
     table = CRI_TABLES[version]
     cri = (document.get("plugins") or {}).get(table) or {}
@@ -316,7 +334,10 @@ def containerd(options: Options, *, install: bool) -> Plan:
     changes += _changed(pods, _conflist("graft-pods", subnet, resolver=False) if install else None)
     changes += _changed(path, after)
     return Plan(
-        changes, ["systemctl", "restart", "containerd"], "containerd reads it at its start; pods keep running"
+        changes,
+        ["systemctl", "restart", "containerd"],
+        "containerd reads it at its start; pods keep running",
+        _configuration(path, before, f" of version {version}"),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from graft.commands import ip_graft, wrapper
 from graft.commands.graftd import command as graftd
 from graft.commands.main import COMMANDS, graft, is_wrapper
-from graft.engines import cni
+from graft.engines import cni, install
 from graft.rules.request import SETTINGS
 from tests.conftest import lack, need
 
@@ -92,6 +92,14 @@ def test_an_option_names_its_label():
     for setting in SETTINGS:
         entry = next(each for each in entries if each.startswith(f"**{setting.options[0]}**"))
         assert f"**graft.{setting.label}**" in entry, setting.field
+
+
+def test_graft_install_names_what_it_takes():
+    """The oldest versions of engines, and the versions of containerd's configuration."""
+    text = " ".join(sections("graft.1.md", "###")["graft install"])
+    for engine, version in install.LEAST.items():
+        assert f"{engine} {'.'.join(map(str, version))}" in text.replace("Docker", "docker").replace("Podman", "podman"), engine
+    assert f"version than {' or '.join(map(str, install.CRI_TABLES))}" in text
 
 
 def test_graft_synopsis():

@@ -177,7 +177,8 @@ def test_containerds_handler_has_the_options_of_the_runtime_that_it_stands_in_fo
         ("docker", "etc/docker/daemon.json", '{"a": ', "daemon.json: Expecting value"),
         ("docker", "etc/docker/daemon.json", "[]", "is no configuration of dockerd"),
         ("containerd", "etc/containerd/config.toml", "version = ", "config.toml: Invalid value"),
-        ("containerd", "etc/containerd/config.toml", "version = 1\n", "has version 1"),
+        ("containerd", "etc/containerd/config.toml", "version = 1\n", "has version 1, and graft knows 2 and 3 .convert it"),
+        ("containerd", "etc/containerd/config.toml", "version = 4\n", "has version 4, and graft knows 2 and 3 .write"),
         ("containerd", "etc/containerd/config.toml", f"version = 2\n{BEGIN}\n", "one of graft's two marks is"),
     ],
 )
@@ -256,8 +257,31 @@ def test_the_commands(root):
     assert tree(root) == before
 
 
+def test_what_was_found_is_said(root, monkeypatch, tmp_path):
+    """The version that is there, and the configuration that is changed."""
+    words = {"dockerd": "Docker version 28.5.2+dfsg3, build x", "podman": "podman version 5.8.0", "containerd": "containerd github.com/containerd/containerd 2.1.4~ds2 x"}
+    for program, said in words.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\necho '{said}'\n")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def first(engine):
+        done = CliRunner().invoke(graft, ["install", engine, "--dry-run", "--root", str(root)])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()[0]
+
+    assert first("docker") == f"docker: found 28.5.2 ({tmp_path}/dockerd), {root}/etc/docker/daemon.json"
+    assert first("podman") == f"podman: found 5.8.0 ({tmp_path}/podman), networks by cni"
+    assert first("containerd") == f"containerd: found 2.1.4 ({tmp_path}/containerd), {root}/etc/containerd/config.toml of version 2"
+    (root / "etc/docker/daemon.json").unlink()
+    assert first("docker").endswith(f", no {root}/etc/docker/daemon.json yet")
+    (tmp_path / "podman").write_text("#!/bin/sh\necho podman version 3.4.4\n")
+    done = CliRunner().invoke(graft, ["install", "podman", "--dry-run", "--root", str(root)])
+    assert str(done.exception) == "podman 3.4.4 is not supported (podman 4.0 or later)"
+
+
 def test_old_engines_are_refused(monkeypatch, tmp_path):
-    for said, message in (("Docker version 19.03.1, build x", "docker 19.03 is not supported"), ("what", "prints no version")):
+    for said, message in (("Docker version 19.03.1, build x", "docker 19.03.1 is not supported"), ("what", "prints no version")):
         (tmp_path / "dockerd").write_text(f"#!/bin/sh\necho '{said}'\n")
         (tmp_path / "dockerd").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path))
