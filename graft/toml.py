@@ -6,59 +6,122 @@ that somebody else than root may write decides nothing either.
 """
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from graft.errors import Failure, UsageError
 
 Check = Callable[[Any], Any]  # from the value in the file to the value that graft uses; raises UsageError
 Schema = Mapping[str, "Check | Schema"]  # of each key its check, of a table the schema of what is in it
+T = TypeVar("T")
+
+SIZE_MAX = 1 << 20  # bytes of a file: what is beyond would hold graftd's loop up
+
+HEADER = re.compile(r"\s*\[([^][]+)\]")  # [table]
+KEY = re.compile(r"\s*([^\s=#]+)\s*=")
 
 
 def read(path: Path, schema: Schema) -> dict[str, Any]:
     """The values of the file at @path as the checks of @schema return them; keys that the file lacks are not there.
 
-    Raises Failure, which names the file and the key, and FileNotFoundError.
+    Raises Failure, which names the file, the line and the key, and FileNotFoundError.
     """
+    text, document = _load(path)
+    return _table(_Source(path, text), "", document, schema)
+
+
+def read_names(path: Path, check: Callable[[str, Any], T]) -> dict[str, T]:
+    """What @check makes of each key of the file at @path and its value, by the key. Raises as read() does."""
+    text, document = _load(path)
+    source = _Source(path, text)
+    found: dict[str, T] = {}
+    for key, value in document.items():
+        try:
+            found[key] = check(key, value)
+        except UsageError as error:
+            raise source.wrong(key, error.message, error.hint) from None
+    return found
+
+
+def at_once(path: str, flags: int) -> int:
+    """An opener for open() that waits for nobody: a FIFO has no other end. Raises OSError."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _load(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise _wrong(path, "not a file")
             if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise _wrong(path, "others than root may write it", f"chown root {path}; chmod 644 {path}")
-            document = tomllib.loads(file.read().decode())
+            if found.st_size > SIZE_MAX:
+                raise _wrong(path, f"more than {SIZE_MAX >> 20} MiB")
+            text = file.read(SIZE_MAX).decode()
+            return text, tomllib.loads(text)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _wrong(path, error.strerror or str(error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _wrong(path, str(error)) from None
-    return _table(path, "", document, schema)
 
 
-def _wrong(path: Path, what: str, hint: str = "") -> Failure:
-    return Failure(f"{path}: {what}", hint=hint, code="EINVAL")
+def _wrong(where: Path | str, what: str, hint: str = "") -> Failure:
+    return Failure(f"{where}: {what}", hint=hint, code="EINVAL")
 
 
-def _table(path: Path, prefix: str, document: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+class _Source:
+    """A file and its text: where a key stands in it. tomllib does not say."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.text = text
+
+    def line(self, name: str) -> int:
+        """The line of the key or table @name; 0 if it is not written in the plain form."""
+        table = ""
+        for number, line in enumerate(self.text.splitlines(), 1):
+            header, key = HEADER.match(line), KEY.match(line)
+            if header:
+                table = header[1].strip()
+            if name == (table if header else f"{table}.{_bare(key[1])}".lstrip(".") if key else ""):
+                return number
+        return 0
+
+    def wrong(self, name: str, what: str, hint: str = "") -> Failure:
+        """What is wrong about the key @name, with the file and the line."""
+        line = self.line(name)
+        where = f"{self.path}, line {line}" if line else str(self.path)
+        return _wrong(where, f"{name}: {what}" if what else f"unknown key '{name}'", hint)
+
+
+def _bare(key: str) -> str:
+    return key[1:-1] if key[0] in "'\"" and key[-1] == key[0] and len(key) > 1 else key
+
+
+def _table(source: _Source, prefix: str, document: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = f"{prefix}{key}"
         check = schema.get(key)
         if check is None:
             known = ", ".join(f"{prefix}{k}" for k in schema)
-            raise _wrong(path, f"unknown key '{name}'", known)
+            raise source.wrong(name, "", known)
         if isinstance(check, Mapping):
             if not isinstance(value, dict):
-                raise _wrong(path, f"{name}: not a table", f"[{name}]")
-            found[key] = _table(path, f"{name}.", value, check)
+                raise source.wrong(name, "not a table", f"[{name}]")
+            found[key] = _table(source, f"{name}.", value, check)
             continue
         try:
             found[key] = check(value)
         except UsageError as error:
-            raise _wrong(path, f"{name}: {error.message}", error.hint) from None
+            raise source.wrong(name, error.message, error.hint) from None
     return found
 
 

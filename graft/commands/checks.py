@@ -21,7 +21,7 @@ from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, direct, libbpf, linux
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
-from graft.rules.configuration import configuration_path, read_configuration
+from graft.rules.configuration import configuration_path, read_configuration, read_endpoints
 from graft.trap import deputy, filter, sup
 
 
@@ -308,6 +308,7 @@ def _configuration() -> str:
 
 def _configured() -> dict[str, Any]:
     try:
+        read_endpoints()
         return read_configuration().document()
     except Failure as error:
         raise Lack(error.message, error.hint or "man graftd, CONFIGURATION") from None
@@ -319,8 +320,14 @@ def _in_force() -> str:
     except (Refused, Failure):
         return _described(_configured())
     told, path = status["configuration"], status["configured_by"]
-    if path == str(configuration_path()) and _configured() != told:
-        raise Lack(_described(told), f"{path} says something else now: graftd --replace, or systemctl restart graftd")
+    try:
+        differs = path == str(configuration_path()) and _configured() != told
+    except Lack as lack:
+        raise Lack(_described(told), f"{lack}; until it is right, this stays in force") from None
+    if differs:
+        raise Lack(_described(told), f"{path} says something else now: graftd takes it in 2 seconds, or logs why not")
+    if status["faults"]:
+        raise Lack(_described(told), "; ".join(status["faults"]))
     return _described(told)
 
 

@@ -17,6 +17,7 @@ from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, import_endpoints
 from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
+from graft.daemon.files import Files
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
@@ -26,7 +27,7 @@ from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
 from graft.rules.endpoint import endpoint_names, parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.publication import parse_publication
-from graft.tenants import attachments, publish
+from graft.tenants import attachments, endpoint_file, publish
 from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 from graft.text import listed
@@ -51,8 +52,9 @@ READING = (
 class Admin:
     """Answers admin requests, with the registry of a Daemon."""
 
-    def __init__(self, tenancy: Tenancy, resolver: Resolver, *, managed: bool) -> None:
+    def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, *, managed: bool) -> None:
         self.tenancy = tenancy
+        self.files = files  # of the administrator
         self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
         self.replacing = False  # is the next graftd about to start?
@@ -172,6 +174,7 @@ class Admin:
         """`graft endpoint del`: all of them or none."""
         table = self._table(connection, request.netns)
         try:
+            endpoint_file.check_deletion(table, request.names)
             self.tenancy.registry.delete_endpoints(table, request.names)
         finally:
             self.tenancy.registry.forget_empty(table)
@@ -281,6 +284,7 @@ class Admin:
             "configuration": tenancy.configuration.document(),
             "reserved": sorted(f"{port}/{PROTOCOL_NAME[protocol]}" for protocol, port in tenancy.reserved),
             "configured_by": str(configuration_path()),
+            "faults": self.files.faults(),
             "engines": engine_users(tenancy.registry),
         }
 

@@ -449,7 +449,7 @@ def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
     home = reg.home_endpoints()
     for name in names:
         if name not in tenant.table.endpoints and name in home:
-            tenant.table.endpoints[name] = home[name]._replace(imported=True)
+            tenant.table.endpoints[name] = home[name]._replace(imported=True, filed=False)
 
 
 def check_listener(fd: int) -> None:

@@ -39,6 +39,7 @@ from graft import __version__, protocol
 from graft.daemon.admin import Admin
 from graft.daemon.agent import Agent
 from graft.daemon.connection import Connection
+from graft.daemon.files import Files
 from graft.daemon.tenancy import Tenancy
 from graft.engines.docker import Docker
 from graft.engines.resolver import Resolver
@@ -58,10 +59,9 @@ from graft.process.store import KEEPER_ENTRY, Store, exec_with
 from graft.process.sweeper import leave_sweeper
 from graft.process.title import GRAFTD, set_title
 from graft.rules.address import parse_address
-from graft.rules.configuration import Configuration, read_configuration
 from graft.rules.limits import default_limits
 from graft.rules.slices import dynamic_address
-from graft.tenants import attachments
+from graft.tenants import attachments, endpoint_file
 from graft.tenants.direct import lives
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
@@ -110,7 +110,8 @@ class Daemon:
         check_level()
         inherited = self.store.inherited()
         self.registry.load()  # first: if it fails, nothing has been made that would be left behind
-        configuration = self._configuration()
+        self.files = Files(self.registry, lambda changed: self.tenancy.configure(changed))
+        configuration = self.files.begin()
         root = cgroup2_root()
         mount_bpffs()
         self.root = root
@@ -126,19 +127,19 @@ class Daemon:
         self.tenancy = Tenancy(
             self.directory, self.loop, self.store, self.kernel, self.registry, self.limits, configuration
         )
-        self.kernel.reserve({port for protocol, port in self.tenancy.reserved if protocol == socket.IPPROTO_UDP})
         self.calls = self.tenancy.calls
         self.resolver = Resolver(self.loop, self.registry, self.kernel, self.store)
         self.docker = Docker(
             self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
         )
-        self.admin = Admin(self.tenancy, self.resolver, managed=self.managed)
+        self.admin = Admin(self.tenancy, self.resolver, self.files, managed=self.managed)
         self.agent = Agent(self.tenancy)
         self._restore(dict(inherited), inherited)
         self.tenancy.direct.sweep()
         for address in self.registry.sweep():
             log.warning("%s was on lo for a container that has ended: removed", address)
         self.registry.reconcile()
+        self.files.endpoints.read()
         self.watch = addresses.watch_addresses()
         self._read_locals(0)
         self.loop.add(self.watch.fileno(), self._read_locals)
@@ -169,19 +170,6 @@ class Daemon:
         found = {parse_address(text) for text in addresses.addresses()}
         self.kernel.know_locals(found - self.registry.added)
         self.tenancy.interfaces.refresh()
-
-    def _configuration(self) -> Configuration:
-        """graftd.toml. Raises Failure if it is wrong and no container waits for this graftd.
-
-        Those that run must not lose their network for a slip of the pen: they go on, with the defaults.
-        """
-        try:
-            return read_configuration()
-        except Failure as error:
-            if not self.registry.tenants:
-                raise
-            log.error("%s; until it is right and graftd is restarted, the defaults are in force", error)
-            return Configuration()
 
     def _claim_namespace(self) -> None:
         """Lock the host namespace: two graftds there would refuse each other's sockets.
@@ -333,7 +321,7 @@ class Daemon:
         ]
         if not self.managed:
             steps.append(("the cgroup", lambda: leave_cgroup(self.root, remove=True)))
-        if not self.registry.tables:
+        if not endpoint_file.any_added(self.registry):
             steps.append((str(self.registry.state), lambda: self.registry.state.unlink(missing_ok=True)))
         _undo(steps)
 
@@ -352,6 +340,7 @@ class Daemon:
         self.resolver.expire()
         self.store.flush()
         self._check_policy()
+        self.files.look()
         if self.tenancy.stray:
             self.tenancy.stray = False
             for cgroup in (
@@ -381,7 +370,8 @@ class Daemon:
             attachments.forget_expected(self.registry)
             self.tenancy.direct.sweep()
             self.tenancy.keep_places()
-        if self.registry.tenants or self.connections or self.registry.tables or self.registry.attachments:
+        used = self.registry.tenants or self.connections or self.registry.attachments
+        if used or endpoint_file.any_added(self.registry):
             self.last_used = now
         elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
             self.loop.running = False

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from socket import IPPROTO_UDP
 
 from graft.daemon.connection import Connection
 from graft.daemon.doors import Doors
@@ -60,10 +61,9 @@ class Tenancy:
         self.store = store
         self.kernel = kernel
         self.registry = registry
-        registry.pod_resolvers = configuration.resolvers
         self.limits = limits  # of a container that names none
-        self.configuration = configuration
-        self.reserved = configuration.reserved(wildcard_ports(OWNER_BASE))
+        self.listening = wildcard_ports(OWNER_BASE)  # when graftd began
+        self.configure(configuration)
         stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
@@ -79,6 +79,20 @@ class Tenancy:
         self.kept_places: set[int] = set()
         self.stray = False  # a listener has been put out of reach
         self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
+
+    def configure(self, configuration: Configuration) -> None:
+        """Put graftd.toml in force: for containers that are created from now on, the pods' resolvers for all.
+
+        What a container was given it keeps. Raises OSError if a map is full.
+        """
+        self.configuration = configuration
+        self.reserved = configuration.reserved(self.listening)
+        self.kernel.reserve({port for protocol, port in self.reserved if protocol == IPPROTO_UDP})
+        if self.registry.pod_resolvers != configuration.resolvers:
+            self.registry.pod_resolvers = configuration.resolvers
+            for tenant in self.registry.tenants.values():
+                if tenant.netns_fd >= 0:  # not while graftd starts, and gives them their descriptors back
+                    self.registry.apply(tenant)
 
     # -- tenants --
 

@@ -38,7 +38,7 @@ def check_believed(container: Container, configuration: Configuration, most: Lim
         if word and not _allows(configuration.annotations, word):
             raise Refused(
                 f"annotation '{key}={value}': pods may not use {word} on this node",
-                hint=f'{path}, [pods], annotations = ["{word}"] allows it; then restart graftd',
+                hint=f'{path}, [pods], annotations = ["{word}"] allows it',
                 code="EPERM",
             )
 
@@ -78,7 +78,7 @@ def check_addresses(
             )
             raise Refused(
                 f"{container.what} 'graft.ip={address}': not in {where}",
-                hint=f'take one of it; or {path}, addresses = ["{address}"] allows it; then restart graftd',
+                hint=f'take one of it; or {path}, addresses = ["{address}"] allows it',
                 code="EACCES",
             )
         if _special(network, address):

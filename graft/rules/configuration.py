@@ -1,7 +1,7 @@
-"""graftd.toml: what the administrator of a host decides for all of its containers.
+"""graftd.toml: what the administrator of a host decides for all of its containers. endpoints.toml: its endpoints.
 
 The grammar is in man/graftd.8.md, "CONFIGURATION". Each key is optional; without a file the defaults hold, which are
-the narrow ones. graftd reads it when it starts.
+the narrow ones. graftd reads both when it starts, and when they change (graft/daemon/files.py).
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from graft import toml
 from graft.errors import Failure, UsageError
 from graft.rules.address import PROTOCOL_NAME, Address, Prefix, parse_address, parse_ports, parse_prefix
+from graft.rules.endpoint import EndpointWords, parse_endpoint_words, parse_name
 from graft.rules.request import LABELS
 
 CONFIGURATION = Path("/etc/graft/graftd.toml")
@@ -114,3 +115,27 @@ def read_configuration() -> Configuration:
             raise Failure(f"{path}: {error.strerror}", code="ENOENT") from None
         return Configuration()
     return Configuration(**{**found.pop("pods", {}), **found})
+
+
+def endpoints_path() -> Path:
+    """Where the host's endpoints are: endpoints.toml, beside the configuration."""
+    return configuration_path().with_name("endpoints.toml")
+
+
+def _parse_endpoint(name: str, value: Any) -> EndpointWords:
+    parse_name(name)
+    words = parse_endpoint_words(toml.text(value).split())
+    if words.netns:
+        raise UsageError("a file names no network namespace", hint=f"graft endpoint add {name} ... netns NETNS")
+    return words
+
+
+def read_endpoints() -> dict[str, EndpointWords]:
+    """The endpoints in the file at endpoints_path(), by name; none if there is no file.
+
+    Raises Failure, which names the file, the line and the endpoint.
+    """
+    try:
+        return toml.read_names(endpoints_path(), _parse_endpoint)
+    except FileNotFoundError:
+        return {}

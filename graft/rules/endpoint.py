@@ -46,6 +46,7 @@ class Endpoint(NamedTuple):
     local: bool = False  # type local: a unix socket whose path graftd chooses
     ingress: bool = False  # of an imported one: does an ingress rule of the container name it?
     egress: bool = False  # does an egress rule?
+    filed: bool = False  # it stands in endpoints.toml
 
     @property
     def serves(self) -> bool:

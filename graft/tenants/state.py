@@ -176,4 +176,5 @@ def _endpoint(saved: dict[str, Any]) -> Endpoint:
         place=saved["place"],
         imported=saved["imported"],
         local=saved["type"] == "local",
+        filed=saved.get("filed", False),
     )

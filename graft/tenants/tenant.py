@@ -341,6 +341,8 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
         document["path"] = endpoint.path
     if endpoint.netns:
         document["netns"] = endpoint.netns
+    if endpoint.filed:
+        document["filed"] = True
     return {**document, "span": endpoint.span, "published": endpoint.published}
 
 

@@ -133,7 +133,7 @@ def test_annotations_take_nothing(containerd, host):
             refused(
                 containerd,
                 f"annotation '{label}={value}': pods may not use {label} on this node "
-                f'({host.config}, [pods], annotations = ["{label}"] allows it; then restart graftd)',
+                f'({host.config}, [pods], annotations = ["{label}"] allows it)',
                 **{key: value},
             )
         pod = containerd.pod("modest", graft_egress="none", graft_family="on", graft_limit="sockets=100")
@@ -218,7 +218,7 @@ def test_an_address_by_annotation(containerd, host):
             refused(
                 containerd,
                 f"annotation 'graft.ip={address}': not in the container's network (10.96.0.0/24) "
-                f'(take one of it; or {host.config}, addresses = ["{address}"] allows it; then restart graftd)',
+                f'(take one of it; or {host.config}, addresses = ["{address}"] allows it)',
                 graft_ip=address,
             )
         refused(containerd, "the gateway's or a broadcast address of 10.96.0.0/24", graft_ip="10.96.0.1")

@@ -44,7 +44,41 @@ def test_what_is_wrong(file, text, says):
     file.write_text(text)
     with pytest.raises(Failure) as found:
         toml.read(file, SCHEMA)
-    assert str(found.value).startswith(f"{file}: {says}")
+    told = str(found.value)
+    assert told.startswith((f"{file}: {says}", f"{file}, line {text.count(chr(10)) + 1}: {says}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("on = true\n\nnames = [1]", 3),
+        ("'names' = [1]", 1),
+        ('"names" = [1]', 1),
+        ("on = true\n[deep]\nnames = [1]", 3),
+        ("[ deep ]\nnames = [1]", 2),
+        ('names = ["names = 1",\n2]', 1),
+        ("# names = 3\nnames = [1]", 2),
+        ("deep.names = [1]", 1),
+        ("deep = {names = [1]}", 0),
+        ("\n[shallow]", 2),
+    ],
+)
+def test_the_line(file, text, line):
+    """A wrong key is told with its line, where it is written plainly."""
+    file.write_text(text)
+    with pytest.raises(Failure) as found:
+        toml.read(file, SCHEMA)
+    assert str(found.value).startswith(f"{file}, line {line}: " if line else f"{file}: ")
+
+
+def test_what_is_too_much(file):
+    """Deep and long files cost one line, not the loop of graftd."""
+    file.write_text("on = " + "[" * 5000)
+    with pytest.raises(Failure, match=f"{file}: "):
+        toml.read(file, SCHEMA)
+    file.write_text("#" * (1 << 20) + "\n")
+    with pytest.raises(Failure, match=f"{file}: more than 1 MiB"):
+        toml.read(file, SCHEMA)
 
 
 def test_bytes_that_are_no_text(file):

@@ -54,7 +54,7 @@ def test_what_a_pod_may_not_take(key, value, word):
         believed(key, value, *(a for a in ANNOTATIONS if a != word and a != "graft.endpoint"))
     assert str(found.value) == (
         f"annotation '{key}={value}': pods may not use {word} on this node "
-        f'({FILE}, [pods], annotations = ["{word}"] allows it; then restart graftd)'
+        f'({FILE}, [pods], annotations = ["{word}"] allows it)'
     )
     assert found.value.code == "EPERM"
     believed(key, value, word)
@@ -102,7 +102,7 @@ def test_addresses_of_the_containers_network():
             placed("169.254.169.254", "10.79.0.0/24", engine=engine)
         assert str(found.value) == (
             f"{what} 'graft.ip=169.254.169.254': not in the container's network (10.79.0.0/24) "
-            f'(take one of it; or {FILE}, addresses = ["169.254.169.254"] allows it; then restart graftd)'
+            f'(take one of it; or {FILE}, addresses = ["169.254.169.254"] allows it)'
         )
     with pytest.raises(Refused, match=r"not in a network of the container"):
         placed("10.79.0.5")

@@ -5,7 +5,8 @@ import pytest
 from graft.errors import Failure, UsageError
 from graft.rules import configuration
 from graft.rules.address import parse_address, parse_prefix
-from graft.rules.configuration import Configuration, read_configuration
+from graft.rules.configuration import Configuration, read_configuration, read_endpoints
+from graft.rules.endpoint import EndpointWords
 
 
 @pytest.fixture
@@ -73,7 +74,57 @@ def test_what_is_wrong(file, text, says):
     file.write_text(text)
     with pytest.raises(Failure) as found:
         read_configuration()
-    assert str(found.value).startswith(f"{file}: {says}")
+    assert str(found.value).startswith(f"{file}, line {text.count(chr(10)) + 1}: {says}")
+
+
+@pytest.fixture
+def endpoints(file):
+    path = file.with_name("endpoints.toml")
+    path.touch(0o644)
+    return path
+
+
+def test_endpoints_are_in_the_grammar_of_endpoint_add(endpoints):
+    assert read_endpoints() == {}
+    endpoints.write_text('web = "type ipv4 addr 192.0.2.1 port 80"\n"ep-Ü" = "port dynamic addr ::1 type ipv6"\n')
+    assert read_endpoints() == {
+        "web": EndpointWords("ipv4", "192.0.2.1", "80"),
+        "ep-Ü": EndpointWords("ipv6", "::1", "dynamic"),
+    }
+    endpoints.unlink()
+    assert read_endpoints() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('a = "type ipv4 addr 192.0.2.1"', "a: 'port' is missing"),
+        ('ok = "type local"\nb = "type ipv4 addr 192.0.2.300 port 80"', "b: '192.0.2.300' is not"),
+        ('"../x" = "type local"', "../x: endpoint name '../x' has a space, '=', '/'"),
+        ('"" = "type local"', ": endpoint name is empty"),
+        ('sixteen-letters- = "type local"', "sixteen-letters-: endpoint name 'sixteen-letters-' is 16 bytes long"),
+        ("a = 80", "a: 80 is not a string"),
+        ('[a]\ntype = "local"', "a: {'type': 'local'} is not a string"),
+        ('a = "type unix path ../../etc/shadow"', "a: path '../../etc/shadow' is not absolute"),
+        ('a = "type ipv4 addr 127.0.0.1 port 1 netns 1"', "a: a file names no network namespace"),
+        ('a = "type unix path /run/x/y netns blue"', "a: a file names no network namespace"),
+        ('a = ""', "a: 'type' is missing"),
+    ],
+)
+def test_endpoints_that_are_wrong(endpoints, text, says):
+    endpoints.write_text(text)
+    with pytest.raises(Failure) as found:
+        read_endpoints()
+    told = str(found.value).removeprefix(str(endpoints))
+    assert told.partition(": ")[0] in ("", ", line 1", ", line 2")
+    assert told.partition(": ")[2].startswith(says)
+
+
+def test_endpoints_of_a_file_that_others_write(endpoints):
+    endpoints.write_text('web = "type local"\n')
+    endpoints.chmod(0o666)
+    with pytest.raises(Failure, match="others than root may write it"):
+        read_endpoints()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""The administrator's files: when a change is taken, and what a fault costs."""
+
+import os
+import shutil
+
+import pytest
+
+from graft.daemon import files
+from graft.daemon.files import File
+from graft.errors import Failure
+from graft.rules.configuration import read_endpoints
+
+
+class Taken:
+    """What a file says; "bad" is a fault."""
+
+    def __init__(self, path):
+        self.path = path
+        self.texts = []
+
+    def __call__(self):
+        text = self.path.read_text() if self.path.exists() else ""
+        if "bad" in text:
+            raise Failure(f"{self.path}, line 1: bad")
+        self.texts.append(text)
+
+
+@pytest.fixture
+def at(tmp_path):
+    return tmp_path / "etc" / "endpoints.toml"
+
+
+@pytest.fixture
+def taken(at):
+    return Taken(at)
+
+
+@pytest.fixture
+def file(at, taken):
+    return File(at, taken)
+
+
+def settle(file):
+    """Two looks: one that sees a change, one that finds it at rest."""
+    file.look()
+    file.look()
+
+
+def test_what_does_not_change_is_not_read(file, taken):
+    settle(file)
+    assert taken.texts == []
+
+
+def test_a_directory_that_is_made_later(file, taken, at):
+    at.parent.mkdir()
+    at.write_text("a")
+    file.look()
+    assert taken.texts == [], "it may not be whole yet"
+    file.look()
+    settle(file)
+    assert taken.texts == ["a"]
+
+
+def test_it_is_replaced_and_removed(file, taken, at):
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(file)
+    at.with_suffix(".new").write_text("b")
+    at.with_suffix(".new").rename(at)
+    settle(file)
+    at.unlink()
+    settle(file)
+    assert taken.texts == ["a", "b", ""]
+
+
+def test_removed_and_made_anew_is_one_change(file, taken, at):
+    """install(1) does so: nobody is to lose an endpoint for that moment."""
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(file)
+    at.unlink()
+    file.look()
+    at.write_text("b")
+    settle(file)
+    assert taken.texts == ["a", "b"]
+
+
+def test_it_is_not_read_while_somebody_writes(file, taken, at):
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(file)
+    with at.open("w") as writer:
+        writer.write("b")
+        writer.flush()
+        for _ in range(5):
+            file.look()
+        assert taken.texts == ["a"], "it was empty, and then half of it was there"
+        writer.write("c")
+    settle(file)
+    assert taken.texts == ["a", "bc"]
+
+
+def test_a_reader_does_not_hold_it_up(file, taken, at):
+    at.parent.mkdir()
+    at.write_text("a")
+    with at.open():
+        settle(file)
+    assert taken.texts == ["a"]
+
+
+def test_links_of_a_config_map(file, taken, at):
+    """Kubernetes: the file is a link through ..data, which is a link to a directory, and is renamed."""
+    at.parent.mkdir()
+    for name in ("..1", "..2"):
+        (at.parent / name).mkdir()
+        (at.parent / name / at.name).write_text(name)
+    (at.parent / "..data").symlink_to("..1")
+    at.symlink_to(f"..data/{at.name}")
+    settle(file)
+    (at.parent / "..data_tmp").symlink_to("..2")
+    (at.parent / "..data_tmp").rename(at.parent / "..data")
+    shutil.rmtree(at.parent / "..1")
+    settle(file)
+    assert taken.texts == ["..1", "..2"]
+
+
+def test_a_directory_that_is_exchanged(file, taken, at):
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(file)
+    at.parent.rename(at.parent.with_name("old"))
+    at.parent.mkdir()
+    at.write_text("b")
+    settle(file)
+    assert taken.texts == ["a", "b"]
+
+
+def test_a_fault_is_told_once_and_costs_nothing(file, taken, at, caplog):
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(file)
+    for text in ("bad", "bad\n", "bad again"):
+        at.write_text(text)
+        settle(file)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == [
+        f"{at}, line 1: bad; what was in force stays so"
+    ]
+    assert (taken.texts, file.fault) == (["a"], f"{at}, line 1: bad")
+    at.write_text("b")
+    settle(file)
+    assert (taken.texts, file.fault) == (["a", "b"], "")
+    at.write_text("bad")
+    settle(file)
+    assert sum(r.levelname == "ERROR" for r in caplog.records) == 2
+
+
+def test_what_could_not_be_taken_is_tried_again(file, taken, at, monkeypatch):
+    """The directory of a unix endpoint may be made after the file."""
+    now = [100.0]
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    at.parent.mkdir()
+    at.write_text("bad")
+    settle(file)
+    monkeypatch.setattr(file, "take", lambda: taken.texts.append("now"))
+    now[0] += files.AGAIN_SECONDS - 1
+    settle(file)
+    assert taken.texts == []
+    now[0] += 1
+    settle(file)
+    settle(file)
+    assert (taken.texts, file.fault) == (["now"], "")
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "loop"])
+def test_what_is_no_file(file, at, kind, monkeypatch):
+    """It is told, and does not hold graftd up."""
+    at.parent.mkdir()
+    if kind == "directory":
+        at.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(at)
+    else:
+        at.symlink_to(at.name)
+    file.take = read_endpoints
+    monkeypatch.setenv("GRAFT_CONFIG", str(at.with_name("graftd.toml")))
+    settle(file)
+    assert file.fault.startswith(f"{at}: ") == (kind != "loop")
