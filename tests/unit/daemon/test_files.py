@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 
 import pytest
 
@@ -157,7 +158,7 @@ def test_a_fault_is_told_once_and_costs_nothing(file, taken, at, caplog):
 def test_what_could_not_be_taken_is_tried_again(file, taken, at, monkeypatch):
     """The directory of a unix endpoint may be made after the file."""
     now = [100.0]
-    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     at.parent.mkdir()
     at.write_text("bad")
     settle(file)
