@@ -105,9 +105,9 @@ $(SHIM): csrc/shim.c csrc/sup.h
 	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
 		-fvisibility=hidden $< -o $@
 
-$(RUNTIME): csrc/runtime.c graft/__init__.py
+$(RUNTIME): csrc/runtime.c csrc/runtime_hooks.c csrc/runtime.h graft/__init__.py
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' $< -o $@
+	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' csrc/runtime.c csrc/runtime_hooks.c -o $@
 
 compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(SHIM) $(RUNTIME)
 

@@ -5,8 +5,9 @@
  * For `create` and `run` it asks graftd, over its admin socket, to put the traps into the bundle's config.json, and
  * becomes the real runtime. For an `exec` with CAP_NET_ADMIN it asks whether the container may have that. All other
  * verbs go straight through. As graft-hook it is an OCI hook of the stage
- * `precreate` (oci-hooks(5)): config.json from stdin to stdout. In C because an engine waits for it at every create:
- * a Python interpreter takes longer to start than runc needs for the container.
+ * `precreate` (oci-hooks(5)): config.json from stdin to stdout. runtime_hooks.c has the hooks of direct containers.
+ * In C because an engine waits for it at every create: a Python interpreter takes longer to start than runc needs for
+ * the container.
  *
  * What graftd refuses is the engine's own error: it goes to stderr and, as runc's does, to the file of --log, which
  * containerd reads. Without graftd nothing is created.
@@ -18,31 +19,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <limits.h>
-#include <linux/mount.h>
-#include <sched.h>
-#include <signal.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <sys/vfs.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "runtime.h"
+
 #define REPLY_SECONDS 30
 #define ROOM (4 << 20)
-#define MOUNTS_MAX 256
-#define SYSFS_MAGIC 0x62656572 /* linux/magic.h */
 
 static const char *log_file;
 static const char *run_dir = "/run/graft";
 static int told = STDERR_FILENO;
 
 /* Write @text as a string of JSON. */
-static void put_string(FILE *to, const char *text)
+void put_string(FILE *to, const char *text)
 {
 	fputc('"', to);
 	for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
@@ -56,7 +49,7 @@ static void put_string(FILE *to, const char *text)
 	fputc('"', to);
 }
 
-static void __attribute__((noreturn)) fail(const char *why, const char *hint)
+void fail(const char *why, const char *hint)
 {
 	char text[8192], when[40];
 	time_t now = time(NULL);
@@ -95,7 +88,7 @@ static int dial(void)
 }
 
 /* The string after @key in a reply, which is JSON in ASCII; "" if @key is not there. */
-static void get_string(const char *reply, const char *key, char *to, size_t room)
+void get_string(const char *reply, const char *key, char *to, size_t room)
 {
 	const char *at = strstr(reply, key);
 	char *end = to + room - 1;
@@ -121,7 +114,7 @@ static void get_string(const char *reply, const char *key, char *to, size_t room
  * are those that Python's json.dumps() writes (graft/daemon/connection.py, Connection._send;
  * tests/unit/daemon/test_connection.py).
  */
-static char *ask(char *request, size_t size)
+char *ask(char *request, size_t size)
 {
 	char *reply = malloc(ROOM), why[4096], hint[2048];
 	int sock = dial();
@@ -172,7 +165,7 @@ static void prepare(const char *bundle, const char *id)
 }
 
 /* All of @from, which is closed, on one line: a newline within a string of JSON is written as \\n. */
-static char *read_line(FILE *from)
+char *read_line(FILE *from)
 {
 	char *text = malloc(ROOM);
 	size_t have = fread(text, 1, ROOM - 1, from);
@@ -241,154 +234,6 @@ static int hook(void)
 	return puts(reply) < 0 || fflush(stdout) ? 1 : 0;
 }
 
-/*
- * The stage prestart of a direct container: its first process waits in its cgroup, for which graftd has the policy.
- * @argv: Docker's hook with its words, if there is one. That looks for the container's network at the PID in the
- * state, so it is told this process's, which enters that network.
- */
-static int begin(char **argv)
-{
-	const char *metadata = getenv("GRAFT_METADATA");
-	char *state = read_line(stdin), *request = NULL, *reply, *at, *end, netns[4096];
-	int status = 1, fd, ends[2];
-	size_t size = 0;
-	FILE *text;
-	pid_t child;
-
-	at = strstr(state, "\"pid\":");
-	if (!metadata || !at)
-		fail("this is a hook that graftd has put into a config.json", "");
-	text = open_memstream(&request, &size);
-	fprintf(text, "{\"op\":\"begin\",\"version\":\"" VERSION "\",\"metadata\":");
-	put_string(text, metadata);
-	fprintf(text, ",\"state\":%s}\n", state);
-	fclose(text);
-	reply = ask(request, size);
-	if (!*argv)
-		return 0;
-	get_string(reply, "\"netns\": \"", netns, sizeof(netns));
-	fd = open(netns, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || setns(fd, CLONE_NEWNET) || pipe2(ends, O_CLOEXEC))
-		fail(strerror(errno), netns);
-	unsetenv("GRAFT_METADATA");
-	child = fork();
-	if (child < 0)
-		fail(strerror(errno), *argv);
-	if (!child) {
-		dup2(ends[0], STDIN_FILENO);
-		execv(argv[0], argv + 1);
-		fail(strerror(errno), argv[0]);
-	}
-	close(ends[0]);
-	signal(SIGPIPE, SIG_IGN);
-	at += strlen("\"pid\":");
-	strtol(at, &end, 10);
-	dprintf(ends[1], "%.*s%d%s", (int)(at - state), state, (int)getpid(), end);
-	close(ends[1]);
-	if (waitpid(child, &status, 0) != child || !WIFEXITED(status))
-		return 1;
-	return WEXITSTATUS(status);
-}
-
-/* The path of a mount in a line of mountinfo (proc(5)), in which a blank is \040; NULL if there is none. */
-static char *mount_place(char *line)
-{
-	char *at = line, *to;
-
-	for (int i = 0; at && i < 4; i++) {
-		at = strchr(at, ' ');
-		at = at ? at + 1 : NULL;
-	}
-	if (!at)
-		return NULL;
-	at[strcspn(at, " ")] = 0;
-	line = to = at;
-	for (; *at; at++) {
-		if (*at == '\\' && strnlen(at, 4) == 4) {
-			*to++ = (char)((at[1] - '0') << 6 | (at[2] - '0') << 3 | (at[3] - '0'));
-			at += 3;
-		} else {
-			*to++ = *at;
-		}
-	}
-	*to = 0;
-	return line;
-}
-
-/* Copies of the mounts below @place, with what is below them, and their paths; how many. */
-static int copy_mounts(const char *place, int *trees, char **places)
-{
-	FILE *from = fopen("/proc/self/mountinfo", "re");
-	size_t room = 0, length = strlen(place);
-	char *line = NULL, *at;
-	int count = 0, i;
-
-	while (from && count < MOUNTS_MAX && getline(&line, &room, from) > 0) {
-		at = mount_place(line);
-		if (!at || strncmp(at, place, length) || at[length] != '/')
-			continue;
-		for (i = 0; i < count; i++)
-			if (!strncmp(at, places[i], strlen(places[i])) && strchr("/", at[strlen(places[i])]))
-				break;
-		if (i < count)
-			continue; /* it comes with the one above it, or is another at the same place */
-		trees[count] =
-			(int)syscall(SYS_open_tree, AT_FDCWD, at, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
-		if (trees[count] < 0)
-			fail(strerror(errno), at);
-		places[count++] = strdup(at);
-	}
-	free(line);
-	if (!from || count == MOUNTS_MAX)
-		fail("the mounts below /sys are not known", "");
-	fclose(from);
-	return count;
-}
-
-/*
- * The stage createContainer of a direct container: the runtime has mounted a sysfs, which shows the network of the
- * host. One that shows the container's goes in its place, with the mounts that are below it.
- */
-static int show_sysfs(void)
-{
-	const char *netns = getenv("GRAFT_NETNS"), *inode = getenv("GRAFT_NETNS_INODE"),
-		   *root = getenv("GRAFT_ROOTFS");
-	char place[PATH_MAX], *root_path = root ? realpath(root, NULL) : NULL, *places[MOUNTS_MAX];
-	int count, tree, context, at, trees[MOUNTS_MAX], fd = netns ? open(netns, O_RDONLY | O_CLOEXEC) : -1;
-	struct statfs there;
-	struct stat found;
-
-	free(read_line(stdin)); /* crun fails where nobody reads the state */
-	if (fd < 0 || !root_path || !inode || fstat(fd, &found))
-		fail("the container's network or root is not found", strerror(errno));
-	if (found.st_ino != strtoull(inode, NULL, 10) || setns(fd, CLONE_NEWNET))
-		fail("the container's network is not entered", netns);
-	if (snprintf(place, sizeof(place), "%s/sys", root_path) >= (int)sizeof(place))
-		fail("the path of the container's root is too long", root_path);
-	at = open(place, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	if (at < 0 && errno == ENOENT)
-		return 0; /* it has none */
-	if (at < 0 || fstat(at, &found) || !S_ISDIR(found.st_mode) || fstatfs(at, &there))
-		fail("the container's /sys is no directory", ""); /* an image's link may lead out of its root */
-	if (there.f_type != SYSFS_MAGIC)
-		return 0;
-	context = (int)syscall(SYS_fsopen, "sysfs", FSOPEN_CLOEXEC);
-	if (context < 0 || syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
-		fail("sysfs", strerror(errno));
-	tree = (int)syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC,
-			    MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
-	if (tree < 0)
-		fail("sysfs", strerror(errno));
-	count = copy_mounts(place, trees, places);
-	if (syscall(SYS_move_mount, tree, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
-		fail(strerror(errno), place);
-	for (int i = 0; i < count; i++)
-		if (syscall(SYS_move_mount, trees[i], "", AT_FDCWD, places[i], MOVE_MOUNT_F_EMPTY_PATH) &&
-		    errno != ENOENT)
-			fail(strerror(errno), places[i]);
-	return 0;
-}
-
 /* Is this word a verb? Looked up wherever it stands, because an option before it may have a value unknown here. */
 static bool is_verb(const char *word)
 {
@@ -450,9 +295,9 @@ int main(int argc, char **argv)
 	if (!strcmp(name, "graft-hook"))
 		return hook();
 	if (!strcmp(name, "graft-begin"))
-		return begin(argv + first);
-	if (!strcmp(name, "graft-sysfs"))
-		return show_sysfs();
+		return begin_direct(argv + first);
+	if (!strcmp(name, "graft-network"))
+		return show_network();
 	for (int i = first; i < argc; i += used) {
 		used = option(argv + i, "--log", &log_file);
 		if (!used && verb)

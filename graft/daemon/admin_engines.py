@@ -162,7 +162,8 @@ class EngineOrders:
             if creation.bundle and not direct.has_cgroup2(mounts_of(creation.pid)):
                 self.tenancy.direct.prepare(container.id, creation.pid)
             rootfs = os.path.join(creation.bundle, (config.get("root") or {}).get("path") or "")
-            return direct.edit(config, self.tenancy.directory, path, os.fstat(netns).st_ino, rootfs)
+            holder = self.tenancy.direct.marks / container.id
+            return direct.edit(config, self.tenancy.directory, path, os.fstat(netns).st_ino, rootfs, holder)
         except OSError as error:
             raise from_oserror("make the container direct", error, hint="see graftd's log") from None
 

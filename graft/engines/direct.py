@@ -13,9 +13,9 @@ the runtime's own. sysfs shows the netns of whoever mounts it. /proc/sys/net is 
 capability. Root needs no capability to start a process in a cgroup that it can open (clone3(2), CLONE_INTO_CGROUP).
 
 Solution: the network entry is left out; a hook of the stage prestart has graftd attach the policy to the cgroup; a
-hook of the stage createContainer puts the sysfs of the container's netns in the place of the host's (both are
-graft-runtime). Docker's hook finds the sandbox by the first process's PID: graft's runs it with the PID of a process
-that is in the container's netns. graftd sets the sysctls of the container's network.
+hook of the stage createContainer puts the sysfs and the /proc/net of the container's netns in the place of the host's
+(both are graft-runtime, csrc/runtime_hooks.c). Docker's hook finds the sandbox by the first process's PID: graft's
+runs it with the PID of a process that is in the container's netns. graftd sets the sysctls of the container's network.
 
 Where a runtime sees no cgroup2, it puts no container into one. Then graft-runtime enters a cgroup2 before it becomes
 the runtime, at `create` and at each `exec`.
@@ -146,31 +146,32 @@ def is_dockers(hook: Document) -> bool:
     return DOCKER_HOOK in msgspec.json.encode(hook.get("args") or ())
 
 
-def edit(config: Document, directory: Path, netns: str, inode: int, rootfs: str) -> Document:
+def edit(config: Document, directory: Path, netns: str, inode: int, rootfs: str, holder: Path) -> Document:
     """Return @config, which has graft's traps already, with what makes the container direct.
 
     @directory: graftd's. @netns: a path of the container's netns, whose @inode is checked. @rootfs: absolute.
+    @holder: where the PID of a process is written that lives in that netns while the container does.
     """
     section: Document = config["linux"]
     kept = [n for n in section["namespaces"] if n["type"] != "network"]
     if all(n["type"] != "cgroup" for n in kept):
         kept.append({"type": "cgroup"})
     sysctls = {k: v for k, v in (section.get("sysctl") or {}).items() if not is_networks(k)}
-    metadata = f"GRAFT_METADATA={section['seccomp']['listenerMetadata']}"
+    told = [f"GRAFT_METADATA={section['seccomp']['listenerMetadata']}", f"GRAFT_HOLDER={holder}"]
     begin: Document = {
         "path": str(PROGRAM),
         "args": ["graft-begin", f"--graft-run-dir={directory}"],
-        "env": [metadata],
+        "env": told,
     }
     inside = {
         "path": str(PROGRAM),
-        "args": ["graft-sysfs"],
-        "env": [f"GRAFT_NETNS={netns}", f"GRAFT_NETNS_INODE={inode}", f"GRAFT_ROOTFS={rootfs}"],
+        "args": ["graft-network"],
+        "env": [f"GRAFT_NETNS={netns}", f"GRAFT_NETNS_INODE={inode}", f"GRAFT_ROOTFS={rootfs}", told[1]],
     }
     hooks: dict[str, Any] = dict(config.get("hooks") or {})
     dockers = [
         {**hook, "path": str(PROGRAM), "args": [*begin["args"], hook["path"], *hook["args"]],
-         "env": [*(hook.get("env") or ()), metadata]}
+         "env": [*(hook.get("env") or ()), *told]}
         for hook in hooks.get("prestart") or ()
     ]  # fmt: skip
     hooks["prestart"] = dockers or [begin]

@@ -92,7 +92,7 @@ class EngineContainers(DirectContainers):
         """Let graft-runtime know that the container with the engine's id @number is direct. Raises OSError."""
         if "/" not in number:
             self.marks.mkdir(parents=True, exist_ok=True)
-            (self.marks / number).touch()
+            (self.marks / number).touch()  # the hook writes the PID of the netns's holder into it
 
     def forget(self, number: str) -> None:
         """Close what keep() has kept for a container that is there, or will not come."""

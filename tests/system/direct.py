@@ -18,6 +18,10 @@ def attempt(*words):
     except OSError as error:
         return errno.errorcode[error.errno]
 seen = {"netns": os.readlink("/proc/self/ns/net"), "sysfs": sorted(os.listdir("/sys/class/net"))}
+seen["procfs"] = sorted(line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:])
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.bind("\\0graft-its-own")
+    seen["names"] = [line.split()[-1] for line in open("/proc/net/unix") if "@" in line]
 seen["cgroup"] = open("/proc/self/cgroup").read().splitlines()[-1]
 seen["grafted"] = {}
 for name, family in (("ip4", socket.AF_INET), ("ip6", socket.AF_INET6)):
@@ -55,7 +59,8 @@ def check(lab: Lab, printed: str, links: list[str] | None = None) -> dict[str, A
     """Assert what PROBE has printed; @links: the devices of the container's netns."""
     seen: dict[str, Any] = json.loads(printed)
     assert seen["netns"] == f"net:[{os.stat(f'/run/netns/{lab.host_ns}').st_ino}]", "the program lives in the host's"
-    assert seen["links"] == seen["sysfs"] == (links or LINKS)
+    assert seen["links"] == seen["sysfs"] == seen["procfs"] == (links or LINKS)
+    assert seen["names"] == ["@graft-its-own"]
     assert seen["grafted"] == {"ip4": True, "ip6": True}, "the cookie of its own netns"
     assert seen["sockets"].pop("vsock") in ("EAFNOSUPPORT", "EPERM"), "EPERM is of the profile of Docker 23 and newer"
     assert seen["sockets"] == {
@@ -68,11 +73,22 @@ def check(lab: Lab, printed: str, links: list[str] | None = None) -> dict[str, A
 
 
 def left(lab: Lab) -> list[str]:
-    """What is left of direct containers: cgroups that graft made, marks, links for /proc/net."""
+    """What is left of direct containers: cgroups that graft made, marks, links for /proc/net, holders of a netns."""
     places = [Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line]
     found = [str(path) for place in set(places) for path in place.glob(f"{lab.run_dir.name}-engine-*")]
     found += [str(path) for name in ("direct", "net") for path in (lab.run_dir / name).glob("*")]
-    return sorted(found)
+    return sorted(found) + holders(lab)
+
+
+def holders(lab: Lab) -> list[str]:
+    """The processes that hold the netns of containers of this laboratory's graftd."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            is_one = comm.read_text() == "graft-hold\n"
+            if is_one and str(lab.run_dir) in (comm.parent / "cmdline").read_text():
+                found.append(comm.parent.name)
+    return found
 
 
 def ended(lab: Lab) -> None:

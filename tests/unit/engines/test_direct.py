@@ -73,19 +73,20 @@ def test_edit() -> None:
     before = config()
     before["hooks"] = {"prestart": [SETKEY], "poststop": [{"path": "/bin/true"}]}
     given = copy.deepcopy(before)
-    made = direct.edit(given, Path("/run/graft"), "/proc/7/fd/8", 4026, "/b/rootfs")
+    made = direct.edit(given, Path("/run/graft"), "/proc/7/fd/8", 4026, "/b/rootfs", Path("/h"))
     assert given == before
     assert [space["type"] for space in made["linux"]["namespaces"]] == ["pid", "mount", "uts", "ipc", "cgroup"]
     assert made["linux"]["sysctl"] == {"kernel.shm_rmid_forced": "1"}
     (hook,) = made["hooks"]["prestart"]
     assert hook["path"].endswith("/graft-runtime")
     assert hook["args"] == ["graft-begin", "--graft-run-dir=/run/graft", "/proc/1/exe", *SETKEY["args"]]
-    assert hook["env"] == ["A=1", "GRAFT_METADATA={sealed}"]
+    assert hook["env"] == ["A=1", "GRAFT_METADATA={sealed}", "GRAFT_HOLDER=/h"]
     (hook,) = made["hooks"]["createContainer"]
-    assert hook["args"] == ["graft-sysfs"]
-    assert set(hook["env"]) == {"GRAFT_NETNS=/proc/7/fd/8", "GRAFT_NETNS_INODE=4026", "GRAFT_ROOTFS=/b/rootfs"}
+    assert hook["args"] == ["graft-network"]
+    there = {"GRAFT_NETNS=/proc/7/fd/8", "GRAFT_NETNS_INODE=4026", "GRAFT_ROOTFS=/b/rootfs"}
+    assert set(hook["env"]) == there | {"GRAFT_HOLDER=/h"}
     assert made["hooks"]["poststop"] == [{"path": "/bin/true"}]
-    (hook,) = direct.edit(config(), Path("/run/graft"), "x", 1, "/")["hooks"]["prestart"]
+    (hook,) = direct.edit(config(), Path("/run/graft"), "x", 1, "/", Path("/h"))["hooks"]["prestart"]
     assert hook["args"] == ["graft-begin", "--graft-run-dir=/run/graft"]
 
 
