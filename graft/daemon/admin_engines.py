@@ -139,7 +139,7 @@ class EngineOrders:
         root = f"/proc/{creation.pid}/root"
         mounts = mounts_of(creation.pid)
         if container.where[0] == self.tenancy.registry.home:
-            raise Refused("the container shares the host's network namespace", hint="--network none", code="EINVAL")
+            raise bundle.shares_the_hosts(container.engine)
         if not creation.bundle and not direct.has_cgroup2(mounts):
             raise Refused(
                 "graft.direct=on: without cgroup2 no runtime puts a container into a cgroup of its own there",

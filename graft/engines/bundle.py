@@ -32,6 +32,7 @@ from graft.rules.address import PROTOCOL_NAME
 from graft.rules.publication import parse_publication
 from graft.rules.request import with_label
 from graft.rules.sysctl import carries
+from graft.tenants.tenant import POD
 
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = b"libnetwork-setkey"
@@ -241,11 +242,7 @@ def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Docu
     section: Document = config.get("linux") or {}
     namespaces = {n["type"]: n.get("path", "") for n in section.get("namespaces") or ()}
     if "network" not in namespaces:
-        raise Refused(
-            "the container shares the host's network namespace",
-            hint="give it its own: --network none",
-            code="EINVAL",
-        )
+        raise shares_the_hosts(metadata.engine)
     metadata.argv = [word[:ARGV_MAX] for word in ((config.get("process") or {}).get("args") or ())[:ARGV_MAX]]
     merged = profile.merge(
         section.get("seccomp"),
@@ -256,6 +253,19 @@ def edit(config: Document, metadata: protocol.Metadata, directory: Path) -> Docu
         follows=carries(metadata.request.sysctl),
     )
     return {**config, "linux": {**section, "seccomp": merged}}
+
+
+def shares_the_hosts(engine: str) -> Refused:
+    """Why a container is refused that has the host's network namespace, and what its user does about it."""
+    if engine == POD:
+        return Refused(
+            "the pod has hostNetwork: true, so that it is in the node's network namespace already",
+            hint="omit runtimeClassName: graft, or omit hostNetwork: true and take hostPort",
+            code="EINVAL",
+        )
+    return Refused(
+        "the container shares the host's network namespace", hint="give it its own: --network none", code="EINVAL"
+    )
 
 
 def add_sysctls(config: Document, metadata: protocol.Metadata) -> None:

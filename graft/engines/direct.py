@@ -15,7 +15,7 @@ capability. Root needs no capability to start a process in a cgroup that it can 
 Solution: the network entry is left out; a hook of the stage prestart has graftd attach the policy to the cgroup; a
 hook of the stage createContainer puts the sysfs and the /proc/net of the container's netns in the place of the host's
 (both are graft-runtime, csrc/runtime_hooks.c). Docker's hook finds the sandbox by the first process's PID: graft's
-runs it with the PID of a process that is in the container's netns. graftd sets the sysctls of the container's network.
+runs it with the PID of a process that is in the container's netns. graftd sets the container's network sysctls.
 
 Where a runtime sees no cgroup2, it puts no container into one. Then graft-runtime enters a cgroup2 before it becomes
 the runtime, at `create` and at each `exec`.

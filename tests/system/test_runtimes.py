@@ -238,3 +238,22 @@ def test_a_bundle_that_is_none(lab, bundle, text):
     assert done.stderr.startswith("graft: ")
     assert "does not answer" not in done.stderr
     path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "hint"),
+    [({}, "(give it its own: --network none)"), ({"io.kubernetes.cri.container-type": "sandbox"}, "hostNetwork: true and take hostPort")],
+)
+def test_the_hosts_network(lab, bundle, annotations, hint):
+    """It is refused, and the hint is for who made the container: a pod's author has no --network."""
+    configure(bundle, None, ("/busybox", "true"))
+    path = bundle / "config.json"
+    config = json.loads(path.read_text())
+    before = config["linux"]["namespaces"]
+    config["linux"]["namespaces"] = [n for n in before if n["type"] != "network"]
+    path.write_text(json.dumps(config | {"annotations": annotations}))
+    try:
+        refused(lab, bundle, hint)
+    finally:
+        config["linux"]["namespaces"] = before
+        path.write_text(json.dumps(config))
