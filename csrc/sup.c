@@ -2,7 +2,8 @@
 /*
  * graft-sup - answers the socket() calls of one container, beside it
  *
- * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors) SOCKET (a path) [OPTION...]; started by graftd
+ * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors) SOCKET (a path) [OPTION...]
+ *                  [beside:LISTENER:SHARED]; started by graftd
  *
  * Theory of operation
  *
@@ -25,7 +26,9 @@
  * graft/trap/journal.py says why SECCOMP_ADDFD_FLAG_SEND, which does both in one, will not do.
  *
  * Nobody left. The keeper holds copies of what graftd holds. If both are killed this process has the only ones. It
- * goes on answering, and shows what it has to whoever listens at SOCKET, until a graftd takes it.
+ * goes on answering, and shows what it has to whoever listens at SOCKET, until a graftd takes it. The listener of its
+ * pod's pause container, for which no graft-sup runs because it makes no call, it keeps as well, and shows after its
+ * own.
  *
  * The preload library of `graft run --accel` asks for a channel instead (sup.h). The main thread keeps it filled with
  * such sockets. That is no privilege: they are what socket() gives, and the hooks decide on them.
@@ -73,6 +76,7 @@ struct sup_shared *shared;
 int listener, stamps, control, events;
 bool has_unix_sockets;
 static int memory;
+static int beside[SUP_BESIDE][2], beside_count; /* listeners and journals that are only kept */
 static struct sockaddr_un graftd = {.sun_family = AF_UNIX};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -202,34 +206,63 @@ static void watch_fd(int fd, __u32 mask)
 		fail("epoll_ctl");
 }
 
+/* A connection to the graftd that listens at SOCKET; -1 if none does. */
+static int reach_graftd(void)
+{
+	struct timeval patience = {.tv_sec = SHOW_SECONDS};
+	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	bool connected;
+
+	if (sock < 0)
+		return -1;
+	syscall(SYS_setfsuid, 0); /* the path is root's; this changes the one thread */
+	connected = !connect(sock, (struct sockaddr *)&graftd, sizeof(graftd));
+	syscall(SYS_setfsuid, shared->reuse_uid);
+	if (connected && !setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
+		return sock;
+	close(sock);
+	return -1;
+}
+
+/* What graftd says of these descriptors: 'y' it has taken them, 'n' it has no use for them, 0 nothing. */
+static char hand_over(int sock, const int *fds, int count)
+{
+	char verdict = 0;
+
+	if (!send_fds(sock, "graft-sup", 9, fds, count) || recv(sock, &verdict, 1, 0) != 1)
+		return 0;
+	return verdict;
+}
+
 /* Show a graftd the listener and the journal; true: it has taken them. If it has no use for them, this process ends.
  */
 static bool show_graftd(void)
 {
-	struct timeval patience = {.tv_sec = SHOW_SECONDS};
-	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), ends[2];
-	bool connected, taken = false;
+	int sock = reach_graftd(), ends[2];
 	char verdict = 0;
 
 	if (sock < 0)
 		return false;
-	syscall(SYS_setfsuid, 0); /* the path is root's; this changes the one thread */
-	connected = !connect(sock, (struct sockaddr *)&graftd, sizeof(graftd));
-	syscall(SYS_setfsuid, shared->reuse_uid);
-	if (connected && !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
+	if (!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends)) {
 		const int fds[] = {listener, memory, ends[1]};
 
 		/* before graftd looks through the slots: it gets the messages of calls forwarded from now on */
 		dup3(ends[0], control, O_CLOEXEC);
-		setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-		if (send_fds(sock, "graft-sup", 9, fds, 3) && recv(sock, &verdict, 1, 0) == 1 && verdict == 'n')
-			exit(1);
-		taken = verdict == 'y';
+		verdict = hand_over(sock, fds, 3);
 		close(ends[0]);
 		close(ends[1]);
 	}
 	close(sock);
-	return taken;
+	if (verdict == 'n')
+		exit(1);
+	for (int n = 0; verdict == 'y' && n < beside_count; n++) {
+		sock = reach_graftd();
+		if (sock >= 0) { /* whether it is still of use is for graftd to say, and changes nothing here */
+			hand_over(sock, beside[n], 2);
+			close(sock);
+		}
+	}
+	return verdict == 'y';
 }
 
 /* ---- start ---- */
@@ -263,6 +296,17 @@ static void drop_privileges(void)
 		fail("drop privileges");
 }
 
+/* Take an argument beside:LISTENER:SHARED; false for any other. */
+static bool keep_beside(const char *word)
+{
+	int *pair = beside[beside_count], end = 0;
+
+	if (beside_count == SUP_BESIDE || sscanf(word, "beside:%d:%d%n", &pair[0], &pair[1], &end) != 2 || word[end])
+		return false;
+	beside_count++;
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	struct epoll_event event;
@@ -270,10 +314,11 @@ int main(int argc, char **argv)
 	char order;
 
 	for (int n = 7; n < argc; n++)
-		if (!add_option(argv[n]))
+		if (!keep_beside(argv[n]) && !add_option(argv[n]))
 			argc = 0;
 	if (argc < 7 || strlen(argv[6]) >= sizeof(graftd.sun_path)) {
-		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET [OPTION...] (graftd starts it)\n",
+		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET [OPTION...] "
+		      "[beside:LISTENER:SHARED] (graftd starts it)\n",
 		      stderr);
 		return 2;
 	}

@@ -14,9 +14,11 @@
 
 #define SUP_ABI 2
 #define SUP_SLOTS 64
+#define SUP_BESIDE 4 /* listeners that a graft-sup keeps beside its own */
 
 enum sup_flags {
 	SUP_FORWARD = 1, /* graftd decides every call: what socket() gives depends on who calls. But see `home` */
+	SUP_IDLE = 2, /* no call has come yet, nor is one expected: no graft-sup receives. graftd alone looks at it */
 };
 
 /*

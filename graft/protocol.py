@@ -244,6 +244,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True, rename={"traps_addres
     engine: str = ""  # which engine that is
     directory: str = ""  # where Docker keeps its config.v2.json, which has the names
     netadmin: bool = False  # may its processes have CAP_NET_ADMIN?
+    sandbox: bool = False  # is it a pod's pause container, which makes no socket?
     seal: str = ""  # proves that graftd wrote this (graft/engines/seal.py)
 
 

@@ -104,7 +104,8 @@ def admit_target(
             if listener is None:
                 tenancy.store.put(f"netns-{tenant.id}", tenant.netns_fd)
             else:
-                tenancy.adopt(tenant, listener, trusted=trusted)
+                idle = isinstance(target, protocol.Metadata) and target.sandbox
+                tenancy.adopt(tenant, listener, trusted=trusted, idle=idle)
         except BaseException:
             if before:
                 tenant.restore(before)

@@ -37,6 +37,7 @@ from graft.tenants.tenant import POD
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = b"libnetwork-setkey"
 CRI = "io.kubernetes.cri."
+SANDBOX = (f"{CRI}container-type", "io.kubernetes.cri-o.ContainerType")  # of a pause container they say "sandbox"
 NET_ADMIN = "CAP_NET_ADMIN"
 ARGV_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
 
@@ -63,7 +64,13 @@ def identify(config: Document, container_id: str, root: str = "") -> Container:
     """
     path = netns_path(config)
     path = below(root, path) if path else ""
-    return _identify(config, container_id)._replace(path=path, where=where(path))
+    return _identify(config, container_id)._replace(path=path, where=where(path), sandbox=is_sandbox(config))
+
+
+def is_sandbox(config: Document) -> bool:
+    """Is it the pause container of a pod, which holds the pod's namespaces, and makes no socket?"""
+    annotations = config.get("annotations") or {}
+    return any(annotations.get(key) == "sandbox" for key in SANDBOX)
 
 
 def _identify(config: Document, container_id: str) -> Container:

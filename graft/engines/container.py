@@ -26,6 +26,7 @@ class Container(NamedTuple):
     settings: dict[str, str]  # the labels or annotations `graft` and `graft.*`
     directory: str = ""  # where Docker keeps this container's config.v2.json
     network: str = ""  # the name of the Docker network that it is on, if any
+    sandbox: bool = False  # is it the pause container of a pod, which makes no socket?
     path: str = ""  # of the netns that it joins; "" if the runtime makes one
     where: tuple[int, int] = (0, 0)  # inode and cookie of that netns; zeros if it cannot be opened
 
@@ -38,7 +39,11 @@ class Container(NamedTuple):
 def metadata_of(container: Container) -> protocol.Metadata:
     """What a container asks for by its settings. Raises UsageError, which names the setting."""
     metadata = protocol.Metadata(
-        name=_name(container), container=container.id, engine=container.engine, directory=container.directory
+        name=_name(container),
+        container=container.id,
+        engine=container.engine,
+        directory=container.directory,
+        sandbox=container.sandbox,
     )
     for key, value in sorted(container.settings.items()):
         try:

@@ -38,7 +38,7 @@ COUNTED = struct.Struct("=QQ")
 COUNTED_OFFSET = 32
 NUMBER_OFFSET = 48
 TOKEN_OFFSET = 56
-SUP_FORWARD = 1
+SUP_FORWARD, SUP_IDLE = 1, 2
 SLOT = struct.Struct("=IiQ")  # state, the answer after an injection, inode of what is being injected
 INJECTION = struct.Struct("=iQ")
 INJECTION_OFFSET = 4
@@ -46,6 +46,7 @@ SLOT_FREE, SLOT_HELD, SLOT_FORWARDED = range(3)
 ANSWER_NUMBER, ANSWER_PROCEED = -1, -2  # or an errno, 0 for success
 SLOT_SIZE = 128
 SLOTS = 64
+SUP_BESIDE = 4  # listeners that a graft-sup keeps beside its own
 EMPTY = bytes(NOTIFICATION.size)
 assert NOTIFICATION.size == 80
 assert RESPONSE.size == 24
@@ -55,7 +56,7 @@ assert ADDFD.size == 24
 class Described(NamedTuple):
     """What the head of a journal says: its tenant, its listener's number, if root handed that over, and the token.
 
-    `inode` is the journal's own, by which a second copy of it is recognised.
+    `inode` is the journal's own, by which a second copy of it is recognised. `idle`: as Journal.idle.
     """
 
     tenant: int
@@ -63,6 +64,7 @@ class Described(NamedTuple):
     trusted: bool
     token: bytes
     inode: int
+    idle: bool
 
 
 def described(fd: int) -> Described | None:
@@ -77,7 +79,7 @@ def described(fd: int) -> Described | None:
     fields = SHARED.unpack(head)
     if fields[0] != SHARED_ABI:
         return None
-    return Described(fields[1], fields[9], bool(fields[10]), fields[11], status.st_ino)
+    return Described(fields[1], fields[9], bool(fields[10]), fields[11], status.st_ino, bool(fields[5] & SUP_IDLE))
 
 
 class Journal:
@@ -109,14 +111,16 @@ class Journal:
         number: int,
         trusted: bool,
         token: bytes,
+        idle: bool = False,
     ) -> None:
         """Write the head: what graft-sup needs to know of the tenant, and by what a later graftd recognises it.
 
         @owner: the uid of the tenant's sockets. @netns: the inode of the container's netns. @home: of the one
         in which the programs of a direct container live, which has its unix sockets from graft-sup; 0: it is not
-        direct. @forward: graft-sup answers no other call itself. @token: 32 bytes, see graft/process/key.py.
+        direct. @forward: graft-sup answers no other call itself. @token: 32 bytes, see graft/process/key.py. @idle:
+        no graft-sup is to run before the first call.
         """
-        flags = SUP_FORWARD if forward else 0
+        flags = (SUP_FORWARD if forward else 0) | (SUP_IDLE if idle else 0)
         head = (SHARED_ABI, tenant, owner, home, netns, flags, 0, 0, 0, number, trusted, token)
         SHARED.pack_into(self.map, 0, *head)
 
@@ -127,7 +131,24 @@ class Journal:
 
     def forward(self, every: bool) -> None:
         """Tell graft-sup whether to leave every call to graftd (@every), or to answer socket() itself."""
-        struct.pack_into("=I", self.map, FLAGS_OFFSET, SUP_FORWARD if every else 0)
+        self._flag(SUP_FORWARD, every)
+
+    def woken(self) -> None:
+        """Note that a graft-sup is wanted from now on, because a first call has come."""
+        self._flag(SUP_IDLE, False)
+
+    @property
+    def idle(self) -> bool:
+        """Has no call come yet from a container that is not expected to make one?"""
+        return bool(self._flags() & SUP_IDLE)
+
+    def _flags(self) -> int:
+        flags: int = struct.unpack_from("=I", self.map, FLAGS_OFFSET)[0]
+        return flags
+
+    def _flag(self, flag: int, on: bool) -> None:
+        flags = self._flags()
+        struct.pack_into("=I", self.map, FLAGS_OFFSET, flags | flag if on else flags & ~flag)
 
     @property
     def counted(self) -> tuple[int, int]:

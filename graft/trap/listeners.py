@@ -7,6 +7,10 @@ listener, it receives the calls, answers socket() itself and forwards the others
 for its end. Without a graft-sup, graftd receives the calls itself. If a graft-sup or the graftd before has died,
 graftd first answers what is left in the journal.
 
+A pod's pause container makes no call as a rule, so its listener is idle: graftd receives its first call, and has a
+graft-sup started then. A graft-sup of the pod's other containers keeps a copy of such a listener and its journal, and
+shows both after its own (csrc/sup.c), so that they outlive graftd and the keeper as well.
+
 Which thread may touch what
 
 The loop's thread (graft/process/loop.py, graft/daemon/main.py) serves five kinds of sockets: graftd.sock, agent.sock,
@@ -56,7 +60,7 @@ from graft.tenants.direct import DirectContainers
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 from graft.trap.dispatch import SLOW_CALLS_ALL, Dispatcher, Watched
-from graft.trap.journal import Described, Journal, Slot
+from graft.trap.journal import SUP_BESIDE, Described, Journal, Slot
 from graft.trap.listener import Listener
 from graft.trap.sup import Helper, available
 from graft.trap.supervisor import Supervisor
@@ -104,8 +108,12 @@ class Listeners:
 
     # -- listeners --
 
-    def adopt(self, tenant: Tenant, fd: int, *, trusted: bool) -> None:
-        """Store a new listener of a tenant, then watch it. Takes over @fd. @trusted: root handed it over."""
+    def adopt(self, tenant: Tenant, fd: int, *, trusted: bool, idle: bool = False) -> None:
+        """Store a new listener of a tenant, then watch it. Takes over @fd.
+
+        @trusted: root handed it over. @idle: no call is expected.
+        """
+        idle = idle and not tenant.cgroup  # the /proc/net of a direct container is that of its graft-sup
         number = self.next_number
         self.next_number += 1
         journal = Journal()
@@ -122,8 +130,10 @@ class Listeners:
             number=number,
             trusted=trusted,
             token=self._token(tenant.id, number, trusted),
+            idle=idle,
         )
-        self._want_helper(watched)
+        if not idle:
+            self._want_helper(watched)
 
     def _want_helper(self, watched: Watched) -> None:
         """Have a graft-sup started at the next tick, if it is installed.
@@ -168,32 +178,35 @@ class Listeners:
         self._watch(watched)
         if f"sup-{number}" in named:
             self._attach(watched, Helper(socket.socket(fileno=named[f"sup-{number}"])))
-        else:
+        elif not watched.journal.idle:
             self._want_helper(watched)
 
-    def take_over(self, found: Described, listener: int, journal: int, control: int) -> bool:
+    def take_over(self, found: Described, listener: int, journal: int, control: int | None) -> bool:
         """Adopt the listener, the journal and the control socket of a graft-sup that has lost its graftd.
 
-        Returns False, and takes over no descriptor, if the tenant is gone or the listener is watched already.
+        @control: None for an idle listener, of which that graft-sup kept a copy. Returns False, and takes over no
+        descriptor, if the tenant is gone, the listener is watched already, or it is idle no more and has its own.
         """
         tenant = self.daemon.registry.tenants.get(found.tenant)
         known = {os.fstat(watched.journal.fd).st_ino for watched in self.watched.values()}
-        if tenant is None or found.inode in known:
+        if tenant is None or found.inode in known or (control is None and not found.idle):
             return False
         number = self.next_number
         self.next_number += 1
         watched = Watched(Listener(listener, number), Journal(journal), tenant, trusted=found.trusted)
         watched.journal.renumber(number, self._token(tenant.id, number, found.trusted))
-        helper = Helper(socket.socket(fileno=control))
         self.store.put(watched.stored, listener)
         self.store.put(f"journal-{number}", journal)
-        self.store.put(f"sup-{number}", control)
+        if control is not None:
+            self.store.put(f"sup-{number}", control)
         if not tenant.listeners:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
         self._watch(watched)
-        self._attach(watched, helper)
-        self.dispatcher.answer_pending(watched, helper_died=False)
-        log.info("container %s has its supervisor again", tenant.name)
+        if control is not None:
+            self._attach(watched, Helper(socket.socket(fileno=control)))
+        self.dispatcher.answer_pending(watched, helper_died=control is None)
+        if control is not None:
+            log.info("container %s has its supervisor again", tenant.name)
         return True
 
     def end_helpers(self) -> None:
@@ -231,6 +244,9 @@ class Listeners:
         elif watched.helper:
             return
         else:
+            if watched.journal.idle:
+                watched.journal.woken()
+                self._want_helper(watched)
             with self.lock:  # a slot that is released meanwhile has it polled again
                 slot = watched.journal.take()
                 if slot is None:
@@ -320,12 +336,19 @@ class Listeners:
             socket_options(watched.tenant.sysctls, self.daemon.registry.ephemeral),
             lambda control: self.store.put(f"sup-{watched.listener.number}", control),
             netns_fd=watched.tenant.netns_fd if watched.tenant.cgroup else None,
+            beside=self._idle_beside(watched),
         )
         if helper:
             self._attach(watched, helper)
             self.daemon.direct.follow(watched.tenant)
         else:
             self.store.remove(f"sup-{watched.listener.number}")
+
+    def _idle_beside(self, watched: Watched) -> list[tuple[int, int]]:
+        """The listener and the journal of each other listener of the tenant that is idle."""
+        others = [self.watched[number] for number in watched.tenant.listeners if number != watched.listener.number]
+        idle = [other for other in others if other.journal.idle]
+        return [(other.listener.fd, other.journal.fd) for other in idle[:SUP_BESIDE]]
 
     def _attach(self, watched: Watched, helper: Helper) -> None:
         watched.helper = helper

@@ -2,8 +2,10 @@
 
 If graftd and its keeper are killed together, no store has the listeners and journals any more, but each graft-sup
 still has its own. It goes on answering socket(), and connects to run_dir()/helpers.sock again and again until a
-graftd takes what it brings. Only root outside of every container is heard there. The head of the journal says whose
-listener it is. graftd believes it if it carries a token that only graftd can have written (graft/process/key.py).
+graftd takes what it brings: a listener, its journal, and an end of its control socket. What it has kept of an idle
+listener comes after that, without a control socket. Only root outside of every container is heard there. The head of
+the journal says whose listener it is. graftd believes it if it carries a token that only graftd can have written
+(graft/process/key.py).
 """
 
 import contextlib
@@ -81,9 +83,11 @@ class Orphans:
     def _adopt(self, fds: list[int]) -> bool:
         found = None
         with contextlib.suppress(OSError):  # fstat(2) or pread(2) fails for what was sent
-            found = journal.described(fds[1]) if len(fds) == 3 else None
-        if found and self.calls.is_ours(found) and self.calls.take_over(found, *fds):
-            return True
+            found = journal.described(fds[1]) if len(fds) in (2, 3) else None
+        if found and self.calls.is_ours(found):
+            listener, memory, *control = fds
+            if self.calls.take_over(found, listener, memory, control[0] if control else None):
+                return True
         for fd in fds:
             os.close(fd)
         return False

@@ -38,6 +38,7 @@ class Helper:
         options: Iterable[Option],
         keep: Callable[[int], None],
         netns_fd: int | None = None,
+        beside: Iterable[tuple[int, int]] = (),
     ) -> "Helper | None":
         """Start a graft-sup for the container @name; None, and a line in the log, if that fails.
 
@@ -45,7 +46,7 @@ class Helper:
         looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @options:
         what it sets on each socket. @keep: a function that stores our end of the control socket. It is called before
         the process exists, because otherwise a graftd that follows after a kill in between would not know of it.
-        @netns_fd: it lives in this netns.
+        @netns_fd: it lives in this netns. @beside: listeners and journals that it keeps, without receiving from them.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -55,12 +56,14 @@ class Helper:
         keep(ours.fileno())
         with theirs:
             fds = (*given, theirs.fileno())
+            kept = list(beside)
+            words = [f"beside:{listener}:{journal}" for listener, journal in kept]
             try:
                 with linux.inside_netns(netns_fd) if netns_fd is not None else contextlib.nullcontext():
                     process = subprocess.Popen(
-                        (SUP, name, *map(str, fds), str(path), *map(_word, options)),
+                        (SUP, name, *map(str, fds), str(path), *map(_word, options), *words),
                         executable=PROGRAM,
-                        pass_fds=fds,
+                        pass_fds=(*fds, *(fd for pair in kept for fd in pair)),
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         cwd="/",
