@@ -22,6 +22,7 @@ from graft.kernel import addresses, cgroup, direct, libbpf, linux
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
 from graft.rules.configuration import configuration_path, read_configuration, read_endpoints
+from graft.text import listed
 from graft.trap import deputy, filter, sup
 
 
@@ -35,7 +36,7 @@ class Lack(Exception):
 
 
 class Finding(NamedTuple):
-    """One line of the report. @needed: `graft run` fails without it. @good: it is there."""
+    """One line of the report. @needed: containers do not work without it. @good: it is there."""
 
     name: str
     needed: bool
@@ -300,6 +301,20 @@ def _daemon() -> str:
     return f"version {status['version']}, pid {status['pid']}, {status['containers']} containers{keeper}"
 
 
+def _containers() -> str:
+    try:
+        rows = client.call("ps", start=False)
+    except (Refused, Failure):
+        return "no graftd runs that would know of any"
+    lost = sorted(row["name"] for row in rows if row["status"] == "unsupervised")
+    if lost:
+        raise Lack(
+            f"{len(lost)} of {len(rows)} unsupervised: {listed(lost)}",
+            "restart them (in Kubernetes: delete the pod): their new sockets fail with ENOSYS",
+        )
+    return f"{len(rows)}, all supervised"
+
+
 def _configuration() -> str:
     path = configuration_path()
     _configured()
@@ -354,6 +369,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("iproute2", True, _ip),
     ("configuration", True, _configuration),
     ("graftd", True, _daemon),
+    ("containers", True, _containers),
     ("in force", False, _in_force),
     ("IPv6", False, _ipv6),
     ("graft-sup", False, _helper),

@@ -11,7 +11,7 @@ from graft.commands.options import CONTEXT, json_option, print_json, say
 def command(as_json: bool) -> int:
     """Check what graft needs of this machine, and say how to get what is missing.
 
-    The exit status is 1 if 'graft run' would fail.
+    The exit status is 1 if 'graft run' would fail, or if a container that runs has lost its supervisor.
 
     \b
     graft doctor

@@ -116,9 +116,13 @@ def test_every_process_of_grafts_killed(own_lab):
     assert program.does("socket") == "ENOSYS"
     lab.graft("run", "true", check=True)
     assert running(lab) == {"left": "unsupervised"}
+    told = {row["name"]: row for row in json.loads(lab.graft("doctor", "-j").stdout)}["containers"]
+    assert (told["needed"], told["good"], told["found"]) == (True, False, "1 of 1 unsupervised: left")
+    lab.refused((GRAFT, "doctor"), 1, "")
     program.process.stdin.close()
     program.process.wait(5)
     wait_for(lambda: running(lab) == {}, "the end")
+    assert {row["name"]: row for row in json.loads(lab.graft("doctor", "-j").stdout)}["containers"]["good"]
 
 
 def test_a_guest_of_an_unsupervised_container_leaves(own_lab):
