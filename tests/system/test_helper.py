@@ -124,17 +124,15 @@ def test_as_many_threads_wait_as_calls_come_at_once(own_lab):
     program = own_lab.spawn_graft(*python(IN_TURN_AND_AT_ONCE), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     helper = helper_of(own_lab)
 
-    def receiving(callers):
+    def receive(wanted):
+        calls = [Path(f"/proc/{helper}/task/{task}/syscall").read_text() for task in os.listdir(f"/proc/{helper}/task")]
+        return sum(call.split()[0] == "16" for call in calls) == wanted  # ioctl(2), SECCOMP_IOCTL_NOTIF_RECV
+
+    for callers, threads in ((1, 1), (12, 2), (1, 1)):
         program.stdin.write(f"{callers}\n")
         program.stdin.flush()
         assert program.stdout.readline() == "done\n"
-        time.sleep(0.1)  # those that have answered come to rest
-        calls = [Path(f"/proc/{helper}/task/{task}/syscall").read_text() for task in os.listdir(f"/proc/{helper}/task")]
-        return sum(call.split()[0] == "16" for call in calls)  # ioctl(2), SECCOMP_IOCTL_NOTIF_RECV
-
-    assert receiving(1) == 1
-    assert receiving(12) == 2
-    assert receiving(1) == 1
+        wait_for(partial(receive, threads), f"{threads} for {callers} at once")
     own_lab.end(program)
 
 
