@@ -105,7 +105,7 @@ def admit_target(
                 tenancy.store.put(f"netns-{tenant.id}", tenant.netns_fd)
             else:
                 idle = isinstance(target, protocol.Metadata) and target.sandbox
-                tenancy.adopt(tenant, listener, trusted=trusted, idle=idle)
+                tenancy.adopt(tenant, listener, trusted=trusted, pid=pid, idle=idle)
         except BaseException:
             if before:
                 tenant.restore(before)

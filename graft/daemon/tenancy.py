@@ -96,14 +96,15 @@ class Tenancy:
 
     # -- tenants --
 
-    def adopt(self, tenant: Tenant, listener_fd: int, *, trusted: bool, idle: bool = False) -> None:
+    def adopt(self, tenant: Tenant, listener_fd: int, *, trusted: bool, pid: int = 0, idle: bool = False) -> None:
         """Store a tenant's namespace and new listener, then receive from the listener.
 
-        @listener_fd belongs to graftd from now on. @trusted: root handed it over. @idle: no call is expected from it.
+        @listener_fd belongs to graftd from now on. @trusted: root handed it over. @pid: who has it, or 0. @idle: no
+        call is expected from it.
         """
         if not tenant.listeners:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
-        self.calls.adopt(tenant, listener_fd, trusted=trusted, idle=idle)
+        self.calls.adopt(tenant, listener_fd, trusted=trusted, pid=pid, idle=idle)
         self.forwards.want(tenant)
 
     def ended(self, tenant: Tenant) -> None:

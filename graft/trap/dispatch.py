@@ -43,7 +43,8 @@ SLOW_CALLS_USERS = SLOW_CALLS_ALL // 2
 class Watched:
     """A listener with its journal, its tenant, and the graft-sup that receives from it, if one runs.
 
-    @trusted: root handed the listener over, so nobody else can receive from it. `claimed` is guarded by
+    @trusted: root handed the listener over, so nobody else can receive from it. `pid`: the process that it was handed
+    over for, 0 if a predecessor of this graftd had it. `claimed` is guarded by
     Dispatcher.lock, as is `ended`; the other attributes belong to the loop's thread, but release() resets `full` in
     any thread.
     """
@@ -53,6 +54,7 @@ class Watched:
         self.journal = journal
         self.tenant = tenant
         self.trusted = trusted
+        self.pid = 0
         self.helper: Helper | None = None
         self.claimed: set[int] = set()  # numbers of the slots that threads of graftd work on
         self.full = False  # it is not polled, because its journal has no free slot

@@ -108,16 +108,19 @@ class Listeners:
 
     # -- listeners --
 
-    def adopt(self, tenant: Tenant, fd: int, *, trusted: bool, idle: bool = False) -> None:
+    def adopt(self, tenant: Tenant, fd: int, *, trusted: bool, pid: int = 0, idle: bool = False) -> None:
         """Store a new listener of a tenant, then watch it. Takes over @fd.
 
-        @trusted: root handed it over. @idle: no call is expected.
+        @trusted: root handed it over. @pid: the process that has it. Its graft-sup is charged to that one's cgroups,
+        and has to end with it: of containers that share a netns, each may be removed before the others, and its
+        cgroup with it. @idle: no call is expected.
         """
         idle = idle and not tenant.cgroup  # the /proc/net of a direct container is that of its graft-sup
         number = self.next_number
         self.next_number += 1
         journal = Journal()
         watched = Watched(Listener(fd, number), journal, tenant, trusted=trusted)
+        watched.pid = pid
         self.store.put(watched.stored, fd)
         self.store.put(f"journal-{number}", journal.fd)
         self._watch(watched)
@@ -332,7 +335,7 @@ class Listeners:
             watched.tenant.name,
             (watched.listener.fd, watched.journal.fd, self.stamps),
             self.helpers,
-            watched.tenant.pid,
+            watched.pid or watched.tenant.pid,
             socket_options(watched.tenant.sysctls, self.daemon.registry.ephemeral),
             lambda control: self.store.put(f"sup-{watched.listener.number}", control),
             netns_fd=watched.tenant.netns_fd if watched.tenant.cgroup else None,
