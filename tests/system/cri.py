@@ -20,8 +20,10 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
 from graft.bench.lab import TIMEOUT, Lab, wait_for
+from graft.engines import install
+from graft.engines.install import CRI_TABLES
 from graft.kernel import linux
-from tests.system.engines import ROOT, Engine, image
+from tests.system.engines import ROOT, Engine, engine_version, image
 
 MESSAGES = """
 VersionRequest version=1
@@ -70,7 +72,7 @@ Field = descriptor_pb2.FieldDescriptorProto
 KINDS = {"": Field.TYPE_STRING, "i": Field.TYPE_INT64, "b": Field.TYPE_BYTES}
 
 CONFIG = """
-version = 2
+version = {version}
 root = "{root}/data"
 state = "{root}/state"
 required_plugins = ["io.containerd.grpc.v1.cri"]
@@ -79,25 +81,42 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   "io.containerd.internal.v1.opt"]
 [grpc]
   address = "{root}/sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "localhost/host:1"
+{images}
+[plugins."{cri}"]
+  {pause}
   netns_mounts_under_state_dir = true
   restrict_oom_score_adj = true
   disable_apparmor = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{root}/cni"
+  [plugins."{cri}".cni]
+    {place}
     conf_dir = "{root}/net"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "native"
-    default_runtime_name = "graft"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.graft]
+  [plugins."{cri}".containerd]
+    {snapshotter}
+    default_runtime_name = "runc"
+    [plugins."{cri}".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
-      pod_annotations = ["graft.*", "graft.*.*"]
-      container_annotations = ["graft.*", "graft.*.*"]
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.graft.options]
-        BinaryName = "{wrapper}"
+      [plugins."{cri}".containerd.runtimes.runc.options]
         Root = "{root}/runc"
 """
+IMAGES = """
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "native"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "localhost/host:1"
+"""
+BIN_DIRS = (2, 1)  # the first containerd that has a list of them
+
+
+def _configuration(root: Path) -> str:
+    """containerd's, in the newest version that the installed one knows, before graft is installed."""
+    table: dict[str, str] = {"images": "", "pause": "", "snapshotter": ""}
+    table["place"] = f'bin_dir = "{root}/cni"'
+    if engine_version("containerd") < (2, 0):
+        table |= {"pause": 'sandbox_image = "localhost/host:1"', "snapshotter": 'snapshotter = "native"'}
+        return CONFIG.format(version=2, root=root, cri=CRI_TABLES[2], **table)
+    if engine_version("containerd") >= BIN_DIRS:
+        table["place"] = f'bin_dirs = ["{root}/cni"]'
+    return CONFIG.format(version=3, root=root, cri=CRI_TABLES[3], **(table | {"images": IMAGES}))
 
 
 def cni(lab: Lab, command: str, config: str | dict[str, Any], **environment: str) -> tuple[int, Any]:
@@ -168,15 +187,27 @@ class Containerd(Engine):
         self.network = lab.run_dir.name
         document = {"cniVersion": "1.0.0", "name": self.network, "plugins": [conf]}
         (self.root / "net/graft.conflist").write_text(json.dumps(document))
-        (self.root / "config.toml").write_text(CONFIG.format(root=self.root, wrapper=self.wrapper()))
+        self._install(self.root / "etc/containerd/config.toml")
         with open(self.root / "log/containerd", "w") as log:
             self.daemon = lab.spawn("containerd", "--config", self.root / "config.toml", stdout=log, stderr=log)
         self.channel = grpc.insecure_channel(f"unix:{self.root}/sock")
         wait_for(self._answers, "containerd", 30)
         archive = image(self.root / "image.tar")
         self.archive(archive, self.root / "oci.tar")
-        self("-n", "k8s.io", "images", "import", "--snapshotter", "native", self.root / "oci.tar")
+        local = ["--local"] if engine_version("containerd") >= (2, 0) else []  # not by way of its configuration
+        self("-n", "k8s.io", "images", "import", *local, "--snapshotter", "native", self.root / "oci.tar")
         wait_for(lambda: self._image(), "the image")
+
+    def _install(self, path: Path) -> None:
+        """What `graft install containerd` makes of the configuration, with this laboratory's own directories."""
+        path.parent.mkdir(parents=True)
+        path.write_text(_configuration(self.root))
+        plan = install.containerd(install.Options(self.root), install=True)
+        text = next(str(change.after) for change in plan.changes if change.path == path)
+        for before, after in (("/etc/cni/graft.d", self.root / "net"), (install.program("graft-runtime"), self.wrapper())):
+            assert text.count(f'"{before}"') == 1
+            text = text.replace(before, str(after))
+        (self.root / "config.toml").write_text(text)
 
     def archive(self, layer: Path, to: Path) -> None:
         """An OCI image layout of one layer."""

@@ -146,7 +146,7 @@ def test_without_graftd_nothing_starts(lab, bundle):
     done = bundle.run()
     assert done.returncode, done.stdout
     assert "started" not in done.stdout
-    assert "hook" in done.stderr
+    assert "hook" in done.stderr or "seccomp receiver" in done.stderr  # crun 1.28 looks for graftd before the hook
     lab.graft("endpoint", "show", check=True)
     ended(lab)
 

@@ -14,7 +14,7 @@ from graft.bench.lab import ROOT
 from graft.commands.engine import check_unused
 from graft.commands.main import graft
 from graft.engines import install
-from graft.engines.install import BACKUP, BEGIN, ENGINES, Options, check_version, docker, podman
+from graft.engines.install import BACKUP, BEGIN, CRI_TABLES, ENGINES, Options, check_version, docker, podman
 from graft.errors import Failure, Refused
 
 
@@ -131,7 +131,8 @@ def test_containerd_reads_it(root):
     assert cri["containerd"]["runtimes"]["graft"]["options"]["BinaryName"].endswith("/graft-runtime")
     if shutil.which("containerd"):
         dumped = subprocess.run(("containerd", "-c", path, "config", "dump"), capture_output=True, text=True)
-        runtimes = tomllib.loads(dumped.stdout)["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
+        document = tomllib.loads(dumped.stdout)
+        runtimes = document["plugins"][CRI_TABLES[document["version"]]]["containerd"]["runtimes"]
         assert (runtimes["graft"]["cni_conf_dir"], "runc" in runtimes) == ("/etc/cni/graft.d", True)
 
 
