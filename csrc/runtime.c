@@ -3,11 +3,11 @@
  * graft-runtime - an OCI runtime: runc or crun, with graft's traps in the container's seccomp profile
  *
  * For `create` and `run` it asks graftd, over its admin socket, to put the traps into the bundle's config.json, and
- * becomes the real runtime. For an `exec` with CAP_NET_ADMIN it asks whether the container may have that. All other
- * verbs go straight through. As graft-hook it is an OCI hook of the stage
- * `precreate` (oci-hooks(5)): config.json from stdin to stdout. runtime_hooks.c has the hooks of direct containers.
- * In C because an engine waits for it at every create: a Python interpreter takes longer to start than runc needs for
- * the container.
+ * becomes the real runtime. Before `start` it asks whether the container's networks are graft's, and for an `exec`
+ * with CAP_NET_ADMIN whether the container may have that. All other verbs go straight through. As graft-hook it is an
+ * OCI hook of the stage `precreate` (oci-hooks(5)): config.json from stdin to stdout. runtime_hooks.c has the hooks of
+ * direct containers. In C because an engine waits for it at every create: a Python interpreter takes longer to start
+ * than runc needs for the container.
  *
  * What graftd refuses is the engine's own error: it goes to stderr and, as runc's does, to the file of --log, which
  * containerd reads. Without graftd nothing is created.
@@ -162,6 +162,23 @@ static void prepare(const char *bundle, const char *id)
 	fclose(text);
 	free(ask(request, size));
 	free(path);
+}
+
+/*
+ * Docker, from 28 on, joins a container to its networks between `create` and `start`: only now graftd knows whether
+ * they are its own.
+ */
+static void check_start(const char *id)
+{
+	char *request = NULL;
+	size_t size = 0;
+	FILE *text = open_memstream(&request, &size);
+
+	fprintf(text, "{\"op\":\"start\",\"version\":\"" VERSION "\",\"id\":");
+	put_string(text, id);
+	fprintf(text, "}\n");
+	fclose(text);
+	free(ask(request, size));
 }
 
 /* All of @from, which is closed, on one line: a newline within a string of JSON is written as \\n. */
@@ -325,6 +342,8 @@ int main(int argc, char **argv)
 			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");
 		prepare(bundle, id);
 	}
+	if (verb && id && !strcmp(verb, "start"))
+		check_start(id);
 	if (verb && id && !strcmp(verb, "exec"))
 		check_exec(process, direct ? direct : id);
 	if (verb && !strcmp(verb, "restore"))

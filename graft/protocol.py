@@ -141,6 +141,12 @@ class Exec(AdminRequest, tag="exec"):
     process: dict[str, Any]
 
 
+class Start(AdminRequest, tag="start"):
+    """graft-runtime: a runtime is about to let the first process of a container go on."""
+
+    id: str
+
+
 class OciState(msgspec.Struct):
     """The `state` in ContainerProcessState (OCI runtime specification, runtime.md, "State")."""
 
@@ -209,6 +215,7 @@ AnyRequest = (
     | Bundle
     | Hook
     | Exec
+    | Start
     | Begin
     | Attach
     | Attached

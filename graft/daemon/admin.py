@@ -43,6 +43,7 @@ READING = (
     protocol.Inspect,
     protocol.Bundle,
     protocol.Exec,
+    protocol.Start,
     protocol.Attached,
     protocol.Status,
     protocol.Stop,

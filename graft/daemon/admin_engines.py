@@ -27,6 +27,7 @@ from graft.tenants.attachment import Attachment
 from graft.tenants.tenant import POD
 
 Reply = dict[str, Any] | list[Any]
+UNJOINED_MAX = 1000
 
 
 class Creation(NamedTuple):
@@ -36,12 +37,18 @@ class Creation(NamedTuple):
     bundle: str  # its directory; "" in Podman's hook
 
 
+def _not_grafts(network: str) -> Refused:
+    hint = "--network none, or a network made by 'docker network create -d graft NAME'"
+    return Refused(f"network '{network}' is not graft's", hint=hint, code="EINVAL")
+
+
 class EngineOrders:
     """One method an order, as Admin has them. Each raises GraftError, and then nothing has changed."""
 
     def __init__(self, tenancy: Tenancy, resolver: Resolver) -> None:
         self.tenancy = tenancy
         self.resolver = resolver
+        self.unjoined: dict[str, str] = {}  # Docker's containers that await their first network's name, by their ids
 
     def bundle(self, connection: Connection, request: protocol.Bundle, _fds: list[int]) -> Reply:
         """graft-runtime, before the real runtime's `create`: add the traps to the bundle's config.json."""
@@ -64,6 +71,20 @@ class EngineOrders:
             self.tenancy.direct.enter(tenant, request.id, connection.pid)
         elif tenant:
             bundle.check_capabilities(request.process, allowed=request.id not in tenant.no_netadmin)
+        return {}
+
+    def start(self, _connection: Connection, request: protocol.Start, _fds: list[int]) -> Reply:
+        """graft-runtime, before the real runtime's `start`: what Docker has given since `create` is graft's network.
+
+        Raises Refused.
+        """
+        registry = self.tenancy.registry
+        network = self.unjoined.pop(request.id, "")
+        tenant = registry.by_container(request.id)
+        if tenant and not network:  # another graftd has prepared it
+            network = bundle.docker_network(tenant.members[request.id].directory)
+        if network and not (tenant.attached if tenant else any(a.sandbox for a in attachments.alone(registry))):
+            raise _not_grafts(network)
         return {}
 
     def begin(self, connection: Connection, request: protocol.Begin, _fds: list[int]) -> Reply:
@@ -180,14 +201,14 @@ class EngineOrders:
 
     def _check_network(self, container: Container) -> None:
         """Refuse a container whose network is not graft's, as far as its engine or its netns say so."""
-        if container.network:
+        if container.network and not container.hooked:
+            self.unjoined[container.id] = container.network
+            for forgotten in list(self.unjoined)[:-UNJOINED_MAX]:  # their creation has failed meanwhile
+                del self.unjoined[forgotten]
+        elif container.network:
             attached = [a for t in self.tenancy.registry.tenants.values() for a in t.attached]
             if all(a in attached or not a.sandbox for a in self.tenancy.registry.attachments.values()):
-                raise Refused(
-                    f"network '{container.network}' is not graft's",
-                    hint="--network none, or a network made by 'docker network create -d graft NAME'",
-                    code="EINVAL",
-                )
+                raise _not_grafts(container.network)
         joined.check_devices(self.tenancy.registry, container)
 
     def attach(self, _connection: Connection, request: protocol.Attach, fds: list[int]) -> Reply:

@@ -88,6 +88,7 @@ def admit_target(
         try:
             if not running:
                 tenant.trusted, tenant.uid = trusted, uid
+                tenant.networked = expected is not None and expected.shared
                 _set_policy(tenancy, tenant, target, asked)
                 tenant.netns_made = _is_made(tenant, target, expected)
             _add_rules(reg, tenant, target, asked, trusted=trusted)

@@ -84,8 +84,9 @@ def _identify(config: Document, container_id: str) -> Container:
         return _podman(config, container_id, mounts.get("/dev/shm", ""), _ours(annotations))
     directory = _docker_directory(config, container_id, mounts)
     if directory:
-        return _docker(directory, container_id)
-    if DOCKER_HOOK in msgspec.json.encode(config.get("hooks") or {}):
+        return _docker(directory, container_id)._replace(hooked=hooked)
+    if hooked:
+    hooked = DOCKER_HOOK in msgspec.json.encode(config.get("hooks") or {})
         raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
     kind = (
         "cri" if any(key.startswith("io.kubernetes.") for key in annotations) else "oci"
@@ -184,8 +185,21 @@ def _docker(directory: str, container_id: str) -> Container:
             labels["graft.publish"] = ",".join(filter(None, (labels.get("graft.publish", ""), bound)))
     else:
         _check_twice(host, labels)
-    user = "" if mode == "none" or mode.startswith("container:") else mode
-    return Container("docker", container_id, str(known.get("Name", "")).lstrip("/"), labels, directory, user)
+    network = _user_defined(mode)
+    return Container("docker", container_id, str(known.get("Name", "")).lstrip("/"), labels, directory, network)
+
+
+def _user_defined(mode: str) -> str:
+    """The name of the network in a NetworkMode of Docker's; "" if it is none, or another container's."""
+    return "" if mode == "none" or mode.startswith("container:") else mode
+
+
+def docker_network(directory: str) -> str:
+    """The network that Docker gives a container whose files are in @directory, as `Container.network`.
+
+    "" for no directory. Raises Refused.
+    """
+    return _user_defined(read(Path(directory, "hostconfig.json")).get("NetworkMode") or "") if directory else ""
 
 
 def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:

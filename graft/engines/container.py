@@ -29,6 +29,9 @@ class Container(NamedTuple):
     sandbox: bool = False  # is it the pause container of a pod, which makes no socket?
     path: str = ""  # of the netns that it joins; "" if the runtime makes one
     where: tuple[int, int] = (0, 0)  # inode and cookie of that netns; zeros if it cannot be opened
+    hooked: bool = (
+        True  # Docker: is it joined to its networks by a hook, within `create`? From 28 on it is after that
+    )
 
     @property
     def what(self) -> str:

@@ -21,7 +21,10 @@ Where a runtime sees no cgroup2, it puts no container into one. Then graft-runti
 the runtime, at `create` and at each `exec`.
 
 What still fails: a hook of somebody else's finds the host's netns at the first process, and so does who joins the
-container's netns by its PID. Engines' containers with graft are known by their cgroup; hooks are refused.
+container's netns by its PID. Engines' containers with graft are known by their cgroup; hooks are refused. Docker
+from 28 on does it itself, between `create` and `start` (daemon/start_linux.go, initializeCreatedTask). It would bind
+the host's netns as its sandbox, and `docker network connect` would put a device and a default route there.
+A container that joins another's network has no sandbox of its own, and may be direct.
 """
 
 import os
@@ -137,7 +140,7 @@ def check_hooks(config: Document, engine: str, joins: bool) -> None:
     if engine == "docker" and not joins and not any(map(is_dockers, hooks.get("prestart") or ())):
         raise _refused(
             "this Docker looks for the container's network at its first process, and would change the host's",
-            "Docker up to 25 does it by a hook, which graft can lead",
+            "Docker up to 27 does it by a hook, which graft can lead; with this one join another container's network",
         )
 
 

@@ -72,6 +72,12 @@ def check_addresses(
         if any(prefix.covers(address) for prefix in allowed):
             continue
         network = next((prefix for prefix in given if prefix.covers(address)), None)
+        if network is None and container.network and not container.hooked and not given:
+            raise Refused(
+                f"{container.what} 'graft.ip={address}': the container's network is not known yet",
+                hint=f'--ip gives one of it; or {path}, addresses = ["{address}"] allows it; then restart graftd',
+                code="EACCES",
+            )
         if network is None:
             where = (
                 f"the container's network ({', '.join(map(str, given))})" if given else "a network of the container"

@@ -31,9 +31,7 @@ def publish(registry: Registry, tenant: Tenant, publications: Iterable[Publicati
         addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
         ports.check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
         ports.check_inside(publication, addresses, [*tenant.publications, *accepted])
-        check_free(
-            registry, publication, addresses, where=(tenant.netns, tenant.table.cookie), shared=bool(tenant.owned)
-        )
+        check_free(registry, publication, addresses, where=(tenant.netns, tenant.table.cookie), shared=tenant.shares)
         made += pairs
         accepted.append(publication)
     for endpoint, rule in made:

@@ -152,6 +152,7 @@ class Tenant:
     trusted: bool = True  # did root of the host hand its listener over?
     cgroup: str = ""  # of a direct container: its cgroup's path below the root of cgroup2
     more_cgroups: list[str] = field(default_factory=list)  # those of further direct containers in its netns
+    networked: bool = False  # has its engine said at `create` that it is on a network? Docker attaches it later
     netns_made: bool = False  # was its netns made for it, by graft or by its engine?
     resolvers: list[Address] = field(default_factory=list)  # of the host, on its loopback
     given: list[Own] = field(default_factory=list)  # addresses by --ip
@@ -186,7 +187,12 @@ class Tenant:
         The kernel lets sockets of one uid share a port number (SO_REUSEPORT, socket(7)). So a port that one tenant
         publishes on the wildcard and the same port at another tenant's own address can both be bound.
         """
-        return OWNER_BASE + (0 if self.owned else self.slice_number)
+        return OWNER_BASE + (0 if self.shares else self.slice_number)
+
+    @property
+    def shares(self) -> bool:
+        """Do its sockets share port numbers with those of others? From the first one on: they keep their owner."""
+        return self.networked or bool(self.owned)
 
     @property
     def owned(self) -> list[Own]:

@@ -43,6 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 http.server.ThreadingHTTPServer(('', 8713), Handler).serve_forever()
 """
+UNHOOKED = (28, 0)  # the first Docker that sets networks up after `create`, without a hook
 NETAVARK = (5, 0)  # the first Podman that has no CNI; netavark knows plugins since 1.5
 UNIFIED = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup"
 HOST_PROGRAMS = ("-v", "/usr:/usr:ro", "-v", "/etc:/etc:ro", "-v", "/var/lib:/var/lib:ro")

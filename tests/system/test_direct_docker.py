@@ -8,18 +8,37 @@ import pytest
 from graft.bench.lab import wait_for
 from tests.conftest import python
 from tests.system.direct import PROBE, check, ended, view_of_host
-from tests.system.engines import CURL, nginx_conf, reach
+from tests.system.engines import CURL, UNHOOKED, engine_version, nginx_conf, reach
 
 pytestmark = pytest.mark.usefixtures("no_container_is_left")
 
 DIRECT = ("--label", "graft.direct=on")
-NONE = ("--network", "none", *DIRECT)
 
 
-def test_a_server(docker, host):
+@pytest.fixture
+def none(docker):
+    """The options of a direct container without a network."""
+    if engine_version("dockerd") < UNHOOKED:
+        return ("--network", "none", *DIRECT)
+    docker("run", "-d", "--name", "holder", "--network", "none", "host", "/busybox", "sleep", "1000")
+    return ("--network", "container:holder", *DIRECT)
+
+
+@pytest.fixture
+def hooked():
+    if engine_version("dockerd") >= UNHOOKED:
+        pytest.skip("Docker 28 has no hook, and a direct container no network of its own")
+
+
+def published(none, ports):
+    """The option that publishes @ports: Docker takes no -p for who joins another's network."""
+    return ("--label", f"graft.publish={ports}") if "none" not in none else ("-p", ports)
+
+
+def test_a_server(docker, host, none):
     before = view_of_host(host)
     docker.run(
-        *("-d", "--name", "web", *NONE, "-p", "8721:80", "--health-interval", "1s"),
+        *("-d", "--name", "web", *none, *published(none, "8721:80"), "--health-interval", "1s"),
         *("--health-cmd", "curl -sSf -o /dev/null http://127.0.0.1/", *nginx_conf(host)),
         argv=("nginx", "-c", "/nginx.conf"),
     )
@@ -44,17 +63,17 @@ def test_a_server(docker, host):
     assert view_of_host(host) == before
 
 
-def test_a_user_without_capabilities(docker, host):
+def test_a_user_without_capabilities(docker, host, none):
     """Docker sets net.ipv4.ip_unprivileged_port_start to 0, which is to hold."""
     docker.run(
-        *("-d", *NONE, "-p", "8722:80", "--user", "65534", "--cap-drop", "ALL"),
+        *("-d", *none, *published(none, "8722:80"), "--user", "65534", "--cap-drop", "ALL"),
         argv=("/usr/bin/python3", "-m", "http.server", "80"),
     )
     host.wait_listening(8722)
     assert "Directory listing" in reach(host, 8722)
 
 
-def test_a_network(docker, host, gnet):
+def test_a_network(docker, host, gnet, hooked):
     before = view_of_host(host)
     docker.run(
         *("-d", "--name", "web", "--network", gnet, *DIRECT, "-p", "8723:80", *nginx_conf(host)),
@@ -78,7 +97,35 @@ def test_a_network(docker, host, gnet):
     wait_for(lambda: view_of_host(host) == before, "the host as before")
 
 
-def test_refusals(docker, host):
+def test_without_the_hook(docker, host, gnet):
+    """Docker 28 would take the host's network for the container's: refused, unless another container holds one."""
+    if engine_version("dockerd") < UNHOOKED:
+        pytest.skip("this Docker sets networks up by a hook")
+    before = view_of_host(host)
+    for network in (gnet, "none"):
+        done = docker.run("--rm", "--network", network, *DIRECT, argv=("true",), check=False)
+        assert done.returncode == 125
+        assert "this Docker looks for the container's network at its first process, and would change the host's" in done.stderr
+        assert "join another container's network" in done.stderr
+    assert view_of_host(host) == before
+    hold = ("-d", "--name", "net", "--network", gnet, "--ip", "10.79.0.78", "-p", "8723:80", "host", "/busybox", "sleep", "1000")
+    docker("run", *hold)
+    docker.run("-d", "--name", "web", "--network", "container:net", *DIRECT, *nginx_conf(host), argv=("nginx", "-c", "/nginx.conf"))
+    host.wait_listening(8723)
+    assert reach(host, 8723) == "from nginx\n"
+    check(host, docker("exec", "web", *python(PROBE)).stdout, ["eth0", "graft-peer", "lo"])
+    script = "for n in web 10.79.0.78; do curl -sS --max-time 5 -o /dev/null -w '%{http_code} %{local_ip}\n' http://$n/; done"
+    done = docker.run("--rm", "--network", gnet, "--ip", "10.79.0.77", argv=("/busybox", "sh", "-c", script))
+    assert done.stdout == "200 10.79.0.77\n" * 2, done.stderr
+    done = docker("network", "connect", "bridge", "web", check=False)
+    assert done.returncode, "the host's network would get a device"
+    docker("rm", "-f", "web", "net")
+    wait_for(lambda: not host.containers(), "its end")
+    ended(host)
+    wait_for(lambda: view_of_host(host) == before, "the host as before")
+
+
+def test_refusals(docker, host, none):
     for options, message in (
         (("--privileged",), "CAP_NET_ADMIN"),
         (("--cap-add", "SYS_ADMIN"), "CAP_SYS_ADMIN would hold in the host's network"),
@@ -87,21 +134,21 @@ def test_refusals(docker, host):
         (("--device", "/dev/net/tun"), "/dev/net/tun makes devices in the host's network"),
         (("--label", "graft.netadmin=on"), "CAP_NET_ADMIN would be over the host's network"),
     ):
-        done = docker.run("--rm", *NONE, *options, argv=("true",), check=False)
+        done = docker.run("--rm", *none, *options, argv=("true",), check=False)
         assert done.returncode == 125, options
         assert message in done.stderr
-    docker.run("-d", "--name", "able", *NONE, argv=("/busybox", "sleep", "60"))
+    docker.run("-d", "--name", "able", *none, argv=("/busybox", "sleep", "60"))
     done = docker("exec", "--privileged", "able", "true", check=False)
     assert "would hold in the host's network" in done.stderr + done.stdout
     shown = json.loads(host.graft("inspect", "able").stdout)
     assert shown["asked"]["direct"] == "on"
 
 
-def test_killed_at_once(docker, host):
+def test_killed_at_once(docker, host, none):
     """What is killed with all of its processes leaves nothing, and the same name starts again."""
     before = view_of_host(host)
     for _ in range(3):
-        docker.run("-d", "--name", "again", *NONE, "-p", "8724:80", argv=("/busybox", "sleep", "60"))
+        docker.run("-d", "--name", "again", *none, *published(none, "8724:80"), argv=("/busybox", "sleep", "60"))
         pid = docker("inspect", "-f", "{{.State.Pid}}", "again").stdout.strip()
         subprocess.run(("kill", "-KILL", pid), check=True)
         docker("rm", "-f", "again")
@@ -168,13 +215,13 @@ print(json.dumps({
 """
 
 
-def test_attacks(docker, host):
+def test_attacks(docker, host, none):
     """By root with Docker's capabilities: by being in the host's netns nothing more than in another one is reached."""
     code = "import socket, time; s = socket.socket(socket.AF_UNIX); s.bind('\\0graft-hosts-own'); s.listen(); time.sleep(60)"
     owner = host.spawn("python3", "-c", code)
     wait_for(lambda: "@graft-hosts-own" in host.host("cat", "/proc/net/unix").stdout, "the host's server")
     before = view_of_host(host)
-    seen = json.loads(docker.run("--rm", *NONE, argv=python(ATTACK)).stdout)
+    seen = json.loads(docker.run("--rm", *none, argv=python(ATTACK)).stdout)
     assert seen == {
         "abstract": "ECONNREFUSED", "packet": "ENODEV", "raw": "ENETUNREACH", "device": "EPERM", "any": "done",
         "tunnel": "EPERM", "link": "EPERM", "mount": "EPERM", "unshare": "EPERM", "setns": "EPERM", "remount": "EPERM",
