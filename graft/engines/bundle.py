@@ -36,6 +36,9 @@ from graft.tenants.tenant import POD
 
 DOCKER_FILES = ("resolv.conf", "hostname", "hosts")
 DOCKER_HOOK = b"libnetwork-setkey"
+CONTAINERD_ROOTS = ("/var/lib/containerd",)  # `root` of a containerd that dockerd has not started
+CONTENT = "io.containerd.content.v1.content/blobs"
+DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
 CRI = "io.kubernetes.cri."
 SANDBOX = (f"{CRI}container-type", "io.kubernetes.cri-o.ContainerType")  # of a pause container they say "sandbox"
 NET_ADMIN = "CAP_NET_ADMIN"
@@ -83,10 +86,10 @@ def _identify(config: Document, container_id: str) -> Container:
     if annotations.get("io.container.manager") == "libpod":
         return _podman(config, container_id, mounts.get("/dev/shm", ""), _ours(annotations))
     directory = _docker_directory(config, container_id, mounts)
+    hooked = DOCKER_HOOK in msgspec.json.encode(config.get("hooks") or {})
     if directory:
         return _docker(directory, container_id)._replace(hooked=hooked)
     if hooked:
-    hooked = DOCKER_HOOK in msgspec.json.encode(config.get("hooks") or {})
         raise Refused("Docker's files about this container are not found", hint="is its data root visible to graftd?")
     kind = (
         "cri" if any(key.startswith("io.kubernetes.") for key in annotations) else "oci"
@@ -203,9 +206,48 @@ def docker_network(directory: str) -> str:
 
 
 def _check_image(known: Document, root: Path, labels: dict[str, str]) -> None:
-    kind, _, digest = str(known.get("Image", "")).partition(":")
-    path = root / "image" / str(known.get("Driver", "")) / "imagedb/content" / kind / digest
-    _check_brought("label", (read(path).get("config") or {}).get("Labels") or {}, labels)
+    """Refuse labels of the image's. @known: config.v2.json. @root: Docker's data root. Raises Refused."""
+    digest = str(known.get("Image", ""))
+    own = root / "image" / str(known.get("Driver", "")) / "imagedb"
+    if own.is_dir():
+        images = [read(own / "content" / digest.replace(":", "/"))]
+    else:
+        images = _containerd_images(str((known.get("ImageManifest") or {}).get("digest") or digest), root)
+    for image in images:
+        _check_brought("label", (image.get("config") or {}).get("Labels") or {}, labels)
+
+
+def _containerd_images(digest: str, root: Path) -> list[Document]:
+    """The configurations of an image in containerd's store, one for each platform that is there.
+
+    @digest: of its index or manifest (image-spec, image-index.md and manifest.md). @root: Docker's data root, below
+    which is the store of a containerd that dockerd has started itself. Raises Refused.
+    """
+    stores = [root / "containerd/daemon", *map(Path, CONTAINERD_ROOTS)]
+    places = [store / CONTENT / digest.replace(":", "/") for store in stores if DIGEST.fullmatch(digest)]
+    place = next(filter(Path.exists, places), None)
+    if place is None:
+        raise Refused(
+            f"Docker's files about this container's image are not found: {digest}",
+            hint=f"graftd looks in {', '.join(map(str, stores))}; omit the labels",
+            code="EIO",
+        )
+    manifest = read(place)
+    blobs = place.parents[1]
+    if "config" in manifest:
+        return [read(_blob(blobs, manifest["config"]))]
+    there = [_blob(blobs, entry) for entry in manifest.get("manifests") or ()]
+    manifests = [read(path) for path in there if path.exists()]
+    if not manifests:
+        raise Refused(f"{place} has no image of a platform that is there", code="EIO")
+    return [read(_blob(blobs, document["config"])) for document in manifests if "config" in document]
+
+
+def _blob(blobs: Path, descriptor: Document) -> Path:
+    digest = str(descriptor["digest"])
+    if not DIGEST.fullmatch(digest):
+        raise Refused(f"'{digest}' is no digest", code="EINVAL")
+    return blobs / digest.replace(":", "/")
 
 
 def _check_twice(host: Document, labels: dict[str, str]) -> None:

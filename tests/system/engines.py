@@ -119,8 +119,12 @@ class Engine:
 class Dockerd(Engine):
     """dockerd with its own containerd."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, *, image_store: str = "", unified: bool = False) -> None:
+        """@image_store: a snapshotter of containerd's, which has the images then. @unified: it sees cgroup2 alone."""
         super().__init__(lab, directory)
+        features = {"features": {"containerd-snapshotter": True}} if image_store else {}
+        (self.root / "daemon.json").write_text(json.dumps({**features, "storage-driver": image_store or "vfs"}))
+        self.inside = ("unshare", "-m", "sh", "-c", f'{UNIFIED}; exec "$@"', "sh") if unified else ()
         self.key_existed = Path("/etc/docker/key.json").exists()
         self.address = f"unix://{self.root}/sock"
         self.driver = lab.run_dir.name
@@ -132,8 +136,9 @@ class Dockerd(Engine):
         """Start dockerd, and wait until it answers."""
         with open(self.root / "log", "a") as log:
             self.daemon = self.lab.spawn(
-                *("dockerd", "-H", self.address, "--data-root", self.root / "data", "--exec-root", self.root / "exec"),
-                *("-p", self.root / "pid", "--storage-driver", "vfs", "--ip6tables=false", "--userland-proxy=false"),
+                *(*self.inside, "dockerd", "--config-file", self.root / "daemon.json", "-H", self.address),
+                *("--data-root", self.root / "data", "--exec-root", self.root / "exec", "-p", self.root / "pid"),
+                *("--ip6tables=false", "--userland-proxy=false"),
                 *("--add-runtime", f"graft={self.wrapper()}"),
                 stdout=log,
                 stderr=log,

@@ -1,5 +1,6 @@
 """Whose bundle it is, and what its settings ask for."""
 
+import hashlib
 import json
 import os
 
@@ -147,3 +148,54 @@ def test_sysctls_of_a_bundle():
     assert len(metadata.request.sysctl) == 3
     with pytest.raises(GraftError, match=r"label 'graft\.sysctl=net\.core\.somaxconn=9': sysctls are the engine's to set"):
         container.metadata_of(container.Container("docker", ID, "n", {"graft.sysctl": "net.core.somaxconn=9"}))
+
+
+def blob(store, document):
+    """A document in containerd's content store, and its descriptor."""
+    content = json.dumps(document).encode()
+    digest = hashlib.sha256(content).hexdigest()
+    path = store / "io.containerd.content.v1.content/blobs/sha256" / digest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return {"digest": f"sha256:{digest}"}
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_an_image_in_containerds_store(tmp_path, indexed):
+    """Docker's own containerd has it below the data root; an index names images of platforms that are not there."""
+    store = tmp_path / "containerd/daemon"
+    directory = tmp_path / "containers" / ID
+    directory.mkdir(parents=True)
+    image = blob(store, {"config": {"Labels": {"graft.publish": "22:22"}}})
+    found = manifest = blob(store, {"config": image, "layers": []})
+    if indexed:
+        found = blob(store, {"manifests": [{"digest": f"sha256:{'0' * 64}"}, manifest]})
+    known = {"Image": found["digest"], "Driver": "overlayfs", "Name": "/web", "Config": {"Labels": {"graft.publish": "22:22"}}}
+    (directory / "config.v2.json").write_text(json.dumps(known))
+    (directory / "hostconfig.json").write_text(json.dumps({"NetworkMode": "none"}))
+    config = {"mounts": [{"destination": "/etc/hosts", "source": f"{directory}/hosts"}]}
+    with pytest.raises(Refused, match=r"label 'graft\.publish' comes from the image"):
+        bundle.identify(config, ID)
+    known["Config"]["Labels"]["graft.publish"] = "23:23"
+    (directory / "config.v2.json").write_text(json.dumps(known))
+    assert bundle.identify(config, ID).settings == {"graft.publish": "23:23"}
+    for digest in (f"sha256:{'1' * 64}", "sha256:../../../../../../etc/passwd", ""):
+        (directory / "config.v2.json").write_text(json.dumps(known | {"Image": digest}))
+        with pytest.raises(Refused, match="files about this container's image are not found"):
+            bundle.identify(config, ID)
+
+
+def test_dockers_hook_and_network(tmp_path):
+    """Without the hook Docker joins the container to its network after `create`."""
+    directory = tmp_path / "containers" / ID
+    directory.mkdir(parents=True)
+    (directory / "config.v2.json").write_text(json.dumps({"Name": "/web"}))
+    config = {"mounts": [{"destination": "/etc/hosts", "source": f"{directory}/hosts"}]}
+    hooks = {"prestart": [{"path": "/proc/1/exe", "args": ["libnetwork-setkey", ID]}]}
+    for mode, network in (("none", ""), ("container:abc", ""), ("gnet", "gnet")):
+        (directory / "hostconfig.json").write_text(json.dumps({"NetworkMode": mode}))
+        assert bundle.docker_network(str(directory)) == network
+        found = bundle.identify(config, ID)
+        assert (found.network, found.hooked) == (network, False)
+        assert bundle.identify(config | {"hooks": hooks}, ID).hooked
+    assert bundle.docker_network("") == ""
