@@ -22,6 +22,7 @@ TOGETHER = {
     "tests/system/test_cri.py": "containerd",
     "tests/system/test_docker.py": "docker",  # /etc/docker, and dockerd's cgroups
     "tests/system/test_docker_stores.py": "docker",
+    "tests/system/test_documents.py": "install",
     "tests/system/test_engine_attacks.py": "docker",
     "tests/system/test_joined.py": "docker",
     "tests/system/test_direct_cri.py": "containerd",
