@@ -5,9 +5,9 @@
  * For `create` and `run` it asks graftd, over its admin socket, to put the traps into the bundle's config.json, and
  * becomes the real runtime. Before `start` it asks whether the container's networks are graft's, and for an `exec`
  * with CAP_NET_ADMIN whether the container may have that. All other verbs go straight through. As graft-hook it is an
- * OCI hook of the stage `precreate` (oci-hooks(5)): config.json from stdin to stdout. runtime_hooks.c has the hooks of
- * direct containers. In C because an engine waits for it at every create: a Python interpreter takes longer to start
- * than runc needs for the container.
+ * OCI hook of the stage `precreate` (oci-hooks(5)): config.json from stdin to stdout. runtime_hooks.c has the hooks
+ * of direct containers. In C because an engine waits for it at every create: a Python interpreter takes longer to
+ * start than runc needs for the container.
  *
  * What graftd refuses is the engine's own error: it goes to stderr and, as runc's does, to the file of --log, which
  * containerd reads. Without graftd nothing is created.
