@@ -39,6 +39,7 @@ DOCKER_HOOK = b"libnetwork-setkey"
 CONTAINERD_ROOTS = ("/var/lib/containerd",)  # `root` of a containerd that dockerd has not started
 CONTENT = "io.containerd.content.v1.content/blobs"
 DIGEST = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
+PODMAN_CONTAINERS = ("containers.json", "volatile-containers.json")  # the second one has those of --rm, since 4.4
 CRI = "io.kubernetes.cri."
 SANDBOX = (f"{CRI}container-type", "io.kubernetes.cri-o.ContainerType")  # of a pause container they say "sandbox"
 NET_ADMIN = "CAP_NET_ADMIN"
@@ -114,8 +115,9 @@ def _podman(config: Document, container_id: str, shm: str, settings: dict[str, s
     storage = _podman_storage(Path((config.get("root") or {}).get("path") or "/"), shm)
     entry: Document = {}
     if storage:
-        entries: Any = read(storage / "containers.json")
-        entry = next((e for e in entries if e.get("id") == container_id), {})
+        files = [path for path in (storage / name for name in PODMAN_CONTAINERS) if path.exists()]
+        entries: list[Any] = [read(path) for path in files or [storage / PODMAN_CONTAINERS[0]]]
+        entry = next((e for file in entries for e in file if e.get("id") == container_id), {})
     if settings and (not storage or entry.get("image")):
         _check_annotations(storage, entry.get("image") or "", settings)
     return Container("podman", container_id, str(next(iter(entry.get("names") or ()), container_id[:12])), settings)

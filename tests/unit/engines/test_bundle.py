@@ -41,6 +41,22 @@ def test_podman_without_a_cgroup(tmp_path):
     assert bundle.identify(libpod("", storage), "").name == "web"
 
 
+@pytest.mark.parametrize("file", ["containers.json", "volatile-containers.json"])
+def test_podman_with_rm(tmp_path, file):
+    """containers/storage has containers of --rm in another file: their names, and the image whose annotations they have."""
+    storage = tmp_path / "overlay-containers"
+    storage.mkdir()
+    (storage / file).write_text(json.dumps([{"id": ID, "names": ["web"], "image": "i1"}]))
+    config = libpod(f"/libpod-{ID}", storage, graft="on")
+    manifest = tmp_path / "overlay-images/i1/manifest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    assert bundle.identify(config, "").name == "web"
+    manifest.write_text(json.dumps({"annotations": {"graft": "on"}}))
+    with pytest.raises(Refused, match="annotation 'graft' comes from the image"):
+        bundle.identify(config, "")
+
+
 def test_an_image_that_cannot_be_read(tmp_path):
     storage = tmp_path / "overlay-containers"
     storage.mkdir()
