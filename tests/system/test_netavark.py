@@ -1,6 +1,9 @@
 """Networks of Podman with netavark, made by `podman network create -d graft`; what both backends have: test_podman.py."""
 
 import json
+import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from tests.system.engines import CURL, NETAVARK, engine_version, nginx_conf, rea
 
 GRAFT = ("--annotation", "graft=on")
 WEB = ("nginx", "-c", "/nginx.conf")
+GENERATORS = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet")
 SERVER = """
 import socket, sys
 for port in map(int, sys.argv[1:]):
@@ -122,3 +126,37 @@ def test_what_is_refused(podman):
     podman.run("-d", "--name", "one", "--network", "mine", "-p", "8846:80", *GRAFT, argv=sleeps)
     done = podman.run("--rm", "--network", "mine", "-p", "8846:80", *GRAFT, argv=sleeps, check=False)
     assert "graft: -p 8846:80/tcp: host port is published by container 'one'" in done.stderr
+
+
+QUADLET = """
+[Container]
+Image=localhost/host:1
+ContainerName=unit
+Annotation=graft=on
+Network=graft
+PublishPort=8847:80
+Volume=/usr:/usr:ro
+Volume=/etc:/etc:ro
+CgroupsMode=enabled
+Exec=/usr/bin/python3 -m http.server 80
+"""
+
+
+def test_a_quadlet(podman, host):
+    """What Podman's generator makes of a unit's file for systemd, by the commands of the unit."""
+    directory = host.work / f"quadlet-{podman.root.name}"
+    directory.mkdir()
+    (directory / "unit.container").write_text(QUADLET)
+    generator = next(path for path in GENERATORS if Path(path).exists())
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "QUADLET_UNIT_DIRS": str(directory)}
+    made = subprocess.run((generator, "-dryrun"), env=environment, capture_output=True, text=True, check=True).stdout
+    commands = {}
+    for line in made.splitlines():
+        name, _, command = line.partition("=")
+        if name.startswith("Exec"):
+            commands[name] = shlex.split(command.lstrip("-").replace("%%", "%").replace("%t", str(directory)))
+    podman(*commands["ExecStart"][1:])
+    host.wait_listening(8847)
+    assert "Directory listing" in reach(host, 8847)
+    podman(*commands["ExecStop"][1:])
+    wait_for(lambda: not host.listening(8847), "its end")
