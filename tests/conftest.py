@@ -19,6 +19,7 @@ from graft.bench.lab import ROOT, SLOWNESS, Lab, laboratory, wait_for
 TOGETHER = {
     "tests/attack/test_attacks.py": "attacks",
     "tests/attack/test_matrix.py": "matrix",
+    "tests/system/test_cgroups.py": "docker",
     "tests/system/test_cri.py": "containerd",
     "tests/system/test_docker.py": "docker",  # /etc/docker, and dockerd's cgroups
     "tests/system/test_docker_stores.py": "docker",

@@ -23,7 +23,7 @@ from graft.bench.lab import TIMEOUT, Lab, wait_for
 from graft.engines import install
 from graft.engines.install import CRI_TABLES
 from graft.kernel import linux
-from tests.system.engines import ROOT, Engine, engine_version, image
+from tests.system.engines import ROOT, Engine, alone, engine_version, image
 
 MESSAGES = """
 VersionRequest version=1
@@ -86,6 +86,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   {pause}
   netns_mounts_under_state_dir = true
   restrict_oom_score_adj = true
+  disable_cgroup = {without}
   disable_apparmor = true
   [plugins."{cri}".cni]
     {place}
@@ -107,9 +108,14 @@ IMAGES = """
 BIN_DIRS = (2, 1)  # the first containerd that has a list of them
 
 
-def _configuration(root: Path) -> str:
-    """containerd's, in the newest version that the installed one knows, before graft is installed."""
-    table: dict[str, str] = {"images": "", "pause": "", "snapshotter": ""}
+def _configuration(root: Path, cgroups: str) -> str:
+    """containerd's, in the newest version that the installed one knows, before graft is installed.
+
+    It gives each pod a share of the CPU, unless its cgroups are as alone() has them, and v2 has no such controller.
+    """
+    controllers = Path("/sys/fs/cgroup/unified/cgroup.controllers")
+    without = cgroups == "v2" and "cpu" not in controllers.read_text().split()
+    table: dict[str, str] = {"images": "", "pause": "", "snapshotter": "", "without": str(without).lower()}
     table["place"] = f'bin_dir = "{root}/cni"'
     if engine_version("containerd") < (2, 0):
         table |= {"pause": 'sandbox_image = "localhost/host:1"', "snapshotter": 'snapshotter = "native"'}
@@ -172,7 +178,8 @@ def _message(name: str) -> Any:
 class Containerd(Engine):
     """containerd with the runtime handler `graft`."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, *, cgroups: str = "") -> None:
+        """@cgroups: as alone() has them."""
         super().__init__(lab, directory)
         for name in ("cni", "net", "log"):
             (self.root / name).mkdir()
@@ -187,9 +194,9 @@ class Containerd(Engine):
         self.network = lab.run_dir.name
         document = {"cniVersion": "1.0.0", "name": self.network, "plugins": [conf]}
         (self.root / "net/graft.conflist").write_text(json.dumps(document))
-        self._install(self.root / "etc/containerd/config.toml")
+        self._install(self.root / "etc/containerd/config.toml", cgroups)
         with open(self.root / "log/containerd", "w") as log:
-            self.daemon = lab.spawn("containerd", "--config", self.root / "config.toml", stdout=log, stderr=log)
+            self.daemon = lab.spawn(*alone(cgroups), "containerd", "--config", self.root / "config.toml", stdout=log, stderr=log)
         self.channel = grpc.insecure_channel(f"unix:{self.root}/sock")
         wait_for(self._answers, "containerd", 30)
         archive = image(self.root / "image.tar")
@@ -198,10 +205,10 @@ class Containerd(Engine):
         self("-n", "k8s.io", "images", "import", *local, "--snapshotter", "native", self.root / "oci.tar")
         wait_for(lambda: self._image(), "the image")
 
-    def _install(self, path: Path) -> None:
+    def _install(self, path: Path, cgroups: str) -> None:
         """What `graft install containerd` makes of the configuration, with this laboratory's own directories."""
         path.parent.mkdir(parents=True)
-        path.write_text(_configuration(self.root))
+        path.write_text(_configuration(self.root, cgroups))
         plan = install.containerd(install.Options(self.root), install=True)
         text = next(str(change.after) for change in plan.changes if change.path == path)
         for before, after in (("/etc/cni/graft.d", self.root / "net"), (install.program("graft-runtime"), self.wrapper())):

@@ -46,6 +46,7 @@ http.server.ThreadingHTTPServer(('', 8713), Handler).serve_forever()
 UNHOOKED = (28, 0)  # the first Docker that sets networks up after `create`, without a hook
 NETAVARK = (5, 0)  # the first Podman that has no CNI; netavark knows plugins since 1.5
 UNIFIED = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup"
+CGROUPS = {"v1": "umount /sys/fs/cgroup/unified", "v2": UNIFIED}  # what makes a machine with one of them alone of this
 HOST_PROGRAMS = ("-v", "/usr:/usr:ro", "-v", "/etc:/etc:ro", "-v", "/var/lib:/var/lib:ro")
 
 
@@ -87,6 +88,11 @@ def engine_version(program: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def alone(cgroups: str) -> tuple[str, ...]:
+    """What runs a command where cgroup "v1" or "v2" is mounted alone; "": as this machine has them."""
+    return ("unshare", "-m", "sh", "-c", f'{CGROUPS[cgroups]}; exec "$@"', "sh") if cgroups else ()
+
+
 class Engine:
     """What all have: a directory, a log, a command line."""
 
@@ -119,12 +125,12 @@ class Engine:
 class Dockerd(Engine):
     """dockerd with its own containerd."""
 
-    def __init__(self, lab: Lab, directory: Path, *, image_store: str = "", unified: bool = False) -> None:
-        """@image_store: a snapshotter of containerd's, which has the images then. @unified: it sees cgroup2 alone."""
+    def __init__(self, lab: Lab, directory: Path, *, image_store: str = "", cgroups: str = "") -> None:
+        """@image_store: a snapshotter of containerd's, which has the images then. @cgroups: as alone() has them."""
         super().__init__(lab, directory)
         features = {"features": {"containerd-snapshotter": True}} if image_store else {}
         (self.root / "daemon.json").write_text(json.dumps({**features, "storage-driver": image_store or "vfs"}))
-        self.inside = ("unshare", "-m", "sh", "-c", f'{UNIFIED}; exec "$@"', "sh") if unified else ()
+        self.inside = alone(cgroups)
         self.key_existed = Path("/etc/docker/key.json").exists()
         self.address = f"unix://{self.root}/sock"
         self.driver = lab.run_dir.name
