@@ -26,8 +26,8 @@ ENGINES := engine_versions cgroups docker docker_stores podman netavark cri join
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-engines test-programs bench build fresh
-.PHONY: setup setup-install setup-bench setup-check setup-test wheel manual install uninstall clean help
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-engines test-kubernetes test-programs
+.PHONY: bench build fresh setup setup-install setup-bench setup-check setup-test setup-kubernetes wheel manual install uninstall clean help
 
 all: build
 
@@ -38,6 +38,7 @@ help:
 	@echo "make unit lint     install what is missing, run the tests that need no root"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make test-engines  Docker, Podman, containerd, runc and crun of this system; of Debian 13: make fresh SUITE=trixie COMMANDS=\"'make test-engines'\""
+	@echo "make test-kubernetes  pods under a real kubelet; the first time it builds Kubernetes 1.20 (a quarter of an hour); ARGS=\"-k probes\""
 	@echo "make test-programs named servers and clients (FTP, SIP, resolvers, databases), under graft and on the host; ARGS=\"-k vsftpd\""
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
@@ -62,6 +63,9 @@ setup-bench:
 
 setup-test:
 	@scripts/setup.sh run install bench check test kernel
+
+setup-kubernetes:
+	@scripts/setup.sh run install bench check test kubernetes
 
 setup-check:
 	@scripts/setup.sh run install check
@@ -137,6 +141,10 @@ test-engines: setup-test
 	@$(MAKE) --no-print-directory build
 	@for program in dockerd podman containerd runc crun; do $$program --version | head -1; done
 	@GRAFT_SLOWNESS=$${GRAFT_SLOWNESS:-3} $(PYTHON) -m pytest -q -n $$(($$(nproc) + 1)) $(ENGINES:%=tests/system/test_%.py)
+
+test-kubernetes: setup-kubernetes
+	@$(MAKE) --no-print-directory build
+	@scripts/kubernetes.sh $(ARGS)
 
 test-programs: setup-test
 	@$(MAKE) --no-print-directory build

@@ -194,27 +194,38 @@ class Containerd(Engine):
         self.network = lab.run_dir.name
         document = {"cniVersion": "1.0.0", "name": self.network, "plugins": [conf]}
         (self.root / "net/graft.conflist").write_text(json.dumps(document))
-        self._install(self.root / "etc/containerd/config.toml", cgroups)
-        with open(self.root / "log/containerd", "w") as log:
-            self.daemon = lab.spawn(*alone(cgroups), "containerd", "--config", self.root / "config.toml", stdout=log, stderr=log)
+        self.cgroups = cgroups
+        (self.root / "config.toml").write_text(self.configuration())
         self.channel = grpc.insecure_channel(f"unix:{self.root}/sock")
-        wait_for(self._answers, "containerd", 30)
+        self.start()
         archive = image(self.root / "image.tar")
         self.archive(archive, self.root / "oci.tar")
         local = ["--local"] if engine_version("containerd") >= (2, 0) else []  # not by way of its configuration
         self("-n", "k8s.io", "images", "import", *local, "--snapshotter", "native", self.root / "oci.tar")
         wait_for(lambda: self._image(), "the image")
 
-    def _install(self, path: Path, cgroups: str) -> None:
-        """What `graft install containerd` makes of the configuration, with this laboratory's own directories."""
+    def configuration(self) -> str:
+        """What is in config.toml: what `graft install containerd` makes of it, with this laboratory's directories."""
+        path = self.root / "etc/containerd/config.toml"
         path.parent.mkdir(parents=True)
-        path.write_text(_configuration(self.root, cgroups))
+        path.write_text(_configuration(self.root, self.cgroups))
         plan = install.containerd(install.Options(self.root), install=True)
         text = next(str(change.after) for change in plan.changes if change.path == path)
         for before, after in (("/etc/cni/graft.d", self.root / "net"), (install.program("graft-runtime"), self.wrapper())):
             assert text.count(f'"{before}"') == 1
             text = text.replace(before, str(after))
-        (self.root / "config.toml").write_text(text)
+        return text
+
+    def start(self) -> None:
+        """Start containerd, and wait until it answers."""
+        with open(self.root / "log/containerd", "a") as log:
+            argv = (*self.inside(), "containerd", "--config", self.root / "config.toml")
+            self.daemon = self.lab.spawn(*argv, stdout=log, stderr=log)
+        wait_for(self._answers, "containerd", 30)
+
+    def inside(self) -> tuple[str, ...]:
+        """The command by which containerd gets where it lives, on the laboratory's host."""
+        return tuple(alone(self.cgroups))
 
     def archive(self, layer: Path, to: Path) -> None:
         """An OCI image layout of one layer."""

@@ -1,0 +1,1 @@
+"""Pods of graft under a real kubelet, by `make test-kubernetes`."""
