@@ -13,6 +13,7 @@ BPF_COMPILE = $(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/u
 HELPER := graft/graft-sup
 DEPUTY := graft/graft-deputy
 RELAY := graft/graft-relay
+PLUGIN := graft/graft-plugin
 HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
@@ -26,7 +27,7 @@ ENGINES := engine_versions cgroups docker docker_stores podman netavark cri join
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-engines test-kubernetes test-programs
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-engines test-kubernetes test-swarm test-programs
 .PHONY: bench build fresh setup setup-install setup-bench setup-check setup-test setup-kubernetes wheel manual install uninstall clean help
 
 all: build
@@ -39,6 +40,7 @@ help:
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make test-engines  Docker, Podman, containerd, runc and crun of this system; of Debian 13: make fresh SUITE=trixie COMMANDS=\"'make test-engines'\""
 	@echo "make test-kubernetes  pods under a real kubelet; the first time it builds Kubernetes 1.20 (a quarter of an hour); ARGS=\"-k probes\""
+	@echo "make test-swarm    services of Docker's swarm on three nodes in three network namespaces; 3 minutes"
 	@echo "make test-programs named servers and clients (FTP, SIP, resolvers, databases), under graft and on the host; ARGS=\"-k vsftpd\""
 	@echo "make bench         graft bench: graft beside the host and what else is installed; BENCH=--quick for a look"
 	@echo "make torture       kill -9 graftd, its keeper, both, 100 times under load; ROUNDS=n"
@@ -104,6 +106,11 @@ $(RELAY): csrc/relay.c csrc/relay_cage.c csrc/relay.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -static csrc/relay.c csrc/relay_cage.c -o $@
 
+# static, because it is alone in its root file system
+$(PLUGIN): csrc/plugin.c
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -static $< -o $@
+
 $(SHIM): csrc/shim.c csrc/sup.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
@@ -113,7 +120,7 @@ $(RUNTIME): csrc/runtime.c csrc/runtime_hooks.c csrc/runtime.h graft/__init__.py
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' csrc/runtime.c csrc/runtime_hooks.c -o $@
 
-compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(SHIM) $(RUNTIME)
+compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME)
 
 build: .venv/stamp compiled
 
@@ -145,6 +152,11 @@ test-engines: setup-test
 test-kubernetes: setup-kubernetes
 	@$(MAKE) --no-print-directory build
 	@scripts/kubernetes.sh $(ARGS)
+
+test-swarm: setup-test
+	@$(MAKE) --no-print-directory build
+	@dockerd --version
+	@GRAFT_SLOWNESS=$${GRAFT_SLOWNESS:-3} $(PYTHON) -m pytest -q -m swarm --timeout 600 tests/system/test_swarm.py
 
 test-programs: setup-test
 	@$(MAKE) --no-print-directory build
@@ -188,5 +200,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(SHIM) $(RUNTIME)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME)
 	find . -name __pycache__ -prune -exec rm -rf {} +

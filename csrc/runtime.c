@@ -295,10 +295,23 @@ static bool takes_value(const char *word)
 	return false;
 }
 
+/*
+ * Is this where containerd's shim keeps Docker's managed plugins? dockerd starts them by its default runtime, and
+ * they are no containers of graft's: one with the host's network would be refused, and graft's own would wait for
+ * graftd.
+ * @root: the value of --root, whose last part is containerd's namespace (moby, daemon/config).
+ */
+static bool of_plugins(const char *root)
+{
+	const char *space = strrchr(root, '/');
+
+	return space && !strcmp(space, "/plugins.moby");
+}
+
 int main(int argc, char **argv)
 {
 	const char *runtime = "runc", *bundle = ".", *id = NULL, *verb = NULL, *process = NULL, *direct = NULL,
-		   *name = strrchr(argv[0], '/');
+		   *name = strrchr(argv[0], '/'), *root = "";
 	int first = 1, used;
 
 	for (; first < argc; first += used) {
@@ -317,6 +330,8 @@ int main(int argc, char **argv)
 		return show_network();
 	for (int i = first; i < argc; i += used) {
 		used = option(argv + i, "--log", &log_file);
+		if (!used)
+			used = option(argv + i, "--root", &root);
 		if (!used && verb)
 			used = option(argv + i, "--bundle", &bundle);
 		if (!used && verb)
@@ -337,6 +352,8 @@ int main(int argc, char **argv)
 		if (verb && !direct && !strcmp(verb, "exec") && is_direct(argv[i]))
 			direct = argv[i]; /* the words after it are the command's */
 	}
+	if (of_plugins(root))
+		verb = NULL;
 	if (verb && (!strcmp(verb, "create") || !strcmp(verb, "run"))) {
 		if (!id)
 			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");

@@ -1,13 +1,13 @@
 #!/bin/bash
 # test.sh - run all tests on this kernel: lint, units, kernel, system, attacks, benchmarks, fuzzing
-# (scripts/kernel-6.1.sh runs the core of them on Debian's 6.1 kernel, scripts/programs.sh the named programs that take long)
+# (scripts/kernel-6.1.sh runs the core of them on Debian's 6.1 kernel, scripts/programs.sh the named programs that take long, make test-swarm three nodes of a swarm)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 export GRAFT_SLOWNESS=${GRAFT_SLOWNESS:-3} # wait longer, as the machine may be busy; no measurement depends on it
 jobs=$(($(nproc) + 1))                     # tests wait for processes half of their time
 pytest=(.venv/bin/python3 -m pytest -q)
-beside=("${pytest[@]}" -n "$jobs" -m "not alone and not tree")
+beside=("${pytest[@]}" -n "$jobs" -m "not alone and not tree and not swarm")
 failed=()
 took=()
 step() {

@@ -33,6 +33,7 @@ TOGETHER = {
     "tests/system/test_netavark.py": "podman",
     "tests/system/test_podman.py": "podman",  # /var/lib/containers, /run/netns, and Podman's cgroups
     "tests/system/test_runtimes.py": "runtimes",
+    "tests/system/test_swarm.py": "docker",
 }
 # Files whose tests are done twice, in containers whose sockets are trapped and in direct ones.
 BOTH_MODES = {

@@ -10,6 +10,7 @@ import click
 from graft import client
 from graft.commands.options import CONTEXT
 from graft.engines.install import ENGINES, Change, Options, Plan, check_version
+from graft.engines.swarm import PLUGIN, add, remove, state
 from graft.errors import Failure, Refused
 from graft.text import listed
 
@@ -17,6 +18,7 @@ INSTALL = """Set up an engine to use graft. The change is shown first; nothing i
 
 \b
 sudo graft install docker                  then: docker run --runtime graft ...
+sudo graft install docker --swarm --reload then: docker service create --network ... (docs/several-hosts.md)
 sudo graft install podman                  then: podman run --annotation graft=on --network graft ...
 sudo graft install containerd --reload     then: a RuntimeClass with the handler 'graft'
 graft install docker --dry-run             show the change only
@@ -43,6 +45,9 @@ def make(*, install: bool) -> click.Command:
     @click.option(
         "--runtime", type=click.Choice(["runc", "crun"]), default="runc", help="The runtime that graft-runtime runs."
     )
+    @click.option(
+        "--swarm", is_flag=True, help="For services: the default runtime, and the plugin graft:swarm (Docker)."
+    )
     @click.option("--subnet", default="", metavar="CIDR", help="Addresses of the CNI network (Podman, containerd).")
     @click.option("--root", type=Path, default=Path("/"), hidden=True)
     def command(
@@ -51,6 +56,7 @@ def make(*, install: bool) -> click.Command:
         dry_run: bool,
         reload_: bool,
         runtime: str,
+        swarm: bool,
         subnet: str,
         root: Path,
         force: bool = False,
@@ -58,10 +64,15 @@ def make(*, install: bool) -> click.Command:
         version = check_version(engine) if install else ""
         if subnet:
             _check_subnet(subnet)
-        plan = ENGINES[engine](Options(root, runtime, subnet), install=install)
+        if swarm and engine != "docker":
+            raise click.UsageError("--swarm goes with docker")
+        plan = ENGINES[engine](Options(root, runtime, subnet, swarm), install=install)
         if install:
             click.echo(f"{engine}: found {version}, {plan.found}")
-        if not plan.changes:
+        plugin = _plugin_order(install=install) if swarm else ""
+        if plugin:
+            click.echo(f"{plugin} plugin {PLUGIN}")
+        if not plan.changes and not plugin:
             click.echo(f"{engine}: graft is {'installed already' if install else 'not installed'}")
             if reload_ and plan.reload and not dry_run:
                 _check_permission(root)
@@ -79,20 +90,35 @@ def make(*, install: bool) -> click.Command:
                 raise Refused("cannot ask: standard input is no terminal", hint="--yes, or --dry-run", code="ENOTTY")
             if not click.confirm("Make this change?"):
                 raise Refused("nothing was changed", code="ECANCELED")
+        if plugin and not install:
+            remove()  # first: dockerd refuses it while a network needs it
         done: list[Change] = []
         try:
             for change in plan.changes:
                 change.make()
                 done.append(change)
+            if plugin and install:
+                add(Path(client.run_directory()))
         except Failure:
             for change in reversed(done):
                 Change(change.path, change.after, change.before, change.link).make()
             raise
-        _tell(engine, plan, reload_=reload_)
+        if plan.changes:
+            _tell(engine, plan, reload_=reload_)
+        if plugin:
+            click.echo(f"{engine}: the plugin {PLUGIN} is {'enabled' if install else 'removed'}")
 
     if install:
         return command
     return click.option("--force", is_flag=True, help="Even if containers of the engine use graft.")(command)
+
+
+def _plugin_order(*, install: bool) -> str:
+    """What is left to do about the plugin: create, enable, remove, or "" for nothing. Raises Failure."""
+    found = state()
+    if install:
+        return {"": "create", "disabled": "enable"}.get(found, "")
+    return "remove" if found else ""
 
 
 def check_unused(engine: str) -> None:

@@ -176,8 +176,16 @@ def _docker(directory: str, container_id: str) -> Container:
     if labels:
         _check_image(known, Path(directory).parents[1], labels)
     mode = host.get("NetworkMode") or "default"
-    if mode == "default":
-        mode = "bridge"  # as Docker 26 writes it from the start
+    if mode in ("default", "bridge"):  # Docker 26 writes bridge for default, also for a service's container of swarm
+        named = (known.get("NetworkSettings") or {}).get("Networks") or {}
+        if "ingress" in named:
+            raise Refused(
+                "swarm's routing mesh leads to a device of the container, whose sockets are the host's",
+                hint="--publish mode=host,target=...,published=...",
+                code="EINVAL",
+            )
+        others = [name for name in named if name != "default"]
+        mode = "bridge" if "bridge" in named or not others else others[0]
     if mode in ("bridge", "host"):
         raise Refused(
             f"network '{mode}' is not graft's",

@@ -103,6 +103,7 @@ class Options(NamedTuple):
     root: Path = Path("/")  # the directory that has /etc and /usr
     runtime: str = "runc"  # or crun: the runtime that graft-runtime executes
     subnet: str = ""  # of the network, as CIDR; "": the installed one or the default
+    swarm: bool = False  # make graft's runtime the default one, which services have
 
 
 def _under(root: Path, path: str) -> Path:
@@ -169,7 +170,7 @@ def _configuration(path: Path, text: str | None, what: str = "") -> str:
 
 
 def docker(options: Options, *, install: bool) -> Plan:
-    """Plan the runtime `graft` in daemon.json. Raises Refused, UsageError or Failure."""
+    """Plan the runtime `graft` in daemon.json, for swarm as the default. Raises Refused, UsageError or Failure."""
     path = _under(options.root, "/etc/docker/daemon.json")
     text = _text(path)
     try:
@@ -186,11 +187,20 @@ def docker(options: Options, *, install: bool) -> Plan:
             runtimes[NAME]["runtimeArgs"] = [f"--graft-runtime={options.runtime}"]
     else:
         runtimes.pop(NAME, None)
-    if runtimes == document.get("runtimes", {}):
-        return Plan([], ["systemctl", "reload", "docker"], "", found)
     changed = {**document, "runtimes": runtimes}
     if not runtimes:
         del changed["runtimes"]
+    if install and options.swarm:
+        other = document.get("default-runtime", NAME)
+        if other not in (NAME, "runc"):
+            raise Refused(
+                f"{path} has the default runtime '{other}'", hint="services get no other: remove it", code="EEXIST"
+            )
+        changed["default-runtime"] = NAME
+    if not install and document.get("default-runtime") == NAME:
+        del changed["default-runtime"]
+    if changed == {"runtimes": {}, **document} or changed == document:
+        return Plan([], ["systemctl", "reload", "docker"], "", found)
     kept = path.with_name(path.name + BACKUP)
     after = json.dumps(changed, indent=2) + "\n" if changed or kept.exists() else None
     return Plan(_changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again", found)

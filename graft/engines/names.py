@@ -26,6 +26,8 @@ TTL = 5  # seconds; short, because containers come and go
 FRESH = 0.1  # seconds that the table of names is used
 SPARE = 20  # so many times what the table takes to make passes before it is made again
 
+SERVICE = "com.docker.swarm.service.name"  # the label of a service's containers
+
 A, PTR, AAAA, OPT = 1, 12, 28, 41  # types of records
 SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = 2, 3, 4, 5
 QUERY_MAX = 512  # bytes: header 12, question at most 259, the rest for an OPT record
@@ -44,8 +46,12 @@ class DockerNames(NamedTuple):
 
 
 def docker_names(known: dict[str, Any]) -> DockerNames:
-    """Return a container's name and host name, and its aliases. @known: Docker's config.v2.json, parsed."""
-    everywhere = [str(known.get("Name", "")).lstrip("/"), (known.get("Config") or {}).get("Hostname") or ""]
+    """Return a container's name and host name, its service's, and its aliases. @known: config.v2.json, parsed."""
+    config = known.get("Config") or {}
+    everywhere = [str(known.get("Name", "")).lstrip("/"), config.get("Hostname") or ""]
+    service = (config.get("Labels") or {}).get(SERVICE) if known.get("Managed") else None
+    if service:  # swarm's own: an image may have the label, and is not `Managed`
+        everywhere += [str(service), f"tasks.{service}"]
     by_network: dict[str, list[str]] = {}
     networks: dict[str, str] = {}
     for name, network in ((known.get("NetworkSettings") or {}).get("Networks") or {}).items():

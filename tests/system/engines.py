@@ -138,14 +138,14 @@ class Dockerd(Engine):
         self("import", image(self.root / "image.tar", {"entry": b"#!/busybox sh\nexec \"$@\"\n"}), "host")
         self.names = 0
 
-    def start(self) -> None:
-        """Start dockerd, and wait until it answers."""
+    def start(self, *more: Any) -> None:
+        """Start dockerd with @more options, and wait until it answers."""
         with open(self.root / "log", "a") as log:
             self.daemon = self.lab.spawn(
                 *(*self.inside, "dockerd", "--config-file", self.root / "daemon.json", "-H", self.address),
                 *("--data-root", self.root / "data", "--exec-root", self.root / "exec", "-p", self.root / "pid"),
                 *("--ip6tables=false", "--userland-proxy=false"),
-                *("--add-runtime", f"graft={self.wrapper()}"),
+                *("--add-runtime", f"graft={self.wrapper()}", *more),
                 stdout=log,
                 stderr=log,
             )

@@ -226,6 +226,18 @@ def test_create_takes_10_ms_more_at_most(lab, bundle):
     assert statistics.median(added) < 0.010
 
 
+def test_plugins_of_docker_are_no_containers(tmp_path):
+    """dockerd starts its managed plugins by its default runtime, also before graftd, and with the host's network."""
+    ours = [str(RUNTIME), "--graft-runtime=/bin/echo", f"--graft-run-dir={tmp_path}"]
+    for verb in ("create", "restore"):
+        words = ["--root", "/run/docker/runtime-runc/plugins.moby", verb, "--bundle", str(tmp_path), "x"]
+        done = subprocess.run([*ours, *words], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, " ".join(words) + "\n"), done.stderr
+    for root in ("/run/docker/runtime-runc/moby", "/plugins.moby/moby", "plugins.moby", "/x/plugins.moby.x"):
+        done = subprocess.run([*ours, "--root", root, "create", "--bundle", str(tmp_path), "x"], capture_output=True, text=True)
+        assert (done.returncode, "graftd is not running" in done.stderr) == (1, True), root
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"linux": 5}', '{"linux": {"namespaces": [{}]}}', '{"annotations": 1}'])
 def test_a_bundle_that_is_none(lab, bundle, text):
     path = bundle / "config.json"

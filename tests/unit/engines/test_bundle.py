@@ -79,6 +79,34 @@ def test_docker_that_cannot_be_found():
         bundle.identify({"hooks": hooks}, ID)
 
 
+@pytest.mark.parametrize("mode", ["default", "bridge"])
+@pytest.mark.parametrize(
+    ("networks", "found"),
+    [
+        (["gnet"], "gnet"),
+        (["default", "gnet"], "gnet"),
+        (["bridge"], "network 'bridge' is not graft's"),
+        (["gnet", "bridge"], "network 'bridge' is not graft's"),
+        ([], "network 'bridge' is not graft's"),
+        (["gnet", "ingress"], "swarm's routing mesh"),
+        (["ingress"], "swarm's routing mesh"),
+    ],
+)
+def test_the_network_of_a_service(tmp_path, networks, found, mode):
+    """swarm leaves HostConfig.NetworkMode at its default, and names the network elsewhere."""
+    directory = tmp_path / "containers" / ID
+    directory.mkdir(parents=True)
+    known = {"Name": "/web.1.x", "NetworkSettings": {"Networks": dict.fromkeys(networks)}}
+    (directory / "config.v2.json").write_text(json.dumps(known))
+    (directory / "hostconfig.json").write_text(json.dumps({"NetworkMode": mode}))
+    config = {"mounts": [{"destination": "/etc/hosts", "source": f"{directory}/hosts"}]}
+    if " " in found:
+        with pytest.raises(Refused, match=found):
+            bundle.identify(config, ID)
+    else:
+        assert bundle.identify(config, ID).network == found
+
+
 def test_settings():
     settings = {
         "graft": "8080:80, 8443:443",

@@ -13,7 +13,7 @@ from graft import client
 from graft.bench.lab import ROOT
 from graft.commands.engine import check_unused
 from graft.commands.main import graft
-from graft.engines import install
+from graft.engines import install, swarm
 from graft.engines.install import BACKUP, BEGIN, CRI_TABLES, ENGINES, Options, check_version, docker, podman
 from graft.errors import Failure, Refused
 
@@ -108,6 +108,34 @@ def test_docker(root):
     assert (root / "etc/docker/daemon.json.before-graft").read_text() == DAEMON
     plan = docker(Options(root, "crun"), install=True)
     assert '"--graft-runtime=crun"' in plan.changes[0].diff
+
+
+def test_docker_for_swarm(root):
+    """Services have the default runtime. One that somebody else has chosen is not replaced."""
+    path = root / "etc/docker/daemon.json"
+    for one in docker(Options(root, swarm=True), install=True).changes:
+        one.make()
+    assert json.loads(path.read_text())["default-runtime"] == "graft"
+    assert not docker(Options(root, swarm=True), install=True).changes
+    assert not docker(Options(root), install=True).changes, "without --swarm nothing of it is taken back"
+    change("docker", root, install=False)
+    assert json.loads(path.read_text()) == json.loads(DAEMON)
+    path.write_text('{"default-runtime": "nvidia"}')
+    with pytest.raises(Refused, match="has the default runtime 'nvidia'"):
+        docker(Options(root, swarm=True), install=True)
+    assert not docker(Options(root), install=False).changes
+    assert json.loads(path.read_text()) == {"default-runtime": "nvidia"}
+    done = CliRunner().invoke(graft, ["install", "podman", "--swarm", "--dry-run", "--root", str(root)])
+    assert done.exit_code
+
+
+def test_the_plugins_description(tmp_path):
+    told = swarm.description(tmp_path / "graft.sock")
+    assert told["entrypoint"] == ["/graft-plugin", f"{tmp_path}/graft.sock", "/run/docker/plugins/graft.sock"]
+    assert told["interface"] == {
+        "types": ["docker.networkdriver/1.0", "docker.ipamdriver/1.0"],
+        "socket": "graft.sock",
+    }
 
 
 def test_podman_and_containerd_share_the_plugin(root):

@@ -70,6 +70,10 @@ def test_docker_names():
     }
     assert docker_names(known) == (["web", "h"], {"n1": ["x", "y"], "n2": ["z"], "": []}, {"n1": "a", "n2": "b", "": "c"})
     assert docker_names({}) == (["", ""], {}, {})
+    labels = {"com.docker.swarm.service.name": "db"}
+    service = {"Name": "/db.1.x", "Config": {"Hostname": "h", "Labels": labels}, "Managed": True}
+    assert docker_names(service).everywhere == ["db.1.x", "h", "db", "tasks.db"]
+    assert docker_names({**service, "Managed": False}).everywhere == ["db.1.x", "h"], "an image may have the label"
 
 
 @given(st.binary(max_size=60))
