@@ -86,7 +86,6 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   {pause}
   netns_mounts_under_state_dir = true
   restrict_oom_score_adj = true
-  disable_cgroup = {without}
   disable_apparmor = true
   [plugins."{cri}".cni]
     {place}
@@ -108,14 +107,22 @@ IMAGES = """
 BIN_DIRS = (2, 1)  # the first containerd that has a list of them
 
 
-def _configuration(root: Path, cgroups: str) -> str:
-    """containerd's, in the newest version that the installed one knows, before graft is installed.
+# It gives each pod a share of the CPU, which is not to be had where cgroup2 has no such controller
+WITHOUT_SHARES = """#!/bin/sh
+for word; do
+    [ "$before" != --bundle ] || /usr/bin/python3 -I -c '
+import json, sys
+config = json.load(open(sys.argv[1]))
+config["linux"].pop("resources", None)
+json.dump(config, open(sys.argv[1], "w"))' "$word/config.json"
+    before=$word
+done
+"""
 
-    It gives each pod a share of the CPU, unless its cgroups are as alone() has them, and v2 has no such controller.
-    """
-    controllers = Path("/sys/fs/cgroup/unified/cgroup.controllers")
-    without = cgroups == "v2" and "cpu" not in controllers.read_text().split()
-    table: dict[str, str] = {"images": "", "pause": "", "snapshotter": "", "without": str(without).lower()}
+
+def _configuration(root: Path) -> str:
+    """containerd's, in the newest version that the installed one knows, before graft is installed."""
+    table: dict[str, str] = {"images": "", "pause": "", "snapshotter": ""}
     table["place"] = f'bin_dir = "{root}/cni"'
     if engine_version("containerd") < (2, 0):
         table |= {"pause": 'sandbox_image = "localhost/host:1"', "snapshotter": 'snapshotter = "native"'}
@@ -208,10 +215,14 @@ class Containerd(Engine):
         """What is in config.toml: what `graft install containerd` makes of it, with this laboratory's directories."""
         path = self.root / "etc/containerd/config.toml"
         path.parent.mkdir(parents=True)
-        path.write_text(_configuration(self.root, self.cgroups))
+        path.write_text(_configuration(self.root))
         plan = install.containerd(install.Options(self.root), install=True)
         text = next(str(change.after) for change in plan.changes if change.path == path)
-        for before, after in (("/etc/cni/graft.d", self.root / "net"), (install.program("graft-runtime"), self.wrapper())):
+        wrapper = self.wrapper()
+        controllers = Path("/sys/fs/cgroup/unified/cgroup.controllers")
+        if self.cgroups == "v2" and "cpu" not in controllers.read_text().split():
+            wrapper.write_text(wrapper.read_text().replace("#!/bin/sh\n", WITHOUT_SHARES))
+        for before, after in (("/etc/cni/graft.d", self.root / "net"), (install.program("graft-runtime"), wrapper)):
             assert text.count(f'"{before}"') == 1
             text = text.replace(before, str(after))
         return text
