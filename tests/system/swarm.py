@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Node(Dockerd):
         pid = int((self.root / "exec/containerd/containerd.pid").read_text())
         self.lab.end(self.daemon, signal.SIGKILL)
         wait_for(lambda: not Path(f"/proc/{pid}").exists(), "containerd's end")
+
+    def stop(self) -> None:
+        super().stop()
+        while subprocess.run(("umount", self.root / "data"), capture_output=True).returncode == 0:
+            pass  # a dockerd that is killed leaves its data mounted
 
     def graft(self, *argv: Any) -> str:
         """What a command of graft's for this dockerd prints."""
