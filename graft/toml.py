@@ -5,6 +5,7 @@ unknown key, a wrong type and a value outside its grammar are errors, of one lin
 that somebody else than root may write decides nothing either.
 """
 
+import errno
 import os
 import re
 import stat
@@ -14,29 +15,35 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from graft.errors import Failure, UsageError
+from graft.text import plain
 
 Check = Callable[[Any], Any]  # from the value in the file to the value that graft uses; raises UsageError
 Schema = Mapping[str, "Check | Schema"]  # of each key its check, of a table the schema of what is in it
 T = TypeVar("T")
 
-SIZE_MAX = 1 << 20  # bytes of a file: what is beyond would hold graftd's loop up
+SIZE_MAX = 1 << 20  # bytes of a file: what is beyond would hold graftd's loop up,
+DOTS_MAX = 16  # and so would more in the keys of a line, for which tomllib takes the square of their number
+ITEMS_MAX = 1000  # of an array
+BY_PATH, NO_FILE = -1, -2  # instead of a descriptor
 
 HEADER = re.compile(r"\s*\[([^][]+)\]")  # [table]
 KEY = re.compile(r"\s*([^\s=#]+)\s*=")
+STRING = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'[^']*'""")
 
 
-def read(path: Path, schema: Schema) -> dict[str, Any]:
+def read(path: Path, schema: Schema, descriptor: int = BY_PATH) -> dict[str, Any]:
     """The values of the file at @path as the checks of @schema return them; keys that the file lacks are not there.
 
-    Raises Failure, which names the file, the line and the key, and FileNotFoundError.
+    @descriptor: the file, if it is open already; NO_FILE: there is none. Raises Failure, which names the file, the
+    line and the key, and FileNotFoundError.
     """
-    text, document = _load(path)
+    text, document = _load(path, descriptor)
     return _table(_Source(path, text), "", document, schema)
 
 
-def read_names(path: Path, check: Callable[[str, Any], T]) -> dict[str, T]:
-    """What @check makes of each key of the file at @path and its value, by the key. Raises as read() does."""
-    text, document = _load(path)
+def read_names(path: Path, check: Callable[[str, Any], T], descriptor: int = BY_PATH) -> dict[str, T]:
+    """What @check makes of each key of the file at @path and its value, by the key. As read()."""
+    text, document = _load(path, descriptor)
     source = _Source(path, text)
     found: dict[str, T] = {}
     for key, value in document.items():
@@ -48,32 +55,49 @@ def read_names(path: Path, check: Callable[[str, Any], T]) -> dict[str, T]:
 
 
 def at_once(path: str, flags: int) -> int:
-    """An opener for open() that waits for nobody: a FIFO has no other end. Raises OSError."""
+    """open(2) that waits for nobody: a FIFO has no other end. Raises OSError."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _load(path: Path) -> tuple[str, dict[str, Any]]:
+def _load(path: Path, descriptor: int) -> tuple[str, dict[str, Any]]:
+    if descriptor == NO_FILE:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
-        with open(path, "rb", opener=at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise _wrong(path, "not a file")
-            if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise _wrong(path, "others than root may write it", f"chown root {path}; chmod 644 {path}")
-            if found.st_size > SIZE_MAX:
-                raise _wrong(path, f"more than {SIZE_MAX >> 20} MiB")
-            text = file.read(SIZE_MAX).decode()
-            return text, tomllib.loads(text)
-    except FileNotFoundError:
+        source = os.dup(descriptor) if descriptor >= 0 else at_once(str(path), os.O_RDONLY)
+        try:
+            text = _text(path, source)
+        finally:
+            os.close(source)
+        _check_dots(path, text)
+        return text, tomllib.loads(text)
+    except (FileNotFoundError, Failure):
         raise
     except OSError as error:
         raise _wrong(path, error.strerror or str(error)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # the first also for a number of more digits than Python takes
         raise _wrong(path, str(error)) from None
 
 
+def _text(path: Path, source: int) -> str:
+    found = os.fstat(source)
+    if not stat.S_ISREG(found.st_mode):
+        raise _wrong(path, "not a file")
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _wrong(path, "others than root may write it", f"chown root {path}; chmod 644 {path}")
+    if found.st_size > SIZE_MAX:
+        raise _wrong(path, f"more than {SIZE_MAX >> 20} MiB")
+    with open(source, "rb", closefd=False) as file:
+        return file.read(SIZE_MAX).decode()
+
+
+def _check_dots(path: Path, text: str) -> None:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > DOTS_MAX and STRING.sub("", line).count(".") > DOTS_MAX:
+            raise _wrong(f"{path}, line {number}", f"more than {DOTS_MAX} dots outside of strings")
+
+
 def _wrong(where: Path | str, what: str, hint: str = "") -> Failure:
-    return Failure(f"{where}: {what}", hint=hint, code="EINVAL")
+    return Failure(f"{where}: {plain(what)}", hint=hint, code="EINVAL")
 
 
 class _Source:
@@ -128,14 +152,14 @@ def _table(source: _Source, prefix: str, document: Mapping[str, Any], schema: Sc
 def flag(value: Any) -> bool:
     """Check true or false. Raises UsageError."""
     if not isinstance(value, bool):
-        raise UsageError(f"{_shown(value)} is neither true nor false")
+        raise UsageError(f"{shown(value)} is neither true nor false")
     return value
 
 
 def text(value: Any) -> str:
     """Check a string. Raises UsageError."""
     if not isinstance(value, str):
-        raise UsageError(f"{_shown(value)} is not a string", hint="write it in quotes")
+        raise UsageError(f"{shown(value)} is not a string", hint="write it in quotes")
     return value
 
 
@@ -144,11 +168,18 @@ def each(check: Check) -> Callable[[Any], tuple[Any, ...]]:
 
     def check_all(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise UsageError(f"{_shown(value)} is not an array", hint="write it in brackets: [...]")
+            raise UsageError(f"{shown(value)} is not an array", hint="write it in brackets: [...]")
+        if len(value) > ITEMS_MAX:
+            raise UsageError(f"an array of more than {ITEMS_MAX} values")
         return tuple(check(item) for item in value)
 
     return check_all
 
 
-def _shown(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+def shown(value: Any) -> str:
+    """A value of a file for a message: short, whatever it is."""
+    if isinstance(value, bool | str):
+        return f"'{value}'" if isinstance(value, str) else str(value).lower()
+    if isinstance(value, int):
+        return str(value) if abs(value) < 1 << 64 else "this number"  # Python prints no number of any length
+    return "a table" if isinstance(value, dict) else "an array" if isinstance(value, list) else str(value)

@@ -339,10 +339,10 @@ def _in_force() -> str:
         differs = path == str(configuration_path()) and _configured() != told
     except Lack as lack:
         raise Lack(_described(told), f"{lack}; until it is right, this stays in force") from None
-    if differs:
-        raise Lack(_described(told), f"{path} says something else now: graftd takes it in 2 seconds, or logs why not")
     if status["faults"]:
         raise Lack(_described(told), "; ".join(status["faults"]))
+    if differs:
+        raise Lack(_described(told), f"{path} says something else now: graftd takes it in 2 seconds, or logs why not")
     return _described(told)
 
 

@@ -4,6 +4,7 @@ Both services (the admin and the agent socket) and the loop reach tenants throug
 whole of graftd.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -26,6 +27,7 @@ from graft.kernel.stamps import Stamper
 from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
+from graft.rules.address import Address
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
 from graft.tenants.direct import lives
@@ -63,6 +65,7 @@ class Tenancy:
         self.registry = registry
         self.limits = limits  # of a container that names none
         self.listening = wildcard_ports(OWNER_BASE)  # when graftd began
+        self.reserved: set[tuple[int, int]] = set()  # ports of the node
         self.configure(configuration)
         stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
@@ -85,14 +88,25 @@ class Tenancy:
 
         What a container was given it keeps. Raises OSError if a map is full.
         """
-        self.configuration = configuration
-        self.reserved = configuration.reserved(self.listening)
-        self.kernel.reserve({port for protocol, port in self.reserved if protocol == IPPROTO_UDP})
-        if self.registry.pod_resolvers != configuration.resolvers:
-            self.registry.pod_resolvers = configuration.resolvers
-            for tenant in self.registry.tenants.values():
-                if tenant.netns_fd >= 0:  # not while graftd starts, and gives them their descriptors back
-                    self.registry.apply(tenant)
+        reserved, before = configuration.reserved(self.listening), self.registry.pod_resolvers
+        self.kernel.reserve({port for protocol, port in reserved if protocol == IPPROTO_UDP})
+        try:
+            self._resolve(configuration.resolvers)
+        except OSError:
+            with contextlib.suppress(OSError):  # what there was room for before there is again
+                self._resolve(before)
+                self.kernel.reserve({port for protocol, port in self.reserved if protocol == IPPROTO_UDP})
+            raise
+        self.configuration, self.reserved = configuration, reserved
+
+    def _resolve(self, resolvers: tuple[Address, ...]) -> None:
+        """Let all pods ask @resolvers. Raises OSError if a map is full."""
+        if self.registry.pod_resolvers == resolvers:
+            return
+        self.registry.pod_resolvers = resolvers
+        for tenant in self.registry.tenants.values():
+            if tenant.netns_fd >= 0:  # not while graftd starts, and gives them their descriptors back
+                self.registry.apply(tenant)
 
     # -- tenants --
 

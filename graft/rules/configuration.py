@@ -78,8 +78,8 @@ def _parse_resolver(value: Any) -> Address:
 
 def _parse_ports(value: Any) -> Ports:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UsageError(f"{value} is not a port", hint='like 22 or "2379-2380"')
-    return parse_ports(str(value), least=1)
+        raise UsageError(f"{toml.shown(value)} is not a port", hint='like 22 or "2379-2380"')
+    return parse_ports(value if isinstance(value, str) else toml.shown(value), least=1)
 
 
 def _parse_annotation(value: Any) -> str:
@@ -102,14 +102,14 @@ def configuration_path() -> Path:
     return Path(os.environ.get("GRAFT_CONFIG") or CONFIGURATION)
 
 
-def read_configuration() -> Configuration:
+def read_configuration(descriptor: int = toml.BY_PATH) -> Configuration:
     """The configuration at configuration_path(); the defaults if there is none, and GRAFT_CONFIG names none.
 
-    Raises Failure, which names the file and the key.
+    @descriptor: as toml.read() has it. Raises Failure, which names the file and the key.
     """
     path = configuration_path()
     try:
-        found = toml.read(path, SCHEMA)
+        found = toml.read(path, SCHEMA, descriptor)
     except FileNotFoundError as error:
         if path != CONFIGURATION:
             raise Failure(f"{path}: {error.strerror}", code="ENOENT") from None
@@ -130,12 +130,12 @@ def _parse_endpoint(name: str, value: Any) -> EndpointWords:
     return words
 
 
-def read_endpoints() -> dict[str, EndpointWords]:
+def read_endpoints(descriptor: int = toml.BY_PATH) -> dict[str, EndpointWords]:
     """The endpoints in the file at endpoints_path(), by name; none if there is no file.
 
-    Raises Failure, which names the file, the line and the endpoint.
+    @descriptor: as toml.read() has it. Raises Failure, which names the file, the line and the endpoint.
     """
     try:
-        return toml.read_names(endpoints_path(), _parse_endpoint)
+        return toml.read_names(endpoints_path(), _parse_endpoint, descriptor)
     except FileNotFoundError:
         return {}

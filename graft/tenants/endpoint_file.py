@@ -32,11 +32,13 @@ def take(registry: Registry, wanted: Mapping[str, EndpointWords]) -> None:
     table.endpoints = {name: endpoint for name, endpoint in before.items() if not endpoint.filed}
     try:
         made = registry.add_endpoints(table, [(name, words, 0) for name, words in wanted.items()])
-    except BaseException:
+    except BaseException as error:
         table.endpoints = before
         for tenant in registry.of_netns(table.netns):
             registry.apply(tenant)
         registry.forget_empty(table)
+        if isinstance(error, Refused):
+            raise Refused(f"{endpoints_path()}: {error.message}", hint=error.hint, code=error.code) from None
         raise
     table.endpoints.update((endpoint.name, endpoint._replace(filed=True)) for endpoint in made)
     registry.forget_empty(table)

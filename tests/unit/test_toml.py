@@ -76,9 +76,29 @@ def test_what_is_too_much(file):
     file.write_text("on = " + "[" * 5000)
     with pytest.raises(Failure, match=f"{file}: "):
         toml.read(file, SCHEMA)
+    file.write_text("on" + ".a" * 1000 + " = 1")
+    with pytest.raises(Failure, match=f"{file}, line 1: more than 16 dots outside of strings"):
+        toml.read(file, SCHEMA)
+    file.write_text(f'names = [ # {"." * 50}\n"{"." * 50}"]'.replace("# " + "." * 50, ""))
+    assert toml.read(file, SCHEMA)["names"] == ("." * 50,)
+    for number in ("9" * 5000, f"0x{'f' * 6000}"):
+        file.write_text(f"on = {number}")
+        with pytest.raises(Failure, match=f"{file}") as found:
+            toml.read(file, SCHEMA)
+        assert len(str(found.value)) < 500
+    file.write_text(f"names = [{'1,' * 1001}]")
+    with pytest.raises(Failure, match="an array of more than 1000 values"):
+        toml.read(file, SCHEMA)
     file.write_text("#" * (1 << 20) + "\n")
     with pytest.raises(Failure, match=f"{file}: more than 1 MiB"):
         toml.read(file, SCHEMA)
+
+
+def test_a_fault_is_one_line(file):
+    file.write_text('"on\\ngraftd: forged" = 1')
+    with pytest.raises(Failure) as found:
+        toml.read(file, SCHEMA)
+    assert "\n" not in str(found.value)
 
 
 def test_bytes_that_are_no_text(file):
@@ -102,5 +122,5 @@ def test_nor_does_a_file_of_somebody_elses(file):
 
 
 def test_a_directory(tmp_path):
-    with pytest.raises(Failure, match="Is a directory"):
+    with pytest.raises(Failure, match="not a file"):
         toml.read(tmp_path, SCHEMA)

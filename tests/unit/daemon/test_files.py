@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from graft import toml
 from graft.daemon import files
 from graft.daemon.files import File
 from graft.errors import Failure
@@ -19,8 +20,8 @@ class Taken:
         self.path = path
         self.texts = []
 
-    def __call__(self):
-        text = self.path.read_text() if self.path.exists() else ""
+    def __call__(self, descriptor):
+        text = os.pread(descriptor, 100, 0).decode() if descriptor >= 0 else ""
         if "bad" in text:
             raise Failure(f"{self.path}, line 1: bad")
         self.texts.append(text)
@@ -101,6 +102,38 @@ def test_it_is_not_read_while_somebody_writes(file, taken, at):
     assert taken.texts == ["a", "bc"]
 
 
+def test_a_file_that_is_held_is_told(file, taken, at, caplog):
+    at.parent.mkdir(exist_ok=True)
+    at.write_text("a")
+    with at.open("a"):
+        for _ in range(3 * files.HELD_LOOKS):
+            file.look()
+        assert file.fault == f"{at}: somebody has it open to write, and it is read when that ends"
+    settle(file)
+    assert (taken.texts, file.fault) == (["a"], "")
+    assert sum(r.levelname == "ERROR" for r in caplog.records) == 1
+
+
+def test_what_is_read_is_what_was_looked_at(file, taken, at, monkeypatch):
+    """Between the look and the reading a link leads elsewhere, and back again."""
+    at.parent.mkdir(exist_ok=True)
+    for name in ("a", "b"):
+        (at.parent / name).write_text(name)
+    at.symlink_to("a")
+    file.look()
+    opened = toml.at_once
+
+    def elsewhere(path, flags):
+        return opened(path.replace(at.name, "b"), flags)
+
+    monkeypatch.setattr(toml, "at_once", elsewhere)
+    file.look()
+    monkeypatch.setattr(toml, "at_once", opened)
+    assert taken.texts == []
+    settle(file)
+    assert taken.texts == ["a"]
+
+
 def test_a_reader_does_not_hold_it_up(file, taken, at):
     at.parent.mkdir()
     at.write_text("a")
@@ -162,7 +195,7 @@ def test_what_could_not_be_taken_is_tried_again(file, taken, at, monkeypatch):
     at.parent.mkdir()
     at.write_text("bad")
     settle(file)
-    monkeypatch.setattr(file, "take", lambda: taken.texts.append("now"))
+    monkeypatch.setattr(file, "take", lambda _file: taken.texts.append("now"))
     now[0] += files.AGAIN_SECONDS - 1
     settle(file)
     assert taken.texts == []
