@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from graft.bench.lab import Lab, wait_for
-from tests.system.cri import Containerd
+from tests.system.cri import PLACES_OF_CONTAINERD, Containerd
 
 PODS, GRAFT_PODS, BRIDGE_PODS, SERVICES = "10.78.0.0/16", "10.78.0.0/24", "10.78.1.0/24", "10.79.0.0/24"
 SYSCTLS = (
@@ -23,16 +23,7 @@ SYSCTLS = (
 )
 PLACES = ("var/lib/kubelet", "var/lib/cni", "var/log/pods", "var/log/containers")
 
-CONFIG = """
-version = 2
-root = "{root}/data"
-state = "{root}/state"
-required_plugins = ["io.containerd.grpc.v1.cri"]
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.restart",
-  "io.containerd.internal.v1.opt"]
-[grpc]
-  address = "{root}/sock"
+CONFIG = PLACES_OF_CONTAINERD + """
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "localhost/host:1"
   netns_mounts_under_state_dir = true
@@ -108,7 +99,7 @@ class Node(Containerd):
         ):
             document = {"cniVersion": "1.0.0", "name": f"{self.network}-{name}", "plugins": plugins}
             (self.root / directory / f"{name}.conflist").write_text(json.dumps(document))
-        return CONFIG.format(root=self.root, wrapper=self.wrapper())
+        return CONFIG.format(version=2, root=self.root, wrapper=self.wrapper())
 
 
 def _bridge(root: Path) -> dict[str, object]:

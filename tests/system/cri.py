@@ -71,7 +71,8 @@ PACKAGE = "runtime.v1"
 Field = descriptor_pb2.FieldDescriptorProto
 KINDS = {"": Field.TYPE_STRING, "i": Field.TYPE_INT64, "b": Field.TYPE_BYTES}
 
-CONFIG = """
+# containerd's own: its places, and the plugins that this machine has something for
+PLACES_OF_CONTAINERD = """
 version = {version}
 root = "{root}/data"
 state = "{root}/state"
@@ -81,6 +82,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   "io.containerd.internal.v1.opt"]
 [grpc]
   address = "{root}/sock"
+"""
+CONFIG = PLACES_OF_CONTAINERD + """
 {images}
 [plugins."{cri}"]
   {pause}
