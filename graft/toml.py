@@ -92,7 +92,7 @@ def _text(path: Path, source: int) -> str:
 
 def _check_dots(path: Path, text: str) -> None:
     for number, line in enumerate(text.splitlines(), 1):
-        if line.count(".") > DOTS_MAX and STRING.sub("", line).count(".") > DOTS_MAX:
+        if line.count(".") > DOTS_MAX and STRING.sub("", line).partition("#")[0].count(".") > DOTS_MAX:
             raise _wrong(f"{path}, line {number}", f"more than {DOTS_MAX} dots outside of strings")
 
 
