@@ -252,14 +252,17 @@ void handle_call(struct sup_slot *slot)
 	__u64 began = now();
 	bool asks = call->data.arch == AUDIT_ARCH_X86_64 && call->data.nr == SYS_socket;
 
-	if (asks && has_unix_sockets && (__u32)call->data.args[0] == AF_UNIX) {
-		on_unix_socket(slot);
-	} else if (asks && !(__atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_FORWARD)) {
-		on_socket(slot);
-	} else {
+	bool unix_socket = asks && has_unix_sockets && (__u32)call->data.args[0] == AF_UNIX;
+
+	if (!unix_socket && (!asks || __atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_FORWARD)) {
 		forward_call(slot);
 		return;
 	}
+	/* before the answer: graftd may read it as soon as the caller has ended */
 	__atomic_add_fetch(&shared->calls, 1, __ATOMIC_RELAXED);
+	if (unix_socket)
+		on_unix_socket(slot);
+	else
+		on_socket(slot);
 	__atomic_add_fetch(&shared->ns, now() - began, __ATOMIC_RELAXED);
 }

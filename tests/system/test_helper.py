@@ -240,6 +240,7 @@ def accelerated(lab, code, *options, **settings):
     return lab.graft("run", "--accel", *options, *python(STOCKED + code), **settings)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", ["", "socket.AF_INET6", "type=socket.SOCK_DGRAM", "socket.AF_INET6, socket.SOCK_DGRAM"])
 def test_accel_saves_the_traps(lab, arguments):
     lab.spawn_graft("--name", "hold", "sleep", "60")
@@ -247,7 +248,7 @@ def test_accel_saves_the_traps(lab, arguments):
     code = MANY.format(count=3000, arguments=arguments)
     before = quick_calls(lab)
     assert accelerated(lab, code).returncode == 0
-    assert quick_calls(lab) - before < 2000  # fewer on a machine that does nothing else
+    assert quick_calls(lab) - before < 2000
 
 
 def test_accel_gives_the_same_sockets(lab):
