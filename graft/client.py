@@ -24,15 +24,22 @@ def run_directory() -> str:
     return os.environ.get("GRAFT_RUN_DIR", "/run/graft")
 
 
+def is_user() -> bool:
+    """Is this a user without root, who may speak to graftd by the user socket alone?"""
+    directory = run_directory()
+    admin = f"{directory}/graftd.sock"
+    return os.path.exists(f"{directory}/user.sock") and os.path.exists(admin) and not os.access(admin, os.W_OK)
+
+
 def connect(*, start: bool) -> socket.socket:
-    """A connection to the admin socket, for one request. graftd has answered `hello` on it.
+    """A connection to the admin socket, or a user's to the user socket, for one request. graftd has answered `hello`.
 
     So graftd has checked this process before it gets a filter, and it may send its request from inside a container.
     With @start, graftd is started if none runs. If one is just ending, this waits for the next one.
 
     Raises Failure, and Refused without permission.
     """
-    path = f"{run_directory()}/graftd.sock"
+    path = f"{run_directory()}/{'user' if is_user() else 'graftd'}.sock"
     deadline = time.monotonic() + START_TIMEOUT
     starts = 0
     while True:

@@ -1,7 +1,8 @@
 """`graft run` and the wrapper: install the seccomp filter, send the listener to graftd, exec the command.
 
-`graft run` first enters a netns, then speaks to graftd's admin socket. The wrapper stays in its netns and speaks to
-the agent socket, where a peer can say something about its own netns only.
+`graft run` first enters a netns, then speaks to graftd's admin socket; for a user without root it enters a user
+namespace before, and speaks to the user socket. The wrapper stays in its netns and speaks to the agent socket, where
+a peer can say something about its own netns only.
 
 No process of graft stays beside the command: this process becomes it by execve(2). So status, signals and terminal
 are between the command and the shell. When the last process under the filter has ended, the listener hangs up
@@ -85,24 +86,30 @@ def find_user(text: str) -> User:
 
 def run(plan: Plan) -> NoReturn:
     """Run @plan as `graft run`: become the command by execve(2). Raises GraftError if a step fails."""
-    if os.geteuid() != 0:
-        raise Refused("graft run needs root", hint="sudo graft run ...", code="EPERM")
+    as_user = client.is_user()
+    if not as_user and os.geteuid() != 0:
+        raise _no_door()
     if plan.accel and not SHIM.exists():
         raise Failure(f"--accel: {SHIM} is not built", hint="run 'make build'", code="ENOENT")
     executable = _find(plan.argv[0])
     traps_addresses = False
     request = plan.request
+    if as_user and request.direct:
+        raise Refused("only root may start a direct container", hint="omit --direct", code="EPERM")
     if request.ingress or request.egress:
         rules = {"ingress": request.ingress, "egress": request.egress, "netns": plan.netns}
         with client.connect(start=True) as asking:
             traps_addresses = client.exchange(asking, "hello", rules)["swap"]
-    if request.ip and not plan.force_ip:
+    if request.ip and not plan.force_ip and not as_user:
         from graft.commands import own_ip
 
         own_ip.check(request.ip)
     connection = client.connect(start=True)
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC) if request.direct else -1
-    _enter_netns(plan.netns)
+    if as_user:
+        _enter_as_user(plan)
+    else:
+        _enter_netns(plan.netns)
     follows = carries(request.sysctl)
     listener = _install_filter(traps_addresses=traps_addresses, direct=bool(request.direct), follows=follows)
     message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}
@@ -125,6 +132,42 @@ def run(plan: Plan) -> NoReturn:
     if plan.accel:
         _preload(plan.user)
     _exec(executable, plan.argv)
+
+
+def _no_door() -> GraftError:
+    """Why a user without root has no graftd to ask."""
+    directory = client.run_directory()
+    if os.path.exists(f"{directory}/agent.sock"):
+        return Refused(
+            "the graftd that runs serves root alone", hint="root may renew it: graftd --replace", code="EPROTO"
+        )
+    return Failure(
+        "graftd is not running", hint="root may start it: systemctl enable --now graftd.socket graftd-agent.socket"
+    )
+
+
+def _enter_as_user(plan: Plan) -> None:
+    """Enter a new netns in a user namespace of the user's own, or those of a container of theirs."""
+    from graft.commands import user_namespace
+
+    if plan.netns is None:
+        if os.geteuid() != 0:  # root in a user namespace of somebody's, such as that of podman unshare
+            user_namespace.enter(plan.user and plan.user.uid, plan.user and plan.user.gid)
+        _enter_netns(None)
+        return
+    running = client.call("ps", start=False)
+    pid = next((c["pid"] for c in running if plan.netns in (c["name"], str(c["pid"]))), None)
+    if pid is None:
+        raise Refused(f"no container '{plan.netns}' of yours runs", hint="'graft ps' lists them", code="ENOENT")
+    try:
+        spaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net")]
+        if os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+            linux.setns(spaces[0], linux.CLONE_NEWUSER)
+        linux.setns(spaces[1], linux.CLONE_NEWNET)
+        linux.unshare(linux.CLONE_NEWNS)
+        _remount_sys()
+    except OSError as error:
+        raise from_oserror(f"join container '{plan.netns}'", error) from None
 
 
 def _shown(argv: list[str]) -> list[str]:
@@ -266,7 +309,13 @@ def _remount_sys() -> None:
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
     cgroup = os.open("/sys/fs/cgroup", os.O_PATH | os.O_CLOEXEC)
     flags = linux.MS_RDONLY if os.statvfs("/sys").f_flag & os.ST_RDONLY else 0
-    linux.mount("sysfs", "/sys", "sysfs", flags)
+    try:
+        linux.mount("sysfs", "/sys", "sysfs", flags)
+    except PermissionError:  # in a user namespace, where something of the host's is hidden under a mount
+        if os.geteuid() == 0 and not client.is_user():
+            raise
+        os.close(cgroup)
+        return
     linux.mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", None, linux.MS_BIND | linux.MS_REC)
     os.close(cgroup)
 
@@ -294,10 +343,12 @@ def _install_filter(*, traps_addresses: bool, direct: bool = False, follows: boo
 
 
 def _become(user: User) -> None:
+    with open("/proc/self/setgroups") as file:
+        may_set_groups = file.read().strip() == "allow"  # not with a user's own ids alone (user_namespaces(7))
     try:
-        if user.name:
+        if may_set_groups and user.name:
             os.initgroups(user.name, user.gid)
-        else:
+        elif may_set_groups:
             os.setgroups([])
         os.setgid(user.gid)
         os.setuid(user.uid)

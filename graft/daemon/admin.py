@@ -9,7 +9,7 @@ a restart of graftd.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from graft import __version__, protocol
@@ -25,7 +25,14 @@ from graft.kernel import linux
 from graft.kernel.netns import is_pid, open_netns
 from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
-from graft.rules.endpoint import endpoint_names, parse_egress, parse_endpoint_words, parse_ingress
+from graft.rules.endpoint import (
+    Endpoint,
+    EndpointWords,
+    endpoint_names,
+    parse_egress,
+    parse_endpoint_words,
+    parse_ingress,
+)
 from graft.rules.publication import parse_publication
 from graft.tenants import attachments, endpoint_file, publish
 from graft.tenants.peers import refuse_contained
@@ -69,16 +76,14 @@ class Admin:
         if not connection.vetted:  # `graft run` is judged as it was before it entered
             refuse_contained(self.tenancy.registry, connection.peer, "the admin socket")
         request = protocol.decode_request(line)
-        if request.version != __version__ and not isinstance(request, protocol.Stop):
-            raise Refused(
-                f"graftd {__version__} is running, this is graft {request.version}",
-                hint="replace it by this version: graftd --replace",
-                code="EPROTO",
-            )
+        check_version(request)
         if isinstance(request, protocol.Hello):
             connection.vetted = True
             return self._hello(connection, request)
         connection.vetted = False
+        return self._carry_out(connection, request, fds)
+
+    def _carry_out(self, connection: Connection, request: protocol.AnyRequest, fds: list[int]) -> Reply:
         if fds and not isinstance(request, protocol.Run | protocol.EndpointAdd | protocol.Attach):
             raise UsageError("this request has no descriptors")
         changes = not isinstance(request, READING)
@@ -110,12 +115,16 @@ class Admin:
             return {}
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
-        known = dict(self.tenancy.registry.home_endpoints())
+        known = dict(self._known(connection))
         if request.netns:
             table = self._table(connection, request.netns)
             known |= table.endpoints
             self.tenancy.registry.forget_empty(table)
         return {"swap": needs_swap(known, 0, ingress, egress)}
+
+    def _known(self, _connection: Connection) -> Mapping[str, Endpoint]:
+        """The endpoints that rules may name and a container's own table lacks."""
+        return self.tenancy.registry.home_endpoints()
 
     # -- running --
 
@@ -144,7 +153,6 @@ class Admin:
 
     def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, fds: list[int]) -> Reply:
         """`graft endpoint add`: all of them or none. Returns them in JSON."""
-        registry_ = self.tenancy.registry
         table = self._table(connection, request.netns)
         try:
             wanted = []
@@ -156,13 +164,18 @@ class Admin:
                         raise UsageError(f"endpoint '{new.name}': its netns did not come with the request")
                     place = self._place(fds[new.netns], words.netns)
                 wanted.append((new.name, words, place))
-            added = registry_.add_endpoints(table, wanted)
+            added = self._add_endpoints(connection, table, wanted)
         finally:
-            registry_.forget_empty(table)
+            self.tenancy.registry.forget_empty(table)
             self.tenancy.keep_places()
         for fd in fds:
             os.close(fd)
         return [endpoint_document(e) for e in added]
+
+    def _add_endpoints(
+        self, _connection: Connection, table: Table, wanted: list[tuple[str, EndpointWords, int]]
+    ) -> list[Endpoint]:
+        return self.tenancy.registry.add_endpoints(table, wanted)
 
     def _place(self, fd: int, label: str) -> int:
         try:
@@ -204,9 +217,9 @@ class Admin:
         before = tenant.rules()
         try:
             if tenant.kind == CONTAINER:
-                import_endpoints(self.tenancy.registry, tenant, endpoint_names(ingress, egress))
+                import_endpoints(tenant, endpoint_names(ingress, egress), self._known(connection))
             self.tenancy.registry.add_rules(tenant, ingress, egress)
-            publish.publish(self.tenancy.registry, tenant, publications)
+            publish.publish(self.tenancy.registry, tenant, publications, viewer(connection))
             self.tenancy.registry.apply(tenant)
         except BaseException:
             tenant.restore(before)
@@ -364,6 +377,21 @@ class Admin:
             "named_endpoints": sorted(set(endpoint_names(tenant.ingress, tenant.egress)) - made),
             "kind": tenant.kind,
         }
+
+
+def check_version(request: protocol.AnyRequest) -> None:
+    """Raise Refused (EPROTO) for a client of another version."""
+    if request.version != __version__ and not isinstance(request, protocol.Stop):
+        raise Refused(
+            f"graftd {__version__} is running, this is graft {request.version}",
+            hint="replace it by this version: graftd --replace",
+            code="EPROTO",
+        )
+
+
+def viewer(connection: Connection) -> int | None:
+    """The uid of a user without root who gives the order, to whom others are not named; None: root."""
+    return connection.user.account.uid if connection.user else None
 
 
 def _method(name: str) -> str:

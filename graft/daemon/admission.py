@@ -10,21 +10,24 @@ A /proc/PID of a peer is to be believed only after Peer.check().
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from graft import protocol
+from graft.daemon import admission_users
+from graft.daemon.admission_users import User
 from graft.daemon.tenancy import Tenancy
 from graft.engines.container import NAME_ROOM, plain_name
 from graft.errors import Refused, UsageError
 from graft.kernel import addresses, sysctl
 from graft.log import log
 from graft.process.closing import is_listener
-from graft.rules.endpoint import EgressRule, IngressRule, check_distinct, endpoint_names
+from graft.rules.endpoint import EgressRule, Endpoint, IngressRule, check_distinct, endpoint_names
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_container_name, parse_request
 from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
 from graft.tenants import attachments, publish
+from graft.tenants.accounts import check_netns
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
     API,
@@ -56,13 +59,15 @@ def admit_target(
     *,
     trusted: bool,
     netns_fd: int | None = None,
+    user: User | None = None,
 ) -> Tenant:
     """Make the container of the netns of @pid, or join the one that is there. @uid is the peer's.
 
     @netns_fd: the netns of a direct container, whose processes live in graftd's. It stays the caller's.
 
     An untrusted peer gets the strict policy: it may only use endpoints of its own netns, which an administrator adds;
-    it may not publish ports, nor connect as the host does. @listener belongs to graftd afterwards; None: that of an
+    it may not publish ports, nor connect as the host does. @user: who asks by the user socket, and gets what is
+    granted to them. @listener belongs to graftd afterwards; None: that of an
     engine's direct container comes later, by admit_guarded().
 
     Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
@@ -71,7 +76,9 @@ def admit_target(
         check_listener(listener)
     reg = tenancy.registry
     asked = parse_request(target.request)
-    if not trusted:
+    if user:
+        admission_users.check_asked(reg, user, asked)
+    elif not trusted:
         _check_untrusted(reg, uid, target, asked)
     expected = attachments.no_longer_expect(reg, _container_id(target))
     if asked.direct and netns_fd is None:
@@ -80,18 +87,22 @@ def admit_target(
         netns = os.fstat(netns_fd).st_ino
         running = reg.by_netns(netns)
         if not trusted:
-            _check_namespace(reg, netns, running, uid)
+            _check_namespace(reg, netns, running, uid, by_user=user is not None)
+        if user:
+            check_netns(netns_fd, user.account)
+            if not running:
+                admission_users.check_share(reg, user)
         if running:
             asked = _new_rules(running, target, asked)
         before = running.rules() if running else None
-        tenant = running or _new_target(reg, pid, netns_fd, target)
+        tenant = running or _new_target(reg, pid, netns_fd, target, user)
         try:
             if not running:
                 tenant.trusted, tenant.uid = trusted, uid
                 tenant.networked = expected is not None and expected.shared
-                _set_policy(tenancy, tenant, target, asked)
+                _set_policy(tenancy, tenant, target, asked, user)
                 tenant.netns_made = _is_made(tenant, target, expected)
-            _add_rules(reg, tenant, target, asked, trusted=trusted)
+            _add_rules(reg, tenant, target, asked, trusted=trusted, user=user)
             if asked.direct and listener is None:
                 tenancy.direct.take(tenant, pid)
             elif asked.direct:
@@ -153,9 +164,12 @@ def _check_untrusted(reg: Registry, uid: int, target: Target, asked: Parsed) -> 
         raise Refused("only root may name a container", hint="omit the name", code="EPERM")
 
 
-def _check_namespace(reg: Registry, netns: int, running: Tenant | None, uid: int) -> None:
-    """Raise Refused if a user without root may not put programs into @netns, where the container @running may be."""
-    if netns == reg.home or (running and (running.trusted or running.uid != uid)):
+def _check_namespace(reg: Registry, netns: int, running: Tenant | None, uid: int, *, by_user: bool) -> None:
+    """Raise Refused if a user without root may not put programs into @netns, where the container @running may be.
+
+    @by_user: they ask by the user socket, and what they have by it has another policy.
+    """
+    if netns == reg.home or (running and (running.trusted or running.uid != uid or bool(running.user) != by_user)):
         raise Refused(
             "only root may put programs under the policy of this namespace",
             hint="graft -i/-e -- COMMAND",
@@ -233,7 +247,7 @@ def check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:
             )
 
 
-def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target) -> Tenant:
+def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target, user: User | None) -> Tenant:
     """A container without a policy, which is not installed yet. Raises Refused, UsageError, OSError."""
     container_id = _container_id(target)
     if target.name is not None:
@@ -241,6 +255,8 @@ def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target) -> Tenan
     else:
         label = plain_name(os.path.basename(target.argv[0])) if target.argv else "container"
         name = f"{label[:48]}-{reg.next_id}"
+    if user:
+        name = user.full_name(name)
     if container_id and reg.by_name(name):
         name = f"{name[:NAME_ROOM]}-{container_id[:12]}"
     return _new_tenant(reg, CONTAINER, pid, netns_fd, name, target.argv)
@@ -257,22 +273,27 @@ def _is_made(tenant: Tenant, target: Target, expected: Expected | None) -> bool:
     return bool(tenant.attached) or (expected is not None and not any(expected.where))
 
 
-def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed) -> None:
+def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed, user: User | None) -> None:
     """Give a new container what is not a rule: flags, limits, addresses, attachments. Raises GraftError."""
     sysctl.check(target.request.sysctl, tenancy.registry.ephemeral)
     tenant.asked = target.request
-    narrowed = bool(asked.egress) or not tenant.trusted
+    tenant.user = user.account.name if user else ""
+    open_way = user.grants.egress == "host" if user else tenant.trusted
+    narrowed = bool(asked.egress) or not open_way
     tenant.egress_host = asked.egress_default == "host" or (asked.egress_default is None and not narrowed)
-    tenant.strict = target.strict or not tenant.trusted
+    tenant.strict = target.strict or not (tenant.trusted or user)
     limits = asked.limits.or_else(tenancy.limits)
-    tenant.limits = limits if tenant.trusted else limits.lowest(tenancy.limits)
+    most = user.grants.limits.or_else(tenancy.limits) if user else tenancy.limits
+    tenant.limits = limits if tenant.trusted else limits.lowest(most)
     tenant.traps_addresses = target.traps_addresses
     tenant.resolvers = addresses.loopback_resolvers()
     attachments.attach(tenancy.registry, tenant)
     attachments.give(tenancy.registry, tenant, asked.ip)
 
 
-def _add_rules(reg: Registry, tenant: Tenant, target: Target, asked: Parsed, *, trusted: bool) -> None:
+def _add_rules(
+    reg: Registry, tenant: Tenant, target: Target, asked: Parsed, *, trusted: bool, user: User | None
+) -> None:
     """Add the rules and publications of @asked to a container, and the engine's container to its members.
 
     Raises GraftError.
@@ -281,10 +302,11 @@ def _add_rules(reg: Registry, tenant: Tenant, target: Target, asked: Parsed, *, 
         tenant.members[target.container] = Member(target.engine, target.name or "", target.directory)
         if not target.netadmin:
             tenant.no_netadmin.add(target.container)
-    if trusted:
-        import_endpoints(reg, tenant, endpoint_names(asked.ingress, asked.egress))
+    if trusted or user:
+        known = admission_users.known_endpoints(reg, user) if user else reg.home_endpoints()
+        import_endpoints(tenant, endpoint_names(asked.ingress, asked.egress), known)
     reg.add_rules(tenant, asked.ingress, asked.egress)
-    publish.publish(reg, tenant, asked.publish)
+    publish.publish(reg, tenant, asked.publish, user.account.uid if user else None)
 
 
 def required_traps(tenancy: Tenancy, pid: int, request: protocol.Traps) -> bool:
@@ -443,15 +465,14 @@ def api_tenant(tenancy: Tenancy, pid: int, uid: int) -> Tenant:
     return tenant
 
 
-def import_endpoints(reg: Registry, tenant: Tenant, names: list[str]) -> None:
-    """Copy endpoints that a container's rules name, and its table lacks, from the table of the host's netns.
+def import_endpoints(tenant: Tenant, names: list[str], known: Mapping[str, Endpoint]) -> None:
+    """Copy endpoints that a container's rules name, and its table lacks, from those that are @known.
 
     A new namespace has an empty table; the copies are removed with the container.
     """
-    home = reg.home_endpoints()
     for name in names:
-        if name not in tenant.table.endpoints and name in home:
-            tenant.table.endpoints[name] = home[name]._replace(imported=True, filed=False)
+        if name not in tenant.table.endpoints and name in known:
+            tenant.table.endpoints[name] = known[name]._replace(imported=True, filed=False)
 
 
 def check_listener(fd: int) -> None:

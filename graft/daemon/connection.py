@@ -26,10 +26,11 @@ PIECES_MAX = 64  # each piece of an agent message makes graftd parse all that ha
 
 
 class Later:
-    """An answer that is ready, but to be sent only when somebody calls send(), in the loop's thread."""
+    """An answer that is to be sent only when somebody calls send(), in the loop's thread: @answer, or `error`."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
+        self.error: GraftError | None = None
         self.send: Callable[[], None] = lambda: None  # the connection's own, from when it has this answer
 
 
@@ -68,6 +69,7 @@ class Connection:
         self.replies: list[int] = []
         self.service: Any = None  # Admin or Agent: the socket that it came by
         self.account: tuple[str, int] | None = None  # what it counts against (Daemon._account)
+        self.user: Any = None  # the User whose orders come by it, once it has said Hello to the user socket
         sock.setblocking(False)
         loop.add(sock.fileno(), self.ready)
 
@@ -122,18 +124,18 @@ class Connection:
                 return
             self.incoming.clear()
             if isinstance(answer, Later):
-                answer.send = partial(self._send_later, answer.answer)
+                answer.send = partial(self._send_later, answer)
                 self.loop.modify(self.sock.fileno(), 0)
                 return
             self._send({"ok": answer})
         except GraftError as error:
             self._send(protocol.error_document(error))
 
-    def _send_later(self, answer: Any) -> None:
+    def _send_later(self, later: Later) -> None:
         if self.sock.fileno() < 0:
             return
         try:
-            self._send({"ok": answer})
+            self._send(protocol.error_document(later.error) if later.error else {"ok": later.answer})
         except OSError:
             self.close()
 

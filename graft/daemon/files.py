@@ -32,6 +32,7 @@ from graft.rules.configuration import (
     read_configuration,
     read_endpoints,
 )
+from graft.rules.grants import NOBODY, read_users, users_path
 from graft.tenants import endpoint_file
 from graft.tenants.registry import Registry
 
@@ -127,13 +128,15 @@ class File:
 
 
 class Files:
-    """graftd.toml and endpoints.toml."""
+    """graftd.toml, endpoints.toml and users.toml."""
 
     def __init__(self, registry: Registry, configure: Callable[[Configuration], None]) -> None:
         """@configure puts a configuration in force."""
         self.registry = registry
+        self.granted = NOBODY  # what users.toml says
         self.configuration = File(configuration_path(), lambda file: configure(read_configuration(file)))
         self.endpoints = File(endpoints_path(), lambda file: endpoint_file.take(registry, read_endpoints(file)))
+        self.users = File(users_path(), self._grant)
 
     def begin(self) -> Configuration:
         """The configuration with which graftd starts. Raises Failure if it is wrong and no container runs.
@@ -153,7 +156,11 @@ class Files:
         """Read what has changed. To be called once a second."""
         self.configuration.look()
         self.endpoints.look()
+        self.users.look()
+
+    def _grant(self, file: int) -> None:
+        self.granted = read_users(file)
 
     def faults(self) -> list[str]:
         """What is wrong with the files that are not in force."""
-        return [file.fault for file in (self.configuration, self.endpoints) if file.fault]
+        return [file.fault for file in (self.configuration, self.endpoints, self.users) if file.fault]

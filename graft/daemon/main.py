@@ -6,6 +6,7 @@ The loop is one thread around epoll(7) (graft/process/loop.py). It owns the regi
 
     graftd.sock         requests of `graft` by root and the group graft (graft/daemon/admin.py)
     agent.sock          seccomp listeners from OCI runtimes and wrappers, requests of the API (graft/daemon/agent.py)
+    user.sock           requests of `graft` by any user, about what is theirs (graft/daemon/users.py)
     helpers.sock        each graft-sup that has outlived its graftd (graft/trap/orphans.py)
     graft.sock of Docker's plugins directory    network and IPAM driver (graft/engines/docker.py)
     port 53, UDP and TCP, at 127.0.0.11 and at the gateways of CNI networks    names (graft/engines/resolver.py)
@@ -41,6 +42,7 @@ from graft.daemon.agent import Agent
 from graft.daemon.connection import Connection
 from graft.daemon.files import Files
 from graft.daemon.tenancy import Tenancy
+from graft.daemon.users import Users
 from graft.engines.docker import Docker
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, GraftError
@@ -134,12 +136,14 @@ class Daemon:
         )
         self.admin = Admin(self.tenancy, self.resolver, self.files, managed=self.managed)
         self.agent = Agent(self.tenancy)
+        self.users = Users(self.tenancy, self.resolver, self.files, managed=self.managed)
         self._restore(dict(inherited), inherited)
         self.tenancy.direct.sweep()
         for address in self.registry.sweep():
             log.warning("%s was on lo for a container that has ended: removed", address)
         self.registry.reconcile()
         self.files.endpoints.read()
+        self.files.users.read()
         self.watch = addresses.watch_addresses()
         self._read_locals(0)
         self.loop.add(self.watch.fileno(), self._read_locals)
@@ -151,9 +155,10 @@ class Daemon:
                 self.loop.add(fd, lambda _events: self._keeper_gone())
             elif name in ("guard", "lock"):
                 self.passed_on.append((name, fd))
-            elif name in ("admin", "agent"):
+            elif name in ("admin", "agent", "user"):
                 self.sockets.append((name, fd))
-                self._serve(socket.socket(fileno=fd), self.admin if name == "admin" else self.agent)
+                listening = socket.socket(fileno=fd)
+                self._serve(listening, self._service(listening))
         self.docker.start(next((fd for name, fd in inherited if name == "docker"), -1))
         self.resolver.inherit(inherited)
         self.resolver.start()
@@ -400,6 +405,11 @@ class Daemon:
                 self.loop.running = False
 
     # -- connections --
+
+    def _service(self, listening: socket.socket) -> Admin | Agent:
+        """What answers at a socket, by its path: a unit of systemd has one name for all that it listens to."""
+        others: dict[str, Admin | Agent] = {"agent.sock": self.agent, "user.sock": self.users}
+        return others.get(os.path.basename(listening.getsockname()), self.admin)
 
     def _serve(self, sock: socket.socket, service: Admin | Agent) -> None:
         sock.setblocking(False)

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from graft.errors import Failure, Refused
 from graft.kernel import linux
 
 CLAIM = "graftd"
-NS_GET_USERNS = 0xB701  # linux/nsfs.h
+NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704  # linux/nsfs.h
 
 
 def enter_initial() -> None:
@@ -72,6 +73,15 @@ def belongs_here(fd: int) -> bool:
         return os.fstat(owner).st_ino == os.stat("/proc/self/ns/user").st_ino
     finally:
         os.close(owner)
+
+
+def netns_owner(fd: int) -> int:
+    """The uid of who has made the user namespace that the netns @fd belongs to (ioctl_ns(2)). Raises OSError."""
+    space = fcntl.ioctl(fd, NS_GET_USERNS)
+    try:
+        return int.from_bytes(fcntl.ioctl(space, NS_GET_OWNER_UID, bytes(4)), sys.byteorder)
+    finally:
+        os.close(space)
 
 
 def make_netns() -> int:

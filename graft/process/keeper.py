@@ -4,7 +4,7 @@ Theory of operation
 
 Goal: containers keep their network when graftd, its keeper, or both are killed.
 
-The keeper makes the sockets graftd.sock and agent.sock and starts graftd with them (the LISTEN_FDS protocol of
+The keeper makes graftd.sock, agent.sock and user.sock, and starts graftd with them (the LISTEN_FDS protocol of
 sd_listen_fds(3)). It keeps the descriptors that graftd stores (FDSTORE=1 of sd_notify(3)), and when graftd dies it
 starts another one with all of them. It never reads from what it keeps, and hears its own child alone: they have a
 pair of sockets, and no path leads to it. Under systemd the service manager does all that, and there is no keeper.
@@ -89,7 +89,7 @@ class Keeper:
         self.notify, self.told = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.poll.register(self.notify, select.EPOLLIN)
         if inherited:
-            listening = ("admin", "agent")
+            listening = ("admin", "agent", "user")
             self.sockets = [(name, socket.socket(fileno=fd)) for name, fd in inherited if name in listening]
             for _, sock in self.sockets:
                 sock.listen(BACKLOG)  # who connects is told the PID of the last listen() (SO_PEERCRED, unix(7))
@@ -103,8 +103,8 @@ class Keeper:
         admin = self._socket("graftd.sock", 0o660)
         with contextlib.suppress(KeyError):
             os.chown(self.directory / "graftd.sock", 0, grp.getgrnam("graft").gr_gid)
-        agent = self._socket("agent.sock", 0o666)
-        self.sockets = [("admin", admin), ("agent", agent)]
+        agent, user = self._socket("agent.sock", 0o666), self._socket("user.sock", 0o666)
+        self.sockets = [("admin", admin), ("agent", agent), ("user", user)]
 
     def _socket(self, name: str, mode: int) -> socket.socket:
         path = self.directory / name
@@ -328,7 +328,7 @@ def main(ready_fd: int) -> bool:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         with contextlib.suppress(OSError):
             os.write(keeper.guard, b"end\n")
-        for name in ("graftd.sock", "agent.sock", "notify.sock"):  # the last one: an earlier release's
+        for name in ("graftd.sock", "agent.sock", "user.sock", "notify.sock"):  # the last one: an earlier release's
             (directory / name).unlink(missing_ok=True)
     return True
 

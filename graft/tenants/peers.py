@@ -101,6 +101,21 @@ def refuse_contained(registry: Registry, peer: Peer, door: str) -> None:
         raise Refused(f"{who} may not use {door}", code="EPERM")
 
 
+def refuse_contained_user(registry: Registry, peer: Peer) -> None:
+    """Raise Refused if @peer, of any user, is inside a container, or may have been: orders come from outside alone.
+
+    Who is in graftd's own netns is in no container, whatever its user namespace and filter are: nobody gets there
+    without a right that a container lacks. In another netns, whoever is under a filter may have made that netns to
+    leave a container's. Raises Refused (ESRCH) if the peer has ended.
+    """
+    netns = peer.netns(registry)
+    inside = any(tenant.kind != API for tenant in registry.of_netns(netns)) and netns != registry.home
+    suspect = netns != registry.home and peer.is_filtered()
+    peer.check()
+    if inside or suspect:
+        raise Refused("processes inside a container may not use the user socket", code="EPERM")
+
+
 def _contained(registry: Registry, peer: Peer) -> str:
     """What makes @peer a process of a container; "" if nothing does. Raises Refused (ESRCH).
 

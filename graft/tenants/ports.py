@@ -15,17 +15,21 @@ from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.publication import Publication, host_addresses, overlap
 
 MANY = 64  # ports
+SOMEBODY = ""  # in place of a name: of whom who asks must not know
 
 
 def check_publication(
-    publication: Publication, addresses: list[Address], own: Callable[[socket.socket], None]
+    publication: Publication,
+    addresses: list[Address],
+    own: Callable[[socket.socket], None],
+    viewer: int | None = None,
 ) -> None:
     """Bind each host port of @publication at each of @addresses, in the current netns, and close it again.
 
     Of more than MANY ports those alone that some socket has, and the first one: a probe takes 30 us, and graftd's
     loop waits. What is bound and does not listen is not found so.
 
-    @own exempts a socket from the BPF programs of graftd's cgroup.
+    @own exempts a socket from the BPF programs of graftd's cgroup. @viewer: the uid of a user without root who asks.
 
     Raises Refused for a port in use, with the name of its holder (EADDRINUSE), and for an address that the host does
     not have (EADDRNOTAVAIL).
@@ -35,10 +39,16 @@ def check_publication(
         wanted = [publication.host_first, *sorted(ports_in_use(publication.protocol).intersection(wanted))]
     for address in addresses:
         for port in wanted:
-            _check(publication, address, port, own)
+            _check(publication, address, port, own, viewer)
 
 
-def _check(publication: Publication, address: Address, port: int, own: Callable[[socket.socket], None]) -> None:
+def _check(
+    publication: Publication,
+    address: Address,
+    port: int,
+    own: Callable[[socket.socket], None],
+    viewer: int | None,
+) -> None:
     family = socket.AF_INET if address.v4 else socket.AF_INET6
     tcp = publication.protocol == socket.IPPROTO_TCP
     with socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as probe:
@@ -56,8 +66,9 @@ def _check(publication: Publication, address: Address, port: int, own: Callable[
         except OSError as error:
             where = f"{address.with_port(port)}/{PROTOCOL_NAME[publication.protocol]}"
             if error.errno == errno.EADDRINUSE:
+                held_by = f" by {holder(port, publication.protocol)}" if viewer is None else ""
                 raise Refused(
-                    f"-p {publication}: host port {where} is in use by {holder(port, publication.protocol)}",
+                    f"-p {publication}: host port {where} is in use{held_by}",
                     hint="publish another host port, or stop it",
                     code="EADDRINUSE",
                 ) from None
@@ -75,15 +86,19 @@ def _check(publication: Publication, address: Address, port: int, own: Callable[
 def check_conflicts(
     publication: Publication, addresses: list[Address], others: Iterable[Publication], name: str
 ) -> None:
-    """Raise Refused if one of @others, the publications of container @name, has the same host port and address."""
+    """Raise Refused if one of @others, the publications of container @name, has the same host port and address.
+
+    @name may be SOMEBODY.
+    """
     for other in others:
         if (
             other.protocol == publication.protocol
             and overlap(publication.host_first, publication.span, other.host_first, other.span)
             and any(a.v4 == b.v4 and (a == b or a.any or b.any) for a in addresses for b in host_addresses(other))
         ):
+            whose = f"published by container '{name}' (-p {other})" if name != SOMEBODY else "in use"
             raise Refused(
-                f"-p {publication}: host port is published by container '{name}' (-p {other})",
+                f"-p {publication}: host port is {whose}",
                 hint="publish another host port",
                 code="EADDRINUSE",
             )

@@ -18,10 +18,12 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import OWNER_BASE, Tenant
 
 
-def publish(registry: Registry, tenant: Tenant, publications: Iterable[Publication]) -> None:
+def publish(
+    registry: Registry, tenant: Tenant, publications: Iterable[Publication], viewer: int | None = None
+) -> None:
     """Add `-p` publications to a tenant's table and rules; `apply` brings them to the kernel.
 
-    Raises Refused for a port that is in use; then nothing has changed.
+    @viewer: as check_free() has it. Raises Refused for a port that is in use; then nothing has changed.
     """
     taken = set(tenant.table.endpoints)
     made: list[tuple[Endpoint, IngressRule]] = []
@@ -31,7 +33,8 @@ def publish(registry: Registry, tenant: Tenant, publications: Iterable[Publicati
         addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
         ports.check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
         ports.check_inside(publication, addresses, [*tenant.publications, *accepted])
-        check_free(registry, publication, addresses, where=(tenant.netns, tenant.table.cookie), shared=tenant.shares)
+        where = tenant.netns, tenant.table.cookie
+        check_free(registry, publication, addresses, where=where, shared=tenant.shares, viewer=viewer)
         made += pairs
         accepted.append(publication)
     for endpoint, rule in made:
@@ -47,22 +50,26 @@ def check_free(
     *,
     where: tuple[int, int],
     shared: bool,
+    viewer: int | None = None,
 ) -> None:
     """Raise Refused, with the holder's name, unless a container in the namespace @where may publish this.
 
-    @where is its inode and cookie. @shared: the container has an address of its own, so that its sockets share
+    @viewer: the uid of a user without root who asks; what is not theirs is not named to them. @where is its inode
+    and cookie. @shared: the container has an address of its own, so that its sockets share
     port numbers with those of other such containers (`Tenant.owner`).
     """
     for other in registry.tenants.values():
         if (other.netns, other.table.cookie) != where:
-            ports.check_conflicts(publication, addresses, other.publications, other.name)
+            name = other.name if viewer in (None, other.uid) else ports.SOMEBODY
+            ports.check_conflicts(publication, addresses, other.publications, name)
     for attachment in registry.attachments.values():
         if not attachment.in_netns(*where):
-            ports.check_conflicts(publication, addresses, attachment.publications, _label(registry, attachment))
-
+            name = _label(registry, attachment) if viewer is None else ports.SOMEBODY
+            ports.check_conflicts(publication, addresses, attachment.publications, name)
     for expected in registry.expected.values():
         if expected.holds() and (expected.where == (0, 0) or expected.where != where):
-            ports.check_conflicts(publication, addresses, expected.publications, expected.name)
+            name = expected.name if viewer is None else ports.SOMEBODY
+            ports.check_conflicts(publication, addresses, expected.publications, name)
 
     def own(probe: socket.socket) -> None:
         Stamper(registry.kernel.maps["stamps"]).stamp(probe.fileno(), OWN_TENANT, 0)
@@ -70,7 +77,7 @@ def check_free(
             os.fchown(probe.fileno(), OWNER_BASE, -1)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
-    ports.check_publication(publication, addresses, own)
+    ports.check_publication(publication, addresses, own, viewer)
 
 
 def _label(registry: Registry, attachment: Attachment) -> str:

@@ -127,7 +127,7 @@ class Registry(Known):
         dead = [
             table
             for table in self.tables.values()
-            if not self.of_netns(table.netns) and not netns_alive(table.netns, table.label)
+            if not (table.of_user or self.of_netns(table.netns) or netns_alive(table.netns, table.label))
         ]
         for table in dead:
             del self.tables[table.netns]
@@ -342,15 +342,15 @@ class Registry(Known):
 
     # -- endpoints --
 
-    def add_endpoints(self, table: Table, wanted: Sequence[tuple[str, EndpointWords, int]]) -> list[Endpoint]:
-        """`graft endpoint add`: @wanted has names, words and places. All of them are added, or none.
+    def add_endpoints(
+        self, table: Table, wanted: Sequence[tuple[str, EndpointWords, int]], *, look: bool = True
+    ) -> list[Endpoint]:
+        """`graft endpoint add`: @wanted has names, words and places. All are added or none. @look: at their paths.
 
-        Raises UsageError for the grammar, Refused for a name in use (EEXIST) or a directory that does not exist
-        (ENOENT).
-        """
+        Raises UsageError, Refused for a name in use (EEXIST) and a directory that is not there (ENOENT)."""
         added: dict[str, Endpoint] = {}
         for name, words, place in wanted:
-            if words.path:  # links are followed now, and not when a container may have changed them (trap/swap.py)
+            if words.path and look:  # links are followed now: a container may change them later (trap/swap.py)
                 directory, last = os.path.split(words.path)
                 words = words._replace(path=parse_path(os.path.join(os.path.realpath(directory), last)))
             endpoint = make_endpoint(
@@ -362,7 +362,7 @@ class Registry(Known):
                     hint=f"delete it first: graft endpoint del {name}",
                     code="EEXIST",
                 )
-            if endpoint.path and not os.path.isdir(os.path.dirname(endpoint.path)):
+            if endpoint.path and look and not os.path.isdir(os.path.dirname(endpoint.path)):
                 raise Refused(
                     f"endpoint '{name}': there is no directory '{os.path.dirname(endpoint.path)}'",
                     hint="create it first; the path is the host's",

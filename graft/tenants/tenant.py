@@ -41,13 +41,21 @@ class Place(NamedTuple):
 
 
 class Table:
-    """The endpoint table of one network namespace: `netns` is its inode, `cookie` its SO_NETNS_COOKIE."""
+    """The endpoint table of one network namespace: `netns` is its inode, `cookie` its SO_NETNS_COOKIE.
+
+    One of a user without root is of no namespace: `netns` is minus the uid, and `cookie` 0.
+    """
 
     def __init__(self, netns: int, cookie: int, label: str) -> None:
         self.netns = netns
         self.cookie = cookie
         self.label = label  # what the user called the namespace: a path, a name, "pid N"
         self.endpoints: dict[str, Endpoint] = {}
+
+    @property
+    def of_user(self) -> bool:
+        """Is it of a user without root, for all of their containers?"""
+        return self.netns < 0
 
 
 POD = "cri"  # the engine of pods (graft/engines/bundle.py)
@@ -145,6 +153,7 @@ class Tenant:
     parent: "Tenant | None" = None  # of a wrapper inside a container: the container, whose listener it uses
     scope: int = 0  # the number by which the processes of such a wrapper are known (graft/trap/nested.py); else 0
     uid: int = 0  # of the user who asked for it
+    user: str = ""  # the name of that user, if it is a container by the user socket
     followers: set[int] = field(default_factory=set)  # processes that have its sockets by the API
     paths: dict[str, tuple[int, int, int]] = field(
         default_factory=dict

@@ -62,11 +62,11 @@ def descriptors():
 
 
 def test_sockets(keeper):
-    assert [name for name, _ in keeper.sockets] == ["admin", "agent"]
-    modes = {name: (keeper.directory / name).stat().st_mode & 0o777 for name in ("graftd.sock", "agent.sock")}
-    assert modes == {"graftd.sock": 0o660, "agent.sock": 0o666}
-    assert sorted(p.name for p in keeper.directory.iterdir()) == ["agent.sock", "graftd.sock", "keeper.lock"]
-    for name in ("graftd.sock", "agent.sock"):
+    assert [name for name, _ in keeper.sockets] == ["admin", "agent", "user"]
+    modes = {name: (keeper.directory / name).stat().st_mode & 0o777 for name in ("graftd.sock", "agent.sock", "user.sock")}
+    assert modes == {"graftd.sock": 0o660, "agent.sock": 0o666, "user.sock": 0o666}
+    assert sorted(p.name for p in keeper.directory.iterdir()) == ["agent.sock", "graftd.sock", "keeper.lock", "user.sock"]
+    for name in ("graftd.sock", "agent.sock", "user.sock"):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(keeper.directory / name))
 
@@ -293,10 +293,10 @@ if lives == 2: sys.exit(3)
 """
     status, (first, second, third) = run(tmp_path, act)
     assert status == 0
-    assert first["names"] == ["admin", "agent", *ALWAYS]
+    assert first["names"] == ["admin", "agent", "user", *ALWAYS]
     assert (first["text"], first["keeper"], set(first["inheritable"])) == ([], "1", {False})
     for later in (second, third):
-        assert later["names"] == ["admin", "agent", "kept", *ALWAYS]
+        assert later["names"] == ["admin", "agent", "user", "kept", *ALWAYS]
         assert later["text"] == ["of the first"]
         assert later["ppid"] == first["ppid"]
     assert len({first["pid"], second["pid"], third["pid"]}) == 3
@@ -319,7 +319,7 @@ if lives == 1:
     os.kill(os.getpid(), 9)
 """
     status, (_, second) = run(tmp_path, act)
-    assert (status, second["names"]) == (0, ["admin", "agent", *ALWAYS])
+    assert (status, second["names"]) == (0, ["admin", "agent", "user", *ALWAYS])
 
 
 def test_a_graftd_that_dies_often_is_started_slowly(keeper, monkeypatch):
@@ -378,7 +378,7 @@ def test_the_sockets_of_a_graftd_whose_keeper_has_died(keeper, tmp_path):
     passed = [(name, os.dup(sock.fileno())) for name, sock in keeper.sockets]
     guard = os.dup(writing)
     following.bind([*passed, ("netns-7", os.dup(reading)), ("lock", lock), ("guard", guard)])
-    assert [name for name, _ in following.sockets] == ["admin", "agent"]
+    assert [name for name, _ in following.sockets] == ["admin", "agent", "user"]
     assert (names(following), following.guard) == (["netns-7"], guard)
     assert not (directory / "graftd.sock").exists()
     with socket.socket(socket.AF_UNIX) as client:

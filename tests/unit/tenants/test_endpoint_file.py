@@ -61,10 +61,10 @@ def test_a_file_of_which_one_endpoint_is_refused_changes_nothing(reg, home, tmp_
 def test_a_container_keeps_what_it_was_given_of_the_file(reg, home):
     endpoint_file.take(reg, {"a": INET4})
     tenant = make_tenant(reg, netns=1000)
-    admission.import_endpoints(reg, tenant, ["a"])
+    admission.import_endpoints(tenant, ["a"], reg.home_endpoints())
     endpoint_file.take(reg, {"a": EndpointWords("ipv4", addr="192.0.2.9", port="80")})
     assert (str(tenant.endpoints["a"].address), tenant.endpoints["a"].filed) == ("192.0.2.1", False)
     later = make_tenant(reg, "later", netns=2000)
     assert "a" not in later.endpoints
-    admission.import_endpoints(reg, later, ["a"])
+    admission.import_endpoints(later, ["a"], reg.home_endpoints())
     assert str(later.endpoints["a"].address) == "192.0.2.9"

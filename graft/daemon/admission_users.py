@@ -1,0 +1,111 @@
+"""Admission of the containers of users without root, by the user socket (graft/daemon/users.py).
+
+A user's container is in a netns of a user namespace that the user has made. It has what users.toml grants
+(graft/rules/grants.py), and no more than a program of the user could have without graft where nothing is granted.
+Its name is the user's own: NAME@USER for everybody else.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from graft.errors import Refused
+from graft.rules import grants
+from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, parse_endpoint_port
+from graft.rules.grants import Grants, users_path
+from graft.rules.publication import Publication
+from graft.rules.request import Parsed
+from graft.tenants.accounts import Account, unprivileged_port, user_table
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import CONTAINER, Tenant
+
+AT = "@"
+
+
+class User(NamedTuple):
+    """Who gives orders, and what their containers may have."""
+
+    account: Account
+    grants: Grants
+
+    def owns(self, tenant: Tenant) -> bool:
+        """Is it a container of theirs?"""
+        return bool(tenant.user) and tenant.uid == self.account.uid
+
+    def full_name(self, name: str) -> str:
+        """The name by which others know the user's container @name."""
+        return f"{name}{AT}{self.account.name}"
+
+    def own_name(self, name: str) -> str:
+        """The name by which the user knows a container of theirs."""
+        return name.removesuffix(f"{AT}{self.account.name}")
+
+
+def check_share(reg: Registry, user: User) -> None:
+    """Raise Refused (ENOSPC) if the user may have no further container."""
+    theirs = [t for t in reg.tenants.values() if t.uid == user.account.uid and not t.trusted]
+    containers = sum(t.kind == CONTAINER for t in theirs)
+    granted = user.grants
+    for have, most, what in (
+        (containers, granted.containers, "containers"),
+        (len(theirs), granted.slices, "private loopbacks"),
+    ):
+        if have >= most:
+            raise Refused(
+                f"you have {have} {what}, of {most} that are granted to you",
+                hint=f"end one, or root may grant more: {users_path()}",
+                code="ENOSPC",
+            )
+
+
+def check_asked(reg: Registry, user: User, asked: Parsed) -> None:
+    """Raise Refused if a user asks for what is not granted to them."""
+    if asked.direct:
+        raise Refused("only root may start a direct container", hint="omit --direct", code="EPERM")
+    if asked.egress_default == "host" and user.grants.egress != "host":
+        raise Refused("egress host is not granted to you", hint=f"root may grant it: {users_path()}", code="EACCES")
+    for own in asked.ip:
+        grants.check_address(user.grants, own.address)
+    check_rules(reg, user, asked.publish, asked.egress)
+
+
+def check_rules(reg: Registry, user: User, publications: Iterable[Publication], egress: Iterable[EgressRule]) -> None:
+    """Raise Refused (EACCES) for a publication, or a way out, that is not granted."""
+    low = unprivileged_port()
+    for publication in publications:
+        grants.check_publication(user.grants, publication, low)
+        if publication.address in reg.added:
+            raise Refused(
+                f"-p {publication}: {publication.address} is the address of a container",
+                hint="use one of the host's",
+                code="EACCES",
+            )
+    for rule in egress:
+        if user.grants.egress != "host" and rule.endpoint not in user.grants.endpoints:
+            raise Refused(
+                f"-e {rule}: endpoint '{rule.endpoint}' is not granted to you",
+                hint=f"root may grant it: {users_path()}",
+                code="EACCES",
+            )
+
+
+def check_endpoint(user: User, name: str, words: EndpointWords) -> None:
+    """Raise Refused for an endpoint that a user may not have, and UsageError for a port that is none."""
+    if words.netns:
+        raise Refused(f"endpoint '{name}': only root may name a network namespace", hint="omit netns", code="EPERM")
+    if name in user.grants.endpoints:
+        raise Refused(
+            f"endpoint '{name}' is one of the host's, granted to you", hint="use another name", code="EEXIST"
+        )
+    port = parse_endpoint_port(words.port) if words.port else 0
+    if port:
+        ports = [(protocol, port) for protocol in grants.IPPROTO.values()]
+        grants.check_ports(user.grants, f"endpoint '{name}'", ports, unprivileged_port())
+
+
+def known_endpoints(reg: Registry, user: User) -> Mapping[str, Endpoint]:
+    """The endpoints that rules of a user's containers may name: the host's that are granted, and their own."""
+    home = reg.home_endpoints()
+    granted = {name: home[name] for name in user.grants.endpoints if name in home}
+    table = user_table(reg, user.account.uid)
+    reg.forget_empty(table)
+    return {**table.endpoints, **granted}

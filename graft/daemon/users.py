@@ -1,0 +1,197 @@
+"""The user socket (user.sock): requests of `graft` by anyone, about what is their own.
+
+Theory of operation
+
+Goal: an ordinary user has containers without root, as the administrator grants it, and has no part in those of
+others.
+
+Facts: SO_PEERCRED tells the uid of whoever connected as the host has it, also of one that is root in a user namespace
+of its own (user_namespaces(7)). Such a user can enter what it has made, and nothing else.
+
+Solution: the requests are those of the admin socket, as far as READING and CHANGING have them. Each is about
+containers of the peer's user alone, and an endpoint table that all of these have in common. A connection begins with
+Hello, when graftd looks up who that user is (graft/tenants/accounts.py) and what is granted to them
+(graft/rules/grants.py). A process of a container gives no orders here either: `graft run` connects before it is one.
+
+What still fails: a process outside of a container that obeys one inside, such as a shell that reads a shared file,
+is its user's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from graft import protocol
+from graft.daemon import admission_users
+from graft.daemon.admin import Admin, Reply, check_version
+from graft.daemon.admission import admit_target
+from graft.daemon.admission_users import User
+from graft.daemon.connection import Connection, Later
+from graft.daemon.files import Files
+from graft.daemon.tenancy import Tenancy
+from graft.engines.resolver import Resolver
+from graft.errors import GraftError, Refused, UsageError
+from graft.kernel.netns import is_pid
+from graft.rules.endpoint import Endpoint, EndpointWords, parse_egress, parse_endpoint_words
+from graft.rules.grants import users_path
+from graft.rules.publication import parse_publication
+from graft.tenants.accounts import Account, Accounts, user_table
+from graft.tenants.peers import refuse_contained_user
+from graft.tenants.tenant import Table, Tenant, endpoint_document
+
+READING = (protocol.EndpointShow, protocol.RuleShow, protocol.Ps, protocol.Inspect, protocol.Status)
+CHANGING = (protocol.Run, protocol.EndpointAdd, protocol.EndpointDel, protocol.RuleAdd, protocol.RuleDel)
+
+
+class Users(Admin):
+    """Answers the requests of users without root, with the registry of a Daemon."""
+
+    def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, *, managed: bool) -> None:
+        super().__init__(tenancy, resolver, files, managed=managed)
+        self.accounts = Accounts(tenancy.loop)
+
+    def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
+        """Carry out one request: @line is its JSON, the result is the value of "ok". Raises GraftError."""
+        connection.peer.check()
+        request = protocol.decode_request(line)
+        check_version(request)
+        if isinstance(request, protocol.Hello):
+            refuse_contained_user(self.tenancy.registry, connection.peer)
+            return self._begin(connection, request)
+        if not connection.vetted:
+            raise UsageError("a connection to the user socket begins with hello")
+        connection.vetted = False
+        if not isinstance(request, READING + CHANGING):
+            raise Refused("only root may do this", hint="sudo graft ...", code="EPERM")
+        return self._carry_out(connection, request, fds)
+
+    def _begin(self, connection: Connection, request: protocol.Hello) -> Reply:
+        """Answer Hello, as soon as it is known who the peer's user is."""
+        known = self.accounts.known(connection.uid)
+        if known:
+            return self._welcome(connection, request, known)
+        later = Later({})
+
+        def found(account: Account) -> None:
+            try:
+                later.answer = self._welcome(connection, request, account)
+            except GraftError as error:
+                later.error = error
+            later.send()
+
+        self.accounts.find(connection.uid, found)
+        return later
+
+    def _welcome(self, connection: Connection, request: protocol.Hello, account: Account) -> Reply:
+        connection.user = User(account, self.files.granted.of(account.name, account.groups))
+        connection.vetted = True
+        return self._hello(connection, request)
+
+    # -- running --
+
+    def run(self, connection: Connection, request: protocol.Run, fds: list[int]) -> Reply:
+        """`graft run`: a target in a netns of the user's own hands over its listener. Raises GraftError."""
+        if len(fds) != 1:
+            raise UsageError("a run request carries the seccomp listener")
+        user: User = connection.user
+        tenant = admit_target(
+            self.tenancy, connection.pid, user.account.uid, fds[0], request, trusted=False, user=user
+        )
+        answer = Later({"name": user.own_name(tenant.name), "id": tenant.id, "procfs": ""})
+        waits = self.tenancy.interfaces.when_there(tenant, lambda: answer.send())
+        return answer if waits else answer.answer
+
+    # -- endpoints and rules --
+
+    def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, fds: list[int]) -> Reply:
+        """`graft endpoint add`, to the user's own table or that of a container."""
+        for new in request.endpoints:
+            admission_users.check_endpoint(connection.user, new.name, parse_endpoint_words(new.words))
+        return super().endpoint_add(connection, request, fds)
+
+    def _add_endpoints(
+        self, _connection: Connection, table: Table, wanted: list[tuple[str, EndpointWords, int]]
+    ) -> list[Endpoint]:
+        return self.tenancy.registry.add_endpoints(table, wanted, look=False)  # a path may be one that blocks
+
+    def endpoint_show(self, connection: Connection, request: protocol.EndpointShow, fds: list[int]) -> Reply:
+        """`graft endpoint show`: of the user's own table, and what is there of the host's; or a container's table."""
+        if request.netns:
+            return super().endpoint_show(connection, request, fds)
+        known = {**self.tenancy.registry.home_endpoints(), **self._known(connection)}
+        if request.name is not None and request.name not in known:
+            raise Refused(
+                f"endpoint '{request.name}' does not exist", hint="'graft endpoint show' lists them", code="ENOENT"
+            )
+        shown = [endpoint for name, endpoint in sorted(known.items()) if request.name in (None, name)]
+        return [endpoint_document(endpoint) for endpoint in shown]
+
+    def rule_add(self, connection: Connection, request: protocol.RuleAdd, fds: list[int]) -> Reply:
+        """`graft rule add`: all of them or none."""
+        publications = [parse_publication(p) for p in request.publish]
+        egress = [parse_egress(r) for r in request.egress]
+        admission_users.check_rules(self.tenancy.registry, connection.user, publications, egress)
+        return super().rule_add(connection, request, fds)
+
+    # -- looking --
+
+    def ps(self, connection: Connection, _request: protocol.Ps, _fds: list[int]) -> Reply:
+        """`graft ps`: a summary of each of the user's containers."""
+        user: User = connection.user
+        theirs = [t for t in self.tenancy.registry.tenants.values() if user.owns(t)]
+        return [{**self._summary(t), "name": user.own_name(t.name)} for t in theirs]
+
+    def inspect(self, connection: Connection, request: protocol.Inspect, fds: list[int]) -> Reply:
+        """`graft inspect`: all that graftd knows of one of the user's containers."""
+        user: User = connection.user
+        if self._own(user, request.name) is None:
+            raise Refused(f"no container named '{request.name}'", hint="'graft ps' lists them", code="ENOENT")
+        full = protocol.Inspect(version=request.version, name=user.full_name(request.name))
+        found: Any = super().inspect(connection, full, fds)
+        return {**found, "name": request.name}
+
+    def status(self, connection: Connection, request: protocol.Status, fds: list[int]) -> Reply:
+        """For `graft doctor`: what is granted, and how much of it is taken. Nothing of others."""
+        user: User = connection.user
+        whole: Any = super().status(connection, request, fds)
+        theirs = [t for t in self.tenancy.registry.tenants.values() if user.owns(t)]
+        return {
+            "version": whole["version"],
+            "pid": whole["pid"],
+            "kept": whole["kept"],
+            "containers": len(theirs),
+            "user": user.account.name,
+            "granted": user.grants.document(),
+            "granted_by": str(users_path()) if users_path().exists() else "",
+        }
+
+    # -- what is the user's --
+
+    def _known(self, connection: Connection) -> Mapping[str, Endpoint]:
+        return admission_users.known_endpoints(self.tenancy.registry, connection.user)
+
+    def _own(self, user: User, name: str) -> Tenant | None:
+        """The user's container with this name, or this PID in its netns; None if there is none."""
+        registry = self.tenancy.registry
+        if is_pid(name):
+            try:
+                netns = registry.netns_of(int(name))
+            except OSError:
+                return None
+            found = registry.by_netns(netns)
+        else:
+            found = registry.by_name(user.full_name(name))
+        return found if found and user.owns(found) else None
+
+    def _table(self, connection: Connection, netns: str | None) -> Table:
+        return (
+            self._tenant(connection, netns).table
+            if netns
+            else user_table(self.tenancy.registry, connection.user.account.uid)
+        )
+
+    def _tenant(self, connection: Connection, netns: str | None) -> Tenant:
+        found = self._own(connection.user, netns) if netns else None
+        if found is None:
+            what = f"no container '{netns}' of yours runs" if netns else "no container is named"
+            raise Refused(what, hint="'graft ps' lists them", code="ENOENT")
+        return found

@@ -1,0 +1,117 @@
+"""A laboratory whose host has ordinary users: alice and bob with subordinate ids, carol without.
+
+Their accounts are in files of a mount namespace, which graftd and the users' commands have in common.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from graft.bench.lab import GRAFT, ROOT, Lab
+
+UIDS = {"alice": 2001, "bob": 2002, "carol": 2003}
+SUBORDINATE = {"alice": 300000, "bob": 400000}
+GROUP = "graft-team"  # of bob
+CLOSED = """
+mkdir -p "$0/open"; n=0
+for kept; do n=$((n+1)); mkdir -p "$0/open/$n"; mount --rbind "$kept" "$0/open/$n"; done
+mount -t tmpfs -o mode=755 none "$CLOSED"; n=0
+for kept; do n=$((n+1)); mkdir -p "$kept"; mount --rbind "$0/open/$n" "$kept"; done
+"""
+FILES = 'for f in passwd group subuid subgid; do touch /etc/$f; mount --bind "$0/$f" /etc/$f; done\n'
+
+
+def closed_to_users() -> tuple[str, list[str]]:
+    """The first directory above graft or its Python that users may not enter, and what they need below it."""
+    needed = [str(ROOT), sys.base_prefix]
+    for path in needed:
+        for parent in reversed(Path(path).parents):
+            if not parent.stat().st_mode & 0o001:
+                return str(parent), [p for p in needed if Path(p).is_relative_to(parent)]
+    return "", []
+
+
+class UserLab(Lab):
+    """A Lab with these users. Everything on its host runs in the mount namespace that has their accounts."""
+
+    def __init__(self, tag: str = "users") -> None:
+        self.holder: subprocess.Popen[str] | None = None
+        super().__init__(tag)
+
+    def _build(self) -> None:
+        super()._build()
+        self._write_accounts()
+        closed, kept = closed_to_users()
+        script = f"set -e\n{CLOSED if closed else ''}{FILES}echo ready; exec sleep infinity"
+        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.work), *kept]
+        self.holder = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**os.environ, "CLOSED": closed}
+        )
+        assert self.holder.stdout
+        assert self.holder.stdout.readline() == "ready\n"
+
+    def _write_accounts(self) -> None:
+        lines = {name: Path("/etc", name).read_text() for name in ("passwd", "group")}
+        for name, uid in UIDS.items():
+            home = self.work / name
+            home.mkdir(mode=0o755)
+            os.chown(home, uid, uid)
+            lines["passwd"] += f"{name}:x:{uid}:{uid}::{home}:/bin/sh\n"
+            lines["group"] += f"{name}:x:{uid}:\n"
+        lines["group"] += f"{GROUP}:x:2100:bob\n"
+        for name in ("subuid", "subgid"):
+            lines[name] = "".join(f"{owner}:{first}:65536\n" for owner, first in SUBORDINATE.items())
+        for name, text in lines.items():
+            (self.work / name).write_text(text)
+
+    def _in(self, ns: str, argv: tuple[Any, ...]) -> list[str]:
+        inside = [f"--mount=/proc/{self.holder.pid}/ns/mnt", f"--wd={self.work}"] if self.holder else []
+        return ["nsenter", f"--net=/run/netns/{ns}", *inside, *map(str, argv)]
+
+    def command(self, user: str, *argv: Any) -> list[str]:
+        """The argv that runs a command as @user, a name of UIDS."""
+        ids = f"--reuid={UIDS[user]}", f"--regid={UIDS[user]}", "--init-groups"
+        return ["setpriv", *ids, "env", f"HOME={self.work / user}", f"USER={user}", *map(str, argv)]
+
+    def by(self, user: str, *argv: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `graft ...` as @user, and wait for its end."""
+        return self.host(*self.command(user, GRAFT, *argv), **options)
+
+    def spawn_by(self, user: str, *argv: Any, **options: Any) -> subprocess.Popen[str]:
+        """Start `graft run ...` as @user."""
+        return self.spawn(*self.command(user, GRAFT, "run", *argv), **options)
+
+    def grant(self, text: str) -> None:
+        """Write users.toml, and wait until it is in force, or refused."""
+        path = self.config.with_name("users.toml")
+        log = self.run_dir / "graftd.log"
+        before = log.read_text().count(str(path)) if log.exists() else 0
+        path.write_text(text)
+        path.chmod(0o644)
+        if (self.run_dir / "graftd.sock").exists():
+            from graft.bench.lab import wait_for
+
+            wait_for(lambda: log.read_text().count(str(path)) > before, "users.toml read")
+
+    def close(self) -> list[str]:
+        """As Lab.close()."""
+        left = super().close()
+        if self.holder:
+            self.holder.kill()
+            self.holder.wait()
+        return left
+
+
+@contextlib.contextmanager
+def users_laboratory(tag: str = "users") -> Iterator[UserLab]:
+    """Open a UserLab and close it afterwards. Raises AssertionError if something is left behind."""
+    lab = UserLab(tag)
+    try:
+        yield lab
+    finally:
+        left = lab.close()
+    assert not left, f"left behind: {left}"
