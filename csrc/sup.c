@@ -206,6 +206,29 @@ static void watch_fd(int fd, __u32 mask)
 		fail("epoll_ctl");
 }
 
+/* Whose sockets they are for a firewall of the host that looks at who has made them (iptables-extensions(8), owner).
+ */
+static __u32 maker(void)
+{
+	return shared->maker ? shared->maker : shared->reuse_uid;
+}
+
+/* Keep what it takes to stamp, to see a target's netns, and to give sockets away. 0 or -1. */
+static int take_capabilities(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[2] = {0};
+	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE, CAP_CHOWN};
+	size_t count =
+		sizeof(kept) / sizeof(kept[0]) - !(has_unix_sockets || shared->maker); /* without the last one */
+
+	for (size_t n = 0; n < count; n++)
+		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);
+	data[0].effective = data[0].permitted;
+	data[1].effective = data[1].permitted;
+	return (int)syscall(SYS_capset, &header, data);
+}
+
 /* A connection to the graftd that listens at SOCKET; -1 if none does. */
 static int reach_graftd(void)
 {
@@ -217,7 +240,8 @@ static int reach_graftd(void)
 		return -1;
 	syscall(SYS_setfsuid, 0); /* the path is root's; this changes the one thread */
 	connected = !connect(sock, (struct sockaddr *)&graftd, sizeof(graftd));
-	syscall(SYS_setfsuid, shared->reuse_uid);
+	syscall(SYS_setfsuid, maker());
+	take_capabilities(); /* the way back from root took CAP_CHOWN (capabilities(7)) */
 	if (connected && !setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)))
 		return sock;
 	close(sock);
@@ -267,32 +291,24 @@ static bool show_graftd(void)
 
 /* ---- start ---- */
 
-/* Keep what it takes to stamp and to see a target's netns, and take the uid that the tenant's sockets belong to. */
+/* Take the uid that the tenant's sockets belong to, and keep few capabilities. */
 static void drop_privileges(void)
 {
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct data[2] = {0};
-	const int kept[] = {CAP_BPF, CAP_SYS_PTRACE, CAP_CHOWN};
-	size_t count = sizeof(kept) / sizeof(kept[0]) - !has_unix_sockets; /* the last one gives them away */
-
 	/*
 	 * Descriptors in messages count for the real uid, which must not be root's (unix(7), ETOOMANYREFS). kill(2)
 	 * looks at the real and the saved one, so that a container's root without CAP_KILL cannot stop this process.
 	 */
 	if (syscall(SYS_setresuid, shared->reuse_uid, -1, shared->reuse_uid))
 		fail("setresuid");
-	syscall(SYS_setfsuid, shared->reuse_uid);
-	if ((__u32)syscall(SYS_setfsuid, -1) != shared->reuse_uid) {
+	if (shared->maker)
+		syscall(SYS_setfsgid, shared->maker_gid);
+	syscall(SYS_setfsuid, maker());
+	if ((__u32)syscall(SYS_setfsuid, -1) != maker()) {
 		errno = 0; /* setfsuid(2) has none */
 		fail("cannot take the owner's uid");
 	}
-	for (size_t n = 0; n < count; n++)
-		data[CAP_TO_INDEX(kept[n])].permitted |= CAP_TO_MASK(kept[n]);
-	data[0].effective = data[0].permitted;
-	data[1].effective = data[1].permitted;
 	/* the last one because a change of ids resets it to what fs.suid_dumpable says */
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, data) ||
-	    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || take_capabilities() || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		fail("drop privileges");
 }
 

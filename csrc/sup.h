@@ -74,13 +74,14 @@ struct sup_shared {
 	__u32 home;	 /* inode of the netns in which the programs of a direct container live; 0: it is none */
 	__u64 netns;	 /* inode of the container's netns; in any other, socket() proceeds in the caller */
 	__u32 flags;
-	__u32 pad;
+	__u32 maker;	/* the user that a firewall sees as their maker (f_cred); 0: reuse_uid */
 	__u64 calls;	/* how many calls graft-sup has answered, */
 	__u64 ns;	/* and how long that took */
 	__u32 number;	/* of the listener, */
 	__u32 trusted;	/* which root has handed over */
 	__u8 token[32]; /* by which graftd recognises memory that a graftd has written */
-	__u8 rest[40];
+	__u32 maker_gid;
+	__u8 rest[36];
 	struct sup_slot slots[SUP_SLOTS];
 };
 

@@ -120,7 +120,7 @@ static void set_options(int fd, int kind)
 			setsockopt(fd, options[n].level, options[n].name, options[n].value, options[n].length);
 }
 
-/* Make a socket as graft/trap/sockets.py does; it belongs to this thread's fsuid. 0 or an errno. */
+/* Make a socket as graft/trap/sockets.py does. It belongs to this thread's fsuid, or is given away. 0 or an errno. */
 static int make_socket(int kind, struct made *result)
 {
 	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;
@@ -133,7 +133,7 @@ static int make_socket(int kind, struct made *result)
 	if (stamp_socket(fd, tcp) ||
 	    (tcp && setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))) ||
 	    (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
-	    fstat(fd, &status)) {
+	    (shared->maker && fchown(fd, shared->reuse_uid, (gid_t)-1)) || fstat(fd, &status)) {
 		error = errno;
 		close(fd);
 		return error;

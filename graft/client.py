@@ -31,6 +31,17 @@ def is_user() -> bool:
     return os.path.exists(f"{directory}/user.sock") and os.path.exists(admin) and not os.access(admin, os.W_OK)
 
 
+def no_door() -> GraftError:
+    """Why a user without root has no graftd to ask."""
+    if os.path.exists(f"{run_directory()}/agent.sock"):
+        return Refused(
+            "the graftd that runs serves root alone", hint="root may renew it: graftd --replace", code="EPROTO"
+        )
+    return Failure(
+        "graftd is not running", hint="root may start it: systemctl enable --now graftd.socket graftd-agent.socket"
+    )
+
+
 def connect(*, start: bool) -> socket.socket:
     """A connection to the admin socket, or a user's to the user socket, for one request. graftd has answered `hello`.
 

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class Finding(NamedTuple):
     remedy: str
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The machine's architecture and kernel. Raises Lack."""
     if platform.machine() != "x86_64":
         raise Lack(platform.machine(), "graft supports the x86_64 system call convention only")
     return f"x86_64, Linux {platform.release()}"
@@ -57,7 +58,7 @@ def _root() -> str:
     return "uid 0"
 
 
-def _in_child(probe: Callable[[], None]) -> None:
+def in_child(probe: Callable[[], None]) -> None:
     """Run @probe in a forked child, and raise the OSError that it ended with, if any."""
     pid = os.fork()
     if pid == 0:
@@ -75,19 +76,22 @@ def _in_child(probe: Callable[[], None]) -> None:
 
 def _namespaces() -> str:
     try:
-        _in_child(lambda: linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS))
+        in_child(lambda: linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWNS))
     except OSError as error:
         raise Lack(f"unshare: {error.strerror}", "needs CAP_SYS_ADMIN and CONFIG_NET_NS") from None
     return "can be created"
 
 
 def _seccomp(*, wait_killable: bool) -> None:
+    if os.geteuid() != 0:
+        linux.no_new_privs()  # what a container has CAP_SYS_ADMIN in its user namespace for
     os.close(linux.seccomp_listener(filter.program(), wait_killable=wait_killable))
 
 
-def _notification() -> str:
+def notification() -> str:
+    """Can a seccomp listener be made? Raises Lack, OSError."""
     try:
-        _in_child(lambda: _seccomp(wait_killable=False))
+        in_child(lambda: _seccomp(wait_killable=False))
     except OSError as error:
         remedy = "run outside the other seccomp agent's container" if error.errno == 16 else "Linux 5.14 or newer"
         raise Lack(f"seccomp: {error.strerror}", remedy) from None
@@ -96,7 +100,7 @@ def _notification() -> str:
 
 def _wait_killable() -> str:
     try:
-        _in_child(lambda: _seccomp(wait_killable=True))
+        in_child(lambda: _seccomp(wait_killable=True))
     except OSError as error:
         raise Lack(
             error.strerror or "", "Linux 6.0 or newer: signals no longer restart a call that is being answered"
@@ -124,7 +128,7 @@ def _bpffs() -> str:
     if os.path.ismount(cgroup.BPFFS):
         return str(cgroup.BPFFS)
     try:
-        _in_child(_mount_privately)
+        in_child(_mount_privately)
     except OSError as error:
         raise Lack(f"{cgroup.BPFFS}: {error.strerror}", f"mount -t bpf bpf {cgroup.BPFFS}") from None
     return f"{cgroup.BPFFS}, mounted when graftd starts"
@@ -192,7 +196,7 @@ def _direct() -> str:
         parent = direct.roots_own(direct.directory_of(cgroup.cgroup_of(os.getpid())))
         made = direct.make(parent, f"doctor-{os.getpid()}", os.getpid())
         made.rmdir()
-        _in_child(lambda: linux.unshare(linux.CLONE_NEWCGROUP | linux.CLONE_NEWNS))
+        in_child(lambda: linux.unshare(linux.CLONE_NEWCGROUP | linux.CLONE_NEWNS))
     except GraftError as error:
         raise Lack(error.message, error.hint or "graft run without --direct") from None
     except OSError as error:
@@ -357,10 +361,10 @@ def _described(configuration: dict[str, Any]) -> str:
 
 
 CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
-    ("machine", True, _machine),
+    ("machine", True, machine),
     ("permission", True, _root),
     ("namespaces", True, _namespaces),
-    ("seccomp notification", True, _notification),
+    ("seccomp notification", True, notification),
     ("cgroup2", True, _cgroup),
     ("bpffs", True, _bpffs),
     ("kernel BTF", True, _btf),
@@ -386,10 +390,10 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
 )
 
 
-def examine() -> list[Finding]:
-    """Run all checks; returns their findings in the order of CHECKS."""
+def run_checks(checks: Iterable[tuple[str, bool, Callable[[], str]]]) -> list[Finding]:
+    """Run @checks, each with its name and whether it is needed; returns their findings in order."""
     findings = []
-    for name, needed, check in CHECKS:
+    for name, needed, check in checks:
         try:
             findings.append(Finding(name, needed, True, check(), ""))
         except Lack as lack:
@@ -397,3 +401,8 @@ def examine() -> list[Finding]:
         except OSError as error:
             findings.append(Finding(name, needed, False, error.strerror or str(error), ""))
     return findings
+
+
+def examine() -> list[Finding]:
+    """Run all checks; returns their findings in the order of CHECKS."""
+    return run_checks(CHECKS)

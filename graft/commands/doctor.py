@@ -2,6 +2,7 @@
 
 import click
 
+from graft.commands import checks_user
 from graft.commands.checks import examine
 from graft.commands.options import CONTEXT, json_option, print_json, say
 
@@ -11,13 +12,15 @@ from graft.commands.options import CONTEXT, json_option, print_json, say
 def command(as_json: bool) -> int:
     """Check what graft needs of this machine, and say how to get what is missing.
 
+    As an ordinary user: what is needed for that, and what root has granted.
+
     The exit status is 1 if 'graft run' would fail, or if a container that runs has lost its supervisor.
 
     \b
     graft doctor
     graft doctor -j | jq '.[] | select(.good | not)'
     """
-    findings = examine()
+    findings = checks_user.examine() if checks_user.applies() else examine()
     if as_json:
         print_json([finding._asdict() for finding in findings])
     else:

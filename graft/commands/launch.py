@@ -88,7 +88,7 @@ def run(plan: Plan) -> NoReturn:
     """Run @plan as `graft run`: become the command by execve(2). Raises GraftError if a step fails."""
     as_user = client.is_user()
     if not as_user and os.geteuid() != 0:
-        raise _no_door()
+        raise client.no_door()
     if plan.accel and not SHIM.exists():
         raise Failure(f"--accel: {SHIM} is not built", hint="run 'make build'", code="ENOENT")
     executable = _find(plan.argv[0])
@@ -134,18 +134,6 @@ def run(plan: Plan) -> NoReturn:
     _exec(executable, plan.argv)
 
 
-def _no_door() -> GraftError:
-    """Why a user without root has no graftd to ask."""
-    directory = client.run_directory()
-    if os.path.exists(f"{directory}/agent.sock"):
-        return Refused(
-            "the graftd that runs serves root alone", hint="root may renew it: graftd --replace", code="EPROTO"
-        )
-    return Failure(
-        "graftd is not running", hint="root may start it: systemctl enable --now graftd.socket graftd-agent.socket"
-    )
-
-
 def _enter_as_user(plan: Plan) -> None:
     """Enter a new netns in a user namespace of the user's own, or those of a container of theirs."""
     from graft.commands import user_namespace
@@ -154,6 +142,7 @@ def _enter_as_user(plan: Plan) -> None:
         if os.geteuid() != 0:  # root in a user namespace of somebody's, such as that of podman unshare
             user_namespace.enter(plan.user and plan.user.uid, plan.user and plan.user.gid)
         _enter_netns(None)
+        user_namespace.open_low_ports()
         return
     running = client.call("ps", start=False)
     pid = next((c["pid"] for c in running if plan.netns in (c["name"], str(c["pid"]))), None)

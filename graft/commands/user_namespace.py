@@ -93,22 +93,34 @@ def enter(uid: int | None, gid: int | None) -> None:
         _map_by_tools(wanted)
 
 
+def open_low_ports() -> None:
+    """Let any program of the container bind its low ports, as engines do: who may publish them is graftd's to say."""
+    with contextlib.suppress(OSError):  # a read-only /proc/sys: then it takes CAP_NET_BIND_SERVICE
+        Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
+
+
 def _why_few(tools: bool) -> str:
     if not tools:
         return "root may install newuidmap (Debian: uidmap)"
     return "root may give you some: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
 
 
+def how_to_allow() -> str:
+    """How root may allow user namespaces on this host; "" if nothing is known to forbid them."""
+    for path, forbids, remedy in SWITCHES:
+        with contextlib.suppress(OSError):
+            if Path(path).read_text().strip() == forbids:
+                return f"root may allow them: {remedy}"
+    return ""
+
+
 def _unshare() -> None:
     try:
         linux.unshare(linux.CLONE_NEWUSER)
     except OSError as error:
-        for path, forbids, remedy in SWITCHES:
-            with contextlib.suppress(OSError):
-                if Path(path).read_text().strip() == forbids:
-                    raise Refused(
-                        "this host allows no user namespaces", hint=f"root may allow them: {remedy}", code="EPERM"
-                    ) from None
+        remedy = how_to_allow()
+        if remedy:
+            raise Refused("this host allows no user namespaces", hint=remedy, code="EPERM") from None
         raise from_oserror("enter a user namespace", error, hint="'graft doctor' says what is missing") from None
 
 

@@ -277,7 +277,7 @@ def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed,
     """Give a new container what is not a rule: flags, limits, addresses, attachments. Raises GraftError."""
     sysctl.check(target.request.sysctl, tenancy.registry.ephemeral)
     tenant.asked = target.request
-    tenant.user = user.account.name if user else ""
+    tenant.user, tenant.gid = (user.account.name, user.account.gid) if user else ("", 0)
     open_way = user.grants.egress == "host" if user else tenant.trusted
     narrowed = bool(asked.egress) or not open_way
     tenant.egress_host = asked.egress_default == "host" or (asked.egress_default is None and not narrowed)

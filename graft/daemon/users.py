@@ -34,7 +34,7 @@ from graft.kernel.netns import is_pid
 from graft.rules.endpoint import Endpoint, EndpointWords, parse_egress, parse_endpoint_words
 from graft.rules.grants import users_path
 from graft.rules.publication import parse_publication
-from graft.tenants.accounts import Account, Accounts, user_table
+from graft.tenants.accounts import Account, Accounts, unprivileged_port, user_table
 from graft.tenants.peers import refuse_contained_user
 from graft.tenants.tenant import Table, Tenant, endpoint_document
 
@@ -160,6 +160,7 @@ class Users(Admin):
             "kept": whole["kept"],
             "containers": len(theirs),
             "user": user.account.name,
+            "unprivileged": unprivileged_port(),
             "granted": user.grants.document(),
             "granted_by": str(users_path()) if users_path().exists() else "",
         }

@@ -79,6 +79,7 @@ NR_SOCKETPAIR = 53
 NR_SETSOCKOPT = 54
 NR_GETSOCKOPT = 55
 NR_SETRESUID, NR_SETRESGID = 117, 119
+NR_SETFSUID, NR_SETFSGID = 122, 123
 NR_CAPGET, NR_CAPSET = 125, 126
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_NET_ADMIN = 12
@@ -264,6 +265,21 @@ def with_effective_ids(uid: int, gid: int) -> Iterator[None]:
     finally:
         if libc.syscall(NR_SETRESGID, minus, ctypes.c_int(before[1]), minus):
             raise oserror("setresgid")
+
+
+@contextlib.contextmanager
+def with_file_ids(uid: int, gid: int) -> Iterator[None]:
+    """Run the body with another uid and gid of this thread for files that it makes (setfsuid(2), setfsgid(2)).
+
+    A change from 0 takes the capabilities for files from the effective set, which the way back restores.
+    """
+    libc.syscall(NR_SETFSGID, ctypes.c_uint(gid))
+    libc.syscall(NR_SETFSUID, ctypes.c_uint(uid))
+    try:
+        yield
+    finally:
+        libc.syscall(NR_SETFSUID, ctypes.c_uint(0))
+        libc.syscall(NR_SETFSGID, ctypes.c_uint(0))
 
 
 def make_socket(family: int, kind: int, protocol: int) -> int:

@@ -38,7 +38,8 @@ class Account(NamedTuple):
     """A user of the host."""
 
     uid: int
-    name: str  # the uid as text for one without an account
+    gid: int  # the uid's number for one without an account
+    name: str  # likewise, as text
     groups: tuple[str, ...] = ()
 
 
@@ -47,7 +48,7 @@ def account_of(uid: int) -> Account:
     with contextlib.suppress(KeyError):
         return _account(pwd.getpwuid(uid))
     owner = _delegator(uid)
-    return _account(owner) if owner else Account(uid, str(uid))
+    return _account(owner) if owner else Account(uid, uid, str(uid))
 
 
 def _account(entry: pwd.struct_passwd) -> Account:
@@ -55,7 +56,7 @@ def _account(entry: pwd.struct_passwd) -> Account:
     for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
         with contextlib.suppress(KeyError):
             groups.append(grp.getgrgid(gid).gr_name)
-    return Account(entry.pw_uid, entry.pw_name, tuple(groups))
+    return Account(entry.pw_uid, entry.pw_gid, entry.pw_name, tuple(groups))
 
 
 def _delegator(uid: int) -> pwd.struct_passwd | None:

@@ -30,10 +30,10 @@ NOBODY = parse_address("127.0.0.2")
 def wanted(registry: Registry, tenant: Tenant) -> dict[Address, str]:
     """The addresses that a container shall have in its own netns, and the name of the device of each.
 
-    None for a user without root, who may add what they like to their own netns.
+    None for who has come by the agent socket without root, who may add what they like to their own netns.
     """
     asked = parse_interface(tenant.asked.interface)
-    if tenant.kind != CONTAINER or not tenant.trusted or asked == NO_INTERFACE:
+    if tenant.kind != CONTAINER or not (tenant.trusted or tenant.user) or asked == NO_INTERFACE:
         return {}
     owned = [own.address for own in tenant.owned]
     device = tenant.device or asked or (DEVICE if owned else LO)

@@ -153,6 +153,7 @@ class Tenant:
     parent: "Tenant | None" = None  # of a wrapper inside a container: the container, whose listener it uses
     scope: int = 0  # the number by which the processes of such a wrapper are known (graft/trap/nested.py); else 0
     uid: int = 0  # of the user who asked for it
+    gid: int = 0  # of that user
     user: str = ""  # the name of that user, if it is a container by the user socket
     followers: set[int] = field(default_factory=set)  # processes that have its sockets by the API
     paths: dict[str, tuple[int, int, int]] = field(
@@ -197,6 +198,14 @@ class Tenant:
         publishes on the wildcard and the same port at another tenant's own address can both be bound.
         """
         return OWNER_BASE + (0 if self.shares else self.slice_number)
+
+    @property
+    def maker(self) -> tuple[int, int]:
+        """The uid and gid as which a firewall sees who makes its sockets (iptables-extensions(8), owner); 0: its own.
+
+        A container by the user socket is its user's: what the administrator forbids that user holds for it.
+        """
+        return (self.uid, self.gid) if self.user else (0, 0)
 
     @property
     def shares(self) -> bool:

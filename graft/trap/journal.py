@@ -30,7 +30,7 @@ from typing import NamedTuple
 from graft.trap.listener import ADDFD, NOTIFICATION, RESPONSE, Notification, parse
 
 # csrc/sup.h: struct sup_shared, one for each listener
-SHARED = struct.Struct("=IIIIQIIQQII32s")
+SHARED = struct.Struct("=IIIIQIIQQII32sI")
 SHARED_SIZE = 128
 SHARED_ABI = 2
 FLAGS_OFFSET = 24
@@ -112,16 +112,18 @@ class Journal:
         trusted: bool,
         token: bytes,
         idle: bool = False,
+        maker: tuple[int, int] = (0, 0),
     ) -> None:
         """Write the head: what graft-sup needs to know of the tenant, and by what a later graftd recognises it.
 
         @owner: the uid of the tenant's sockets. @netns: the inode of the container's netns. @home: of the one
         in which the programs of a direct container live, which has its unix sockets from graft-sup; 0: it is not
         direct. @forward: graft-sup answers no other call itself. @token: 32 bytes, see graft/process/key.py. @idle:
-        no graft-sup is to run before the first call.
+        no graft-sup is to run before the first call. @maker: the uid and gid as which a firewall of the host shall
+        see the sockets made; 0: as @owner.
         """
         flags = (SUP_FORWARD if forward else 0) | (SUP_IDLE if idle else 0)
-        head = (SHARED_ABI, tenant, owner, home, netns, flags, 0, 0, 0, number, trusted, token)
+        head = (SHARED_ABI, tenant, owner, home, netns, flags, maker[0], 0, 0, number, trusted, token, maker[1])
         SHARED.pack_into(self.map, 0, *head)
 
     def renumber(self, number: int, token: bytes) -> None:

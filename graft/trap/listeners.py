@@ -134,6 +134,7 @@ class Listeners:
             trusted=trusted,
             token=self._token(tenant.id, number, trusted),
             idle=idle,
+            maker=tenant.maker,
         )
         if not idle:
             self._want_helper(watched)

@@ -49,6 +49,10 @@ class TenantView(Protocol):
     def owner(self) -> int:
         """The uid that owns its sockets."""
 
+    @property
+    def maker(self) -> tuple[int, int]:
+        """The uid and gid as which a firewall sees who makes them; 0: nothing is said of that."""
+
     def bound_path(self, path: str, found: os.stat_result) -> None:
         """Remember a unix socket that it has bound at @path, to remove the file at its end. @found: of the file."""
 
@@ -109,6 +113,9 @@ class Sockets:
                 made = socket.socket(family, kind | flags)
         elif place:
             with linux.inside_netns(self.places(place)):
+                made = socket.socket(family, kind | flags)
+        elif tenant.maker[0]:
+            with linux.with_file_ids(*tenant.maker):
                 made = socket.socket(family, kind | flags)
         else:
             made = socket.socket(family, kind | flags)

@@ -151,11 +151,9 @@ def test_without_root(lab):
     ran = lab.host(*command, code.format(words=["run", "true"]))
     if "Permission denied" in ran.stderr and "setpriv" in ran.stderr:
         pytest.skip("the interpreter of the test run is not executable by others")
-    assert (ran.returncode, ran.stderr) == (1, "graft: graft run needs root (sudo graft run ...)\n")
+    assert (ran.returncode, ran.stderr) == (0, "")
     assert lab.host(*command, code.format(words=["endpoint", "show"])).returncode == 0, "the own table is anyone's to see"
-    ps = lab.host(*command, code.format(words=["ps"]))
-    assert ps.returncode == 1
-    assert "no permission for" in ps.stderr
+    assert lab.host(*command, code.format(words=["ps", "-j"])).stdout == "[]\n"
 
 
 def site_packages():

@@ -167,7 +167,7 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
         journal.SHARED,
-        "abi tenant reuse_uid home netns flags pad calls ns number trusted token",
+        "abi tenant reuse_uid home netns flags maker calls ns number trusted token maker_gid",
         {"rest": journal.SHARED.size, "slots": journal.SHARED_SIZE},
     ),
     "deputy_order": (deputy.ORDER, "uid gid call flags path_length data_length path", {}),
