@@ -339,6 +339,7 @@ class Daemon:
         if now < self.next_tick:
             return min(self.next_tick - now, soon)
         self.next_tick = now + TICK_SECONDS
+        self.tenancy.spare.refill()
         self.store.alive(now)
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
@@ -421,9 +422,11 @@ class Daemon:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
-                    time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
+                    if not self.tenancy.spare.lend():
+                        time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
                     return
                 raise
+            self.tenancy.spare.make_room()  # for the pidfd of who has connected
             here = sum(c.service is service for c in self.connections)
             if here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and credentials(peer)[1]):
                 peer.close()

@@ -17,6 +17,7 @@ from graft.daemon.connection import Connection
 from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
 from graft.daemon.verbose import Teller
+from graft.errors import Refused
 from graft.kernel.cgroup import cgroup2_root, relay_cgroup
 from graft.kernel.denials import CONVERTED, Event
 from graft.kernel.entrance import Entrances
@@ -26,6 +27,7 @@ from graft.kernel.programs import Kernel
 from graft.kernel.stamps import Stamper
 from graft.log import log
 from graft.process.loop import Loop
+from graft.process.spare import Spare
 from graft.process.store import Store
 from graft.rules.address import Address
 from graft.rules.configuration import Configuration
@@ -80,6 +82,7 @@ class Tenancy:
         self.denials: dict[int, deque[tuple[float, Event]]] = {}
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
+        self.spare = Spare()
         self.stray = False  # a listener has been put out of reach
         self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
 
@@ -114,8 +117,10 @@ class Tenancy:
         """Store a tenant's namespace and new listener, then receive from the listener.
 
         @listener_fd belongs to graftd from now on. @trusted: root handed it over. @pid: who has it, or 0. @idle: no
-        call is expected from it.
+        call is expected from it. Raises Refused (EMFILE) if graftd has too few descriptors left.
         """
+        if not self.spare.whole:
+            raise Refused("graftd has no descriptors left", hint="end containers, or raise its limit", code="EMFILE")
         if not tenant.listeners:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
         self.calls.adopt(tenant, listener_fd, trusted=trusted, pid=pid, idle=idle)
