@@ -15,6 +15,7 @@ from graft.errors import CLASSES, Failure, GraftError, Refused
 
 START_TIMEOUT = 120.0  # on an emulated machine beside other work it takes half a minute
 REPLY_TIMEOUT = 120.0
+DIAL_SECONDS = 30
 STARTS_MAX = 3
 REPLY_MAX = 1 << 26
 
@@ -55,9 +56,8 @@ def connect(*, start: bool) -> socket.socket:
     starts = 0
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(REPLY_TIMEOUT)
         try:
-            sock.connect(path)
+            _dial(sock, path)
             exchange(sock, "hello", {})
             return sock
         except OSError as error:
@@ -78,6 +78,16 @@ def connect(*, start: bool) -> socket.socket:
         time.sleep(0.01)
 
 
+def _dial(sock: socket.socket, path: str) -> None:
+    """Connect to a socket of graftd's. Raises OSError: EAGAIN if it has no room for DIAL_SECONDS.
+
+    A socket with a timeout of Python's would not wait for room: a unix socket has no connection in progress.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, DIAL_SECONDS.to_bytes(8, "little") + bytes(8))
+    sock.connect(path)
+    sock.settimeout(REPLY_TIMEOUT)
+
+
 def connect_agent(*, start: bool) -> socket.socket:
     """A connection to the agent socket, which anyone may use. With @start, root starts graftd if none runs.
 
@@ -85,15 +95,14 @@ def connect_agent(*, start: bool) -> socket.socket:
     """
     path = f"{run_directory()}/agent.sock"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(REPLY_TIMEOUT)
     try:
         try:
-            sock.connect(path)
+            _dial(sock, path)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or not start or os.geteuid() != 0:
                 raise
             connect(start=True).close()
-            sock.connect(path)
+            _dial(sock, path)
     except OSError as error:
         sock.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):

@@ -19,6 +19,8 @@ def add_endpoints(endpoints: Sequence[tuple[str, list[str]]], table: str | None)
     A netns among the words is opened here, because a PID has its meaning in the caller's PID namespace. All endpoints
     of one message are added, or none; a message has up to 2,000 endpoints, in up to 4 namespaces. Raises GraftError.
     """
+    if client.is_user():
+        endpoints = [(name, _looked_up(name, words)) for name, words in endpoints]
     for part in _messages(endpoints):
         numbers: dict[str, int] = {}
         fds: list[int] = []
@@ -37,6 +39,21 @@ def add_endpoints(endpoints: Sequence[tuple[str, list[str]]], table: str | None)
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def _looked_up(name: str, words: list[str]) -> list[str]:
+    """The words of a user's endpoint, with the links in its path followed: graftd asks no file system for a user."""
+    path = parse_endpoint_words(words).path
+    if not path:
+        return words
+    directory, last = os.path.split(path)
+    if not os.path.isdir(directory):
+        raise Refused(
+            f"endpoint '{name}': there is no directory '{directory}' that you may see",
+            hint="create it first; the path is the host's",
+            code="ENOENT",
+        )
+    return [os.path.join(os.path.realpath(directory), last) if word == path else word for word in words]
 
 
 def _messages(endpoints: Sequence[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:

@@ -427,31 +427,34 @@ class Daemon:
                     return
                 raise
             self.tenancy.spare.make_room()  # for the pidfd of who has connected
+            pid, uid, _ = credentials(peer)
             here = sum(c.service is service for c in self.connections)
-            if here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and credentials(peer)[1]):
+            account = self._account(pid, uid)
+            same = sum(c.account == account for c in self.connections) if account else 0
+            full = here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and uid)
+            if full or same >= CONNECTIONS_OF_A_USER:
                 peer.close()
                 return
             whole = protocol.complete if service is self.agent else lambda text: text.endswith(b"\n")
             now = time.monotonic()
             connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
-            connection.service, connection.account = service, self._account(connection)
+            connection.service, connection.account = service, account
             self.connections.add(connection)
             self.last_used = now
-            same = sum(c.account == connection.account for c in self.connections)
-            if connection.account is not None and same > CONNECTIONS_OF_A_USER:
-                connection.close()
 
         self.loop.add(sock.fileno(), accept)
 
-    def _account(self, connection: Connection) -> tuple[str, int] | None:
+    def _account(self, pid: int, uid: int) -> tuple[str, int] | None:
         """What a connection counts against: its user, or the network namespace of a container's root.
+
+        What is delegated to a user (subuid(5)) is one account, whatever number of it a process has.
 
         None: root of the host, which has no limit of its own.
         """
-        if connection.uid:
-            return "uid", connection.uid
+        if uid:
+            return self.users.accounts.share_of(uid)
         try:
-            netns = self.registry.netns_of(connection.pid)
+            netns = self.registry.netns_of(pid)
         except OSError:
             return "uid", 0
         return None if netns == self.registry.home else ("netns", netns)

@@ -79,6 +79,7 @@ NR_SOCKETPAIR = 53
 NR_SETSOCKOPT = 54
 NR_GETSOCKOPT = 55
 NR_SETRESUID, NR_SETRESGID = 117, 119
+NR_SETGROUPS = 116
 NR_SETFSUID, NR_SETFSGID = 122, 123
 NR_CAPGET, NR_CAPSET = 125, 126
 CAPABILITY_VERSION_3 = 0x20080522
@@ -280,6 +281,12 @@ def with_file_ids(uid: int, gid: int) -> Iterator[None]:
     finally:
         libc.syscall(NR_SETFSUID, ctypes.c_uint(0))
         libc.syscall(NR_SETFSGID, ctypes.c_uint(0))
+
+
+def clear_groups() -> None:
+    """Take the supplementary groups of this thread alone away (setgroups(2)). Raises OSError."""
+    if libc.syscall(NR_SETGROUPS, ctypes.c_int(0), None):
+        raise oserror("setgroups")
 
 
 def make_socket(family: int, kind: int, protocol: int) -> int:

@@ -47,6 +47,7 @@ class Endpoint(NamedTuple):
     ingress: bool = False  # of an imported one: does an ingress rule of the container name it?
     egress: bool = False  # does an egress rule?
     filed: bool = False  # it stands in endpoints.toml
+    by_user: bool = False  # a user without root has added it: a path is opened with the rights of who binds it
 
     @property
     def serves(self) -> bool:

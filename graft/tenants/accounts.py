@@ -60,26 +60,40 @@ def _account(entry: pwd.struct_passwd) -> Account:
 
 
 def _delegator(uid: int) -> pwd.struct_passwd | None:
-    """Who may use @uid in user namespaces, by subuid(5): lines of OWNER:FIRST:COUNT."""
-    try:
-        lines = SUBUID.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        owner, _, numbers = line.partition(":")
-        first, _, count = numbers.partition(":")
-        if first.isdigit() and count.isdigit() and int(first) <= uid < int(first) + int(count):
+    """Who may use @uid in user namespaces, by subuid(5)."""
+    for first, count, owner in _delegated():
+        if first <= uid < first + count:
             with contextlib.suppress(KeyError, OverflowError):
                 return pwd.getpwuid(int(owner)) if owner.isdigit() else pwd.getpwnam(owner)
     return None
+
+
+def _delegated() -> list[tuple[int, int, str]]:
+    """The lines of subuid(5): first, count and owner of each."""
+    try:
+        lines = SUBUID.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    words = [line.split(":") for line in lines]
+    return [(int(w[1]), int(w[2]), w[0]) for w in words if len(w) == 3 and w[1].isdigit() and w[2].isdigit()]
 
 
 class Accounts:
     """Looks users up. All methods are for the loop's thread."""
 
     def __init__(self, loop: Loop) -> None:
+        self._delegated: list[tuple[int, int, str]] = []
+        self._delegated_until = 0.0
         self._lines = Lines(loop, THREADS, lambda: None)
         self._kept: dict[int, tuple[float, Account]] = {}
+
+    def share_of(self, uid: int) -> tuple[str, int]:
+        """What an unprivileged uid counts against, by a file alone: itself, or all that is delegated to its owner."""
+        now = time.monotonic()
+        if now > self._delegated_until:
+            self._delegated, self._delegated_until = _delegated(), now + 1.0
+        at = next((at for at, (first, count, _) in enumerate(self._delegated) if first <= uid < first + count), -1)
+        return ("uid", uid) if at < 0 else (f"ids of {self._delegated[at][2]}", 0)
 
     def known(self, uid: int) -> Account | None:
         """The account of a uid that was looked up a short time ago."""

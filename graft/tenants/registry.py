@@ -368,7 +368,7 @@ class Registry(Known):
                     hint="create it first; the path is the host's",
                     code="ENOENT",
                 )
-            added[name] = endpoint
+            added[name] = endpoint if look else endpoint._replace(by_user=True)
         table.endpoints.update(added)
         self._table_changed(table)
         return list(added.values())

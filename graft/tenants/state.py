@@ -116,10 +116,7 @@ def dump(known: Known) -> dict[str, Any]:
                 "netns": table.netns,
                 "cookie": table.cookie,
                 "label": table.label,
-                "endpoints": [
-                    {**endpoint_document(e), "place": e.place, "imported": e.imported}
-                    for e in table.endpoints.values()
-                ],
+                "endpoints": [{**endpoint_document(e), **_further(e)} for e in table.endpoints.values()],
             }
             for table in known.tables.values()
         ],
@@ -129,6 +126,12 @@ def dump(known: Known) -> dict[str, Any]:
         "attachments": [attachment.document() for attachment in known.attachments.values()],
         "tenants": [_dump_tenant(tenant) for tenant in known.tenants.values()],
     }
+
+
+def _further(endpoint: Endpoint) -> dict[str, Any]:
+    """What state.json has of an endpoint, and commands do not show."""
+    by_user = {"by_user": True} if endpoint.by_user else {}
+    return {"place": endpoint.place, "imported": endpoint.imported, **by_user}
 
 
 def restore(known: Known, document: dict[str, Any]) -> None:
@@ -177,4 +180,5 @@ def _endpoint(saved: dict[str, Any]) -> Endpoint:
         imported=saved["imported"],
         local=saved["type"] == "local",
         filed=saved.get("filed", False),
+        by_user=saved.get("by_user", False),
     )

@@ -196,7 +196,7 @@ class Family:
                 if new is not sock or not option.done:
                     _carry_out(new, option)
             if endpoint.address is None:
-                tenant.bound_path(endpoint.path, swap.bind_unix(new, endpoint.path, who))
+                tenant.bound_path(endpoint.path, swap.bind_unix(new, endpoint, who))
             else:
                 self._bind_inet(tenant, new, endpoint)
             state.name = endpoint.name

@@ -298,7 +298,7 @@ class Supervisor:
         try:
             swap.carry_options(sock, new)
             self.stamps.put(new.fileno(), Stamp(tenant.id, STAMP_INGRESS, 0, local))
-            tenant.bound_path(endpoint.path, swap.bind_unix(new, endpoint.path, caller.owner()))
+            tenant.bound_path(endpoint.path, swap.bind_unix(new, endpoint, caller.owner()))
         except BaseException:
             new.close()
             raise

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable
 
 from graft.kernel import linux
+from graft.rules.endpoint import Endpoint
 from graft.trap import deputy, target
 
 CLONE_FS = 0x00000200
@@ -68,8 +69,10 @@ def carry_options(old: socket.socket, new: socket.socket) -> None:
     fcntl.fcntl(new, fcntl.F_SETFL, flags & (os.O_NONBLOCK | os.O_ASYNC))
 
 
-def bind_unix(sock: socket.socket, path: str, who: target.Owner) -> os.stat_result:
-    """Bind @sock to @path on the host, and give the file to the user @who. Returns what fstat(2) says of the file.
+def bind_unix(sock: socket.socket, endpoint: Endpoint, who: target.Owner) -> os.stat_result:
+    """Bind @sock to an endpoint's path, and give the file to the user @who. Returns what fstat(2) says of the file.
+
+    Root has the rights to the path that root has named, and @who to one that a user without root has.
 
     The directory may be one that the target writes to. So it is opened once, without following a link, and the file
     is given away by itself, not by its name. The socket's own address becomes the name in its directory.
@@ -77,9 +80,16 @@ def bind_unix(sock: socket.socket, path: str, who: target.Owner) -> os.stat_resu
     A socket file at @path whose server has ended is replaced, because a TCP port would be free again as well. Raises
     OSError: EADDRINUSE if a server still listens, or if @path is no socket; ELOOP.
     """
-    directory, name = os.path.split(path)
+    directory, name = os.path.split(endpoint.path)
 
     def work() -> os.stat_result:
+        if not endpoint.by_user:
+            return bind()
+        linux.clear_groups()
+        with linux.with_file_ids(*who):
+            return bind()
+
+    def bind() -> os.stat_result:
         linux.unshare(CLONE_FS)
         os.umask(UNIX_UMASK)
         place = linux.open_directory(directory)
