@@ -331,10 +331,10 @@ class Daemon:
         _undo(steps)
 
     def _tick(self) -> float:
-        self.calls.tick()
+        soon = self.calls.tick()
         self.tenancy.interfaces.tick()
         self.tenancy.direct.tick()
-        soon = self.tenancy.forwards.tick()
+        soon = min(soon, self.tenancy.forwards.tick())
         now = time.monotonic()
         if now < self.next_tick:
             return min(self.next_tick - now, soon)

@@ -5,6 +5,8 @@ all have COMMON connections and COMMON_RATE together, and one of them EACH and E
 here opens or reads anything.
 """
 
+from graft.process.bucket import Bucket
+
 EACH, SURE = 256, 16  # connections of one container
 COMMON = 2048  # of all, beyond what each has for sure
 # New connections a second, and at once. Each costs graftd's loop half a millisecond.
@@ -12,26 +14,6 @@ EACH_RATE, EACH_BURST = 200.0, 256.0
 SURE_RATE, SURE_BURST = 5.0, 16.0
 COMMON_RATE, COMMON_BURST = 500.0, 1024.0
 START_PRICE = 20.0  # of a graft-relay that is started, in connections
-
-
-class Bucket:
-    """Tokens that come again at a rate (@rate a second), up to @most."""
-
-    def __init__(self, rate: float, most: float) -> None:
-        self.rate = rate
-        self.most = most
-        self._level = most
-        self._at = 0.0
-
-    def level(self, now: float) -> float:
-        """How many tokens there are at @now, monotonic seconds; less than 0 after a debt."""
-        self._level = min(self.most, self._level + (now - self._at) * self.rate)
-        self._at = now
-        return self._level
-
-    def take(self, price: float) -> None:
-        """Take tokens, whether they are there or not. level() tells before."""
-        self._level -= price
 
 
 class Common:

@@ -7,6 +7,9 @@ together SLOW_CALLS_ALL. An account is a container, or all wrappers of one unpri
 uids (subuid(5)), so all accounts of users together have at most SLOW_CALLS_USERS: the rest is for containers. Further
 calls wait in the account's queue.
 
+Each call takes some 0.1 ms of one interpreter. So that a user's storm of calls does not make those of others wait, a
+user has USER_RATE of them a second while others make calls as well, and all that there is while nobody does.
+
 graft/trap/listeners.py says which thread may touch what.
 """
 
@@ -23,6 +26,7 @@ from functools import partial
 
 from graft.kernel import linux
 from graft.log import log
+from graft.process.bucket import Bucket
 from graft.process.workers import Workers
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
@@ -38,6 +42,9 @@ from graft.trap.supervisor import Supervisor
 SLOW_CALLS = 4
 SLOW_CALLS_ALL = 512
 SLOW_CALLS_USERS = SLOW_CALLS_ALL // 2
+USER_RATE, USER_BURST = 1000.0, 200.0  # calls of one user a second, and at once
+OTHERS_SECONDS = 0.2  # since when another account has made calls
+THROTTLED_SECONDS = 0.002  # until it is looked again whether a call may go on that waits for the rate
 
 
 class Watched:
@@ -88,6 +95,8 @@ class Dispatcher:
         self.workers = Workers(SLOW_CALLS_ALL)
         self.slow: Counter[tuple[str, int]] = Counter()
         self.queues: dict[tuple[str, int], deque[tuple[Watched, Slot]]] = {}
+        self.buckets: dict[tuple[str, int], Bucket] = {}  # of users
+        self.latest: list[tuple[float, tuple[str, int]]] = []  # the two accounts that have called last, and when
         self.turns = Turns()
         self.calls = 0
         self.ns = 0
@@ -107,8 +116,11 @@ class Dispatcher:
                 watched.listener.answer(call.id, given if answer == ANSWER_NUMBER else 0, max(answer, 0))
             slot.release()
 
-    def dispatch(self, watched: Watched, slot: Slot) -> None:
-        """Have a worker thread answer the call in @slot, or let it wait while its account has all its threads."""
+    def dispatch(self, watched: Watched, slot: Slot, *, again: bool = False) -> None:
+        """Have a worker thread answer the call in @slot, or let it wait while its account has all its share.
+
+        @again: it has waited.
+        """
         call, tenant = slot.call(), watched.tenant
         scopes = self.registry.scopes
         if scopes:
@@ -117,12 +129,16 @@ class Dispatcher:
                 tenant = inner
         with self.lock:
             watched.claimed.add(slot.number)
-        account = watched.account
+        account, now = watched.account, time.monotonic()
         with self.lock:
-            if not self._has_room(account):
+            if not again:
+                self.latest = [(now, account), *(entry for entry in self.latest if entry[1] != account)][:2]
+            if not self._has_room(account, now):
                 self.queues.setdefault(account, deque()).append((watched, slot))
                 return
             self.slow[account] += 1
+            if account in self.buckets:
+                self.buckets[account].take(1)
         try:
             self.workers.run(partial(self._work, account, watched, slot, call, tenant))
         except RuntimeError:  # the next tick tries again
@@ -130,8 +146,15 @@ class Dispatcher:
                 self.slow[account] -= 1
                 self.queues.setdefault(account, deque()).appendleft((watched, slot))
 
-    def _has_room(self, account: tuple[str, int]) -> bool:
-        """May one more call of the account be at work? The caller holds the lock."""
+    def _has_room(self, account: tuple[str, int], now: float) -> bool:
+        """May one more call of the account be at work? The caller holds the lock. @now: monotonic seconds."""
+        if account[0] == "uid":
+            if account not in self.buckets:
+                self.buckets = {key: bucket for key, bucket in self.buckets.items() if bucket.level(now) < USER_BURST}
+                self.buckets[account] = Bucket(USER_RATE, USER_BURST)
+            level = self.buckets[account].level(now)
+            if level < 1 and any(key != account and now - when < OTHERS_SECONDS for when, key in self.latest):
+                return False
         users = sum(count for (kind, _), count in self.slow.items() if kind == "uid")
         return (
             self.slow[account] < SLOW_CALLS
@@ -139,15 +162,24 @@ class Dispatcher:
             and (account[0] != "uid" or users < SLOW_CALLS_USERS)
         )
 
-    def resume(self, account: tuple[str, int] | None) -> None:
-        """Dispatch one waiting call: of this account, or else of another one that has a thread of its share free."""
+    def resume(self, account: tuple[str, int] | None) -> bool:
+        """Dispatch one waiting call: of this account, or else of another one that has some of its share free.
+
+        Returns whether there was one.
+        """
+        now = time.monotonic()
         with self.lock:
-            free = [key for key, waiting in self.queues.items() if waiting and self._has_room(key)]
+            free = [key for key, waiting in self.queues.items() if waiting and self._has_room(key, now)]
             key = account if account in free else next(iter(free), None)
             following = self.queues[key].popleft() if key else None
             self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}
         if following:
-            self.dispatch(*following)
+            self.dispatch(*following, again=True)
+        return following is not None
+
+    def wait(self) -> float:
+        """For how many seconds the loop may wait before it calls resume()."""
+        return THROTTLED_SECONDS if any(kind == "uid" for kind, _ in self.queues) else float("inf")
 
     def end(self, watched: Watched) -> None:
         """A listener hung up. The last thread that works on one of its calls closes it, or this one, if none does."""

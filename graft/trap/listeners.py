@@ -315,8 +315,10 @@ class Listeners:
 
     # -- graft-sup --
 
-    def tick(self) -> None:
+    def tick(self) -> float:
         """Start the graft-sups that are due, reap those that have ended, and retry the queues. Run between rounds.
+
+        Returns how many seconds the next round may wait.
 
         A graft-sup starts here instead of in adopt(), so that whoever handed the listener over has its answer first.
         That of a direct container starts there.
@@ -329,7 +331,9 @@ class Listeners:
                 if watched.listener.number in self.watched and not watched.helper:
                     self._start(watched)
         self.ending = [helper for helper in self.ending if not helper.ended()]
-        self.dispatcher.resume(None)
+        while self.dispatcher.resume(None):
+            pass
+        return self.dispatcher.wait()
 
     def _start(self, watched: Watched) -> None:
         helper = Helper.start(

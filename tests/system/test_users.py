@@ -2,6 +2,8 @@
 
 
 import json
+import os
+import signal
 import sys
 
 import pytest
@@ -233,6 +235,43 @@ def test_a_wrong_file_changes_nothing(granted):
     assert granted.client(*python(ASK.format(host=HOST4, port=445))).stdout == "10.77.0.2\n"
     for process in (server, again):
         granted.end(process)
+
+
+LATENCY = """
+import fcntl, socket, time
+s = socket.socket(); flags = bytearray(40); took = []
+for _ in range(1000):
+    began = time.perf_counter_ns()
+    try: fcntl.ioctl(s, 0x8913, flags)  # SIOCGIFFLAGS of no device: graftd answers
+    except OSError: pass
+    took.append(time.perf_counter_ns() - began)
+    time.sleep(.0005)
+print(sorted(took)[500])
+"""
+STORM = """
+import fcntl, os, socket
+for _ in range(7):
+    if not os.fork(): break
+s = socket.socket(); flags = bytearray(40); print('up', flush=True)
+while os.getppid() != 1:
+    try: fcntl.ioctl(s, 0x8913, flags)
+    except OSError: pass
+"""
+
+
+@pytest.mark.alone
+def test_a_storm_of_one_users_calls_is_not_anothers(users):
+    """Eight processes of alice's call as fast as they can; bob's calls take at most twice as long as without."""
+    ratios = []
+    for _ in range(3):
+        alone = int(users.by("bob", "run", *python(LATENCY), check=True).stdout)
+        storm = users.spawn_by("alice", *python(STORM), stdout=-1, start_new_session=True)
+        assert storm.stdout.readline() == "up\n"
+        beside = int(users.by("bob", "run", *python(LATENCY), check=True).stdout)
+        os.killpg(storm.pid, signal.SIGKILL)
+        storm.wait()
+        ratios.append(beside / alone)
+    assert sorted(ratios)[1] <= 2, ratios
 
 
 def test_graftd_ends_and_comes_back(users):

@@ -1,7 +1,8 @@
 """Each container has its share of connections inside netns, and all have what is common."""
 
 from graft.daemon import shares
-from graft.daemon.shares import Bucket, Common, Share
+from graft.daemon.shares import Common, Share
+from graft.process.bucket import Bucket
 
 
 def fill(share, now=0.0):
