@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 PICTURE = ROOT / "docs/processes.svg"
 SVG = "{http://www.w3.org/2000/svg}"
 PROCESSES = ("target", "graft-sup NAME", "graftd", "graft-keeper", "graft-guard")
-SOCKETS = ("graftd.sock", "agent.sock", "helpers.sock", "Docker's plugin", "resolver")
+SOCKETS = ("graftd, user.sock", "agent.sock", "helpers.sock", "Docker's plugin", "resolver")
 CONTRAST = 4.5  # WCAG 2.1, success criterion 1.4.3
 
 # every text with its box on the screen, the box of the shape that it stands in, and both colours
