@@ -89,6 +89,8 @@ enum tenant_flags {
 	TENANT_ABROAD = 128, /* all its addresses are of networks of this host alone, and it may send beyond */
 	TENANT_DIRECT = 256, /* its programs make their sockets themselves (direct.bpf.h) */
 	TENANT_PLAIN = 512,  /* TCP goes everywhere as the host's does, but to loopbacks and containers */
+	TENANT_ALLOW = 1024, /* it reaches what `allowed` and `pinned` have, and asks graftd's resolver alone */
+	TENANT_LEARN = 2048, /* with TENANT_ALLOW: it reaches everything, and graftd is told what */
 };
 
 struct graft_tenant {
@@ -431,6 +433,26 @@ struct graft_egress { /* begins like a graft_addr, and is used as one */
 };
 
 /*
+ * allowed: a longest-prefix match. prefixlen covers tenant and port, and 0 to 128 bits of the address; port 0 is all
+ * ports. pinned has the addresses of names, by the same key without prefixlen, until when, in ns of
+ * bpf_ktime_get_ns(). learnt: likewise, what a tenant that is TENANT_LEARN has reached and graftd has been told.
+ */
+struct graft_allowed_key {
+	__u32 prefixlen;
+	__u32 tenant;
+	__u32 port;
+	__u32 ip[4];
+};
+#define ALLOWED_FIXED_BITS 64
+
+struct graft_pinned_key {
+	__u32 tenant;
+	__u32 port;
+	__u32 ip[4];
+};
+#define RESOLVER6_INDEX 11 /* graftd's resolver has this address of slice number 0, which is nobody's */
+
+/*
  * services: what a tenant may reach without a rule: the stub resolver on the host's loopback and the resolvers of
  * pods, SERVICE_PLAIN, and graftd's resolver, SERVICE_NAMED. A client of the latter sends from its tenant's slice, so
  * that the resolver knows whose it is.
@@ -523,6 +545,8 @@ enum graft_reason {
 	REASON_KIND,	       /* a socket of a direct container of a kind that no policy knows, or too early */
 	REASON_MOVED,	       /* a process that was moved out of its direct container's cgroup */
 	REASON_SOCKETS,	       /* more sockets than the tenant may have */
+	REASON_NOT_ALLOWED,    /* a destination that the tenant's list does not have */
+	REASON_LEARNT,	       /* no refusal: a destination of a tenant that is TENANT_LEARN */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 };
 

@@ -14,7 +14,7 @@
 #ifndef BUDGET_BPF_H
 #define BUDGET_BPF_H
 
-#include "report.bpf.h"
+#include "allow.bpf.h"
 
 #define SURE_UNIT 50000000ull /* 20 queries a second, */
 #define SURE_BURST (100 * SURE_UNIT)
@@ -25,7 +25,6 @@
 #define SHARED_KEY GRAFT_EXEMPT
 #define BUDGET_SHIFT 9	    /* each 512 bytes cost as much as a query */
 #define BUDGET_CONNECTION 4 /* graftd has a thread for each connection */
-#define RESOLVER_IP bpf_htonl(0x7f00000b)
 #define DNS_PORT bpf_htons(53)
 
 static __always_inline struct graft_budget *budget_of(__u32 key)
@@ -83,7 +82,26 @@ static __always_inline bool is_resolver(__be32 ip)
 	return holder && holder->tenant == GRAFT_EXEMPT;
 }
 
-/* May this packet, of IPv4 without options, go? Anything but what asks graftd's resolver may. */
+static __always_inline bool is_resolver6(const __be32 *ip)
+{
+	return ip[0] == bpf_htonl(SLICE6_WORD0) && ip[1] == bpf_htonl(SLICE6_WORD1) && !ip[2] &&
+	       ip[3] == bpf_htonl(RESOLVER6_INDEX);
+}
+
+/* What a packet to port 53 costs, whose header of TCP or UDP is at @header; 0: nothing. */
+static __always_inline __u64 cost_of(struct __sk_buff *skb, __u8 *header, __u8 *end, __u8 protocol)
+{
+	if (header + 4 > end || *(__be16 *)(header + 2) != DNS_PORT)
+		return 0;
+	if (protocol == IPPROTO_UDP)
+		return 1 + (skb->len >> BUDGET_SHIFT);
+	/* of TCP it is the first packet that costs: SYN without ACK */
+	if (protocol != IPPROTO_TCP || header + 14 > end || (header[13] & 0x12) != 0x02)
+		return 0;
+	return BUDGET_CONNECTION;
+}
+
+/* May this packet go, of IPv4 without options or of IPv6? Anything but what asks graftd's resolver may. */
 static __noinline int within_budget(struct __sk_buff *skb)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -92,17 +110,19 @@ static __noinline int within_budget(struct __sk_buff *skb)
 	__u32 asker;
 	__u64 cost;
 
-	if (packet + 24 > end || *(__be16 *)(packet + 22) != DNS_PORT)
+	if (packet + 20 > end)
 		return ALLOW;
-	if (packet[9] == IPPROTO_UDP) {
-		cost = 1 + (skb->len >> BUDGET_SHIFT);
-	} else { /* of TCP it is the first packet that costs: SYN without ACK */
-		if (packet[9] != IPPROTO_TCP || packet + 34 > end || (packet[33] & 0x12) != 0x02)
+	if (packet[0] >> 4 == 4) {
+		cost = cost_of(skb, packet + 20, end, packet[9]);
+		if (!cost || !is_resolver(*(__be32 *)(packet + 16)))
 			return ALLOW;
-		cost = BUDGET_CONNECTION;
+	} else {
+		if (packet + 40 > end)
+			return ALLOW;
+		cost = cost_of(skb, packet + 40, end, packet[6]);
+		if (!cost || !is_resolver6((__be32 *)(packet + 24)))
+			return ALLOW;
 	}
-	if (!is_resolver(*(__be32 *)(packet + 16)))
-		return ALLOW;
 	if (skb->gso_segs > 1)
 		cost += skb->gso_segs; /* one send, many datagrams (UDP_SEGMENT, udp(7)) */
 	stamp = stamp_of(skb->sk);

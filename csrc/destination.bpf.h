@@ -111,12 +111,22 @@ static __always_inline int refuse(struct refusal *why, __u32 reason, int error)
 	return 0;
 }
 
+/* Does the destination lead to the loopback: is it there, or for graftd's resolver, wherever it is? */
+static __always_inline bool is_for_loopback(const struct graft_tenant *tenant, const struct graft_addr *a)
+{
+	return is_loopback(a) || asks_resolver(tenant, a);
+}
+
 /* Decide a destination on the loopback: LOCAL_*; the real address is put into @a. @mapped: see resolve_local(). */
 static __always_inline int decide_loopback(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
 					   struct graft_tenant *tenant, bool mapped, struct refusal *why)
 {
 	int where;
 
+	if (!is_loopback(a)) { /* is_for_loopback() */
+		to_resolver(a);
+		return LOCAL_NAMED;
+	}
 	if (tenant->flags & TENANT_STRICT) {
 		where = strict_local(ctx, a, stamp, tenant);
 		return where == LOCAL_REFUSED ? refuse(why, REASON_NO_EGRESS, ENETUNREACH) : where;
@@ -140,6 +150,10 @@ static __always_inline int decide_egress(struct bpf_sock_addr *ctx, struct graft
 	*rule = NULL;
 	if (in_slices(a))
 		return refuse(why, REASON_SLICE, ENETUNREACH);
+	if (tenant->flags & TENANT_ALLOW && !is_loopback(a) &&
+	    !is_allowed(tenant->parent ? tenant->parent : id, ctx->protocol, a) &&
+	    (confined || !may_answer(ctx, stamp, a)))
+		return refuse(why, REASON_NOT_ALLOWED, ENETUNREACH);
 	if (!confined && named_may_go(stamp, tenant, a) && !holder_of(a))
 		return ROUTE_ELSEWHERE;
 	*rule = egress_for(stamp, tenant, a);

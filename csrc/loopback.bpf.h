@@ -5,6 +5,7 @@
 #ifndef LOOPBACK_BPF_H
 #define LOOPBACK_BPF_H
 
+#include "allow.bpf.h"
 #include "kernel_sock.bpf.h"
 #include "report.bpf.h"
 #include "rules.bpf.h"
@@ -378,6 +379,11 @@ static __noinline int resolve_local(struct bpf_sock_addr *ctx, struct graft_addr
 		if (find_on_loopback(ctx, stamp->tenant, a, tenant->slice) == RECEIVER_TENANT &&
 		    is_of_both(ctx, a, tenant->slice))
 			return LOCAL_CONTAINER;
+	}
+	if (asks_resolver(tenant, &asked)) {
+		*a = asked;
+		to_resolver(a);
+		return LOCAL_NAMED;
 	}
 	kind = service_at(stamp->tenant, &asked);
 	if (kind || may_answer(ctx, stamp, &asked)) {

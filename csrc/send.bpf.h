@@ -23,7 +23,8 @@ __noinline int note_told(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, s
 	if (!stamp || !asked || !real || !ctx->sk)
 		return 0;
 	shown = *real;
-	slice_show(&shown, slice_number(&shown));
+	if (slice_number(&shown)) /* that of number 0 is graftd's resolver's, and shown as it is */
+		slice_show(&shown, slice_number(&shown));
 	if (is_v4(asked) && is_loopback(asked) && (!is_loopback(&shown) || shown.ip[3] == bpf_htonl(0x7f000001)))
 		set_loopback(asked);
 	if (!in_connection(ctx->sk) && stamp->flags & STAMP_CONNECTED && same_addr(real, &stamp->peer_real))
@@ -116,7 +117,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (is_permitted(stamp, a))
 		return ALLOW;
-	if (is_loopback(&asked)) {
+	if (is_for_loopback(tenant, &asked)) {
 		where = decide_loopback(ctx, a, stamp, tenant, false, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
@@ -275,9 +276,10 @@ static __always_inline int judge_packet(struct __sk_buff *skb)
 		return DENY;
 	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel writes one into a packet beyond 64 KiB (BIG TCP) */
 		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
-	if (packet[6] == IPPROTO_UDP)
-		return lo ? leave_by_loopback(skb) : ALLOW;
-	return packet[6] == IPPROTO_TCP;
+	if (packet[6] != IPPROTO_UDP && packet[6] != IPPROTO_TCP)
+		return DENY;
+	verdict = lo && packet[6] == IPPROTO_UDP ? leave_by_loopback(skb) : ALLOW;
+	return verdict == ALLOW && lo ? within_budget(skb) : verdict;
 }
 
 /* Is it of a socket that no policy holds for: a raw one that graftd has made for a direct container, in its netns? */

@@ -337,7 +337,7 @@ static __always_inline void note_asker(struct graft_stamp *stamp, struct graft_a
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return;
-	if (!(tenant->flags & TENANT_REPLIES) && (!is_loopback(a) || in_slices(a)) &&
+	if (!(tenant->flags & (TENANT_REPLIES | TENANT_ALLOW)) && (!is_loopback(a) || in_slices(a)) &&
 	    !(tenant->own4 || tenant->own6[0]))
 		return;
 	add_asker(stamp->tenant, a);

@@ -117,6 +117,12 @@ class Inspect(AdminRequest, tag="inspect"):
     name: str
 
 
+class Learnt(AdminRequest, tag="learnt"):
+    """`graft run --learn`: what this container has reached, also for a while after its end."""
+
+    name: str
+
+
 class Status(AdminRequest, tag="status"):
     """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
@@ -211,6 +217,7 @@ AnyRequest = (
     | RuleShow
     | Ps
     | Inspect
+    | Learnt
     | Status
     | Bundle
     | Hook

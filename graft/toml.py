@@ -31,13 +31,14 @@ KEY = re.compile(r"\s*([^\s=#]+)\s*=")
 STRING = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'[^']*'""")
 
 
-def read(path: Path, schema: Schema, descriptor: int = BY_PATH) -> dict[str, Any]:
+def read(path: Path, schema: Schema, descriptor: int = BY_PATH, *, anybodys: bool = False) -> dict[str, Any]:
     """The values of the file at @path as the checks of @schema return them; keys that the file lacks are not there.
 
-    @descriptor: the file, if it is open already; NO_FILE: there is none. Raises Failure, which names the file, the
+    @descriptor: the file, if it is open already; NO_FILE: there is none. @anybodys: others than root may write it,
+    because root has named it. Raises Failure, which names the file, the
     line and the key, and FileNotFoundError.
     """
-    text, document = _load(path, descriptor)
+    text, document = _load(path, descriptor, anybodys=anybodys)
     return _table(_Source(path, text), "", document, schema)
 
 
@@ -59,13 +60,13 @@ def at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _load(path: Path, descriptor: int) -> tuple[str, dict[str, Any]]:
+def _load(path: Path, descriptor: int, *, anybodys: bool = False) -> tuple[str, dict[str, Any]]:
     if descriptor == NO_FILE:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         source = os.dup(descriptor) if descriptor >= 0 else at_once(str(path), os.O_RDONLY)
         try:
-            text = _text(path, source)
+            text = _text(path, source, anybodys=anybodys)
         finally:
             os.close(source)
         _check_dots(path, text)
@@ -78,11 +79,12 @@ def _load(path: Path, descriptor: int) -> tuple[str, dict[str, Any]]:
         raise _wrong(path, str(error)) from None
 
 
-def _text(path: Path, source: int) -> str:
+def _text(path: Path, source: int, *, anybodys: bool) -> str:
     found = os.fstat(source)
     if not stat.S_ISREG(found.st_mode):
         raise _wrong(path, "not a file")
-    if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    others = found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if others and not anybodys:
         raise _wrong(path, "others than root may write it", f"chown root {path}; chmod 644 {path}")
     if found.st_size > SIZE_MAX:
         raise _wrong(path, f"more than {SIZE_MAX >> 20} MiB")

@@ -33,10 +33,11 @@ with atheris.instrument_imports(include=["graft"]):
     from graft.commands import ip_graft
     from graft.engines import container
     from graft.engines.bundle import edit, identify
-    from graft.engines.names import is_query, question_end
+    from graft.engines.messages import cut, parse_answer, upstream_query, written
+    from graft.engines.names import AAAA, A, is_query, question, question_end
     from graft.engines.profile import merge
     from graft.errors import GraftError
-    from graft.rules import address, endpoint, limits, own_address, publication, tables
+    from graft.rules import address, endpoint, limits, own_address, policy, publication, tables
     from graft.tenants import state
     from graft.trap import listener
     from graft.trap.journal import SHARED_SIZE, SLOT_SIZE, SLOTS, described
@@ -134,7 +135,9 @@ def bent(document: Any, data: atheris.FuzzedDataProvider) -> Any:
 def rules(data: atheris.FuzzedDataProvider) -> None:
     """Rules: one that parses is equal to itself after printing and parsing, and can be compiled."""
     given = text(data)
-    for parse in (endpoint.parse_ingress, endpoint.parse_egress, publication.parse_publication):
+    for parse in (
+        endpoint.parse_ingress, endpoint.parse_egress, publication.parse_publication, policy.parse_allow,
+    ):  # fmt: skip
         with contextlib.suppress(GraftError):
             rule = parse(given)
             assert parse(str(rule)) == rule, (given, str(rule))
@@ -228,6 +231,27 @@ def queries(data: atheris.FuzzedDataProvider) -> None:
         question_end(given)
 
 
+ASKED = b"\0\7\1\0\0\1\0\0\0\0\0\0\1a\0\0\1\0\1"  # a query for the address of "a"
+OF_NAME = b"\xc0\x0c\0"  # how a record of it begins
+
+
+def answers(data: atheris.FuzzedDataProvider) -> None:
+    """What a nameserver answers: what is handed on is read again as what it was written from."""
+    query, given = ASKED, data.ConsumeBytes(500)
+    if data.ConsumeBool():
+        query = data.ConsumeBytes(100)
+        if not is_query(query) or question(query)[1] not in (A, AAAA):
+            return
+        assert is_query(upstream_query(query))
+    body = given.replace(b"~", OF_NAME)
+    reply = query[:2] + b"\x81\x80\0\1\0" + body[:1] + b"\0" + body[1:2] + b"\0\0" + query[12 : question_end(query)]
+    with contextlib.suppress(ValueError):
+        answer = parse_answer(reply + body[2:], query)
+        made = written(query, answer)
+        assert parse_answer(made, query)._replace(signatures=[]) == answer._replace(signatures=[])
+        assert len(cut(query, made)) <= 1232 or query[11]
+
+
 def journal(data: atheris.FuzzedDataProvider) -> None:
     """Shared memory that claims to be a journal, and bytes that claim to be a notification."""
     fd = os.memfd_create("fuzz")
@@ -243,7 +267,7 @@ def journal(data: atheris.FuzzedDataProvider) -> None:
 
 TARGETS: dict[str, Target] = {
     function.__name__: function
-    for function in (rules, words, batch, admin, raw, agent, bundle, profile, saved, queries, journal)
+    for function in (rules, words, batch, admin, raw, agent, bundle, profile, saved, queries, answers, journal)
 }
 
 

@@ -104,6 +104,11 @@ def run(plan: Plan) -> NoReturn:
         from graft.commands import own_ip
 
         own_ip.check(request.ip)
+    told = -1
+    if request.learn:
+        from graft.commands import learn
+
+        told = learn.stay()
     connection = client.connect(start=True)
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC) if request.direct else -1
     if as_user:
@@ -119,6 +124,9 @@ def run(plan: Plan) -> NoReturn:
     reply = client.exchange(connection, "run", message, (listener, *netns))
     connection.close()
     os.close(listener)
+    if told >= 0:
+        os.write(told, reply["name"].encode())
+        os.close(told)
     if request.sysctl:
         from graft.kernel import sysctl
 

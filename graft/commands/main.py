@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "Run a command whose sockets live on the host's network stack.",
     "endpoint": "Add, delete and list endpoints: names for addresses of the host.",
     "rule": "Change the rules of a running container: publish, ingress, egress.",
+    "policy": "Check policy files: which destinations a container may reach.",
     "ps": "List running containers.",
     "inspect": "Print everything about one container, in JSON.",
     "install": "Set up Docker, Podman or containerd to use graft.",

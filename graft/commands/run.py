@@ -1,6 +1,7 @@
 """`graft run`: check the options, and hand them to graft/commands/launch.py as a Plan."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -8,7 +9,7 @@ import click
 from graft.commands.launch import Plan, find_user, run
 from graft.commands.options import CONTEXT, Command, netns_option
 from graft.errors import UsageError
-from graft.rules.request import DIRECT, SETTINGS, Request, check_options
+from graft.rules.request import DIRECT, SETTINGS, Request, check_options, parse_request
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
 
@@ -42,6 +43,14 @@ def _default_direct(accel: bool) -> str | None:
     "--force-ip", is_flag=True, help="Take the addresses of --ip even if they are routed or answer elsewhere."
 )
 @click.option("-u", "--user", metavar="USER[:GROUP]", help="Run the command as this user.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="What it may reach, as --allow has it, from a file: allow = [...]. 'graft policy check' checks it.",
+)
 @click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
@@ -50,6 +59,7 @@ def command(
     user: str | None,
     accel: bool,
     force_ip: bool,
+    policies: tuple[Path, ...],
     command: tuple[str, ...],
     **fields: Any,
 ) -> None:
@@ -67,14 +77,21 @@ def command(
     graft run --netns blue curl http://example.org/
     graft run --direct -p 8080:80 caddy run
     graft run --accel -p 8080:80 haproxy -f haproxy.cfg
+    graft run --allow pypi.org:443 --allow '*.pythonhosted.org:443' pip install flask
+    graft run --learn ./build.sh
 
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
     fields["direct"] = fields["direct"] or _default_direct(accel)
+    if policies:
+        from graft.rules.policy_file import read_policy
+
+        fields["allow"] += tuple(entry for path in policies for entry in read_policy(path, anybodys=True))
     request = Request(**fields)
     if force_ip and not request.ip:
         raise UsageError("--force-ip goes with --ip")
     check_options(request)
+    parse_request(request)
     if accel and request.direct:
         raise UsageError("--accel spares the trap of socket(), and with --direct there is none", hint="omit --accel")
     if not command[0]:

@@ -22,6 +22,7 @@ from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
 from graft.kernel import linux
+from graft.kernel.denials import Event
 from graft.kernel.netns import is_pid, open_netns
 from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.configuration import configuration_path
@@ -48,6 +49,7 @@ READING = (
     protocol.RuleShow,
     protocol.Ps,
     protocol.Inspect,
+    protocol.Learnt,
     protocol.Bundle,
     protocol.Exec,
     protocol.Start,
@@ -281,8 +283,21 @@ class Admin:
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(counters.items())
             ],
-            "last_refused": [event_document(when, event) for when, event in self.tenancy.denials.get(tenant.id, ())],
+            "last_refused": [self._event(tenant, *event) for event in self.tenancy.denials.get(tenant.id, ())],
+            "policy": self.tenancy.resolver.allowance.document(tenant),
         }
+
+    def learnt(self, _connection: Connection, request: protocol.Learnt, _fds: list[int]) -> Reply:
+        """`graft run --learn`: what a container that learns has reached, or one that has lately ended."""
+        self.tenancy.kernel.drain()
+        found = self.tenancy.resolver.allowance.learnt(request.name)
+        if found is None:
+            raise Refused(f"no container named '{request.name}' learns", hint="graft run --learn", code="ENOENT")
+        return found
+
+    def _event(self, tenant: Tenant, when: float, event: Event) -> dict[str, Any]:
+        name = self.tenancy.resolver.allowance.name_of(tenant, Address(event.address))
+        return {**event_document(when, event), **({"name": name} if name else {})}
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""

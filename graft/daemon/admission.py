@@ -102,6 +102,8 @@ def admit_target(
                 tenant.networked = expected is not None and expected.shared
                 _set_policy(tenancy, tenant, target, asked, user)
                 tenant.netns_made = _is_made(tenant, target, expected)
+                if tenant.policy:
+                    tenancy.resolver.serve()
             _add_rules(reg, tenant, target, asked, trusted=trusted, user=user)
             if asked.direct and listener is None:
                 tenancy.direct.take(tenant, pid)
@@ -124,6 +126,7 @@ def admit_target(
             else:
                 tenancy.direct.end(tenant)
                 reg.remove(tenant)
+                tenancy.resolver.forget(tenant)
             raise
     tell = log.debug if running else log.info  # an engine's exec, which a health check does every few seconds
     tell("container %s: pid %d, netns %d", tenant.name, pid, netns)
@@ -218,6 +221,7 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             hint="one namespace has one policy; omit --resolver",
             code="EEXIST",
         )
+    _check_same_policy(running, target.request)
     if asked.interface and (asked.interface,) != running.asked.interface[:1]:
         raise Refused(
             f"container '{running.name}' runs with interface {(*running.asked.interface, 'as by default')[0]}",
@@ -231,6 +235,16 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
         ingress=[r for r in asked.ingress if r not in running.ingress],
         egress=[r for r in asked.egress if r not in running.egress],
     )
+
+
+def _check_same_policy(running: Tenant, asked: Request) -> None:
+    """Raise Refused if a process that joins the container @running asks for another list of destinations."""
+    if (asked.allow and set(asked.allow) != set(running.asked.allow)) or (asked.learn and not running.asked.learn):
+        raise Refused(
+            f"container '{running.name}' runs with {'another' if running.policy else 'no'} list of destinations",
+            hint="one namespace has one policy; omit --allow, --policy and --learn",
+            code="EEXIST",
+        )
 
 
 def check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:

@@ -126,11 +126,18 @@ class Daemon:
         self.kernel.configure(netns_cookie(), (high - low + 1) // 2)
         if self.registry.ipv6:
             addresses.add_slice_route()
+        self.resolver = Resolver(self.loop, self.registry, self.kernel, self.store)
         self.tenancy = Tenancy(
-            self.directory, self.loop, self.store, self.kernel, self.registry, self.limits, configuration
+            self.directory,
+            self.loop,
+            self.store,
+            self.kernel,
+            self.registry,
+            self.limits,
+            configuration,
+            self.resolver,
         )
         self.calls = self.tenancy.calls
-        self.resolver = Resolver(self.loop, self.registry, self.kernel, self.store)
         self.docker = Docker(
             self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
         )
@@ -161,6 +168,7 @@ class Daemon:
                 self._serve(listening, self._service(listening))
         self.docker.start(next((fd for name, fd in inherited if name == "docker"), -1))
         self.resolver.inherit(inherited)
+        self.resolver.allowance.restore()
         self.resolver.start()
         if not any(name == "admin" for name, _ in inherited):
             raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
@@ -174,6 +182,7 @@ class Daemon:
         addresses.drain(self.watch)
         found = {parse_address(text) for text in addresses.addresses()}
         self.kernel.know_locals(found - self.registry.added)
+        self.resolver.allowance.hosts = found
         self.tenancy.interfaces.refresh()
 
     def _claim_namespace(self) -> None:
@@ -371,6 +380,7 @@ class Daemon:
             trim(self.directory / "graftd.log")
             self.tenancy.stray = True  # a report may have been lost, where the ring buffer was full
             self.registry.forget_dead()
+            self.resolver.allowance.sweep()
             self.tenancy.interfaces.refresh()  # a default route may have changed, which nothing tells
             attachments.forget_dead(self.registry)
             attachments.forget_expected(self.registry)

@@ -17,9 +17,10 @@ from graft.daemon.connection import Connection
 from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
 from graft.daemon.verbose import Teller
+from graft.engines.resolver import Resolver
 from graft.errors import Refused
 from graft.kernel.cgroup import cgroup2_root, relay_cgroup
-from graft.kernel.denials import CONVERTED, Event
+from graft.kernel.denials import CONVERTED, LEARNT, Event
 from graft.kernel.entrance import Entrances
 from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
@@ -59,12 +60,14 @@ class Tenancy:
         registry: Registry,
         limits: Limits,
         configuration: Configuration,
+        resolver: Resolver,
     ) -> None:
         self.directory = directory
         self.loop = loop
         self.store = store
         self.kernel = kernel
         self.registry = registry
+        self.resolver = resolver
         self.limits = limits  # of a container that names none
         self.listening = wildcard_ports(OWNER_BASE)  # when graftd began
         self.reserved: set[tuple[int, int]] = set()  # ports of the node
@@ -148,6 +151,7 @@ class Tenancy:
         self.forwards.forget(tenant)
         self.interfaces.withdraw(tenant)
         self.registry.remove(tenant)
+        self.resolver.forget(tenant)
         self.direct.end(tenant)
         self.store.remove(f"netns-{tenant.id}")
         if tenant.parent and tenant.scope:
@@ -228,7 +232,9 @@ class Tenancy:
         teller = self.tellers.get(event.tenant)
         if teller:
             teller.tell(event)
-        if event.reason == CONVERTED:
+        if event.reason == LEARNT:
+            self.resolver.allowance.learn(event)
+        if event.reason in (CONVERTED, LEARNT):
             return
         self.stray |= event.op == "listen"
         if event.tenant not in self.registry.tenants:  # its sockets outlive it; the host's own are of nobody

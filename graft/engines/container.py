@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from graft import protocol
 from graft.errors import GraftError, UsageError
+from graft.rules.policy_file import named_policy
 from graft.rules.request import LABELS, with_label
 from graft.rules.sysctl import IGNORE
 
@@ -11,6 +12,7 @@ Document = dict[str, Any]
 PREFIX = "graft"
 ON = ("", "on", "1", "true", "yes")
 OFF = ("off", "0", "false", "no")
+POLICY = "policy"  # the name of an administrator's file, whose entries are as those of graft.allow
 SWITCHES = ("family", "netadmin")  # settings that are no options of `graft run`: on or off
 
 
@@ -97,8 +99,10 @@ def asked_by(key: str, value: str) -> tuple[str, list[str]]:
         if value.lower() not in (*ON, *OFF):
             raise UsageError("the value is neither on nor off")
         return label, [label] if value.lower() in ON else []
+    if label == POLICY:
+        return label, items
     if label not in LABELS:
-        known = ", ".join(f"{PREFIX}.{name}" for name in (*LABELS, *SWITCHES))
+        known = ", ".join(f"{PREFIX}.{name}" for name in (*LABELS, POLICY, *SWITCHES))
         raise UsageError("unknown setting", hint=f"{known}, {PREFIX}.endpoint.NAME")
     return label, items
 
@@ -109,5 +113,8 @@ def _take(metadata: protocol.Metadata, key: str, value: str) -> None:
         setattr(metadata, "traps_addresses" if label == "family" else label, bool(items))
     elif label == "sysctl" and any(item != IGNORE for item in items):
         raise UsageError("sysctls are the engine's to set", hint=f"{IGNORE} is the only value")
+    elif label == POLICY:
+        for item in items:
+            metadata.request = with_label(metadata.request, "allow", named_policy(item))
     elif label:
         metadata.request = with_label(metadata.request, label, items)

@@ -17,6 +17,7 @@ from graft.errors import UsageError
 from graft.kernel.addresses import nameservers
 from graft.log import log
 from graft.rules.address import Address, parse_address
+from graft.rules.request import parse_resolver
 from graft.tenants.tenant import Tenant
 
 SECONDS = 1.0  # for which nameservers are remembered
@@ -38,7 +39,8 @@ class Nameservers:
             self.known, self.until = {}, now + SECONDS
         known = self.known
         if tenant.id not in known:
-            known[tenant.id] = [str(a) for a in self._of_docker(tenant) or nameservers()]
+            asked = [parse_resolver(text) for text in tenant.asked.resolver] if tenant.policy else []
+            known[tenant.id] = [str(a) for a in asked or self._of_docker(tenant) or nameservers()]
         return known[tenant.id]
 
     def _of_docker(self, tenant: Tenant) -> list[Address]:

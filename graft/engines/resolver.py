@@ -1,21 +1,27 @@
 """The resolver for names of containers: a DNS server in graftd, at 127.0.0.11 as Docker's own is (RFC 1035).
 
-Who asks. A container sends its query to 127.0.0.11 on its own loopback. graft's BPF programs let that through to the
-host's 127.0.0.11, with a source address in the container's private slice, and that address identifies the container.
+Who asks. A container sends its query to 127.0.0.11 on its own loopback. graft's BPF programs let that through to
+the host's 127.0.0.11, with a source address in the container's private slice, and that address identifies the
+container.
 
 What it knows. The names of the containers that share a network with the one that asks: container name, host name,
-aliases and short id. Docker's names are read from Docker's files for each query, because `docker network connect` can
-give a running container another network and new aliases.
+aliases and short id. Docker's names are read from Docker's files for each query, because `docker network connect`
+can give a running container another network and new aliases.
 
-All other names. The query is forwarded to the container's nameservers (graft/engines/nameservers.py) if its egress is
-that of the host. The next one is asked where one refuses, fails, or is silent for EACH seconds. Without such egress
-the answer is NXDOMAIN.
+All other names. The query is forwarded to the container's nameservers (graft/engines/nameservers.py) if its egress
+is that of the host. The next one is asked where one refuses, fails, or is silent for EACH seconds; one that was
+silent is asked last for a while. Where none answers, the answer is SERVFAIL, at once where nobody is there. Without
+such egress the answer is NXDOMAIN.
+
+Containers that may reach a list of names are asked and answered by graft/engines/allowance.py, which also says what
+of a nameserver's answer they get. Whatever they send to port 53 comes here, of IPv6 to RESOLVER6.
 
 Where it listens. Networks of CNI use their gateway's address instead of 127.0.0.11, because Podman omits loopback
 addresses from resolv.conf.
 
-UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over TCP,
-each connection has a thread, and carries as many queries as it has cost its container (RFC 7766, csrc/budget.bpf.h).
+UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over
+TCP, each connection has a thread, and carries as many queries as it has cost its container (RFC 7766,
+csrc/budget.bpf.h).
 
 One container must not take the resolver from the others. What it sends beyond its budget is dropped in its own send
 (csrc/budget.bpf.h), so that the queue of the UDP socket has room. Of what is limited over all, a container that has
@@ -34,23 +40,28 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
+from graft.engines.allowance import Allowance
+from graft.engines.messages import cut, upstream_query
 from graft.engines.names import NOTIMP, REFUSED, SERVFAIL, Names, failure, question_end
 from graft.engines.nameservers import Nameservers, family_of
 from graft.errors import Failure
+from graft.kernel import linux
 from graft.kernel.programs import CLIENT_KEY, Kernel
 from graft.kernel.stamps import OWN_TENANT, Stamper
 from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import MAPPED, Address
-from graft.rules.slices import SLICE4_NET, SLICE_COUNT, SLICE_GROUP, SLICE_SHIFT
-from graft.rules.tables import DNS_PORT, RESOLVER
+from graft.rules.slices import SLICE4_NET, SLICE6_PREFIX, SLICE_COUNT, SLICE_GROUP, SLICE_SHIFT
+from graft.rules.tables import DNS_PORT, RESOLVER, RESOLVER6
 from graft.tenants.registry import Registry
-from graft.tenants.tenant import Tenant
+from graft.tenants.tenant import CONTAINER, Tenant
 
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
 PATIENCE = 5.0  # seconds: for the nameservers to answer, and for a TCP client to send a query
 EACH = 2.0  # seconds: for one nameserver to answer, if there is another
+LAST = 10.0  # seconds for which a nameserver that was silent is asked after the others
+TOLD = 60.0  # seconds for which the log does not say again that no nameserver answers
 THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
 THREADS_FIRST = 512  # TCP connections of all, if it is a container's only one
 SO_RCVBUFFORCE = 33  # socket(7), which Python does not name
@@ -58,6 +69,7 @@ QUEUE = 4 << 20  # bytes of the UDP socket's queue: the bursts of ten containers
 QUERIES = 4  # of one TCP connection: BUDGET_CONNECTION
 BACKLOG = 1024  # TCP connections that wait to be accepted
 STORED = "resolver-"
+KNOWN = (RESOLVER, RESOLVER6)  # addresses that are there without being added
 MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
 UNANSWERED = (SERVFAIL, NOTIMP, REFUSED)  # what says that another nameserver is to be asked, as resolv.conf(5) has it
 
@@ -69,6 +81,7 @@ class Waiting(NamedTuple):
     """
 
     out: socket.socket
+    server: str
     tenant: int
     number: bytes
     query: bytes
@@ -80,8 +93,11 @@ class Waiting(NamedTuple):
 
 
 def _stored(address: Address, kind: int) -> str:
-    """The name of the socket of @kind (SOCK_DGRAM, SOCK_STREAM) at @address in the descriptor store."""
-    return f"{STORED}{'tcp' if kind == socket.SOCK_STREAM else 'udp'}-{address}"
+    """The name of the socket of @kind (SOCK_DGRAM, SOCK_STREAM) at @address in the descriptor store.
+
+    A name there has no colon (sd_listen_fds_with_names(3)).
+    """
+    return f"{STORED}{'tcp' if kind == socket.SOCK_STREAM else 'udp'}-{str(address).replace(':', '.')}"
 
 
 class Resolver:
@@ -103,6 +119,9 @@ class Resolver:
         self.nameservers = Nameservers()
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
         self.lock = threading.Lock()
+        self.allowance = Allowance(registry, kernel, self.names)
+        self.silent: dict[str, float] = {}  # nameservers, and until when they are asked last (monotonic seconds)
+        self.told = float("-inf")  # when the log was told that none answers
 
     def inherit(self, stored: Iterable[tuple[str, int]]) -> None:
         """Take the sockets of an earlier graftd, by the names that they have in the store; start() uses them."""
@@ -114,13 +133,16 @@ class Resolver:
             (_stored(address, sock.type), sock.fileno()) for address, pair in self.places.items() for sock in pair
         ]
 
-    def start(self) -> None:
-        """Listen at the addresses that the attachments' resolv.conf name, and stop at all others.
+    def start(self, *, listed: bool = False) -> None:
+        """Listen at the addresses that the attachments' resolv.conf name, or containers with a list are led to, and
+        stop at all others. @listed: such a container is about to come.
 
         An address that cannot be had is logged: its containers have no names of each other.
         """
         attachments = self.registry.attachments.values()
         wanted = {a.resolver or RESOLVER for a in attachments}
+        if listed or any(tenant.policy for tenant in self.registry.tenants.values()):
+            wanted |= {RESOLVER, RESOLVER6} if self.registry.ipv6 else {RESOLVER}
         for address in self.places.keys() - wanted:
             self._stop(address)
         for address in wanted - self.places.keys():
@@ -134,13 +156,31 @@ class Resolver:
             os.close(fd)
         self.inherited = {}
 
+    def serve(self) -> None:
+        """start(), for a container with a list, which reaches nothing by name without. Raises Failure."""
+        self.start(listed=True)
+        if RESOLVER not in self.places or (self.registry.ipv6 and RESOLVER6 not in self.places):
+            raise Failure(
+                f"{RESOLVER.with_port(DNS_PORT)} is not to be had for names",
+                hint="'ss -lnp sport = :53' says who has it, here or on the wildcard; graftd's log says more",
+                code="EADDRINUSE",
+            )
+
+    def forget(self, tenant: Tenant) -> None:
+        """Forget a container that has ended."""
+        for waiting in list(self.waiting.get(tenant.id, {}).values()):
+            self._forget(waiting)
+        if tenant.policy and tenant.kind == CONTAINER:
+            self.allowance.forget(tenant)
+            self.start()
+
     def end(self) -> None:
         """Stop at all addresses, and take those off the host's stack that are there for this."""
         for address in list(self.places):
             self._stop(address)
 
     def _listen(self, address: Address) -> None:
-        if address != RESOLVER:
+        if address not in KNOWN:
             self.registry.add_address(address)
             self.registry.reserve(address)
         names = [_stored(address, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
@@ -148,9 +188,13 @@ class Resolver:
             udp, tcp = (socket.socket(fileno=self.inherited.pop(name)) for name in names)
             self.places[address] = (udp, tcp)
         else:
-            udp, tcp = self.places[address] = (self._socket(socket.SOCK_DGRAM), self._socket(socket.SOCK_STREAM))
+            family = family_of(str(address))
+            udp, tcp = self._socket(socket.SOCK_DGRAM, family), self._socket(socket.SOCK_STREAM, family)
+            self.places[address] = (udp, tcp)
             tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             for sock in (udp, tcp):
+                if family == socket.AF_INET6:  # no device has an address of the slices
+                    sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
                 sock.bind((str(address), DNS_PORT))
             udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, QUEUE)
             tcp.listen(BACKLOG)
@@ -174,7 +218,7 @@ class Resolver:
             if sock.fileno() in self.loop.callbacks:
                 self.loop.remove(sock.fileno())
             sock.close()
-        if address != RESOLVER:
+        if address not in KNOWN:
             self.registry.release(address)
             self.registry.remove_address(address)
 
@@ -186,13 +230,23 @@ class Resolver:
             tenant = self._tenant(client, socket.IPPROTO_UDP)
             if tenant is None:
                 return
-            reply = self.names.answer(tenant, query)
+            reply = self._answer(tenant, query)
             if reply is None:
                 self._forward(query, client, udp, tenant)
             elif reply:
                 udp.sendto(reply, client)
         except OSError as error:
             log.debug("names: %s", error)
+
+    def _answer(self, tenant: Tenant, query: bytes) -> bytes | None:
+        """The answer to a query without asking a nameserver; b"": none at all; None: ask one."""
+        return (self.allowance if tenant.policy else self.names).answer(tenant, query)
+
+    def _tell(self, tenant: Tenant | None, query: bytes, reply: bytes) -> bytes:
+        """What the client is told of a nameserver's @reply."""
+        if tenant and tenant.policy:
+            return self.allowance.admit(tenant, query, reply)
+        return query[:2] + reply[2:]
 
     def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:
         """Forward a query to the container's nameservers. A query that waits gives way if there are too many."""
@@ -210,23 +264,35 @@ class Resolver:
 
         Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
         """
+        now = time.monotonic()
+        servers = sorted(servers, key=lambda server: self.silent.get(server, 0.0) > now)
+        of = self.registry.tenants.get(tenant)
+        asks = upstream_query(query) if of and of.policy else query
         for asked, server in enumerate(servers, 1):
             number = secrets.token_bytes(2)
             out = self._socket(socket.SOCK_DGRAM, family_of(server))
             try:
                 out.connect((server, DNS_PORT))
-                out.send(number + query[2:])
+                out.send(number + asks[2:])
             except OSError as error:
                 log.debug("nameserver %s: %s", server, error)
                 out.close()
                 continue
             left = servers[asked:]
             until = min(over, time.monotonic() + EACH) if left else over
-            waiting = Waiting(out, tenant, number, query, client, udp, left, until, over)
+            waiting = Waiting(out, server, tenant, number, query, client, udp, left, until, over)
             self.waiting.setdefault(tenant, {})[out.fileno()] = waiting
             self.loop.add(out.fileno(), partial(self._heard, waiting))
             return
+        self._unanswered(of)
         udp.sendto(failure(query), client)
+
+    def _unanswered(self, tenant: Tenant | None) -> None:
+        """Say in the log that no nameserver answers, not too often."""
+        if tenant and self.told + TOLD < time.monotonic():
+            self.told = time.monotonic()
+            servers = ", ".join(self.nameservers.of(tenant)) or "none is known"
+            log.warning("no nameserver answers (%s): container %s is told SERVFAIL", servers, tenant.name)
 
     def _heard(self, waiting: Waiting, _events: int) -> None:
         try:
@@ -237,6 +303,7 @@ class Resolver:
             log.debug("names: %s", error)
             self._ask_next(waiting)
             return
+        self.silent.pop(waiting.server, None)
         question = waiting.query[12 : question_end(waiting.query)]
         if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
             return  # an answer to something else; the right one may still come
@@ -244,7 +311,9 @@ class Resolver:
             self._ask_next(waiting)
             return
         self._forget(waiting)
-        waiting.udp.sendto(waiting.query[:2] + reply[2:], waiting.client)
+        of = self.registry.tenants.get(waiting.tenant)
+        reply = self._tell(of, waiting.query, reply)
+        waiting.udp.sendto(cut(waiting.query, reply) if of and of.policy else reply, waiting.client)
 
     def _ask_next(self, waiting: Waiting) -> None:
         self._forget(waiting)
@@ -255,10 +324,13 @@ class Resolver:
         now = time.monotonic()
         for waiting in [w for own in self.waiting.values() for w in own.values() if w.until < now]:
             try:
+                self.silent[waiting.server] = now + LAST
                 if now < waiting.over:
                     self._ask_next(waiting)
                 else:
                     self._forget(waiting)
+                    self._unanswered(self.registry.tenants.get(waiting.tenant))
+                    waiting.udp.sendto(failure(waiting.query), waiting.client)
             except OSError as error:
                 log.debug("names: %s", error)
 
@@ -301,9 +373,13 @@ class Resolver:
         try:
             with peer:
                 for query in islice(_messages(peer), QUERIES):
-                    reply = self.names.answer(tenant, query)
+                    reply = self._answer(tenant, query)
                     if reply is None:
-                        reply = self._relay(query, self.nameservers.of(tenant))
+                        asks = upstream_query(query) if tenant.policy else query
+                        found = self._relay(asks, self.nameservers.of(tenant))
+                        reply = self._tell(tenant, query, found) if found else failure(query)
+                        if not found:
+                            self._unanswered(tenant)
                     if reply:
                         peer.settimeout(PATIENCE)
                         peer.sendall(struct.pack(">H", len(reply)) + reply)
@@ -316,7 +392,7 @@ class Resolver:
                     del self.threads[tenant.id]
 
     def _relay(self, query: bytes, servers: Iterable[str]) -> bytes:
-        reply = failure(query)
+        reply = b""
         for server in servers:
             try:
                 with self._socket(socket.SOCK_STREAM, family_of(server)) as out:
@@ -329,7 +405,7 @@ class Resolver:
             else:
                 if len(reply) >= 12 and reply[3] & 0xF not in UNANSWERED:
                     break
-        return reply
+        return reply if len(reply) >= 12 else b""
 
     # -- who asks --
 
@@ -339,9 +415,15 @@ class Resolver:
         The source is in the tenant's private slice, or is an address of its own. From any other source, the map
         `client_ports` has the tenant by protocol and source port.
         """
+        registry = self.registry
+        if ":" in client[0]:
+            raw = socket.inet_pton(socket.AF_INET6, client[0])
+            if raw.startswith(SLICE6_PREFIX):
+                number = int.from_bytes(raw[8:12], "big")
+                return next((t for t in registry.tenants.values() if t.slice_number == number), None)
+            return self._noted(client, kind)
         raw = socket.inet_aton(client[0])
         number = int.from_bytes(raw, "big")
-        registry = self.registry
         slice_number = (number ^ SLICE4_NET) >> SLICE_SHIFT
         if 0 <= slice_number < SLICE_COUNT:
             first = slice_number - slice_number % SLICE_GROUP
@@ -353,8 +435,12 @@ class Resolver:
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):
                 return tenant
+        return self._noted(client, kind)
+
+    def _noted(self, client: tuple[str, int], kind: int) -> Tenant | None:
+        """The tenant that has noted the source port of a client."""
         noted = self.kernel.maps["client_ports"].get(CLIENT_KEY.pack(kind, client[1]))
-        return registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
+        return self.registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
 
 
 def _messages(sock: socket.socket) -> Iterator[bytes]:

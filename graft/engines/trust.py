@@ -11,7 +11,7 @@ of any engine gives one from outside the network that the engine has given, but 
 
 from collections.abc import Collection, Iterable
 
-from graft.engines.container import SWITCHES, Container, asked_by
+from graft.engines.container import POLICY, SWITCHES, Container, asked_by
 from graft.errors import Refused
 from graft.rules.address import Address, Prefix
 from graft.rules.configuration import Configuration
@@ -46,6 +46,8 @@ def check_believed(container: Container, configuration: Configuration, most: Lim
 def _word(key: str, value: str, most: Limits) -> str:
     """What the administrator has to name for this setting; "" if it takes nothing. Raises UsageError."""
     label, items = asked_by(key, value)
+    if label == POLICY:
+        return ""  # an administrator's, and less than what it has without
     if label in SWITCHES:
         takes = bool(items) and label not in HARMLESS
     else:

@@ -30,9 +30,11 @@ REASONS = (
     "a kind of socket that is made elsewhere",
     "a process moved out of its container's cgroup",
     "more sockets than a container may have",
+    "a destination that it is not allowed",
+    "learnt",
     "converted",
 )
-CONVERTED = REASONS[-1]
+LEARNT, CONVERTED = REASONS[-2:]
 
 
 class Event(NamedTuple):

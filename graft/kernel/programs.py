@@ -45,7 +45,7 @@ from graft.rules.address import Address
 from graft.rules.limits import Limits
 from graft.rules.slices import SLICE_LOOPBACKS
 from graft.rules.sysctl import NUMBERS_WORDS, PRIVATE_PORTS, taken_ports
-from graft.rules.tables import OWNER
+from graft.rules.tables import OWNER, PIN
 
 ABI = 4
 MAPS = (
@@ -56,6 +56,9 @@ MAPS = (
     "usage",
     "ingress",
     "egress",
+    "allowed",
+    "pinned",
+    "learnt",
     "services",
     "holders",
     "owned",
@@ -96,13 +99,8 @@ MAPS = (
     "direct_cgroups",
 )
 
-EARLIER = (
-    "clients",
-    "dynamic",
-    "served",
-    "askers",
-    "addresses",
-)  # maps whose shape or use has changed under another name
+# maps whose shape or use has changed under another name
+EARLIER = ("clients", "dynamic", "served", "askers", "addresses")
 DYNAMIC_KEY_SIZE = 8
 ABROAD_KEY_SIZE = 24
 
@@ -209,6 +207,9 @@ class Kernel:
             "served_ports": SERVED.size,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
+            "allowed": 4,
+            "pinned": PIN.size,
+            "learnt": 4,
             "direct": direct.VALUE.size,
             "leashes": LEASH.size,
             "direct_cgroups": 4,

@@ -16,6 +16,7 @@ from graft.rules.address import Address, parse_address
 from graft.rules.endpoint import EgressRule, IngressRule, parse_egress, parse_ingress
 from graft.rules.limits import UNLIMITED, Limits, parse_limits
 from graft.rules.own_address import Own, check_families, parse_own
+from graft.rules.policy import LEARN, Allowed, parse_allows, parse_learn
 from graft.rules.publication import Publication, parse_publication
 from graft.rules.slices import in_slices
 from graft.rules.sysctl import parse_sysctls
@@ -37,6 +38,8 @@ class Request(NamedTuple):
     sysctl: tuple[str, ...] = ()
     interface: tuple[str, ...] = ()
     direct: str | None = None
+    allow: tuple[str, ...] = ()
+    learn: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
@@ -56,6 +59,8 @@ class Parsed(NamedTuple):
     sysctl: dict[str, str]  # values by name
     interface: str  # a device's name, or NO_INTERFACE; "": not said
     direct: bool  # do its programs make their sockets themselves?
+    allow: list[Allowed]
+    learn: bool
 
 
 class Setting(NamedTuple):
@@ -230,13 +235,37 @@ SETTINGS = (
         _direct,
         (DIRECT,),
     ),
+    Setting(
+        "allow",
+        ("--allow",),
+        "NAME|ADDR[/LEN][:PORT]",
+        "What it may reach, and nothing else: names, *.NAME for all below, addresses.",
+        "allow",
+        parse_allows,
+        takes=lambda *_: False,  # less than what it has without
+    ),
+    Setting(
+        "learn",
+        ("--learn",),
+        None,
+        "Let everything through, and print at the end what --allow would have to name.",
+        "learn",
+        parse_learn,
+        (LEARN,),
+        takes=lambda *_: False,
+    ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))
 
 
 def parse_request(request: Request) -> Parsed:
     """Parse everything that is asked for. Raises UsageError for the first text that is wrong."""
-    return Parsed(**{setting.field: setting.parse(getattr(request, setting.field)) for setting in SETTINGS})
+    parsed = Parsed(**{setting.field: setting.parse(getattr(request, setting.field)) for setting in SETTINGS})
+    if (parsed.allow or parsed.learn) and parsed.egress_default == "none" and not parsed.egress:
+        raise UsageError("--allow names what may be reached, and --egress none says nothing", hint="omit one of them")
+    if parsed.allow and parsed.learn:
+        raise UsageError("--learn lets everything through, and --allow does not", hint="omit one of them")
+    return parsed
 
 
 def check_options(request: Request) -> None:

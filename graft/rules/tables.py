@@ -24,6 +24,8 @@ from typing import NamedTuple
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import DEFAULT_SOURCE, EgressRule, Endpoint, IngressRule
 from graft.rules.own_address import Own
+from graft.rules.policy import Policy
+from graft.rules.slices import SLICE6_PREFIX
 
 TENANT_EGRESS = 1
 TENANT_STRICT = 2
@@ -35,6 +37,8 @@ TENANT_SERVES6 = 64
 TENANT_ABROAD = 128
 TENANT_DIRECT = 256
 TENANT_PLAIN = 512
+TENANT_ALLOW = 1024
+TENANT_LEARN = 2048
 
 DEFAULT = 1
 INET = 4
@@ -48,10 +52,14 @@ INGRESS_KEY = struct.Struct("=IIBBH16s2s2x")
 INGRESS_VALUE = struct.Struct("=16sHHIII")
 EGRESS_KEY = struct.Struct("=III16s")
 EGRESS_VALUE = struct.Struct("=16sII")
+ALLOWED_KEY = struct.Struct("=III16s")
+PINNED_KEY = struct.Struct("=II16s")
+PIN = struct.Struct("=Q")
 SERVICE_KEY = struct.Struct("=IH2x16s")
 OWNER = struct.Struct("=IIII")
 INGRESS_FIXED_BITS = 32 + 32 + 128
 EGRESS_FIXED_BITS = 64
+ALLOWED_FIXED_BITS = 64
 
 SERVICE_PLAIN = 1
 SERVICE_NAMED = 2
@@ -59,6 +67,8 @@ DNS_PORT = 53
 NO_INGRESS = INGRESS_VALUE.pack(ANY6, 0, 0, 0, PLACE_NOWHERE, 0)
 NO_EGRESS = EGRESS_VALUE.pack(ANY6, 0, PLACE_NOWHERE)
 RESOLVER = Address(ANY4[:12] + bytes((127, 0, 0, 11)))  # graft/engines/resolver.py; the address is Docker's as well
+RESOLVER6_INDEX = 11
+RESOLVER6 = Address(SLICE6_PREFIX + bytes(7) + bytes((RESOLVER6_INDEX,)))  # for containers with a list of names
 
 
 class Segment(NamedTuple):
@@ -77,14 +87,15 @@ class Tables(NamedTuple):
     services: dict[bytes, bytes]
     holders: dict[bytes, bytes]
     slices: dict[bytes, bytes]
+    allowed: dict[bytes, bytes]
     flags: int
 
     def maps(self) -> tuple[dict[bytes, bytes], ...]:
         """The entries without the flags, in the order of KEY_SIZES."""
-        return self.ingress, self.egress, self.services, self.holders, self.slices
+        return self.ingress, self.egress, self.services, self.holders, self.slices, self.allowed
 
 
-NOTHING = Tables({}, {}, {}, {}, {}, 0)
+NOTHING = Tables({}, {}, {}, {}, {}, {}, 0)
 
 
 KEY_SIZES = (
@@ -93,6 +104,7 @@ KEY_SIZES = (
     ("services", SERVICE_KEY.size),
     ("holders", 16),
     ("slices", 4),
+    ("allowed", ALLOWED_KEY.size),
 )
 
 
@@ -229,6 +241,19 @@ def compile_services(tenant: int, resolvers: Iterable[Address], *, named: bool =
     return {SERVICE_KEY.pack(tenant, DNS_PORT, a.raw): struct.pack("=I", kind) for a, kind in kinds.items()}
 
 
+def compile_allowed(tenant: int, policy: Policy) -> dict[bytes, bytes]:
+    """Entries of the map `allowed`: the addresses of a policy. Those of its names are pinned when they are known."""
+    return {
+        ALLOWED_KEY.pack(
+            ALLOWED_FIXED_BITS + allow.prefix.length + (96 if allow.prefix.address.v4 else 0),
+            tenant,
+            allow.port,
+            allow.prefix.address.raw,
+        ): bytes(4)
+        for allow in policy.addresses
+    }
+
+
 def compile_holders(tenant: int, owned: Iterable[Own], added: Container[Address]) -> dict[bytes, bytes]:
     """Entries of the map `holders`. @added: the addresses that graft has put on the host."""
     entries: dict[bytes, bytes] = {}
@@ -256,13 +281,14 @@ def compile_tables(
     owned: Sequence[Own] = (),
     added: Container[Address] = (),
     named: bool = False,
+    policy: Policy | None = None,
 ) -> Tables:
     """All entries and flags of one tenant's policy.
 
     @egress_host: what no egress rule matches leaves as the host's own connections do. @direct: its programs make
     their sockets. @home: the tenant's namespace
     is the host's own, whose loopback it may reach anyway. @added: as compile_holders(). @named: graftd's resolver has
-    names for it.
+    names for it. @policy: what it is allowed to reach, of that; None: all.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     leaves = any(value != NO_EGRESS for value in out.values())
@@ -270,15 +296,18 @@ def compile_tables(
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0) | (TENANT_DIRECT if direct else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
-    elif direct and not (egress or owned or strict or verbose or home):
+    elif direct and not (egress or owned or strict or verbose or home or policy):
         flags |= TENANT_PLAIN
+    if policy:
+        flags |= TENANT_ALLOW | (TENANT_LEARN if policy.learns else 0)
     entries = compile_ingress(tenant, ingress, endpoints)
     return Tables(
         entries,
         out,
-        compile_services(tenant, resolvers, named=named),
+        compile_services(tenant, () if policy else resolvers, named=named),
         compile_holders(tenant, owned, added),
         {slice_number.to_bytes(4, "little"): tenant.to_bytes(4, "little")},
+        compile_allowed(tenant, policy) if policy else {},
         flags | _serves(entries) | (TENANT_ABROAD if _goes_abroad(out, owned) else 0),
     )
 

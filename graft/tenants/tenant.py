@@ -20,6 +20,7 @@ from graft.rules.address import PROTOCOL_NAME, Address
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
+from graft.rules.policy import Policy, policy_of
 from graft.rules.publication import Publication
 from graft.rules.request import Request, parse_resolver
 from graft.tenants.attachment import Attachment
@@ -232,6 +233,12 @@ class Tenant:
         return asked or (self.resolvers if self.egress_host else [])
 
     @property
+    def policy(self) -> Policy | None:
+        """What it is allowed to reach; None: everything that the egress rules say. A wrapper's is its container's."""
+        asked = (self.parent or self).asked
+        return policy_of(asked.allow, asked.learn)
+
+    @property
     def sysctls(self) -> tuple[str, ...]:
         """The sysctls that its sockets follow, as they were asked for. A wrapper's are its container's."""
         return (self.parent or self).asked.sysctl
@@ -309,6 +316,7 @@ class Tenant:
             owned=self.owned,
             added=added,
             named=bool(self.attached),
+            policy=self.policy,
         )
 
     def rules(self) -> Rules:

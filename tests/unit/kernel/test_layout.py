@@ -47,6 +47,8 @@ REASONS = {
         "REASON_KIND": "a kind of socket that is made elsewhere",
         "REASON_MOVED": "a process moved out of its container's cgroup",
         "REASON_SOCKETS": "more sockets than a container may have",
+        "REASON_NOT_ALLOWED": "a destination that it is not allowed",
+        "REASON_LEARNT": denials.LEARNT,
         "REASON_CONVERTED": denials.CONVERTED,
     }.items()
 }
@@ -56,7 +58,7 @@ SAME = {
     "STAMP_SOURCE STAMP_STAYS STAMP_LATE STAMP_WAITS",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 "
-    "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
+    "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN TENANT_ALLOW TENANT_LEARN ALLOWED_FIXED_BITS RESOLVER6_INDEX PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SUP_IDLE SUP_BESIDE SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
@@ -154,6 +156,8 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_ingress": (tables.INGRESS_VALUE, "ip port first span place exclusive", {}),
     "graft_egress_key": (tables.EGRESS_KEY, "prefixlen tenant family ip", {}),
     "graft_egress": (tables.EGRESS_VALUE, "ip port place", {}),
+    "graft_allowed_key": (tables.ALLOWED_KEY, "prefixlen tenant port ip", {}),
+    "graft_pinned_key": (tables.PINNED_KEY, "tenant port ip", {}),
     "graft_service_key": (tables.SERVICE_KEY, "tenant port pad ip", {}),
     "graft_ports": (programs.PORTS, "used max served", {}),
     "graft_numbers": (programs.NUMBERS, "next pad", {"taken": 8}),

@@ -1,0 +1,321 @@
+"""What containers with a list of destinations are told of names, and the addresses that this pins in the kernel.
+
+Theory of operation
+
+Such a container reaches what its list has (graft/rules/policy.py). Of the addresses on it the kernel knows at once;
+of a name it knows what the resolver has answered. So everything that the container sends to port 53 comes to
+graft's resolver (csrc/allow.bpf.h), and of each answer this happens, in this order:
+
+    1. It is read, and what does not follow from the question is left out (graft/engines/messages.py).
+    2. Addresses that no name may stand for are left out: those of this host, its containers, loopbacks, link-local
+       ones, groups. Whoever owns an allowed name could lead the container there else (DNS rebinding). An address
+       that the list has itself is told.
+    3. What is left is pinned for this container, at the ports of the name, for its TTL and GRACE seconds more.
+    4. The answer is sent. So no connection comes before its pin.
+
+A query for a name that is not on the list goes to nobody: it is answered NXDOMAIN, and counted. So it carries
+nothing out of the container. Names below a wildcard do, to whoever owns the name: docs/policy.md says so.
+
+A pin ends in the kernel, by its time. It is for the container alone. PINS_MAX are one container's, and the one that
+was answered longest ago gives way. What of this a graftd that is started again does not know is which names the
+pins have.
+
+A container that learns is refused nothing. The resolver remembers which names it has told by which address, the
+kernel tells which addresses are reached (LEARNT), and document() has the list that would have allowed it.
+
+Loop and the threads of TCP clients call this; a lock guards the books.
+"""
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from graft.engines.messages import Answer, nothing, parse_answer, refusal, wire, written
+from graft.engines.names import AAAA, PTR, A, Names, failure, is_query, pointed_at, question, question_end, response
+from graft.kernel.denials import Event
+from graft.kernel.programs import Kernel
+from graft.log import log
+from graft.rules.address import MAPPED, Address
+from graft.rules.policy import Policy
+from graft.rules.slices import in_slices
+from graft.rules.tables import PIN, PINNED_KEY
+from graft.tenants.registry import Registry
+from graft.tenants.tenant import Tenant
+
+GRACE = 120  # seconds that a program may use an address after its TTL: some look a name up, and connect later
+TTL_MAX = 86400  # seconds of a TTL that are believed
+PINS_MAX = 16384  # of one container
+NAMES_KEPT = 256  # refused names of one container that are counted each; what is beyond is counted together
+ENDED_KEPT = 64  # containers that have learnt, after their end
+SHOWN = 256  # pins in document()
+SVCB, HTTPS = 64, 65  # types whose records have addresses that nobody would pin: programs go by A and AAAA then
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # addresses of IPv4, by a translator (RFC 6052)
+SHARED = "not an address for names"
+
+
+@dataclass
+class Refusal:
+    """How often a name was refused, when last (seconds since the epoch), and why."""
+
+    count: int = 0
+    last: float = 0.0
+    why: str = ""
+
+
+@dataclass
+class Book:
+    """What is known of one container."""
+
+    # until when, by PINNED_KEY, and the name that was last told by an address; answered longest ago first
+    pins: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
+    names: OrderedDict[Address, str] = field(default_factory=OrderedDict)
+    refused: dict[str, Refusal] = field(default_factory=dict)
+    refused_more: int = 0
+    # of a container that learns: all names by each address that it was told, and what it has reached
+    told: dict[Address, dict[str, None]] = field(default_factory=dict)
+    reached: dict[tuple[Address, int], None] = field(default_factory=dict)
+
+
+class Allowance:
+    """The books of all containers with a list."""
+
+    def __init__(self, registry: Registry, kernel: Kernel, names: Names) -> None:
+        self.registry = registry
+        self.kernel = kernel
+        self.names = names
+        self.books: dict[int, Book] = {}
+        self.hosts: Collection[Address] = ()  # the addresses of the host's devices
+        self.ended: dict[str, dict[str, Any]] = {}  # what containers had learnt that have ended, the last ones
+        self.lock = threading.Lock()
+
+    def restore(self) -> None:
+        """Take over the pins that an earlier graftd has left, and delete those of no container. Raises OSError."""
+        pinned = self.kernel.maps["pinned"]
+        for key in list(pinned.keys(PINNED_KEY.size)):
+            tenant = self.registry.tenants.get(PINNED_KEY.unpack(key)[0])
+            value = pinned.get(key)
+            if tenant and tenant.policy and value:
+                self._book(tenant).pins[key] = PIN.unpack(value)[0]
+            else:
+                pinned.delete(key)
+
+    def forget(self, tenant: Tenant) -> None:
+        """Forget a container that has ended, and its pins. Raises OSError."""
+        with self.lock:
+            book = self.books.pop(tenant.id, None) or Book()
+            if tenant.policy and tenant.policy.learns:
+                self.ended[tenant.name] = {**_learnt(book), "running": False}
+                while len(self.ended) > ENDED_KEPT:
+                    del self.ended[next(iter(self.ended))]
+        for key in book.pins:
+            self.kernel.maps["pinned"].delete(key)
+
+    def sweep(self) -> None:
+        """Delete the pins that have ended. Raises OSError."""
+        now = time.monotonic_ns()
+        with self.lock:
+            for book in self.books.values():
+                for key in [key for key, until in book.pins.items() if until < now]:
+                    self._unpin(book, key)
+
+    # -- queries --
+
+    def answer(self, tenant: Tenant, query: bytes) -> bytes | None:
+        """Answer a query on the wire of a container with a policy. None: ask a nameserver, by upstream_query().
+
+        Returns b"" to send none, for what is no DNS query.
+        """
+        policy = tenant.policy
+        if policy is None or not is_query(query):
+            return b"" if len(query) < 12 or query[2] & 0x80 else failure(query)
+        name, kind = question(query)
+        if kind == PTR and (address := pointed_at(name)):
+            return self._name_of(tenant, policy, query, address)
+        if query[question_end(query) - 2 : question_end(query)] != b"\0\1":
+            return self._refuse(tenant, query, name, "not of the class IN")
+        ports = frozenset((0,)) if policy.learns else policy.ports(name)
+        own = self.names.addresses(tenant, name) if tenant.attached else []
+        if not ports and not any(policy.covers(address) for address in own):
+            return self._refuse(tenant, query, name, "not on the list")
+        if own:
+            self._pin(tenant, policy, name, ports, own, 0)
+            records = [a.raw[12:] if a.v4 else a.raw for a in own if a.v4 == (kind == A)]
+            return response(query, 0, records if kind in (A, AAAA) else [], kind)
+        return nothing(query) if kind in (SVCB, HTTPS) else None
+
+    def _name_of(self, tenant: Tenant, policy: Policy, query: bytes, address: Address) -> bytes | None:
+        """The name of an address that this container was told by a name, or has as a neighbour's."""
+        name = self.names.name_at(tenant, address) if tenant.attached else ""
+        name = name or self._book(tenant).names.get(address, "")
+        if name:
+            return response(query, 0, [wire(name)], PTR)
+        if policy.learns or policy.covers(address):
+            return None
+        return self._refuse(tenant, query, str(address), "not on the list")
+
+    def _refuse(self, tenant: Tenant, query: bytes, name: str, why: str) -> bytes:
+        book = self._book(tenant)
+        with self.lock:
+            refusal_ = book.refused.get(name)
+            if refusal_ is None and len(book.refused) >= NAMES_KEPT:
+                book.refused_more += 1
+            else:
+                refusal_ = refusal_ or book.refused.setdefault(name, Refusal())
+                refusal_.count, refusal_.last, refusal_.why = refusal_.count + 1, time.time(), why
+        return refusal(query, f"graft: {name} is refused to {tenant.name}: {why}")
+
+    # -- answers --
+
+    def admit(self, tenant: Tenant, query: bytes, reply: bytes) -> bytes:
+        """What a container is told of a nameserver's @reply to its @query; the addresses are pinned when it returns.
+
+        An answer that is malformed becomes SERVFAIL.
+        """
+        policy = tenant.policy
+        name, kind = question(query)
+        if policy is None or kind not in (A, AAAA):
+            return query[:2] + reply[2:]
+        try:
+            answer = parse_answer(reply, query)
+        except ValueError as error:
+            log.debug("names: the answer for %s: %s", name, error)
+            return failure(query)
+        ports = frozenset((0,)) if policy.learns else policy.ports(name)
+        found = [(Address(MAPPED + r.data if kind == A else r.data), r) for r in answer.records]
+        good = [(a, r) for a, r in found if policy.learns or policy.covers(a) or self._may_be_named(a)]
+        if found and not good:
+            return self._refuse(tenant, query, name, f"{found[0][0]} is {SHARED}")
+        ttl = min((record.ttl for _, record in good), default=0)
+        self._pin(tenant, policy, name, ports, [address for address, _ in good], ttl)
+        return written(query, Answer(*answer[:4], [record for _, record in good], *answer[5:]))
+
+    def _may_be_named(self, address: Address) -> bool:
+        """May an allowed name stand for @address? Not for one of this host or its containers, or known here alone."""
+        if address.v4:
+            known = ipaddress.ip_address(address.raw[12:])
+        else:
+            six = ipaddress.IPv6Address(address.raw)
+            known = ipaddress.IPv4Address(address.raw[12:]) if six in NAT64 else six
+        if (
+            known.is_loopback
+            or known.is_link_local
+            or known.is_multicast
+            or known.is_unspecified
+            or in_slices(address)
+        ):
+            return False
+        if known.version == 4 and (known.packed[0] == 0 or known.packed[0] >= 240):
+            return False
+        translated = Address(MAPPED + known.packed) if known.version == 4 else address
+        return translated not in self.hosts and self.kernel.maps["holders"].get(translated.raw) is None
+
+    def _pin(
+        self,
+        tenant: Tenant,
+        policy: Policy,
+        name: str,
+        ports: frozenset[int],
+        addresses: Collection[Address],
+        ttl: int,
+    ) -> None:
+        """Pin @addresses for a container. A map that is full is logged: its connections are refused then."""
+        book, pinned = self._book(tenant), self.kernel.maps["pinned"]
+        until = time.monotonic_ns() + (min(ttl, TTL_MAX) + GRACE) * 1_000_000_000
+        with self.lock:
+            for address in addresses:
+                book.names.pop(address, None)
+                book.names[address] = name
+                for port in () if policy.learns else ports:
+                    key = PINNED_KEY.pack(tenant.id, port, address.raw)
+                    later = max(until, book.pins.pop(key, 0))
+                    try:
+                        pinned.update(key, PIN.pack(later))
+                    except OSError as error:
+                        log.error("container %s: %s is not pinned: %s", tenant.name, address, error)
+                        continue
+                    book.pins[key] = later
+            while len(book.pins) > PINS_MAX:
+                self._unpin(book, next(iter(book.pins)))
+            while len(book.names) > PINS_MAX:
+                book.names.popitem(last=False)
+            if policy.learns and len(book.told) < PINS_MAX:
+                for address in addresses:
+                    book.told.setdefault(address, {})[name] = None
+
+    def _unpin(self, book: Book, key: bytes) -> None:
+        self.kernel.maps["pinned"].delete(key)
+        del book.pins[key]
+
+    # -- what is told --
+
+    def learn(self, event: Event) -> None:
+        """Note what a container that learns has reached."""
+        tenant = self.registry.tenants.get(event.tenant)
+        if tenant is None:
+            return
+        book = self._book(tenant)
+        with self.lock:
+            if len(book.reached) < PINS_MAX:
+                book.reached[Address(event.address), event.port] = None
+
+    def learnt(self, name: str) -> dict[str, Any] | None:
+        """What the container @name has reached, or one that has lately ended; None if there is none that learns."""
+        tenant = self.registry.by_name(name)
+        if tenant and tenant.policy and tenant.policy.learns:
+            return {**_learnt(self._book(tenant)), "running": True}
+        return self.ended.get(name)
+
+    def name_of(self, tenant: Tenant, address: Address) -> str:
+        """The name that a container was last told by @address; "" if none was."""
+        book = self.books.get(tenant.id)
+        return book.names.get(address, "") if book else ""
+
+    def document(self, tenant: Tenant) -> dict[str, Any] | None:
+        """What a container may reach, has been told and was refused, in JSON; None if it has no list."""
+        policy = tenant.policy
+        if policy is None:
+            return None
+        book, now = self._book(tenant), time.monotonic_ns()
+        with self.lock:
+            pins = [(PINNED_KEY.unpack(key), until) for key, until in list(book.pins.items())[-SHOWN:]]
+            document: dict[str, Any] = {
+                "allow": list(tenant.asked.allow),
+                "learn": policy.learns,
+                "pinned": [
+                    {
+                        "name": book.names.get(Address(raw), ""),
+                        "address": str(Address(raw)),
+                        "port": port,
+                        "seconds": max(0, (until - now) // 1_000_000_000),
+                    }
+                    for (_, port, raw), until in pins
+                    if until > now
+                ],
+                "refused_names": [
+                    {"name": name, "count": r.count, "last": r.last, "why": r.why} for name, r in book.refused.items()
+                ],
+                "refused_names_more": book.refused_more,
+            }
+            return {**document, **(_learnt(book) if policy.learns else {})}
+
+    def _book(self, tenant: Tenant) -> Book:
+        return self.books.setdefault(tenant.id, Book())
+
+
+def _learnt(book: Book) -> dict[str, Any]:
+    """What would have to be allowed, and names that were looked up beside that.
+
+    Which of an address's names a connection was meant for nobody knows: it is all of them.
+    """
+    reached: set[str] = set()
+    names: set[str] = set()
+    for address, port in list(book.reached):
+        of_address = book.told.get(address, ())
+        names.update(of_address)
+        reached.update([f"{name}:{port}" for name in of_address] or [address.with_port(port)])
+    looked_up = {name for of_address in book.told.values() for name in of_address}
+    return {"reached": sorted(reached), "looked_up": sorted(looked_up - names)}
