@@ -31,6 +31,7 @@ TOGETHER = {
     "tests/system/test_direct_podman.py": "podman",
     "tests/system/test_install.py": "install",  # the wheel is built in the tree
     "tests/system/test_netavark.py": "podman",
+    "tests/system/test_policy_engines.py": "docker",
     "tests/system/test_podman.py": "podman",  # /var/lib/containers, /run/netns, and Podman's cgroups
     "tests/system/test_runtimes.py": "runtimes",
     "tests/system/test_swarm.py": "docker",
@@ -45,6 +46,7 @@ BOTH_MODES = {
     "system/test_low_ports.py",
     "system/test_own_address.py",
     "system/test_policy.py",
+    "system/test_policy_names.py",
     "system/test_publish.py",
 }
 MUST_WORK = os.environ.get("GRAFT_MUST_WORK") == "1"
