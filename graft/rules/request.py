@@ -96,11 +96,24 @@ def _egress_default(text: str | None) -> str | None:
 
 
 def parse_resolver(text: str) -> Address:
-    """`--resolver ADDR`: an address of the host's loopback, not of a container's slice of it. Raises UsageError."""
+    """`--resolver ADDR`: a nameserver, not in a container's slice of the loopback. Raises UsageError."""
     address = parse_address(text)
-    if not address.loopback or in_slices(address):
+    if in_slices(address) or address.any:
         raise UsageError(f"resolver {address} is not on the host's loopback", hint="one like 127.0.0.53")
     return address
+
+
+def _check_resolvers(request: Request) -> None:
+    """Raise UsageError for a resolver beyond the loopback that the container itself would ask, as it may ask others.
+
+    graft's own asks it for a container with a list of destinations.
+    """
+    for text in () if request.allow or request.learn else request.resolver:
+        if not parse_resolver(text).loopback:
+            raise UsageError(
+                f"resolver {text} is not on the host's loopback",
+                hint="one like 127.0.0.53; with --allow it may be anywhere",
+            )
 
 
 def parse_interface(texts: Sequence[str]) -> str:
@@ -203,7 +216,7 @@ SETTINGS = (
         "resolver",
         ("--resolver",),
         "ADDR",
-        "A resolver on the host's loopback that it may ask; default: resolv.conf's, if --egress is host.",
+        "A resolver on the host's loopback that it may ask; default: resolv.conf's. With --allow: that graft asks.",
         "resolver",
         _each(parse_resolver),
     ),
@@ -260,6 +273,7 @@ LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))
 
 def parse_request(request: Request) -> Parsed:
     """Parse everything that is asked for. Raises UsageError for the first text that is wrong."""
+    _check_resolvers(request)
     parsed = Parsed(**{setting.field: setting.parse(getattr(request, setting.field)) for setting in SETTINGS})
     if (parsed.allow or parsed.learn) and parsed.egress_default == "none" and not parsed.egress:
         raise UsageError("--allow names what may be reached, and --egress none says nothing", hint="omit one of them")
@@ -276,6 +290,10 @@ def check_options(request: Request) -> None:
                 setting.parse(text if setting.choices else (text,))
             except UsageError as error:
                 raise UsageError(f"{setting.options[0]}: {error.message}", hint=error.hint) from None
+    try:
+        _check_resolvers(request)
+    except UsageError as error:
+        raise UsageError(f"--resolver: {error.message}", hint=error.hint) from None
 
 
 def parse_container_name(name: str) -> str:

@@ -174,3 +174,11 @@ def test_a_later_release_has_more_fields(directory):
     plain = msgspec.json.encode({"name": "web", "container": "c", "seal": ""})
     sealed = json.loads(plain) | {"seal": hmac.new(KEY, plain, hashlib.sha256).hexdigest()}
     assert is_sealed(json.dumps(sealed), directory)
+
+
+def test_a_resolver_anywhere_goes_with_a_list():
+    for request in (Request(resolver=("2001:db8::53", "192.0.2.53"), allow=("a.b",)), Request(resolver=("192.0.2.53",), learn="on")):
+        check_options(request)
+        assert len(parse_request(request).resolver) == len(request.resolver)
+    with pytest.raises(UsageError, match=r"resolver 0\.0\.0\.0"):
+        check_options(Request(resolver=("0.0.0.0",), allow=("a.b",)))
