@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from graft.bench.lab import CLIENT4, CLIENT6, HOST4, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, SECOND4, wait_for
 from graft.kernel.maps import BPF_OBJ_GET, Map, ObjAttr, bpf
 from graft.rules.tables import PINNED_KEY
 from tests.conftest import need, python
@@ -337,7 +337,7 @@ def test_joining_is_under_the_same_list(outside, lab):
     direct = ("--direct",) if lab.env["GRAFT_DIRECT"] == "on" else ()
     done = lab.graft("run", "--netns", "first", *direct, *python(CALLS_ONCE), "www.test:8000", f"{CLIENT4}:8001")
     assert done.stdout.splitlines() == ["ok", "101"], done.stderr
-    lab.refused(["bin/graft", "run", "--netns", "first", *direct, "--allow", "evil.test", "true"], 1, "runs with another list of destinations", cwd=".")
+    lab.refused([GRAFT, "run", "--netns", "first", *direct, "--allow", "evil.test", "true"], 1, "runs with another list of destinations")
     lab.end(first)
 
 
@@ -371,6 +371,18 @@ def test_a_nameserver_that_is_down(own_lab):
     own_lab.wait_logged(f"no nameserver answers ({NAMESERVER}): container")
     for one in outsides(own_lab):
         assert one.run(*python(code), allow=("www.test",)).stdout == f"{CLIENT4}\n"
+
+
+def test_nameservers_anywhere(lab):
+    """--resolver says whom graft asks: of IPv6, beyond the loopback; the next one where nobody is."""
+    code = "import socket; print(socket.gethostbyname('www.test'))"
+    for one in outsides(lab, "::1", HOST4):
+        for resolvers in (("::1",), (HOST4,), ("127.0.0.54", "192.0.2.254", HOST4), ("2001:db8:77::1", "::1")):
+            named = [word for each in resolvers for word in ("--resolver", each)]
+            done = lab.graft("run", *named, "--allow", "www.test", *python(code))
+            assert done.stdout == f"{CLIENT4}\n", (resolvers, done.stderr)
+        assert one.queries()
+    lab.refused([GRAFT, "run", "--resolver", HOST4, "true"], 2, f"--resolver: resolver {HOST4} is not on the host's loopback")
 
 
 def test_graftd_is_killed(outside, lab):
