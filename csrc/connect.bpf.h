@@ -170,7 +170,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 		return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol, a);
 	if (is_permitted(stamp, a) && (!in_slices(&source) || is_loopback(a)))
 		goto allow;
-	if (is_for_loopback(tenant, &asked)) {
+	if (is_for_loopback(ctx, stamp, tenant, &asked)) {
 		where = decide_loopback(ctx, a, stamp, tenant, true, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_CONNECT, why.reason), why.error, ctx->protocol, &asked);

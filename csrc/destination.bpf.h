@@ -111,10 +111,14 @@ static __always_inline int refuse(struct refusal *why, __u32 reason, int error)
 	return 0;
 }
 
-/* Does the destination lead to the loopback: is it there, or for graftd's resolver, wherever it is? */
-static __always_inline bool is_for_loopback(const struct graft_tenant *tenant, const struct graft_addr *a)
+/*
+ * Does the destination lead to the loopback: is it there, or for graftd's resolver, wherever it is? A published
+ * server may answer who has asked it from port 53.
+ */
+static __always_inline bool is_for_loopback(struct bpf_sock_addr *ctx, struct graft_stamp *stamp,
+					    const struct graft_tenant *tenant, struct graft_addr *a)
 {
-	return is_loopback(a) || asks_resolver(tenant, a);
+	return is_loopback(a) || (asks_resolver(tenant, a) && !may_answer(ctx, stamp, a));
 }
 
 /* Decide a destination on the loopback: LOCAL_*; the real address is put into @a. @mapped: see resolve_local(). */

@@ -117,7 +117,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
 	if (is_permitted(stamp, a))
 		return ALLOW;
-	if (is_for_loopback(tenant, &asked)) {
+	if (is_for_loopback(ctx, stamp, tenant, &asked)) {
 		where = decide_loopback(ctx, a, stamp, tenant, false, &why);
 		if (where == LOCAL_REFUSED)
 			return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
