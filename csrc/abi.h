@@ -89,8 +89,9 @@ enum tenant_flags {
 	TENANT_ABROAD = 128, /* all its addresses are of networks of this host alone, and it may send beyond */
 	TENANT_DIRECT = 256, /* its programs make their sockets themselves (direct.bpf.h) */
 	TENANT_PLAIN = 512,  /* TCP goes everywhere as the host's does, but to loopbacks and containers */
-	TENANT_ALLOW = 1024, /* it reaches what `allowed` and `pinned` have, and asks graftd's resolver alone */
+	TENANT_ALLOW = 1024, /* it reaches what `allowed` and `pinned` have */
 	TENANT_LEARN = 2048, /* with TENANT_ALLOW: it reaches everything, and graftd is told what */
+	TENANT_NAMES = 4096, /* what it sends to port 53 goes to graftd's resolver */
 };
 
 struct graft_tenant {

@@ -30,7 +30,7 @@ static __always_inline void to_resolver(struct graft_addr *a)
 /* Does graftd's resolver answer what this tenant sends to @a? */
 static __always_inline bool asks_resolver(const struct graft_tenant *tenant, const struct graft_addr *a)
 {
-	return (tenant->flags & (TENANT_ALLOW | TENANT_STRICT)) == TENANT_ALLOW && a->port == NAMES_PORT;
+	return (tenant->flags & (TENANT_NAMES | TENANT_STRICT)) == TENANT_NAMES && a->port == NAMES_PORT;
 }
 
 /* Has the list this destination, with this port or with all? */

@@ -46,6 +46,7 @@ BOTH_MODES = {
     "system/test_low_ports.py",
     "system/test_own_address.py",
     "system/test_policy.py",
+    "system/test_policy_learn.py",
     "system/test_policy_names.py",
     "system/test_publish.py",
 }

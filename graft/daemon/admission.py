@@ -102,7 +102,7 @@ def admit_target(
                 tenant.networked = expected is not None and expected.shared
                 _set_policy(tenancy, tenant, target, asked, user)
                 tenant.netns_made = _is_made(tenant, target, expected)
-                if tenant.policy:
+                if tenant.asks_graft:
                     tenancy.resolver.serve()
             _add_rules(reg, tenant, target, asked, trusted=trusted, user=user)
             if asked.direct and listener is None:
@@ -215,6 +215,12 @@ def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
             code="EEXIST",
         )
     check_same_sysctls(running, target.request.sysctl)
+    if asked.names and not running.asks_graft:
+        raise Refused(
+            f"container '{running.name}' asks other resolvers than graft's",
+            hint="one namespace has one policy; omit --names",
+            code="EEXIST",
+        )
     if any(address not in running.open_resolvers for address in asked.resolver):
         raise Refused(
             f"container '{running.name}' may not ask that resolver",

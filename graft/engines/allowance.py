@@ -138,7 +138,7 @@ class Allowance:
         if query[question_end(query) - 2 : question_end(query)] != b"\0\1":
             return self._refuse(tenant, query, name, "not of the class IN")
         ports = frozenset((0,)) if policy.learns else policy.ports(name)
-        own = self.names.addresses(tenant, name) if tenant.attached else []
+        own = self.names.addresses(tenant, name)
         if not ports and not any(policy.covers(address) for address in own):
             return self._refuse(tenant, query, name, "not on the list")
         if own:
@@ -149,7 +149,7 @@ class Allowance:
 
     def _name_of(self, tenant: Tenant, policy: Policy, query: bytes, address: Address) -> bytes | None:
         """The name of an address that this container was told by a name, or has as a neighbour's."""
-        name = self.names.name_at(tenant, address) if tenant.attached else ""
+        name = self.names.name_at(tenant, address)
         name = name or self._book(tenant).names.get(address, "")
         if name:
             return response(query, 0, [wire(name)], PTR)

@@ -4,6 +4,9 @@ A name is told to who shares the network that it was given in. A container's own
 each of its networks. An alias holds on one: with the address that the container has there. Each is told as NAME and
 as NAME.NETWORK, and an address has the latter for its name, as Docker's own resolver has it.
 
+Containers with an address of --ip are on no network, and everybody with a rule may reach them. They are told as
+NAME.graft, to containers that are on no network either.
+
 Queries come from hostile programs, and cost graftd's time. So a query is checked before it is read, nothing but its
 question is, and the names are read from a table that is made again at most every FRESH seconds, and for a name that
 is not in it not so often that it would take more than a twentieth of a processor.
@@ -22,6 +25,8 @@ from graft.tenants.attachment import Attachment
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
+HERE = ""  # the network of containers that are on none
+SUFFIX = "graft"
 TTL = 5  # seconds; short, because containers come and go
 FRESH = 0.1  # seconds that the table of names is used
 SPARE = 20  # so many times what the table takes to make passes before it is made again
@@ -183,7 +188,8 @@ class Names:
             records = [a.raw[12:] if a.v4 else a.raw for a in addresses if a.v4 == (kind == A)]
         if records or addresses:  # a name that has no record of this type: NOERROR, no answer
             return response(query, 0, records[:ANSWERS_MAX], kind)
-        if not tenant.egress_host:  # it may not connect as the host does: no names of the outside
+        # it may not connect as the host does: no names of the outside; and nobody there has a name of graft's
+        if not tenant.egress_host or name.endswith(f".{SUFFIX}"):
             return response(query, NXDOMAIN, [], kind)
         return None
 
@@ -207,7 +213,7 @@ class Names:
         return next((told.names[address] for told in self._told_to(tenant) if address in told.names), "")
 
     def _told_to(self, tenant: Tenant) -> list[Told]:
-        networks = dict.fromkeys(attachment.network for attachment in list(tenant.attached))
+        networks = dict.fromkeys([attachment.network for attachment in list(tenant.attached)] or [HERE])
         return [self.told[network] for network in networks if network in self.told]
 
     def _make(self, age: float) -> bool:
@@ -226,6 +232,11 @@ class Names:
                         here.addresses.setdefault(full, []).extend((tenant.id, address) for address in addresses)
                 for address in addresses:
                     here.names.setdefault(address, f"{tenant.name}.{network}")
+            for own in list(tenant.given):
+                here = told.setdefault(HERE, Told({}, {}))
+                name = f"{tenant.name}.{SUFFIX}".lower()
+                here.addresses.setdefault(name, []).append((tenant.id, own.address))
+                here.names.setdefault(own.address, name)
         self.told = told
         self.made = time.monotonic()
         self.rest = SPARE * (self.made - began)

@@ -141,7 +141,7 @@ class Resolver:
         """
         attachments = self.registry.attachments.values()
         wanted = {a.resolver or RESOLVER for a in attachments}
-        if listed or any(tenant.policy for tenant in self.registry.tenants.values()):
+        if listed or any(tenant.asks_graft for tenant in self.registry.tenants.values()):
             wanted |= {RESOLVER, RESOLVER6} if self.registry.ipv6 else {RESOLVER}
         for address in self.places.keys() - wanted:
             self._stop(address)
@@ -170,7 +170,7 @@ class Resolver:
         """Forget a container that has ended."""
         for waiting in list(self.waiting.get(tenant.id, {}).values()):
             self._forget(waiting)
-        if tenant.policy and tenant.kind == CONTAINER:
+        if tenant.asks_graft and tenant.kind == CONTAINER:
             self.allowance.forget(tenant)
             self.start()
 

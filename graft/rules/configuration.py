@@ -19,7 +19,7 @@ CONFIGURATION = Path("/etc/graft/graftd.toml")
 # sshd; etcd; the API server; kubelet, kube-proxy and the cloud, controller and scheduler managers
 NODE_PORTS = ((22, 22), (2379, 2380), (6443, 6443), (10248, 10250), (10256, 10259))
 # What an author of pods may ask for if pods.annotations says so; the others take nothing, and need no word
-FREE = ("sysctl", "interface", "allow", "learn")  # of LABELS: they take nothing, whatever they say
+FREE = ("sysctl", "interface", "allow", "learn", "names")  # of LABELS: they take nothing, whatever they say
 TAKING = tuple(label for label in LABELS if label not in FREE)
 ANNOTATIONS = (*(f"graft.{label}" for label in TAKING), "graft.netadmin", "graft.endpoint")
 

@@ -40,6 +40,7 @@ class Request(NamedTuple):
     direct: str | None = None
     allow: tuple[str, ...] = ()
     learn: str | None = None
+    names: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
@@ -61,6 +62,7 @@ class Parsed(NamedTuple):
     direct: bool  # do its programs make their sockets themselves?
     allow: list[Allowed]
     learn: bool
+    names: bool  # does it ask graftd's resolver for names, wherever it sends queries?
 
 
 class Setting(NamedTuple):
@@ -139,6 +141,12 @@ def _direct(text: str | None) -> bool:
     return text == DIRECT
 
 
+def _names(text: str | None) -> bool:
+    if text not in (None, NAMES):
+        raise UsageError(f"names '{text}' is unknown", hint=NAMES)
+    return text == NAMES
+
+
 def _own_addresses(texts: Sequence[str]) -> list[Own]:
     owned = [parse_own(text) for text in texts]
     check_families(owned)
@@ -152,6 +160,7 @@ def _exceeds(text: str, most: Limits) -> bool:
 EGRESS_DEFAULTS = ("host", "none")
 NO_INTERFACE = "none"
 DIRECT = "on"
+NAMES = "on"
 CONTAINER_NAME_MAX = 64
 NAME_MAX = 15  # IFNAMSIZ without its NUL
 # of the kernel: no names, and what /proc/sys/net has for all devices; the other end of a pair (kernel/nowhere.py)
@@ -266,6 +275,16 @@ SETTINGS = (
         parse_learn,
         (LEARN,),
         takes=lambda *_: False,
+    ),
+    Setting(
+        "names",
+        ("--names",),
+        None,
+        "Ask graft's resolver for names, which knows containers with --ip as NAME.graft.",
+        "names",
+        _names,
+        (NAMES,),
+        takes=lambda *_: False,  # it names what it reaches anyway
     ),
 )
 LABELS = tuple(dict.fromkeys(setting.label for setting in SETTINGS))

@@ -39,6 +39,7 @@ TENANT_DIRECT = 256
 TENANT_PLAIN = 512
 TENANT_ALLOW = 1024
 TENANT_LEARN = 2048
+TENANT_NAMES = 4096
 
 DEFAULT = 1
 INET = 4
@@ -282,13 +283,14 @@ def compile_tables(
     added: Container[Address] = (),
     named: bool = False,
     policy: Policy | None = None,
+    asks: bool = False,
 ) -> Tables:
     """All entries and flags of one tenant's policy.
 
     @egress_host: what no egress rule matches leaves as the host's own connections do. @direct: its programs make
     their sockets. @home: the tenant's namespace
     is the host's own, whose loopback it may reach anyway. @added: as compile_holders(). @named: graftd's resolver has
-    names for it. @policy: what it is allowed to reach, of that; None: all.
+    names for it. @policy: what it is allowed to reach, of that; None: all. @asks: its queries for names go to graftd.
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     leaves = any(value != NO_EGRESS for value in out.values())
@@ -296,10 +298,11 @@ def compile_tables(
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0) | (TENANT_DIRECT if direct else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
-    elif direct and not (egress or owned or strict or verbose or home or policy):
+    elif direct and not (egress or owned or strict or verbose or home or policy or asks):
         flags |= TENANT_PLAIN
     if policy:
         flags |= TENANT_ALLOW | (TENANT_LEARN if policy.learns else 0)
+    flags |= TENANT_NAMES if asks or policy else 0
     entries = compile_ingress(tenant, ingress, endpoints)
     return Tables(
         entries,

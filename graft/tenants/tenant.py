@@ -239,6 +239,11 @@ class Tenant:
         return policy_of(asked.allow, asked.learn)
 
     @property
+    def asks_graft(self) -> bool:
+        """Do its queries for names go to graftd's resolver, wherever it sends them?"""
+        return bool(self.policy or self.asked.names)
+
+    @property
     def sysctls(self) -> tuple[str, ...]:
         """The sysctls that its sockets follow, as they were asked for. A wrapper's are its container's."""
         return (self.parent or self).asked.sysctl
@@ -317,6 +322,7 @@ class Tenant:
             added=added,
             named=bool(self.attached),
             policy=self.policy,
+            asks=self.asks_graft and not self.parent,
         )
 
     def rules(self) -> Rules:

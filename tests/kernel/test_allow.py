@@ -14,7 +14,7 @@ from graft.rules import tables
 from graft.rules.address import Address, parse_address
 from tests.kernel.harness import TENANT_ID, World, isolated
 
-FLAGS = tables.TENANT_EGRESS | tables.TENANT_ALLOW
+FLAGS = tables.TENANT_EGRESS | tables.TENANT_ALLOW | tables.TENANT_NAMES
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 FAR = {4: "192.0.2.7", 6: "2001:db8::7"}
 SECOND = 1_000_000_000

@@ -7,7 +7,7 @@ import pytest
 
 from graft.bench.lab import ROOT, wait_for
 from graft.engines import trust
-from graft.engines.container import Container
+from graft.engines.container import POLICY, Container
 from graft.errors import Refused
 from graft.rules.configuration import Configuration
 from graft.rules.limits import Limits
@@ -67,5 +67,5 @@ def test_the_policy_says_what_graft_says(cluster):
             return True
         return False
 
-    assert told == {key for key in (*LABELS, "family", "netadmin") if key not in ("ip", "resolver", "ingress") and not takes(key)}
+    assert told == {key for key in (*LABELS, POLICY, "family", "netadmin") if key not in ("ip", "resolver", "ingress") and not takes(key)}
     assert binding["spec"]["policyName"] == policy["metadata"]["name"]

@@ -41,6 +41,13 @@ for each in sys.argv[1:]:
     except socket.gaierror as error: print(each, 'EAI_' + str(error.errno), flush=True)
     except OSError as error: print(each, errno.errorcode.get(error.errno, type(error).__name__), flush=True)
 """
+CALLS_ONCE = """
+import socket, sys
+for each in sys.argv[1:]:
+    host, port = each.split(':')
+    try: socket.create_connection((host, int(port)), 5).close(); print('ok')
+    except OSError as error: print(error.errno)
+"""
 NONAME, AGAIN = "EAI_-2", "EAI_-3"  # netdb.h: EAI_NONAME, EAI_AGAIN
 
 

@@ -40,6 +40,7 @@ HARMLESS = [
     ("graft.allow", "pypi.org:443"),
     ("graft.learn", "on"),
     ("graft.policy", "build"),
+    ("graft.names", "on"),
     ("graft.interface", "none"),
     ("graft.netadmin", "off"),
     ("graft.publish", ""),

@@ -1,0 +1,108 @@
+"""What else belongs to lists of destinations: --learn, bad input, containers by name, a port for names that is taken; in both modes."""
+
+import subprocess
+
+import pytest
+
+from graft.bench.lab import CLIENT4, HOST4, wait_for
+from tests.conftest import python
+from tests.system.outside import CALLS_ONCE, GREETER, NONAME, outsides
+
+REFUSED = "ENETUNREACH"
+
+
+@pytest.fixture
+def outside(lab):
+    for one in outsides(lab):
+        one.greet(8000, 8001)
+        yield one
+
+
+def test_learn(outside, lab):
+    """Everything is let through, and the policy that is printed at the end allows just that."""
+    code = CALLS_ONCE + "socket.getaddrinfo('six.test', 80)\nsys.exit(7)"
+    outside.write({"same.test": {"A": [CLIENT4]}})
+    targets = ("www.test:8000", "same.test:8000", f"{HOST4}:8009")
+    done = outside.run(*python(code), *targets, options=("--learn",))
+    assert (done.returncode, done.stdout) == (7, "ok\nok\n111\n"), done.stderr
+    assert done.stderr == (
+        "# what this run has reached; as a file: graft run --policy FILE\n"
+        f'allow = [\n    "{HOST4}:8009",\n    "same.test:8000",\n    "www.test:8000",\n]\n'
+        "# looked up, and not connected to: six.test\n"
+    )
+    file = lab.work / "learnt.toml"
+    file.write_text(done.stderr)
+    again = outside.run(*python(CALLS_ONCE), *targets, "www.test:8001", options=("--policy", file))
+    assert again.stdout == "ok\nok\n111\n101\n"
+    assert lab.graft("policy", "check", file).stdout == (
+        f"address         {HOST4}:8009\nname            same.test:8000\nname            www.test:8000\n"
+        f"{file}: 3 destinations; everything else is refused\n"
+    )
+
+
+def test_learning_passes_signals_and_statuses_on(lab):
+    run = lab.spawn_graft("--learn", "sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep .1; done", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout.readline() == "ready\n"
+    run.terminate()
+    assert run.wait(10) == 5
+    killed = lab.graft("run", "--learn", "sh", "-c", "kill -9 $$")
+    assert killed.returncode == -9
+    assert "allow = [\n]" in killed.stderr
+    assert lab.graft("run", "--learn", "/nowhere").returncode == 127
+
+
+def test_bad_input(lab):
+    file = lab.work / "bad.toml"
+    file.write_text('allow = ["pypi.org"]\nnames = []\n')
+    for argv, says in (
+        (("run", "--allow", "a.*.b", "true"), "graft: --allow: 'a.*.b' has a wildcard that is not the whole first label"),
+        (("run", "--allow", "pypi.org:70000", "true"), "--allow: 'pypi.org:70000': '70000' is not a port (a number from 1 to 65535)"),
+        (("run", "--allow", "-x", "true"), "--allow: '-x' is no name and no address"),
+        (("run", "--allow", "a.b", "--egress", "none", "true"), "--egress none says nothing (omit one of them)"),
+        (("run", "--policy", lab.work / "absent", "true"), "there is no such file"),
+        (("run", "--policy", file, "true"), f"{file}, line 2: unknown key 'names'"),
+        (("policy", "check", file), f"graft: {file}, line 2: unknown key 'names'"),
+    ):
+        done = lab.graft(*argv)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_port_for_names_is_somebody_elses(own_lab):
+    """A container that would have no names is not started."""
+    ready = own_lab.spawn(*python("import socket; u = socket.socket(type=socket.SOCK_DGRAM); u.bind(('', 53)); print('ready', flush=True); u.recv(9)"), stdout=subprocess.PIPE)
+    assert ready.stdout.readline() == "ready\n"
+    done = own_lab.graft("run", "--allow", "www.test", "true")
+    assert done.returncode == 125
+    assert "127.0.0.11:53 is not to be had for names ('ss -lnp sport = :53' says who has it" in done.stderr
+    assert own_lab.graft("run", "true").returncode == 0
+
+
+
+
+def test_containers_by_name(lab):
+    """--names: a container with --ip is NAME.graft, both ways; other names are asked for as ever; one that is not there is nobody's."""
+    server = lab.spawn_graft("--name", "web", "--ip", "10.88.7.8", *python(GREETER), "80")
+    wait_for(lambda: "web" in lab.containers(), "the server")
+    code = """
+import socket, time
+for _ in range(100):
+    try: s = socket.create_connection(('web.graft', 80), 5); break
+    except ConnectionRefusedError: time.sleep(.05)
+print(s.recv(99).decode(), socket.gethostbyaddr('10.88.7.8')[0])
+for name in ('absent.graft', 'www.test'):
+    try: print(socket.gethostbyname(name))
+    except OSError as error: print(error.errno)
+"""
+    asks = ("run", "--names", *python(code))
+    for one in outsides(lab):
+        done = lab.graft(*asks)
+        lines = done.stdout.splitlines()
+        assert lines[:2] == ["10.88.7.8 web.graft", "-2"], done.stderr
+        assert not any("graft" in line for line in one.queries())
+        done = one.run(*python(code), allow=("web.graft:80", "www.test"))
+        assert done.stdout.splitlines() == ["10.88.7.8 web.graft", "-2", CLIENT4], done.stderr
+        refused = one.calls("web.graft:80", "10.88.7.8:80", allow=("www.test",))
+        assert refused == {"web.graft:80": NONAME, "10.88.7.8:80": REFUSED}
+    lab.end(server)
