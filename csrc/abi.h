@@ -74,7 +74,7 @@ struct graft_leash {
 struct graft_config {
 	__u64 host_cookie; /* SO_NETNS_COOKIE of the netns that grafted sockets live in */
 	__u32 abi;
-	__u32 pad;
+	__u32 watched; /* is a tenant TENANT_WATCHED? */
 };
 
 enum tenant_flags {
@@ -86,12 +86,13 @@ enum tenant_flags {
 	TENANT_SERVES4 =
 		32, /* a UDP port is published at each of the host's addresses: it answers from any of them */
 	TENANT_SERVES6 = 64,
-	TENANT_ABROAD = 128, /* all its addresses are of networks of this host alone, and it may send beyond */
-	TENANT_DIRECT = 256, /* its programs make their sockets themselves (direct.bpf.h) */
-	TENANT_PLAIN = 512,  /* TCP goes everywhere as the host's does, but to loopbacks and containers */
-	TENANT_ALLOW = 1024, /* it reaches what `allowed` and `pinned` have */
-	TENANT_LEARN = 2048, /* with TENANT_ALLOW: it reaches everything, and graftd is told what */
-	TENANT_NAMES = 4096, /* what it sends to port 53 goes to graftd's resolver */
+	TENANT_ABROAD = 128,   /* all its addresses are of networks of this host alone, and it may send beyond */
+	TENANT_DIRECT = 256,   /* its programs make their sockets themselves (direct.bpf.h) */
+	TENANT_PLAIN = 512,    /* TCP goes everywhere as the host's does, but to loopbacks and containers */
+	TENANT_ALLOW = 1024,   /* it reaches what `allowed` and `pinned` have */
+	TENANT_LEARN = 2048,   /* with TENANT_ALLOW: it reaches everything, and graftd is told what */
+	TENANT_NAMES = 4096,   /* what it sends to port 53 goes to graftd's resolver */
+	TENANT_WATCHED = 8192, /* somebody reads what it is allowed as well (watch.bpf.h) */
 };
 
 struct graft_tenant {
@@ -549,6 +550,7 @@ enum graft_reason {
 	REASON_NOT_ALLOWED,    /* a destination that the tenant's list does not have */
 	REASON_LEARNT,	       /* no refusal: a destination of a tenant that is TENANT_LEARN */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
+	REASON_ALLOWED,	       /* no refusal: a call of a tenant that is TENANT_WATCHED */
 };
 
 struct graft_counter_key {
@@ -564,8 +566,24 @@ struct graft_denial {
 	__s32 error; /* errno */
 	__u32 proto; /* 0 of OP_SETSOCKOPT, where addr.port is level << 16 | optname */
 	struct graft_addr addr;
-	struct graft_addr real; /* REASON_CONVERTED: the host address */
+	struct graft_addr real; /* REASON_CONVERTED, REASON_ALLOWED: the host address */
 	char comm[16];
+	__u64 when; /* ns of CLOCK_BOOTTIME */
+	__u32 pid;  /* of the process, in the first pid namespace; 0 where the hook does not know it */
+	__u32 pad;
+};
+
+/*
+ * reports: how many reports of a tenant were put into the ring buffer in this window of time, and how many never
+ * were, for there was no room or the tenant had had its share. Key GRAFT_EXEMPT has those of sockets that nobody's
+ * tenant is known of, REPORTS_ALL the sum.
+ */
+#define REPORTS_ALL 0xffffffffu
+struct graft_reports {
+	__u64 window;
+	__u32 refused;
+	__u32 allowed;
+	__u64 dropped;
 };
 
 #endif

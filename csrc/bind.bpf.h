@@ -12,6 +12,7 @@
 #include "numbers.bpf.h"
 #include "options.bpf.h"
 #include "own.bpf.h"
+#include "watch.bpf.h"
 
 static __always_inline int note_local(struct graft_stamp *stamp, const struct graft_addr *asked,
 				      const struct graft_addr *real, __u32 how)
@@ -690,6 +691,8 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 	verdict = settle_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
 		store4(ctx, &a);
+	if (verdict == BIND_ALLOW && !settles(ctx->sk))
+		tell_allowed(stamp->tenant, OP_BIND, ctx->protocol, &stamp->local, &stamp->local_real);
 	return bounded(verdict, BIND_ALLOW);
 }
 
@@ -715,6 +718,8 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 	verdict = settle_bind(ctx, &a, stamp, takes_ipv4(ctx->sk));
 	if (verdict == BIND_ALLOW)
 		store6(ctx, &a);
+	if (verdict == BIND_ALLOW && !settles(ctx->sk))
+		tell_allowed(stamp->tenant, OP_BIND, ctx->protocol, &stamp->local, &stamp->local_real);
 	return bounded(verdict, BIND_ALLOW);
 }
 
@@ -864,6 +869,8 @@ static __always_inline void make_known(struct bpf_sock_ops *ctx, struct bpf_sock
 	if (!tenant || stamp->flags & STAMP_NAMED)
 		return;
 	claim_alone(sk, stamp);
+	if (tenant->flags & TENANT_WATCHED)
+		tell(stamp->tenant, DENIED(OP_LISTEN, REASON_ALLOWED), 0, IPPROTO_TCP, &stamp->local, here, false);
 	if (list_listener(ctx, sk, stamp, here->port) == LISTENERS_FULL)
 		count_and_tell(stamp->tenant, DENIED(OP_LISTEN, REASON_PORTS), ENOBUFS, IPPROTO_TCP, here, false);
 	if (tenant->own4 || tenant->own6[0])

@@ -10,6 +10,7 @@
 #include "listeners.bpf.h"
 #include "made.bpf.h"
 #include "numbers.bpf.h"
+#include "watch.bpf.h"
 
 /* Remember the peer as the program named it, to show it. */
 static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
@@ -297,6 +298,7 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 	if (!decide_connect(ctx, &a, stamp, false))
 		return DENY;
 	store4(ctx, &a);
+	tell_allowed(stamp->tenant, OP_CONNECT, ctx->protocol, &stamp->peer, &stamp->peer_real);
 	return ALLOW;
 }
 
@@ -327,6 +329,7 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 	if (!decide_connect(ctx, &a, stamp, true))
 		return DENY;
 	store6(ctx, &a);
+	tell_allowed(stamp->tenant, OP_CONNECT, ctx->protocol, &stamp->peer, &stamp->peer_real);
 	return ALLOW;
 }
 

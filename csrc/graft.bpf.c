@@ -34,8 +34,8 @@
  * own, numbers.bpf.h ports that nobody names, abroad.bpf.h UDP sockets on a
  * network that go beyond it, low_ports.bpf.h ports that ask for a capability, loopback.bpf.h who
  * listens on a container's loopback, kernel_sock.bpf.h what the kernel's socket says, rules.bpf.h the look-up of
- * rules, report.bpf.h refusals, maps.bpf.h the maps, slice.bpf.h and address.bpf.h arithmetic, abi.h what graftd
- * shares.
+ * rules, report.bpf.h refusals, watch.bpf.h what is allowed, maps.bpf.h the maps, slice.bpf.h and address.bpf.h
+ * arithmetic, abi.h what graftd shares.
  *
  * A function without `static` is one that the verifier proves by itself, once for each program. A static one is
  * followed into at every call, in every state: with those alone the verifier walks three times as far, and a graftd

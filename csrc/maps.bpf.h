@@ -398,6 +398,15 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } denials SEC(".maps");
 
+/* graftd makes the entry of a tenant, the programs fill it */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct graft_reports);
+} reports SEC(".maps");
+
 static __always_inline struct graft_stamp *stamp_on(struct bpf_sock *sk)
 {
 	return sk ? bpf_sk_storage_get(&stamps, sk, NULL, 0) : NULL;

@@ -36,15 +36,91 @@ static __always_inline int bounded(int verdict, int most)
 	return verdict & most;
 }
 
-/* Report to graftd. @comm: this type of program may ask for the command's name, which sockops may not on Linux 6.1.
+/*
+ * How much is reported. A refusal costs the program that is refused; a report costs graftd, and a container may be
+ * refused as often as it likes. So a tenant may report REFUSED_MAX refusals in a window of 2^WINDOW_SHIFT ns, 134 ms,
+ * and all together REFUSED_ALL, but REFUSED_SURE each whatever others do. What it is allowed has a share of its own,
+ * which costs nothing while nobody reads it: neither hides the other.
+ */
+#define WINDOW_SHIFT 27
+#define REFUSED_SURE 2
+#define REFUSED_MAX 64
+#define REFUSED_ALL 256
+#define ALLOWED_MAX 512
+#define ALLOWED_ALL 1024
+
+static __always_inline struct graft_reports *reports_of(__u32 tenant)
+{
+	return bpf_map_lookup_elem(&reports, &tenant);
+}
+
+static __always_inline void turn_window(struct graft_reports *of, __u64 window)
+{
+	if (of->window == window)
+		return;
+	of->window = window; /* another processor may do so as well, and a few reports are too many */
+	of->refused = 0;
+	of->allowed = 0;
+}
+
+/* May the tenant report one more? What it may not is counted. */
+__noinline int may_report(__u32 tenant, __u32 allowed)
+{
+	struct graft_reports *own = reports_of(tenant), *all = reports_of(REPORTS_ALL);
+	__u64 window = bpf_ktime_get_ns() >> WINDOW_SHIFT;
+	bool enough;
+
+	if (!own)
+		own = reports_of(GRAFT_EXEMPT);
+	if (!own || !all)
+		return false;
+	turn_window(own, window);
+	turn_window(all, window);
+	if (allowed)
+		enough = *(volatile __u32 *)&own->allowed < ALLOWED_MAX &&
+			 *(volatile __u32 *)&all->allowed < ALLOWED_ALL;
+	else
+		enough = *(volatile __u32 *)&own->refused < REFUSED_SURE ||
+			 (*(volatile __u32 *)&own->refused < REFUSED_MAX &&
+			  *(volatile __u32 *)&all->refused < REFUSED_ALL);
+	if (!enough) {
+		__sync_fetch_and_add(&own->dropped, 1);
+		return false;
+	}
+	if (allowed) {
+		__sync_fetch_and_add(&own->allowed, 1);
+		__sync_fetch_and_add(&all->allowed, 1);
+	} else {
+		__sync_fetch_and_add(&own->refused, 1);
+		__sync_fetch_and_add(&all->refused, 1);
+	}
+	return true;
+}
+
+static __always_inline void count_dropped(__u32 tenant)
+{
+	struct graft_reports *own = reports_of(tenant);
+
+	if (own)
+		__sync_fetch_and_add(&own->dropped, 1);
+}
+
+/*
+ * Report to graftd. @comm: this type of program may ask for the command's name and pid, which sockops may not on
+ * Linux 6.1.
  */
 static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32 proto, const struct graft_addr *addr,
 				 const struct graft_addr *real, bool comm)
 {
-	struct graft_denial *told = bpf_ringbuf_reserve(&denials, sizeof(*told), 0);
+	struct graft_denial *told;
 
-	if (!told)
+	if (!may_report(tenant, (op_reason & 0xffff) >= REASON_CONVERTED))
 		return;
+	told = bpf_ringbuf_reserve(&denials, sizeof(*told), 0);
+	if (!told) {
+		count_dropped(tenant);
+		return;
+	}
 	told->tenant = tenant;
 	told->op = op_reason >> 16;
 	told->reason = op_reason & 0xffff;
@@ -59,6 +135,9 @@ static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32
 	__builtin_memset(told->comm, 0, sizeof(told->comm));
 	if (comm)
 		bpf_get_current_comm(told->comm, sizeof(told->comm));
+	told->when = bpf_ktime_get_boot_ns();
+	told->pid = comm ? bpf_get_current_pid_tgid() >> 32 : 0;
+	told->pad = 0;
 	bpf_ringbuf_submit(told, 0);
 }
 
@@ -78,7 +157,7 @@ static __always_inline void count_refusal(__u32 tenant, __u32 op_reason)
 		bpf_map_update_elem(&counters, &key, &one, BPF_NOEXIST);
 }
 
-/* A refusal is counted even where the ring buffer has no room to report it. */
+/* A refusal is counted also where it is not reported. */
 static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int error, __u32 proto,
 					   const struct graft_addr *addr, bool comm)
 {

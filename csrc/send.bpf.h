@@ -8,6 +8,7 @@
 #include "budget.bpf.h"
 #include "destination.bpf.h"
 #include "receive.bpf.h"
+#include "watch.bpf.h"
 
 /*
  * Remember under which name the program sends to @real: what comes from there is shown by it. A server on the
@@ -173,7 +174,7 @@ SEC("cgroup/sendmsg4")
 int graft_sendmsg4(struct bpf_sock_addr *ctx)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
-	struct graft_addr a, source = {}, bound = {};
+	struct graft_addr a, asked, source = {}, bound = {};
 
 	load4(ctx, &a);
 	if (!stamp)
@@ -192,6 +193,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 		ctx->msg_src_ip4 = bound.ip[3];
 		return ALLOW;
 	}
+	asked = a;
 	if (!decide_send(ctx, &a, &source, &bound))
 		return DENY;
 	if (!note_sent(ctx, &a, &source))
@@ -200,6 +202,7 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 		answer_source(ctx, &a, &source);
 	store4(ctx, &a);
 	ctx->msg_src_ip4 = source.ip[3];
+	tell_allowed(stamp->tenant, OP_SEND, IPPROTO_UDP, &asked, &a);
 	return ALLOW;
 }
 
@@ -207,7 +210,7 @@ SEC("cgroup/sendmsg6")
 int graft_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
-	struct graft_addr a, source = {}, bound = {};
+	struct graft_addr a, asked, source = {}, bound = {};
 	int error;
 
 	load6(ctx, &a);
@@ -229,6 +232,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	bound.ip[1] = ctx->sk->src_ip6[1];
 	bound.ip[2] = ctx->sk->src_ip6[2];
 	bound.ip[3] = ctx->sk->src_ip6[3];
+	asked = a;
 	if (ctx->user_family == AF_UNSPEC && !a.port) {
 		/* likewise; IPV6_FREEBIND, which the slices need, would let the message choose any source */
 		source = bound;
@@ -240,6 +244,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 		if (is_any6(source.ip) && is_any6(bound.ip))
 			answer_source(ctx, &a, &source);
 		store6(ctx, &a);
+		tell_allowed(stamp->tenant, OP_SEND, IPPROTO_UDP, &asked, &a);
 	}
 	ctx->msg_src_ip6[0] = source.ip[0];
 	ctx->msg_src_ip6[1] = source.ip[1];

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from graft import __version__
@@ -208,9 +209,12 @@ def converse(
         raise Failure(f"connection to graftd: {error.strerror}", code="EPIPE") from None
     answer = json.loads(reply)
     if "error" in answer:
-        told = answer["error"]
-        raise CLASSES.get(told["status"], Failure)(told["message"], hint=told["hint"], code=told["code"])
+        raise _told(answer["error"])
     return answer["ok"]
+
+
+def _told(told: dict[str, Any]) -> GraftError:
+    return CLASSES.get(told["status"], Failure)(told["message"], hint=told["hint"], code=told["code"])
 
 
 def _receive(sock: socket.socket, received: list[int]) -> bytes:
@@ -219,6 +223,24 @@ def _receive(sock: socket.socket, received: list[int]) -> bytes:
         os.set_inheritable(fd, False)
     received += fds
     return data
+
+
+def follow(op: str, **fields: Any) -> Iterator[Any]:
+    """Send a request whose answer is a list that goes on: yields what it has, and then each line that graftd sends.
+
+    Ends never by itself. Raises GraftError, with the code EPIPE when graftd ends.
+    """
+    with connect(start=False) as sock:
+        sock.sendall(json.dumps({"op": op, "version": __version__, **fields}).encode() + b"\n")
+        lines = sock.makefile("rb")
+        answer = json.loads(lines.readline() or b'{"ok": []}')
+        if "error" in answer:
+            raise _told(answer["error"])
+        yield from answer["ok"]
+        sock.settimeout(None)
+        for line in lines:
+            yield json.loads(line)
+        raise Failure("graftd has ended, or closed the connection", hint="try again", code="EPIPE")
 
 
 def order(op: str, **fields: Any) -> Any:

@@ -123,6 +123,16 @@ class Learnt(AdminRequest, tag="learnt"):
     name: str
 
 
+class Log(AdminRequest, tag="log"):
+    """`graft log` of one container or of all. With `follow` the connection stays open for what comes: of each call a
+    line, also of what is allowed with `every`.
+    """
+
+    name: str | None = None
+    follow: bool = False
+    every: bool = False
+
+
 class Status(AdminRequest, tag="status"):
     """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
@@ -218,6 +228,7 @@ AnyRequest = (
     | Ps
     | Inspect
     | Learnt
+    | Log
     | Status
     | Bundle
     | Hook

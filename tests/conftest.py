@@ -42,6 +42,7 @@ BOTH_MODES = {
     "system/test_family.py",
     "system/test_ioctl.py",
     "system/test_late.py",
+    "system/test_log.py",
     "system/test_loopback.py",
     "system/test_low_ports.py",
     "system/test_own_address.py",

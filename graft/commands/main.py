@@ -19,6 +19,7 @@ COMMANDS = {
     "rule": "Change the rules of a running container: publish, ingress, egress.",
     "policy": "Check policy files: which destinations a container may reach.",
     "ps": "List running containers.",
+    "log": "Print what was refused, and with -f what is decided as it is decided.",
     "inspect": "Print everything about one container, in JSON.",
     "install": "Set up Docker, Podman or containerd to use graft.",
     "uninstall": "Undo 'graft install'.",

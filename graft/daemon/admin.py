@@ -50,6 +50,7 @@ READING = (
     protocol.Ps,
     protocol.Inspect,
     protocol.Learnt,
+    protocol.Log,
     protocol.Bundle,
     protocol.Exec,
     protocol.Start,
@@ -257,10 +258,8 @@ class Admin:
 
     def inspect(self, _connection: Connection, request: protocol.Inspect, _fds: list[int]) -> Reply:
         """`graft inspect`: all that graftd knows of one tenant, with the kernel's counters and its last refusals."""
-        tenant = self.tenancy.registry.by_name(request.name)
-        if tenant is None:
-            raise Refused(f"no container named '{request.name}'", hint="'graft ps' lists them", code="ENOENT")
-        self.tenancy.kernel.drain()
+        tenant = self._named(request.name)
+        self.tenancy.kernel.reports.drain()
         counters = self.tenancy.kernel.counters(tenant.id)
         return {
             **self._summary(tenant),
@@ -283,21 +282,30 @@ class Admin:
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(counters.items())
             ],
-            "last_refused": [self._event(tenant, *event) for event in self.tenancy.denials.get(tenant.id, ())],
+            "unreported": self.tenancy.kernel.reports.dropped(tenant.id),
+            "last_refused": [self._event(tenant, event) for event in self.tenancy.denials.get(tenant.id, ())],
             "policy": self.tenancy.resolver.allowance.document(tenant),
         }
 
     def learnt(self, _connection: Connection, request: protocol.Learnt, _fds: list[int]) -> Reply:
         """`graft run --learn`: what a container that learns has reached, or one that has lately ended."""
-        self.tenancy.kernel.drain()
+        self.tenancy.kernel.reports.drain()
         found = self.tenancy.resolver.allowance.learnt(request.name)
         if found is None:
             raise Refused(f"no container named '{request.name}' learns", hint="graft run --learn", code="ENOENT")
         return found
 
-    def _event(self, tenant: Tenant, when: float, event: Event) -> dict[str, Any]:
+    def _event(self, tenant: Tenant, event: Event) -> dict[str, Any]:
         name = self.tenancy.resolver.allowance.name_of(tenant, Address(event.address))
-        return {**event_document(when, event), **({"name": name} if name else {})}
+        return {**event_document(event), **({"name": name} if name else {})}
+
+    def log(self, connection: Connection, request: protocol.Log, _fds: list[int]) -> Reply:
+        """`graft log`: what was refused last. Then a line for each call, if the client goes on reading."""
+        tenant = self._named(request.name) if request.name is not None else None
+        self.tenancy.kernel.reports.drain()
+        if request.follow:
+            self.tenancy.readers.add(connection, tenant, every=request.every)
+        return self.tenancy.last_refused(tenant)
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""
@@ -312,6 +320,7 @@ class Admin:
             "call_ns": ns,
             "configuration": tenancy.configuration.document(),
             "reserved": sorted(f"{port}/{PROTOCOL_NAME[protocol]}" for protocol, port in tenancy.reserved),
+            "readers": len(tenancy.readers),
             "configured_by": str(configuration_path()),
             "faults": self.files.faults(),
             "engines": engine_users(tenancy.registry),
@@ -350,6 +359,12 @@ class Admin:
         return {"pid": os.getpid()}
 
     # -- helpers --
+
+    def _named(self, name: str) -> Tenant:
+        tenant = self.tenancy.registry.by_name(name)
+        if tenant is None:
+            raise Refused(f"no container named '{name}'", hint="'graft ps' lists them", code="ENOENT")
+        return tenant
 
     def _table(self, connection: Connection, netns: str | None) -> Table:
         named = self.tenancy.registry.by_name(netns) if netns else None

@@ -29,12 +29,12 @@ def slice_of(tenant: Tenant, *, v4: bool) -> bytes:
     return slice_address(tenant.slice_number, 1, v4=v4)[0].raw
 
 
-def event_document(when: float, event: denials.Event) -> dict[str, Any]:
-    """One refused call in JSON; @when is in seconds since the epoch."""
+def event_document(event: denials.Event) -> dict[str, Any]:
+    """One refused call in JSON."""
     import errno
 
     document: dict[str, Any] = {
-        "time": when,
+        "time": event.when,
         "op": event.op,
         "reason": event.reason,
         "errno": errno.errorcode.get(event.error, str(event.error)),

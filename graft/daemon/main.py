@@ -156,7 +156,7 @@ class Daemon:
         self.loop.add(self.watch.fileno(), self._read_locals)
         self.orphans = Orphans(self.loop, self.calls, self.registry)
         self.alone_until = time.monotonic() + ORPHAN_SECONDS
-        self.loop.add(self.kernel.denials(self.tenancy.denied), lambda _events: self.kernel.drain())
+        self.loop.add(self.kernel.reports.open(self.tenancy.denied), lambda _events: self.kernel.reports.drain())
         for name, fd in inherited:
             if name == "keeper":
                 self.loop.add(fd, lambda _events: self._keeper_gone())
@@ -353,6 +353,7 @@ class Daemon:
         for connection in [c for c in self.connections if c.deadline < now]:
             connection.close()
         self.resolver.expire()
+        self.tenancy.readers.tick(now)
         self.store.flush()
         self._check_policy()
         self.files.look()

@@ -12,15 +12,18 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from socket import IPPROTO_UDP
+from typing import Any
 
 from graft.daemon.connection import Connection
+from graft.daemon.decisions import decision_document
 from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
+from graft.daemon.readers import Readers
 from graft.daemon.verbose import Teller
 from graft.engines.resolver import Resolver
 from graft.errors import Refused
 from graft.kernel.cgroup import cgroup2_root, relay_cgroup
-from graft.kernel.denials import CONVERTED, LEARNT, Event
+from graft.kernel.denials import ALLOWED, CONVERTED, LEARNT, Event
 from graft.kernel.entrance import Entrances
 from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
@@ -82,7 +85,8 @@ class Tenancy:
             self.sockets, self.family, kernel.maps["holders"], self.is_hosts, self.direct.let_listen
         )
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
-        self.denials: dict[int, deque[tuple[float, Event]]] = {}
+        self.denials: dict[int, deque[Event]] = {}
+        self.readers = Readers(registry)
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
         self.spare = Spare()
@@ -138,7 +142,7 @@ class Tenancy:
         if tenant.lost_listener and self.alive(tenant, time.monotonic()):
             self.store.remove(f"netns-{tenant.id}")
             return
-        self.kernel.drain()  # events of its last processes are reported before it is gone
+        self.kernel.reports.drain()  # events of its last processes are reported before it is gone
         self.remove(tenant)
         if tenant.cgroup and not tenant.lost_listener:
             self.kernel.unleash(tenant.id)
@@ -157,6 +161,7 @@ class Tenancy:
         if tenant.parent and tenant.scope:
             self.calls.divide(tenant.parent)
         self.denials.pop(tenant.id, None)
+        self.readers.ended(tenant)
         teller = self.tellers.pop(tenant.id, None)
         if teller:
             teller.connection.close()
@@ -234,10 +239,21 @@ class Tenancy:
             teller.tell(event)
         if event.reason == LEARNT:
             self.resolver.allowance.learn(event)
-        if event.reason in (CONVERTED, LEARNT):
+            return
+        self.readers.tell(event)
+        if event.reason in (CONVERTED, ALLOWED):
             return
         self.stray |= event.op == "listen"
         if event.tenant not in self.registry.tenants:  # its sockets outlive it; the host's own are of nobody
             return
         kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
-        kept.append((time.time(), event))
+        kept.append(event)
+
+    def last_refused(self, tenant: Tenant | None) -> list[dict[str, Any]]:
+        """What was refused last to a tenant and the wrappers inside it, or to all, in JSON, the oldest first."""
+        found = []
+        for number, events in self.denials.items():
+            whose = self.registry.tenants.get(number)
+            if tenant is None or (whose and tenant in (whose, whose.parent)):
+                found += [decision_document(event, whose, {}) for event in events]
+        return sorted(found, key=lambda document: document["time"])

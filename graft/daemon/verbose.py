@@ -4,7 +4,7 @@ import errno
 from collections import OrderedDict
 
 from graft.daemon.connection import Connection
-from graft.kernel.denials import CONVERTED, Event
+from graft.kernel.denials import ALLOWED, CONVERTED, Event
 from graft.rules import match
 from graft.rules.address import Address
 from graft.rules.endpoint import Endpoint
@@ -22,7 +22,12 @@ class Teller:
         self.sent: OrderedDict[str, None] = OrderedDict()
 
     def tell(self, event: Event) -> None:
-        """Send the line for a conversion or a refusal; a datagram's only once for each destination."""
+        """Send the line for a conversion or a refusal; a datagram's only once for each destination.
+
+        What is allowed says less than its conversion: it is for who reads `graft log`.
+        """
+        if event.reason == ALLOWED:
+            return
         line = self.describe(event)
         if event.op == "send":
             if line in self.sent:

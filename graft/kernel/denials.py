@@ -1,10 +1,9 @@
-"""What the kernel's half reports: refused calls, and conversions that somebody asked to see."""
+"""What the kernel's half reports: refused calls, and conversions and allowed calls that somebody asked to see."""
 
 import struct
 from typing import NamedTuple
 
-DENIAL = struct.Struct("=IHHiI16sI16sI16s")
-
+DENIAL = struct.Struct("=IHHiI16sI16sI16sQI4x")
 
 OPS = ("bind", "connect", "send", "setsockopt", "listen", "guard", "socket")
 REASONS = (
@@ -33,15 +32,19 @@ REASONS = (
     "a destination that it is not allowed",
     "learnt",
     "converted",
+    "allowed",
 )
-LEARNT, CONVERTED = REASONS[-2:]
+LEARNT, CONVERTED, ALLOWED = REASONS[-3:]
 
 
 class Event(NamedTuple):
-    """A refused or a converted call, as the ring buffer reports it. For setsockopt, `port` is level << 16 | option.
+    """A refused, converted or allowed call, as the ring buffer reports it.
 
-    With the reason CONVERTED nothing was refused: the hook replaced the address, and `real` and `real_port` are the
-    address that it became, or the one that the connection leaves from. Addresses are 16 bytes, IPv4 ones mapped.
+    For setsockopt, `port` is level << 16 | option. With the reason CONVERTED nothing was refused: the hook replaced
+    the address, and `real` and `real_port` are the address that it became, or the one that the connection leaves
+    from; with ALLOWED they are the address that it is bound to, or sends to. Addresses are 16 bytes, IPv4 ones
+    mapped. `when` is in seconds since the epoch. `pid` and `comm` are of the process, 0 and "" where the hook does
+    not know it.
     """
 
     tenant: int
@@ -54,3 +57,5 @@ class Event(NamedTuple):
     real: bytes
     real_port: int
     comm: str
+    when: float
+    pid: int

@@ -1,4 +1,4 @@
-"""The BPF programs seen from user space: load, attach and pin them, read and write their maps, read denials.
+"""The BPF programs seen from user space: load, attach and pin them, read and write their maps.
 
 The system's libbpf does the loading, called through ctypes.
 
@@ -19,17 +19,16 @@ import os
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from graft.errors import Failure
 from graft.kernel import direct, linux
-from graft.kernel.denials import DENIAL, OPS, REASONS, Event
+from graft.kernel.denials import OPS, REASONS
 from graft.kernel.direct import Programs, direct_programs
 from graft.kernel.holders import OWNED, Holders
 from graft.kernel.libbpf import (
     OBJECT,
-    SAMPLE,
     TUNNELS_OBJECT,
     complaints,
     libbpf_functions,
@@ -39,6 +38,7 @@ from graft.kernel.libbpf import (
 )
 from graft.kernel.links import Attachable, attached, leave, program_number, take_back
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
+from graft.kernel.reports import REPORTS, Reports
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
 from graft.log import log
 from graft.rules.address import Address
@@ -93,6 +93,7 @@ MAPS = (
     "asked",
     "counters",
     "denials",
+    "reports",
     "forwards",
     "direct",
     "leashes",
@@ -104,7 +105,6 @@ EARLIER = ("clients", "dynamic", "served", "askers", "addresses")
 DYNAMIC_KEY_SIZE = 8
 ABROAD_KEY_SIZE = 24
 
-DRAIN_MAX = 256
 LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the host's netns
 # attached to cgroups of direct containers alone (graft/kernel/direct.py), with their attach types
 DIRECT_ONLY = {"graft_sock_create": 2, "graft_sysctl": 18}  # BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_SYSCTL
@@ -138,9 +138,7 @@ class Kernel:
         self.maps: dict[str, Map] = {}
         self.direct_only: dict[str, int] = {}  # descriptors of DIRECT_ONLY
         self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
-        self._ring: int | None = None
-        self._drained = 0
-        self._sample: Callable[..., int] | None = None
+        self._host_cookie = 0
 
     def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
         """Attach the policy to @policy_cgroup, where graftd makes sockets, the guard to @root_cgroup, and the look-up
@@ -159,6 +157,7 @@ class Kernel:
             self.direct_only = {pin.name: self._open_pin(pin) for pin in self._direct_pins()}
         else:
             self._load(links, policy_cgroup, root_cgroup)
+        self.reports = Reports(self.lib, self.maps)
         self._remove_old_links(policy_cgroup)
         take_back(self._policy_links(), policy_cgroup)
         return known
@@ -214,6 +213,7 @@ class Kernel:
             "leashes": LEASH.size,
             "direct_cgroups": 4,
             "asker_tables": ASKERS.size,
+            "reports": REPORTS.size,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
@@ -349,8 +349,13 @@ class Kernel:
         """Tell the programs in which netns grafted sockets live, @host_cookie is its SO_NETNS_COOKIE, and how many
         ports the kernel may choose for all of them together, see Limits. Raises OSError.
         """
-        self.maps["config"].update(bytes(4), CONFIG.pack(host_cookie, ABI, 0))
+        self._host_cookie = host_cookie
+        self.watch(on=False)
         self._limit_ports(OWN_TENANT, ports)
+
+    def watch(self, *, on: bool) -> None:
+        """Say whether there is a tenant that is to report what it is allowed (csrc/watch.bpf.h). Raises OSError."""
+        self.maps["config"].update(bytes(4), CONFIG.pack(self._host_cookie, ABI, on))
 
     def know_locals(self, addresses: Collection[Address]) -> None:
         """Let the containers bind where they are published at these addresses of the host's. Raises OSError."""
@@ -369,36 +374,6 @@ class Kernel:
         for key in keys:
             self.maps["reserved"].update(key, bytes(4))
 
-    def denials(self, callback: Callable[[Event], None]) -> int:
-        """Open the ring buffer of denials; drain() hands them to @callback. Returns the descriptor to poll.
-
-        Raises OSError.
-        """
-
-        def sample(_context: int, data: int, size: int) -> int:
-            if size >= DENIAL.size:
-                (tenant, op, reason, error, protocol, address, port, real, real_port, comm) = DENIAL.unpack(
-                    ctypes.string_at(data, DENIAL.size)
-                )
-                text = comm.split(b"\0", 1)[0].decode(errors="replace")
-                callback(
-                    Event(tenant, OPS[op], REASONS[reason], error, protocol, address, port, real, real_port, text)
-                )
-            self._drained += 1
-            return -1 if self._drained >= DRAIN_MAX else 0
-
-        self._sample = SAMPLE(sample)
-        self._ring = self.lib.ring_buffer__new(self.maps["denials"].fd, self._sample, None, None)
-        if not self._ring:
-            raise linux.oserror("open the ring buffer of denials")
-        epoll_fd: int = self.lib.ring_buffer__epoll_fd(self._ring)
-        return epoll_fd
-
-    def drain(self) -> None:
-        """Pass at most DRAIN_MAX denials to the callback. A container may fill the ring faster than it is read."""
-        self._drained = 0
-        self.lib.ring_buffer__consume(self._ring)
-
     def limit(self, tenant: int, limits: Limits, private: tuple[int, int] = PRIVATE_PORTS) -> None:
         """Set how many sockets and ports a tenant may have. It keeps what it has beyond that. Raises OSError.
 
@@ -411,6 +386,7 @@ class Kernel:
         if before != wanted:  # a write may undo what the programs count meanwhile, so write only on a change
             self.maps["usage"].update(key, USAGE.pack(sockets, udp, *wanted))
         self._limit_ports(tenant, limits.ports)
+        self.reports.allow(tenant)
         if self.maps["numbers"].get(key) is None:
             start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
             self.maps["numbers"].update(key, start + taken_ports(private) * NUMBERS_KINDS)
@@ -449,7 +425,17 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in ("usage", "budgets", "ports", "numbers", "asker_tables", "listening", "loopbacks", "claiming"):
+        for name in (
+            "usage",
+            "budgets",
+            "ports",
+            "numbers",
+            "asker_tables",
+            "listening",
+            "loopbacks",
+            "claiming",
+            "reports",
+        ):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for name, size in (("dynamic_ports", DYNAMIC_KEY_SIZE), ("abroad", ABROAD_KEY_SIZE)):
             for key in list(self.maps[name].keys(size)):

@@ -29,10 +29,16 @@ def match_ingress(
     rules: Iterable[IngressRule], endpoints: Mapping[str, Endpoint], protocol: int, address: Address, port: int
 ) -> Endpoint | None:
     """The endpoint that a bind goes to: that of the first rule that matches. None: none does, or it is not there."""
+    rule = ingress_rule(rules, protocol, address, port)
+    endpoint = endpoints.get(rule.endpoint) if rule else None
+    return endpoint if endpoint and endpoint.serves else None
+
+
+def ingress_rule(rules: Iterable[IngressRule], protocol: int, address: Address, port: int) -> IngressRule | None:
+    """The first rule that matches a bind to @port of @address; None: none does."""
     for rule in rules:
         if rule.address == address and rule.first <= port <= rule.last and protocol in rule.protocols:
-            endpoint = endpoints.get(rule.endpoint)
-            return endpoint if endpoint and endpoint.serves else None
+            return rule
     return None
 
 
@@ -50,6 +56,13 @@ def match_egress(
 
     None: no rule does, or its endpoint is not there.
     """
+    best = egress_rule(rules, destination)
+    endpoint = endpoints.get(best.endpoint) if best else None
+    return endpoint if endpoint and endpoint.leaves else None
+
+
+def egress_rule(rules: Iterable[EgressRule], destination: Address) -> EgressRule | None:
+    """The rule with the longest prefix that matches a connection to @destination; None: none does."""
     best: EgressRule | None = None
     for rule in rules:
         bits = rule.length + (96 if rule.prefix.v4 else 0)
@@ -60,5 +73,4 @@ def match_egress(
             and (best is None or rule.length > best.length)
         ):
             best = rule
-    endpoint = endpoints.get(best.endpoint) if best else None
-    return endpoint if endpoint and endpoint.leaves else None
+    return best

@@ -34,11 +34,11 @@ from graft.errors import Failure, GraftError, Refused
 from graft.kernel import linux
 from graft.kernel.addresses import add_address, ephemeral_ports, has_ipv6, marked_addresses, remove_address
 from graft.kernel.netns import netns_alive, netns_cookie_of, open_netns
-from graft.kernel.programs import TENANT, Kernel
+from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
 from graft.log import log
 from graft.rules import match
-from graft.rules.address import ANY6, Address
+from graft.rules.address import Address
 from graft.rules.endpoint import (
     EgressRule,
     Endpoint,
@@ -89,6 +89,7 @@ class Registry(Known):
         self.ipv6 = has_ipv6()
         self.pod_resolvers: tuple[Address, ...] = ()  # whom pods with egress `none` may ask for names
         self.ephemeral = ephemeral_ports()  # of the host, as they were when graftd began
+        self.watches_all = False  # does somebody read what every tenant is allowed?
         self.outward: dict[bool, Address] = {}  # from where the host sends, by family (True: IPv4)
         super().__init__()
 
@@ -145,7 +146,7 @@ class Registry(Known):
             raise Refused(f"a container named '{name}' is running", hint="choose another --name", code="EEXIST")
         slice_number = self._free_slice()
         tenant = Tenant(self.next_id, slice_number, name, table, wide=True)
-        tenant.argv = list(argv)
+        tenant.argv, tenant.watched = list(argv), self.watches_all
         self.next_id += 1
         return tenant
 
@@ -270,15 +271,11 @@ class Registry(Known):
                     else:
                         maps[name].delete(key)
             raise
-        parent = tenant.parent.id if tenant.parent and tenant.parent.kind == CONTAINER else 0
-        own4 = next((own.address.raw[12:] for own in tenant.owned if own.address.v4), bytes(4))
-        own6 = next((own.address.raw for own in tenant.owned if not own.address.v4), ANY6)
-        value = TENANT.pack(tenant.table.cookie, tenant.slice_number, tables.flags, parent, own4, own6)
         if tenant.installed is NOTHING:
             self.kernel.limit(tenant.id, tenant.limits, private_ports(tenant.sysctls, self.ephemeral))
             if tenant.wide:
                 self.kernel.widen(tenant.id)
-        maps["tenants"].update(tenant.id.to_bytes(4, "little"), value)
+        maps["tenants"].update(tenant.id.to_bytes(4, "little"), tenant.value(tables.flags))
         for new, old, name in named:
             for key in old.keys() - new.keys():
                 maps[name].delete(key)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup_of
+from graft.kernel.programs import TENANT
 from graft.rules import slices, tables
-from graft.rules.address import PROTOCOL_NAME, Address
+from graft.rules.address import ANY6, PROTOCOL_NAME, Address
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
@@ -184,6 +185,7 @@ class Tenant:
         self.netns_fd = -1
         self.listeners: set[int] = set()
         self.installed = tables.NOTHING
+        self.watched = False  # does somebody read what it is allowed?
         self._probes: dict[int, socket.socket] = {}
 
     @property
@@ -317,6 +319,7 @@ class Tenant:
             direct=bool(self.cgroup),
             home=self.in_host_netns,
             verbose=self.verbose,
+            watched=self.watched,
             resolvers=[*self.open_resolvers, *(pods if self._asks_for_pods() else ())],
             owned=self.owned,
             added=added,
@@ -324,6 +327,13 @@ class Tenant:
             policy=self.policy,
             asks=self.asks_graft and not self.parent,
         )
+
+    def value(self, flags: int) -> bytes:
+        """Its value in the BPF map `tenants`, with the flags TENANT_*."""
+        parent = self.parent.id if self.parent and self.parent.kind == CONTAINER else 0
+        own4 = next((own.address.raw[12:] for own in self.owned if own.address.v4), bytes(4))
+        own6 = next((own.address.raw for own in self.owned if not own.address.v4), ANY6)
+        return TENANT.pack(self.table.cookie, self.slice_number, flags, parent, own4, own6)
 
     def rules(self) -> Rules:
         """A copy of what a change may touch, for `restore` if it fails half way."""

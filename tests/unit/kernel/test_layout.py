@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import graft
-from graft.kernel import denials, direct, holders, linux, programs, stamps, traps
+from graft.kernel import denials, direct, holders, linux, programs, reports, stamps, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, sysctl, tables
 from graft.trap import deputy, family, journal, listener
@@ -50,6 +50,7 @@ REASONS = {
         "REASON_NOT_ALLOWED": "a destination that it is not allowed",
         "REASON_LEARNT": denials.LEARNT,
         "REASON_CONVERTED": denials.CONVERTED,
+        "REASON_ALLOWED": denials.ALLOWED,
     }.items()
 }
 # names that both sides have
@@ -58,10 +59,11 @@ SAME = {
     "STAMP_SOURCE STAMP_STAYS STAMP_LATE STAMP_WAITS",
     slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 "
-    "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN TENANT_ALLOW TENANT_LEARN TENANT_NAMES ALLOWED_FIXED_BITS RESOLVER6_INDEX PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
+    "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN TENANT_ALLOW TENANT_LEARN TENANT_NAMES TENANT_WATCHED ALLOWED_FIXED_BITS RESOLVER6_INDEX PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SUP_IDLE SUP_BESIDE SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
+    reports: "REPORTS_ALL",
     sysctl: "NUMBERS_FIRST NUMBERS_WORDS SUP_KIND_INET6 SUP_KIND_DGRAM",
     deputy: "DEPUTY_CONNECT DEPUTY_SENDTO DEPUTY_PATH",
     family: "GRAFT_SO_DELAYED GRAFT_SO_DELAYED_EXECUTE GRAFT_SO_DELAYED_RESULT GRAFT_SO_TRANSPARENT "
@@ -140,7 +142,7 @@ C_ONLY = {
 ADDRESSES = {"local", "local_real", "peer", "peer_real", "addr", "real"}  # members that are a struct graft_addr
 # C structure: Python's, the members that it packs, what follows them in C: (member, its offset in Python)
 STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
-    "graft_config": (programs.CONFIG, "host_cookie abi pad", {}),
+    "graft_config": (programs.CONFIG, "host_cookie abi watched", {}),
     "graft_direct": (direct.VALUE, "tenant low", {}),
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
@@ -166,7 +168,8 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_served_key": (programs.SERVED_KEY, "ip port", {}),
     "graft_served": (programs.SERVED, "tenant port", {}),
     "graft_counter_key": (programs.COUNTER_KEY, "tenant op reason", {}),
-    "graft_denial": (denials.DENIAL, "tenant op reason error proto addr real comm", {}),
+    "graft_denial": (denials.DENIAL, "tenant op reason error proto addr real comm when pid pad", {}),
+    "graft_reports": (reports.REPORTS, "window refused allowed dropped", {}),
     "graft_leash": (programs.LEASH, "cgroup notification tenant pad", {}),
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
