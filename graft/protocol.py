@@ -133,6 +133,12 @@ class Log(AdminRequest, tag="log"):
     every: bool = False
 
 
+class Sockets(AdminRequest, tag="sockets"):
+    """`graft sockets`: what is open of one container or of all."""
+
+    name: str | None = None
+
+
 class Status(AdminRequest, tag="status"):
     """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
@@ -229,6 +235,7 @@ AnyRequest = (
     | Inspect
     | Learnt
     | Log
+    | Sockets
     | Status
     | Bundle
     | Hook

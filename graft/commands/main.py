@@ -20,6 +20,7 @@ COMMANDS = {
     "policy": "Check policy files: which destinations a container may reach.",
     "ps": "List running containers.",
     "log": "Print what was refused, and with -f what is decided as it is decided.",
+    "sockets": "List the open sockets of containers, as ss(8) does the host's.",
     "inspect": "Print everything about one container, in JSON.",
     "install": "Set up Docker, Podman or containerd to use graft.",
     "uninstall": "Undo 'graft install'.",

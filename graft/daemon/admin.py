@@ -18,6 +18,7 @@ from graft.daemon.admission import admit_target, import_endpoints
 from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
 from graft.daemon.files import Files
+from graft.daemon.open_sockets import Owned, socket_document
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
@@ -51,6 +52,7 @@ READING = (
     protocol.Inspect,
     protocol.Learnt,
     protocol.Log,
+    protocol.Sockets,
     protocol.Bundle,
     protocol.Exec,
     protocol.Start,
@@ -306,6 +308,22 @@ class Admin:
         if request.follow:
             self.tenancy.readers.add(connection, tenant, every=request.every)
         return self.tenancy.last_refused(tenant)
+
+    def sockets(self, _connection: Connection, request: protocol.Sockets, _fds: list[int]) -> Reply:
+        """`graft sockets`: the open sockets of a container and the wrappers inside it, or of all."""
+        wanted = self._named(request.name) if request.name is not None else None
+        tenants = self.tenancy.registry.tenants
+        answer = Later([])
+
+        def then(found: list[Owned]) -> None:
+            for one in found:
+                tenant = tenants.get(one.tenant)
+                if tenant is None or wanted in (None, tenant, tenant.parent):
+                    answer.answer.append(socket_document(one, tenant.name if tenant else ""))
+            answer.send()
+
+        self.tenancy.open_sockets.ask(then)
+        return answer
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""

@@ -18,6 +18,7 @@ from graft.daemon.connection import Connection
 from graft.daemon.decisions import decision_document
 from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
+from graft.daemon.open_sockets import OpenSockets
 from graft.daemon.readers import Readers
 from graft.daemon.verbose import Teller
 from graft.engines.resolver import Resolver
@@ -87,6 +88,7 @@ class Tenancy:
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.denials: dict[int, deque[Event]] = {}
         self.readers = Readers(registry)
+        self.open_sockets = OpenSockets(loop, registry)
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
         self.spare = Spare()
