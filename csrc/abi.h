@@ -573,6 +573,16 @@ struct graft_denial {
 	__u32 pad;
 };
 
+/* traffic: what the TCP connections of a tenant that are closed have carried (traffic.bpf.h) */
+struct graft_traffic {
+	__u64 accepted; /* connections */
+	__u64 connected;
+	__u64 received; /* bytes */
+	__u64 sent;
+	__u64 segments_received;
+	__u64 segments_sent;
+};
+
 /*
  * reports: how many reports of a tenant were put into the ring buffer in this window of time, and how many never
  * were, for there was no room or the tenant had had its share. Key GRAFT_EXEMPT has those of sockets that nobody's

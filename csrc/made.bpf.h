@@ -24,6 +24,7 @@ struct ipv6_pinfo {
 struct inet_sock {
 	struct ipv6_pinfo *pinet6;
 	int mc_index;
+	__be16 inet_sport;
 } __attribute__((preserve_access_index));
 
 /* The direct container to whose cgroup the program is attached that runs; 0 where it is graftd's. */

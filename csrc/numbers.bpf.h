@@ -14,6 +14,7 @@
 #include "listeners.bpf.h"
 #include "loopback.bpf.h"
 #include "made.bpf.h"
+#include "traffic.bpf.h"
 
 #define TRIES 4
 #define SOCKET_COUNTED (1u << 16) /* of GRAFT_USED */
@@ -386,10 +387,18 @@ int graft_sock_release(struct bpf_sock *sk)
 	struct graft_held *mine;
 
 	if (!stamp) {
-		if (direct_tenant() && made_by_program(sk))
-			uncount(direct_tenant(), false);
+		__u32 direct = direct_tenant();
+
+		if (direct && made_by_program(sk)) {
+			uncount(direct, false);
+			count_closed(sk, direct, false);
+		} else if (sk->protocol == IPPROTO_TCP) {
+			count_accepted(sk, direct);
+		}
 		return ALLOW;
 	}
+	if (sk->protocol == IPPROTO_TCP && stamp->tenant != GRAFT_EXEMPT)
+		count_closed(sk, stamp->tenant, false);
 	mine = bpf_sk_storage_get(&held, sk, NULL, 0);
 	if (mine) {
 		let_go(mine, stamp->tenant);

@@ -14,7 +14,9 @@
 
 #define SUP_ABI 2
 #define SUP_SLOTS 64
-#define SUP_BESIDE 4 /* listeners that a graft-sup keeps beside its own */
+#define SUP_SPENT 9
+#define SUP_SPENT_FIRST 10000 /* ns */
+#define SUP_BESIDE 4	      /* listeners that a graft-sup keeps beside its own */
 
 enum sup_flags {
 	SUP_FORWARD = 1, /* graftd decides every call: what socket() gives depends on who calls. But see `home` */
@@ -81,7 +83,7 @@ struct sup_shared {
 	__u32 trusted;	/* which root has handed over */
 	__u8 token[32]; /* by which graftd recognises memory that a graftd has written */
 	__u32 maker_gid;
-	__u8 rest[36];
+	__u32 spent[SUP_SPENT]; /* how many calls took less than SUP_SPENT_FIRST << n ns; the last: all others */
 	struct sup_slot slots[SUP_SLOTS];
 };
 

@@ -246,6 +246,16 @@ out:
 	release_slot(slot);
 }
 
+static void count_time(__u64 ns)
+{
+	unsigned int n = 0;
+
+	while (n < SUP_SPENT - 1 && ns >= (__u64)SUP_SPENT_FIRST << n)
+		n++;
+	__atomic_add_fetch(&shared->spent[n], 1, __ATOMIC_RELAXED);
+	__atomic_add_fetch(&shared->ns, ns, __ATOMIC_RELAXED);
+}
+
 void handle_call(struct sup_slot *slot)
 {
 	const struct seccomp_notif *call = &slot->call;
@@ -264,5 +274,5 @@ void handle_call(struct sup_slot *slot)
 		on_unix_socket(slot);
 	else
 		on_socket(slot);
-	__atomic_add_fetch(&shared->ns, now() - began, __ATOMIC_RELAXED);
+	count_time(now() - began);
 }

@@ -139,6 +139,10 @@ class Sockets(AdminRequest, tag="sockets"):
     name: str | None = None
 
 
+class StatsAll(AdminRequest, tag="stats"):
+    """`graft stats`: what each container has done so far."""
+
+
 class Status(AdminRequest, tag="status"):
     """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
@@ -236,6 +240,7 @@ AnyRequest = (
     | Learnt
     | Log
     | Sockets
+    | StatsAll
     | Status
     | Bundle
     | Hook

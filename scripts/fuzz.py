@@ -70,6 +70,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "rule-show", "container": "x"},
     {"op": "ps"},
     {"op": "inspect", "container": "x"},
+    {"op": "stats"},
     {"op": "sockets", "name": "x"},
     {"op": "log", "name": "x", "follow": True, "every": True},
     {"op": "bundle", "bundle": "/nowhere", "id": "x"},

@@ -19,13 +19,18 @@ from graft.errors import Failure, Refused
 @click.option("--force", is_flag=True, help="With --stop: end it even if containers run; their new sockets fail.")
 @click.option("--replace", is_flag=True, help="End the running graftd and start this one; no call is lost.")
 @click.option("--idle-exit", is_flag=True, help="End when nothing has run for 5 seconds.")
+@click.option("--metrics", metavar="ADDR:PORT|PATH", help="Serve metrics for Prometheus there, at /metrics.")
+@click.option("--metrics-public", is_flag=True, help="With --metrics: also at an address beyond the loopback.")
 @click.version_option(__version__, "-V", "--version", message="graftd %(version)s")
-def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
+def command(
+    stop: bool, force: bool, replace: bool, idle_exit: bool, metrics: str | None, metrics_public: bool
+) -> None:
     """Supervise grafted containers.
 
     \b
     graftd                 run in the foreground; 'graft run' starts a graftd itself if none runs
     graftd --stop          end the running graftd
+    graftd --metrics 127.0.0.1:9435    the same, with a page of metrics
     graftd --replace       replace it by this version, in the background, while containers run
     systemctl enable --now graftd.socket      with systemd: start it on demand, upgrade it in place
     """
@@ -33,6 +38,13 @@ def command(stop: bool, force: bool, replace: bool, idle_exit: bool) -> None:
     from graft.rules.configuration import read_configuration
     from graft.rules.limits import default_limits
 
+    if metrics:
+        from graft.daemon.web import parse_where
+
+        parse_where(metrics, public=metrics_public, option="--metrics")
+        os.environ["GRAFT_METRICS"], os.environ["GRAFT_METRICS_PUBLIC"] = metrics, "1" if metrics_public else "0"
+    elif metrics_public:
+        raise click.UsageError("--metrics-public goes with --metrics")
     if stop and replace:
         raise click.UsageError("--stop and --replace exclude each other")
     if stop or replace:

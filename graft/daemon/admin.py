@@ -19,6 +19,7 @@ from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
 from graft.daemon.files import Files
 from graft.daemon.open_sockets import Owned, socket_document
+from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
@@ -53,6 +54,7 @@ READING = (
     protocol.Learnt,
     protocol.Log,
     protocol.Sockets,
+    protocol.StatsAll,
     protocol.Bundle,
     protocol.Exec,
     protocol.Start,
@@ -323,6 +325,17 @@ class Admin:
             answer.send()
 
         self.tenancy.open_sockets.ask(then)
+        return answer
+
+    def stats_all(self, _connection: Connection, _request: protocol.StatsAll, _fds: list[int]) -> Reply:
+        """`graft stats`: the numbers of each tenant."""
+        answer = Later([])
+
+        def then(found: list[Stats]) -> None:
+            answer.answer.extend(one.document for one in found)
+            answer.send()
+
+        self.tenancy.counting.ask(then)
         return answer
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:

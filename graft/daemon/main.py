@@ -41,6 +41,7 @@ from graft.daemon.admin import Admin
 from graft.daemon.agent import Agent
 from graft.daemon.connection import Connection
 from graft.daemon.files import Files
+from graft.daemon.pages import Pages
 from graft.daemon.tenancy import Tenancy
 from graft.daemon.users import Users
 from graft.engines.docker import Docker
@@ -144,7 +145,9 @@ class Daemon:
         self.admin = Admin(self.tenancy, self.resolver, self.files, managed=self.managed)
         self.agent = Agent(self.tenancy)
         self.users = Users(self.tenancy, self.resolver, self.files, managed=self.managed)
+        self.pages = Pages(self.tenancy)
         self._restore(dict(inherited), inherited)
+        self.pages.start(os.environ, needed=not self.registry.tenants)
         self.tenancy.direct.sweep()
         for address in self.registry.sweep():
             log.warning("%s was on lo for a container that has ended: removed", address)
@@ -269,6 +272,7 @@ class Daemon:
         self.loop.run(self._tick)
         self.tenancy.interfaces.finish()
         self.tenancy.direct.finish()
+        self.pages.close()
         if self.failed:
             sys.exit(1)
         if not self.registry.tenants and not self.registry.attachments:
@@ -354,6 +358,7 @@ class Daemon:
             connection.close()
         self.resolver.expire()
         self.tenancy.readers.tick(now)
+        self.pages.tick(now)
         self.store.flush()
         self._check_policy()
         self.files.look()

@@ -50,11 +50,14 @@ class OpenSockets:
     def __init__(self, loop: Loop, registry: Registry) -> None:
         self.registry = registry
         self._lines = Lines(loop, 1, lambda: None)
-        self._waiting: list[Callable[[list[Owned]], None]] = []
+        self._waiting: list[tuple[Callable[[Any], None], Callable[[list[Owned]], Any]]] = []
 
-    def ask(self, then: Callable[[list[Owned]], None]) -> None:
-        """Have @then called, in the loop, with all sockets that containers have. Who asks meanwhile gets the same."""
-        self._waiting.append(then)
+    def ask(self, then: Callable[[Any], None], work: Callable[[list[Owned]], Any] = list) -> None:
+        """Have @then called, in the loop, with what @work, in a thread, makes of all sockets that containers have.
+
+        Who asks meanwhile gets the same sockets.
+        """
+        self._waiting.append((then, work))
         self._lines.push("sockets", self._begin)
 
     def _begin(self) -> Callable[[], Then] | None:
@@ -65,7 +68,7 @@ class OpenSockets:
         places = [os.dup(place.fd) for place in self.registry.places.values()]
         return partial(self._look, whose, places, waiting)
 
-    def _look(self, whose: "Whose", places: list[int], waiting: Iterable[Callable[[list[Owned]], None]]) -> Then:
+    def _look(self, whose: "Whose", places: list[int], waiting: Iterable[Any]) -> Then:
         stamps, found = self.registry.kernel.maps["stamps"].fd, []
         try:
             found = list(open_sockets(stamps))
@@ -78,10 +81,11 @@ class OpenSockets:
             for fd in places:
                 os.close(fd)
         owned = whose.owned(found)
+        results = [(call, work(owned)) for call, work in waiting]
 
         def then() -> None:
-            for call in waiting:
-                call(owned)
+            for call, result in results:
+                call(result)
 
         return then
 

@@ -20,6 +20,7 @@ from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
 from graft.daemon.open_sockets import OpenSockets
 from graft.daemon.readers import Readers
+from graft.daemon.stats import Counting
 from graft.daemon.verbose import Teller
 from graft.engines.resolver import Resolver
 from graft.errors import Refused
@@ -94,6 +95,7 @@ class Tenancy:
         self.spare = Spare()
         self.stray = False  # a listener has been put out of reach
         self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
+        self.counting = Counting(registry, self.open_sockets, self.calls)
 
     def configure(self, configuration: Configuration) -> None:
         """Put graftd.toml in force: for containers that are created from now on, the pods' resolvers for all.
@@ -164,6 +166,7 @@ class Tenancy:
             self.calls.divide(tenant.parent)
         self.denials.pop(tenant.id, None)
         self.readers.ended(tenant)
+        self.calls.forget(tenant)
         teller = self.tellers.pop(tenant.id, None)
         if teller:
             teller.connection.close()

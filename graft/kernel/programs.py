@@ -40,6 +40,7 @@ from graft.kernel.links import Attachable, attached, leave, program_number, take
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.reports import REPORTS, Reports
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
+from graft.kernel.traffic import TRAFFIC
 from graft.log import log
 from graft.rules.address import Address
 from graft.rules.limits import Limits
@@ -94,6 +95,7 @@ MAPS = (
     "counters",
     "denials",
     "reports",
+    "traffic",
     "forwards",
     "direct",
     "leashes",
@@ -129,7 +131,10 @@ NUMBERS_SIZE = NUMBERS.size + 8 * NUMBERS_WORDS * NUMBERS_KINDS
 
 
 class Kernel:
-    """The loaded programs, their links and their maps. Only the loop's thread calls it; Map has no such limit."""
+    """The loaded programs, their links and their maps. Only the loop's thread calls it, but for used() and counters.
+
+    Map has no such limit.
+    """
 
     def __init__(self, pins: Path) -> None:
         self.pins = pins
@@ -214,6 +219,7 @@ class Kernel:
             "direct_cgroups": 4,
             "asker_tables": ASKERS.size,
             "reports": REPORTS.size,
+            "traffic": TRAFFIC.size,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
@@ -387,6 +393,8 @@ class Kernel:
             self.maps["usage"].update(key, USAGE.pack(sockets, udp, *wanted))
         self._limit_ports(tenant, limits.ports)
         self.reports.allow(tenant)
+        if self.maps["traffic"].get(key) is None:
+            self.maps["traffic"].update(key, bytes(TRAFFIC.size))
         if self.maps["numbers"].get(key) is None:
             start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
             self.maps["numbers"].update(key, start + taken_ports(private) * NUMBERS_KINDS)
@@ -415,12 +423,16 @@ class Kernel:
 
     def counters(self, tenant: int) -> dict[tuple[str, str], int]:
         """How many calls of a tenant were refused, by (operation, reason): names of OPS and REASONS."""
-        counts = {}
+        return self.all_counters().get(tenant, {})
+
+    def all_counters(self) -> dict[int, dict[tuple[str, str], int]]:
+        """counters() of all tenants that were refused anything."""
+        counts: dict[int, dict[tuple[str, str], int]] = {}
         for key in self.maps["counters"].keys(COUNTER_KEY.size):
-            (owner, op, reason) = COUNTER_KEY.unpack(key)
-            value = self.maps["counters"].get(key) if owner == tenant else None
+            owner, op, reason = COUNTER_KEY.unpack(key)
+            value = self.maps["counters"].get(key)
             if value:
-                counts[OPS[op], REASONS[reason]] = int.from_bytes(value, "little")
+                counts.setdefault(owner, {})[OPS[op], REASONS[reason]] = int.from_bytes(value, "little")
         return counts
 
     def forget(self, tenant: int) -> None:
@@ -435,6 +447,7 @@ class Kernel:
             "loopbacks",
             "claiming",
             "reports",
+            "traffic",
         ):
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for name, size in (("dynamic_ports", DYNAMIC_KEY_SIZE), ("abroad", ABROAD_KEY_SIZE)):

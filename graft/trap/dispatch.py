@@ -20,7 +20,7 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +36,7 @@ from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, Journal, Slot
 from graft.trap.listener import Listener, Notification
 from graft.trap.nested import SCOPE_SLACK
 from graft.trap.numbers import Turns, free_number, is_socket
+from graft.trap.spent import Spent
 from graft.trap.sup import Helper
 from graft.trap.supervisor import Supervisor
 
@@ -100,6 +101,7 @@ class Dispatcher:
         self.turns = Turns()
         self.calls = 0
         self.ns = 0
+        self.spent: defaultdict[int, Spent] = defaultdict(Spent)  # by tenant, but for what journals have
 
     def answer_pending(self, watched: Watched, *, helper_died: bool) -> None:
         """Answer the calls that a predecessor, or with @helper_died a graft-sup, had received and not answered."""
@@ -186,6 +188,7 @@ class Dispatcher:
         calls, ns = watched.journal.counted
         with self.lock:
             self.calls, self.ns = self.calls + calls, self.ns + ns
+            self.spent[watched.tenant.id].add(watched.journal.spent, ns)
             watched.ended = True
             idle = not watched.claimed
         if idle:
@@ -216,10 +219,12 @@ class Dispatcher:
         try:
             self._answer(watched, slot, call, tenant)
         finally:
+            took = time.perf_counter_ns() - began
             with self.lock:
                 if call.nr == linux.NR_SOCKET:
                     self.calls += 1
-                    self.ns += time.perf_counter_ns() - began
+                    self.ns += took
+                self.spent[watched.tenant.id].note(took)
                 self.slow[account] -= 1
                 self.slow += Counter()  # removes accounts without calls
             self.resume(account)

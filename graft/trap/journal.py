@@ -28,6 +28,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from graft.trap.listener import ADDFD, NOTIFICATION, RESPONSE, Notification, parse
+from graft.trap.spent import SUP_SPENT
 
 # csrc/sup.h: struct sup_shared, one for each listener
 SHARED = struct.Struct("=IIIIQIIQQII32sI")
@@ -37,6 +38,7 @@ FLAGS_OFFSET = 24
 COUNTED = struct.Struct("=QQ")
 COUNTED_OFFSET = 32
 NUMBER_OFFSET = 48
+SPENT = struct.Struct(f"={SUP_SPENT}I")
 TOKEN_OFFSET = 56
 SUP_FORWARD, SUP_IDLE = 1, 2
 SLOT = struct.Struct("=IiQ")  # state, the answer after an injection, inode of what is being injected
@@ -157,6 +159,11 @@ class Journal:
         """How many calls graft-sup has answered, and how many nanoseconds they took in all."""
         calls, ns = COUNTED.unpack_from(self.map, COUNTED_OFFSET)
         return calls, ns
+
+    @property
+    def spent(self) -> tuple[int, ...]:
+        """How many of these took how long: the counts of graft/trap/spent.py."""
+        return SPENT.unpack_from(self.map, SHARED.size)
 
     @staticmethod
     def _at(number: int) -> int:

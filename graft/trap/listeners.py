@@ -47,6 +47,7 @@ import os
 import select
 import socket
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +63,7 @@ from graft.tenants.tenant import Tenant
 from graft.trap.dispatch import SLOW_CALLS_ALL, Dispatcher, Watched
 from graft.trap.journal import SUP_BESIDE, Described, Journal, Slot
 from graft.trap.listener import Listener
+from graft.trap.spent import Spent
 from graft.trap.sup import Helper, available
 from graft.trap.supervisor import Supervisor
 
@@ -312,6 +314,21 @@ class Listeners:
         each = [watched.journal.counted for watched in self.watched.values()]
         done = self.dispatcher
         return done.calls + sum(calls for calls, _ in each), done.ns + sum(ns for _, ns in each)
+
+    def spent(self) -> dict[int, Spent]:
+        """How long the trapped calls of each tenant took, by its number."""
+        found: defaultdict[int, Spent] = defaultdict(Spent)
+        with self.lock:
+            for number, spent in self.dispatcher.spent.items():
+                found[number].add(spent.counts, spent.ns)
+        for watched in self.watched.values():
+            found[watched.tenant.id].add(watched.journal.spent, watched.journal.counted[1])
+        return found
+
+    def forget(self, tenant: Tenant) -> None:
+        """Forget what was counted of a tenant that has ended."""
+        with self.lock:
+            self.dispatcher.spent.pop(tenant.id, None)
 
     # -- graft-sup --
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import pytest
 
 import graft
-from graft.kernel import denials, direct, holders, linux, programs, reports, stamps, traps
+from graft.kernel import denials, direct, holders, linux, programs, reports, stamps, traffic, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, sysctl, tables
-from graft.trap import deputy, family, journal, listener
+from graft.trap import deputy, family, journal, listener, spent
 
 ROOT = Path(__file__).parents[3]
 HEADERS = ("csrc/abi.h", "csrc/sup.h", "csrc/deputy.h", "include/graft.h")
@@ -64,6 +64,7 @@ SAME = {
     journal: "SUP_FORWARD SUP_IDLE SUP_BESIDE SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
     reports: "REPORTS_ALL",
+    spent: "SUP_SPENT SUP_SPENT_FIRST",
     sysctl: "NUMBERS_FIRST NUMBERS_WORDS SUP_KIND_INET6 SUP_KIND_DGRAM",
     deputy: "DEPUTY_CONNECT DEPUTY_SENDTO DEPUTY_PATH",
     family: "GRAFT_SO_DELAYED GRAFT_SO_DELAYED_EXECUTE GRAFT_SO_DELAYED_RESULT GRAFT_SO_TRANSPARENT "
@@ -169,13 +170,14 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_served": (programs.SERVED, "tenant port", {}),
     "graft_counter_key": (programs.COUNTER_KEY, "tenant op reason", {}),
     "graft_denial": (denials.DENIAL, "tenant op reason error proto addr real comm when pid pad", {}),
+    "graft_traffic": (traffic.TRAFFIC, "accepted connected received sent segments_received segments_sent", {}),
     "graft_reports": (reports.REPORTS, "window refused allowed dropped", {}),
     "graft_leash": (programs.LEASH, "cgroup notification tenant pad", {}),
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
         journal.SHARED,
         "abi tenant reuse_uid home netns flags maker calls ns number trusted token maker_gid",
-        {"rest": journal.SHARED.size, "slots": journal.SHARED_SIZE},
+        {"spent": journal.SHARED.size, "slots": journal.SHARED_SIZE},
     ),
     "deputy_order": (deputy.ORDER, "uid gid call flags path_length data_length path", {}),
     "deputy_answer": (deputy.ANSWER, "value error unused", {}),

@@ -1,0 +1,56 @@
+"""`graft stats`: what containers have carried and been refused so far."""
+
+from typing import Any
+
+import click
+
+from graft.client import call
+from graft.commands.options import CONTEXT, json_option, print_json, say
+from graft.commands.sockets import amount
+
+COLUMNS = (
+    "CONTAINER",
+    "SOCKETS",
+    "OPEN IN/OUT",
+    "CONNECTIONS IN/OUT",
+    "RECEIVED",
+    "SENT",
+    "REFUSED",
+    "CALLS",
+    "PER CALL",
+)
+
+
+@click.command(context_settings=CONTEXT)
+@json_option
+def command(as_json: bool) -> None:
+    """Print what each container has done since its start: sockets, TCP connections in and out, bytes, refusals,
+    and the calls that graft has answered for it. `graftd --metrics` has the same for Prometheus.
+
+    \b
+    graft stats
+    graft stats -j | jq '.[] | {name, sent, received}'
+    """
+    found: list[dict[str, Any]] = call("stats", start=False)
+    if as_json:
+        print_json(found)
+        return
+    rows = [COLUMNS] + [_row(one) for one in found]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    calls = one["trapped_calls"]
+    return (
+        one["name"],
+        str(one["sockets"]),
+        f"{one['open_in']}/{one['open_out']}",
+        f"{one['accepted']}/{one['connected']}",
+        amount(one["received"]),
+        amount(one["sent"]),
+        str(sum(each["count"] for each in one["refused"])),
+        str(calls),
+        f"{one['trapped_call_seconds'] / calls * 1e6:.0f} us" if calls else "-",
+    )

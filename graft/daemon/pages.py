@@ -1,0 +1,77 @@
+"""The pages that graftd serves by HTTP, where it was told to: the metrics (`graftd --metrics`)."""
+
+import os
+import socket
+from collections.abc import Mapping
+
+from graft.daemon.metrics import OPENMETRICS, PLAIN, Own, page
+from graft.daemon.stats import Stats
+from graft.daemon.tenancy import Tenancy
+from graft.daemon.web import Asked, Reply, Response, Web, parse_where
+from graft.errors import GraftError
+from graft.kernel.stamps import OWN_TENANT
+from graft.log import log
+
+METRICS, METRICS_PUBLIC = "GRAFT_METRICS", "GRAFT_METRICS_PUBLIC"
+RETRY_SECONDS = 10.0
+
+
+class Pages:
+    """What is served. For the loop's thread."""
+
+    def __init__(self, tenancy: Tenancy) -> None:
+        self.tenancy = tenancy
+        self.readers = tenancy.readers
+        self.metrics: Web | None = None
+        self.next_try = 0.0
+
+    def start(self, environment: Mapping[str, str], *, needed: bool) -> None:
+        """Serve what the environment names. If that fails, raise GraftError with @needed, else try again later.
+
+        graftd that supervises containers goes on without a page.
+        """
+        where = environment.get(METRICS, "")
+        if not where or self.metrics:
+            return
+        try:
+            parsed = parse_where(where, public=environment.get(METRICS_PUBLIC) == "1", option="--metrics")
+            self.metrics = Web(self.tenancy.loop, parsed, self._own, self._metrics)
+        except GraftError as error:
+            if needed:
+                raise type(error)(f"metrics: {error.message}", hint=error.hint, code=error.code) from None
+            log.error("no metrics: %s", error)
+            return
+        log.info("metrics at %s", parsed)
+
+    def _own(self, sock: socket.socket) -> None:
+        """Make it a socket of graftd's own, which the programs of its cgroup leave alone."""
+        self.tenancy.sockets.stamps.stamp(sock.fileno(), OWN_TENANT, 0)
+
+    def tick(self, now: float) -> None:
+        """Close who is slow, and try again what could not be served. To be called each second."""
+        if self.metrics:
+            self.metrics.tick(now)
+        elif now >= self.next_try:
+            self.next_try = now + RETRY_SECONDS
+            self.start(os.environ, needed=False)
+
+    def close(self) -> None:
+        """Serve nothing any more."""
+        if self.metrics:
+            self.metrics.close()
+            self.metrics = None
+
+    def _metrics(self, asked: Asked, reply: Reply) -> None:
+        if asked.path == "/":
+            reply(Response(200, "text/html; charset=utf-8", b'graftd: <a href="metrics">metrics</a>\n'))
+            return
+        if asked.path != "/metrics":
+            reply(Response(404, "text/plain", b"/metrics is here\n"))
+            return
+        openmetrics = "application/openmetrics-text" in asked.headers.get("accept", "")
+
+        def then(stats: list[Stats]) -> None:
+            own = Own(len(self.readers), self.readers.closed, self.readers.lost)
+            reply(Response(200, OPENMETRICS if openmetrics else PLAIN, page(stats, own, openmetrics=openmetrics)))
+
+        self.tenancy.counting.ask(then)
