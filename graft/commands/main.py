@@ -22,6 +22,7 @@ COMMANDS = {
     "log": "Print what was refused, and with -f what is decided as it is decided.",
     "sockets": "List the open sockets of containers, as ss(8) does the host's.",
     "stats": "Print what containers have carried and been refused so far.",
+    "top": "Show what containers do now, by rate, on a screen that goes on.",
     "inspect": "Print everything about one container, in JSON.",
     "install": "Set up Docker, Podman or containerd to use graft.",
     "uninstall": "Undo 'graft install'.",

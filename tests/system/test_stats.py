@@ -94,6 +94,21 @@ def test_a_connection_that_was_refused_is_none(lab):
     lab.end(one)
 
 
+def test_top(lab):
+    code = "import socket, sys, time\nwhile True:\n try: socket.socket().bind(('203.0.113.1', 5))\n except OSError: pass\n time.sleep(.01)"
+    one = lab.spawn_graft("--name", "refused", *python(code))
+    idle = lab.spawn_graft("--name", "idle", "sleep", "60")
+    wait_for(lambda: all(name in lab.graft("ps").stdout for name in ("refused", "idle")), "the containers")
+    done = lab.graft("top", "-n", "2", "-d", "0.5", "-s", "refused", env={**lab.env, "COLUMNS": "140"})
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] in (["refused"], ["idle"])]
+    assert [row[0] for row in rows[-2:]] == ["refused", "idle"]
+    assert 10 < int(rows[-2][7]) <= 100
+    assert int(rows[-1][7]) == 0
+    lab.end(one)
+    lab.end(idle)
+
+
 @pytest.fixture
 def metrics(own_lab):
     own_lab.env["GRAFT_METRICS"] = "127.0.0.1:9435"

@@ -1,0 +1,107 @@
+"""`graft top`: what containers do now, by rate, on a screen that goes on."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from graft.client import call
+from graft.commands.options import CONTEXT
+from graft.commands.sockets import amount
+from graft.text import plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    *("CONTAINER", "OPEN IN", "OUT", "NEW IN/s", "OUT/s", "RECEIVED/s", "SENT/s", "REFUSED/s", "CALLS/s", "PER CALL"),
+)
+SORTS = {"traffic": 5, "connections": 3, "refused": 7, "calls": 8, "name": 0}
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("-d", "--delay", default=1.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
+@click.option("-n", "--rounds", default=0, type=click.IntRange(0), help="End after so many; 0: on an interrupt.")
+@click.option("-s", "--sort", default="traffic", type=click.Choice(list(SORTS)), help="Which first.")
+def command(delay: float, rounds: int, sort: str) -> int:
+    """Show what containers do, by rate: connections, bytes, refusals, and the calls that graft answers for them.
+
+    \b
+    graft top
+    graft top -s refused -d 5
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    before, then = _look()
+    done = 0
+    try:
+        with Live(_table([], delay), console=console, screen=console.is_terminal, auto_refresh=False) as live:
+            while not rounds or done < rounds:
+                time.sleep(delay)
+                now, at = _look()
+                rows = rates(before, now, at - then, sort)
+                before, then, done = now, at, done + 1
+                live.update(_table(rows[: max(console.height - 4, 3)] if console.is_terminal else rows, delay))
+                live.refresh()
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _look() -> tuple[dict[int, dict[str, Any]], float]:
+    found: list[dict[str, Any]] = call("stats", start=False)
+    return {one["id"]: one for one in found}, time.monotonic()
+
+
+def rates(
+    before: dict[int, dict[str, Any]], now: dict[int, dict[str, Any]], seconds: float, sort: str
+) -> list[tuple[Any, ...]]:
+    """A row of numbers in the order of COLUMNS for each container, the greatest by @sort first.
+
+    @before and @now: what `graft stats` has, by the container's number, @seconds apart. The last number is the mean
+    of a call in seconds, None where there was none.
+    """
+    rows: list[tuple[Any, ...]] = []
+    for number, one in now.items():
+        old = before.get(number, {})
+
+        def grown(field: str, one: dict[str, Any] = one, old: dict[str, Any] = old) -> float:
+            return float(one[field] - old.get(field, 0))
+
+        refused = sum(each["count"] for each in one["refused"]) - sum(e["count"] for e in old.get("refused", ()))
+        calls = grown("trapped_calls")
+        rows.append(
+            (
+                one["name"],
+                one["open_in"],
+                one["open_out"],
+                grown("accepted") / seconds,
+                grown("connected") / seconds,
+                grown("received") / seconds,
+                grown("sent") / seconds,
+                refused / seconds,
+                calls / seconds,
+                grown("trapped_call_seconds") / calls if calls else None,
+            )
+        )
+    column = SORTS[sort]
+    pair = column in (3, 5)  # both directions
+    rows.sort(key=lambda row: row[0] if not column else (-row[column] - (row[column + 1] if pair else 0), row[0]))
+    return rows
+
+
+def _table(rows: list[tuple[Any, ...]], delay: float) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"graft top, {time.strftime('%H:%M:%S')}, every {delay:g} s", box=None, title_justify="left")
+    for n, name in enumerate(COLUMNS):
+        table.add_column(name, justify="right" if n else "left", no_wrap=True)
+    for row in rows:
+        cells = [plain(row[0]), str(row[1]), str(row[2]), *(f"{rate:.0f}" for rate in row[3:5])]
+        cells += [*(amount(rate) for rate in row[5:7]), *(f"{rate:.0f}" for rate in row[7:9])]
+        cells.append("-" if row[9] is None else f"{row[9] * 1e6:.0f} us")
+        table.add_row(*(Text(cell) for cell in cells), style="bold red" if row[7] else "")
+    return table
