@@ -93,6 +93,7 @@ enum tenant_flags {
 	TENANT_LEARN = 2048,   /* with TENANT_ALLOW: it reaches everything, and graftd is told what */
 	TENANT_NAMES = 4096,   /* what it sends to port 53 goes to graftd's resolver */
 	TENANT_WATCHED = 8192, /* somebody reads what it is allowed as well (watch.bpf.h) */
+	TENANT_PACED = 16384,  /* has an entry in `rates` */
 };
 
 struct graft_tenant {

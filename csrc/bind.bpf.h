@@ -869,6 +869,8 @@ static __always_inline void make_known(struct bpf_sock_ops *ctx, struct bpf_sock
 	if (!tenant || stamp->flags & STAMP_NAMED)
 		return;
 	claim_alone(sk, stamp);
+	if (tenant->flags & TENANT_PACED)
+		SET_PACE(ctx, stamp->tenant);
 	if (tenant->flags & TENANT_WATCHED)
 		tell(stamp->tenant, DENIED(OP_LISTEN, REASON_ALLOWED), 0, IPPROTO_TCP, &stamp->local, here, false);
 	if (list_listener(ctx, sk, stamp, here->port) == LISTENERS_FULL)

@@ -10,6 +10,7 @@
 #include "listeners.bpf.h"
 #include "made.bpf.h"
 #include "numbers.bpf.h"
+#include "pace.bpf.h"
 #include "watch.bpf.h"
 
 /* Remember the peer as the program named it, to show it. */
@@ -249,6 +250,8 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 allow:
 	if (!may_have_source(ctx, stamp))
 		return deny(id, DENIED(OP_CONNECT, REASON_PORTS), EADDRNOTAVAIL, ctx->protocol, &asked);
+	if (tenant->flags & TENANT_PACED)
+		pace_connection(ctx, id);
 	note_peer(stamp, &asked, a);
 	return ALLOW;
 }

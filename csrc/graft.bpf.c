@@ -27,6 +27,7 @@
  * direct.bpf.h   Sockets that programs of direct containers make themselves, in their own cgroup.
  * leash.bpf.h    Whose process it is, by its filter.
  * moved.bpf.h    What was moved out of such a cgroup makes no socket.
+ * pace.bpf.h     How fast a TCP socket may send.
  * traffic.bpf.h  What TCP connections have carried.
  * guard.bpf.h    What the host's own programs may reach.
  * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.

@@ -398,6 +398,15 @@ struct {
 	__uint(max_entries, 256 * 1024);
 } denials SEC(".maps");
 
+/* bytes that each TCP socket of a tenant may send in a second; graftd writes it */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u32);
+} rates SEC(".maps");
+
 /* graftd makes the entry of a tenant, the programs fill it */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

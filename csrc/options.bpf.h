@@ -20,9 +20,9 @@
 #include "late.bpf.h"
 #include "leash.bpf.h"
 #include "made.bpf.h"
+#include "pace.bpf.h"
 #include "report.bpf.h"
 
-#define SOL_SOCKET_ 1
 #define SOL_IP_ 0
 #define SOL_TCP_ 6
 #define SOL_UDP_ 17
@@ -376,11 +376,32 @@ static __always_inline bool needs_a_look(__s32 level, __s32 name)
 {
 	switch (level) {
 	case SOL_SOCKET_:
-		return is_noted(level, name) || name == SO_PRIORITY_;
+		return is_noted(level, name) || name == SO_PRIORITY_ || name == SO_MAX_PACING_RATE_;
 	case SOL_TCP_:
 		return name == TCP_SAVE_SYN_ || name == TCP_ULP_;
 	}
 	return true;
+}
+
+/* The tenant of a socket, accepted or not. */
+static __always_inline __u32 owner_of(struct bpf_sock *sk, struct graft_stamp *stamp)
+{
+	struct graft_addr a = {};
+	__u32 ip4;
+
+	if (stamp)
+		return stamp->tenant;
+	if (direct_tenant())
+		return direct_tenant();
+	a.port = FIELD(sk->src_port);
+	ip4 = FIELD(sk->src_ip4);
+	a.ip[0] = FIELD(sk->src_ip6[0]);
+	a.ip[1] = FIELD(sk->src_ip6[1]);
+	a.ip[2] = FIELD(sk->src_ip6[2]);
+	a.ip[3] = FIELD(sk->src_ip6[3]);
+	if (FIELD(sk->family) == AF_INET)
+		set_v4(&a, ip4);
+	return tenant_at(&a);
 }
 
 SEC("cgroup/setsockopt")
@@ -417,6 +438,8 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (option != OPTION_FREE)
 		error = option == OPTION_UNKNOWN ? unknown_option(ctx, level) : refused_option(ctx, option);
 	else if (level == SOL_SOCKET_ && name == SO_PRIORITY_ && int_value(ctx, &value) && value > 6)
+		error = EPERM;
+	else if (level == SOL_SOCKET_ && name == SO_MAX_PACING_RATE_ && outpaces(ctx, owner_of(ctx->sk, stamp)))
 		error = EPERM;
 	else if (level == SOL_TCP_ && name == TCP_SAVE_SYN_ && ctx->sk->protocol != IPPROTO_UDP &&
 		 int_value(ctx, &value) && value == 2)

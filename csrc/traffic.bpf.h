@@ -55,22 +55,16 @@ static __always_inline __u32 server_at(const struct graft_addr *a)
 	return found ? found->tenant : 0;
 }
 
-/* The tenant whose an accepted socket is, by the address at which it was reached; 0: nobody's. */
-static __noinline __u32 tenant_of_accepted(struct bpf_sock *sk)
+/* The tenant whose an accepted socket is that was reached at @a; 0: nobody's. */
+static __noinline __u32 tenant_at(struct graft_addr *a)
 {
-	struct sock_common___addressed *common = (void *)sk;
 	struct graft_holder *holder;
-	struct graft_addr a = {};
 	__u32 slice, *tenant;
 
-	if (sk->family == AF_INET)
-		set_v4(&a, BPF_CORE_READ(common, skc_rcv_saddr));
-	else
-		BPF_CORE_READ_INTO(&a.ip, common, skc_v6_rcv_saddr);
-	/* not skc_num, which a connection that both sides have closed has lost */
-	a.port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
-	if (in_slices(&a)) {
-		slice = slice_number(&a);
+	if (!a)
+		return 0;
+	if (in_slices(a)) {
+		slice = slice_number(a);
 		tenant = bpf_map_lookup_elem(&slices, &slice);
 		if (!tenant) { /* a further address of the loopback has a number of its tenant's group */
 			slice -= slice % SLICE_GROUP;
@@ -78,8 +72,21 @@ static __noinline __u32 tenant_of_accepted(struct bpf_sock *sk)
 		}
 		return tenant ? *tenant : 0;
 	}
-	holder = holder_of(&a);
-	return holder && holder->tenant ? holder->tenant : server_at(&a);
+	holder = holder_of(a);
+	return holder && holder->tenant ? holder->tenant : server_at(a);
+}
+
+/* Where a socket was reached, in programs whose context is the kernel's socket. */
+static __always_inline void read_local(struct bpf_sock *sk, struct graft_addr *a)
+{
+	struct sock_common___addressed *common = (void *)sk;
+
+	if (sk->family == AF_INET)
+		set_v4(a, BPF_CORE_READ(common, skc_rcv_saddr));
+	else
+		BPF_CORE_READ_INTO(&a->ip, common, skc_v6_rcv_saddr);
+	/* not skc_num, which a connection that both sides have closed has lost */
+	a->port = bpf_ntohs(BPF_CORE_READ((struct inet_sock *)sk, inet_sport));
 }
 
 /* The same, where it stands in the kernel's structure no more. */
@@ -155,8 +162,13 @@ static __noinline int count_closed(struct bpf_sock *sk, __u32 id, bool accepted)
 /* A program closes its last descriptor of a TCP socket, of the tenant @direct or of whoever serves where it is. */
 static __always_inline void count_accepted(struct bpf_sock *sk, __u32 direct)
 {
-	__u32 tenant = direct ? direct : tenant_of_accepted(sk);
+	struct graft_addr a = {};
+	__u32 tenant = direct;
 
+	if (!tenant) {
+		read_local(sk, &a);
+		tenant = tenant_at(&a);
+	}
 	if (tenant)
 		count_closed(sk, tenant, true);
 }

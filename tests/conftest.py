@@ -50,6 +50,7 @@ BOTH_MODES = {
     "system/test_policy_learn.py",
     "system/test_policy_names.py",
     "system/test_publish.py",
+    "system/test_rate.py",
     "system/test_sockets.py",
     "system/test_stats.py",
 }

@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = (
-    *("CONTAINER", "OPEN IN", "OUT", "NEW IN/s", "OUT/s", "RECEIVED/s", "SENT/s", "REFUSED/s", "CALLS/s", "PER CALL"),
+    *(
+        "CONTAINER",
+        "OPEN IN",
+        "OUT",
+        "NEW IN/s",
+        "OUT/s",
+        "RECEIVED/s",
+        "SENT/s",
+        "REFUSED/s",
+        "CALLS/s",
+        "PER CALL",
+        "LIMIT",
+    ),
 )
 SORTS = {"traffic": 5, "connections": 3, "refused": 7, "calls": 8, "name": 0}
 
@@ -60,8 +72,8 @@ def rates(
 ) -> list[tuple[Any, ...]]:
     """A row of numbers in the order of COLUMNS for each container, the greatest by @sort first.
 
-    @before and @now: what `graft stats` has, by the container's number, @seconds apart. The last number is the mean
-    of a call in seconds, None where there was none.
+    @before and @now: what `graft stats` has, by the container's number, @seconds apart. The last but one is the mean
+    of a call in seconds, None where there was none; the last is the bound of each socket, bytes a second.
     """
     rows: list[tuple[Any, ...]] = []
     for number, one in now.items():
@@ -84,6 +96,7 @@ def rates(
                 refused / seconds,
                 calls / seconds,
                 grown("trapped_call_seconds") / calls if calls else None,
+                one["rate"],
             )
         )
     column = SORTS[sort]
@@ -103,5 +116,6 @@ def _table(rows: list[tuple[Any, ...]], delay: float) -> "Table":
         cells = [plain(row[0]), str(row[1]), str(row[2]), *(f"{rate:.0f}" for rate in row[3:5])]
         cells += [*(amount(rate) for rate in row[5:7]), *(f"{rate:.0f}" for rate in row[7:9])]
         cells.append("-" if row[9] is None else f"{row[9] * 1e6:.0f} us")
+        cells.append(f"{amount(row[10])}/s" if row[10] else "-")
         table.add_row(*(Text(cell) for cell in cells), style="bold red" if row[7] else "")
     return table

@@ -282,7 +282,9 @@ class Admin:
                 for name, used, most in zip(
                     tenant.limits._fields, self.tenancy.kernel.used(tenant.id), tenant.limits, strict=True
                 )
+                if name != "rate"
             },
+            "rate": tenant.rate,
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(counters.items())
             ],

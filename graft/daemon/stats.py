@@ -39,6 +39,7 @@ class Stats(NamedTuple):
     unreported: int
     spent: Spent
     memory: int  # of its graft-sup, bytes
+    rate: int  # the bound of each of its TCP sockets, bytes a second; 0: none
 
     @property
     def document(self) -> dict[str, Any]:
@@ -59,6 +60,7 @@ class Stats(NamedTuple):
             "trapped_call_seconds": self.spent.ns / 1e9,
             "trapped_call_buckets": self.spent.counts,
             "memory": self.memory,
+            "rate": self.rate,
         }
 
 
@@ -73,7 +75,7 @@ class Counting:
 
     def ask(self, then: Callable[[list[Stats]], None]) -> None:
         """Have @then called, in the loop, with the numbers of all tenants, by name."""
-        tenants = [(t.id, t.name) for t in self.registry.tenants.values()]
+        tenants = [(t.id, t.name, t.rate) for t in self.registry.tenants.values()]
         spent = self.calls.spent()
         self._most = {number: most for number, most in self._most.items() if number in self.registry.tenants}
 
@@ -81,7 +83,7 @@ class Counting:
             carried, memory = _carried(owned), _memory()
             refused = self.registry.kernel.all_counters()
             found = []
-            for number, name in tenants:
+            for number, name, rate in tenants:
                 open_in, open_out, now = carried.get(number, (0, 0, Traffic()))
                 used = self.registry.kernel.used(number)
                 done = closed_traffic(self.registry.kernel.maps["traffic"], number)
@@ -98,6 +100,7 @@ class Counting:
                         self.registry.kernel.reports.dropped(number),
                         spent.get(number, Spent()),
                         memory.get(name, 0),
+                        rate,
                     )
                 )
             return sorted(found)

@@ -96,6 +96,7 @@ MAPS = (
     "denials",
     "reports",
     "traffic",
+    "rates",
     "forwards",
     "direct",
     "leashes",
@@ -220,6 +221,7 @@ class Kernel:
             "asker_tables": ASKERS.size,
             "reports": REPORTS.size,
             "traffic": TRAFFIC.size,
+            "rates": 4,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))
@@ -392,6 +394,8 @@ class Kernel:
         if before != wanted:  # a write may undo what the programs count meanwhile, so write only on a change
             self.maps["usage"].update(key, USAGE.pack(sockets, udp, *wanted))
         self._limit_ports(tenant, limits.ports)
+        if limits.rate:
+            self.maps["rates"].update(key, limits.rate.to_bytes(4, "little"))
         self.reports.allow(tenant)
         if self.maps["traffic"].get(key) is None:
             self.maps["traffic"].update(key, bytes(TRAFFIC.size))
@@ -437,18 +441,8 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        for name in (
-            "usage",
-            "budgets",
-            "ports",
-            "numbers",
-            "asker_tables",
-            "listening",
-            "loopbacks",
-            "claiming",
-            "reports",
-            "traffic",
-        ):
+        gone = "usage budgets ports numbers asker_tables listening loopbacks claiming reports traffic rates"
+        for name in gone.split():
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for name, size in (("dynamic_ports", DYNAMIC_KEY_SIZE), ("abroad", ABROAD_KEY_SIZE)):
             for key in list(self.maps[name].keys(size)):

@@ -13,37 +13,42 @@ from graft.errors import UsageError
 
 MAX = 1 << 24
 PORTS = 4096
-HINT = "sockets=N, udp=N, ports=N"
+HINT = "sockets=N, udp=N, ports=N, rate=N{k,m,g}bit"
+UNITS = {"bit": 1, "kbit": 10**3, "mbit": 10**6, "gbit": 10**9}  # as tc(8) has them
+RATE_MIN, RATE_MAX = 1000, (1 << 32) - 2  # bytes a second; SO_MAX_PACING_RATE of 32 bits, but for "none"
 
 
 class Limits(NamedTuple):
-    """The limits of one container. UDP sockets count in `sockets` as well."""
+    """The limits of one container. UDP sockets count in `sockets` as well. `rate` is of each TCP socket, 0: none."""
 
     sockets: int = 65536
     udp: int = 4096
     ports: int = PORTS
+    rate: int = 0  # bytes a second
 
     def __str__(self) -> str:
-        """As parse_limits() reads it. `ports` is not there if it is the default: earlier releases do not know it."""
+        """As parse_limits() reads it. What is the default is not there, where earlier releases do not know it."""
         ports = f",ports={self.ports}" if self.ports != PORTS else ""
-        return f"sockets={self.sockets},udp={self.udp}{ports}"
+        rate = f",rate={self.rate * 8}bit" if self.rate else ""
+        return f"sockets={self.sockets},udp={self.udp}{ports}{rate}"
 
     def lowest(self, other: "Limits") -> "Limits":
         """The stricter of both, limit by limit."""
-        return Limits(*map(min, self, other))
+        rate = min(filter(None, (self.rate, other.rate)), default=0)
+        return Limits(*map(min, self, other))._replace(rate=rate)
 
     def or_else(self, default: "Limits") -> "Limits":
         """These limits, with those of @default in place of what is not named (0)."""
         return Limits(*(mine or other for mine, other in zip(self, default, strict=True)))
 
 
-UNLIMITED = Limits(0, 0, 0)  # names none
+UNLIMITED = Limits(0, 0, 0, 0)  # names none
 
 
 def parse_limits(texts: Iterable[str], default: Limits) -> Limits:
-    """Parse `sockets=N`, `udp=N` and `ports=N`, separated by commas or given one by one; the rest is as in @default.
+    """Parse `sockets=N`, `udp=N`, `ports=N` and `rate=100mbit`, separated by commas or given one by one.
 
-    Raises UsageError.
+    The rest is as in @default. Raises UsageError.
     """
     limits = default
     for text in texts:
@@ -51,10 +56,25 @@ def parse_limits(texts: Iterable[str], default: Limits) -> Limits:
             name, _, number = item.strip().partition("=")
             if name not in Limits._fields:
                 raise UsageError(f"limit '{item}': unknown", hint=HINT)
+            if name == "rate":
+                limits = limits._replace(rate=_rate(item, number))
+                continue
             if not (number.isascii() and number.isdigit()) or len(number) > 8 or not 1 <= int(number) <= MAX:
                 raise UsageError(f"limit '{item}': not a number from 1 to {MAX}", hint=HINT)
             limits = limits._replace(**{name: int(number)})
     return limits
+
+
+def _rate(item: str, text: str) -> int:
+    """Parse a number with a unit of tc(8): bytes a second. Raises UsageError."""
+    number = text.rstrip("bgikmt")
+    unit = UNITS.get(text[len(number) :], 0)
+    if not unit or not (number.isascii() and number.isdigit()) or len(number) > 12:
+        raise UsageError(f"limit '{item}': not a rate", hint="a number and bit, kbit, mbit or gbit, like 100mbit")
+    rate = int(number) * unit // 8
+    if not RATE_MIN <= rate <= RATE_MAX:
+        raise UsageError(f"limit '{item}': not from {RATE_MIN * 8 // 1000}kbit to {RATE_MAX * 8 // 10**9}gbit")
+    return rate
 
 
 def default_limits(environment: Mapping[str, str]) -> Limits:

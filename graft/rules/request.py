@@ -154,7 +154,8 @@ def _own_addresses(texts: Sequence[str]) -> list[Own]:
 
 
 def _exceeds(text: str, most: Limits) -> bool:
-    return any(asked > limit for asked, limit in zip(parse_limits((text,), UNLIMITED), most, strict=True))
+    asked = parse_limits((text,), UNLIMITED)._replace(rate=0)  # a rate takes nothing
+    return any(one > limit for one, limit in zip(asked, most, strict=True))
 
 
 EGRESS_DEFAULTS = ("host", "none")
@@ -214,8 +215,8 @@ SETTINGS = (
     Setting(
         "limits",
         ("--limit",),
-        "sockets=N|udp=N|ports=N",
-        "How many sockets it may have; default: graftd's limit.",
+        "sockets=N|udp=N|ports=N|rate=RATE",
+        "How many sockets it may have, and how fast each sends; default: graftd's limit.",
         "limit",
         lambda texts: parse_limits(texts, UNLIMITED),
         for_root=lambda _: False,  # others get graftd's limit at most

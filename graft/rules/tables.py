@@ -41,6 +41,7 @@ TENANT_ALLOW = 1024
 TENANT_LEARN = 2048
 TENANT_NAMES = 4096
 TENANT_WATCHED = 8192
+TENANT_PACED = 16384
 
 DEFAULT = 1
 INET = 4
@@ -280,6 +281,7 @@ def compile_tables(
     home: bool = False,
     verbose: bool = False,
     watched: bool = False,
+    paced: bool = False,
     resolvers: Sequence[Address] = (),
     owned: Sequence[Own] = (),
     added: Container[Address] = (),
@@ -298,10 +300,10 @@ def compile_tables(
     leaves = any(value != NO_EGRESS for value in out.values())
     flags = (TENANT_EGRESS if leaves else 0) | (TENANT_STRICT if strict else 0)
     flags |= (TENANT_HOME if home else 0) | (TENANT_VERBOSE if verbose else 0) | (TENANT_DIRECT if direct else 0)
-    flags |= TENANT_WATCHED if watched else 0
+    flags |= (TENANT_WATCHED if watched else 0) | (TENANT_PACED if paced else 0)
     if not egress_host:
         flags |= TENANT_REPLIES
-    elif direct and not (egress or owned or strict or verbose or watched or home or policy or asks):
+    elif direct and not (egress or owned or strict or verbose or watched or paced or home or policy or asks):
         flags |= TENANT_PLAIN
     if policy:
         flags |= TENANT_ALLOW | (TENANT_LEARN if policy.learns else 0)

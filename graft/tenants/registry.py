@@ -272,7 +272,8 @@ class Registry(Known):
                         maps[name].delete(key)
             raise
         if tenant.installed is NOTHING:
-            self.kernel.limit(tenant.id, tenant.limits, private_ports(tenant.sysctls, self.ephemeral))
+            limits = tenant.limits._replace(rate=tenant.rate)
+            self.kernel.limit(tenant.id, limits, private_ports(tenant.sysctls, self.ephemeral))
             if tenant.wide:
                 self.kernel.widen(tenant.id)
         maps["tenants"].update(tenant.id.to_bytes(4, "little"), tenant.value(tables.flags))

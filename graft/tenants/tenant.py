@@ -246,6 +246,11 @@ class Tenant:
         return bool(self.policy or self.asked.names)
 
     @property
+    def rate(self) -> int:
+        """How many bytes a second each of its TCP sockets may send, 0: any. A wrapper has its container's as well."""
+        return self.limits.lowest(self.parent.limits).rate if self.parent else self.limits.rate
+
+    @property
     def sysctls(self) -> tuple[str, ...]:
         """The sysctls that its sockets follow, as they were asked for. A wrapper's are its container's."""
         return (self.parent or self).asked.sysctl
@@ -320,6 +325,7 @@ class Tenant:
             home=self.in_host_netns,
             verbose=self.verbose,
             watched=self.watched,
+            paced=bool(self.rate),
             resolvers=[*self.open_resolvers, *(pods if self._asks_for_pods() else ())],
             owned=self.owned,
             added=added,

@@ -27,7 +27,7 @@ def stats(name, number=1):
     for ns in (5_000, 15_000, 15_000, 10**9):
         spent.note(ns)
     refused = {("connect", "outside the egress rules"): 7, ("bind", "no ingress rule"): 1}
-    return Stats(name, number, 5, 2, 3, 4, Traffic(10, 20, 3000, 4000, 50, 60), refused, 9, spent, 1 << 20)
+    return Stats(name, number, 5, 2, 3, 4, Traffic(10, 20, 3000, 4000, 50, 60), refused, 9, spent, 1 << 20, 0)
 
 
 def text(*found, openmetrics=False):
