@@ -35,6 +35,17 @@ def _lacks_device(kind: str) -> str:
     return f"this kernel has no {kind}" if "Unknown device type" in said or "not supported" in said else ""
 
 
+def add_forward(api: Path, port: int) -> None:
+    """Have the slirp4netns whose API is at @api forward @port of the host, TCP and UDP. Raises OSError."""
+    for protocol in ("tcp", "udp"):
+        arguments = {"proto": protocol, "host_addr": "0.0.0.0", "host_port": port, "guest_port": port}
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(api))
+            sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
+            sock.recv(4096)
+
+
 class InNamespace(Peer):
     """Base class of peers whose container is a netns that is made here, without an engine."""
 
@@ -212,8 +223,7 @@ class Slirp(InNamespace):
     def publish(self, api: Path) -> None:
         """Forward the ports."""
         for port in self._ports():
-            for protocol in ("tcp", "udp"):
-                self._order(api, {"proto": protocol, "host_addr": "0.0.0.0", "host_port": port, "guest_port": port})
+            add_forward(api, port)
 
     def _ports(self) -> range:
         return range(self.first, self.first + PORTS)
@@ -222,14 +232,6 @@ class Slirp(InNamespace):
         return subprocess.run(
             ("ip", "-n", self.ns, "-4", "address", "show", "tap0"), capture_output=True, text=True
         ).stdout
-
-    @staticmethod
-    def _order(api: Path, arguments: dict[str, Any]) -> None:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(5)
-            sock.connect(str(api))
-            sock.sendall(json.dumps({"execute": "add_hostfwd", "arguments": arguments}).encode())
-            sock.recv(4096)
 
 
 class Bypass(Slirp):

@@ -29,6 +29,7 @@ from graft.bench.lab import Lab, laboratory
 from graft.bench.peer import Peer
 from graft.bench.peers import PEERS
 from graft.bench.result import FORMAT, Growth, Partial, Result, Row, Skipped, machine
+from graft.bench.rootless import ROOTLESS
 from graft.bench.stop import Stop, Stopped
 from graft.errors import Failure, UsageError
 
@@ -54,6 +55,7 @@ class Choice(NamedTuple):
     quick: bool = False
     rate: str = ""  # of the wire, as tc(8) takes it; empty: unlimited
     delay: str = ""  # of the wire, one way, as tc(8) takes it; empty: none
+    rootless: bool = False  # the peers that an ordinary user can have
 
     def wants(self, name: str) -> bool:
         """Return whether the case @name is to be measured. A full name selects its case alone, a part all matches."""
@@ -61,7 +63,11 @@ class Choice(NamedTuple):
 
     def peers(self) -> list[type[Peer]]:
         """Return the peers to measure."""
-        return [peer for peer in PEERS if not self.against or peer.name in (*ALWAYS, *self.against)]
+        return [peer for peer in self.known() if not self.against or peer.name in (*ALWAYS, *self.against)]
+
+    def known(self) -> tuple[type[Peer], ...]:
+        """Return the peers that there are."""
+        return ROOTLESS if self.rootless else PEERS
 
 
 class Board:
@@ -163,8 +169,8 @@ class Run:
     def __init__(self, choice: Choice, console: Console, stop: Stop) -> None:
         self.choice = choice
         self.stop = stop
-        self.cases = [case for case in CASES if choice.wants(case.name)]
-        self.growing = [name for name in scale.CASES if choice.wants(name)]
+        self.cases = [case for case in CASES if choice.wants(case.name) and (case.setup or not choice.rootless)]
+        self.growing = [name for name in scale.CASES if choice.wants(name) and not choice.rootless]
         self.board = Board(console, choice.peers(), len(self.cases) + len(self.growing))
         self.skipped: list[Skipped] = []
         self.rounds = 0
@@ -234,8 +240,9 @@ def _check(choice: Choice) -> None:
         if not any(text in name for name in NAMES):
             raise UsageError(f"no case is named '{text}'", hint=f"one of {', '.join(NAMES)}")
     for name in choice.against:
-        if name not in {peer.name for peer in PEERS}:
-            raise UsageError(f"no peer is named '{name}'", hint=f"one of {', '.join(p.name for p in PEERS)}")
+        known = [peer.name for peer in choice.known()]
+        if name not in known:
+            raise UsageError(f"no peer is named '{name}'", hint=f"one of {', '.join(known)}")
 
 
 def _compile(lab: Lab, cases: Sequence[Case] = ()) -> None:

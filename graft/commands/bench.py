@@ -23,6 +23,9 @@ WIDTH = 180  # of the summary where no terminal says how wide it is
     metavar="PEER",
     help="Compare with this peer, and not with all: docker, bridge, bypass4netns; --list names them.",
 )
+@click.option(
+    "--rootless", is_flag=True, help="Compare what an ordinary user can have: graft, pasta, slirp4netns ..."
+)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=None, metavar="N", help="Rounds of pairs; default 5.")
 @click.option(
     "--time", "limit", metavar="TIME", help="Stop after so long: 90s, 10m, 1h. Keeps what is measured by then."
@@ -42,6 +45,7 @@ def command(
     quick: bool,
     cases: tuple[str, ...],
     against: tuple[str, ...],
+    rootless: bool,
     rounds: int | None,
     limit: str | None,
     rate: str,
@@ -59,22 +63,23 @@ def command(
     \b
     graft bench --quick
     graft bench --case short-out --case http --against docker --json result.json --out report.html
+    graft bench --rootless --json rootless.json
     """
     import msgspec
     from rich.console import Console
 
     from graft.bench import run, scale, summary
     from graft.bench.cases import CASES
-    from graft.bench.peers import PEERS
     from graft.bench.report import page
     from graft.bench.stop import Stop, seconds
 
+    choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay, rootless)
     if listing:
         for case in CASES:
             click.echo(f"{case.name:20} {case.title}")
         for name, each in scale.CASES.items():
             click.echo(f"{name:20} {(each.__doc__ or '').splitlines()[0]}")
-        for peer in PEERS:
+        for peer in choice.known():
             click.echo(f"--against {peer.name:20} {peer.reason() or peer.title}")
         return
     if os.geteuid() != 0:
@@ -85,7 +90,6 @@ def command(
                 f"{path}: there is no directory {path.absolute().parent}", hint="create it first", code="ENOENT"
             )
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    choice = run.Choice(cases, against, rounds or (1 if quick else 5), quick, rate, delay)
     stop = Stop(seconds(limit) if limit is not None else 0.0)
     result = run.benchmark(choice, console, stop)
     try:

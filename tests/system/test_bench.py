@@ -16,6 +16,7 @@ from graft.bench.cases import CASES
 from graft.bench.lab import GRAFT, SLOWNESS, wait_for
 from graft.bench.peers import PEERS
 from graft.bench.result import FORMAT, Partial, Result
+from graft.bench.rootless import ROOTLESS
 from tests.conftest import need
 
 UNBUFFERED = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -213,3 +214,14 @@ def test_bad_choices(words, says):
     assert found.returncode in (1, 2)
     assert says in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_what_an_ordinary_user_can_have(tmp_path):
+    need("pasta", "slirp4netns", "nginx", "wrk")
+    found = bench("--rootless", "--quick", "--case", "http-1kib-close", "--json", tmp_path / "r.json", timeout=120)
+    assert found.returncode == 0, found.stderr
+    result = msgspec.json.decode((tmp_path / "r.json").read_bytes(), type=Result)
+    absent = {skip.peer: skip.reason for skip in result.skipped}
+    assert absent == {kind.name: kind.reason() for kind in ROOTLESS if kind.reason()}
+    assert result.rows[0].samples.keys() == {kind.name for kind in ROOTLESS} - absent.keys()
+    assert not [path for path in Path("/sys/fs/cgroup").rglob("graft-bench-*") if path.is_dir()]

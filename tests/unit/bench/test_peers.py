@@ -8,6 +8,7 @@ from graft.bench import networks, peer
 from graft.bench.cases import CASES
 from graft.bench.peers import PEERS
 from graft.bench.result import Skipped
+from graft.bench.rootless import ROOTLESS
 from graft.bench.run import Choice, Field, Run, case_rows
 from graft.rules.request import SETTINGS
 
@@ -116,3 +117,13 @@ def test_a_passed_socket_is_the_third_descriptor_of_the_process_itself():
     command = ("/usr/bin/python3", "-I", "-c", networks.Passed.code, "0", "/usr/bin/python3", "-I", "-c", code)
     told = subprocess.run(command, capture_output=True, text=True)
     assert (told.stdout.split()[1:], told.stderr) == (["1", "True", "1"], "")
+
+
+def test_an_ordinary_user_has_the_same_rows_with_other_peers():
+    assert [kind.name for kind in Choice(rootless=True).peers()] == ["host", "graft", "pasta", "slirp4netns", "bypass4netns"]
+    assert [kind.name for kind in Choice(rootless=True, against=("pasta",)).peers()] == ["host", "graft", "pasta"]
+    run = Run(Choice(rootless=True), None, None)  # type: ignore[arg-type] # neither is asked
+    assert {case.name for case in run.cases} == {case.name for case in CASES if case.setup}
+    assert not run.growing
+    by_root = {kind.name for kind in PEERS}
+    assert all(kind.name in by_root and kind.__name__.startswith("Rootless") for kind in ROOTLESS)
