@@ -182,8 +182,12 @@ def check_ports(grants: Grants, what: str, ports: Iterable[tuple[int, int]], unp
 
 def check_publication(grants: Grants, publication: Publication, unprivileged: int) -> None:
     """Raise Refused (EACCES) for a host port of @publication that is not granted."""
-    ports = range(publication.host_first, publication.host_first + publication.span)
-    check_ports(grants, f"-p {publication}", ((publication.protocol, port) for port in ports), unprivileged)
+    at, last, protocol = publication.host_first, publication.host_first + publication.span - 1, publication.protocol
+    while at <= last:  # range by range: graftd's loop waits
+        ends = [granted.last for granted in grants.ports if granted.cover(at, protocol, unprivileged)]
+        if not ends:
+            check_ports(grants, f"-p {publication}", [(protocol, at)], unprivileged)
+        at = max(ends) + 1
 
 
 def check_address(grants: Grants, address: Address) -> None:
