@@ -160,6 +160,22 @@ class Hook(AdminRequest, tag="hook"):
     config: dict[str, Any]
 
 
+class Prepare(AdminRequest, tag="prepare"):
+    """A user's engine is about to create a container: the answer is @config with the traps.
+
+    What the engine's files say of it is the user's own word, as graft/engines/container.py has it. The descriptor, if
+    there is one, is the namespace that it joins.
+    """
+
+    config: dict[str, Any]
+    engine: str
+    id: str
+    name: str
+    settings: dict[str, str] = {}
+    network: str = ""
+    sandbox: bool = False
+
+
 class Exec(AdminRequest, tag="exec"):
     """graft-runtime: a runtime is about to execute @process (runtime-spec config.md, "Process") in a container."""
 
@@ -208,9 +224,11 @@ class Attach(AdminRequest, tag="attach"):
 
 
 class Attached(AdminRequest, tag="attached"):
-    """graft-cni CHECK: the answer has the addresses that the host still has."""
+    """graft-cni CHECK: the answer has the addresses that the host still has. A descriptor instead of a key: of any
+    attachment of that namespace.
+    """
 
-    key: str
+    key: str = ""
 
 
 class Detach(AdminRequest, tag="detach"):
@@ -244,6 +262,7 @@ AnyRequest = (
     | Status
     | Bundle
     | Hook
+    | Prepare
     | Exec
     | Start
     | Begin
@@ -282,6 +301,7 @@ class Metadata(msgspec.Struct, forbid_unknown_fields=True, rename={"traps_addres
     directory: str = ""  # where Docker keeps its config.v2.json, which has the names
     netadmin: bool = False  # may its processes have CAP_NET_ADMIN?
     sandbox: bool = False  # is it a pod's pause container, which makes no socket?
+    uid: int = 0  # of the user without root whose engine's container it is
     seal: str = ""  # proves that graftd wrote this (graft/engines/seal.py)
 
 

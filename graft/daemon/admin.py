@@ -56,11 +56,21 @@ READING = (
     protocol.Sockets,
     protocol.StatsAll,
     protocol.Bundle,
+    protocol.Prepare,
     protocol.Exec,
     protocol.Start,
     protocol.Attached,
     protocol.Status,
     protocol.Stop,
+)
+
+
+WITH_DESCRIPTORS = (
+    protocol.Run,
+    protocol.EndpointAdd,
+    protocol.Attach,
+    protocol.Prepare,
+    protocol.Attached,
 )
 
 
@@ -91,7 +101,7 @@ class Admin:
         return self._carry_out(connection, request, fds)
 
     def _carry_out(self, connection: Connection, request: protocol.AnyRequest, fds: list[int]) -> Reply:
-        if fds and not isinstance(request, protocol.Run | protocol.EndpointAdd | protocol.Attach):
+        if fds and not isinstance(request, WITH_DESCRIPTORS):
             raise UsageError("this request has no descriptors")
         changes = not isinstance(request, READING)
         if changes:

@@ -38,8 +38,7 @@ class Creation(NamedTuple):
 
 
 def _not_grafts(network: str) -> Refused:
-    hint = "--network none, or a network made by 'docker network create -d graft NAME'"
-    return Refused(f"network '{network}' is not graft's", hint=hint, code="EINVAL")
+    return Refused(f"network '{network}' is not graft's", hint=bundle.NETWORKS, code="EINVAL")
 
 
 class EngineOrders:
@@ -216,6 +215,10 @@ class EngineOrders:
 
         Repeated for the same key, it replaces the attachment. Raises GraftError.
         """
+        return self._attach(request, fds)
+
+    def _attach(self, request: protocol.Attach, fds: list[int], uid: int = 0) -> Reply:
+        """@uid: of the user without root whose engine asks."""
         if len(fds) != 1:
             raise UsageError("attach carries one descriptor, the namespace")
         registry_ = self.tenancy.registry
@@ -234,10 +237,11 @@ class EngineOrders:
         if attachments.twins_inside(registry_, attachment):  # each of a container's networks names its ports
             attachment.publications = []
         attachment.names = [n for n in request.names if n]
+        attachment.uid = uid
         if request.resolver:
             attachment.resolver = parse_address(request.resolver)
         attachments.detach(registry_, request.key)
-        attachments.add(registry_, attachment)
+        attachments.add(registry_, attachment, uid or None)
         try:
             attachments.join(registry_, attachment)
         except BaseException:

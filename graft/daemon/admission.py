@@ -275,10 +275,10 @@ def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target, user: Us
     else:
         label = plain_name(os.path.basename(target.argv[0])) if target.argv else "container"
         name = f"{label[:48]}-{reg.next_id}"
-    if user:
-        name = user.full_name(name)
-    if container_id and reg.by_name(name):
+    full_name = user.full_name if user else str
+    if container_id and reg.by_name(full_name(name)):
         name = f"{name[:NAME_ROOM]}-{container_id[:12]}"
+    name = full_name(name)
     return _new_tenant(reg, CONTAINER, pid, netns_fd, name, target.argv)
 
 

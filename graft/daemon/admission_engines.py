@@ -8,6 +8,7 @@ import time
 
 from graft import protocol
 from graft.daemon.admission import admit_target, check_listener, check_same_sysctls
+from graft.daemon.admission_users import User, known_endpoints
 from graft.daemon.tenancy import Tenancy
 from graft.engines.container import Container
 from graft.errors import Refused
@@ -22,11 +23,18 @@ from graft.tenants.tenant import Expected, Tenant, needs_swap
 CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 
 
-def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Container, creator: int) -> None:
+def expect_target(
+    tenancy: Tenancy,
+    metadata: protocol.Metadata,
+    container: Container,
+    creator: int,
+    user: User | None = None,
+) -> None:
     """Check and reserve what a container needs that the engine's process with pid @creator is about to create.
 
     Its ports and addresses are taken from now on, until its first process is there, its creator ends, or
-    CREATE_SECONDS have passed. @metadata's `traps_addresses` is set if a rule needs the traps of the swap path.
+    CREATE_SECONDS have passed. @user: whose engine it is, if not root's. @metadata's `traps_addresses` is set if a
+    rule needs the traps of the swap path.
 
     Raises GraftError for what `admit_target` would refuse later, and OSError if @creator has ended.
     """
@@ -38,7 +46,8 @@ def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Cont
     joined = reg.by_netns(netns) if netns else None
     if joined:
         check_same_sysctls(joined, metadata.request.sysctl)
-    endpoints = {**reg.home_endpoints(), **(joined.endpoints if joined else {})}
+    known = known_endpoints(reg, user) if user else reg.home_endpoints()
+    endpoints = {**known, **(joined.endpoints if joined else {})}
     rules: list[IngressRule | EgressRule] = [*asked.ingress, *asked.egress]
     for rule in rules:
         check_rule(rule, endpoints)
@@ -59,6 +68,7 @@ def expect_target(tenancy: Tenancy, metadata: protocol.Metadata, container: Cont
                 networked or bool(asked.ip),
                 time.monotonic() + CREATE_SECONDS,
             ),
+            user.account.uid if user else None,
         )
     except BaseException:
         os.close(pidfd)

@@ -7,7 +7,8 @@ The Python and C API send requests of graft's own (graft/protocol.py, AgentReque
 
 Anyone may connect, so what a message may ask depends on the peer. A peer that is root in the host's user namespace
 and netns (a runtime), or that brings metadata with graftd's seal (graft/engines/seal.py), may name another process as
-the target, and publish ports. Any other peer speaks for itself alone, in the netns of its own pid, and gets the
+the target, and publish ports. Metadata that was sealed for a user is that user's, and gives what is granted to them
+(graft/daemon/agent_users.py). Any other peer speaks for itself alone, in the netns of its own pid, and gets the
 strict policy.
 
 All of this runs in the loop's thread.
@@ -31,6 +32,7 @@ from graft.daemon.admission import (
     required_traps,
 )
 from graft.daemon.admission_engines import admit_guarded
+from graft.daemon.agent_users import UserListeners
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines.seal import is_sealed
@@ -47,8 +49,9 @@ from graft.trap.target import Owner
 class Agent:
     """Answers the messages of the agent socket, with the registry of a Daemon."""
 
-    def __init__(self, tenancy: Tenancy) -> None:
+    def __init__(self, tenancy: Tenancy, users: UserListeners) -> None:
         self.tenancy = tenancy
+        self.users = users
 
     def serve(self, connection: Connection, message: bytes, fds: list[int]) -> Any:
         """Carry out one message; the result is the value of "ok". Raises GraftError, after logging it."""
@@ -64,11 +67,14 @@ class Agent:
     def _serve(self, connection: Connection, message: bytes, fds: list[int]) -> dict[str, Any]:
         state = protocol.decode_state(message)
         sealed = is_sealed(state.metadata, self.tenancy.directory)
+        metadata = protocol.decode_metadata(state.metadata)
+        if sealed and metadata.uid:
+            self.users.take(connection, state, metadata, fds)
+            return {}
         if not sealed:
             connection.peer.check()
         else:
             self._refuse_contained(connection)
-        metadata = protocol.decode_metadata(state.metadata)
         if metadata.wrapper:
             return self._wrapper(connection, metadata, fds)
         if "seccompFd" not in state.fds or len(fds) != len(state.fds):

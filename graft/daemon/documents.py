@@ -52,17 +52,23 @@ def label(attachment: Attachment) -> str:
     return f"{next(iter(attachment.names), attachment.key)} ({attachment.network.removeprefix('cni/')[:12]})"
 
 
-def engine_users(registry: Registry) -> dict[str, list[str]]:
+def engine_users(registry: Registry, uid: int = 0) -> dict[str, list[str]]:
     """Of each engine of `graft install`, what is there by graft: its containers, and members of networks.
+
+    @uid: of the user without root whose engines they are; 0: root's.
 
     A member of a CNI network that no container has may be Podman's as well as containerd's.
     """
     found: dict[str, list[str]] = {"docker": [], "podman": [], "containerd": []}
     names = {"cri": "containerd"}
     for tenant in registry.tenants.values():
+        if (tenant.uid if tenant.user else 0) != uid:
+            continue
         for engine in {names.get(member.engine, member.engine) for member in tenant.members.values()} & found.keys():
             found[engine].append(tenant.name)
     for attachment in attachments.alone(registry):
+        if attachment.uid != uid:
+            continue
         for engine in ("docker",) if attachment.key.startswith("docker/") else ("podman", "containerd"):
             found[engine].append(label(attachment))
     return found

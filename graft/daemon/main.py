@@ -143,8 +143,8 @@ class Daemon:
             self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
         )
         self.admin = Admin(self.tenancy, self.resolver, self.files, managed=self.managed)
-        self.agent = Agent(self.tenancy)
         self.users = Users(self.tenancy, self.resolver, self.files, managed=self.managed)
+        self.agent = Agent(self.tenancy, self.users.listeners)
         self.pages = Pages(self.tenancy)
         self._restore(dict(inherited), inherited)
         self.pages.start(os.environ, needed=not self.registry.tenants)

@@ -17,7 +17,7 @@ What still fails: a process outside of a container that obeys one inside, such a
 is its user's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from graft import protocol
@@ -25,9 +25,12 @@ from graft.daemon import admission_users
 from graft.daemon.admin import Admin, Reply, check_version
 from graft.daemon.admission import admit_target
 from graft.daemon.admission_users import User
+from graft.daemon.agent_users import UserListeners
 from graft.daemon.connection import Connection, Later
+from graft.daemon.documents import engine_users
 from graft.daemon.files import Files
 from graft.daemon.tenancy import Tenancy
+from graft.daemon.users_engines import UserEngineOrders
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.kernel.netns import is_pid
@@ -40,6 +43,7 @@ from graft.tenants.tenant import Table, Tenant, endpoint_document
 
 READING = (protocol.EndpointShow, protocol.RuleShow, protocol.Ps, protocol.Inspect, protocol.Status)
 CHANGING = (protocol.Run, protocol.EndpointAdd, protocol.EndpointDel, protocol.RuleAdd, protocol.RuleDel)
+OF_ENGINES = (protocol.Prepare, protocol.Attach, protocol.Attached, protocol.Detach)
 
 
 class Users(Admin):
@@ -48,6 +52,8 @@ class Users(Admin):
     def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, *, managed: bool) -> None:
         super().__init__(tenancy, resolver, files, managed=managed)
         self.accounts = Accounts(tenancy.loop)
+        self.engines = UserEngineOrders(tenancy, resolver)
+        self.listeners = UserListeners(tenancy, self.find)  # those that come by agent.sock
 
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
         """Carry out one request: @line is its JSON, the result is the value of "ok". Raises GraftError."""
@@ -60,7 +66,7 @@ class Users(Admin):
         if not connection.vetted:
             raise UsageError("a connection to the user socket begins with hello")
         connection.vetted = False
-        if not isinstance(request, READING + CHANGING):
+        if not isinstance(request, READING + CHANGING + OF_ENGINES):
             raise Refused("only root may do this", hint="sudo graft ...", code="EPERM")
         return self._carry_out(connection, request, fds)
 
@@ -82,9 +88,16 @@ class Users(Admin):
         return later
 
     def _welcome(self, connection: Connection, request: protocol.Hello, account: Account) -> Reply:
-        connection.user = User(account, self.files.granted.of(account.name, account.groups))
+        connection.user = self._user(account)
         connection.vetted = True
         return self._hello(connection, request)
+
+    def _user(self, account: Account) -> User:
+        return User(account, self.files.granted.of(account.name, account.groups))
+
+    def find(self, uid: int, then: Callable[[User], None]) -> None:
+        """Have @then called with the user of @uid, by the loop, as soon as it is known who that is."""
+        self.accounts.find(uid, lambda account: then(self._user(account)))
 
     # -- running --
 
@@ -159,6 +172,7 @@ class Users(Admin):
             "pid": whole["pid"],
             "kept": whole["kept"],
             "containers": len(theirs),
+            "engines": engine_users(self.tenancy.registry, user.account.uid),
             "user": user.account.name,
             "unprivileged": unprivileged_port(),
             "granted": user.grants.document(),

@@ -43,6 +43,8 @@ PODMAN_CONTAINERS = ("containers.json", "volatile-containers.json")  # the secon
 CRI = "io.kubernetes.cri."
 SANDBOX = (f"{CRI}container-type", "io.kubernetes.cri-o.ContainerType")  # of a pause container they say "sandbox"
 NET_ADMIN = "CAP_NET_ADMIN"
+NETWORKS = "--network none, or a network made by 'docker network create -d graft NAME'"
+ROOTS_NETWORKS = "--network none; Docker has networks of graft's for root alone"  # what a user is told instead
 ARGV_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
 
 
@@ -68,7 +70,12 @@ def identify(config: Document, container_id: str, root: str = "") -> Container:
     """
     path = netns_path(config)
     path = below(root, path) if path else ""
-    return _identify(config, container_id)._replace(path=path, where=where(path), sandbox=is_sandbox(config))
+    return recognise(config, container_id)._replace(path=path, where=where(path))
+
+
+def recognise(config: Document, container_id: str) -> Container:
+    """As identify(), but without looking for the netns."""
+    return _identify(config, container_id)._replace(sandbox=is_sandbox(config))
 
 
 def is_sandbox(config: Document) -> bool:
@@ -189,7 +196,7 @@ def _docker(directory: str, container_id: str) -> Container:
     if mode in ("bridge", "host"):
         raise Refused(
             f"network '{mode}' is not graft's",
-            hint="--network none, or a network made by 'docker network create -d graft NAME'",
+            hint=NETWORKS,
             code="EINVAL",
         )
     if mode == "none":

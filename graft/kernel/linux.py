@@ -385,6 +385,12 @@ def parent(pid: int) -> int:
         return int(stat.read().rpartition(")")[2].split()[1])
 
 
+def uids(pid: int) -> set[int]:
+    """The real, effective, saved and file system uid of a process (proc(5), Uid). Raises OSError if it has ended."""
+    with open(f"/proc/{pid}/status") as status:
+        return {int(word) for line in status if line.startswith("Uid:") for word in line.split()[1:]}
+
+
 def comm(pid: int | str) -> str:
     """The name of a process, of 15 characters at the most (proc(5), /proc/PID/comm); "" if it has ended."""
     try:

@@ -122,13 +122,17 @@ class Accounts:
         then(account)
 
 
+def is_delegated(uid: int, account: Account) -> bool:
+    """Is @uid the user's own, or one that was delegated to them?"""
+    if uid == account.uid:
+        return True
+    entry = _delegator(uid) if uid else None
+    return entry is not None and entry.pw_uid == account.uid
+
+
 def check_netns(fd: int, account: Account) -> None:
     """Raise Refused (EPERM) unless the netns @fd is of a user namespace that @account's user has made."""
-    owner = netns_owner(fd)
-    if owner == account.uid:
-        return
-    entry = _delegator(owner) if owner else None
-    if entry is None or entry.pw_uid != account.uid:
+    if not is_delegated(netns_owner(fd), account):
         raise Refused(
             "this network namespace is not yours", hint="'graft run' makes one in a user namespace", code="EPERM"
         )

@@ -34,6 +34,7 @@ class Attachment:
         self.publications: list[Publication] = []
         self.offered: list[dict[str, Any]] = []  # port mappings as the engine gave them, the same for each network
         self.names: list[str] = []
+        self.uid = 0  # of the user without root whose engine's it is
         self.resolver: Address | None = None  # where its containers ask graftd for names; None: 127.0.0.11
 
     def give(self, text: str, number: int, within: str = "") -> None:
@@ -69,6 +70,7 @@ class Attachment:
             "subnets": [str(subnet) for subnet in self.subnets],
             "publications": [str(p) for p in self.publications],
             "names": self.names,
+            "uid": self.uid,
             "resolver": str(self.resolver) if self.resolver else None,
             "offered": self.offered,
             "local": [str(own.address) for own in self.addresses if own.local],
@@ -98,6 +100,7 @@ def restore_attachment(saved: dict[str, Any]) -> Attachment:
     attachment.names, attachment.sandbox = saved["names"], saved["sandbox"]
     attachment.resolver = parse_address(saved["resolver"]) if saved["resolver"] else None
     attachment.since = saved["since"]
+    attachment.uid = saved.get("uid", 0)
     attachment.offered = saved["offered"]
     if all("publish" in entry for entry in attachment.offered):  # CNI's; an earlier graftd has not folded them
         folded = fold(parse_publication(entry["publish"]) for entry in attachment.offered)

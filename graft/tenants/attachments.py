@@ -58,13 +58,17 @@ def number(registry: Registry, name: str) -> int:
     return registry.networks.index(name) + 1
 
 
-def add(registry: Registry, attachment: Attachment) -> None:
-    """Register a new attachment, and take its addresses and ports. Raises Refused; then nothing has changed."""
+def add(registry: Registry, attachment: Attachment, viewer: int | None = None) -> None:
+    """Register a new attachment, and take its addresses and ports. Raises Refused; then nothing has changed.
+
+    @viewer: as publish.check_free() has it.
+    """
     for own in attachment.addresses:
         check_unowned(registry, own.address)
         check_foreign(registry, own.address)
     where = (attachment.netns, attachment.cookie)
-    _check_ports(registry, attachment.publications, [], where=where, shared=bool(attachment.addresses))
+    shared = bool(attachment.addresses)
+    _check_ports(registry, attachment.publications, [], where=where, shared=shared, viewer=viewer)
     done: list[Own] = []
     try:
         for own in attachment.addresses:
@@ -85,32 +89,35 @@ def _check_ports(
     *,
     where: tuple[int, int],
     shared: bool,
+    viewer: int | None,
 ) -> None:
     """Raise Refused unless one container may publish these beside @taken, which are its own already.
 
-    @where and @shared are those of publish.check_free.
+    @where, @shared and @viewer are those of publish.check_free.
     """
     accepted = list(taken)
     for publication in publications:
         addresses = host_addresses(publication, ipv6=registry.ipv6)
         ports.check_conflicts(publication, addresses, accepted, "this one")
         ports.check_inside(publication, addresses, accepted)
-        publish.check_free(registry, publication, addresses, where=where, shared=shared)
+        publish.check_free(registry, publication, addresses, where=where, shared=shared, viewer=viewer)
         accepted.append(publication)
 
 
 def attach(registry: Registry, tenant: Tenant) -> None:
-    """Give a container the attachments of its namespace. A container of an unprivileged user gets none.
+    """Give a container the attachments of its namespace: root's, or those of the user whose container it is.
 
-    Raises Refused if a port is not free.
+    One that came by the agent socket alone gets none. Raises Refused if a port is not free.
     """
-    if not tenant.trusted:
+    if not tenant.trusted and not tenant.user:
         return
+    uid = tenant.uid if tenant.user else 0
     for attachment in registry.attachments.values():
-        if attachment.in_netns(tenant.netns, tenant.table.cookie) and attachment not in tenant.attached:
+        here = attachment.uid == uid and attachment.in_netns(tenant.netns, tenant.table.cookie)
+        if here and attachment not in tenant.attached:
             tenant.attached.append(attachment)
             try:
-                publish.publish(registry, tenant, attachment.publications)
+                publish.publish(registry, tenant, attachment.publications, uid if tenant.user else None)
             except BaseException:
                 tenant.attached.remove(attachment)
                 raise
@@ -211,14 +218,16 @@ def forget_dead(registry: Registry) -> None:
             detach(registry, attachment.key)
 
 
-def expect(registry: Registry, number: str, expected: Expected) -> None:
+def expect(registry: Registry, number: str, expected: Expected, viewer: int | None = None) -> None:
     """Reserve the ports and addresses of a container that an engine is creating. @number is the engine's id of it.
 
-    `expected.pidfd` is closed when the container is no longer expected. Raises Refused if something is not free.
+    @viewer: as publish.check_free() has it. `expected.pidfd` is closed when the container is no longer expected.
+    Raises Refused if something is not free.
     """
     no_longer_expect(registry, number)
     here = [p for a in registry.attachments.values() if a.in_netns(*expected.where) for p in a.publications]
-    _check_ports(registry, expected.publications, here, where=expected.where, shared=expected.shared)
+    where, shared = expected.where, expected.shared
+    _check_ports(registry, expected.publications, here, where=where, shared=shared, viewer=viewer)
     for own in expected.owned:
         check_unowned(registry, own.address)
         check_foreign(registry, own.address)

@@ -46,3 +46,12 @@ def test_another_hosts_key(tmp_path):
     text = seal(Metadata(name="web"), tmp_path / "a")
     seal(Metadata(), tmp_path / "b")
     assert not is_sealed(text, tmp_path / "b")
+
+
+def test_the_user_is_under_the_seal(tmp_path):
+    text = seal(Metadata(name="web", container="c1@1000", uid=1000), tmp_path)
+    assert is_sealed(text, tmp_path)
+    for uid in (0, 1001):
+        assert not is_sealed(json.dumps(json.loads(text) | {"uid": uid}), tmp_path)
+    del (without := json.loads(text))["uid"]
+    assert not is_sealed(json.dumps(without), tmp_path)

@@ -70,6 +70,7 @@ def test_the_earlier_release_can_read_it(document):
             del tenant[key]
     for attachment in written["attachments"]:
         assert attachment.pop("subnets") == []
+        assert attachment.pop("uid") == 0
     assert written == document
 
 
