@@ -9,12 +9,16 @@
  * of direct containers. In C because an engine waits for it at every create: a Python interpreter takes longer to
  * start than runc needs for the container.
  *
+ * An engine without root has no part in graftd's admin socket. There `graft --engine` asks for it, which reads the
+ * engine's files as its user (graft/engines/prepare.py): at `create`, and in the place of Podman's `rootlessport`.
+ *
  * What graftd refuses is the engine's own error: it goes to stderr and, as runc's does, to the file of --log, which
  * containerd reads. Without graftd nothing is created.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +26,7 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -145,6 +150,65 @@ char *ask(char *request, size_t size)
 	return reply;
 }
 
+/* Is this not root of the host, which has all uids as they are (user_namespaces(7))? */
+static bool is_user(void)
+{
+	FILE *map = fopen("/proc/self/uid_map", "re");
+	unsigned int inside = 1, outside = 1, count = 0;
+
+	if (map && fscanf(map, "%u %u %u", &inside, &outside, &count) != 3)
+		inside = 1;
+	if (map)
+		fclose(map);
+	return geteuid() || inside || outside || count != UINT_MAX;
+}
+
+/* The program graft of this installation: beside the checkout's package, or above the installed one's. */
+static const char *find_graft(void)
+{
+	static const char *const ways[] = {"/../bin/graft", "/../../../../bin/graft", NULL};
+	static char place[PATH_MAX + 64];
+	char own[PATH_MAX];
+	ssize_t length = readlink("/proc/self/exe", own, sizeof(own) - 1);
+
+	if (length > 0) {
+		own[length] = 0;
+		*strrchr(own, '/') = 0;
+		for (int i = 0; ways[i]; i++) {
+			snprintf(place, sizeof(place), "%s%s", own, ways[i]);
+			if (!access(place, X_OK))
+				return place;
+		}
+	}
+	fail("the program graft is not beside graft-runtime", "install graft again: make install");
+}
+
+/* `graft --engine bundle`, whose stderr is also the file of --log */
+static void prepare_as_user(const char *bundle, const char *id)
+{
+	char said[4096];
+	ssize_t got, have = 0;
+	int status = 1, ends[2];
+	pid_t child;
+
+	if (pipe2(ends, O_CLOEXEC))
+		fail("pipe", strerror(errno));
+	child = fork();
+	if (!child) {
+		dup2(ends[1], STDERR_FILENO);
+		execl(find_graft(), "graft", "--engine", "bundle", bundle, id, (char *)NULL);
+		_exit(127);
+	}
+	close(ends[1]);
+	while (have < (ssize_t)sizeof(said) - 1 && (got = read(ends[0], said + have, sizeof(said) - 1 - have)) > 0)
+		have += got;
+	close(ends[0]);
+	said[have] = 0;
+	said[strcspn(said, "\n")] = 0;
+	if (child < 0 || waitpid(child, &status, 0) != child || status)
+		fail(*said ? said + (strncmp(said, "graft: ", 7) ? 0 : 7) : "graft --engine failed", NULL);
+}
+
 static void prepare(const char *bundle, const char *id)
 {
 	char *request = NULL, *path = realpath(bundle, NULL);
@@ -153,6 +217,11 @@ static void prepare(const char *bundle, const char *id)
 
 	if (!path)
 		fail(strerror(errno), bundle);
+	if (is_user()) {
+		prepare_as_user(path, id);
+		free(path);
+		return;
+	}
 	text = open_memstream(&request, &size);
 	fprintf(text, "{\"op\":\"bundle\",\"version\":\"" VERSION "\",\"bundle\":");
 	put_string(text, path);
@@ -328,6 +397,10 @@ int main(int argc, char **argv)
 		return begin_direct(argv + first);
 	if (!strcmp(name, "graft-network"))
 		return show_network();
+	if (!strcmp(name, "rootlessport")) {
+		execl(find_graft(), "graft", "--engine", "port", (char *)NULL);
+		fail(strerror(errno), find_graft());
+	}
 	for (int i = first; i < argc; i += used) {
 		used = option(argv + i, "--log", &log_file);
 		if (!used)
@@ -359,9 +432,9 @@ int main(int argc, char **argv)
 			fail("the container's id is missing", "graft-runtime create --bundle DIR ID");
 		prepare(bundle, id);
 	}
-	if (verb && id && !strcmp(verb, "start"))
+	if (verb && id && !strcmp(verb, "start") && !is_user())
 		check_start(id);
-	if (verb && id && !strcmp(verb, "exec"))
+	if (verb && id && !strcmp(verb, "exec") && !is_user())
 		check_exec(process, direct ? direct : id);
 	if (verb && !strcmp(verb, "restore"))
 		fail("a checkpoint cannot be restored", "its sockets were the host's; start the container anew");

@@ -9,6 +9,8 @@ import click
 
 from graft import client
 from graft.commands.options import CONTEXT
+from graft.commands.user_namespace import subordinate
+from graft.engines import install_user, rootless
 from graft.engines.install import ENGINES, Change, Options, Plan, check_version
 from graft.engines.swarm import PLUGIN, add, remove, state
 from graft.errors import Failure, Refused
@@ -21,6 +23,7 @@ sudo graft install docker                  then: docker run --runtime graft ...
 sudo graft install docker --swarm --reload then: docker service create --network ... (docs/several-hosts.md)
 sudo graft install podman                  then: podman run --annotation graft=on --network graft ...
 sudo graft install containerd --reload     then: a RuntimeClass with the handler 'graft'
+graft install podman                       without root: the user's own Podman; likewise docker (docs/rootless.md)
 graft install docker --dry-run             show the change only
 """
 UNINSTALL = """Remove from an engine's configuration what 'graft install' put there, and nothing else.
@@ -66,7 +69,7 @@ def make(*, install: bool) -> click.Command:
             _check_subnet(subnet)
         if swarm and engine != "docker":
             raise click.UsageError("--swarm goes with docker")
-        plan = ENGINES[engine](Options(root, runtime, subnet, swarm), install=install)
+        plan = plan_of(engine, Options(root, runtime, subnet, swarm), install=install)
         if install:
             click.echo(f"{engine}: found {version}, {plan.found}")
         plugin = _plugin_order(install=install) if swarm else ""
@@ -75,14 +78,12 @@ def make(*, install: bool) -> click.Command:
         if not plan.changes and not plugin:
             click.echo(f"{engine}: graft is {'installed already' if install else 'not installed'}")
             if reload_ and plan.reload and not dry_run:
-                _check_permission(root)
                 _tell(engine, plan, reload_=True)
             return
         for change in plan.changes:
             click.echo(change.diff, nl=False)
         if dry_run:
             return
-        _check_permission(root)
         if not install and not force and root == Path("/"):
             check_unused(engine)
         if not yes:
@@ -111,6 +112,23 @@ def make(*, install: bool) -> click.Command:
     if install:
         return command
     return click.option("--force", is_flag=True, help="Even if containers of the engine use graft.")(command)
+
+
+def plan_of(engine: str, options: Options, *, install: bool) -> Plan:
+    """What is to change: of root's engine, or in the own configuration of a user without root. Raises GraftError."""
+    if options.root != Path("/") or os.geteuid() == 0:
+        return ENGINES[engine](options, install=install)
+    if options.swarm:
+        raise Refused("services of swarm are root's engine's", hint="sudo graft install docker --swarm", code="EPERM")
+    if install:
+        rootless.check_graftd()
+        if not subordinate("uid"):
+            raise Refused(
+                f"you have no subordinate ids, without which {engine} runs no image",
+                hint="root may give you some: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
+                code="EPERM",
+            )
+    return install_user.ENGINES[engine](options, install=install)
 
 
 def _plugin_order(*, install: bool) -> str:
@@ -147,11 +165,6 @@ def _check_subnet(text: str) -> None:
         ipaddress.ip_network(text)
     except ValueError as error:
         raise click.UsageError(f"--subnet: {error}") from None
-
-
-def _check_permission(root: Path) -> None:
-    if root == Path("/") and os.geteuid() != 0:
-        raise Refused("this needs root", hint="sudo, or --dry-run", code="EPERM")
 
 
 def _tell(engine: str, plan: Plan, *, reload_: bool) -> None:

@@ -95,6 +95,7 @@ def graft(ctx: click.Context, netns: str | None) -> None:
         raise click.UsageError(f"--netns does not go with '{ctx.invoked_subcommand}'", ctx)
 
 
+ENGINE = "--engine"  # what rootless engines call (graft/engines/prepare.py); no user does
 WRAPPER_OPTIONS = ("-i", "-e", "-v", "--ingress", "--egress-rule", "--verbose")
 
 
@@ -113,6 +114,10 @@ def is_wrapper(words: list[str]) -> bool:
 
 def main() -> int:
     """Run `graft`; returns the exit status."""
+    if sys.argv[1:2] == [ENGINE]:
+        from graft.engines.prepare import main as prepare
+
+        return prepare(sys.argv[2:])
     if is_wrapper(sys.argv[1:]):
         from graft.commands.wrapper import command
 

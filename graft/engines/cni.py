@@ -22,6 +22,7 @@ import sys
 from typing import Any
 
 from graft import client
+from graft.engines import rootless
 from graft.engines.mappings import publication
 from graft.errors import GraftError
 
@@ -89,8 +90,9 @@ def _command(command: str, config: Document, text: str) -> Document | None:
         raise CniError(INCOMPATIBLE, f"cniVersion '{config.get('cniVersion')}' is unknown", ", ".join(VERSIONS))
     if not config.get("name"):
         raise CniError(INVALID_CONFIG, "the configuration has no name")
+    root = rootless.reach_graftd()
     if command == "ADD":
-        return add(config, text)
+        return add(config, text, root)
     if command == "CHECK":
         check(config, text)
     else:
@@ -167,10 +169,11 @@ def _inside(previous: Document) -> bool:
     return any(interface.get("sandbox") for interface in previous.get("interfaces") or ())
 
 
-def add(config: Document, text: str) -> Document:
+def add(config: Document, text: str, root: str = "") -> Document:
     """ADD: give the netns its addresses and ports. Returns the result for the runtime. Raises CniError, GraftError.
 
-    @config: the network configuration, parsed; @text: as it came, for the IPAM plugin.
+    @config: the network configuration, parsed; @text: as it came, for the IPAM plugin. @root: the root directory of
+    a rootless engine, whose own nameservers are in a network that the container's sockets do not see.
     """
     previous = config.get(PREVIOUS) or {}
     path = _environment("CNI_NETNS")
@@ -214,6 +217,8 @@ def add(config: Document, text: str) -> Document:
                 ip["version"] = "6" if ":" in ip["address"] else "4"
         if gateway and config.get("resolver", True) and not result["dns"]:
             result["dns"] = {"nameservers": [gateway]}
+    if root and not result["dns"]:
+        result["dns"] = {"nameservers": rootless.nameservers(root)}
     return result
 
 

@@ -119,12 +119,14 @@ def _text(path: Path) -> str | None:
         raise Refused(f"{path}: {getattr(error, 'strerror', None) or error}", code="EIO") from None
 
 
-def _changed(path: Path, after: str | None) -> list[Change]:
+def changed(path: Path, after: str | None) -> list[Change]:
+    """The change that leaves @path with the text @after, or removes it; none if it is so. Raises Refused."""
     before = _text(path)
     return [] if before == after else [Change(path, before, after)]
 
 
-def _linked(path: Path, target: str | None) -> list[Change]:
+def linked(path: Path, target: str | None) -> list[Change]:
+    """The change that makes @path a link to @target, or removes it; none if it is so. Raises Refused."""
     before = os.readlink(path) if path.is_symlink() else None
     if before is None and path.exists():
         raise Refused(f"{path} exists and is not graft's", hint="move it away", code="EEXIST")
@@ -147,6 +149,8 @@ def check_version(engine: str) -> str:
     """
     command = PROGRAMS[engine]
     path = shutil.which(command)
+    if path is None and os.geteuid() != 0:
+        path = shutil.which(command, path="/usr/sbin:/sbin")  # which users do not have in PATH
     if path is None:
         raise Refused(f"{command} is not installed", hint=f"apt-get install {engine}", code="ENOENT")
     told = subprocess.run((path, "--version"), capture_output=True, text=True, timeout=20).stdout
@@ -169,9 +173,12 @@ def _configuration(path: Path, text: str | None, what: str = "") -> str:
 # -- Docker --
 
 
-def docker(options: Options, *, install: bool) -> Plan:
-    """Plan the runtime `graft` in daemon.json, for swarm as the default. Raises Refused, UsageError or Failure."""
-    path = _under(options.root, "/etc/docker/daemon.json")
+def docker(options: Options, *, install: bool, path: Path | None = None) -> Plan:
+    """Plan the runtime `graft` in daemon.json, for swarm as the default. Raises Refused, UsageError or Failure.
+
+    @path: of the file; default: root's.
+    """
+    path = path or _under(options.root, "/etc/docker/daemon.json")
     text = _text(path)
     try:
         document = json.loads(text) if text and text.strip() else {}
@@ -187,52 +194,56 @@ def docker(options: Options, *, install: bool) -> Plan:
             runtimes[NAME]["runtimeArgs"] = [f"--graft-runtime={options.runtime}"]
     else:
         runtimes.pop(NAME, None)
-    changed = {**document, "runtimes": runtimes}
+    wanted = {**document, "runtimes": runtimes}
     if not runtimes:
-        del changed["runtimes"]
+        del wanted["runtimes"]
     if install and options.swarm:
         other = document.get("default-runtime", NAME)
         if other not in (NAME, "runc"):
             raise Refused(
                 f"{path} has the default runtime '{other}'", hint="services get no other: remove it", code="EEXIST"
             )
-        changed["default-runtime"] = NAME
+        wanted["default-runtime"] = NAME
     if not install and document.get("default-runtime") == NAME:
-        del changed["default-runtime"]
-    if changed == {"runtimes": {}, **document} or changed == document:
+        del wanted["default-runtime"]
+    if wanted == {"runtimes": {}, **document} or wanted == document:
         return Plan([], ["systemctl", "reload", "docker"], "", found)
     kept = path.with_name(path.name + BACKUP)
-    after = json.dumps(changed, indent=2) + "\n" if changed or kept.exists() else None
-    return Plan(_changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again", found)
+    after = json.dumps(wanted, indent=2) + "\n" if wanted or kept.exists() else None
+    return Plan(changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again", found)
 
 
 # -- Podman --
 
 
-def _conflist(name: str, subnet: str, **options: Any) -> str:
-    ipam = {"type": "host-local", "subnet": subnet}
+def conflist(name: str, subnet: str, **options: Any) -> str:
+    """A network of graft's for CNI; without a @subnet it gives no addresses. @options: of graft-cni."""
+    ipam = {"ipam": {"type": "host-local", "subnet": subnet}} if subnet else {}
     plugin = {
         "type": "graft-cni",
         "capabilities": {"portMappings": True, "aliases": True, "ips": True},
         **options,
-        "ipam": ipam,
+        **ipam,
     }
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
 
 
 def podman_network(name: str, subnet: str) -> str:
-    """A network of graft's as Podman with the netavark backend keeps it (`podman network inspect`)."""
-    gateway = str(ipaddress.ip_network(subnet)[1])
+    """A network of graft's as Podman with the netavark backend keeps it (`podman network inspect`).
+
+    Without a @subnet it gives no addresses, and so no names.
+    """
+    subnets = [{"subnet": subnet, "gateway": str(ipaddress.ip_network(subnet)[1])}] if subnet else []
     document = {
         "name": name,
         "id": hashlib.sha256(name.encode()).hexdigest(),
         "driver": NAME,
         "created": "2026-01-01T00:00:00Z",
-        "subnets": [{"subnet": subnet, "gateway": gateway}],
+        "subnets": subnets,
         "ipv6_enabled": ":" in subnet,
         "internal": False,
-        "dns_enabled": True,
-        "ipam_options": {"driver": "host-local"},
+        "dns_enabled": bool(subnet),
+        "ipam_options": {"driver": "host-local" if subnet else "none"},
     }
     return json.dumps(document, indent=2) + "\n"
 
@@ -286,16 +297,16 @@ def podman(options: Options, *, install: bool) -> Plan:
     subnet = options.subnet or before or "10.97.0.0/16"
     files: dict[str, str | None] = {
         "/usr/share/containers/oci/hooks.d/graft.json": json.dumps(hook, indent=2) + "\n",
-        PODMAN_NETWORK: _conflist(NAME, subnet) if kind == "cni" else None,
+        PODMAN_NETWORK: conflist(NAME, subnet) if kind == "cni" else None,
         NETAVARK_NETWORK: podman_network(NAME, subnet) if kind == "netavark" else None,
         "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",
     }
     cni = program("graft-cni") if kind == "cni" or _containerd_uses(root) else None
-    changes = _linked(_cni_place(root) / "graft-cni", cni)
+    changes = linked(_cni_place(root) / "graft-cni", cni)
     netavark = program("graft-netavark") if kind == "netavark" else None
-    changes += _linked(_under(root, NETAVARK_PLUGIN), netavark)
+    changes += linked(_under(root, NETAVARK_PLUGIN), netavark)
     for name, text in files.items():
-        changes += _changed(_under(root, name), text if install else None)
+        changes += changed(_under(root, name), text if install else None)
     return Plan(changes, [], "", f"networks by {kind or 'a netavark without plugins'}")
 
 
@@ -338,11 +349,11 @@ def containerd(options: Options, *, install: bool) -> Plan:
         _toml(path, after)
     podman_uses = _under(root, PODMAN_NETWORK).exists()
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
-    changes = _linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
+    changes = linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
     pods = _under(root, f"{nets}/10-graft.conflist")
     subnet = options.subnet or _subnet(pods) or "10.86.0.0/16"
-    changes += _changed(pods, _conflist("graft-pods", subnet, resolver=False) if install else None)
-    changes += _changed(path, after)
+    changes += changed(pods, conflist("graft-pods", subnet, resolver=False) if install else None)
+    changes += changed(path, after)
     return Plan(
         changes,
         ["systemctl", "restart", "containerd"],

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from graft import __version__, client
+from graft.engines import rootless
 from graft.engines.mappings import publication
 from graft.errors import GraftError
 
@@ -66,8 +67,9 @@ def _run(command: str, netns: str = "") -> Document | None:
     document = json.load(sys.stdin)
     if command == "create":
         return create(document)
+    root = rootless.reach_graftd()
     if command == "setup":
-        return setup(document, netns)
+        return setup(document, netns, root)
     teardown(document)
     return None
 
@@ -129,8 +131,11 @@ def _taken(directory: Path) -> list[AnyNetwork]:
 # -- setup, teardown --
 
 
-def setup(options: Document, netns: str) -> Document:
-    """Give the netns at the path @netns its addresses and ports. Returns the status block. Raises PluginError."""
+def setup(options: Document, netns: str, root: str = "") -> Document:
+    """Give the netns at the path @netns its addresses and ports. Returns the status block. Raises PluginError.
+
+    @root: the root directory of a rootless engine, whose nameservers are in a network that no socket sees.
+    """
     network, asked = options["network"], options["network_options"]
     if asked.get("static_mac"):
         raise PluginError("a container has no link-layer address of its own (leave out --mac-address)")
@@ -165,7 +170,7 @@ def setup(options: Document, netns: str) -> Document:
     interface = {"mac_address": NO_MAC, "subnets": given}
     return {
         "dns_search_domains": [],
-        "dns_server_ips": [resolver] if resolver else [],
+        "dns_server_ips": [resolver] if resolver else rootless.nameservers(root) if root else [],
         "interfaces": {asked["interface_name"]: interface},
     }
 
