@@ -114,7 +114,8 @@ static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32
 {
 	struct graft_denial *told;
 
-	if (!may_report(tenant, (op_reason & 0xffff) >= REASON_CONVERTED))
+	/* what is learnt is told once for each destination, of which the map has so many */
+	if ((op_reason & 0xffff) != REASON_LEARNT && !may_report(tenant, (op_reason & 0xffff) >= REASON_CONVERTED))
 		return;
 	told = bpf_ringbuf_reserve(&denials, sizeof(*told), 0);
 	if (!told) {

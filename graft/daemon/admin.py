@@ -84,6 +84,11 @@ class Admin:
         self.managed = managed  # does a service manager keep this graftd?
         self.replacing = False  # is the next graftd about to start?
 
+    @staticmethod
+    def whole(text: bytes) -> bool:
+        """Is it a whole request?"""
+        return text.endswith(b"\n")
+
     def serve(self, connection: Connection, line: bytes, fds: list[int]) -> Reply:
         """Carry out one request: @line is its JSON, the result is the value of "ok".
 

@@ -16,6 +16,7 @@ from typing import Any
 from graft import protocol
 from graft.daemon import admission_users
 from graft.daemon.admission_users import User
+from graft.daemon.joining import new_rules
 from graft.daemon.tenancy import Tenancy
 from graft.engines.container import NAME_ROOM, plain_name
 from graft.errors import Refused, UsageError
@@ -25,7 +26,6 @@ from graft.process.closing import is_listener
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule, check_distinct, endpoint_names
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_container_name, parse_request
-from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
 from graft.tenants import attachments, publish
 from graft.tenants.accounts import check_netns
 from graft.tenants.registry import Registry
@@ -67,8 +67,8 @@ def admit_target(
 
     An untrusted peer gets the strict policy: it may only use endpoints of its own netns, which an administrator adds;
     it may not publish ports, nor connect as the host does. @user: who asks by the user socket, and gets what is
-    granted to them. @listener belongs to graftd afterwards; None: that of an
-    engine's direct container comes later, by admit_guarded().
+    granted to them. @listener belongs to graftd afterwards; None: that of an engine's direct container comes later,
+    by admit_guarded().
 
     Raises GraftError, and OSError for a full map or a process that has ended; then nothing has changed.
     """
@@ -76,10 +76,7 @@ def admit_target(
         check_listener(listener)
     reg = tenancy.registry
     asked = parse_request(target.request)
-    if user:
-        admission_users.check_asked(reg, user, asked)
-    elif not trusted:
-        _check_untrusted(reg, uid, target, asked)
+    _check_asked(reg, uid, target, asked, trusted=trusted, user=user)
     expected = attachments.no_longer_expect(reg, _container_id(target))
     if asked.direct and netns_fd is None:
         raise Refused("its runtime has not run graft's hook", hint="omit graft.direct", code="EOPNOTSUPP")
@@ -90,10 +87,10 @@ def admit_target(
             _check_namespace(reg, netns, running, uid, by_user=user is not None)
         if user:
             check_netns(netns_fd, user.account)
-            if not running:
-                admission_users.check_share(reg, user)
+        if user and not running:
+            admission_users.check_share(reg, user)
         if running:
-            asked = _new_rules(running, target, asked)
+            asked = new_rules(running, target, asked, _container_id(target))
         before = running.rules() if running else None
         tenant = running or _new_target(reg, pid, netns_fd, target, user)
         try:
@@ -154,6 +151,14 @@ def _container_id(target: Target) -> str:
     return target.container if isinstance(target, protocol.Metadata) else ""
 
 
+def _check_asked(reg: Registry, uid: int, target: Target, asked: Parsed, *, trusted: bool, user: User | None) -> None:
+    """Raise Refused if who asks may not have that."""
+    if user:
+        admission_users.check_asked(reg, user, asked)
+    elif not trusted:
+        _check_untrusted(reg, uid, target, asked)
+
+
 def _check_untrusted(reg: Registry, uid: int, target: Target, asked: Parsed) -> None:
     """Raise Refused if a user without root asks for what only root may have, or for more than their share."""
     if needs_root(target.request):
@@ -180,91 +185,6 @@ def _check_namespace(reg: Registry, netns: int, running: Tenant | None, uid: int
         )
     if running and len(running.listeners) >= UNTRUSTED_LISTENERS:
         raise Refused(f"{UNTRUSTED_LISTENERS} listeners of this namespace are served", code="ENOSPC")
-
-
-def _new_rules(running: Tenant, target: Target, asked: Parsed) -> Parsed:
-    """What @target adds to the container @running, whose namespace it joins: rules that it does not have yet.
-
-    Raises Refused if it asks for another policy than the container's.
-    """
-    container_id = _container_id(target)
-    if any(own not in running.given for own in asked.ip):
-        raise Refused(
-            f"this namespace runs container '{running.name}', which has its addresses",
-            hint="omit --ip",
-            code="EEXIST",
-        )
-    if target.name and target.name != running.name and not container_id:
-        raise Refused(f"this namespace runs container '{running.name}'", hint="omit --name", code="EEXIST")
-    if asked.egress_default and running.egress_host != (asked.egress_default == "host"):
-        raise Refused(
-            f"container '{running.name}' runs with egress {'host' if running.egress_host else 'none'}",
-            hint="one namespace has one policy; omit --egress",
-            code="EEXIST",
-        )
-    if asked.direct != bool(running.cgroup):
-        raise Refused(
-            f"container '{running.name}' {'is direct' if running.cgroup else 'is not direct'}",
-            hint=f"one namespace has one policy; {'give' if running.cgroup else 'omit'} --direct",
-            code="EEXIST",
-        )
-    if any(new not in (0, have) for new, have in zip(asked.limits, running.limits, strict=True)):
-        raise Refused(
-            f"container '{running.name}' runs with limits {running.limits}",
-            hint="one namespace has one policy; omit --limit",
-            code="EEXIST",
-        )
-    check_same_sysctls(running, target.request.sysctl)
-    if asked.names and not running.asks_graft:
-        raise Refused(
-            f"container '{running.name}' asks other resolvers than graft's",
-            hint="one namespace has one policy; omit --names",
-            code="EEXIST",
-        )
-    if any(address not in running.open_resolvers for address in asked.resolver):
-        raise Refused(
-            f"container '{running.name}' may not ask that resolver",
-            hint="one namespace has one policy; omit --resolver",
-            code="EEXIST",
-        )
-    _check_same_policy(running, target.request)
-    if asked.interface and (asked.interface,) != running.asked.interface[:1]:
-        raise Refused(
-            f"container '{running.name}' runs with interface {(*running.asked.interface, 'as by default')[0]}",
-            hint="one namespace has one; omit --interface",
-            code="EEXIST",
-        )
-    if container_id and container_id in running.members:  # `exec`: do not bring back what was removed meanwhile
-        return asked._replace(publish=[], ingress=[], egress=[])
-    return asked._replace(  # `exec` and a second `graft run` repeat rules that the container has
-        publish=[p for p in asked.publish if p not in running.publications],
-        ingress=[r for r in asked.ingress if r not in running.ingress],
-        egress=[r for r in asked.egress if r not in running.egress],
-    )
-
-
-def _check_same_policy(running: Tenant, asked: Request) -> None:
-    """Raise Refused if a process that joins the container @running asks for another list of destinations."""
-    if (asked.allow and set(asked.allow) != set(running.asked.allow)) or (asked.learn and not running.asked.learn):
-        raise Refused(
-            f"container '{running.name}' runs with {'another' if running.policy else 'no'} list of destinations",
-            hint="one namespace has one policy; omit --allow, --policy and --learn",
-            code="EEXIST",
-        )
-
-
-def check_same_sysctls(running: Tenant, texts: tuple[str, ...]) -> None:
-    """Raise Refused for a sysctl that the container @running does not have; those of OWN hold by the netns itself."""
-    if IGNORE in texts:
-        return
-    have = parse_sysctls(running.asked.sysctl)
-    for name, value in parse_sysctls(texts).items():
-        if name not in OWN and (have.get(name) or sysctl.read(name)) != value:
-            raise Refused(
-                f"container '{running.name}' runs without sysctl {name}={value}",
-                hint="one namespace has one policy; omit --sysctl",
-                code="EEXIST",
-            )
 
 
 def _new_target(reg: Registry, pid: int, netns_fd: int, target: Target, user: User | None) -> Tenant:

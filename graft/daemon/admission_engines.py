@@ -7,8 +7,9 @@ import os
 import time
 
 from graft import protocol
-from graft.daemon.admission import admit_target, check_listener, check_same_sysctls
+from graft.daemon.admission import admit_target, check_listener
 from graft.daemon.admission_users import User, known_endpoints
+from graft.daemon.joining import check_same_sysctls
 from graft.daemon.tenancy import Tenancy
 from graft.engines.container import Container
 from graft.errors import Refused

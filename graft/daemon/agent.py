@@ -53,6 +53,11 @@ class Agent:
         self.tenancy = tenancy
         self.users = users
 
+    @staticmethod
+    def whole(text: bytes) -> bool:
+        """Is it a whole message?"""
+        return protocol.complete(text)
+
     def serve(self, connection: Connection, message: bytes, fds: list[int]) -> Any:
         """Carry out one message; the result is the value of "ok". Raises GraftError, after logging it."""
         try:

@@ -36,10 +36,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from graft import __version__, protocol
+from graft import __version__
 from graft.daemon.admin import Admin
 from graft.daemon.agent import Agent
-from graft.daemon.connection import Connection
+from graft.daemon.callers import Callers
 from graft.daemon.files import Files
 from graft.daemon.pages import Pages
 from graft.daemon.tenancy import Tenancy
@@ -51,7 +51,6 @@ from graft.interpreter import python_command
 from graft.kernel import addresses, diag
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
 from graft.kernel.direct import directory_of
-from graft.kernel.linux import credentials
 from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, netns_cookie_of, processes_by_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
@@ -70,9 +69,6 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
 from graft.trap.orphans import Orphans
 
-CONNECTIONS_MAX = 512
-CONNECTIONS_OF_USERS = 448  # above that, only root may connect
-CONNECTIONS_OF_A_USER = 64
 IDLE_EXIT_SECONDS = 5.0
 TICK_SECONDS = 1.0
 PURGE_SECONDS = 30.0
@@ -93,7 +89,6 @@ class Daemon:
         self.store = Store()
         self.kernel = Kernel(pin_dir())
         self.registry = Registry(self.kernel, self.directory / "state.json")
-        self.connections: set[Connection] = set()
         self.last_used = time.monotonic()
         self.next_tick = 0.0
         self.next_purge = 0.0
@@ -145,6 +140,7 @@ class Daemon:
         self.admin = Admin(self.tenancy, self.resolver, self.files, managed=self.managed)
         self.users = Users(self.tenancy, self.resolver, self.files, managed=self.managed)
         self.agent = Agent(self.tenancy, self.users.listeners)
+        self.callers = Callers(self.loop, self.registry, self.tenancy.spare, self.users.accounts.share_of)
         self.pages = Pages(self.tenancy)
         self._restore(dict(inherited), inherited)
         self.pages.start(os.environ, needed=not self.registry.tenants)
@@ -168,7 +164,7 @@ class Daemon:
             elif name in ("admin", "agent", "user"):
                 self.sockets.append((name, fd))
                 listening = socket.socket(fileno=fd)
-                self._serve(listening, self._service(listening))
+                self.callers.serve(listening, self._service(listening))
         self.docker.start(next((fd for name, fd in inherited if name == "docker"), -1))
         self.resolver.inherit(inherited)
         self.resolver.allowance.restore()
@@ -179,6 +175,11 @@ class Daemon:
             self.calls.dispatcher.answer_pending(watched, helper_died=not watched.helper)
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _service(self, listening: socket.socket) -> Admin | Agent:
+        """What answers at a socket, by its path: a unit of systemd has one name for all that it listens to."""
+        others: dict[str, Admin | Agent] = {"agent.sock": self.agent, "user.sock": self.users}
+        return others.get(os.path.basename(listening.getsockname()), self.admin)
 
     def _read_locals(self, _events: int) -> None:
         """Tell the programs which addresses the host has, but for those that graft has given to containers."""
@@ -354,8 +355,7 @@ class Daemon:
         self.next_tick = now + TICK_SECONDS
         self.tenancy.spare.refill()
         self.store.alive(now)
-        for connection in [c for c in self.connections if c.deadline < now]:
-            connection.close()
+        self.callers.expire(now)
         self.resolver.expire()
         self.tenancy.readers.tick(now)
         self.pages.tick(now)
@@ -392,10 +392,10 @@ class Daemon:
             attachments.forget_expected(self.registry)
             self.tenancy.direct.sweep()
             self.tenancy.keep_places()
-        used = self.registry.tenants or self.connections or self.registry.attachments
+        used = self.registry.tenants or self.callers.connections or self.registry.attachments
         if used or endpoint_file.any_added(self.registry):
             self.last_used = now
-        elif self.idle_exit and now - self.last_used > IDLE_EXIT_SECONDS:
+        elif self.idle_exit and now - max(self.last_used, self.callers.last) > IDLE_EXIT_SECONDS:
             self.loop.running = False
         return min(TICK_SECONDS, soon)
 
@@ -420,60 +420,6 @@ class Daemon:
                 log.error("%s: no socket can be made for containers; starting again", error.strerror)
                 self.failed = True
                 self.loop.running = False
-
-    # -- connections --
-
-    def _service(self, listening: socket.socket) -> Admin | Agent:
-        """What answers at a socket, by its path: a unit of systemd has one name for all that it listens to."""
-        others: dict[str, Admin | Agent] = {"agent.sock": self.agent, "user.sock": self.users}
-        return others.get(os.path.basename(listening.getsockname()), self.admin)
-
-    def _serve(self, sock: socket.socket, service: Admin | Agent) -> None:
-        sock.setblocking(False)
-
-        def accept(_events: int) -> None:
-            try:
-                peer, _ = sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE):
-                    if not self.tenancy.spare.lend():
-                        time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
-                    return
-                raise
-            self.tenancy.spare.make_room()  # for the pidfd of who has connected
-            pid, uid, _ = credentials(peer)
-            here = sum(c.service is service for c in self.connections)
-            account = self._account(pid, uid)
-            same = sum(c.account == account for c in self.connections) if account else 0
-            full = here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and uid)
-            if full or same >= CONNECTIONS_OF_A_USER:
-                peer.close()
-                return
-            whole = protocol.complete if service is self.agent else lambda text: text.endswith(b"\n")
-            now = time.monotonic()
-            connection = Connection(self.loop, peer, whole, service.serve, self.connections.discard, now)
-            connection.service, connection.account = service, account
-            self.connections.add(connection)
-            self.last_used = now
-
-        self.loop.add(sock.fileno(), accept)
-
-    def _account(self, pid: int, uid: int) -> tuple[str, int] | None:
-        """What a connection counts against: its user, or the network namespace of a container's root.
-
-        What is delegated to a user (subuid(5)) is one account, whatever number of it a process has.
-
-        None: root of the host, which has no limit of its own.
-        """
-        if uid:
-            return self.users.accounts.share_of(uid)
-        try:
-            netns = self.registry.netns_of(pid)
-        except OSError:
-            return "uid", 0
-        return None if netns == self.registry.home else ("netns", netns)
 
 
 def _undo(steps: Steps) -> None:

@@ -138,10 +138,10 @@ def test_learning_lets_everything_through(world: World):
     """Each destination is told once."""
     listed(world, FLAGS | tables.TENANT_LEARN)
     events: list[Event] = []
-    world.kernel.denials(events.append)
+    world.kernel.reports.open(events.append)
     for _ in range(3):
         assert outcome(world, 4, FAR[4], 8000) == "ECONNREFUSED"
-    world.kernel.drain()
+    world.kernel.reports.drain()
     assert [(event.reason, Address(event.address).with_port(event.port)) for event in events] == [("learnt", f"{FAR[4]}:8000")]
     assert world.kernel.counters(TENANT_ID) == {}
 

@@ -58,7 +58,7 @@ def test_what_was_carried(lab):
     assert other["refused"] == [{"op": "bind", "reason": "no ingress rule", "count": 3}]
     assert one["sockets"] >= 1
     assert one["trapped_calls"] >= 1
-    assert sum(one["trapped_call_buckets"]) == one["trapped_calls"]
+    assert one["trapped_calls"] - sum(one["trapped_call_buckets"]) in (0, 1), "a call is counted before its time is"
     assert one["trapped_call_seconds"] > 0
     assert one["memory"] > 100_000
     rows = {row.split()[0]: row.split() for row in lab.graft("stats").stdout.splitlines()}
