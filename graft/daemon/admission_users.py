@@ -6,7 +6,7 @@ Its name is the user's own: NAME@USER for everybody else.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from graft.errors import Refused
 from graft.rules import grants
@@ -38,6 +38,10 @@ class User(NamedTuple):
     def own_name(self, name: str) -> str:
         """The name by which the user knows a container of theirs."""
         return name.removesuffix(f"{AT}{self.account.name}")
+
+    def own_view(self, document: dict[str, Any]) -> dict[str, Any]:
+        """@document, about a container of theirs, with the name that the user knows."""
+        return {key: self.own_name(v) if key in ("container", "name", "ended") else v for key, v in document.items()}
 
 
 def check_share(reg: Registry, user: User) -> None:

@@ -14,26 +14,31 @@ import json
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+from graft.daemon.admission_users import User
 from graft.daemon.connection import Connection
 from graft.daemon.decisions import decision_document
 from graft.errors import Refused
 from graft.kernel.denials import ALLOWED, CONVERTED, Event
 from graft.log import log
+from graft.rules.address import Address
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 READERS_MAX = 64
+READERS_OF_USERS, READERS_OF_A_USER = 32, 4
 FULL_SECONDS = 0.1  # a reader that was full is not looked at again before
 UNREAD_SECONDS = 10.0
 
 
 class Reader:
-    """One connection. @tenant: whose calls it gets, None: everybody's. @every: also those that are allowed."""
+    """One connection. @tenant: whose calls it gets, None: of all that it may see. @every: also what is allowed."""
 
     def __init__(self, connection: Connection, tenant: Tenant | None, *, every: bool) -> None:
         self.connection = connection
+        self.user: User | None = connection.user  # without root, who sees their own containers alone
         self.tenant = tenant
         self.every = every
         self.lost = 0  # lines, since it was told of such
@@ -49,6 +54,8 @@ class Reader:
     def wants(self, tenant: Tenant | None, *, allowed: bool) -> bool:
         """Does it get such a call of @tenant, or of a wrapper inside its container?"""
         if allowed and not self.every:
+            return False
+        if self.user and not (tenant and self.user.owns(tenant.parent or tenant)):
             return False
         return self.tenant is None or (tenant is not None and self.tenant in (tenant, tenant.parent))
 
@@ -76,8 +83,10 @@ class Reader:
 class Readers:
     """All readers of the log. For the loop's thread."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, named: Callable[[Tenant, Address], str]) -> None:
+        """@named: the name by which a container was last told an address; "" if none was."""
         self.registry = registry
+        self.named = named
         self.readers: list[Reader] = []
         self.closed = 0  # readers that did not read
         self.lost = 0  # lines that those had no room for
@@ -91,8 +100,10 @@ class Readers:
     def add(self, connection: Connection, tenant: Tenant | None, *, every: bool) -> None:
         """Send @connection a line for each call from now on. Raises Refused (EUSERS) if there are READERS_MAX."""
         self._forget_gone()
-        if len(self.readers) >= READERS_MAX:
-            raise Refused(f"{READERS_MAX} read the log already", hint="end some of them", code="EUSERS")
+        users = [reader.user.account for reader in self.readers if reader.user]
+        own = connection.user and users.count(connection.user.account) >= READERS_OF_A_USER
+        if len(self.readers) >= READERS_MAX or own or (connection.user and len(users) >= READERS_OF_USERS):
+            raise Refused(f"{len(self.readers)} read the log already", hint="end some of them", code="EUSERS")
         connection.told, connection.deadline = True, float("inf")
         if not self.readers:
             reports = self.registry.kernel.reports
@@ -113,10 +124,21 @@ class Readers:
             if not reader.wants(tenant, allowed=allowed):
                 continue
             if reader.has_room(now):
-                document = document or decision_document(event, tenant, self._holders)
-                if reader.send(document, now):
+                if reader.user:
+                    sent = reader.send(reader.user.own_view(self.document(event, tenant, {})), now)
+                else:
+                    document = document or self.document(event, tenant, self._holders)
+                    sent = reader.send(document, now)
+                if sent:
                     continue
             reader.lost += 1
+
+    def document(self, event: Event, tenant: Tenant | None, holders: dict[bytes, str]) -> dict[str, Any]:
+        """A call in JSON, with the name by which its destination was known."""
+        document = decision_document(event, tenant, holders)
+        if tenant and not document["name"] and event.op in ("connect", "send"):
+            document["name"] = self.named(tenant.parent or tenant, Address(event.address))
+        return document
 
     def ended(self, tenant: Tenant) -> None:
         """Tell who reads of this tenant alone that it has ended."""
@@ -170,10 +192,10 @@ class Readers:
 
     def _watch(self) -> None:
         """Have the kernel half report what somebody reads, and nothing else."""
-        watching = [reader.tenant for reader in self.readers if reader.every]
-        self.registry.watches_all = None in watching
+        watching = [reader for reader in self.readers if reader.every]
+        self.registry.watches_all = any(reader.tenant is None and not reader.user for reader in watching)
         for tenant in self.registry.tenants.values():
-            wanted = self.registry.watches_all or any(one in (tenant, tenant.parent) for one in watching if one)
+            wanted = self.registry.watches_all or any(reader.wants(tenant, allowed=True) for reader in watching)
             if tenant.watched != wanted:
                 tenant.watched = wanted
                 with contextlib.suppress(OSError):  # the entry is there: its value changes

@@ -15,7 +15,6 @@ from socket import IPPROTO_UDP
 from typing import Any
 
 from graft.daemon.connection import Connection
-from graft.daemon.decisions import decision_document
 from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
 from graft.daemon.open_sockets import OpenSockets
@@ -88,7 +87,7 @@ class Tenancy:
         )
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.denials: dict[int, deque[Event]] = {}
-        self.readers = Readers(registry)
+        self.readers = Readers(registry, resolver.allowance.name_of)
         self.open_sockets = OpenSockets(loop, registry)
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
@@ -260,5 +259,5 @@ class Tenancy:
         for number, events in self.denials.items():
             whose = self.registry.tenants.get(number)
             if tenant is None or (whose and tenant in (whose, whose.parent)):
-                found += [decision_document(event, whose, {}) for event in events]
+                found += [self.readers.document(event, whose, {}) for event in events]
         return sorted(found, key=lambda document: document["time"])

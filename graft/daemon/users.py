@@ -29,6 +29,8 @@ from graft.daemon.agent_users import UserListeners
 from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users
 from graft.daemon.files import Files
+from graft.daemon.open_sockets import Owned, socket_document
+from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.daemon.users_engines import UserEngineOrders
 from graft.engines.resolver import Resolver
@@ -41,7 +43,17 @@ from graft.tenants.accounts import Account, Accounts, unprivileged_port, user_ta
 from graft.tenants.peers import refuse_contained_user
 from graft.tenants.tenant import Table, Tenant, endpoint_document
 
-READING = (protocol.EndpointShow, protocol.RuleShow, protocol.Ps, protocol.Inspect, protocol.Status)
+READING = (
+    protocol.EndpointShow,
+    protocol.RuleShow,
+    protocol.Ps,
+    protocol.Inspect,
+    protocol.Learnt,
+    protocol.Log,
+    protocol.Sockets,
+    protocol.StatsAll,
+    protocol.Status,
+)
 CHANGING = (protocol.Run, protocol.EndpointAdd, protocol.EndpointDel, protocol.RuleAdd, protocol.RuleDel)
 OF_ENGINES = (protocol.Prepare, protocol.Attach, protocol.Attached, protocol.Detach)
 
@@ -161,6 +173,54 @@ class Users(Admin):
         full = protocol.Inspect(version=request.version, name=user.full_name(request.name))
         found: Any = super().inspect(connection, full, fds)
         return {**found, "name": request.name}
+
+    def learnt(self, connection: Connection, request: protocol.Learnt, fds: list[int]) -> Reply:
+        """`graft run --learn`: what a container of the user's has reached."""
+        full = connection.user.full_name(request.name)
+        return super().learnt(connection, protocol.Learnt(version=request.version, name=full), fds)
+
+    def log(self, connection: Connection, request: protocol.Log, _fds: list[int]) -> Reply:
+        """`graft log`: of one of the user's containers, or all of them."""
+        user: User = connection.user
+        tenant = self._tenant(connection, request.name) if request.name is not None else None
+        self.tenancy.kernel.reports.drain()
+        if request.follow:
+            self.tenancy.readers.add(connection, tenant, every=request.every)
+        theirs = [tenant] if tenant else [t for t in self.tenancy.registry.tenants.values() if user.owns(t)]
+        found = [user.own_view(document) for t in theirs for document in self.tenancy.last_refused(t)]
+        return sorted(found, key=lambda document: document["time"])
+
+    def sockets(self, connection: Connection, request: protocol.Sockets, _fds: list[int]) -> Reply:
+        """`graft sockets`: of one of the user's containers, or all of them."""
+        user: User = connection.user
+        wanted = self._tenant(connection, request.name) if request.name is not None else None
+        answer = Later([])
+
+        def then(found: list[Owned]) -> None:
+            for one in found:
+                tenant = self.tenancy.registry.tenants.get(one.tenant)
+                whose = tenant and (tenant.parent or tenant)
+                if tenant and whose and user.owns(whose) and wanted in (None, whose):
+                    answer.answer.append(socket_document(one, user.own_name(tenant.name)))
+            answer.send()
+
+        self.tenancy.open_sockets.ask(then)
+        return answer
+
+    def stats_all(self, connection: Connection, _request: protocol.StatsAll, _fds: list[int]) -> Reply:
+        """`graft stats`: the numbers of each of the user's containers."""
+        user: User = connection.user
+        answer = Later([])
+
+        def then(found: list[Stats]) -> None:
+            for one in found:
+                tenant = self.tenancy.registry.tenants.get(one.number)
+                if tenant and user.owns(tenant.parent or tenant):
+                    answer.answer.append(user.own_view(one.document))
+            answer.send()
+
+        self.tenancy.counting.ask(then)
+        return answer
 
     def status(self, connection: Connection, request: protocol.Status, fds: list[int]) -> Reply:
         """For `graft doctor`: what is granted, and how much of it is taken. Nothing of others."""

@@ -16,7 +16,7 @@ import pytest
 from graft import __version__
 from graft.bench.lab import GRAFT, ROOT, wait_for
 from graft.client import exchange
-from graft.daemon.users import CHANGING, READING
+from graft.daemon.users import CHANGING, OF_ENGINES, READING
 from graft.protocol import AdminRequest
 from tests.conftest import need, need_root, python
 from tests.users import UIDS, users_laboratory
@@ -142,7 +142,7 @@ def tags():
     return {kind.__struct_config__.tag: kind for kind in AdminRequest.__subclasses__()}
 
 
-@pytest.mark.parametrize("op", sorted(set(tags()) - {kind.__struct_config__.tag for kind in READING + CHANGING} - {"hello"}))
+@pytest.mark.parametrize("op", sorted(set(tags()) - {kind.__struct_config__.tag for kind in READING + CHANGING + OF_ENGINES} - {"hello"}))
 def test_orders_that_are_roots(users, unharmed, op):
     """Each request of the admin socket that the user socket has not, whatever is in it."""
     samples: dict[str, dict[str, object]] = {

@@ -345,3 +345,35 @@ def test_a_host_without_user_namespaces(users):
     """Where a limit forbids them, as one of an outer user namespace does here."""
     done = users.host(sys.executable, "-c", LIMITED, *users.command("alice", GRAFT, "run", "true"))
     assert (done.returncode, done.stderr) == (1, "graft: this host allows no user namespaces (root may allow them: sysctl user.max_user_namespaces=10000)\n")
+
+
+TRIES = """
+import socket, sys
+for where in (('10.77.0.2', 9), ('10.77.0.3', 9)):
+    try: socket.create_connection(where, 2)
+    except OSError: pass
+print('tried', flush=True); sys.stdin.read()
+"""
+
+
+def test_what_ones_containers_do(users):
+    """`graft log`, `sockets` and `stats` show one's own, by one's own names; `--allow` and `--learn` are everybody's."""
+    both = [users.spawn_by(user, "--name", "same", "--egress", "none", *python(TRIES), stdin=-1, stdout=-1) for user in ("alice", "bob")]
+    assert [process.stdout.readline() for process in both] == ["tried\n"] * 2
+    for user in ("alice", "bob"):
+        log = [json.loads(line) for line in users.by(user, "log", "-j", check=True).stdout.splitlines()]
+        assert {(line["container"], line["op"], line["asked"]) for line in log} == {("same", "connect", "10.77.0.2:9"), ("same", "connect", "10.77.0.3:9")}
+        assert users.by(user, "log", "same@alice").returncode == 1
+        assert [one["name"] for one in json.loads(users.by(user, "stats", "-j", check=True).stdout)] == ["same"]
+    assert users.by("carol", "log", "-j").stdout == ""
+    assert users.by("carol", "stats", "-j").stdout == "[]\n"
+    server = serve(users, "alice", "--name", "open", "-p", "8140:80")
+    shown = json.loads(users.by("alice", "sockets", "-j", check=True).stdout)
+    assert {one["container"] for one in shown} == {"open"}
+    assert json.loads(users.by("bob", "sockets", "-j", check=True).stdout) == []
+    users.end(server)
+    ask = ASK.format(host="10.77.0.2", port=9)
+    assert "Network is unreachable" in users.by("alice", "run", "--allow", "10.77.0.3", *python(ask)).stderr
+    assert '"10.77.0.2:9"' in users.by("alice", "run", "--learn", *python(ask)).stderr
+    for process in both:
+        users.end(process)
