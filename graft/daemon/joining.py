@@ -5,7 +5,7 @@ from graft.errors import Refused
 from graft.kernel import sysctl
 from graft.rules.request import Parsed, Request
 from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
-from graft.tenants.tenant import Tenant
+from graft.tenants.tenant import POD, Tenant
 
 
 def new_rules(running: Tenant, target: protocol.Run | protocol.Metadata, asked: Parsed, container_id: str) -> Parsed:
@@ -53,7 +53,8 @@ def new_rules(running: Tenant, target: protocol.Run | protocol.Metadata, asked: 
             hint="one namespace has one policy; omit --resolver",
             code="EEXIST",
         )
-    _check_same_policy(running, target.request)
+    if not (running.policy and isinstance(target, protocol.Metadata) and target.engine == POD):
+        _check_same_policy(running, target.request)  # a pod's is the pod's, also if a file has changed since
     if asked.interface and (asked.interface,) != running.asked.interface[:1]:
         raise Refused(
             f"container '{running.name}' runs with interface {(*running.asked.interface, 'as by default')[0]}",
