@@ -9,7 +9,8 @@ The loop is one thread around epoll(7) (graft/process/loop.py). It owns the regi
     user.sock           requests of `graft` by any user, about what is theirs (graft/daemon/users.py)
     helpers.sock        each graft-sup that has outlived its graftd (graft/trap/orphans.py)
     graft.sock of Docker's plugins directory    network and IPAM driver (graft/engines/docker.py)
-    port 53, UDP and TCP, at 127.0.0.11 and at the gateways of CNI networks    names (graft/engines/resolver.py)
+    port 53, UDP and TCP, at 127.0.0.11, fd67:7261:6674::b and the gateways of CNI networks    names
+        (graft/engines/resolver.py)
     192.0.0.8 in each container's netns    who dials the container's servers there (graft/daemon/forwards.py)
 
 Trapped calls (seccomp_unotify(2)) may block, so the loop does not answer them. Up to 512 threads do, and up to 512

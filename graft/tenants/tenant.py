@@ -125,7 +125,7 @@ class Tenant:
     Interfaces'     (tenants/interfaces.py) get copies of addresses and names, and a descriptor of their own. They
     threads         read nothing here, and what has come of their work is written by the loop thread.
     Resolver's TCP  (engines/resolver.py) read a copy of the registry's `tenants`, and `attached`, `members`,
-    threads         `name` and `egress_host`. They write nothing here.
+    threads         `name`, `given`, `asked` and `egress_host`. They write nothing here.
 
     So a reader may meet a change that is half done: each attribute by itself is consistent, two together need not
     be. Most decisions are the kernel's, by the BPF maps, where this cannot matter. A decision of a call thread
