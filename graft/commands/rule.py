@@ -74,4 +74,6 @@ def show(container: str, as_json: bool) -> None:
         say(f"egress {rule}")
     for name in rules["dangling"]:
         say(f"endpoint '{name}' is not there: what its rules match has no rule")
+    for allowed in rules.get("allow", ()):
+        say(f"allow {allowed}")
     say(f"egress default {rules['egress_default']}{' strict' if rules['strict'] else ''}")

@@ -403,7 +403,8 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
 def rule_documents(tenant: Tenant) -> dict[str, Any]:
     """A tenant's rules in JSON, as `graft rule show -j` prints them.
 
-    `dangling` are names of endpoints that rules name and that are not there, by whatever they were deleted.
+    `allow` is its list of destinations, if it has one. `dangling` are names of endpoints that rules name and that are
+    not there, by whatever they were deleted.
     """
     named = {rule.endpoint for rule in tenant.ingress} | {rule.endpoint for rule in tenant.egress}
     return {
@@ -413,6 +414,7 @@ def rule_documents(tenant: Tenant) -> dict[str, Any]:
         "dangling": sorted(named - tenant.table.endpoints.keys()),
         "egress_default": "host" if tenant.egress_host else "none",
         "strict": tenant.strict,
+        **({"allow": list(tenant.asked.allow)} if tenant.asked.allow else {}),
     }
 
 

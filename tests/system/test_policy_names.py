@@ -161,6 +161,7 @@ def test_what_is_counted_and_shown(outside, lab):
     told = inspected(lab, "shown")
     policy = told["policy"]
     assert policy["allow"] == ["www.test:8000"]
+    assert "allow www.test:8000\negress default host\n" in lab.graft("rule", "show", "shown").stdout
     (pin,) = policy["pinned"]
     assert (pin["name"], pin["address"], pin["port"]) == ("www.test", CLIENT4, 8000)
     assert 120 < pin["seconds"] <= 180
