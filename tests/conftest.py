@@ -32,6 +32,7 @@ TOGETHER = {
     "tests/system/test_install.py": "install",  # the wheel is built in the tree
     "tests/system/test_netavark.py": "podman",
     "tests/system/test_policy_engines.py": "docker",
+    "tests/system/test_policy_podman.py": "podman",
     "tests/system/test_podman.py": "podman",  # /var/lib/containers, /run/netns, and Podman's cgroups
     "tests/system/test_runtimes.py": "runtimes",
     "tests/system/test_swarm.py": "docker",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import CLIENT4, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, wait_for
 from tests.conftest import need, python
-from tests.system.outside import NAMESERVER, certificate, outsides
+from tests.system.outside import CALLS, NAMESERVER, certificate, outsides
 
 MODES = ((), ("--direct",))
 HTTPS = """
@@ -149,3 +149,17 @@ def test_learnt_from_pip(index, host, tmp_path):
     file.write_text(learnt.stderr[at:])
     again = index.run(*pip(host, tmp_path / "second"), options=("--policy", file))
     assert (again.returncode, (tmp_path / "second/tiny.py").exists()) == (0, True), again.stderr
+
+
+def test_a_wrapper_inside(host):
+    """AF_GRAFT's wrapper inside a container is under the container's list as well."""
+    for one in outsides(host):
+        one.greet(8000, 8001)
+        run = host.spawn_graft("--name", "outer", "--resolver", NAMESERVER, "--allow", f"{CLIENT4}:8000", "sleep", "60")
+        wait_for(lambda: "outer" in host.containers(), "the container")
+        host.add_endpoints({"ep-out": f"type ipv4 addr {HOST4} port dynamic"}, "outer")
+        argv = (GRAFT, "-e", "10.77.0.0/24=ep-out", "--", *python(CALLS), f"{CLIENT4}:8000", f"{CLIENT4}:8001")
+        done = host.graft("run", "--netns", "outer", *argv)
+        assert done.stdout.splitlines() == [f"{CLIENT4}:8000 {CLIENT4}", f"{CLIENT4}:8001 ENETUNREACH"], done.stderr
+        host.end(run)
+        wait_for(lambda: "outer" not in host.containers(), "its end")
