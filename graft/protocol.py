@@ -143,6 +143,13 @@ class StatsAll(AdminRequest, tag="stats"):
     """`graft stats`: what each container has done so far."""
 
 
+class Dashboard(AdminRequest, tag="dashboard"):
+    """`graft dashboard`: a page for a browser, as long as the connection is open. The answer has its address."""
+
+    at: str
+    public: bool = False
+
+
 class Status(AdminRequest, tag="status"):
     """graftd's version, pid and counters, for `graft doctor` and `graft bench`."""
 
@@ -259,6 +266,7 @@ AnyRequest = (
     | Log
     | Sockets
     | StatsAll
+    | Dashboard
     | Status
     | Bundle
     | Hook

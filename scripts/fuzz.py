@@ -71,6 +71,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"op": "ps"},
     {"op": "inspect", "container": "x"},
     {"op": "stats"},
+    {"op": "dashboard", "at": "nonsense"},
     {"op": "sockets", "name": "x"},
     {"op": "log", "name": "x", "follow": True, "every": True},
     {"op": "bundle", "bundle": "/nowhere", "id": "x"},

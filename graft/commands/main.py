@@ -23,6 +23,7 @@ COMMANDS = {
     "sockets": "List the open sockets of containers, as ss(8) does the host's.",
     "stats": "Print what containers have carried and been refused so far.",
     "top": "Show what containers do now, by rate, on a screen that goes on.",
+    "dashboard": "Serve a page for a browser: containers, who talks to whom, what is refused.",
     "inspect": "Print everything about one container, in JSON.",
     "install": "Set up Docker, Podman or containerd to use graft.",
     "uninstall": "Undo 'graft install'.",

@@ -19,6 +19,7 @@ from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
 from graft.daemon.files import Files
 from graft.daemon.open_sockets import Owned, socket_document
+from graft.daemon.pages import Pages
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
@@ -55,6 +56,7 @@ READING = (
     protocol.Log,
     protocol.Sockets,
     protocol.StatsAll,
+    protocol.Dashboard,
     protocol.Bundle,
     protocol.Prepare,
     protocol.Exec,
@@ -77,9 +79,10 @@ WITH_DESCRIPTORS = (
 class Admin:
     """Answers admin requests, with the registry of a Daemon."""
 
-    def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, *, managed: bool) -> None:
+    def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, pages: Pages, *, managed: bool) -> None:
         self.tenancy = tenancy
         self.files = files  # of the administrator
+        self.pages = pages
         self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
         self.replacing = False  # is the next graftd about to start?
@@ -354,6 +357,10 @@ class Admin:
 
         self.tenancy.counting.ask(then)
         return answer
+
+    def dashboard(self, connection: Connection, request: protocol.Dashboard, _fds: list[int]) -> Reply:
+        """`graft dashboard`: the address of the page, which is there while the connection is."""
+        return [self.pages.dashboards.add(connection, request.at, public=request.public)]
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""

@@ -138,11 +138,11 @@ class Daemon:
         self.docker = Docker(
             self.directory, self.loop, self.store, self.registry, self.resolver, managed=self.managed
         )
-        self.admin = Admin(self.tenancy, self.resolver, self.files, managed=self.managed)
-        self.users = Users(self.tenancy, self.resolver, self.files, managed=self.managed)
+        self.pages = Pages(self.tenancy)
+        self.admin = Admin(self.tenancy, self.resolver, self.files, self.pages, managed=self.managed)
+        self.users = Users(self.tenancy, self.resolver, self.files, self.pages, managed=self.managed)
         self.agent = Agent(self.tenancy, self.users.listeners)
         self.callers = Callers(self.loop, self.registry, self.tenancy.spare, self.users.accounts.share_of)
-        self.pages = Pages(self.tenancy)
         self._restore(dict(inherited), inherited)
         self.pages.start(os.environ, needed=not self.registry.tenants)
         self.tenancy.direct.sweep()

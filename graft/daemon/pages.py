@@ -1,15 +1,14 @@
-"""The pages that graftd serves by HTTP, where it was told to: the metrics (`graftd --metrics`)."""
+"""The pages that graftd serves by HTTP, where it was told to: the metrics (`graftd --metrics`), dashboards."""
 
 import os
-import socket
 from collections.abc import Mapping
 
+from graft.daemon.dashboard import Dashboards
 from graft.daemon.metrics import OPENMETRICS, PLAIN, Own, page
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.daemon.web import Asked, Reply, Response, Web, parse_where
 from graft.errors import GraftError
-from graft.kernel.stamps import OWN_TENANT
 from graft.log import log
 
 METRICS, METRICS_PUBLIC = "GRAFT_METRICS", "GRAFT_METRICS_PUBLIC"
@@ -23,6 +22,7 @@ class Pages:
         self.tenancy = tenancy
         self.readers = tenancy.readers
         self.metrics: Web | None = None
+        self.dashboards = Dashboards(tenancy)
         self.next_try = 0.0
 
     def start(self, environment: Mapping[str, str], *, needed: bool) -> None:
@@ -35,7 +35,7 @@ class Pages:
             return
         try:
             parsed = parse_where(where, public=environment.get(METRICS_PUBLIC) == "1", option="--metrics")
-            self.metrics = Web(self.tenancy.loop, parsed, self._own, self._metrics)
+            self.metrics = Web(self.tenancy.loop, parsed, self.tenancy.own_socket, self._metrics)
         except GraftError as error:
             if needed:
                 raise type(error)(f"metrics: {error.message}", hint=error.hint, code=error.code) from None
@@ -43,12 +43,9 @@ class Pages:
             return
         log.info("metrics at %s", parsed)
 
-    def _own(self, sock: socket.socket) -> None:
-        """Make it a socket of graftd's own, which the programs of its cgroup leave alone."""
-        self.tenancy.sockets.stamps.stamp(sock.fileno(), OWN_TENANT, 0)
-
     def tick(self, now: float) -> None:
         """Close who is slow, and try again what could not be served. To be called each second."""
+        self.dashboards.look(now)
         if self.metrics:
             self.metrics.tick(now)
         elif now >= self.next_try:
@@ -57,6 +54,7 @@ class Pages:
 
     def close(self) -> None:
         """Serve nothing any more."""
+        self.dashboards.close()
         if self.metrics:
             self.metrics.close()
             self.metrics = None

@@ -73,13 +73,16 @@ class Counting:
         self.calls = calls
         self._most: dict[int, Traffic] = {}  # what was told already: a connection that is being closed counts once
 
-    def ask(self, then: Callable[[list[Stats]], None]) -> None:
-        """Have @then called, in the loop, with the numbers of all tenants, by name."""
+    def ask(self, then: Callable[[Any], None], also: Callable[[list[Owned]], Any] | None = None) -> None:
+        """Have @then called, in the loop, with the numbers of all tenants, by name.
+
+        With @also, with these and what that makes, in a thread, of the open sockets.
+        """
         tenants = [(t.id, t.name, t.rate) for t in self.registry.tenants.values()]
         spent = self.calls.spent()
         self._most = {number: most for number, most in self._most.items() if number in self.registry.tenants}
 
-        def work(owned: list[Owned]) -> list[Stats]:
+        def work(owned: list[Owned]) -> list[Stats] | tuple[list[Stats], Any]:
             carried, memory = _carried(owned), _memory()
             refused = self.registry.kernel.all_counters()
             found = []
@@ -103,7 +106,8 @@ class Counting:
                         rate,
                     )
                 )
-            return sorted(found)
+            found.sort(key=lambda one: one.name)
+            return (found, also(owned)) if also else found
 
         self.sockets.ask(then, work)
 

@@ -7,6 +7,7 @@ whole of graftd.
 import contextlib
 import errno
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from graft.kernel.entrance import Entrances
 from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
-from graft.kernel.stamps import Stamper
+from graft.kernel.stamps import OWN_TENANT, Stamper
 from graft.log import log
 from graft.process.loop import Loop
 from graft.process.spare import Spare
@@ -205,6 +206,10 @@ class Tenancy:
         if tenant.kind == API and pid not in tenant.followers:
             tenant.followers.add(pid)
             self.registry.save()
+
+    def own_socket(self, sock: socket.socket) -> None:
+        """Make it a socket of graftd's own, which the programs of its cgroup leave alone. Raises OSError."""
+        self.sockets.stamps.stamp(sock.fileno(), OWN_TENANT, 0)
 
     # -- places --
 

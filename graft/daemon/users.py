@@ -30,6 +30,7 @@ from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users
 from graft.daemon.files import Files
 from graft.daemon.open_sockets import Owned, socket_document
+from graft.daemon.pages import Pages
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.daemon.users_engines import UserEngineOrders
@@ -61,8 +62,8 @@ OF_ENGINES = (protocol.Prepare, protocol.Attach, protocol.Attached, protocol.Det
 class Users(Admin):
     """Answers the requests of users without root, with the registry of a Daemon."""
 
-    def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, *, managed: bool) -> None:
-        super().__init__(tenancy, resolver, files, managed=managed)
+    def __init__(self, tenancy: Tenancy, resolver: Resolver, files: Files, pages: Pages, *, managed: bool) -> None:
+        super().__init__(tenancy, resolver, files, pages, managed=managed)
         self.accounts = Accounts(tenancy.loop)
         self.engines = UserEngineOrders(tenancy, resolver)
         self.listeners = UserListeners(tenancy, self.find)  # those that come by agent.sock
