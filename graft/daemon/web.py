@@ -48,7 +48,7 @@ class Response(NamedTuple):
 
     status: int
     kind: str
-    body: bytes
+    body: bytes | bytearray
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -145,7 +145,7 @@ class Conversation:
         self.sock = sock
         self.answer = answer
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
-        self.out = memoryview(b"")
+        self.out: list[memoryview] = []
         self.deadline = time.monotonic() + PATIENCE
         sock.setblocking(False)
         loop.add(sock.fileno(), self._ready)
@@ -196,12 +196,15 @@ class Conversation:
             *response.headers,
         ]
         head = self.http.send(h11.Response(status_code=response.status, headers=headers)) or b""
-        self.out = memoryview(head + response.body)
+        self.out = [memoryview(head), memoryview(response.body)]
         self.deadline = time.monotonic() + PATIENCE
         self.loop.modify(self.sock.fileno(), select.EPOLLOUT)
 
     def _send(self) -> None:
-        self.out = self.out[self.sock.send(self.out) :]
+        sent = self.sock.sendmsg(self.out)
+        for n, part in enumerate(self.out):
+            self.out[n], sent = part[sent:], max(0, sent - len(part))
+        self.out = [part for part in self.out if part]
         if not self.out:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)

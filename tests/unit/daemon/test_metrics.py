@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,12 @@ def test_a_thousand_containers():
     best = min(_seconds(lambda: text(*found)) for _ in range(3))
     print(f"1,000 containers: {best * 1000:.0f} ms, {len(text(*found)) / 1e6:.1f} MB")
     assert best < 1
+    tracemalloc.start()
+    page(found, Own(0, 0, 0), openmetrics=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"memory for the page: {peak / 1e6:.1f} MB")
+    assert peak < 5e6
 
 
 def _seconds(work):
