@@ -2,10 +2,11 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
-from graft.bench.lab import GRAFT, HOST4, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, wait_for
 from tests.conftest import need
 from tests.system.engines import CURL, nginx_conf, reach
 from tests.system.rootless import IMAGE, RootlessPodman, shown, users_of
@@ -14,7 +15,7 @@ GRAFTED = ("--annotation", "graft=on")
 ON_NETWORK = (*GRAFTED, "--network", "graft")
 SERVE = ("python3", "-m", "http.server", "80")
 STATUS = (*CURL, "-o", "/dev/null", "-w", "%{http_code}")
-GRANTED = '[users.alice]\naddresses = ["10.99.1.0/24"]\n'
+GRANTED = '[users.alice]\naddresses = ["10.99.1.0/24"]\nports = ["unprivileged", 81]\n'
 
 
 @pytest.fixture(scope="module", params=["crun", "runc"])
@@ -89,6 +90,27 @@ def test_two_by_name(alice):
     script = "for n in srv al; do curl -sS --retry 9 --retry-connrefused -o /dev/null -w '%{http_code} ' http://$n/; done"
     done = alice.run("--rm", *ON_NETWORK, argv=("/busybox", "sh", "-c", f"{script}; getent hosts al"))
     assert done.stdout.startswith("200 200 10.99.1."), done.stderr
+
+
+def test_a_granted_port(alice, host):
+    """Podman's own forwarder could not bind it."""
+    alice.run("-d", *ON_NETWORK, "-p", "81:80", argv=SERVE)
+    host.wait_listening(81)
+    assert "Directory listing" in reach(host, 81)
+
+
+def test_graftd_is_replaced(alice, users, host):
+    """The next one knows whose the container is, and its network."""
+    alice.run("-d", "--name", "web", *ON_NETWORK, "-p", "8809:80", argv=SERVE)
+    host.wait_listening(8809)
+    before = host.daemon_pid()
+    assert subprocess.run(users.command(GRAFTD, "--replace"), env=host.env, capture_output=True).returncode == 0
+    wait_for(lambda: host.daemon_pid() not in (0, before), "the next graftd")
+    assert [(c["name"], c["publish"]) for c in shown(alice.user)] == [("web", ["8809:80/tcp"])]
+    assert alice("exec", "web", *STATUS, "http://127.0.0.1/").stdout == "200"
+    assert "Directory listing" in reach(host, 8809)
+    alice("rm", "-f", "-t", "0", "web")
+    alice.run("--rm", *ON_NETWORK, "-p", "8809:80", argv=("true",))
 
 
 def test_a_pod(alice, host):
