@@ -84,6 +84,26 @@ def test_without_a_network(alice, host):
     assert "Directory listing" in reach(host, 8803)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--userns=keep-id",),
+        ("--userns=auto",),
+        ("--uidmap", "0:0:1000"),
+        ("--user", "1000"),
+        ("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    ],
+    ids=["keep-id", "auto", "uidmap", "user", "no-new-privileges"],
+)
+def test_other_users_inside(alice, host, options):
+    """With a user namespace of the container's own, Podman attaches it to its network after `create`."""
+    serve = ("python3", "-m", "http.server", "8000")
+    alice.run("-d", "--name", "other", *options, *ON_NETWORK, "-p", "8812:8000", argv=serve)
+    host.wait_listening(8812)
+    assert "Directory listing" in reach(host, 8812)
+    assert alice("exec", "other", *STATUS, "http://127.0.0.1:8000/").stdout == "200"
+
+
 def test_two_by_name(alice):
     """Names need addresses, which root has granted to alice."""
     alice.run("-d", "--name", "srv", "--network-alias", "al", *ON_NETWORK, argv=SERVE)
