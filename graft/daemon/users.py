@@ -74,6 +74,8 @@ class Users(Admin):
         request = protocol.decode_request(line)
         check_version(request)
         if isinstance(request, protocol.Hello):
+            if not connection.uid:
+                raise Refused("root's orders go to graftd.sock", hint="run as another user", code="EPERM")
             refuse_contained_user(self.tenancy.registry, connection.peer)
             return self._begin(connection, request)
         if not connection.vetted:

@@ -48,7 +48,7 @@ def account_of(uid: int) -> Account:
     with contextlib.suppress(KeyError):
         return _account(pwd.getpwuid(uid))
     owner = _delegator(uid)
-    return _account(owner) if owner else Account(uid, uid, str(uid))
+    return _account(owner) if owner and owner.pw_uid else Account(uid, uid, str(uid))
 
 
 def _account(entry: pwd.struct_passwd) -> Account:

@@ -492,6 +492,19 @@ told(json.loads(s.recv(65536)))
     assert tries(users, "bob", code) == ["EPERM"]
 
 
+def test_root_is_no_user(users, unharmed):
+    """Nor is an id that is delegated to root, as those of its containers in user namespaces are."""
+    assert users.host(*program("told(order(op='ps'))")).stdout == "EPERM\n"
+    path = users.work / "subuid"
+    before = path.read_text()
+    path.write_text(f"{before}root:700000:65536\n")
+    try:
+        done = users.host("setpriv", "--reuid=700005", "--regid=700005", "--clear-groups", *program("print(order(op='status')['ok']['user'])"))
+        assert done.stdout == "700005\n", done.stderr
+    finally:
+        path.write_text(before)
+
+
 def test_there_are_enough():
     assert UIDS["bob"]
     assert len(OTHERS) + len(WISHES) + len(INSIDE) + len(HOSTS) >= 25
