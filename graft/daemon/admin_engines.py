@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from graft import protocol
 from graft.daemon.admission_engines import begin_guarded, expect_target
 from graft.daemon.connection import Connection
+from graft.daemon.joining import check_same_policy
 from graft.daemon.tenancy import Tenancy
 from graft.engines import bundle, direct, joined, trust
 from graft.engines.container import Container, metadata_of
@@ -144,7 +145,9 @@ class EngineOrders:
         return container._replace(path=path, where=(tenant.netns, tenant.table.cookie))
 
     def _check_same(self, container: Container, metadata: protocol.Metadata) -> None:
-        """Refuse a container that joins one which is direct, if it is not, or the other way round."""
+        """Refuse a container that joins one which is direct, if it is not, or the other way round; or has another
+        list of destinations.
+        """
         joined = self.tenancy.registry.by_netns(container.where[0]) if container.where[0] else None
         if joined and bool(joined.cgroup) != bool(metadata.request.direct):
             raise Refused(
@@ -152,6 +155,8 @@ class EngineOrders:
                 hint=f"one network has one policy; {'give' if joined.cgroup else 'omit'} graft.direct=on",
                 code="EEXIST",
             )
+        if joined:
+            check_same_policy(joined, metadata)
 
     def _check_direct(
         self, creation: Creation, config: dict[str, Any], container: Container, metadata: protocol.Metadata

@@ -3,7 +3,7 @@
 from graft import protocol
 from graft.errors import Refused
 from graft.kernel import sysctl
-from graft.rules.request import Parsed, Request
+from graft.rules.request import Parsed
 from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
 from graft.tenants.tenant import POD, Tenant
 
@@ -53,8 +53,7 @@ def new_rules(running: Tenant, target: protocol.Run | protocol.Metadata, asked: 
             hint="one namespace has one policy; omit --resolver",
             code="EEXIST",
         )
-    if not (running.policy and isinstance(target, protocol.Metadata) and target.engine == POD):
-        _check_same_policy(running, target.request)  # a pod's is the pod's, also if a file has changed since
+    check_same_policy(running, target)
     if asked.interface and (asked.interface,) != running.asked.interface[:1]:
         raise Refused(
             f"container '{running.name}' runs with interface {(*running.asked.interface, 'as by default')[0]}",
@@ -70,8 +69,14 @@ def new_rules(running: Tenant, target: protocol.Run | protocol.Metadata, asked: 
     )
 
 
-def _check_same_policy(running: Tenant, asked: Request) -> None:
-    """Raise Refused if a process that joins the container @running asks for another list of destinations."""
+def check_same_policy(running: Tenant, target: protocol.Run | protocol.Metadata) -> None:
+    """Raise Refused if @target, which joins the container @running, asks for another list of destinations.
+
+    A pod of Kubernetes' has the list that it began with, also if a file has changed since.
+    """
+    asked = target.request
+    if running.policy and isinstance(target, protocol.Metadata) and target.engine == POD:
+        return
     if (asked.allow and set(asked.allow) != set(running.asked.allow)) or (asked.learn and not running.asked.learn):
         raise Refused(
             f"container '{running.name}' runs with {'another' if running.policy else 'no'} list of destinations",
