@@ -23,7 +23,7 @@ from tests.conftest import in_cgroup, python
 def test_limits_of_the_environment_that_are_wrong(own_lab):
     refused = own_lab.host("env", "GRAFT_LIMITS=foo", GRAFTD)
     assert refused.returncode != 0
-    assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N, ports=N)\n"
+    assert refused.stderr == "graftd: GRAFT_LIMITS: limit 'foo': unknown (sockets=N, udp=N, ports=N, rate=N{k,m,g}bit)\n"
 
 
 def test_limits_that_are_wrong_replace_nothing(own_lab):
