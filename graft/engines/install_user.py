@@ -8,6 +8,7 @@ Docker      the user's daemon.json gets a runtime
 An array of containers.conf in a drop-in replaces what an earlier file says, so that each is written out.
 """
 
+import ipaddress
 import json
 import os
 import tomllib
@@ -36,6 +37,7 @@ HELPERS = ("/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/p
 CNI = ("/usr/local/libexec/cni", "/usr/libexec/cni", "/usr/local/lib/cni", "/usr/lib/cni", "/opt/cni/bin")
 NETAVARK = ("/usr/local/libexec/netavark", "/usr/libexec/netavark", "/usr/local/lib/netavark", "/usr/lib/netavark")
 HOOKS = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d")
+LENGTH = 24
 ARRAYS = (  # tables and keys of containers.conf, with what holds where no file says anything
     ("engine", "hooks_dir", ()),
     ("engine", "helper_binaries_dir", HELPERS),
@@ -84,9 +86,20 @@ def _drop_in(arrays: dict[str, list[str]], own: Path) -> str:
 
 
 def _granted_subnet() -> str:
-    """A range of addresses that root has granted to this user; "" if there is none. Raises GraftError."""
+    """The user's part of a range of addresses that root has granted; "" if there is none. Raises GraftError.
+
+    Of a range that is granted to many, each user has a network of LENGTH bits, by the uid: else their Podmans would
+    give the same addresses.
+    """
     granted: dict[str, Any] = client.call("status", start=False)["granted"]
-    return next((prefix for prefix in granted["addresses"] if ":" not in prefix), "")
+    text = next((prefix for prefix in granted["addresses"] if ":" not in prefix), "")
+    if not text:
+        return ""
+    whole = ipaddress.IPv4Network(text)
+    if whole.prefixlen >= LENGTH:
+        return text
+    at = os.getuid() % (1 << (LENGTH - whole.prefixlen)) << (32 - LENGTH)
+    return f"{whole[at]}/{LENGTH}"
 
 
 def _networks() -> Path:

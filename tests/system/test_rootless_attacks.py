@@ -248,3 +248,25 @@ def test_from_inside_a_container(users, host):
     command = (GRAFT, "run", sys.executable, "-I", "-c", code)
     said = users["alice"](*command, check=False)
     assert said.stdout.splitlines() == ["processes inside a container may not use the user socket"] * 2, said.stderr
+
+
+def test_anothers_container_by_its_address(users, host):
+    """Networks of two users are two, whatever they are called: neither names nor addresses lead across."""
+    podmans = {}
+    graft = ("--annotation", "graft=on", "--network", "graft")
+    for name in ("alice", "bob"):
+        podman = podmans[name] = RootlessPodman(users[name], "runc")
+        podman.install()
+        podman.run("-d", "--name", f"of-{name}", *graft, argv=("python3", "-m", "http.server", "80"))
+    form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    address = podmans["alice"]("inspect", "-f", form, "of-alice").stdout.strip()
+    assert address.startswith("10.99.1.")
+    ask = ("curl", "-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}")
+    try:
+        podmans["alice"].run("--rm", *graft, argv=(*ask, "--retry", "9", "--retry-connrefused", "http://of-alice/"))
+        for where in (address, "of-alice"):
+            done = podmans["bob"].run("--rm", *graft, argv=(*ask, f"http://{where}/"), check=False)
+            assert done.stdout == "000", (where, done.stderr)
+    finally:
+        for podman in podmans.values():
+            podman.clear()

@@ -81,6 +81,22 @@ def test_addresses_are_those_that_root_has_granted(home, monkeypatch):
     assert network["subnets"] == [{"subnet": "10.99.1.0/24", "gateway": "10.99.1.1"}]
 
 
+@pytest.mark.parametrize(
+    ("granted", "uid", "subnet"),
+    [
+        ("10.96.0.0/12", 1000, "10.99.232.0/24"),
+        ("10.96.0.0/12", 1001, "10.99.233.0/24"),
+        ("10.96.0.0/12", 4096 + 1001, "10.99.233.0/24"),
+        ("10.99.1.0/24", 1000, "10.99.1.0/24"),
+        ("10.99.1.128/25", 1000, "10.99.1.128/25"),
+    ],
+)
+def test_each_user_has_a_part_of_a_range(home, monkeypatch, granted, uid, subnet):
+    grant(monkeypatch, granted)
+    monkeypatch.setattr("os.getuid", lambda: uid)
+    assert install_user.podman(Options(), install=True).found == f"networks by netavark, {subnet}"
+
+
 def test_a_netavark_without_plugins(home, monkeypatch):
     monkeypatch.setattr(install_user, "backend", lambda: "")
     with pytest.raises(Refused, match="netavark has no plugins"):
