@@ -11,11 +11,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from graft import __version__
 from graft.bench.lab import GRAFT, ROOT, Lab
 
 UIDS = {"alice": 2001, "bob": 2002, "carol": 2003}
 SUBORDINATE = {"alice": 300000, "bob": 400000}
 GROUP = "graft-team"  # of bob
+# What a program of a user says to graftd, byte by byte
+AGENT = f"""
+import array, ctypes, errno, json, os, signal, socket, struct, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+RUN = os.environ['GRAFT_RUN_DIR']
+def connect(door='user'):
+    s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect(f'{{RUN}}/{{door}}.sock')
+    return s
+def exchange(s, fds=(), **fields):
+    socket.send_fds(s, [json.dumps(dict(version={__version__!r}, **fields)).encode() + b'\\n'], fds)
+    text = b''
+    while not text.endswith(b'\\n') and (piece := s.recv(65536)): text += piece
+    return json.loads(text) if text else {{'error': {{'code': 'EOF', 'message': 'closed'}}}}
+def order(fds=(), door='user', **fields):
+    s = connect(door)
+    hello = exchange(s, op='hello')
+    return exchange(s, fds, **fields) if 'ok' in hello else hello
+def listener(program=None):
+    from graft.kernel import linux
+    from graft.trap import filter
+    linux.no_new_privs(); return linux.seccomp_listener(program or filter.program(), wait_killable=False)
+def own_netns():
+    user = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    assert user.unshare(0x10000000 | 0x40000000) == 0, ctypes.get_errno()
+    open('/proc/self/setgroups', 'w').write('deny')
+    open('/proc/self/uid_map', 'w').write(f'0 {{uid}} 1'); open('/proc/self/gid_map', 'w').write(f'0 {{gid}} 1')
+def told(answer): print(answer['error']['code'] if 'error' in answer else 'OK', flush=True); return answer
+"""
 CLOSED = """
 mkdir -p "$0/open"; n=0
 for kept; do n=$((n+1)); mkdir -p "$0/open/$n"; mount --rbind "$kept" "$0/open/$n"; done
@@ -23,6 +53,10 @@ mount -t tmpfs -o mode=755 none "$CLOSED"; n=0
 for kept; do n=$((n+1)); mkdir -p "$kept"; mount --rbind "$0/open/$n" "$kept"; done
 """
 FILES = 'for f in passwd group subuid subgid; do touch /etc/$f; mount --bind "$0/$f" /etc/$f; done\n'
+
+
+def program(code):
+    return (sys.executable, "-I", "-c", AGENT + code)
 
 
 def closed_to_users() -> tuple[str, list[str]]:

@@ -42,7 +42,6 @@ from graft.tenants.tenant import (
     needs_swap,
 )
 
-UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
 UNTRUSTED_LISTENERS = 16  # of one such tenant
 UNTRUSTED_TENANTS = 64  # of one such user
 UNTRUSTED_TENANTS_ALL = 4096  # of all such users: one person may have 65536 uids (subuid(5))
@@ -361,8 +360,7 @@ def _new_tenant(reg: Registry, kind: str, pid: int, netns_fd: int, name: str, ar
 
 def _check_share(reg: Registry, uid: int, rules: int) -> None:
     """Raise Refused if an unprivileged user asks for more than their share of the BPF maps and of graftd's time."""
-    if rules > UNTRUSTED_RULES:
-        raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
+    admission_users.check_number(rules)
     uids = [t.uid for t in reg.tenants.values() if not t.trusted]
     if uids.count(uid) >= UNTRUSTED_TENANTS:
         raise Refused(f"{UNTRUSTED_TENANTS} wrappers of this user are running", code="ENOSPC")

@@ -19,6 +19,7 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
 
 AT = "@"
+UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
 
 
 class User(NamedTuple):
@@ -69,7 +70,14 @@ def check_asked(reg: Registry, user: User, asked: Parsed) -> None:
         raise Refused("egress host is not granted to you", hint=f"root may grant it: {users_path()}", code="EACCES")
     for own in asked.ip:
         grants.check_address(user.grants, own.address)
+    check_number(len(asked.publish) + len(asked.ingress) + len(asked.egress))
     check_rules(reg, user, asked.publish, asked.egress)
+
+
+def check_number(rules: int) -> None:
+    """Raise Refused (ENOSPC) for more rules and publications than a container without root may have."""
+    if rules > UNTRUSTED_RULES:
+        raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
 
 
 def check_rules(reg: Registry, user: User, publications: Iterable[Publication], egress: Iterable[EgressRule]) -> None:

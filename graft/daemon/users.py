@@ -157,6 +157,9 @@ class Users(Admin):
         """`graft rule add`: all of them or none."""
         publications = [parse_publication(p) for p in request.publish]
         egress = [parse_egress(r) for r in request.egress]
+        have = self._tenant(connection, request.netns)
+        given = len(publications) + len(request.ingress) + len(egress)
+        admission_users.check_number(len(have.publications) + len(have.ingress) + len(have.egress) + given)
         admission_users.check_rules(self.tenancy.registry, connection.user, publications, egress)
         return super().rule_add(connection, request, fds)
 

@@ -23,9 +23,8 @@ import msgspec
 
 from graft import protocol
 from graft.daemon.admin_engines import EngineOrders, Reply
-from graft.daemon.admission import UNTRUSTED_RULES
 from graft.daemon.admission_engines import expect_target
-from graft.daemon.admission_users import AT, User, check_asked, check_rules, check_share
+from graft.daemon.admission_users import AT, User, check_asked, check_number, check_rules, check_share
 from graft.daemon.connection import Connection
 from graft.engines import bundle, joined
 from graft.engines.container import Container, metadata_of
@@ -150,8 +149,7 @@ def _key(user: User, key: str) -> str:
 
 
 def _check_rules(count: int) -> None:
-    if count > UNTRUSTED_RULES:
-        raise Refused(f"{count} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
+    check_number(count)
 
 
 def _check_count(user: User, keys: Collection[str], most: int, what: str) -> None:

@@ -8,47 +8,17 @@ import json
 import os
 import shutil
 import socket
-import sys
 import time
 
 import pytest
 
-from graft import __version__
-from graft.bench.lab import GRAFT, ROOT, wait_for
+from graft.bench.lab import GRAFT, wait_for
 from graft.client import exchange
 from graft.daemon.users import CHANGING, OF_ENGINES, READING
 from graft.protocol import AdminRequest
 from tests.conftest import need, need_root, python
-from tests.users import UIDS, users_laboratory
+from tests.users import UIDS, program, users_laboratory
 
-AGENT = f"""
-import array, ctypes, errno, json, os, signal, socket, struct, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-RUN = os.environ['GRAFT_RUN_DIR']
-def connect(door='user'):
-    s = socket.socket(socket.AF_UNIX); s.settimeout(20); s.connect(f'{{RUN}}/{{door}}.sock')
-    return s
-def exchange(s, fds=(), **fields):
-    socket.send_fds(s, [json.dumps(dict(version={__version__!r}, **fields)).encode() + b'\\n'], fds)
-    text = b''
-    while not text.endswith(b'\\n') and (piece := s.recv(65536)): text += piece
-    return json.loads(text) if text else {{'error': {{'code': 'EOF', 'message': 'closed'}}}}
-def order(fds=(), door='user', **fields):
-    s = connect(door)
-    hello = exchange(s, op='hello')
-    return exchange(s, fds, **fields) if 'ok' in hello else hello
-def listener(program=None):
-    from graft.kernel import linux
-    from graft.trap import filter
-    linux.no_new_privs(); return linux.seccomp_listener(program or filter.program(), wait_killable=False)
-def own_netns():
-    user = ctypes.CDLL(None, use_errno=True)
-    uid, gid = os.getuid(), os.getgid()
-    assert user.unshare(0x10000000 | 0x40000000) == 0, ctypes.get_errno()
-    open('/proc/self/setgroups', 'w').write('deny')
-    open('/proc/self/uid_map', 'w').write(f'0 {{uid}} 1'); open('/proc/self/gid_map', 'w').write(f'0 {{gid}} 1')
-def told(answer): print(answer['error']['code'] if 'error' in answer else 'OK', flush=True); return answer
-"""
 REFUSED = {"EPERM", "EACCES", "ENOENT", "EINVAL", "ESRCH", "EOF", "EPROTO", "EEXIST", "EADDRINUSE", "ENOSPC", ""}
 
 
@@ -74,10 +44,6 @@ def victim(users):
     yield next(c for c in json.loads(users.graft("ps", "-j").stdout) if c["name"] == "svc@alice")
     assert process.poll() is None, "alice's container has ended"
     users.end(process)
-
-
-def program(code):
-    return (sys.executable, "-I", "-c", AGENT + code)
 
 
 def tries(users, user, code, *words, **options):
@@ -503,6 +469,16 @@ def test_root_is_no_user(users, unharmed):
         assert done.stdout == "700005\n", done.stderr
     finally:
         path.write_text(before)
+
+
+def test_rules_have_a_limit(users, unharmed):
+    """They are entries of the kernel's maps, which all containers have in common."""
+    many = [word for n in range(600) for word in ("-p", f"{20000 + n}:{n + 1}")]
+    users.refused(users.command("bob", GRAFT, "run", *many, "true"), 1, "600 rules are too many (at most 512 without root)")
+    process = users.spawn_by("bob", "--name", "full", *many[:1000], "sleep", "60")
+    wait_for(lambda: "full" in users.by("bob", "ps").stdout, "it")
+    users.refused(users.command("bob", GRAFT, "rule", "add", "full", *many[1000:1030]), 1, "515 rules are too many")
+    users.end(process)
 
 
 def test_there_are_enough():
