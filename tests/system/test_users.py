@@ -3,8 +3,11 @@
 
 import json
 import os
+import select
+import shlex
 import signal
 import sys
+import time
 
 import pytest
 
@@ -377,3 +380,35 @@ def test_what_ones_containers_do(users):
     assert '"10.77.0.2:9"' in users.by("alice", "run", "--learn", *python(ask)).stderr
     for process in both:
         users.end(process)
+
+
+def test_follow_the_log_of_ones_own(users):
+    """Line by line, also what is allowed; what another user's containers do is not in it."""
+    own = users.spawn_by("alice", "--name", "mine", "sh", stdin=-1)
+    wait_for(lambda: "mine" in users.by("alice", "ps").stdout, "it")
+    follow = users.spawn(*users.command("alice", GRAFT, "log", "-f", "-a", "-j"), stdout=-1)
+    ask = " ".join(map(shlex.quote, python(ASK.format(host="10.77.0.2", port=9))))
+    deadline = time.monotonic() + 20
+    seen = []
+    while time.monotonic() < deadline and not seen:
+        users.by("bob", "run", "--name", "theirs", *python(ASK.format(host="10.77.0.2", port=9)))
+        own.stdin.write(f"{ask} 2>/dev/null\n")
+        own.stdin.flush()
+        if select.select([follow.stdout], [], [], 2)[0]:
+            seen.append(json.loads(follow.stdout.readline()))
+    assert (seen[0]["container"], seen[0]["op"], seen[0]["asked"], seen[0]["verdict"]) == ("mine", "connect", "10.77.0.2:9", "allowed")
+    for process in (follow, own):
+        users.end(process)
+
+
+def test_readers_have_shares(users):
+    """One user cannot take all places at the log."""
+    mine = [users.spawn(*users.command("bob", GRAFT, "log", "-f"), stdout=-1) for _ in range(4)]
+    wait_for(lambda: len(_connections(users)) >= 4, "four readers")
+    users.refused(users.command("bob", GRAFT, "log", "-f"), 1, "read the log already")
+    for process in mine:
+        users.end(process)
+
+
+def _connections(users):
+    return [line for line in users.host("ss", "-xpH", "src", str(users.run_dir / "user.sock")).stdout.splitlines() if "ESTAB" in line]
