@@ -1,6 +1,7 @@
 """`graft top`: what containers do now, by rate, on a screen that goes on."""
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,7 @@ COLUMNS = (
         "LIMIT",
     ),
 )
+WIDTH = 200  # columns of a table where there is no terminal: every column is there in full
 SORTS = {"traffic": 5, "connections": 3, "refused": 7, "calls": 8, "name": 0}
 
 
@@ -46,20 +48,29 @@ def command(delay: float, rounds: int, sort: str) -> int:
     from rich.live import Live
 
     console = Console(highlight=False)
-    before, then = _look()
-    done = 0
     try:
-        with Live(_table([], delay), console=console, screen=console.is_terminal, auto_refresh=False) as live:
-            while not rounds or done < rounds:
-                time.sleep(delay)
-                now, at = _look()
-                rows = rates(before, now, at - then, sort)
-                before, then, done = now, at, done + 1
-                live.update(_table(rows[: max(console.height - 4, 3)] if console.is_terminal else rows, delay))
-                live.refresh()
+        if not console.is_terminal:
+            wide = Console(highlight=False, width=max(console.width, WIDTH))
+            for rows in _looks(delay, rounds, sort):
+                wide.print(_table(rows, delay))
+            return 0
+        with Live(_table([], delay), console=console, screen=True, auto_refresh=False) as live:
+            for rows in _looks(delay, rounds, sort):
+                live.update(_table(rows[: max(console.height - 4, 3)], delay), refresh=True)
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _looks(delay: float, rounds: int, sort: str) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of each look, @delay seconds after the one before; @rounds of them, 0: without end."""
+    before, then = _look()
+    done = 0
+    while not rounds or done < rounds:
+        time.sleep(delay)
+        now, at = _look()
+        yield rates(before, now, at - then, sort)
+        before, then, done = now, at, done + 1
 
 
 def _look() -> tuple[dict[int, dict[str, Any]], float]:

@@ -105,6 +105,8 @@ def test_top(lab):
     assert [row[0] for row in rows[-2:]] == ["refused", "idle"]
     assert 10 < int(rows[-2][7]) <= 100
     assert int(rows[-1][7]) == 0
+    narrow = lab.graft("top", "-n", "3", "-d", "0.2", env={**lab.env, "COLUMNS": "80"}).stdout
+    assert narrow.count("REFUSED/s") == narrow.count(" idle ") == 3, "a whole table for each look"
     lab.end(one)
     lab.end(idle)
 
