@@ -75,6 +75,8 @@ def _load(path: Path, descriptor: int, *, anybodys: bool = False) -> tuple[str, 
         raise
     except OSError as error:
         raise _wrong(path, error.strerror or str(error)) from None
+    except UnicodeDecodeError as error:
+        raise _wrong(path, f"not text in UTF-8 (byte {error.start + 1})") from None
     except (ValueError, RecursionError) as error:  # the first also for a number of more digits than Python takes
         raise _wrong(path, str(error)) from None
 
@@ -116,6 +118,8 @@ class _Source:
             header, key = HEADER.match(line), KEY.match(line)
             if header:
                 table = header[1].strip()
+            if header and table.startswith(f"{name}."):
+                return number
             if name == (table if header else f"{table}.{_bare(key[1])}".lstrip(".") if key else ""):
                 return number
         return 0
