@@ -5,6 +5,7 @@ the connection. A peer that sends nothing, or does not read, is closed after PAT
 """
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -62,7 +63,10 @@ def parse_where(text: str, *, public: bool, option: str) -> Where:
     host, colon, port = text.rpartition(":")
     if not colon:
         raise UsageError(f"{option} '{text}' is no address", hint="ADDR:PORT like 127.0.0.1:9435, or a path")
-    where = Where(parse_address(host), parse_port(port, least=1), "")
+    try:
+        where = Where(parse_address(host), parse_port(port, least=1), "")
+    except UsageError as error:
+        raise UsageError(f"{option} '{text}': {error.message}", hint=error.hint) from None
     assert where.address
     if not where.address.loopback and not public:
         raise UsageError(
@@ -86,7 +90,9 @@ class Web:
         try:
             self.sock = self._listen(own)
         except OSError as error:
-            raise Failure(f"{where}: {error.strerror}", hint="another address, or end who has it") from None
+            taken = error.errno == errno.EADDRINUSE
+            hint = "another address, or end who has it" if taken else "name an address or a directory of this host"
+            raise Failure(f"{where}: {error.strerror}", hint=hint) from None
         self.sock.setblocking(False)
         loop.add(self.sock.fileno(), self._accept)
 

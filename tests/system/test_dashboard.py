@@ -128,6 +128,8 @@ def test_what_is_refused(lab):
     wait_for(lambda: "keeps" in lab.graft("ps").stdout, "the container")
     lab.refused((GRAFT, "dashboard", "--at", "0.0.0.0:9436"), 2, "--at 0.0.0.0:9436 is not on the loopback")
     lab.refused((GRAFT, "dashboard", "--at", "nonsense"), 2, "is no address")
+    lab.refused((GRAFT, "dashboard", "--at", "127.0.0.1:99999"), 2, "--at '127.0.0.1:99999': '99999' is not a port")
+    lab.refused((GRAFT, "dashboard", "--at", "/nowhere/page"), 125, "No such file or directory (name an address or a directory of")
     holder = lab.spawn(*python("import socket; s = socket.create_server(('127.0.0.1', 9437)); print(flush=True); input()"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     holder.stdout.readline()
     lab.refused((GRAFT, "dashboard", "--at", "127.0.0.1:9437"), 125, "127.0.0.1:9437: Address already in use")
