@@ -15,6 +15,7 @@ Nothing is done in a netns that is the host's, or that has a device which is not
 seen to the addresses.
 """
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -33,13 +34,31 @@ from graft.rules.address import Address
 from graft.tenants.inside import device_of, shown, wanted
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
+from graft.text import plain
 
-WAIT_SECONDS = float(os.environ.get("GRAFT_ADDRESS_WAIT", "1"))
+WAIT_SECONDS = 1.0  # GRAFT_ADDRESS_WAIT in the environment says otherwise, up to WAIT_MOST
+WAIT_MOST = 600
 BRIEF_SECONDS = 0.02
 RETRY_SECONDS = 30.0
 FINISH_SECONDS = 1.0
 THREADS, REFRESHED_AT_ONCE = 6, 2
 HOST = "host"  # the key of the jobs that look from where the host sends
+
+
+def patience() -> float:
+    """The seconds that a start waits for its addresses."""
+    told = os.environ.get("GRAFT_ADDRESS_WAIT", "")
+    with contextlib.suppress(ValueError):
+        if 0 <= float(told) <= WAIT_MOST:
+            return float(told)
+    if told:
+        log.warning(
+            "GRAFT_ADDRESS_WAIT=%s is no number of seconds from 0 to %d; %g is in force",
+            plain(told),
+            WAIT_MOST,
+            WAIT_SECONDS,
+        )
+    return WAIT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,7 @@ class Interfaces:
     def __init__(self, loop: Loop, registry: Registry, is_hosts: Callable[[int], bool]) -> None:
         self.registry = registry
         self.is_hosts = is_hosts
+        self._patience = patience()
         self._lines = Lines(loop, THREADS, self._changed)
         self._outward_known = False
         self._stale: deque[Tenant] = deque()  # to be looked at when there is time
@@ -105,7 +125,7 @@ class Interfaces:
         self._lines.wait(tenant.table.cookie, BRIEF_SECONDS)
         if self._has_come(tenant):
             return False
-        self._waiting.append((time.monotonic() + WAIT_SECONDS, tenant, call))
+        self._waiting.append((time.monotonic() + self._patience, tenant, call))
         return True
 
     def finish(self) -> None:
