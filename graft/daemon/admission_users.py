@@ -40,6 +40,10 @@ class User(NamedTuple):
         """The name by which the user knows a container of theirs."""
         return name.removesuffix(f"{AT}{self.account.name}")
 
+    def own_words(self, message: str) -> str:
+        """@message, with the names by which the user knows their containers."""
+        return message.replace(f"{AT}{self.account.name}'", "'")
+
     def own_view(self, document: dict[str, Any]) -> dict[str, Any]:
         """@document, about a container of theirs, with the name that the user knows."""
         return {key: self.own_name(v) if key in ("container", "name", "ended") else v for key, v in document.items()}
@@ -54,6 +58,8 @@ def check_share(reg: Registry, user: User) -> None:
         (containers, granted.containers, "containers"),
         (len(theirs), granted.slices, "private loopbacks"),
     ):
+        if not most:
+            raise Refused(f"you may have no {what}", hint=f"root may grant some: {users_path()}", code="ENOSPC")
         if have >= most:
             raise Refused(
                 f"you have {have} {what}, of {most} that are granted to you",

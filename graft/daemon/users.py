@@ -83,7 +83,11 @@ class Users(Admin):
         connection.vetted = False
         if not isinstance(request, READING + CHANGING + OF_ENGINES):
             raise Refused("only root may do this", hint="sudo graft ...", code="EPERM")
-        return self._carry_out(connection, request, fds)
+        try:
+            return self._carry_out(connection, request, fds)
+        except GraftError as error:
+            error.message = connection.user.own_words(error.message)
+            raise
 
     def _begin(self, connection: Connection, request: protocol.Hello) -> Reply:
         """Answer Hello, as soon as it is known who the peer's user is."""

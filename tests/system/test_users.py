@@ -118,12 +118,23 @@ def test_ports_of_others_are_not_named(users):
     users.end(server)
 
 
+def test_ones_own_container_has_the_name_that_one_gave_it(users):
+    server = serve(users, "alice", "--name", "mine", "-p", "8090:80")
+    for argv, told in {
+        ("run", "--name", "mine", "true"): "a container named 'mine' is running",
+        ("rule", "del", "mine", "-p", "8099:80"): "-p 8099:80/tcp is not published by 'mine'",
+        ("run", "-p", "8090:80", "true"): "container 'mine'",
+    }.items():
+        users.refused(users.command("alice", GRAFT, *argv), 1, told)
+    users.end(server)
+
+
 def test_each_sees_their_own(users):
     servers = [serve(users, user, "--name", "same", "-p", f"{8100 + n}:80") for n, user in enumerate(("alice", "bob"))]
     for n, user in enumerate(("alice", "bob")):
         shown = json.loads(users.by(user, "ps", "-j", check=True).stdout)
         assert [(c["name"], c["publish"]) for c in shown] == [("same", [f"{8100 + n}:80/tcp"])]
-        assert json.loads(users.by(user, "inspect", "same", "-j").stdout or "{}").get("name", "same") == "same"
+        assert json.loads(users.by(user, "inspect", "same", check=True).stdout)["name"] == "same"
     assert users.by("carol", "ps", "-j").stdout == "[]\n"
     whole = {c["name"] for c in json.loads(users.graft("ps", "-j").stdout)}
     assert whole >= {"same@alice", "same@bob"}
@@ -212,6 +223,8 @@ def test_granted_numbers(granted):
     code = "import socket\nmade = []\ntry:\n  while 1: made.append(socket.socket())\nexcept OSError as e: print(len(made), e.strerror)"
     assert granted.by("alice", "run", *python(code)).stdout == "10 Too many open files in system\n"
     assert granted.by("alice", "run", "--limit", "sockets=99", *python(code)).stdout.startswith("10 ")
+    granted.grant(GRANTS.replace("containers = 2", "containers = 0"))
+    granted.refused(granted.command("carol", GRAFT, "run", "true"), 1, "you may have no containers (root may grant some: ")
 
 
 def test_granted_egress_by_group(granted):
@@ -315,7 +328,9 @@ def test_no_graftd(users):
     none = ("env", "GRAFT_RUN_DIR=/nonexistent", GRAFT)
     told = "graftd is not running (root may start it: systemctl enable --now graftd.socket graftd-agent.socket)"
     users.refused(users.command("alice", *none, "run", "true"), 125, told)
-    assert users.host(*users.command("alice", *none, "doctor")).returncode == 1
+    done = users.host(*users.command("alice", *none, "doctor"))
+    assert done.returncode == 1
+    assert "granted" not in done.stdout, "it is graftd that knows"
 
 
 def test_a_graftd_of_an_earlier_release(users):
