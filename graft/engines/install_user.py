@@ -31,6 +31,8 @@ from graft.engines.install import (
 )
 from graft.engines.install import docker as docker_of
 from graft.errors import Refused
+from graft.rules.address import parse_prefix
+from graft.rules.grants import users_path
 
 SYSTEM = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 HELPERS = ("/usr/local/libexec/podman", "/usr/local/lib/podman", "/usr/libexec/podman", "/usr/lib/podman")
@@ -102,6 +104,17 @@ def _granted_subnet() -> str:
     return f"{whole[at]}/{LENGTH}"
 
 
+def _check_granted(subnet: str) -> None:
+    """Raise Refused if root has not granted @subnet, a CIDR, to this user; and GraftError."""
+    granted: dict[str, Any] = client.call("status", start=False)["granted"]
+    wanted = parse_prefix(subnet)
+    for prefix in map(parse_prefix, granted["addresses"]):
+        if prefix.length <= wanted.length and prefix.covers(wanted.address):
+            return
+    hint = f"root may grant it: {users_path()}"
+    raise Refused(f"--subnet {subnet}: not granted to you", hint=hint, code="EACCES")
+
+
 def _networks() -> Path:
     """Where the user's Podman with netavark keeps its networks."""
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
@@ -116,6 +129,8 @@ def podman(options: Options, *, install: bool) -> Plan:
     kind = backend() if install else ""
     if install and not kind:
         raise Refused("this Podman's netavark has no plugins", hint="Podman 4.5 or later", code="EPROTONOSUPPORT")
+    if install and options.subnet:
+        _check_granted(options.subnet)
     subnet = (options.subnet or _granted_subnet()) if install else ""
     graft = program(NAME)
     hook = {

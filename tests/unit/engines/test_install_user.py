@@ -1,5 +1,6 @@
 """graft install and uninstall by a user: in that user's configuration alone, beside what is in force."""
 
+import contextlib
 import json
 import tomllib
 
@@ -95,6 +96,13 @@ def test_each_user_has_a_part_of_a_range(home, monkeypatch, granted, uid, subnet
     grant(monkeypatch, granted)
     monkeypatch.setattr("os.getuid", lambda: uid)
     assert install_user.podman(Options(), install=True).found == f"networks by netavark, {subnet}"
+
+
+@pytest.mark.parametrize(("subnet", "granted"), [("10.99.1.0/25", True), ("10.99.2.0/24", False), ("10.99.0.0/16", False)])
+def test_a_network_that_is_asked_for_has_to_be_granted(home, monkeypatch, subnet, granted):
+    grant(monkeypatch, "2001:db8::/64", "10.99.1.0/24")
+    with contextlib.nullcontext() if granted else pytest.raises(Refused, match=f"--subnet {subnet}: not granted to you"):
+        install_user.podman(Options(subnet=subnet), install=True)
 
 
 def test_a_netavark_without_plugins(home, monkeypatch):
