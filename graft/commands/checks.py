@@ -6,8 +6,10 @@ Lack if that is not what graft needs. CHECKS lists them; the ones marked as need
 
 import contextlib
 import ctypes
+import grp
 import os
 import platform
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
@@ -22,6 +24,7 @@ from graft.kernel import addresses, cgroup, direct, libbpf, linux
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
 from graft.rules.configuration import configuration_path, read_configuration, read_endpoints
+from graft.rules.grants import read_users, users_path
 from graft.text import listed
 from graft.trap import deputy, filter, sup
 
@@ -350,6 +353,33 @@ def _in_force() -> str:
     return _described(told)
 
 
+def _users() -> str:
+    """Whom users.toml names: a name that is misspelt grants nothing, and nobody would be told."""
+    try:
+        users = read_users()
+    except Failure as error:
+        raise Lack(error.message, error.hint) from None
+    nobody = [f"[users.{name}]" for name in users.users if not _is_user(name)]
+    nobody += [f"[groups.{name}]" for name in users.groups if not _is_group(name)]
+    if nobody:
+        raise Lack(f"{users_path()}: nobody is meant by {', '.join(nobody)}", "correct the name, or add the account")
+    if not (users.users or users.groups or users.default):
+        return f"as ordinary programs of theirs: nothing is said in {users_path()}"
+    return f"{users_path()}: {len(users.users)} users, {len(users.groups)} groups"
+
+
+def _is_user(name: str) -> bool:
+    with contextlib.suppress(KeyError, ValueError):
+        return pwd.getpwnam(name).pw_uid != 0  # root is no user, whom something could be granted
+    return False
+
+
+def _is_group(name: str) -> bool:
+    with contextlib.suppress(KeyError, ValueError):
+        return bool(grp.getgrnam(name))
+    return False
+
+
 def _described(configuration: dict[str, Any]) -> str:
     pods = ", ".join(configuration["pods"]["annotations"]) or "nothing that takes"
     resolvers = ", ".join(configuration["pods"]["resolvers"])
@@ -375,6 +405,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("graftd", True, _daemon),
     ("containers", True, _containers),
     ("in force", False, _in_force),
+    ("users", False, _users),
     ("IPv6", False, _ipv6),
     ("graft-sup", False, _helper),
     ("graft-deputy", False, _deputy),

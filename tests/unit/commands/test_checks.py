@@ -28,6 +28,18 @@ def test_tunnels_that_modprobe_would_load(tmp_path, monkeypatch, told, expected)
         checks._tunnels()
 
 
+def test_whom_users_toml_means(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAFT_CONFIG", str(tmp_path / "graftd.toml"))
+    assert checks._users().startswith("as ordinary programs of theirs")
+    path = tmp_path / "users.toml"
+    path.touch(0o644)
+    path.write_text("[users.daemon]\nports = [80]\n[groups.daemon]\nports = [80]\n")
+    assert checks._users() == f"{path}: 1 users, 1 groups"
+    path.write_text("[users.dmn]\nports = [80]\n[users.root]\nports = [80]\n[groups.dmn]\nports = [80]\n")
+    with pytest.raises(checks.Lack, match=r"nobody is meant by \[users\.dmn\], \[users\.root\], \[groups\.dmn\]"):
+        checks._users()
+
+
 def test_no_modprobe_loads_nothing(tmp_path, monkeypatch):
     setting = tmp_path / "setting"
     setting.write_text("/nonexistent\n")
