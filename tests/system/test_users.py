@@ -404,7 +404,7 @@ def test_follow_the_log_of_ones_own(users):
     follow = users.spawn(*users.command("alice", GRAFT, "log", "-f", "-a", "-j"), stdout=-1)
     ask = " ".join(map(shlex.quote, python(ASK.format(host="10.77.0.2", port=9))))
     deadline = time.monotonic() + 20
-    seen = []
+    seen: list[dict[str, str]] = []
     while time.monotonic() < deadline and not seen:
         users.by("bob", "run", "--name", "theirs", *python(ASK.format(host="10.77.0.2", port=9)))
         own.stdin.write(f"{ask} 2>/dev/null\n")
