@@ -369,6 +369,8 @@ def _users() -> str:
 
 
 def _is_user(name: str) -> bool:
+    if name.isdigit():
+        return True  # a uid without an account is named so
     with contextlib.suppress(KeyError, ValueError):
         return pwd.getpwnam(name).pw_uid != 0  # root is no user, whom something could be granted
     return False
