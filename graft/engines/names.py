@@ -149,6 +149,12 @@ def pointed_at(name: str) -> Address | None:
     return None
 
 
+def _here(tenant: Tenant) -> str:
+    """The network of a container that is on none: a user's own have one in common, and hear of no others."""
+    whose = tenant.parent or tenant
+    return f"{HERE}@{whose.uid}" if whose.user else HERE
+
+
 class Told(NamedTuple):
     """What is told on one network."""
 
@@ -213,7 +219,7 @@ class Names:
         return next((told.names[address] for told in self._told_to(tenant) if address in told.names), "")
 
     def _told_to(self, tenant: Tenant) -> list[Told]:
-        networks = dict.fromkeys([attachment.network for attachment in list(tenant.attached)] or [HERE])
+        networks = dict.fromkeys([attachment.network for attachment in list(tenant.attached)] or [_here(tenant)])
         return [self.told[network] for network in networks if network in self.told]
 
     def _make(self, age: float) -> bool:
@@ -233,10 +239,12 @@ class Names:
                 for address in addresses:
                     here.names.setdefault(address, f"{tenant.name}.{network}")
             for own in list(tenant.given):
-                here = told.setdefault(HERE, Told({}, {}))
-                name = f"{tenant.name}.{SUFFIX}".lower()
-                here.addresses.setdefault(name, []).append((tenant.id, own.address))
-                here.names.setdefault(own.address, name)
+                own_name = tenant.name.removesuffix(f"@{tenant.user}") if tenant.user else tenant.name
+                for network, known in {HERE: tenant.name, _here(tenant): own_name}.items():
+                    here = told.setdefault(network, Told({}, {}))
+                    name = f"{known}.{SUFFIX}".lower()
+                    here.addresses.setdefault(name, []).append((tenant.id, own.address))
+                    here.names.setdefault(own.address, name)
         self.told = told
         self.made = time.monotonic()
         self.rest = SPARE * (self.made - began)

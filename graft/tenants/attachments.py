@@ -25,24 +25,29 @@ FORGOTTEN_SECONDS = 60.0
 def give(registry: Registry, tenant: Tenant, owned: Iterable[Own]) -> None:
     """`--ip`: give a tenant addresses, and put them on the host's stack. Raises Refused if one is in use."""
     for own in owned:
-        check_unowned(registry, own.address)
+        check_unowned(registry, own.address, tenant.uid if tenant.user else None)
         tenant.given.append(own)
         registry.add_address(own.address)
 
 
-def check_unowned(registry: Registry, address: Address) -> None:
-    """Raise Refused (EADDRINUSE) if a container, an attachment, or an expected container has this address."""
+def check_unowned(registry: Registry, address: Address, viewer: int | None = None) -> None:
+    """Raise Refused (EADDRINUSE) if a container, an attachment, or an expected container has this address.
+
+    @viewer: the uid of a user without root who asks; what is not theirs is not named to them. None: root.
+    """
     for other in registry.tenants.values():
         if any(own.address == address for own in other.owned):
-            raise Refused(
-                f"{address} is the address of container '{other.name}'", hint="use another", code="EADDRINUSE"
-            )
+            known = viewer in (None, other.uid)
+            whose = f"the address of container '{other.name}'" if known else "in use"
+            raise Refused(f"{address} is {whose}", hint="use another", code="EADDRINUSE")
     for attachment in registry.attachments.values():
         if any(own.address == address for own in attachment.addresses):
-            raise Refused(f"{address} is in use in network '{attachment.network}'", code="EADDRINUSE")
+            where = f" in network '{attachment.network}'" if viewer is None else ""
+            raise Refused(f"{address} is in use{where}", hint="use another", code="EADDRINUSE")
     for expected in registry.expected.values():
         if expected.holds() and any(own.address == address for own in expected.owned):
-            raise Refused(f"{address} is the address of container '{expected.name}'", code="EADDRINUSE")
+            whose = f"the address of container '{expected.name}'" if viewer is None else "in use"
+            raise Refused(f"{address} is {whose}", hint="use another", code="EADDRINUSE")
 
 
 def check_foreign(registry: Registry, address: Address) -> None:
@@ -64,7 +69,7 @@ def add(registry: Registry, attachment: Attachment, viewer: int | None = None) -
     @viewer: as publish.check_free() has it.
     """
     for own in attachment.addresses:
-        check_unowned(registry, own.address)
+        check_unowned(registry, own.address, viewer)
         check_foreign(registry, own.address)
     where = (attachment.netns, attachment.cookie)
     shared = bool(attachment.addresses)
@@ -229,7 +234,7 @@ def expect(registry: Registry, number: str, expected: Expected, viewer: int | No
     where, shared = expected.where, expected.shared
     _check_ports(registry, expected.publications, here, where=where, shared=shared, viewer=viewer)
     for own in expected.owned:
-        check_unowned(registry, own.address)
+        check_unowned(registry, own.address, viewer)
         check_foreign(registry, own.address)
     registry.expected[number] = expected
 
