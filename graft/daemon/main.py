@@ -187,7 +187,7 @@ class Daemon:
         addresses.drain(self.watch)
         found = {parse_address(text) for text in addresses.addresses()}
         self.kernel.know_locals(found - self.registry.added)
-        self.resolver.allowance.hosts = found
+        self.resolver.allowance.know_hosts(found)
         self.tenancy.interfaces.refresh()
 
     def _claim_namespace(self) -> None:

@@ -99,7 +99,9 @@ class Allowance:
             tenant = self.registry.tenants.get(PINNED_KEY.unpack(key)[0])
             value = pinned.get(key)
             if tenant and tenant.policy and value:
-                self._book(tenant).pins[key] = PIN.unpack(value)[0]
+                book = self._book(tenant)
+                book.pins[key] = PIN.unpack(value)[0]
+                book.names.setdefault(Address(PINNED_KEY.unpack(key)[2]), "")
             else:
                 pinned.delete(key)
 
@@ -113,6 +115,27 @@ class Allowance:
                     del self.ended[next(iter(self.ended))]
         for key in book.pins:
             self.kernel.maps["pinned"].delete(key)
+
+    def know_hosts(self, addresses: Collection[Address]) -> None:
+        """Note which addresses the host has. Pins at those that are new end: nobody could be named there any more.
+
+        Whoever owns an allowed name could have told the address of a container that was to come. A neighbour's name
+        stays, as a container that is started again has its address. Raises OSError.
+        """
+        new = set(addresses) - set(self.hosts)
+        self.hosts = addresses
+        for number, book in list(self.books.items()):
+            tenant = self.registry.tenants.get(number)
+            if tenant is None or tenant.policy is None:
+                continue
+            foreign = set()
+            for address in new & book.names.keys():
+                name = book.names[address]
+                if not name or address not in self.names.addresses(tenant, name):
+                    foreign.add(address)
+            with self.lock:
+                for key in [key for key in book.pins if foreign and Address(PINNED_KEY.unpack(key)[2]) in foreign]:
+                    self._unpin(book, key)
 
     def sweep(self) -> None:
         """Delete the pins that have ended. Raises OSError."""

@@ -13,6 +13,7 @@ from graft.engines import allowance
 from graft.engines.allowance import Allowance
 from graft.engines.names import Names
 from graft.rules.address import parse_address
+from graft.rules.own_address import parse_own
 from graft.rules.request import Request
 from graft.rules.tables import PIN, PINNED_KEY
 from tests.messages import query
@@ -93,6 +94,36 @@ def test_a_graftd_that_follows(known):
     assert pins(pinned) == {(0, "192.0.2.1")}
     books.forget(tenant)
     assert not pinned.entries
+
+
+def test_an_address_that_becomes_the_hosts(known):
+    """A name told it for a day; then a container gets it, to which no name could have led."""
+    books, tenant, pinned = known
+    books.know_hosts([parse_address("192.0.2.9")])
+    for name, address in (("www.test", "10.99.1.5"), ("a.many.test", "10.99.1.6")):
+        asked = query(name)
+        books.admit(tenant, asked, replied(asked, address, ttl=86400))
+    books.know_hosts([parse_address("192.0.2.9"), parse_address("10.99.1.5")])
+    assert pins(pinned) == {(0, "10.99.1.6")}
+    following = Allowance(books.registry, books.kernel, books.names)
+    following.restore()
+    following.know_hosts([parse_address("10.99.1.6")])
+    assert not pins(pinned)
+
+
+def test_a_neighbour_that_is_started_again(known):
+    """It keeps its address, which its name has told."""
+    books, tenant, pinned = known
+    neighbour = make_tenant(books.registry, "db", 1001)
+    own = parse_address("10.99.1.7")
+    tenant.asked = Request(allow=("db.graft",))
+    for _ in range(2):
+        neighbour.given.append(parse_own("10.99.1.7"))
+        books.know_hosts([own])
+        assert books.answer(tenant, query("db.graft"))
+        assert pins(pinned) == {(0, "10.99.1.7")}
+        neighbour.given.clear()
+        books.know_hosts([])
 
 
 def test_a_map_that_is_full(known, caplog):
