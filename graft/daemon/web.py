@@ -120,9 +120,13 @@ class Web:
         with contextlib.suppress(OSError):
             sock, _ = self.sock.accept()
             self.conversations = [one for one in self.conversations if not one.closed]
-            if len(self.conversations) >= CONNECTIONS_MAX:
-                sock.close()
-                return
+            if len(self.conversations) >= CONNECTIONS_MAX:  # who has not asked yet gives way, the first one first
+                idle = next((one for one in self.conversations if not one.asked), None)
+                if idle is None:
+                    sock.close()
+                    return
+                idle.close()
+                self.conversations.remove(idle)
             self.conversations.append(Conversation(self.loop, sock, self.answer))
 
     def tick(self, now: float) -> None:
@@ -153,6 +157,7 @@ class Conversation:
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX)
         self.out: list[memoryview] = []
         self.deadline = time.monotonic() + PATIENCE
+        self.asked = False  # has a whole request come?
         sock.setblocking(False)
         loop.add(sock.fileno(), self._ready)
 
@@ -182,6 +187,7 @@ class Conversation:
         event = self.http.next_event()
         if isinstance(event, h11.Request):
             self.loop.modify(self.sock.fileno(), 0)
+            self.asked = True
             target, _, query = event.target.decode(errors="replace").partition("?")
             headers = {name.decode(): value.decode(errors="replace") for name, value in event.headers}
             if event.method != b"GET":

@@ -143,7 +143,7 @@ def test_the_page(metrics):
 def test_who_does_not_read_or_write_is_closed(metrics):
     """graftd goes on meanwhile, and such a peer is gone after ten seconds."""
     code = (
-        "import socket, time\ns = [socket.create_connection(('127.0.0.1', 9435)) for n in range(70)]\n"
+        "import socket, time\ns = [socket.create_connection(('127.0.0.1', 9435)) for n in range(60)]\n"
         "began = time.monotonic(); s[0].settimeout(30); print(s[0].recv(1), 5 < time.monotonic() - began < 20)"
     )
     slow = metrics.spawn(*python(code), stdout=subprocess.PIPE)
@@ -153,6 +153,16 @@ def test_who_does_not_read_or_write_is_closed(metrics):
     assert time.monotonic() - began < 5 * SLOWNESS
     assert slow.communicate(timeout=60)[0] == "b'' True\n"
     assert "graft_containers 1\n" in fetch(metrics, "http://127.0.0.1:9435/metrics")
+
+
+def test_who_holds_all_connections_keeps_nobody_out(metrics):
+    """Any user of the host can connect there, and say nothing."""
+    code = "import socket, time\nheld = [socket.create_connection(('127.0.0.1', 9435)) for _ in range(64)]\nprint('held', flush=True); time.sleep(60)"
+    holder = metrics.spawn(*python(code), stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == "held\n"
+    for _ in range(3):
+        assert "graft_containers 1\n" in fetch(metrics, "http://127.0.0.1:9435/metrics")
+    metrics.end(holder)
 
 
 def test_graftd_goes_on_with_its_page(metrics):
