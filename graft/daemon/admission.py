@@ -244,6 +244,10 @@ def _add_rules(
     if trusted or user:
         known = admission_users.known_endpoints(reg, user) if user else reg.home_endpoints()
         import_endpoints(tenant, endpoint_names(asked.ingress, asked.egress), known)
+    if user:
+        admission_users.check_own_endpoints(user, tenant.endpoints, asked.ingress, asked.egress)
+        more = len(asked.ingress) + len(asked.egress) + len(asked.publish)
+        admission_users.check_count(admission_users.count_rules(tenant) + more)
     reg.add_rules(tenant, asked.ingress, asked.egress)
     publish.publish(reg, tenant, asked.publish, user.account.uid if user else None)
 
@@ -360,7 +364,7 @@ def _new_tenant(reg: Registry, kind: str, pid: int, netns_fd: int, name: str, ar
 
 def _check_share(reg: Registry, uid: int, rules: int) -> None:
     """Raise Refused if an unprivileged user asks for more than their share of the BPF maps and of graftd's time."""
-    admission_users.check_number(rules)
+    admission_users.check_count(rules)
     uids = [t.uid for t in reg.tenants.values() if not t.trusted]
     if uids.count(uid) >= UNTRUSTED_TENANTS:
         raise Refused(f"{UNTRUSTED_TENANTS} wrappers of this user are running", code="ENOSPC")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from graft.errors import Refused
 from graft.rules import grants
-from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, parse_endpoint_port
+from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, IngressRule, parse_endpoint_port
 from graft.rules.grants import Grants, users_path
 from graft.rules.publication import Publication
 from graft.rules.request import Parsed
@@ -19,7 +19,8 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
 
 AT = "@"
-UNTRUSTED_RULES = 512  # of one tenant whose user is not root of the host
+RULES_MAX = 512  # of one container, or endpoints of one table: graftd's loop waits while they are checked
+SETTINGS_MAX = 32768  # characters of an engine's labels or annotations
 
 
 class User(NamedTuple):
@@ -68,6 +69,19 @@ def check_share(reg: Registry, user: User) -> None:
             )
 
 
+def check_count(count: int, what: str = "rules") -> None:
+    """Raise Refused (ENOSPC) for more than a user may have. To be called before any of them is parsed."""
+    if count > RULES_MAX:
+        raise Refused(f"{count} {what} are too many", hint=f"at most {RULES_MAX} without root", code="ENOSPC")
+
+
+def count_rules(tenant: Tenant) -> int:
+    """How many rules and publications it has; a publication is one, though two rules stand for it."""
+    published = {name for name, endpoint in tenant.endpoints.items() if endpoint.published}
+    own = [rule for rule in tenant.ingress if rule.endpoint not in published]
+    return len(tenant.publications) + len(own) + len(tenant.egress)
+
+
 def check_asked(reg: Registry, user: User, asked: Parsed) -> None:
     """Raise Refused if a user asks for what is not granted to them."""
     if asked.direct:
@@ -76,14 +90,8 @@ def check_asked(reg: Registry, user: User, asked: Parsed) -> None:
         raise Refused("egress host is not granted to you", hint=f"root may grant it: {users_path()}", code="EACCES")
     for own in asked.ip:
         grants.check_address(user.grants, own.address)
-    check_number(len(asked.publish) + len(asked.ingress) + len(asked.egress))
+    check_count(len(asked.publish) + len(asked.ingress) + len(asked.egress))
     check_rules(reg, user, asked.publish, asked.egress)
-
-
-def check_number(rules: int) -> None:
-    """Raise Refused (ENOSPC) for more rules and publications than a container without root may have."""
-    if rules > UNTRUSTED_RULES:
-        raise Refused(f"{rules} rules are too many", hint=f"at most {UNTRUSTED_RULES} without root", code="ENOSPC")
 
 
 def check_rules(reg: Registry, user: User, publications: Iterable[Publication], egress: Iterable[EgressRule]) -> None:
@@ -106,6 +114,33 @@ def check_rules(reg: Registry, user: User, publications: Iterable[Publication], 
             )
 
 
+def check_own_endpoints(
+    user: User, endpoints: Mapping[str, Endpoint], ingress: Iterable[IngressRule], egress: Iterable[EgressRule]
+) -> None:
+    """Raise Refused (EACCES) for a rule by an endpoint that a user has added, and could not add now.
+
+    What is granted may have become less since, and a name that is granted may be one that the user took before.
+    """
+    rules: list[IngressRule | EgressRule] = [*ingress, *egress]
+    for rule in rules:
+        endpoint = endpoints.get(rule.endpoint)
+        if endpoint is None or not endpoint.by_user:
+            continue
+        if isinstance(rule, EgressRule) and user.grants.egress != "host":
+            raise Refused(
+                f"-e {rule}: endpoint '{rule.endpoint}' is one of yours, which is no way out for you",
+                hint=f"delete it; root may grant one of the host's: {users_path()}",
+                code="EACCES",
+            )
+        _check_port(user, rule.endpoint, endpoint.port)
+
+
+def _check_port(user: User, name: str, port: int) -> None:
+    if port:
+        ports = [(protocol, port) for protocol in grants.IPPROTO.values()]
+        grants.check_ports(user.grants, f"endpoint '{name}'", ports, unprivileged_port())
+
+
 def check_endpoint(user: User, name: str, words: EndpointWords) -> None:
     """Raise Refused for an endpoint that a user may not have, and UsageError for a port that is none."""
     if words.netns:
@@ -114,10 +149,7 @@ def check_endpoint(user: User, name: str, words: EndpointWords) -> None:
         raise Refused(
             f"endpoint '{name}' is one of the host's, granted to you", hint="use another name", code="EEXIST"
         )
-    port = parse_endpoint_port(words.port) if words.port else 0
-    if port:
-        ports = [(protocol, port) for protocol in grants.IPPROTO.values()]
-        grants.check_ports(user.grants, f"endpoint '{name}'", ports, unprivileged_port())
+    _check_port(user, name, parse_endpoint_port(words.port) if words.port else 0)
 
 
 def known_endpoints(reg: Registry, user: User) -> Mapping[str, Endpoint]:

@@ -37,7 +37,7 @@ from graft.daemon.users_engines import UserEngineOrders
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.kernel.netns import is_pid
-from graft.rules.endpoint import Endpoint, EndpointWords, parse_egress, parse_endpoint_words
+from graft.rules.endpoint import Endpoint, EndpointWords, parse_egress, parse_endpoint_words, parse_ingress
 from graft.rules.grants import users_path
 from graft.rules.publication import parse_publication
 from graft.tenants.accounts import Account, Accounts, unprivileged_port, user_table
@@ -91,6 +91,7 @@ class Users(Admin):
 
     def _begin(self, connection: Connection, request: protocol.Hello) -> Reply:
         """Answer Hello, as soon as it is known who the peer's user is."""
+        admission_users.check_count(max(len(request.ingress), len(request.egress)))
         known = self.accounts.known(connection.uid)
         if known:
             return self._welcome(connection, request, known)
@@ -124,6 +125,9 @@ class Users(Admin):
         """`graft run`: a target in a netns of the user's own hands over its listener. Raises GraftError."""
         if len(fds) != 1:
             raise UsageError("a run request carries the seccomp listener")
+        asked = request.request
+        for each in (asked.publish, asked.ingress, asked.egress, asked.ip, asked.resolver, asked.sysctl):
+            admission_users.check_count(len(each))
         user: User = connection.user
         tenant = admit_target(
             self.tenancy, connection.pid, user.account.uid, fds[0], request, trusted=False, user=user
@@ -136,6 +140,8 @@ class Users(Admin):
 
     def endpoint_add(self, connection: Connection, request: protocol.EndpointAdd, fds: list[int]) -> Reply:
         """`graft endpoint add`, to the user's own table or that of a container."""
+        table = self._table(connection, request.netns)
+        admission_users.check_count(len(table.endpoints) + len(request.endpoints), "endpoints")
         for new in request.endpoints:
             admission_users.check_endpoint(connection.user, new.name, parse_endpoint_words(new.words))
         return super().endpoint_add(connection, request, fds)
@@ -159,12 +165,15 @@ class Users(Admin):
 
     def rule_add(self, connection: Connection, request: protocol.RuleAdd, fds: list[int]) -> Reply:
         """`graft rule add`: all of them or none."""
+        tenant = self._tenant(connection, request.netns)
+        more = len(request.publish) + len(request.ingress) + len(request.egress)
+        admission_users.check_count(admission_users.count_rules(tenant) + more)
         publications = [parse_publication(p) for p in request.publish]
+        ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
-        have = self._tenant(connection, request.netns)
-        given = len(publications) + len(request.ingress) + len(egress)
-        admission_users.check_number(len(have.publications) + len(have.ingress) + len(have.egress) + given)
         admission_users.check_rules(self.tenancy.registry, connection.user, publications, egress)
+        known = {**self._known(connection), **tenant.endpoints}
+        admission_users.check_own_endpoints(connection.user, known, ingress, egress)
         return super().rule_add(connection, request, fds)
 
     # -- looking --

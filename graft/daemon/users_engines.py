@@ -24,7 +24,7 @@ import msgspec
 from graft import protocol
 from graft.daemon.admin_engines import EngineOrders, Reply
 from graft.daemon.admission_engines import expect_target
-from graft.daemon.admission_users import AT, User, check_asked, check_number, check_rules, check_share
+from graft.daemon.admission_users import AT, SETTINGS_MAX, User, check_asked, check_count, check_rules, check_share
 from graft.daemon.connection import Connection
 from graft.engines import bundle, joined
 from graft.engines.container import Container, metadata_of
@@ -149,7 +149,7 @@ def _key(user: User, key: str) -> str:
 
 
 def _check_rules(count: int) -> None:
-    check_number(count)
+    check_count(count)
 
 
 def _check_count(user: User, keys: Collection[str], most: int, what: str) -> None:
@@ -166,6 +166,8 @@ def _container(user: User, request: protocol.Prepare, fds: list[int]) -> Contain
     """The container that a user's engine is about to create. Raises Refused, UsageError."""
     if request.engine not in ENGINES or not ID.fullmatch(request.id) or len(request.name) > LABEL_MAX:
         raise UsageError("this is no container of Docker or Podman", hint="install graft's hook or runtime anew")
+    if sum(len(f"{key}{value}") for key, value in request.settings.items()) > SETTINGS_MAX:
+        raise UsageError(f"graft's labels or annotations have more than {SETTINGS_MAX} characters")
     if len(fds) > 1:
         raise UsageError("a container joins one network namespace")
     path, where = "", (0, 0)

@@ -474,10 +474,10 @@ def test_root_is_no_user(users, unharmed):
 def test_rules_have_a_limit(users, unharmed):
     """They are entries of the kernel's maps, which all containers have in common."""
     many = [word for n in range(600) for word in ("-p", f"{20000 + n}:{n + 1}")]
-    users.refused(users.command("bob", GRAFT, "run", *many, "true"), 1, "600 rules are too many (at most 512 without root)")
+    users.refused(users.command("bob", GRAFT, "run", *many, "true"), 1, "graft: 600 rules are too many (at most 512 without root)")
     process = users.spawn_by("bob", "--name", "full", *many[:1000], "sleep", "60")
     wait_for(lambda: "full" in users.by("bob", "ps").stdout, "it")
-    users.refused(users.command("bob", GRAFT, "rule", "add", "full", *many[1000:1030]), 1, "515 rules are too many")
+    users.refused(users.command("bob", GRAFT, "rule", "add", "full", *many[1000:1030]), 1, "graft: 515 rules are too many")
     users.end(process)
 
 

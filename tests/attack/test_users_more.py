@@ -1,0 +1,56 @@
+# ruff: noqa: F811 (fixtures)
+"""What an ordinary user tries with what was granted before, and with requests that are long."""
+
+import pytest
+
+from graft import __version__
+from graft.bench.lab import GRAFT, wait_for
+from tests.attack.test_users import tries, unharmed, users, victim  # noqa: F401
+
+
+def test_an_endpoint_from_before_a_grant_was_taken_back(users, unharmed):
+    """What bob added when he might is no way around what he may now: neither its port, nor its way out."""
+    users.grant("[users.bob]\nports = ['unprivileged', 80]\n")
+    for name, port in (("low", "80"), ("gate", "dynamic")):
+        users.by("bob", "endpoint", "add", name, "type", "ipv4", "addr", "10.77.0.1", "port", port, check=True)
+    running = users.spawn_by("bob", "--name", "before", "sleep", "60")
+    wait_for(lambda: "before" in users.by("bob", "ps").stdout, "it")
+    users.by("bob", "endpoint", "add", "--netns", "before", "way", "type", "ipv4", "addr", "10.77.0.1", "port", "dynamic", check=True)
+    users.grant("[users.bob]\negress = 'none'\nendpoints = ['gate', 'way']\n")
+    low, out = ("-i", "0.0.0.0:80=low"), ("-e", "0.0.0.0/0=gate")
+    users.refused(users.command("bob", GRAFT, "run", *low, "true"), 1, "endpoint 'low': port 80/tcp is below 1024")
+    users.refused(users.command("bob", GRAFT, "run", *out, "true"), 1, "endpoint 'gate' is one of yours")
+    users.refused(users.command("bob", GRAFT, "rule", "add", "before", *low), 1, "endpoint 'low': port 80/tcp is below 1024")
+    users.refused(users.command("bob", GRAFT, "rule", "add", "before", "-e", "0.0.0.0/0=way"), 1, "endpoint 'way' is one of yours")
+    users.end(running)
+    users.grant("")
+    for name in ("low", "gate"):
+        users.by("bob", "endpoint", "del", name, check=True)
+
+
+LONG = {
+    "ports": ("run", "publish", "[f'{p}:{p}' for p in range(2000, 30000)]"),
+    "resolvers": ("run", "resolver", "[f'127.0.{n >> 8}.{n & 255}' for n in range(1, 30000)]"),
+    "rules": ("run", "egress", "[f'10.{n >> 8}.{n & 255}.0/24=x' for n in range(30000)]"),
+    "endpoints": ("endpoint-add", "endpoints", "[dict(name=f'e{n}', words=['type', 'ipv4', 'addr', '10.77.0.1', 'port', 'dynamic']) for n in range(6000)]"),
+    "labels": ("prepare", "settings", "{'graft.publish': ','.join(f'{p}:{p}' for p in range(20000, 60000))}"),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_long_lists_keep_nobody_waiting(users, unharmed, what):
+    """Hundreds of kilobytes in one request, which took graftd up to half a minute each."""
+    op, field, value = LONG[what]
+    code = f"""
+from graft.rules.request import Request
+s = connect(); exchange(s, op='hello'); own_netns(); fds, op, value = [listener()] if {op!r} == 'run' else [], {op!r}, {value}
+wish = dict(op='run', argv=['x'], request=list(Request({field}=value))) if op == 'run' else dict(op=op, {field}=value)
+if op == 'prepare': wish |= dict(engine='podman', id='x', name='n', config=dict(process={{}}))
+data = json.dumps(dict(version={__version__!r}, **wish)).encode() + b'\\n'
+data = data[socket.send_fds(s, [data[:1000]], fds):]; began = time.monotonic(); s.sendall(data)
+told(json.loads(s.recv(65536))); print(time.monotonic() - began < 3, flush=True)
+os._exit(0)
+"""
+    code_told, soon = tries(users, "bob", code)
+    assert code_told in ("ENOSPC", "EINVAL")
+    assert soon == "True"
