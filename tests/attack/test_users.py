@@ -28,6 +28,7 @@ def users():
     need("setpriv", "newuidmap", "ss")
     with users_laboratory("hostile") as lab:
         lab.start_daemon()
+        wait_for(lambda: "tentative" not in lab.host("ip", "-o", "address").stdout, "addresses that stay as they are")
         yield lab
 
 
