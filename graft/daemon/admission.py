@@ -245,7 +245,7 @@ def _add_rules(
         known = admission_users.known_endpoints(reg, user) if user else reg.home_endpoints()
         import_endpoints(tenant, endpoint_names(asked.ingress, asked.egress), known)
     if user:
-        admission_users.check_own_endpoints(user, tenant.endpoints, asked.ingress, asked.egress)
+        admission_users.check_own_endpoints(reg, user, tenant.endpoints, asked.ingress, asked.egress)
         more = len(asked.ingress) + len(asked.egress) + len(asked.publish)
         admission_users.check_count(admission_users.count_rules(tenant) + more)
     reg.add_rules(tenant, asked.ingress, asked.egress)

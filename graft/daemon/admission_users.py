@@ -115,7 +115,11 @@ def check_rules(reg: Registry, user: User, publications: Iterable[Publication], 
 
 
 def check_own_endpoints(
-    user: User, endpoints: Mapping[str, Endpoint], ingress: Iterable[IngressRule], egress: Iterable[EgressRule]
+    reg: Registry,
+    user: User,
+    endpoints: Mapping[str, Endpoint],
+    ingress: Iterable[IngressRule],
+    egress: Iterable[EgressRule],
 ) -> None:
     """Raise Refused (EACCES) for a rule by an endpoint that a user has added, and could not add now.
 
@@ -130,6 +134,12 @@ def check_own_endpoints(
             raise Refused(
                 f"-e {rule}: endpoint '{rule.endpoint}' is one of yours, which is no way out for you",
                 hint=f"delete it; root may grant one of the host's: {users_path()}",
+                code="EACCES",
+            )
+        if endpoint.address in reg.added:
+            raise Refused(
+                f"endpoint '{rule.endpoint}': {endpoint.address} is the address of a container",
+                hint="use one of the host's",
                 code="EACCES",
             )
         _check_port(user, rule.endpoint, endpoint.port)

@@ -173,7 +173,7 @@ class Users(Admin):
         egress = [parse_egress(r) for r in request.egress]
         admission_users.check_rules(self.tenancy.registry, connection.user, publications, egress)
         known = {**self._known(connection), **tenant.endpoints}
-        admission_users.check_own_endpoints(connection.user, known, ingress, egress)
+        admission_users.check_own_endpoints(self.tenancy.registry, connection.user, known, ingress, egress)
         return super().rule_add(connection, request, fds)
 
     # -- looking --

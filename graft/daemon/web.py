@@ -117,8 +117,13 @@ class Web:
         return sock
 
     def _accept(self, _events: int) -> None:
-        with contextlib.suppress(OSError):
+        try:
             sock, _ = self.sock.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                time.sleep(0.01)  # level-triggered: the connection waits, the loop must not spin
+            return
+        with contextlib.suppress(OSError):
             self.conversations = [one for one in self.conversations if not one.closed]
             if len(self.conversations) >= CONNECTIONS_MAX:  # who has not asked yet gives way, the first one first
                 idle = next((one for one in self.conversations if not one.asked), None)

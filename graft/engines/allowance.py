@@ -54,6 +54,7 @@ ENDED_KEPT = 64  # containers that have learnt, after their end
 SHOWN = 256  # pins in document()
 SVCB, HTTPS = 64, 65  # types whose records have addresses that nobody would pin: programs go by A and AAAA then
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # addresses of IPv4, by a translator (RFC 6052)
+NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # likewise; where in it the IPv4 is each site says (RFC 8215)
 SHARED = "not an address for names"
 
 
@@ -224,7 +225,8 @@ class Allowance:
             six = ipaddress.IPv6Address(address.raw)
             known = ipaddress.IPv4Address(address.raw[12:]) if six in NAT64 else six
         if (
-            known.is_loopback
+            (known.version == 6 and known in NAT64_LOCAL)
+            or known.is_loopback
             or known.is_link_local
             or known.is_multicast
             or known.is_unspecified
