@@ -284,6 +284,11 @@ def _peer_table(reg: Registry, pid: int) -> Table:
     return table
 
 
+def peer_endpoints(tenancy: Tenancy, pid: int) -> Mapping[str, Endpoint]:
+    """The endpoints of the netns of @pid, by name. Raises OSError if it has ended."""
+    return _peer_table(tenancy.registry, pid).endpoints
+
+
 def endpoints_of(tenancy: Tenancy, pid: int) -> list[dict[str, Any]]:
     """The endpoints of the netns of @pid in JSON, sorted by name."""
     found = _peer_table(tenancy.registry, pid).endpoints.values()

@@ -23,7 +23,7 @@ from typing import Any
 from graft import protocol
 from graft.daemon import admission_users
 from graft.daemon.admin import Admin, Reply, check_version
-from graft.daemon.admission import admit_target
+from graft.daemon.admission import admit_target, peer_endpoints
 from graft.daemon.admission_users import User
 from graft.daemon.agent_users import UserListeners
 from graft.daemon.connection import Connection, Later
@@ -152,10 +152,10 @@ class Users(Admin):
         return self.tenancy.registry.add_endpoints(table, wanted, look=False)  # a path may be one that blocks
 
     def endpoint_show(self, connection: Connection, request: protocol.EndpointShow, fds: list[int]) -> Reply:
-        """`graft endpoint show`: of the user's own table, and what is there of the host's; or a container's table."""
+        """`graft endpoint show`: of the user's own table, and of the netns that the peer is in; or a container's."""
         if request.netns:
             return super().endpoint_show(connection, request, fds)
-        known = {**self.tenancy.registry.home_endpoints(), **self._known(connection)}
+        known = {**peer_endpoints(self.tenancy, connection.pid), **self._known(connection)}
         if request.name is not None and request.name not in known:
             raise Refused(
                 f"endpoint '{request.name}' does not exist", hint="'graft endpoint show' lists them", code="ENOENT"

@@ -26,6 +26,7 @@ DOORS = {
         "what its own netns has; no order about another process",
         {"agent_message_publishes", "agent_message_names_anothers_process", "forged_metadata"},
     ),
+    ("graftd", "unix RUN/user.sock"): ("EPERM: orders come from outside of containers", {"user_socket"}),
     ("graftd", "unix RUN/helpers.sock"): ("closed unread", {"supervisors_socket", "door_of_the_supervisors"}),
     ("graftd", "unix PLUGIN"): (
         "closed unread",
@@ -41,6 +42,7 @@ DOORS = {
     ),
     ("keeper", "unix RUN/graftd.sock"): ("graftd's, which inherits it", set()),
     ("keeper", "unix RUN/agent.sock"): ("graftd's, which inherits it", set()),
+    ("keeper", "unix RUN/user.sock"): ("graftd's, which inherits it", set()),
     ("keeper", "unix PLUGIN"): ("kept for the next graftd", set()),
     ("keeper", "udp 127.0.0.11:53"): ("kept for the next graftd", set()),
     ("keeper", "tcp 127.0.0.11:53"): ("kept for the next graftd", set()),

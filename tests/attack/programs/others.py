@@ -93,6 +93,17 @@ def admin_socket():
 
 
 @attack
+def user_socket():
+    """The orders of users without root, by a process of a container, whatever its uid is."""
+    s = socket.socket(socket.AF_UNIX, TCP)
+    s.settimeout(2)
+    s.connect(os.environ["GRAFT_RUN_DIR"] + "/user.sock")
+    s.sendall(b'{"op":"hello","version":"0.1.0"}\n')
+    told = s.recv(65536)
+    return "EPERM" if b'"EPERM"' in told else f"OK {told!r}"
+
+
+@attack
 def keepers_socket():
     s = socket.socket(socket.AF_UNIX, UDP)
     s.connect(os.environ["GRAFT_RUN_DIR"] + "/notify.sock")
