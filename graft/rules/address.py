@@ -88,7 +88,8 @@ def parse_prefix(text: str) -> Prefix:
     bare, slash, length_text = text.partition("/")
     address = parse_address(bare)
     longest = address.bits
-    if slash and not (length_text.isascii() and length_text.isdigit() and int(length_text[:4]) <= longest):
+    number = length_text.isascii() and length_text.isdigit() and len(length_text) <= 3
+    if slash and not (number and int(length_text) <= longest):
         raise UsageError(f"'{text}' is not an address with its prefix length", hint="like 10.77.0.0/16")
     length = int(length_text) if slash else longest
     if int.from_bytes(address.raw, "big") & ((1 << (longest - length)) - 1):

@@ -4,7 +4,7 @@ import pytest
 
 from graft.errors import UsageError
 from graft.rules import policy_file, tables
-from graft.rules.address import parse_address
+from graft.rules.address import parse_address, parse_prefix
 from graft.rules.policy import parse_allow, policy_of
 from graft.rules.request import Request, parse_request
 
@@ -154,3 +154,9 @@ def test_policies_of_the_administrator(tmp_path, monkeypatch):
     for name in ("", "..", "../build", "a/b", ".build", "build.toml\n"):
         with pytest.raises(UsageError, match="is not a policy's name"):
             policy_file.named_policy(name)
+
+
+@pytest.mark.parametrize("length", ["129", "0000128", "000000330504082", "-1", "+8", "8 ", "²", ""])
+def test_a_length_that_is_none(length):
+    with pytest.raises(UsageError):
+        parse_prefix(f"::/{length}")
