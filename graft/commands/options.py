@@ -7,7 +7,7 @@ cannot run.
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -47,6 +47,13 @@ def print_json(value: Any) -> None:
 def say(line: str) -> None:
     """Print a line on standard output, in which a container may have chosen words."""
     click.echo(plain(line, LINE_MAX))
+
+
+def say_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, its head first: each column but the last as wide as its widest cell."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]) - 1)]
+    for row in rows:
+        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
 
 
 def guarded(program: str, work: Callable[[], Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from graft.client import call, run_directory
-from graft.commands.options import CONTEXT, json_option, print_json, say
+from graft.commands.options import CONTEXT, json_option, print_json, say_rows
 from graft.errors import Failure
 from graft.text import listed, plain
 
@@ -35,10 +35,7 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(containers)
         return
-    rows = [COLUMNS] + [_row(c) for c in containers]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
-    for row in rows:
-        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+    say_rows([COLUMNS, *map(_row, containers)])
 
 
 def _check_none_is_left() -> None:

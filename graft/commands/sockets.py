@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.commands.options import CONTEXT, json_option, print_json, say
+from graft.commands.options import CONTEXT, json_option, print_json, say_rows
 
 COLUMNS = ("CONTAINER", "PROTO", "STATE", "LOCAL", "PEER", "SENT", "RECEIVED", "IDLE", "PROCESS")
 UNITS = ("", "K", "M", "G", "T", "P", "E")
@@ -34,10 +34,7 @@ def command(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(sockets)
         return
-    rows = [COLUMNS] + [_row(one) for one in sockets]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
-    for row in rows:
-        say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+    say_rows([COLUMNS, *map(_row, sockets)])
 
 
 def _named(sockets: list[dict[str, Any]], wanted: str | None) -> list[dict[str, Any]]:

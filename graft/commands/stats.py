@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.commands.options import CONTEXT, json_option, print_json, say
+from graft.commands.options import CONTEXT, json_option, print_json, say_rows
 from graft.commands.sockets import amount
 
 COLUMNS = (
@@ -35,10 +35,7 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [COLUMNS] + [_row(one) for one in found]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say_rows([COLUMNS, *map(_row, found)])
 
 
 def _row(one: dict[str, Any]) -> tuple[str, ...]:

@@ -17,8 +17,10 @@ from typing import NamedTuple
 
 from graft.errors import Failure, GraftError, Refused, from_oserror
 from graft.kernel import linux
+from graft.rules.subid import read_delegated
 
 SUBORDINATE = {"uid": "/etc/subuid", "gid": "/etc/subgid"}
+GIVE_IDS = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
 SWITCHES = (  # where a system forbids user namespaces: file, what it holds then, how root allows them
     ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
     ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
@@ -46,14 +48,7 @@ def subordinate(kind: str) -> list[tuple[int, int]]:
     names = {str(uid)}
     with contextlib.suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)
-    try:
-        lines = Path(SUBORDINATE[kind]).read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    words = [line.split(":") for line in lines]
-    return [
-        (int(w[1]), int(w[2])) for w in words if len(w) == 3 and w[0] in names and w[1].isdigit() and w[2].isdigit()
-    ]
+    return [(each.first, each.size) for each in read_delegated(SUBORDINATE[kind]) if each.owner in names]
 
 
 def ranges(own: int, inside: int, further: list[tuple[int, int]]) -> list[Range]:
@@ -102,7 +97,7 @@ def open_low_ports() -> None:
 def _why_few(tools: bool) -> str:
     if not tools:
         return "root may install newuidmap (Debian: uidmap)"
-    return "root may give you some: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
+    return f"root may give you some: {GIVE_IDS}"
 
 
 def how_to_allow() -> str:

@@ -24,10 +24,11 @@ from graft.errors import Refused
 from graft.kernel.netns import netns_owner
 from graft.process.lines import Job, Lines, Then
 from graft.process.loop import Loop
+from graft.rules.subid import Delegated, read_delegated
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Table
 
-SUBUID = Path("/etc/subuid")
+SUBUID = "/etc/subuid"
 KEPT_SECONDS = 60.0
 KEPT_MAX = 1024
 THREADS = 4
@@ -61,28 +62,18 @@ def _account(entry: pwd.struct_passwd) -> Account:
 
 def _delegator(uid: int) -> pwd.struct_passwd | None:
     """Who may use @uid in user namespaces, by subuid(5)."""
-    for first, count, owner in _delegated():
-        if first <= uid < first + count:
+    for each in read_delegated(SUBUID):
+        if each.has(uid):
             with contextlib.suppress(KeyError, OverflowError):
-                return pwd.getpwuid(int(owner)) if owner.isdigit() else pwd.getpwnam(owner)
+                return pwd.getpwuid(int(each.owner)) if each.owner.isdigit() else pwd.getpwnam(each.owner)
     return None
-
-
-def _delegated() -> list[tuple[int, int, str]]:
-    """The lines of subuid(5): first, count and owner of each."""
-    try:
-        lines = SUBUID.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    words = [line.split(":") for line in lines]
-    return [(int(w[1]), int(w[2]), w[0]) for w in words if len(w) == 3 and w[1].isdigit() and w[2].isdigit()]
 
 
 class Accounts:
     """Looks users up. All methods are for the loop's thread."""
 
     def __init__(self, loop: Loop) -> None:
-        self._delegated: list[tuple[int, int, str]] = []
+        self._delegated: list[Delegated] = []
         self._delegated_until = 0.0
         self._lines = Lines(loop, THREADS, lambda: None)
         self._kept: dict[int, tuple[float, Account]] = {}
@@ -91,9 +82,9 @@ class Accounts:
         """What an unprivileged uid counts against, by a file alone: itself, or all that is delegated to its owner."""
         now = time.monotonic()
         if now > self._delegated_until:
-            self._delegated, self._delegated_until = _delegated(), now + 1.0
-        at = next((at for at, (first, count, _) in enumerate(self._delegated) if first <= uid < first + count), -1)
-        return ("uid", uid) if at < 0 else (f"ids of {self._delegated[at][2]}", 0)
+            self._delegated, self._delegated_until = read_delegated(SUBUID), now + 1.0
+        owner = next((each.owner for each in self._delegated if each.has(uid)), None)
+        return ("uid", uid) if owner is None else (f"ids of {owner}", 0)
 
     def known(self, uid: int) -> Account | None:
         """The account of a uid that was looked up a short time ago."""
