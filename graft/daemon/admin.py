@@ -10,6 +10,7 @@ a restart of graftd.
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from graft import __version__, protocol
@@ -20,6 +21,7 @@ from graft.daemon.documents import engine_users, event_document, label, live_pid
 from graft.daemon.files import Files
 from graft.daemon.open_sockets import Owned, socket_document
 from graft.daemon.pages import Pages
+from graft.daemon.requests import READING, WITH_DESCRIPTORS, Given, check_version, method_of, parse_given, viewer
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
@@ -37,43 +39,12 @@ from graft.rules.endpoint import (
     parse_endpoint_words,
     parse_ingress,
 )
-from graft.rules.publication import parse_publication
 from graft.tenants import attachments, endpoint_file, publish
 from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
 from graft.text import listed
 
 Reply = dict[str, Any] | list[Any] | Later
-
-
-READING = (
-    protocol.Hello,
-    protocol.EndpointShow,
-    protocol.RuleShow,
-    protocol.Ps,
-    protocol.Inspect,
-    protocol.Learnt,
-    protocol.Log,
-    protocol.Sockets,
-    protocol.StatsAll,
-    protocol.Dashboard,
-    protocol.Bundle,
-    protocol.Prepare,
-    protocol.Exec,
-    protocol.Start,
-    protocol.Attached,
-    protocol.Status,
-    protocol.Stop,
-)
-
-
-WITH_DESCRIPTORS = (
-    protocol.Run,
-    protocol.EndpointAdd,
-    protocol.Attach,
-    protocol.Prepare,
-    protocol.Attached,
-)
 
 
 class Admin:
@@ -124,7 +95,7 @@ class Admin:
 
     def _order(self, request: protocol.AnyRequest) -> Callable[..., Reply]:
         """The method that carries out this kind of request: of this class, or of EngineOrders."""
-        name = _method(type(request).__name__)
+        name = method_of(type(request).__name__)
         method: Callable[..., Reply] = getattr(self, name, None) or getattr(self.engines, name)
         return method
 
@@ -170,9 +141,24 @@ class Admin:
         )
         if netns_fd is not None:
             os.close(netns_fd)
-        answer = Later({"name": tenant.name, "id": tenant.id, "procfs": self.tenancy.direct.procfs(tenant)})
+        return self._started(connection, tenant)
+
+    def _started(self, connection: Connection, tenant: Tenant) -> Reply:
+        """The answer for a container that begins, when it has its addresses."""
+        procfs = self.tenancy.direct.procfs(tenant)
+        answer = Later(self._view(connection, {"name": tenant.name, "id": tenant.id, "procfs": procfs}))
         waits = self.tenancy.interfaces.when_there(tenant, lambda: answer.send())  # which gets there by returning it
         return answer if waits else answer.answer
+
+    # -- what the peer may see: root everything --
+
+    def _sees(self, _connection: Connection, _tenant: Tenant | None) -> bool:
+        """May the peer see this tenant, or what is of one that graftd does not know?"""
+        return True
+
+    def _view(self, _connection: Connection, document: dict[str, Any]) -> dict[str, Any]:
+        """A document about a tenant, as the peer knows it."""
+        return document
 
     # -- endpoints --
 
@@ -183,6 +169,7 @@ class Admin:
             wanted = []
             for new in request.endpoints:
                 words = parse_endpoint_words(new.words)
+                self._check_endpoint(connection, new.name, words)
                 place = 0
                 if words.netns:
                     if not 0 <= new.netns < len(fds):
@@ -196,6 +183,9 @@ class Admin:
         for fd in fds:
             os.close(fd)
         return [endpoint_document(e) for e in added]
+
+    def _check_endpoint(self, connection: Connection, name: str, words: EndpointWords) -> None:
+        """Raise Refused for an endpoint that the peer may not add."""
 
     def _add_endpoints(
         self, _connection: Connection, table: Table, wanted: list[tuple[str, EndpointWords, int]]
@@ -234,9 +224,8 @@ class Admin:
     def rule_add(self, connection: Connection, request: protocol.RuleAdd, _fds: list[int]) -> Reply:
         """`graft rule add`: all of them or none."""
         tenant = self._tenant(connection, request.netns)
-        publications = [parse_publication(p) for p in request.publish]
-        ingress = [parse_ingress(r) for r in request.ingress]
-        egress = [parse_egress(r) for r in request.egress]
+        publications, ingress, egress = given = parse_given(request)
+        self._check_rules(connection, tenant, given)
         if publications and tenant.kind != CONTAINER:
             raise Refused(f"'{tenant.name}' is a wrapper, which publishes nothing", hint="give it -i", code="EINVAL")
         before = tenant.rules()
@@ -251,12 +240,13 @@ class Admin:
             raise
         return {}
 
+    def _check_rules(self, connection: Connection, tenant: Tenant, given: Given) -> None:
+        """Raise Refused for rules that the peer may not give a container."""
+
     def rule_del(self, connection: Connection, request: protocol.RuleDel, _fds: list[int]) -> Reply:
         """`graft rule del`: all of them or none."""
         tenant = self._tenant(connection, request.netns)
-        publications = [parse_publication(p) for p in request.publish]
-        ingress = [parse_ingress(r) for r in request.ingress]
-        egress = [parse_egress(r) for r in request.egress]
+        publications, ingress, egress = parse_given(request)
         before = tenant.rules()
         try:
             self.tenancy.registry.delete_rules(tenant, ingress, egress)
@@ -278,13 +268,13 @@ class Admin:
         """`graft ps`: a summary of each tenant."""
         return [self._summary(t) for t in self.tenancy.registry.tenants.values()]
 
-    def inspect(self, _connection: Connection, request: protocol.Inspect, _fds: list[int]) -> Reply:
+    def inspect(self, connection: Connection, request: protocol.Inspect, _fds: list[int]) -> Reply:
         """`graft inspect`: all that graftd knows of one tenant, with the kernel's counters and its last refusals."""
-        tenant = self._named(request.name)
+        tenant = self._named(connection, request.name)
         self.tenancy.kernel.reports.drain()
         counters = self.tenancy.kernel.counters(tenant.id)
         return {
-            **self._summary(tenant),
+            **self._view(connection, self._summary(tenant)),
             "asked": tenant.asked.given(),
             "loopback": {
                 "ipv4": f"{Address(slice_of(tenant, v4=True))}/{24 if tenant.wide else 27}",
@@ -325,34 +315,37 @@ class Admin:
 
     def log(self, connection: Connection, request: protocol.Log, _fds: list[int]) -> Reply:
         """`graft log`: what was refused last. Then a line for each call, if the client goes on reading."""
-        tenant = self._named(request.name) if request.name is not None else None
+        tenant = self._named(connection, request.name) if request.name is not None else None
         self.tenancy.kernel.reports.drain()
         if request.follow:
             self.tenancy.readers.add(connection, tenant, every=request.every)
-        return self.tenancy.last_refused(tenant)
+        return [self._view(connection, d) for d in self.tenancy.last_refused(tenant, partial(self._sees, connection))]
 
-    def sockets(self, _connection: Connection, request: protocol.Sockets, _fds: list[int]) -> Reply:
+    def sockets(self, connection: Connection, request: protocol.Sockets, _fds: list[int]) -> Reply:
         """`graft sockets`: the open sockets of a container and the wrappers inside it, or of all."""
-        wanted = self._named(request.name) if request.name is not None else None
+        wanted = self._named(connection, request.name) if request.name is not None else None
         tenants = self.tenancy.registry.tenants
         answer = Later([])
 
         def then(found: list[Owned]) -> None:
             for one in found:
                 tenant = tenants.get(one.tenant)
-                if tenant is None or wanted in (None, tenant, tenant.parent):
-                    answer.answer.append(socket_document(one, tenant.name if tenant else ""))
+                if self._sees(connection, tenant) and (tenant is None or wanted in (None, tenant, tenant.parent)):
+                    shown = socket_document(one, tenant.name if tenant else "")
+                    answer.answer.append(self._view(connection, shown))
             answer.send()
 
         self.tenancy.open_sockets.ask(then)
         return answer
 
-    def stats_all(self, _connection: Connection, _request: protocol.StatsAll, _fds: list[int]) -> Reply:
+    def stats_all(self, connection: Connection, _request: protocol.StatsAll, _fds: list[int]) -> Reply:
         """`graft stats`: the numbers of each tenant."""
         answer = Later([])
 
         def then(found: list[Stats]) -> None:
-            answer.answer.extend(one.document for one in found)
+            tenants = self.tenancy.registry.tenants
+            theirs = [one for one in found if self._sees(connection, tenants.get(one.number))]
+            answer.answer.extend(self._view(connection, one.document) for one in theirs)
             answer.send()
 
         self.tenancy.counting.ask(then)
@@ -415,7 +408,7 @@ class Admin:
 
     # -- helpers --
 
-    def _named(self, name: str) -> Tenant:
+    def _named(self, _connection: Connection, name: str) -> Tenant:
         tenant = self.tenancy.registry.by_name(name)
         if tenant is None:
             raise Refused(f"no container named '{name}'", hint="'graft ps' lists them", code="ENOENT")
@@ -462,23 +455,3 @@ class Admin:
             "named_endpoints": sorted(set(endpoint_names(tenant.ingress, tenant.egress)) - made),
             "kind": tenant.kind,
         }
-
-
-def check_version(request: protocol.AnyRequest) -> None:
-    """Raise Refused (EPROTO) for a client of another version."""
-    if request.version != __version__ and not isinstance(request, protocol.Stop):
-        raise Refused(
-            f"graftd {__version__} is running, this is graft {request.version}",
-            hint="replace it by this version: graftd --replace",
-            code="EPROTO",
-        )
-
-
-def viewer(connection: Connection) -> int | None:
-    """The uid of a user without root who gives the order, to whom others are not named; None: root."""
-    return connection.user.account.uid if connection.user else None
-
-
-def _method(name: str) -> str:
-    """The name of the method for a request's class: EndpointAdd is answered by endpoint_add."""
-    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")

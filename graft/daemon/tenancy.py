@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from socket import IPPROTO_UDP
 from typing import Any
@@ -258,11 +258,16 @@ class Tenancy:
         kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append(event)
 
-    def last_refused(self, tenant: Tenant | None) -> list[dict[str, Any]]:
-        """What was refused last to a tenant and the wrappers inside it, or to all, in JSON, the oldest first."""
+    def last_refused(
+        self, tenant: Tenant | None, sees: Callable[[Tenant | None], bool] = lambda _: True
+    ) -> list[dict[str, Any]]:
+        """What was refused last to a tenant and the wrappers inside it, or to all, in JSON, the oldest first.
+
+        @sees: may it be shown?
+        """
         found = []
         for number, events in self.denials.items():
             whose = self.registry.tenants.get(number)
-            if tenant is None or (whose and tenant in (whose, whose.parent)):
+            if sees(whose) and (tenant is None or (whose and tenant in (whose, whose.parent))):
                 found += [self.readers.document(event, whose, {}) for event in events]
         return sorted(found, key=lambda document: document["time"])

@@ -22,24 +22,22 @@ from typing import Any
 
 from graft import protocol
 from graft.daemon import admission_users
-from graft.daemon.admin import Admin, Reply, check_version
+from graft.daemon.admin import Admin, Reply
 from graft.daemon.admission import admit_target, peer_endpoints
 from graft.daemon.admission_users import User
 from graft.daemon.agent_users import UserListeners
 from graft.daemon.connection import Connection, Later
 from graft.daemon.documents import engine_users
 from graft.daemon.files import Files
-from graft.daemon.open_sockets import Owned, socket_document
 from graft.daemon.pages import Pages
-from graft.daemon.stats import Stats
+from graft.daemon.requests import Given, check_version
 from graft.daemon.tenancy import Tenancy
 from graft.daemon.users_engines import UserEngineOrders
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.kernel.netns import is_pid
-from graft.rules.endpoint import Endpoint, EndpointWords, parse_egress, parse_endpoint_words, parse_ingress
+from graft.rules.endpoint import Endpoint, EndpointWords
 from graft.rules.grants import users_path
-from graft.rules.publication import parse_publication
 from graft.tenants.accounts import Account, Accounts, unprivileged_port, user_table
 from graft.tenants.peers import refuse_contained_user
 from graft.tenants.tenant import Table, Tenant, endpoint_document
@@ -132,9 +130,7 @@ class Users(Admin):
         tenant = admit_target(
             self.tenancy, connection.pid, user.account.uid, fds[0], request, trusted=False, user=user
         )
-        answer = Later({"name": user.own_name(tenant.name), "id": tenant.id, "procfs": ""})
-        waits = self.tenancy.interfaces.when_there(tenant, lambda: answer.send())
-        return answer if waits else answer.answer
+        return self._started(connection, tenant)
 
     # -- endpoints and rules --
 
@@ -142,9 +138,10 @@ class Users(Admin):
         """`graft endpoint add`, to the user's own table or that of a container."""
         table = self._table(connection, request.netns)
         admission_users.check_count(len(table.endpoints) + len(request.endpoints), "endpoints")
-        for new in request.endpoints:
-            admission_users.check_endpoint(connection.user, new.name, parse_endpoint_words(new.words))
         return super().endpoint_add(connection, request, fds)
+
+    def _check_endpoint(self, connection: Connection, name: str, words: EndpointWords) -> None:
+        admission_users.check_endpoint(connection.user, name, words)
 
     def _add_endpoints(
         self, _connection: Connection, table: Table, wanted: list[tuple[str, EndpointWords, int]]
@@ -168,13 +165,13 @@ class Users(Admin):
         tenant = self._tenant(connection, request.netns)
         more = len(request.publish) + len(request.ingress) + len(request.egress)
         admission_users.check_count(admission_users.count_rules(tenant) + more)
-        publications = [parse_publication(p) for p in request.publish]
-        ingress = [parse_ingress(r) for r in request.ingress]
-        egress = [parse_egress(r) for r in request.egress]
-        admission_users.check_rules(self.tenancy.registry, connection.user, publications, egress)
-        known = {**self._known(connection), **tenant.endpoints}
-        admission_users.check_own_endpoints(self.tenancy.registry, connection.user, known, ingress, egress)
         return super().rule_add(connection, request, fds)
+
+    def _check_rules(self, connection: Connection, tenant: Tenant, given: Given) -> None:
+        registry, user = self.tenancy.registry, connection.user
+        admission_users.check_rules(registry, user, given.publications, given.egress)
+        known = {**self._known(connection), **tenant.endpoints}
+        admission_users.check_own_endpoints(registry, user, known, given.ingress, given.egress)
 
     # -- looking --
 
@@ -182,64 +179,18 @@ class Users(Admin):
         """`graft ps`: a summary of each of the user's containers."""
         user: User = connection.user
         theirs = [t for t in self.tenancy.registry.tenants.values() if user.owns(t)]
-        return [{**self._summary(t), "name": user.own_name(t.name)} for t in theirs]
+        return [self._view(connection, self._summary(t)) for t in theirs]
 
     def inspect(self, connection: Connection, request: protocol.Inspect, fds: list[int]) -> Reply:
         """`graft inspect`: all that graftd knows of one of the user's containers."""
-        user: User = connection.user
-        if self._own(user, request.name) is None:
+        if is_pid(request.name) or self._own(connection.user, request.name) is None:
             raise Refused(f"no container named '{request.name}'", hint="'graft ps' lists them", code="ENOENT")
-        full = protocol.Inspect(version=request.version, name=user.full_name(request.name))
-        found: Any = super().inspect(connection, full, fds)
-        return {**found, "name": request.name}
+        return super().inspect(connection, request, fds)
 
     def learnt(self, connection: Connection, request: protocol.Learnt, fds: list[int]) -> Reply:
         """`graft run --learn`: what a container of the user's has reached."""
         full = connection.user.full_name(request.name)
         return super().learnt(connection, protocol.Learnt(version=request.version, name=full), fds)
-
-    def log(self, connection: Connection, request: protocol.Log, _fds: list[int]) -> Reply:
-        """`graft log`: of one of the user's containers, or all of them."""
-        user: User = connection.user
-        tenant = self._tenant(connection, request.name) if request.name is not None else None
-        self.tenancy.kernel.reports.drain()
-        if request.follow:
-            self.tenancy.readers.add(connection, tenant, every=request.every)
-        theirs = [tenant] if tenant else [t for t in self.tenancy.registry.tenants.values() if user.owns(t)]
-        found = [user.own_view(document) for t in theirs for document in self.tenancy.last_refused(t)]
-        return sorted(found, key=lambda document: document["time"])
-
-    def sockets(self, connection: Connection, request: protocol.Sockets, _fds: list[int]) -> Reply:
-        """`graft sockets`: of one of the user's containers, or all of them."""
-        user: User = connection.user
-        wanted = self._tenant(connection, request.name) if request.name is not None else None
-        answer = Later([])
-
-        def then(found: list[Owned]) -> None:
-            for one in found:
-                tenant = self.tenancy.registry.tenants.get(one.tenant)
-                whose = tenant and (tenant.parent or tenant)
-                if tenant and whose and user.owns(whose) and wanted in (None, whose):
-                    answer.answer.append(socket_document(one, user.own_name(tenant.name)))
-            answer.send()
-
-        self.tenancy.open_sockets.ask(then)
-        return answer
-
-    def stats_all(self, connection: Connection, _request: protocol.StatsAll, _fds: list[int]) -> Reply:
-        """`graft stats`: the numbers of each of the user's containers."""
-        user: User = connection.user
-        answer = Later([])
-
-        def then(found: list[Stats]) -> None:
-            for one in found:
-                tenant = self.tenancy.registry.tenants.get(one.number)
-                if tenant and user.owns(tenant.parent or tenant):
-                    answer.answer.append(user.own_view(one.document))
-            answer.send()
-
-        self.tenancy.counting.ask(then)
-        return answer
 
     def status(self, connection: Connection, request: protocol.Status, fds: list[int]) -> Reply:
         """For `graft doctor`: what is granted, and how much of it is taken. Nothing of others."""
@@ -259,6 +210,16 @@ class Users(Admin):
         }
 
     # -- what is the user's --
+
+    def _sees(self, connection: Connection, tenant: Tenant | None) -> bool:
+        return tenant is not None and bool(connection.user.owns(tenant.parent or tenant))
+
+    def _view(self, connection: Connection, document: dict[str, Any]) -> dict[str, Any]:
+        user: User = connection.user
+        return user.own_view(document)
+
+    def _named(self, connection: Connection, name: str) -> Tenant:
+        return self._tenant(connection, name)
 
     def _known(self, connection: Connection) -> Mapping[str, Endpoint]:
         return admission_users.known_endpoints(self.tenancy.registry, connection.user)

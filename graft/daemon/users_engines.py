@@ -79,7 +79,7 @@ class UserEngineOrders(EngineOrders):
                 "the network that it joins has another's container", hint=bundle.ROOTS_NETWORKS, code="EPERM"
             )
         asked = parse_request(metadata.request)
-        _check_rules(len(asked.publish) + len(asked.ingress) + len(asked.egress))
+        check_count(len(asked.publish) + len(asked.ingress) + len(asked.egress))
         check_asked(registry, user, asked)
         if not running:
             check_share(registry, user)
@@ -112,7 +112,7 @@ class UserEngineOrders(EngineOrders):
             grants.check_address(user.grants, parse_address(text.partition("/")[0]))
         if request.resolver:
             grants.check_address(user.grants, parse_address(request.resolver))
-        _check_rules(len(request.publish))
+        check_count(len(request.publish))
         check_rules(registry, user, [parse_publication(p) for p in request.publish], ())
         asked = msgspec.structs.replace(
             request, key=_key(user, request.key), network=_key(user, request.network), within="", pod=False
@@ -146,10 +146,6 @@ class UserEngineOrders(EngineOrders):
 def _key(user: User, key: str) -> str:
     """What is the user's own @key, for all."""
     return f"{key}{AT}{user.account.uid}"
-
-
-def _check_rules(count: int) -> None:
-    check_count(count)
 
 
 def _check_count(user: User, keys: Collection[str], most: int, what: str) -> None:
