@@ -13,6 +13,7 @@ from typing import Any
 
 from graft import __version__
 from graft.bench.lab import GRAFT, ROOT, Lab
+from graft.bench.user import open_to_all
 
 UIDS = {"alice": 2001, "bob": 2002, "carol": 2003}
 SUBORDINATE = {"alice": 300000, "bob": 400000}
@@ -46,27 +47,11 @@ def own_netns():
     open('/proc/self/uid_map', 'w').write(f'0 {{uid}} 1'); open('/proc/self/gid_map', 'w').write(f'0 {{gid}} 1')
 def told(answer): print(answer['error']['code'] if 'error' in answer else 'OK', flush=True); return answer
 """
-CLOSED = """
-mkdir -p "$0/open"; n=0
-for kept; do n=$((n+1)); mkdir -p "$0/open/$n"; mount --rbind "$kept" "$0/open/$n"; done
-mount -t tmpfs -o mode=755 none "$CLOSED"; n=0
-for kept; do n=$((n+1)); mkdir -p "$kept"; mount --rbind "$0/open/$n" "$kept"; done
-"""
 FILES = 'for f in passwd group subuid subgid; do touch /etc/$f; mount --bind "$0/$f" /etc/$f; done\n'
 
 
 def program(code):
     return (sys.executable, "-I", "-c", AGENT + code)
-
-
-def closed_to_users() -> tuple[str, list[str]]:
-    """The first directory above graft or its Python that users may not enter, and what they need below it."""
-    needed = [str(ROOT), sys.base_prefix]
-    for path in needed:
-        for parent in reversed(Path(path).parents):
-            if not parent.stat().st_mode & 0o001:
-                return str(parent), [p for p in needed if Path(p).is_relative_to(parent)]
-    return "", []
 
 
 class UserLab(Lab):
@@ -79,12 +64,9 @@ class UserLab(Lab):
     def _build(self) -> None:
         super()._build()
         self._write_accounts()
-        closed, kept = closed_to_users()
-        script = f"set -e\n{CLOSED if closed else ''}{FILES}echo ready; exec sleep infinity"
-        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.work), *kept]
-        self.holder = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**os.environ, "CLOSED": closed}
-        )
+        script = f"set -e\n{open_to_all(self.work)}\n{FILES}echo ready; exec sleep infinity"
+        argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.work)]
+        self.holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         assert self.holder.stdout
         assert self.holder.stdout.readline() == "ready\n"
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.bench.lab import GRAFTD, TIMEOUT, Lab, wait_for
+from graft.bench.lab import GRAFTD, ROOT, TIMEOUT, Lab, wait_for
 from graft.kernel.cgroup import cgroup2_root
 
 IDS = 65536  # subordinate ids of a user
@@ -26,6 +26,25 @@ FIRST_UID, FIRST_ID = 30000, 1_000_000
 DEVICES = {"/dev/net/tun": (10, 200), "/dev/fuse": (10, 229)}  # devices.txt of Linux
 CGROUP2_ALONE = "umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; "
 ENTER = 'echo $$ >"$0/cgroup.procs"; exec "$@"'
+
+
+def open_to_all(place: Path) -> str:
+    """The shell commands that let all users reach this interpreter and graft, in a mount namespace of one's own.
+
+    A directory on the way that is closed has them alone then. @place: a directory for mounts.
+    """
+    steps: list[tuple[Path, Path, Path]] = []
+    for needed in (Path(sys.base_prefix), ROOT):
+        closed = next((up for up in reversed(needed.parents) if not up.stat().st_mode & stat.S_IXOTH), None)
+        if closed is None:
+            continue
+        aside = place / f"open-{len(steps)}"
+        aside.mkdir()
+        steps.append((needed, aside, closed))
+    bound = "".join(f"mount --rbind {needed} {aside}; " for needed, aside, _ in steps)
+    empty = "".join(f"mount -t tmpfs -o mode=755 none {up}; " for up in dict.fromkeys(up for *_, up in steps))
+    back = "".join(f"mkdir -p {needed}; mount --move {aside} {needed}; " for needed, aside, _ in steps)
+    return bound + empty + back
 
 
 class User:
@@ -106,7 +125,7 @@ class Users:
             *(self._device(path, numbers) for path, numbers in DEVICES.items() if Path(path).exists()),
             self._run(),
             *(f"install -d -m 700 -o {user.uid} -g {user.uid} {user.runtime}; " for user in people),
-            self._interpreter(),
+            open_to_all(self.place),
             CGROUP2_ALONE if unified and Path("/sys/fs/cgroup/unified").is_dir() else "",
             "mount --make-rshared /; exec sleep 100000",
         ]
@@ -162,17 +181,6 @@ class Users:
         return (
             f"mount --bind {own} {aside}; mount -t tmpfs -o mode=755 none /run; mkdir -p /run/user /run/lock; {bound}"
         )
-
-    def _interpreter(self) -> str:
-        """The command that lets all reach this interpreter: a directory on the way that is closed has it alone."""
-        prefix = Path(sys.base_prefix)
-        ways = [path for path in reversed(prefix.parents) if not path.stat().st_mode & stat.S_IXOTH]
-        if not ways:
-            return ""
-        aside = self.place / "python"
-        aside.mkdir()
-        moved = f"mkdir -p {prefix}; mount --move {aside} {prefix}; "
-        return f"mount --bind {prefix} {aside}; mount -t tmpfs -o mode=755 none {ways[0]}; {moved}"
 
     def _ready(self) -> bool:
         with contextlib.suppress(OSError):

@@ -270,10 +270,18 @@ image_copy_tmp_dir = "{root}/tmp"
         """`podman run` with the host's programs."""
         return self("run", *HOST_PROGRAMS, *options, "localhost/host:1", *argv, check=check)
 
+    def remove_all(self, *, check: bool = True) -> None:
+        self("pod", "rm", "-f", "-a", "-t", "0", check=check)
+        self("rm", "-f", "-a", "-t", "0", check=check)
+
+    def clear(self) -> None:
+        """End all containers, and wait until graftd knows."""
+        self.remove_all()
+        wait_for(lambda: not self.lab.containers(), "the end of all containers")
+
     def stop(self) -> None:
         """End all containers; leave nothing."""
-        self("pod", "rm", "-f", "-a", "-t", "0", check=False)
-        self("rm", "-f", "-a", "-t", "0", check=False)
+        self.remove_all(check=False)
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for place in reversed([m for m in mounts if m.startswith(f"{self.root}/")]):
             subprocess.run(("umount", place), capture_output=True)

@@ -106,6 +106,13 @@ def outsides(lab: Lab, *nameservers: str) -> Iterator[Outside]:
         lab.end(process)
 
 
+def greeting(lab: Lab, *nameservers: str) -> Iterator[Outside]:
+    """An Outside with servers at ports 8000 and 8001."""
+    for one in outsides(lab, *nameservers):
+        one.greet(8000, 8001)
+        yield one
+
+
 def certificate(directory: Path, *names: str) -> tuple[Path, Path]:
     """A certificate of its own for these names, and its key, by openssl."""
     key, made = directory / "key.pem", directory / "cert.pem"

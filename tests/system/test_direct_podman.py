@@ -27,9 +27,7 @@ def podman(request, host):
 @pytest.fixture(autouse=True)
 def _no_container_is_left(podman, host):
     yield
-    podman("pod", "rm", "-f", "-a", "-t", "0")
-    podman("rm", "-f", "-a", "-t", "0")
-    wait_for(lambda: not host.containers(), "the end of all containers")
+    podman.clear()
     ended(host)
 
 

@@ -6,16 +6,14 @@ import pytest
 
 from graft.bench.lab import CLIENT4, HOST4, wait_for
 from tests.conftest import python
-from tests.system.outside import CALLS_ONCE, GREETER, NONAME, outsides
+from tests.system.outside import CALLS_ONCE, GREETER, NONAME, greeting, outsides
 
 REFUSED = "ENETUNREACH"
 
 
 @pytest.fixture
 def outside(lab):
-    for one in outsides(lab):
-        one.greet(8000, 8001)
-        yield one
+    yield from greeting(lab)
 
 
 def test_learn(outside, lab):

@@ -12,16 +12,14 @@ from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, SECOND4, wait_for
 from graft.kernel.maps import BPF_OBJ_GET, Map, ObjAttr, bpf
 from graft.rules.tables import PINNED_KEY
 from tests.conftest import need, python
-from tests.system.outside import AGAIN, CALLS_ONCE, NAMESERVER, NONAME, outsides
+from tests.system.outside import AGAIN, CALLS_ONCE, NAMESERVER, NONAME, greeting, outsides
 
 REFUSED = "ENETUNREACH"
 
 
 @pytest.fixture
 def outside(lab):
-    for one in outsides(lab):
-        one.greet(8000, 8001)
-        yield one
+    yield from greeting(lab)
 
 
 def inspected(lab, name):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from graft.bench.lab import CLIENT4, HOST4, wait_for
+from graft.bench.lab import CLIENT4, HOST4
 from tests.conftest import python
 from tests.system.engines import started_podman
-from tests.system.outside import CALLS, NONAME, outsides
+from tests.system.outside import CALLS, NONAME, greeting
 from tests.system.test_policy_engines import SERVER
 
 REFUSED = "ENETUNREACH"
@@ -21,17 +21,13 @@ def podman(host):
 
 @pytest.fixture
 def outside(host):
-    for one in outsides(host, HOST4):
-        one.greet(8000, 8001)
-        yield one
+    yield from greeting(host, HOST4)
 
 
 @pytest.fixture(autouse=True)
 def _no_container_is_left(podman, host):
     yield
-    podman("pod", "rm", "-f", "-a", "-t", "0")
-    podman("rm", "-f", "-a", "-t", "0")
-    wait_for(lambda: not host.containers(), "the end of all containers")
+    podman.clear()
 
 
 def listed(value):

@@ -82,25 +82,24 @@ def descriptor_to_an_ungrafted_process():
     return told
 
 
-@attack
-def admin_socket():
+def ordered(door, op):
     s = socket.socket(socket.AF_UNIX, TCP)
     s.settimeout(2)
-    s.connect(os.environ["GRAFT_RUN_DIR"] + "/graftd.sock")
-    s.sendall(b'{"op":"ps","version":"0.1.0"}\n')
+    s.connect(os.environ["GRAFT_RUN_DIR"] + f"/{door}.sock")
+    s.sendall(b'{"op":"%s","version":"0.1.0"}\n' % op.encode())
     told = s.recv(65536)
     return "EPERM" if b'"EPERM"' in told else f"OK {told!r}"
+
+
+@attack
+def admin_socket():
+    return ordered("graftd", "ps")
 
 
 @attack
 def user_socket():
     """The orders of users without root, by a process of a container, whatever its uid is."""
-    s = socket.socket(socket.AF_UNIX, TCP)
-    s.settimeout(2)
-    s.connect(os.environ["GRAFT_RUN_DIR"] + "/user.sock")
-    s.sendall(b'{"op":"hello","version":"0.1.0"}\n')
-    told = s.recv(65536)
-    return "EPERM" if b'"EPERM"' in told else f"OK {told!r}"
+    return ordered("user", "hello")
 
 
 @attack
