@@ -118,10 +118,10 @@ class Dispatcher:
                 watched.listener.answer(call.id, given if answer == ANSWER_NUMBER else 0, max(answer, 0))
             slot.release()
 
-    def dispatch(self, watched: Watched, slot: Slot, *, again: bool = False) -> None:
+    def dispatch(self, watched: Watched, slot: Slot, *, again: bool = False) -> bool:
         """Have a worker thread answer the call in @slot, or let it wait while its account has all its share.
 
-        @again: it has waited.
+        @again: it has waited. Returns False if it waits.
         """
         call, tenant = slot.call(), watched.tenant
         scopes = self.registry.scopes
@@ -137,7 +137,7 @@ class Dispatcher:
                 self.latest = [(now, account), *(entry for entry in self.latest if entry[1] != account)][:2]
             if not self._has_room(account, now):
                 self.queues.setdefault(account, deque()).append((watched, slot))
-                return
+                return False
             self.slow[account] += 1
             if account in self.buckets:
                 self.buckets[account].take(1)
@@ -147,6 +147,8 @@ class Dispatcher:
             with self.lock:
                 self.slow[account] -= 1
                 self.queues.setdefault(account, deque()).appendleft((watched, slot))
+            return False
+        return True
 
     def _has_room(self, account: tuple[str, int], now: float) -> bool:
         """May one more call of the account be at work? The caller holds the lock. @now: monotonic seconds."""
@@ -167,7 +169,7 @@ class Dispatcher:
     def resume(self, account: tuple[str, int] | None) -> bool:
         """Dispatch one waiting call: of this account, or else of another one that has some of its share free.
 
-        Returns whether there was one.
+        Returns whether there was one, and it waits no more.
         """
         now = time.monotonic()
         with self.lock:
@@ -175,9 +177,7 @@ class Dispatcher:
             key = account if account in free else next(iter(free), None)
             following = self.queues[key].popleft() if key else None
             self.queues = {key: waiting for key, waiting in self.queues.items() if waiting}
-        if following:
-            self.dispatch(*following, again=True)
-        return following is not None
+        return following is not None and self.dispatch(*following, again=True)
 
     def wait(self) -> float:
         """For how many seconds the loop may wait before it calls resume()."""

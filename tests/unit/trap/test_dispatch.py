@@ -247,3 +247,20 @@ def test_slots_know_their_journal():
     journal = Journal()
     assert (journal.take(), journal.take()) == (Slot(journal, 0), Slot(journal, 1))
     journal.close()
+
+
+def test_the_loop_does_not_wait_for_a_thread(bench, monkeypatch):
+    """Where none can be made, a call is tried again at the next tick, and not before."""
+
+    def run(_job):
+        raise RuntimeError("can't start new thread")
+
+    watched = bench.listen()
+    monkeypatch.setattr(bench.dispatcher.workers, "run", run)
+    bench.receive(watched, call(1))
+    wait_for(lambda: bench.dispatcher.queues, "the queue")
+    assert not bench.dispatcher.resume(None)
+    monkeypatch.undo()
+    assert bench.dispatcher.resume(None)
+    assert not bench.dispatcher.resume(None)
+    assert watched.listener.next() == ("proceed", 1)
