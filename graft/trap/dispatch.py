@@ -43,7 +43,7 @@ from graft.trap.supervisor import Supervisor
 SLOW_CALLS = 4
 SLOW_CALLS_ALL = 512
 SLOW_CALLS_USERS = SLOW_CALLS_ALL // 2
-USER_RATE, USER_BURST = 1000.0, 200.0  # calls of one user a second, and at once
+USER_RATE, USER_BURST = 500.0, 200.0  # calls of one user a second, and at once
 OTHERS_SECONDS = 0.2  # since when another account has made calls
 THROTTLED_SECONDS = 0.002  # until it is looked again whether a call may go on that waits for the rate
 
