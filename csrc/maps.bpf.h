@@ -28,6 +28,14 @@ struct {
 	__type(value, struct graft_config);
 } config SEC(".maps");
 
+/* The inode of graftd's pid namespace; 0: the first, whose numbers need no translation (pids.bpf.h). */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} pidns_of_graftd SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -6,6 +6,7 @@
 #define REPORT_BPF_H
 
 #include "maps.bpf.h"
+#include "pids.bpf.h"
 
 #define EPERM 1
 #define ENOENT 2
@@ -137,7 +138,7 @@ static __always_inline void tell(__u32 tenant, __u32 op_reason, int error, __u32
 	if (comm)
 		bpf_get_current_comm(told->comm, sizeof(told->comm));
 	told->when = bpf_ktime_get_boot_ns();
-	told->pid = comm ? bpf_get_current_pid_tgid() >> 32 : 0;
+	told->pid = comm ? current_pid() : 0;
 	told->pad = 0;
 	bpf_ringbuf_submit(told, 0);
 }

@@ -53,6 +53,7 @@ MAPS = (
     "stamps",
     "families",
     "config",
+    "pidns_of_graftd",
     "tenants",
     "usage",
     "ingress",

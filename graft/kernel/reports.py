@@ -5,6 +5,7 @@ than one that is refused 500 times. What is beyond is counted.
 """
 
 import ctypes
+import os
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +18,16 @@ from graft.kernel.stamps import OWN_TENANT
 
 REPORTS = struct.Struct("=QIIQ")
 REPORTS_ALL = 0xFFFFFFFF
+PIDNS = struct.Struct("=I")
+FIRST_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 DRAIN_MAX = 256
 
 
 class Reports:
-    """The maps `denials` and `reports`, read. For the loop's thread."""
+    """The maps `denials` and `reports`, read. For the loop's thread.
+
+    Processes are reported by their numbers in the pid namespace of the process that made this object.
+    """
 
     def __init__(self, lib: ctypes.CDLL, maps: Mapping[str, Map]) -> None:
         self._lib = lib
@@ -31,6 +37,8 @@ class Reports:
         self._booted = 0.0  # when the machine was, in seconds since the epoch
         for number in (OWN_TENANT, REPORTS_ALL):
             self.allow(number)
+        pidns = os.stat("/proc/self/ns/pid").st_ino
+        maps["pidns_of_graftd"].update(bytes(4), PIDNS.pack(0 if pidns == FIRST_PIDNS else pidns))
 
     def open(self, callback: Callable[[Event], None]) -> int:
         """Open the ring buffer; drain() hands what is in it to @callback. Returns the descriptor to poll.

@@ -5,10 +5,13 @@ import os
 import socket
 import time
 
+from graft.kernel import linux
 from graft.kernel.denials import ALLOWED, Event
+from graft.kernel.reports import Reports
 from graft.rules import tables
 from tests.kernel.harness import TENANT_ID, World, isolated
 
+CLONE_NEWPID = 0x20000000  # linux/sched.h
 SHARE = 64  # csrc/report.bpf.h, REFUSED_MAX
 
 
@@ -38,6 +41,37 @@ def test_who_and_when(world: World):
     (event,) = told(world)
     assert (event.tenant, event.op, event.pid) == (TENANT_ID, "bind", os.getpid())
     assert before - 1 < event.when < time.time() + 1
+
+
+def in_a_pidns(call):
+    """Call @call in a process that is the first of a new pid namespace."""
+    parent = os.fork()
+    if parent == 0:
+        status = 1
+        try:
+            linux.unshare(CLONE_NEWPID)
+            child = os.fork()
+            if child == 0:
+                call()
+                status = 0
+            else:
+                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 0
+
+
+@isolated
+def test_processes_are_numbered_as_the_reader_s_pid_namespace_does(world: World):
+    def reader():
+        Reports(world.kernel.lib, world.kernel.maps)  # graftd, in a pid namespace that is not the first
+        refuse(world, 1)
+        in_a_pidns(lambda: refuse(world, 1))
+
+    in_a_pidns(reader)
+    refuse(world, 1)  # a process that the reader cannot see
+    events = told(world)
+    assert [event.pid for event in events] == [1, 3, 0]
 
 
 @isolated
