@@ -4,6 +4,7 @@ import click
 
 from graft.client import follow
 from graft.commands.options import CONTEXT, say
+from graft.errors import UsageError
 
 AT = "127.0.0.1:9436"
 
@@ -16,6 +17,8 @@ def command(at: str, at_public: bool) -> int:
 
     Print the address to open, with the token that it needs. The page changes nothing.
     """
+    if at_public and at == AT:
+        raise UsageError("--at-public goes with --at")
     try:
         for line in follow("dashboard", at=at, public=at_public):
             say(line)

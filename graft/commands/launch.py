@@ -155,7 +155,7 @@ def _enter_as_user(plan: Plan) -> None:
     running = client.call("ps", start=False)
     pid = next((c["pid"] for c in running if plan.netns in (c["name"], str(c["pid"]))), None)
     if pid is None:
-        raise Refused(f"no container '{plan.netns}' of yours runs", hint="'graft ps' lists them", code="ENOENT")
+        raise Refused(f"no container named '{plan.netns}'", hint="'graft ps' lists them", code="ENOENT")
     try:
         spaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "net")]
         if os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:

@@ -8,7 +8,7 @@ import click
 
 from graft.commands.launch import Plan, find_user, run
 from graft.commands.options import CONTEXT, Command, netns_option
-from graft.errors import UsageError
+from graft.errors import Refused, UsageError
 from graft.rules.request import DIRECT, SETTINGS, Request, check_options, parse_request
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -28,11 +28,15 @@ def request_options(function: Command) -> Command:
 
 
 def _default_direct(accel: bool) -> str | None:
-    """What GRAFT_DIRECT says of a container for which --direct is not given. Raises UsageError."""
+    """What GRAFT_DIRECT says of a container for which --direct is not given. Raises UsageError and Refused."""
     default = os.environ.get("GRAFT_DIRECT", "")
     if default not in ("", "off", DIRECT):
         raise UsageError(f"GRAFT_DIRECT={default} is unknown", hint=f"{DIRECT} or off")
-    return DIRECT if default == DIRECT and not accel else None
+    if default != DIRECT or accel:
+        return None
+    if os.geteuid():
+        raise Refused("GRAFT_DIRECT=on: only root may start a direct container", hint="unset it", code="EPERM")
+    return DIRECT
 
 
 @click.command(context_settings=RUN_CONTEXT)

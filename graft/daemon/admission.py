@@ -23,6 +23,7 @@ from graft.errors import Refused, UsageError
 from graft.kernel import addresses, sysctl
 from graft.log import log
 from graft.process.closing import is_listener
+from graft.rules import grants
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule, check_distinct, endpoint_names
 from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_container_name, parse_request
@@ -223,6 +224,8 @@ def _set_policy(tenancy: Tenancy, tenant: Tenant, target: Target, asked: Parsed,
     tenant.strict = target.strict or not (tenant.trusted or user)
     limits = asked.limits.or_else(tenancy.limits)
     most = user.grants.limits.or_else(tenancy.limits) if user else tenancy.limits
+    if user:
+        grants.check_limits(most, asked.limits)
     tenant.limits = limits if tenant.trusted else limits.lowest(most)
     tenant.traps_addresses = target.traps_addresses
     tenant.resolvers = addresses.loopback_resolvers()

@@ -9,6 +9,7 @@ command finds it by the process.
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from graft.tenants.registry import Registry
 DYNAMIC_KEY = struct.Struct("=IBBH")  # struct graft_dynamic_key
 USED = 16  # GRAFT_USED
 SPAN_MAX = 1024  # ports of a publication that are known again
+REST_MAX = 1.0  # seconds
 UNSTAMPED = Stamp(OWN_TENANT)
 LOOPBACK4, LOOPBACK6 = ANY4[:12] + bytes((127, 0, 0, 1)), (1).to_bytes(16, "big")
 At = tuple[bytes, int]
@@ -51,11 +53,13 @@ class OpenSockets:
         self.registry = registry
         self._lines = Lines(loop, 1, lambda: None)
         self._waiting: list[tuple[Callable[[Any], None], Callable[[list[Owned]], Any]]] = []
+        self._rested = 0.0  # by time.monotonic(): when the thread has rested as long as its last look took
 
     def ask(self, then: Callable[[Any], None], work: Callable[[list[Owned]], Any] = list) -> None:
         """Have @then called, in the loop, with what @work, in a thread, makes of all sockets that containers have.
 
-        Who asks meanwhile gets the same sockets.
+        Who asks meanwhile gets the same sockets. The thread rests as long as it has looked, so that users who ask
+        without a pause leave graftd half of its time.
         """
         self._waiting.append((then, work))
         self._lines.push("sockets", self._begin)
@@ -69,6 +73,8 @@ class OpenSockets:
         return partial(self._look, whose, places, waiting)
 
     def _look(self, whose: "Whose", places: list[int], waiting: Iterable[Any]) -> Then:
+        time.sleep(max(0.0, self._rested - time.monotonic()))
+        began = time.monotonic()
         stamps, found = self.registry.kernel.maps["stamps"].fd, []
         try:
             found = list(open_sockets(stamps))
@@ -82,6 +88,8 @@ class OpenSockets:
                 os.close(fd)
         owned = whose.owned(found)
         results = [(call, work(owned)) for call, work in waiting]
+        took = time.monotonic() - began
+        self._rested = began + took + min(took, REST_MAX)
 
         def then() -> None:
             for call, result in results:

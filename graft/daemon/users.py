@@ -247,6 +247,6 @@ class Users(Admin):
     def _tenant(self, connection: Connection, netns: str | None) -> Tenant:
         found = self._own(connection.user, netns) if netns else None
         if found is None:
-            what = f"no container '{netns}' of yours runs" if netns else "no container is named"
+            what = f"no container named '{netns}'" if netns else "no container is named"
             raise Refused(what, hint="'graft ps' lists them", code="ENOENT")
         return found

@@ -190,6 +190,18 @@ def check_publication(grants: Grants, publication: Publication, unprivileged: in
         at = max(ends) + 1
 
 
+def check_limits(most: Limits, asked: Limits) -> None:
+    """Raise Refused (EACCES) for a limit that is named and above what each container of the user may have."""
+    allowed = {name: (number, text) for name, number, text in most.texts()}
+    for name, number, text in asked.texts():
+        if name in allowed and number > allowed[name][0]:
+            raise Refused(
+                f"limit {text}: at most {allowed[name][1]} is granted to you",
+                hint=f"root may grant more: {users_path()}",
+                code="EACCES",
+            )
+
+
 def check_address(grants: Grants, address: Address) -> None:
     """Raise Refused (EACCES) for an address of --ip that is not granted."""
     if not any(prefix.covers(address) for prefix in grants.addresses):

@@ -6,7 +6,7 @@ host's programs find one. TCP connections do not count, because many of them sha
 nor do ports of the private loopback.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from graft.errors import UsageError
@@ -31,6 +31,12 @@ class Limits(NamedTuple):
         ports = f",ports={self.ports}" if self.ports != PORTS else ""
         rate = f",rate={self.rate * 8}bit" if self.rate else ""
         return f"sockets={self.sockets},udp={self.udp}{ports}{rate}"
+
+    def texts(self) -> Iterator[tuple[str, int, str]]:
+        """The limits that are named (not 0): field, number, and how it is written."""
+        for name, number in self._asdict().items():
+            if number:
+                yield name, number, f"{name}={number * 8}bit" if name == "rate" else f"{name}={number}"
 
     def lowest(self, other: "Limits") -> "Limits":
         """The stricter of both, limit by limit."""

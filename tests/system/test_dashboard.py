@@ -47,6 +47,10 @@ def page(lab):
     lab.end(server)
 
 
+def test_refusals(lab):
+    lab.refused((GRAFT, "dashboard", "--at-public"), 2, "--at-public goes with --at")
+
+
 def ask(lab, address, *options):
     done = lab.host("curl", "-sS", "-m", "10", "-w", "\n%{http_code}", *options, address)
     body, _, status = done.stdout.rpartition("\n")

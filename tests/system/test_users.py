@@ -84,8 +84,8 @@ REFUSALS = {
     "direct": (("run", "--direct", "true"), "only root may start a direct container (omit --direct)"),
     "another's id": (("run", "--user", "0:70000", "true"), "--user: gid 70000 is not among your ids"),
     "no such container": (("inspect", "nobodys"), "no container named 'nobodys'"),
-    "a netns": (("run", "--netns", "/proc/1/ns/net", "true"), "no container '/proc/1/ns/net' of yours runs"),
-    "a rule for nobody": (("rule", "add", "nobodys", "-p", "8000:80"), "no container 'nobodys' of yours runs"),
+    "a netns": (("run", "--netns", "/proc/1/ns/net", "true"), "no container named '/proc/1/ns/net'"),
+    "a rule for nobody": (("rule", "add", "nobodys", "-p", "8000:80"), "no container named 'nobodys'"),
     "an endpoint at a low port": (("endpoint", "add", "low", "type", "ipv4", "addr", "10.77.0.1", "port", "90"), "endpoint 'low': port 90/tcp is below 1024"),
 }
 
@@ -94,6 +94,11 @@ REFUSALS = {
 def test_refusals(users, what):
     argv, told = REFUSALS[what]
     users.refused(users.command("alice", GRAFT, *argv), 1, told)
+
+
+def test_a_default_that_is_roots(users):
+    argv = ("env", "GRAFT_DIRECT=on", GRAFT, "run", "true")
+    users.refused(users.command("alice", *argv), 1, "GRAFT_DIRECT=on: only root may start a direct container (unset it)")
 
 
 def test_a_user_without_subordinate_ids(users):
@@ -222,7 +227,9 @@ def test_granted_numbers(granted):
         granted.end(process)
     code = "import socket\nmade = []\ntry:\n  while 1: made.append(socket.socket())\nexcept OSError as e: print(len(made), e.strerror)"
     assert granted.by("alice", "run", *python(code)).stdout == "10 Too many open files in system\n"
-    assert granted.by("alice", "run", "--limit", "sockets=99", *python(code)).stdout.startswith("10 ")
+    assert granted.by("alice", "run", "--limit", "sockets=9", *python(code)).stdout.startswith("9 ")
+    granted.refused(granted.command("alice", GRAFT, "run", "--limit", "udp=5,sockets=11", "true"), 1,
+                    "limit sockets=11: at most sockets=10 is granted to you (root may grant more: ")  # fmt: skip
     granted.grant(GRANTS.replace("containers = 2", "containers = 0"))
     granted.refused(granted.command("carol", GRAFT, "run", "true"), 1, "you may have no containers (root may grant some: ")
 

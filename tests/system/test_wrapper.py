@@ -230,7 +230,7 @@ def test_an_unprivileged_user_sees_its_own_table(lab, endpoints):
     assert as_user(lab, lab.client_ns, "endpoint", "show").stdout == f"ep-seen type ipv4 addr {HOST4} port 83\n"
     assert as_user(lab, lab.client_ns, "endpoint", "show", "ep-seen").stdout.startswith("ep-seen ")
     assert as_user(lab, lab.client_ns, "endpoint", "show", "ep-hosts").returncode == 1
-    assert f"no container '{lab.host_ns}' of yours runs" in as_user(lab, lab.client_ns, "endpoint", "show", "--netns", lab.host_ns).stderr
+    assert f"no container named '{lab.host_ns}'" in as_user(lab, lab.client_ns, "endpoint", "show", "--netns", lab.host_ns).stderr
     assert "endpoint 'ep-seen' does not exist" in as_user(lab, lab.client_ns, "endpoint", "del", "ep-seen").stderr
     assert as_user(lab, lab.client_ns, "endpoint", "show", "ep-seen").returncode == 0
 
