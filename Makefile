@@ -27,7 +27,7 @@ ENGINES := engine_versions cgroups docker docker_stores podman netavark cri join
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz inside test unit lint test-kernel test-engines test-kubernetes test-swarm test-programs
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-core test-kernel test-engines test-kubernetes test-swarm test-programs
 .PHONY: bench build fresh setup setup-install setup-bench setup-check setup-test setup-kubernetes wheel manual install uninstall clean help
 
 all: build
@@ -37,6 +37,7 @@ help:
 	@echo "make test          install what is missing, run every test on this kernel"
 	@echo "make build         .venv and the compiled parts, so that bin/graft and single tests run; installs no package"
 	@echo "make unit lint     install what is missing, run the tests that need no root"
+	@echo "make test-core     the kernel half and the core of the system tests, on this kernel; half a minute"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
 	@echo "make test-engines  Docker, Podman, containerd, runc and crun of this system; of Debian 13: make fresh SUITE=trixie COMMANDS=\"'make test-engines'\""
 	@echo "make test-kubernetes  pods under a real kubelet; the first time it builds Kubernetes 1.20 (a quarter of an hour); ARGS=\"-k probes\""
@@ -139,6 +140,10 @@ unit: setup-check
 lint: setup-check
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) -m pytest -q tests/test_lint.py tests/test_wings.py
+
+test-core: setup-test
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m pytest -q -n $$(($$(nproc) + 1)) -m "core or kernel" tests/kernel tests/system
 
 test-kernel: setup-test
 	@$(MAKE) --no-print-directory build

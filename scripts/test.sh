@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 export GRAFT_SLOWNESS=${GRAFT_SLOWNESS:-3} # wait longer, as the machine may be busy; no measurement depends on it
 jobs=$(($(nproc) + 1))                     # tests wait for processes half of their time
-pytest=(.venv/bin/python3 -m pytest -q)
+pytest=(.venv/bin/python3 -m pytest -q --durations=15)
 beside=("${pytest[@]}" -n "$jobs" -m "not alone and not tree and not swarm")
 failed=()
 took=()
