@@ -326,7 +326,7 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 	forget_refused(ctx, stamp);
 	error = family_error(ctx, stamp, &a);
 	if (error) {
-		bpf_set_retval(-error);
+		fail_with(error);
 		return DENY;
 	}
 	if (!decide_connect(ctx, &a, stamp, true))

@@ -53,7 +53,7 @@ static __always_inline bool count_made(struct graft_usage *used, bool udp)
 static __always_inline int deny_made(__u32 tenant, __u32 reason, int error, __u32 protocol)
 {
 	count_and_tell(tenant, DENIED(OP_SOCKET, reason), error, protocol, NULL, true);
-	bpf_set_retval(-error);
+	fail_with(error);
 	return DENY;
 }
 

@@ -20,11 +20,13 @@
 #define ENETUNREACH 101
 #define ENOBUFS 105
 #define ECONNREFUSED 111
+#define ERRNO_MASK 0xfff /* MAX_ERRNO, linux/err.h */
 
 /* What hooks return. BIND_ALLOW lets a bind to a port below 1024 pass without CAP_NET_BIND_SERVICE as well. */
 #define BIND_ALLOW 3
 #define ALLOW 1
 #define DENY 0
+#define ERRNO_MASK 0xfff  /* MAX_ERRNO, linux/err.h */
 #define DROP_IN_SILENCE 2 /* of a packet: the send succeeds, and it is lost, as in a queue that is full */
 
 /*
@@ -35,6 +37,15 @@ static __always_inline int bounded(int verdict, int most)
 {
 	asm volatile("" : "+r"(verdict));
 	return verdict & most;
+}
+
+/*
+ * The call fails with @error, an errno. The verifier of Linux 7.3 wants to see that it is one, which it cannot of
+ * what another function has been given or has returned.
+ */
+static __always_inline int fail_with(int error)
+{
+	return bpf_set_retval(-bounded(error, ERRNO_MASK));
 }
 
 /*
@@ -171,7 +182,7 @@ static __always_inline void count_and_tell(__u32 tenant, __u32 op_reason, int er
 __noinline int report_refusal(__u32 tenant, __u32 op_reason, int error, __u32 proto, struct graft_addr *addr)
 {
 	count_and_tell(tenant, op_reason, error, proto, addr, true);
-	return bpf_set_retval(-error);
+	return fail_with(error);
 }
 
 /* Refuse the call: report_refusal(). */

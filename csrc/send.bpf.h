@@ -221,7 +221,7 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	forget_refused(ctx, stamp);
 	error = ctx->user_family == AF_INET6 ? family_error(ctx, stamp, &a) : 0;
 	if (error) {
-		bpf_set_retval(-error);
+		fail_with(error);
 		return DENY;
 	}
 	source.ip[0] = ctx->msg_src_ip6[0];
