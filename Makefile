@@ -94,7 +94,7 @@ $(ENTRANCE): csrc/entrance.bpf.c
 	@echo "graft: compile $@"
 	@$(BPF_COMPILE)
 
-$(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h
+$(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h csrc/architecture.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $(HELPER_SOURCES) -o $@
 
@@ -103,7 +103,7 @@ $(DEPUTY): csrc/deputy.c csrc/deputy.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -static $< -o $@
 
-$(RELAY): csrc/relay.c csrc/relay_cage.c csrc/relay.h
+$(RELAY): csrc/relay.c csrc/relay_cage.c csrc/relay.h csrc/architecture.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -static csrc/relay.c csrc/relay_cage.c -o $@
 

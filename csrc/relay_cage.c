@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -22,6 +21,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "architecture.h"
 #include "relay.h"
 
 #define DESCRIPTORS 600 /* graftd gives it 256 pairs */
@@ -81,10 +81,16 @@ int filter_calls(void)
 {
 	struct sock_filter filter[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_NATIVE, 1, 0),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+#ifdef SYS_epoll_wait
 		ALLOW(SYS_epoll_wait),
+		ALLOW(SYS_alarm),
+#else /* aarch64, where libc makes these instead */
+		ALLOW(SYS_epoll_pwait),
+		ALLOW(SYS_setitimer),
+#endif
 		ALLOW(SYS_epoll_ctl),
 		ALLOW(SYS_recvfrom),
 		CASE(SYS_sendto, 7),
@@ -98,7 +104,6 @@ int filter_calls(void)
 		ALLOW(SYS_recvmsg),
 		ALLOW(SYS_shutdown),
 		ALLOW(SYS_close),
-		ALLOW(SYS_alarm),
 		ALLOW(SYS_getrandom), /* malloc()'s first */
 		ALLOW(SYS_brk),
 		ALLOW(SYS_mmap),

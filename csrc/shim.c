@@ -60,12 +60,36 @@ extern int *__errno_location(void);
 extern int __register_atfork(void (*)(void), void (*)(void), void (*)(void), void *) __attribute__((weak));
 extern int pthread_atfork(void (*)(void), void (*)(void), void (*)(void)) __attribute__((weak));
 
-static long call(long number, long a, long b, long c)
+#if defined(__x86_64__)
+#define RELAX "pause"
+
+static long call6(long number, long a, long b, long c, long d, long e, long f)
 {
+	register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
 	long result;
 
-	__asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
 	return result;
+}
+#elif defined(__aarch64__)
+#define RELAX "yield"
+
+static long call6(long number, long a, long b, long c, long d, long e, long f)
+{
+	register long x8 __asm__("x8") = number, x0 __asm__("x0") = a, x1 __asm__("x1") = b, x2 __asm__("x2") = c;
+	register long x3 __asm__("x3") = d, x4 __asm__("x4") = e, x5 __asm__("x5") = f;
+
+	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+	return x0;
+}
+#endif
+
+static long call(long number, long a, long b, long c)
+{
+	return call6(number, a, b, c, 0, 0, 0);
 }
 
 static int as_libc_returns(long result)
@@ -221,7 +245,7 @@ static bool lock_pools(void)
 	for (int n = 0; n < SPINS; n++) { /* in vain if a signal has interrupted the holder */
 		if (!__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE))
 			return true;
-		__asm__ volatile("pause");
+		__asm__ volatile(RELAX);
 	}
 	return false;
 }
@@ -269,23 +293,13 @@ __attribute__((visibility("default"))) int unshare(int flags)
 __attribute__((constructor)) static void start(void)
 {
 	struct rlimit limit;
-	long page = -ENOMEM;
+	long page;
 
 	off = 1;
 	if (call(__NR_getrlimit, RLIMIT_NOFILE, (long)&limit, 0) || limit.rlim_cur < LIMIT_MIN)
 		return;
 	base = (int)(limit.rlim_cur < 1024 ? limit.rlim_cur : 1024) - RESERVED;
-	{
-		register long flags __asm__("r10") = MAP_PRIVATE | MAP_ANONYMOUS;
-		register long fd __asm__("r8") = -1;
-		register long offset __asm__("r9") = 0;
-
-		__asm__ volatile("syscall"
-				 : "=a"(page)
-				 : "a"(__NR_mmap), "D"(0), "S"(4096), "d"(PROT_READ | PROT_WRITE), "r"(flags),
-				   "r"(fd), "r"(offset)
-				 : "rcx", "r11", "memory");
-	}
+	page = call6(__NR_mmap, 0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (page < 0 && page > -4096)
 		return;
 	if (call(__NR_madvise, page, 4096, MADV_WIPEONFORK))

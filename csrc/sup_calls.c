@@ -5,7 +5,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/audit.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "architecture.h"
 #include "sup_parts.h"
 
 #define TYPE_MASK 0xf
@@ -260,7 +260,7 @@ void handle_call(struct sup_slot *slot)
 {
 	const struct seccomp_notif *call = &slot->call;
 	__u64 began = now();
-	bool asks = call->data.arch == AUDIT_ARCH_X86_64 && call->data.nr == SYS_socket;
+	bool asks = call->data.arch == AUDIT_ARCH_NATIVE && call->data.nr == SYS_socket;
 
 	bool unix_socket = asks && has_unix_sockets && (__u32)call->data.args[0] == AF_UNIX;
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-ARCHITECTURES = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
+from graft.kernel.architecture import HERE
+
+ARCHITECTURES = list(HERE.seccomp)
 
 
 def allow(

@@ -12,16 +12,16 @@ import socket
 import sys
 
 from graft.kernel import linux
+from graft.kernel.architecture import HERE
 from graft.kernel.cbpf import JEQ_K, LD_W_ABS, OFFSET_ARCH, OFFSET_NR, RET_ALLOW, RET_K, RET_USER_NOTIF, Assembler
 
-NR_CLOSE, NR_SENDMSG = 3, 46
-TRAPPED = (linux.NR_BIND, NR_CLOSE, linux.NR_CONNECT, NR_SENDMSG, linux.NR_SENDTO, linux.NR_SETSOCKOPT)
+TRAPPED = tuple(HERE.numbers[name] for name in ("bind", "close", "connect", "sendmsg", "sendto", "setsockopt"))
 
 
 def _filter() -> bytes:
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
-    a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, false="allow")
+    a.op(JEQ_K, HERE.audit, false="allow")
     a.op(LD_W_ABS, OFFSET_NR)
     for number in TRAPPED:
         a.op(JEQ_K, number, true="notify")

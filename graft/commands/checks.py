@@ -21,6 +21,7 @@ from graft.commands.launch import SHIM
 from graft.daemon import relay
 from graft.errors import Failure, GraftError, Refused
 from graft.kernel import addresses, cgroup, direct, libbpf, linux
+from graft.kernel.architecture import ARCHITECTURES, HERE
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
 from graft.rules.configuration import configuration_path, read_configuration, read_endpoints
@@ -50,9 +51,10 @@ class Finding(NamedTuple):
 
 def machine() -> str:
     """The machine's architecture and kernel. Raises Lack."""
-    if platform.machine() != "x86_64":
-        raise Lack(platform.machine(), "graft supports the x86_64 system call convention only")
-    return f"x86_64, Linux {platform.release()}"
+    known = [architecture.machine for architecture in ARCHITECTURES]
+    if HERE.machine not in known:
+        raise Lack(HERE.machine, f"graft knows the system calls of {' and '.join(known)} only")
+    return f"{HERE.machine}, Linux {platform.release()}"
 
 
 def _root() -> str:

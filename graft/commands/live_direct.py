@@ -24,7 +24,6 @@ from graft.kernel.cgroup import cgroup_of
 from graft.kernel.direct import directory_of
 from graft.kernel.mounts import mounts_of
 
-NR_OPEN_TREE, NR_MOVE_MOUNT = 428, 429
 OPEN_TREE_CLONE, AT_SYMLINK_NOFOLLOW = 1, 0x100
 MOVE_MOUNT_EMPTY_PATHS = 0x4 | 0x40  # of both: MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
 RDMA = "/dev/infiniband"
@@ -96,12 +95,12 @@ def _mount_link(procfs: str) -> None:
     """Put the symbolic link @procfs over /proc/net, which is one as well: mount(2) would follow either."""
     at_cwd = ctypes.c_int(-100)
     flags = OPEN_TREE_CLONE | AT_SYMLINK_NOFOLLOW | os.O_CLOEXEC
-    tree = linux.libc.syscall(NR_OPEN_TREE, at_cwd, os.fsencode(procfs), ctypes.c_uint(flags))
+    tree = linux.libc.syscall(linux.NR_OPEN_TREE, at_cwd, os.fsencode(procfs), ctypes.c_uint(flags))
     if tree < 0:
         raise linux.oserror("open_tree", procfs)
     there = os.open("/proc/net", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        if linux.libc.syscall(NR_MOVE_MOUNT, tree, b"", there, b"", ctypes.c_uint(MOVE_MOUNT_EMPTY_PATHS)) < 0:
+        if linux.libc.syscall(linux.NR_MOVE_MOUNT, tree, b"", there, b"", ctypes.c_uint(MOVE_MOUNT_EMPTY_PATHS)) < 0:
             raise linux.oserror("move_mount", "/proc/net")
     finally:
         os.close(there)

@@ -32,12 +32,13 @@ import msgspec
 
 from graft.errors import Refused
 from graft.kernel import traps
+from graft.kernel.architecture import HERE
 from graft.kernel.traps import PROFILE, TOP, Range
 from graft.rules.tables import port_prefixes
 
 ALLOW, NOTIFY, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_NOTIFY", "SCMP_ACT_ERRNO"
 PERMISSIVE = (ALLOW, "SCMP_ACT_LOG")
-ARCHITECTURES = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32")
+ARCHITECTURES = HERE.seccomp
 CONDITIONS_MAX = 200  # conditions multiply: each one cuts the pieces of the others
 RULES_MAX = 600  # engines' profiles come to 250; libseccomp takes seconds for 1,000 rules, and minutes for 3,000
 REMEMBERED = 16  # merged profiles; an engine gives most containers the same one, and merging takes 2 to 4 ms
@@ -120,7 +121,7 @@ def merge(
     @profile: `linux.seccomp` of config.json; None for a container without one (unconfined). @listener: the agent
     socket to which the runtime sends the notification descriptor, with @metadata. @swap: it also traps what
     `traps.Trap.when` calls "addresses". @direct: it is for a direct container, whose programs make their internet
-    sockets themselves unless these follow sysctls (@follows); programs of other ABIs than x86_64 are killed there.
+    sockets themselves unless these follow sysctls (@follows); programs of another ABI are killed there.
 
     Raises Refused for a profile that has a listener of its own, or whose conditions cannot be separated from graft's.
     """

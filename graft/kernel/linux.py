@@ -14,7 +14,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 
-from graft.kernel import linux
+from graft.kernel.architecture import HERE
 
 AF_GRAFT = 4  # AF_IPX's number, as AF_GRAFT's own header has it
 AF_ISDN, AF_SMC = 34, 43  # linux/socket.h; Python has no names for them
@@ -66,34 +66,29 @@ SECCOMP_IOCTL_NOTIF_ID_VALID = 0x40082102
 SECCOMP_IOCTL_NOTIF_ADDFD = 0x40182103
 SECCOMP_IOCTL_NOTIF_SET_FLAGS = 0x40082104
 
-# asm/unistd_64.h
-NR_IOCTL = 16
-NR_SOCKET = 41
-NR_CONNECT = 42
-NR_SENDTO = 44
-NR_BIND = 49
-NR_LISTEN = 50
-NR_GETSOCKNAME = 51
-NR_GETPEERNAME = 52
-NR_SOCKETPAIR = 53
-NR_SETSOCKOPT = 54
-NR_GETSOCKOPT = 55
-NR_SETRESUID, NR_SETRESGID = 117, 119
-NR_SETGROUPS = 116
-NR_SETFSUID, NR_SETFSGID = 122, 123
-NR_CAPGET, NR_CAPSET = 125, 126
+# The numbers of this machine's architecture
+NUMBERS = HERE.numbers
+NR_BPF = NUMBERS["bpf"]
+NR_IOCTL = NUMBERS["ioctl"]
+NR_SOCKET, NR_SOCKETPAIR = NUMBERS["socket"], NUMBERS["socketpair"]
+NR_BIND, NR_CONNECT, NR_LISTEN = NUMBERS["bind"], NUMBERS["connect"], NUMBERS["listen"]
+NR_SENDTO = NUMBERS["sendto"]
+NR_GETSOCKNAME, NR_GETPEERNAME = NUMBERS["getsockname"], NUMBERS["getpeername"]
+NR_SETSOCKOPT, NR_GETSOCKOPT = NUMBERS["setsockopt"], NUMBERS["getsockopt"]
+NR_SETRESUID, NR_SETRESGID = NUMBERS["setresuid"], NUMBERS["setresgid"]
+NR_SETGROUPS = NUMBERS["setgroups"]
+NR_SETFSUID, NR_SETFSGID = NUMBERS["setfsuid"], NUMBERS["setfsgid"]
+NR_CAPGET, NR_CAPSET = NUMBERS["capget"], NUMBERS["capset"]
+NR_SECCOMP = NUMBERS["seccomp"]
+NR_IO_URING_SETUP = NUMBERS["io_uring_setup"]
+NR_OPEN_TREE, NR_MOVE_MOUNT = NUMBERS["open_tree"], NUMBERS["move_mount"]
+NR_OPENAT2 = NUMBERS["openat2"]
+NR_PIDFD_GETFD = NUMBERS["pidfd_getfd"]
+
 CAPABILITY_VERSION_3 = 0x20080522
 CAP_NET_ADMIN = 12
 PR_CAPBSET_READ, PR_CAPBSET_DROP = 23, 24
 SECCOMP_FILTER_FLAG_TSYNC = 1
-NR_SECCOMP = 317
-NR_IO_URING_SETUP = 425
-NR_OPENAT2 = 437
-NR_PIDFD_GETFD = 438
-
-AUDIT_ARCH_X86_64 = 0xC000003E
-AUDIT_ARCH_I386 = 0x40000003
-X32_SYSCALL_BIT = 0x40000000
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -473,7 +468,7 @@ def peer_pidfd(sock: socket.socket, pid: int) -> int:
     An older kernel gives a pidfd of the process that has @pid now, which may be another one.
     """
     try:
-        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, linux.SO_PEERPIDFD, 4), "little")
+        return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4), "little")
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             return -1

@@ -5,9 +5,8 @@ import errno
 from collections.abc import Iterator
 
 from graft.kernel import linux
-from graft.kernel.linux import libc
+from graft.kernel.linux import NR_BPF, libc
 
-NR_BPF = 321
 BPF_MAP_LOOKUP_ELEM = 1
 BPF_MAP_UPDATE_ELEM = 2
 BPF_MAP_DELETE_ELEM = 3

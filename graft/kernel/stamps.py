@@ -10,8 +10,8 @@ import threading
 from typing import NamedTuple
 
 from graft.kernel import linux
-from graft.kernel.linux import libc
-from graft.kernel.maps import BPF_MAP_UPDATE_ELEM, NR_BPF, ElemAttr, Map
+from graft.kernel.linux import NR_BPF, libc
+from graft.kernel.maps import BPF_MAP_UPDATE_ELEM, ElemAttr, Map
 
 PROBE = struct.Struct("=II")
 

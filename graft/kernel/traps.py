@@ -22,6 +22,7 @@ import socket
 from typing import Literal, NamedTuple
 
 from graft.kernel import linux
+from graft.kernel.architecture import HERE, Architecture
 
 Range = tuple[int, int]  # first and last value, both included
 Form = Literal["filter", "profile"]
@@ -83,28 +84,42 @@ class Trap(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call that is trapped, and how it is answered. @i386: its number there, if it is trapped there, too."""
+    """A call that is trapped, and how it is answered. @compat: it is trapped in the 32-bit ABI, too."""
 
     name: str
-    number: int
     answer: str
-    i386: int | None = None
+    compat: bool = False
+
+    @property
+    def number(self) -> int:
+        """Its number in the machine's own ABI."""
+        return HERE.numbers[self.name]
 
 
 class Refusal(NamedTuple):
     """A call that a filter refuses with the errno @error, without asking anybody. @error 0: the process is killed.
 
-    @abi: "x86_64", "i386", "x32" or "other". @call and @number: "" and None for all calls of that ABI. A profile
+    @abi: "native", "compat" (the 32-bit one), "x32" or "other". @call: "" for all calls of that ABI. A profile
     refuses by the name, in every ABI. @direct: only of direct containers.
     """
 
     abi: str
     call: str
-    number: int | None
     error: int
     forms: tuple[Form, ...]
     why: str
     direct: bool = False
+
+    def number(self, architecture: Architecture = HERE) -> int | None:
+        """The call's number there; None for all calls of the ABI, and for one that the ABI does not have."""
+        abi = architecture.compat.numbers if self.abi == "compat" else architecture.numbers
+        return abi.get(self.call)
+
+    def known(self, architecture: Architecture = HERE) -> bool:
+        """Has that architecture the ABI, and the call in it?"""
+        if self.abi == "x32":
+            return bool(architecture.x32)
+        return not self.call or self.number(architecture) is not None
 
 
 def _values(*values: int) -> tuple[Range, ...]:
@@ -190,20 +205,19 @@ _READS = "graftd carries out AF_GRAFT's, ignores a unix socket's, refuses the ho
 CALLS = (
     Call(
         "socket",
-        linux.NR_SOCKET,
         "graft-sup or graftd injects a stamped socket of the host's netns; the families beyond: EAFNOSUPPORT; what "
         "the programs of a direct container do not make themselves is made in the container's netns",
     ),
-    Call("socketpair", linux.NR_SOCKETPAIR, "graftd makes the pair in the container's netns, and injects both"),
-    Call("ioctl", linux.NR_IOCTL, "graftd asks the container's netns, and refuses what is no question", i386=54),
-    Call("listen", linux.NR_LISTEN, "graftd binds an unbound socket to the private loopback, and listens"),
-    Call("bind", linux.NR_BIND, _ADDRESS % "binds to"),
-    Call("connect", linux.NR_CONNECT, _ADDRESS % "connects to"),
-    Call("setsockopt", linux.NR_SETSOCKOPT, _OPTIONS),
-    Call("getsockopt", linux.NR_GETSOCKOPT, _READS),
-    Call("getsockname", linux.NR_GETSOCKNAME, _NAME),
-    Call("getpeername", linux.NR_GETPEERNAME, _NAME),
-    Call("sendto", linux.NR_SENDTO, _ADDRESS % "sends to"),
+    Call("socketpair", "graftd makes the pair in the container's netns, and injects both"),
+    Call("ioctl", "graftd asks the container's netns, and refuses what is no question", compat=True),
+    Call("listen", "graftd binds an unbound socket to the private loopback, and listens"),
+    Call("bind", _ADDRESS % "binds to"),
+    Call("connect", _ADDRESS % "connects to"),
+    Call("setsockopt", _OPTIONS),
+    Call("getsockopt", _READS),
+    Call("getsockname", _NAME),
+    Call("getpeername", _NAME),
+    Call("sendto", _ADDRESS % "sends to"),
 )
 
 _LENGTH = "an address of this length is a sockaddr_gr"
@@ -212,8 +226,8 @@ _OPTION = "these are the options of AF_GRAFT"
 _ANY_NAME = "the address may mean an endpoint that needs another socket"
 _SHOWN = "a unix socket that stands for an internet one shows the address that the program asked for"
 _IGNORED = "a unix socket that stands for an internet one has none of these options"
-_I386 = (
-    "an i386 setsockopt() skips cgroup/setsockopt: the native call proceeds to it, the supervisor refuses the other"
+_32BIT = (
+    "a 32-bit setsockopt() skips cgroup/setsockopt: the native call proceeds to it, the supervisor refuses the other"
 )
 _FIREWALL = (
     "these read the firewall, and real addresses: cgroup/getsockopt refuses them on a grafted socket when the kernel "
@@ -270,7 +284,7 @@ TRAPS = (
     Trap("setsockopt", (GRAFT_LEVEL,), (FILTER,), "always", _OPTION, family=True),
     Trap("setsockopt", (STREAM_LEVELS,), (FILTER,), "addresses", _IGNORED),
     Trap("setsockopt", (NUMBER,), (FILTER,), "always", _NUMBER, family=True),
-    Trap("setsockopt", (IP_LEVEL,), (PROFILE,), "otherwise", _I386),
+    Trap("setsockopt", (IP_LEVEL,), (PROFILE,), "otherwise", _32BIT),
     Trap("setsockopt", (SOCKET_LEVEL, SOCKET_OPTIONS), (PROFILE,), "otherwise",
          "the same; buffers, timeouts and the like reach nothing, and programs set them often"),
     Trap("setsockopt", (TCP_LEVEL, TCP_OPTIONS), (PROFILE,), "otherwise",
@@ -302,23 +316,23 @@ _INTERNET32 = (
     "its name, and the supervisor refuses it"
 )
 REFUSED = (
-    Refusal("x86_64", "io_uring_setup", linux.NR_IO_URING_SETUP, errno.EPERM, BOTH,
+    Refusal("native", "io_uring_setup", errno.EPERM, BOTH,
             "io_uring's operations evade every seccomp filter; Docker's profile refuses it as well"),
-    Refusal("i386", "socketcall", 102, errno.ENOSYS, BOTH,
+    Refusal("compat", "socketcall", errno.ENOSYS, BOTH,
             "it has all socket calls behind a pointer, and libseccomp adds each rule for socket() to it as well"),
-    Refusal("i386", "socket", 359, errno.ENOSYS, (FILTER,), _INTERNET32),
-    Refusal("i386", "bind", 361, errno.ENOSYS, (FILTER,), _INTERNET32),
-    Refusal("i386", "connect", 362, errno.ENOSYS, (FILTER,), _INTERNET32),
-    Refusal("i386", "listen", 363, errno.ENOSYS, (FILTER,), _INTERNET32),
-    Refusal("i386", "getsockopt", 365, errno.ENOSYS, (FILTER,), _INTERNET32),
-    Refusal("i386", "setsockopt", 366, errno.ENOSYS, (FILTER,), _INTERNET32),
-    Refusal("i386", "socketpair", 360, errno.ENOSYS, (FILTER,), "as for x86_64, where it is trapped", direct=True),
-    Refusal("i386", "io_uring_setup", 425, errno.ENOSYS, (FILTER,),
-            "as for x86_64; a profile refuses it by its name, with EPERM"),
-    Refusal("x32", "", None, errno.ENOSYS, (FILTER,),
+    Refusal("compat", "socket", errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("compat", "bind", errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("compat", "connect", errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("compat", "listen", errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("compat", "getsockopt", errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("compat", "setsockopt", errno.ENOSYS, (FILTER,), _INTERNET32),
+    Refusal("compat", "socketpair", errno.ENOSYS, (FILTER,), "as for the native one, which is trapped", direct=True),
+    Refusal("compat", "io_uring_setup", errno.ENOSYS, (FILTER,),
+            "as for the native one; a profile refuses it by its name, with EPERM"),
+    Refusal("x32", "", errno.ENOSYS, (FILTER,),
             "nothing is built for it, so no trap is worth its numbers; under a profile, the supervisor refuses what "
             "is trapped"),
-    Refusal("other", "", None, 0, (FILTER,), "this machine has no other; a profile has the engine's architectures"),
+    Refusal("other", "", 0, (FILTER,), "this machine has no other; a profile has the engine's architectures"),
 )  # fmt: skip
 
 
@@ -354,6 +368,6 @@ def trapped(arch: int, number: int) -> str:
     return _BY_NUMBER.get((arch, number), "")
 
 
-_BY_NUMBER = {(linux.AUDIT_ARCH_X86_64, call.number): call.name for call in CALLS} | {
-    (linux.AUDIT_ARCH_I386, call.i386): call.name for call in CALLS if call.i386 is not None
+_BY_NUMBER = {(HERE.audit, call.number): call.name for call in CALLS} | {
+    (HERE.compat.audit, HERE.compat.numbers.get(call.name)): call.name for call in CALLS if call.compat
 }

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 
 from graft.kernel import linux
+from graft.kernel.architecture import HERE
 from graft.kernel.cbpf import JEQ_K, LD_W_ABS, OFFSET_ARCH, OFFSET_NR, RET_ALLOW, RET_ERRNO, RET_K, Assembler
 from graft.log import log
 
@@ -39,19 +40,14 @@ CAPABILITIES = {
     "BPF": 39,
 }
 
-# asm/unistd_64.h
-REFUSED = {
-    "uselib": 134, "personality": 135, "modify_ldt": 154, "vhangup": 153, "pivot_root": 155, "chroot": 161,
-    "ptrace": 101, "perf_event_open": 298, "userfaultfd": 323, "lookup_dcookie": 212, "process_madvise": 440,
-    "init_module": 175, "finit_module": 313, "delete_module": 176, "kexec_load": 246, "kexec_file_load": 320,
-    "reboot": 169, "swapon": 167, "swapoff": 168, "acct": 163, "quotactl": 179, "quotactl_fd": 443, "syslog": 103,
-    "settimeofday": 164, "clock_settime": 227, "adjtimex": 159, "clock_adjtime": 305,
-    "sethostname": 170, "setdomainname": 171, "iopl": 172, "ioperm": 173,
-    "add_key": 248, "request_key": 249, "keyctl": 250, "open_by_handle_at": 304,
-    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
-    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
-    "mount_setattr": 442,
-}  # fmt: skip
+REFUSED = (
+    "uselib", "personality", "modify_ldt", "vhangup", "pivot_root", "chroot", "ptrace", "perf_event_open",
+    "userfaultfd", "lookup_dcookie", "process_madvise", "init_module", "finit_module", "delete_module", "kexec_load",
+    "kexec_file_load", "reboot", "swapon", "swapoff", "acct", "quotactl", "quotactl_fd", "syslog", "settimeofday",
+    "clock_settime", "adjtimex", "clock_adjtime", "sethostname", "setdomainname", "iopl", "ioperm", "add_key",
+    "request_key", "keyctl", "open_by_handle_at", "io_uring_setup", "io_uring_enter", "io_uring_register",
+    "open_tree", "move_mount", "fsopen", "fsconfig", "fsmount", "fspick", "mount_setattr",
+)  # fmt: skip
 
 
 def hide() -> None:
@@ -85,10 +81,11 @@ def program() -> bytes:
     """The seccomp filter: the calls in REFUSED, and all calls of another ABI, fail with EPERM."""
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
-    a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, false="refused")
+    a.op(JEQ_K, HERE.audit, false="refused")
     a.op(LD_W_ABS, OFFSET_NR)
-    for number in REFUSED.values():
-        a.op(JEQ_K, number, true="refused")
+    for name in REFUSED:
+        if name in HERE.numbers:
+            a.op(JEQ_K, HERE.numbers[name], true="refused")
     a.op(RET_K, RET_ALLOW)
     a.label("refused")
     a.op(RET_K, RET_ERRNO | errno.EPERM)

@@ -6,7 +6,8 @@ sock_filter records (linux/filter.h).
 
 from collections.abc import Iterable
 
-from graft.kernel import linux, traps
+from graft.kernel import traps
+from graft.kernel.architecture import HERE
 from graft.kernel.cbpf import (
     AND_K,
     JEQ_K,
@@ -38,19 +39,20 @@ def program(*, swap: bool = False, direct: bool = False, follows: bool = False) 
         for name, rows in traps.active(FILTER, addresses=swap, direct=direct, follows=follows).items()
     }
     blocks = _blocks(ways.values())
-    refused = [r for r in traps.REFUSED if FILTER in r.forms and (direct or not r.direct)]
+    refused = [r for r in traps.REFUSED if FILTER in r.forms and r.known() and (direct or not r.direct)]
     a = Assembler()
     a.op(LD_W_ABS, OFFSET_ARCH)
-    a.op(JEQ_K, linux.AUDIT_ARCH_X86_64, true="x86_64")
-    a.op(JEQ_K, linux.AUDIT_ARCH_I386, false=_refusals(refused, "other")[None])
+    a.op(JEQ_K, HERE.audit, true="native")
+    a.op(JEQ_K, HERE.compat.audit, false=_refusals(refused, "other")[None])
     a.op(LD_W_ABS, OFFSET_NR)
-    known = {calls[name].i386: blocks[way] for name, way in ways.items()}
-    _numbers(a, [*_refusals(refused, "i386").items(), *known.items()])
-    a.label("x86_64")
+    known = {HERE.compat.numbers[name]: blocks[way] for name, way in ways.items() if calls[name].compat}
+    _numbers(a, [*_refusals(refused, "compat").items(), *known.items()])
+    a.label("native")
     a.op(LD_W_ABS, OFFSET_NR)
-    a.op(JGE_K, linux.X32_SYSCALL_BIT, true=_refusals(refused, "x32")[None])
+    if HERE.x32:
+        a.op(JGE_K, HERE.x32, true=_refusals(refused, "x32")[None])
     native = {calls[name].number: blocks[way] for name, way in ways.items()}
-    _numbers(a, [*native.items(), *_refusals(refused, "x86_64").items()])
+    _numbers(a, [*native.items(), *_refusals(refused, "native").items()])
     for way, label in blocks.items():
         if way and ALWAYS not in way:
             _block(a, label, way[0], blocks[way[1:]])
@@ -70,7 +72,7 @@ def _verdict(error: int) -> str:
 
 def _refusals(refused: Iterable[traps.Refusal], abi: str) -> dict[int | None, str]:
     """The labels to which the refused calls of an ABI lead, by number; None: all of its calls."""
-    return {refusal.number: _verdict(refusal.error) for refusal in refused if refusal.abi == abi}
+    return {refusal.number(): _verdict(refusal.error) for refusal in refused if refusal.abi == abi}
 
 
 def _numbers(a: Assembler, labels: Iterable[tuple[int | None, str]]) -> None:

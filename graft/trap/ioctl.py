@@ -38,6 +38,7 @@ import struct
 from collections.abc import Callable
 
 from graft.kernel import linux, traps
+from graft.kernel.architecture import HERE
 from graft.kernel.nowhere import LO
 from graft.kernel.stamps import OWN_TENANT
 from graft.trap import target
@@ -110,7 +111,7 @@ PROBES = {
     socket.AF_PACKET: socket.AF_INET,
     socket.AF_INET6: socket.AF_INET6,
 }
-IFREQ_SIZE, IFREQ_SIZE_I386 = 40, 32
+IFREQ_SIZE, IFREQ_SIZE_32 = 40, 32
 IN6_IFREQ_SIZE = 24  # linux/ipv6.h
 ARPREQ_SIZE = 68  # arp(7)
 RTENTRY_SIZE = 120  # linux/route.h
@@ -171,8 +172,8 @@ def is_own(caller: Caller, tenant: TenantView, stamps: Stamps, sock: socket.sock
     return own and not is_hosts(netns)
 
 
-def _is_i386(caller: Caller) -> bool:
-    return caller.call.arch == linux.AUDIT_ARCH_I386
+def _is_compat(caller: Caller) -> bool:
+    return caller.call.arch == HERE.compat.audit
 
 
 def _ask(caller: Caller, request: int, sock: socket.socket, stand_in: str = "") -> Action | None:
@@ -183,8 +184,8 @@ def _ask(caller: Caller, request: int, sock: socket.socket, stand_in: str = "") 
     address = caller.args[2]
     if request == SIOCGIFCONF:
         return _interfaces(caller, address, sock)
-    if request in QUESTIONS and not (_is_i386(caller) and request == SIOCGIFMAP):
-        size = IFREQ_SIZE_I386 if _is_i386(caller) else IFREQ_SIZE
+    if request in QUESTIONS and not (_is_compat(caller) and request == SIOCGIFMAP):
+        size = IFREQ_SIZE_32 if _is_compat(caller) else IFREQ_SIZE
         ifreq = bytearray(caller.read(address, size).ljust(IFREQ_SIZE, b"\0"))
         try:
             _question(sock, request, ifreq)
@@ -195,7 +196,7 @@ def _ask(caller: Caller, request: int, sock: socket.socket, stand_in: str = "") 
             ifreq[:NAME_SIZE] = stand_in.encode().ljust(NAME_SIZE, b"\0")
         caller.write((address, bytes(ifreq[:size])))
         return Answer()
-    if stand_in or _is_i386(caller):
+    if stand_in or _is_compat(caller):
         return None
     if request == SIOCGARP:
         entry = bytearray(caller.read(address, ARPREQ_SIZE))
@@ -213,7 +214,7 @@ def _question(sock: socket.socket, request: int, argument: bytearray) -> None:
 
 def _interfaces(caller: Caller, address: int, sock: socket.socket) -> Action:
     """SIOCGIFCONF: fill the target's struct ifconf { int len; struct ifreq *req; } (netdevice(7)). Raises OSError."""
-    (form, entry) = ("=iI", IFREQ_SIZE_I386) if _is_i386(caller) else ("=i4xQ", IFREQ_SIZE)
+    (form, entry) = ("=iI", IFREQ_SIZE_32) if _is_compat(caller) else ("=i4xQ", IFREQ_SIZE)
     (size, where) = struct.unpack(form, caller.read(address, struct.calcsize(form)))
     if where and size < 0:  # without a buffer the call asks for the size needed, and ignores the length
         return Answer(error=errno.EINVAL)
@@ -262,7 +263,7 @@ def _carry_out(caller: Caller, request: int, sock: socket.socket) -> Action:
     caller.check()
     if not powerful:
         return PROCEED
-    if _is_i386(caller) or sock.family not in FAMILIES:
+    if _is_compat(caller) or sock.family not in FAMILIES:
         return Answer(error=errno.EPERM)
     six = sock.family == socket.AF_INET6
     if request in (SIOCADDRT, SIOCDELRT):

@@ -137,7 +137,7 @@ class Supervisor:
         @waiting: returns whether the target still waits for the answer.
         """
         handler = self.handlers.get(traps.trapped(call.arch, call.nr))
-        if handler is None:  # i386 and x32, and what the filter of a foreign listener traps
+        if handler is None:  # 32-bit and x32, and what the filter of a foreign listener traps
             return Answer(error=errno.ENOSYS)
         try:
             return handler(Caller(call, waiting), tenant)

@@ -51,6 +51,7 @@ static struct sockaddr_in at(const char *address, int port)
 	return sin;
 }
 
+#ifdef __x86_64__
 /* An i386 call from a 64-bit program; pointers have to be below 4 GiB. */
 static long int80(long nr, long a, long b, long c, long d, long e)
 {
@@ -66,6 +67,17 @@ static long int80(long nr, long a, long b, long c, long d, long e)
 	}
 	return (int)result;
 }
+#else
+#define MAP_32BIT 0
+
+/* No other architecture lets a program call another ABI's. */
+static long int80(long nr, long a, long b, long c, long d, long e)
+{
+	(void)nr, (void)a, (void)b, (void)c, (void)d, (void)e;
+	errno = ENOSYS;
+	return -1;
+}
+#endif
 
 static void *low(const void *data, size_t size)
 {

@@ -6,10 +6,14 @@ import struct
 import tempfile
 from typing import Any
 
+from graft.kernel.architecture import HERE
+
 ARCHITECTURES = {
     "SCMP_ARCH_X86_64": 0xC000003E,
     "SCMP_ARCH_X86": 0x40000003,
     "SCMP_ARCH_X32": 0x4000003E,
+    "SCMP_ARCH_AARCH64": 0xC00000B7,
+    "SCMP_ARCH_ARM": 0x40000028,
 }
 OPERATORS = ("", "NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 ACTIONS = {
@@ -82,7 +86,7 @@ def _compare(arg: dict[str, Any]) -> _Compare:
     return _Compare(arg["index"], operator, arg["value"], arg.get("valueTwo", 0))
 
 
-def verdict(program: Program, number: int, *args: int, arch: int = ARCHITECTURES["SCMP_ARCH_X86_64"]) -> str:
+def verdict(program: Program, number: int, *args: int, arch: int = HERE.audit) -> str:
     """What the kernel would do with a call: ALLOW, NOTIFY, ERRNO 13, ..."""
     data = struct.pack("=iIQ6Q", number, arch, 0, *(*args, 0, 0, 0, 0, 0, 0)[:6])
     at = accumulator = 0

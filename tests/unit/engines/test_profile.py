@@ -8,25 +8,16 @@ from hypothesis import strategies as st
 
 from graft.engines.profile import merge
 from graft.errors import Refused
+from graft.kernel.architecture import HERE
 from tests.profiles import allow, profile
-from tests.unit.engines.libseccomp import ARCHITECTURES, build, verdict
+from tests.unit.engines.libseccomp import build, verdict
 
 NUMBERS = {
-    "socket": 41,
-    "connect": 42,
-    "sendto": 44,
-    "bind": 49,
-    "socketpair": 53,
-    "listen": 50,
-    "getsockname": 51,
-    "getpeername": 52,
-    "setsockopt": 54,
-    "getsockopt": 55,
-    "ioctl": 16,
-    "io_uring_setup": 425,
-}
-I386 = ARCHITECTURES["SCMP_ARCH_X86"]
-X32 = 1 << 30  # the bit in a number
+    name: HERE.numbers[name]
+    for name in ("socket", "connect", "sendto", "bind", "socketpair", "listen", "getsockname", "getpeername",
+                 "setsockopt", "getsockopt", "ioctl", "io_uring_setup")
+}  # fmt: skip
+SOCKET, SETSOCKOPT = NUMBERS["socket"], NUMBERS["setsockopt"]
 FLAGS = (0, 0x800, 0x80000, 0x80800)  # SOCK_NONBLOCK, SOCK_CLOEXEC
 TUNSETIFF, PPPIOCNEWUNIT, PPPIOCATTACH, PPPIOCATTCHAN = 0x400454CA, 0xC004743E, 0x4004743D, 0x40047438
 CALLS = [*NUMBERS, "socketcall", "read", "write", "close"]
@@ -56,24 +47,24 @@ PROFILES = {
 def test_engines_profiles(name):
     program = build(merged(PROFILES[name]))
     for family in (2, 10, 2 | 1 << 32):
-        assert verdict(program, 41, family, 1) == "NOTIFY"
+        assert verdict(program, SOCKET, family, 1) == "NOTIFY"
     for family in (0, 1, 3, 11, 16, 17, 38, 45, 100, 1 << 31):
-        assert verdict(program, 41, family, 1) == "ALLOW"
+        assert verdict(program, SOCKET, family, 1) == "ALLOW"
     for family in (21, 34, 40, 42):  # what an engine refuses already, it goes on to refuse
         told = "ERRNO 1" if "VSOCK" in name and family == 40 else "NOTIFY"
-        assert verdict(program, 41, family, 1) == verdict(program, 41, family, 5) == told
-    assert verdict(program, 41, 16, 3, 9) == ("ERRNO 22" if name == "podman" else "ALLOW")
+        assert verdict(program, SOCKET, family, 1) == verdict(program, SOCKET, family, 5) == told
+    assert verdict(program, SOCKET, 16, 3, 9) == ("ERRNO 22" if name == "podman" else "ALLOW")
     assert verdict(program, 50, 3, 1) == "NOTIFY"
     for request in (0x8908, 0x8913, 0x8946, 0x89FF, 0x8B01, 0x1_0000_8913):
-        assert verdict(program, 16, 3, request) == "NOTIFY"
+        assert verdict(program, NUMBERS["ioctl"], 3, request) == "NOTIFY"
     for request in (0x5401, 0x5421, 0x8905, 0x8907, 0x8A00, 0x8C00, 0x80047601):
-        assert verdict(program, 16, 3, request) == "ALLOW"
+        assert verdict(program, NUMBERS["ioctl"], 3, request) == "ALLOW"
     for option in ((6, 1), (1, 2), (1, 9), (1, 15), (1, 20), (41, 26), (6, 13)):
-        assert verdict(program, 54, 3, *option) == "ALLOW"
+        assert verdict(program, SETSOCKOPT, 3, *option) == "ALLOW"
     for option in ((1, 25), (1, 36), (0, 35), (41, 78), (6, 19)):
-        assert verdict(program, 54, 3, *option) == "NOTIFY"
-    assert verdict(program, 49, 3) == verdict(program, 42, 3) == verdict(program, 1) == "ALLOW"
-    assert verdict(program, 425).startswith("ERRNO")
+        assert verdict(program, SETSOCKOPT, 3, *option) == "NOTIFY"
+    assert verdict(program, 49, 3) == verdict(program, NUMBERS["connect"], 3) == verdict(program, HERE.numbers["close"]) == "ALLOW"
+    assert verdict(program, NUMBERS["io_uring_setup"]).startswith("ERRNO")
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -82,31 +73,31 @@ def test_a_direct_containers_profile(name):
     program = build(merged(PROFILES[name], direct=True))
     for family in (2, 10, 2 | 1 << 32):
         for flags in FLAGS:
-            assert [verdict(program, 41, family, kind | flags) for kind in (1, 2)] == ["ALLOW"] * 2
-            others = [verdict(program, 41, family, kind | flags) for kind in (0, *range(3, 16))]
+            assert [verdict(program, SOCKET, family, kind | flags) for kind in (1, 2)] == ["ALLOW"] * 2
+            others = [verdict(program, SOCKET, family, kind | flags) for kind in (0, *range(3, 16))]
             assert others == ["NOTIFY"] * 14
-        assert verdict(program, 41, family, 3 | 1 << 32) == "NOTIFY"
-        assert verdict(program, 41, family, 1, 262) == verdict(program, 41, family, 2, 1) == "ALLOW"
+        assert verdict(program, SOCKET, family, 3 | 1 << 32) == "NOTIFY"
+        assert verdict(program, SOCKET, family, 1, 262) == verdict(program, SOCKET, family, 2, 1) == "ALLOW"
     for family in (0, 1, 3, 4, 9, 11, 16, 17, 21, 38, 40, 45, 100, 1 << 31, 1 | 1 << 32):
         told = "ERRNO 1" if "VSOCK" in name and family == 40 else "NOTIFY"
-        assert {verdict(program, 41, family, kind | flags) for kind in range(1, 6) for flags in FLAGS} == {told}
-    assert verdict(program, 41, 16, 3, 9) == ("ERRNO 22" if name == "podman" else "NOTIFY")
+        assert {verdict(program, SOCKET, family, kind | flags) for kind in range(1, 6) for flags in FLAGS} == {told}
+    assert verdict(program, SOCKET, 16, 3, 9) == ("ERRNO 22" if name == "podman" else "NOTIFY")
     for call in ("socketpair", "bind", "listen"):
         assert {verdict(program, NUMBERS[call], family, 1, 0) for family in (0, 1, 2, 77)} == {"NOTIFY"}
     for request in (TUNSETIFF, PPPIOCNEWUNIT, PPPIOCATTACH, PPPIOCATTCHAN, 0x8913, TUNSETIFF | 1 << 32):
-        assert verdict(program, 16, 3, request) == "NOTIFY"
-    assert verdict(program, 16, 3, 0x5421) == verdict(program, 42, 3) == verdict(program, 1) == "ALLOW"
-    assert verdict(program, 425).startswith("ERRNO")
-    for number in (359, 102, 3, 20):
-        assert verdict(program, number, 2, 1, arch=I386) == "KILL"
-    for number in (41, 0, 541):  # setsockopt is 541 there
-        assert verdict(program, number | X32, 2, 1) == "KILL"
+        assert verdict(program, NUMBERS["ioctl"], 3, request) == "NOTIFY"
+    assert verdict(program, NUMBERS["ioctl"], 3, 0x5421) == verdict(program, NUMBERS["connect"], 3) == verdict(program, HERE.numbers["close"]) == "ALLOW"
+    assert verdict(program, NUMBERS["io_uring_setup"]).startswith("ERRNO")
+    for number in (*HERE.compat.numbers.values(), 3, 20):
+        assert verdict(program, number, 2, 1, arch=HERE.compat.audit) == "KILL"
+    for number in (SOCKET, 0, 541) if HERE.x32 else ():  # setsockopt is 541 there
+        assert verdict(program, number | HERE.x32, 2, 1) == "KILL"
 
 
 def test_where_sockets_follow_sysctls_all_are_trapped():
     program = build(merged(PODMAN, direct=True, follows=True))
     for family in (1, 2, 10, 16):
-        assert {verdict(program, 41, family, kind | flags) for kind in range(6) for flags in FLAGS} == {"NOTIFY"}
+        assert {verdict(program, SOCKET, family, kind | flags) for kind in range(6) for flags in FLAGS} == {"NOTIFY"}
 
 
 def test_a_direct_containers_profile_is_small():
@@ -117,19 +108,20 @@ def test_a_direct_containers_profile_is_small():
 @pytest.mark.parametrize("name", PROFILES)
 def test_32_bit_programs_get_no_grafted_socket(name):
     program = build(merged(PROFILES[name]))
-    assert verdict(program, 359, 2, 1, arch=I386) == "NOTIFY"  # which graftd refuses
-    for call in (1, 14):  # SYS_SOCKET, SYS_SETSOCKOPT
-        assert verdict(program, 102, call, arch=I386).startswith("ERRNO")
-    assert verdict(program, 366, 3, 1, 25, arch=I386) == "NOTIFY"
+    arch, numbers = HERE.compat.audit, HERE.compat.numbers
+    assert verdict(program, numbers["socket"], 2, 1, arch=arch) == "NOTIFY"  # which graftd refuses
+    for call in (1, 14) if "socketcall" in numbers else ():  # SYS_SOCKET, SYS_SETSOCKOPT
+        assert verdict(program, numbers["socketcall"], call, arch=arch).startswith("ERRNO")
+    assert verdict(program, numbers["setsockopt"], 3, 1, 25, arch=arch) == "NOTIFY"
 
 
 def test_what_was_refused_stays_refused():
     program = build(merged(profile(allow(["socket"], (0, "EQ", 1)), allow(["read", "ioctl"]))))
-    assert [verdict(program, 41, f, 1) for f in (1, 2, 10, 16)] == ["ALLOW", "ERRNO 1", "ERRNO 1", "ERRNO 1"]
+    assert [verdict(program, SOCKET, f, 1) for f in (1, 2, 10, 16)] == ["ALLOW", "ERRNO 1", "ERRNO 1", "ERRNO 1"]
     assert verdict(program, 50) == "ERRNO 1"
     killed = allow(["socket"], (1, "EQ", 3), action="SCMP_ACT_KILL")
     program = build(merged(profile(killed, default="SCMP_ACT_ALLOW")))
-    assert [verdict(program, 41, 2, kind) for kind in (1, 2, 3)] == ["NOTIFY", "NOTIFY", "KILL"]
+    assert [verdict(program, SOCKET, 2, kind) for kind in (1, 2, 3)] == ["NOTIFY", "NOTIFY", "KILL"]
     tiocsti = allow(["ioctl"], (1, "EQ", 0x5412), action="SCMP_ACT_ERRNO", error=1)
     program = build(merged(profile(tiocsti, default="SCMP_ACT_ALLOW")))
     assert [verdict(program, 16, 0, r) for r in (0x5412, 0x5413, 0x8913)] == ["ERRNO 1", "ALLOW", "NOTIFY"]

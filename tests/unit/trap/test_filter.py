@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from graft.kernel import linux
+from graft.kernel.architecture import ARCHITECTURES, HERE
 from graft.kernel.cbpf import (
     AND_K,
     JEQ_K,
@@ -21,7 +22,7 @@ from graft.trap import filter as seccomp
 
 ALLOW, NOTIFY, KILL = RET_ALLOW, RET_USER_NOTIF, RET_KILL_PROCESS
 ENOSYS, EPERM = RET_ERRNO | errno.ENOSYS, RET_ERRNO | errno.EPERM
-X86_64, I386 = linux.AUDIT_ARCH_X86_64, linux.AUDIT_ARCH_I386
+NATIVE, COMPAT = HERE.audit, HERE.compat.audit
 
 
 def interpret(program: bytes, data: bytes) -> int:
@@ -45,7 +46,7 @@ def interpret(program: bytes, data: bytes) -> int:
             raise AssertionError(f"instruction {op:#x}")
 
 
-def verdict(nr, *args, arch=X86_64, swap=False):
+def verdict(nr, *args, arch=NATIVE, swap=False):
     values = [*args, 0, 0, 0, 0, 0, 0][:6]
     return interpret(seccomp.program(swap=swap), struct.pack("=iIQ6Q", nr, arch, 0x400000, *values))
 
@@ -57,23 +58,23 @@ def signed(value):
 @pytest.mark.parametrize("family", [2, 10, 4, 0x1_0000_0002, 0xFFFF_FFFF_0000_000A])
 @pytest.mark.parametrize("kind", [1, 2, 1 | 0o2000000, 2 | 0o4000, 0xDEAD_0000_0000_0001])
 def test_internet_sockets_are_trapped(family, kind):
-    assert verdict(41, family, kind, 0) == NOTIFY
+    assert verdict(linux.NR_SOCKET, family, kind, 0) == NOTIFY
 
 
 @pytest.mark.parametrize("family", [21, 34, 40, 42, 43, 0x1_0000_0028])
 @pytest.mark.parametrize("kind", [1, 2, 3, 5])
 def test_families_without_namespaces_are_trapped(family, kind):
-    assert verdict(41, family, kind, 0) == NOTIFY
+    assert verdict(linux.NR_SOCKET, family, kind, 0) == NOTIFY
 
 
 @pytest.mark.parametrize("family", [1, 16, 17, 0, 5, 38, 29, 39, 41, 44, 0x2_0000_0001])
 def test_other_families_are_not(family):
-    assert verdict(41, family, 1, 0) == ALLOW
+    assert verdict(linux.NR_SOCKET, family, 1, 0) == ALLOW
 
 
 @pytest.mark.parametrize("kind", [3, 4, 5, 6, 10, 3 | 0o2000000])
 def test_raw_sockets_are_not(kind):
-    assert verdict(41, 2, kind, 1) == ALLOW
+    assert verdict(linux.NR_SOCKET, 2, kind, 1) == ALLOW
 
 
 @pytest.mark.parametrize("nr", [0, 1, 3, 42, 43, 46, 47, 49, 54, 55, 59, 72, 288, 435])
@@ -83,34 +84,38 @@ def test_common_calls_pass(nr):
 
 @pytest.mark.parametrize("request_", [0x8912, 0x8913, 0x894C, 0x89F0, 0x8946, 0x8B01, 0x8BFF, 0x1_0000_8912])
 def test_device_ioctls_are_trapped(request_):
-    assert verdict(16, 3, request_) == NOTIFY
+    assert verdict(linux.NR_IOCTL, 3, request_) == NOTIFY
 
 
 @pytest.mark.parametrize("request_", [0x5421, 0x541B, 0x8901, 0x8905, 0x8906, 0x80108906, 0x5452, 0x8000])
 def test_socket_ioctls_are_not(request_):
-    assert verdict(16, 3, request_) == ALLOW
+    assert verdict(linux.NR_IOCTL, 3, request_) == ALLOW
 
 
 def test_listen_and_io_uring():
-    assert verdict(50, 3, 128) == NOTIFY
-    assert verdict(425) == EPERM
+    assert verdict(linux.NR_LISTEN, 3, 128) == NOTIFY
+    assert verdict(linux.NR_IO_URING_SETUP) == EPERM
 
 
 def test_other_conventions():
-    assert verdict(signed(0x40000029), 2, 1) == ENOSYS  # x32 socket
-    assert verdict(0x40000000) == ENOSYS
-    for number in (102, 359, 361, 362, 363, 365, 366, 425):
-        assert verdict(number, 2, 1, arch=I386) == ENOSYS
-    assert verdict(4, arch=I386) == ALLOW
-    assert verdict(54, 3, 0x8912, arch=I386) == NOTIFY
-    assert verdict(41, 2, 1, arch=0xC00000B7) == KILL
+    other = next(one for one in ARCHITECTURES if one is not HERE)
+    if HERE.x32:
+        assert verdict(signed(HERE.x32 | linux.NR_SOCKET), 2, 1) == ENOSYS
+        assert verdict(HERE.x32) == ENOSYS
+    compat = dict(HERE.compat.numbers)
+    assert verdict(compat.pop("ioctl"), 3, 0x8912, arch=COMPAT) == NOTIFY
+    del compat["socketpair"]  # of direct containers
+    for number in compat.values():
+        assert verdict(number, 2, 1, arch=COMPAT) == ENOSYS
+    assert verdict(4, arch=COMPAT) == ALLOW  # write
+    assert verdict(other.numbers["socket"], 2, 1, arch=other.audit) == KILL
 
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_the_family_is_known_by_length_level_and_number(swap):
     for nr in (42, 49):
         assert verdict(nr, 5, 0x7F00, 18, swap=swap) == NOTIFY
-    assert verdict(44, 5, 0x7F00, 9, 0, 0x7F00, 18, swap=swap) == NOTIFY
+    assert verdict(linux.NR_SENDTO, 5, 0x7F00, 9, 0, 0x7F00, 18, swap=swap) == NOTIFY
     for nr in (54, 55):
         assert verdict(nr, 5, 254, 1, swap=swap) == NOTIFY
     for nr in (42, 49, 51, 54, 55):
@@ -122,7 +127,7 @@ def test_what_costs_programs_of_other_families_nothing():
     for nr in (42, 49):
         for length in (0, 16, 28, 110):
             assert verdict(nr, 5, 0x7F00, length) == ALLOW
-    assert verdict(44, 5, 0x7F00, 9, 0, 0x7F00, 16) == ALLOW
+    assert verdict(linux.NR_SENDTO, 5, 0x7F00, 9, 0, 0x7F00, 16) == ALLOW
     for nr in (51, 54, 55):
         for number in (0, 5, 959, 1024, 5000, 0xFFFFFFFF):
             assert verdict(nr, number, 6, 1) == ALLOW
@@ -138,9 +143,9 @@ def test_swap_traps_addresses_names_and_tcps_options():
     for nr in (54, 55):
         for level, expected in ((0, NOTIFY), (6, NOTIFY), (41, NOTIFY), (1, ALLOW), (270, ALLOW)):
             assert verdict(nr, 5, level, 1, swap=True) == expected
-    assert verdict(44, 5, 0x7F00, 9, 0, 0, 0, swap=True) == ALLOW, "a send without an address"
-    assert verdict(44, 5, 0x7F00, 9, 0, 0x7F00, 16, swap=True) == NOTIFY
-    assert verdict(44, 5, 0x7F00, 9, 0, 0x1_0000_0000, 16, swap=True) == NOTIFY, "its low half alone is 0"
+    assert verdict(linux.NR_SENDTO, 5, 0x7F00, 9, 0, 0, 0, swap=True) == ALLOW, "a send without an address"
+    assert verdict(linux.NR_SENDTO, 5, 0x7F00, 9, 0, 0x7F00, 16, swap=True) == NOTIFY
+    assert verdict(linux.NR_SENDTO, 5, 0x7F00, 9, 0, 0x1_0000_0000, 16, swap=True) == NOTIFY, "its low half alone is 0"
     for nr in (43, 45, 46, 47, 1, 3, 72):
         assert verdict(nr, 5, 6, 7, swap=True) == ALLOW
 

@@ -14,13 +14,16 @@ import pytest
 
 from graft.engines.profile import REFUSED, caught
 from graft.kernel import linux, traps
+from graft.kernel.architecture import ARCHITECTURES, HERE, X86_64
 from graft.kernel.cbpf import LD_W_ABS, OFFSET_ARGS, RET_ALLOW, RET_ERRNO, RET_KILL_PROCESS, RET_USER_NOTIF
 from graft.trap import filter as seccomp
 from graft.trap.supervisor import FAMILY_TRAPS, Supervisor
 from tests.unit.trap.test_filter import interpret
 
 ROOT = Path(__file__).parent.parent.parent.parent
-NATIVE, I386 = linux.AUDIT_ARCH_X86_64, linux.AUDIT_ARCH_I386
+NATIVE, COMPAT = HERE.audit, HERE.compat.audit
+OTHER = next(one.audit for one in ARCHITECTURES if one is not HERE)
+X32 = X86_64.x32
 MODES = [
     {"name": "trap", "direct": False, "follows": False},
     {"name": "direct", "direct": True, "follows": False},
@@ -32,13 +35,13 @@ BY_NUMBER = {call.number: call.name for call in traps.CALLS}
 
 def expected(arch, number, args, *, addresses, mode):
     """What the table says of a call, read row by row."""
-    abi = {NATIVE: "x86_64", I386: "i386"}.get(arch, "other")
-    if arch == NATIVE and number & 0xFFFFFFFF >= linux.X32_SYSCALL_BIT:
+    abi = {NATIVE: "native", COMPAT: "compat"}.get(arch, "other")
+    if arch == NATIVE and HERE.x32 and number & 0xFFFFFFFF >= HERE.x32:
         abi = "x32"
     for refusal in traps.REFUSED:
-        if refusal.direct and not mode["direct"]:
+        if (refusal.direct and not mode["direct"]) or not refusal.known():
             continue
-        if traps.FILTER in refusal.forms and refusal.abi == abi and refusal.number in (None, number):
+        if traps.FILTER in refusal.forms and refusal.abi == abi and refusal.number() in (None, number):
             return RET_ERRNO | refusal.error if refusal.error else RET_KILL_PROCESS
     now = ("always", "addresses" if addresses else "otherwise")
     name = traps.trapped(arch, number)
@@ -79,7 +82,8 @@ def made(mode, *, swap):
 @pytest.mark.parametrize("call", traps.CALLS, ids=lambda call: call.name)
 def test_the_filter_does_what_the_table_says(call, addresses, mode):
     program = made(mode, swap=addresses)
-    numbers = [(NATIVE, call.number), (I386, call.number), *([(I386, call.i386)] if call.i386 is not None else [])]
+    numbers = [(NATIVE, call.number), (COMPAT, call.number)]
+    numbers += [(COMPAT, HERE.compat.numbers[call.name])] if call.compat else []
     for args in itertools.islice(arguments(call.name), 2000):
         for arch, number in numbers:
             verdict = interpret(program, struct.pack("=iIQ6Q", number, arch, 0, *args))
@@ -90,8 +94,8 @@ def test_the_filter_does_what_the_table_says(call, addresses, mode):
 @pytest.mark.parametrize("addresses", [False, True])
 def test_every_number_in_every_architecture(addresses, mode):
     program = made(mode, swap=addresses)
-    numbers = [*range(480), linux.X32_SYSCALL_BIT, linux.X32_SYSCALL_BIT | 41, 0x3FFFFFFF, 0xFFFFFFFF]
-    for arch, number, args in itertools.product((NATIVE, I386, 0xC00000B7), numbers, ((0,) * 6, (0xFFFFFFFF,) * 6)):
+    numbers = [*range(480), X32, X32 | 41, 0x3FFFFFFF, 0xFFFFFFFF]
+    for arch, number, args in itertools.product((NATIVE, COMPAT, OTHER), numbers, ((0,) * 6, (0xFFFFFFFF,) * 6)):
         verdict = interpret(program, struct.pack("=IIQ6Q", number, arch, 0, *args))
         assert verdict == expected(arch, number, args, addresses=addresses, mode=mode), (arch, number)
 
@@ -131,9 +135,11 @@ def test_each_call_has_a_handler_and_each_handler_a_call():
 
 
 def test_other_conventions_have_no_handler():
-    assert traps.trapped(NATIVE, 41) == "socket"
-    assert traps.trapped(I386, 54) == "ioctl"
-    for arch, number in ((I386, 359), (I386, 366), (NATIVE, linux.X32_SYSCALL_BIT | 41), (NATIVE, 1)):
+    compat = HERE.compat.numbers
+    assert traps.trapped(NATIVE, linux.NR_SOCKET) == "socket"
+    assert traps.trapped(COMPAT, compat["ioctl"]) == "ioctl"
+    others = ((COMPAT, compat["socket"]), (COMPAT, compat["setsockopt"]), (NATIVE, X32 | linux.NR_SOCKET), (NATIVE, 1))
+    for arch, number in (*others, (OTHER, linux.NR_SOCKET)):
         assert traps.trapped(arch, number) == ""
 
 
