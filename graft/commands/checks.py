@@ -20,7 +20,7 @@ from graft import client
 from graft.commands.launch import SHIM
 from graft.daemon import relay
 from graft.errors import Failure, GraftError, Refused
-from graft.kernel import addresses, cgroup, direct, libbpf, linux
+from graft.kernel import addresses, cgroup, direct, features, libbpf, linux
 from graft.kernel.architecture import ARCHITECTURES, HERE
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
@@ -28,6 +28,8 @@ from graft.rules.configuration import configuration_path, read_configuration, re
 from graft.rules.grants import read_users, users_path
 from graft.text import listed
 from graft.trap import deputy, filter, sup
+
+OLDEST = "6.1"  # the first Linux whose verifier takes graft's programs
 
 
 class Lack(Exception):
@@ -155,13 +157,35 @@ def _libbpf() -> str:
     return f"libbpf {lib.libbpf_version_string().decode()}"
 
 
+def _features() -> str:
+    try:
+        lacking = features.lacking(features.REQUIRED)
+    except Failure as error:
+        raise Lack(error.message, error.hint) from None
+    if lacking:
+        named = ", ".join(f"{one.name} (Linux {one.linux})" for one in lacking)
+        raise Lack(f"without {named}", f"Linux {OLDEST} or newer")
+    return f"the {len(features.REQUIRED)} newest of what graft needs"
+
+
+def _newer() -> str:
+    lacking = features.lacking(features.OPTIONAL)
+    if lacking:
+        named = ", ".join(f"{one.name} (Linux {one.linux})" for one in lacking)
+        raise Lack(f"without {named}", "; ".join(f"{one.name}: {one.why}" for one in lacking))
+    return f"{', '.join(one.name for one in features.OPTIONAL)}"
+
+
 def _programs() -> str:
     if not libbpf.OBJECT.exists():
         raise Lack(f"{libbpf.OBJECT} is not built", "make build")
     try:
         count = libbpf.try_load()
     except (OSError, Failure) as error:
-        remedy = "Linux 6.1 or newer, root; 'dmesg' and lockdown(7) may say why"
+        said = libbpf.verdict()
+        remedy = f"Linux {OLDEST} or newer, root; lockdown(7) may say why" + (
+            f"; the verifier: {said}" if said else ""
+        )
         raise Lack(str(error), remedy) from None
     return f"{count} programs load"
 
@@ -403,6 +427,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("bpffs", True, _bpffs),
     ("kernel BTF", True, _btf),
     ("libbpf", True, _libbpf),
+    ("kernel features", True, _features),
     ("BPF programs", True, _programs),
     ("iproute2", True, _ip),
     ("configuration", True, _configuration),
@@ -418,6 +443,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("preload library", False, _shim),
     ("wait-killable notification", False, _wait_killable),
     ("synchronous wake-up", False, _sync_wake_up),
+    ("newer kernel features", False, _newer),
     ("loopback routing", False, _route_localnet),
     ("ephemeral ports", False, _port_range),
     ("kernel tunnels", False, _tunnels),

@@ -68,6 +68,13 @@ def _collect(level: int, text: bytes, arguments: int) -> int:
 print_callback = PRINT(_collect)
 
 
+def verdict() -> str:
+    """What the verifier said last of a program that it refused; "" if it has refused none."""
+    lines = list(complaints)
+    ends = [at for at, line in enumerate(lines) if at and line.startswith("processed ")]
+    return lines[ends[-1] - 1] if ends else ""
+
+
 def object_hash() -> str:
     """The first 16 hex digits of the SHA-256 of the compiled objects. Raises Failure if one is not built."""
     sum_ = hashlib.sha256()

@@ -3,6 +3,7 @@
 import pytest
 
 from graft.commands import checks
+from graft.kernel import features, libbpf
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,34 @@ def test_no_modprobe_loads_nothing(tmp_path, monkeypatch):
     assert checks._tunnels()
     monkeypatch.setattr(checks, "MODPROBE", tmp_path / "missing")
     assert checks._tunnels()
+
+
+def test_a_kernel_that_lacks_something(monkeypatch):
+    """The rest is tried on real kernels (docs/kernels.md)."""
+    old = (features.Feature("a()", "5.11", "first", lambda: False), features.Feature("B", "5.18", "second", lambda: True))
+    monkeypatch.setattr(features, "REQUIRED", old)
+    with pytest.raises(checks.Lack, match=r"^without a\(\) \(Linux 5\.11\)$") as told:
+        checks._features()
+    assert told.value.remedy == "Linux 6.1 or newer"
+    monkeypatch.setattr(features, "OPTIONAL", old)
+    with pytest.raises(checks.Lack, match=r"^without a\(\) \(Linux 5\.11\)$") as told:
+        checks._newer()
+    assert told.value.remedy == "a(): first"
+    monkeypatch.setattr(features, "REQUIRED", old[1:])
+    assert "1 newest" in checks._features()
+
+
+def test_features_of_this_kernel():
+    """A probe of what cannot be there says so, and does not raise."""
+    assert not features._call("uselib")() or features._call("mount_setattr")()
+    assert not features._option(6, 250, 4)()
+    assert features._option(6, 1, 4)()  # TCP_NODELAY
+    assert {feature.there() for feature in features.OPTIONAL} <= {True, False}
+    assert [f.linux for f in features.REQUIRED] == sorted((f.linux for f in features.REQUIRED), key=lambda v: [int(n) for n in v.split(".")])
+
+
+def test_the_verifiers_last_word(monkeypatch):
+    monkeypatch.setattr(libbpf, "complaints", ["libbpf: x", "1400: (85) call 187", "R1 is bad", "processed 9 insns", "-- END"])
+    assert libbpf.verdict() == "R1 is bad"
+    monkeypatch.setattr(libbpf, "complaints", ["libbpf: x"])
+    assert libbpf.verdict() == ""
