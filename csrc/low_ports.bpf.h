@@ -98,7 +98,7 @@ __noinline int may_bind_low(__u64 cookie, __u32 port)
 	return may_bind_service(BPF_CORE_READ(task, cred), inside ? BPF_CORE_READ(net, user_ns) : NULL);
 }
 
-/* Is this one of the UDP ports that the node needs (graftd.toml, reserved_ports), which no container takes there? */
+/* Is this one of the UDP ports that the node needs (graft.toml, reserved_ports), which no container takes there? */
 __noinline int is_reserved(__u32 port)
 {
 	__u32 key = port;

@@ -26,7 +26,6 @@
 #define BIND_ALLOW 3
 #define ALLOW 1
 #define DENY 0
-#define ERRNO_MASK 0xfff  /* MAX_ERRNO, linux/err.h */
 #define DROP_IN_SILENCE 2 /* of a packet: the send succeeds, and it is lost, as in a queue that is full */
 
 /*

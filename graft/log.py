@@ -70,14 +70,20 @@ _formatter = _Formatter("%(message)s")
 _handler.setFormatter(_formatter)
 _handler.addFilter(_Limit())
 log.addHandler(_handler)
-_told = os.environ.get("GRAFT_LOG", "info")
+_told = os.environ.get("GRAFT_LOG", "")
 log.setLevel(_told.upper() if _told.upper() in logging.getLevelNamesMapping() else "INFO")
 
 
 def check_level() -> None:
-    """Log a warning if GRAFT_LOG names no level: `info` is in force then."""
+    """Log a warning if GRAFT_LOG names no level: it is as if it were not there."""
+    if _told and _told.upper() not in logging.getLevelNamesMapping():
+        log.warning("GRAFT_LOG=%s is no level: debug, info, warning or error; it is as if it were not there", _told)
+
+
+def set_level(level: str) -> None:
+    """Log what is of this @level or above, unless GRAFT_LOG names another."""
     if _told.upper() not in logging.getLevelNamesMapping():
-        log.warning("GRAFT_LOG=%s is no level: debug, info, warning or error; info is in force", _told)
+        log.setLevel(level.upper())
 
 
 def set_program(name: str) -> None:

@@ -251,6 +251,10 @@ class Stop(AdminRequest, tag="stop"):
     replace: bool = False
 
 
+class Reload(AdminRequest, tag="reload"):
+    """`graftd --reload`: read the administrator's files that have changed, now. The answer is what is wrong."""
+
+
 AnyRequest = (
     Hello
     | Run
@@ -278,6 +282,7 @@ AnyRequest = (
     | Attached
     | Detach
     | Stop
+    | Reload
 )
 _decoder = msgspec.json.Decoder(AnyRequest)
 

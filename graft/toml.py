@@ -5,12 +5,12 @@ unknown key, a wrong type and a value outside its grammar are errors, of one lin
 that somebody else than root may write decides nothing either.
 """
 
-import errno
+import difflib
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,35 +19,53 @@ from graft.text import plain
 
 Check = Callable[[Any], Any]  # from the value in the file to the value that graft uses; raises UsageError
 Schema = Mapping[str, "Check | Schema"]  # of each key its check, of a table the schema of what is in it
+Opened = Mapping[Path, int]  # files that are open already: their descriptors by their paths; others are not there
 T = TypeVar("T")
 
 SIZE_MAX = 1 << 20  # bytes of a file: what is beyond would hold graftd's loop up,
 DOTS_MAX = 16  # and so would more in the keys of a line, for which tomllib takes the square of their number
 ITEMS_MAX = 1000  # of an array
-BY_PATH, NO_FILE = -1, -2  # instead of a descriptor
+NEAR = 0.6  # how alike two keys are, so that one may be meant by the other (difflib)
+BYTE_ORDER_MARK = "\ufeff"
 
 HEADER = re.compile(r"\s*\[([^][]+)\]")  # [table]
 KEY = re.compile(r"\s*([^\s=#]+)\s*=")
 STRING = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'[^']*'""")
+PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)  # in tomllib's errors
 
 
-def read(path: Path, schema: Schema, descriptor: int = BY_PATH, *, anybodys: bool = False) -> dict[str, Any]:
+class ItemError(UsageError):
+    """One value of an array is wrong: `item`."""
+
+    def __init__(self, error: UsageError, item: Any) -> None:
+        super().__init__(error.message, hint=error.hint, code=error.code)
+        self.item = item
+
+
+def read(path: Path, schema: Schema, opened: Opened | None = None, *, anybodys: bool = False) -> dict[str, Any]:
     """The values of the file at @path as the checks of @schema return them; keys that the file lacks are not there.
 
-    @descriptor: the file, if it is open already; NO_FILE: there is none. @anybodys: others than root may write it,
-    because root has named it. Raises Failure, which names the file, the
-    line and the key, and FileNotFoundError.
+    @opened: None to open the file. @anybodys: others than root may write it, because root has named it. Raises
+    Failure, which names the file, the line and the key, and FileNotFoundError.
     """
-    text, document = _load(path, descriptor, anybodys=anybodys)
-    return _table(_Source(path, text), "", document, schema)
+    text, document = _load(path, opened, anybodys=anybodys)
+    return _table(_Source(path, text), "", document, schema, tuple(_names(schema)))
 
 
-def read_names(path: Path, check: Callable[[str, Any], T], descriptor: int = BY_PATH) -> dict[str, T]:
-    """What @check makes of each key of the file at @path and its value, by the key. As read()."""
-    text, document = _load(path, descriptor)
+def read_names(
+    path: Path, check: Callable[[str, Any], T], opened: Opened | None = None, among: "Names | None" = None
+) -> dict[str, T]:
+    """What @check makes of each key of the file at @path and its value, by the key. As read().
+
+    @among: the names of files that were read before, of which none may come again; those of this one are added.
+    """
+    text, document = _load(path, opened)
     source = _Source(path, text)
     found: dict[str, T] = {}
     for key, value in document.items():
+        first = among.sources.setdefault(key, source) if among else source
+        if first is not source:
+            raise source.wrong(key, f"it stands in {first.where(key)} as well", "remove one of the two")
         try:
             found[key] = check(key, value)
         except UsageError as error:
@@ -55,43 +73,81 @@ def read_names(path: Path, check: Callable[[str, Any], T], descriptor: int = BY_
     return found
 
 
+class Whole(dict[str, "Check | Schema"]):
+    """The schema of a table whose values have to fit together."""
+
+    def __init__(self, schema: Schema, key: str, check: Callable[[Mapping[str, Any]], Any]) -> None:
+        """@check gets the values of the table, and raises UsageError, which is told of @key."""
+        super().__init__(schema)
+        self.key = key
+        self.check = check
+
+
+class Names:
+    """The names that files have, each in one of them."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, _Source] = {}
+
+
 def at_once(path: str, flags: int) -> int:
     """open(2) that waits for nobody: a FIFO has no other end. Raises OSError."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _load(path: Path, descriptor: int, *, anybodys: bool = False) -> tuple[str, dict[str, Any]]:
-    if descriptor == NO_FILE:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+def is_others(found: os.stat_result) -> bool:
+    """May somebody else than root, or the user who asks, write this file or directory?"""
+    return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _load(path: Path, opened: Opened | None, *, anybodys: bool = False) -> tuple[str, dict[str, Any]]:
+    text = ""
     try:
-        source = os.dup(descriptor) if descriptor >= 0 else at_once(str(path), os.O_RDONLY)
+        source = at_once(str(path), os.O_RDONLY) if opened is None else os.dup(opened[path])
         try:
             text = _text(path, source, anybodys=anybodys)
         finally:
             os.close(source)
         _check_dots(path, text)
         return text, tomllib.loads(text)
+    except KeyError:
+        raise FileNotFoundError(str(path)) from None
     except (FileNotFoundError, Failure):
         raise
     except OSError as error:
         raise _wrong(path, error.strerror or str(error)) from None
     except UnicodeDecodeError as error:
-        raise _wrong(path, f"not text in UTF-8 (byte {error.start + 1})") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        raise _wrong(f"{path}, line {line}", f"not text in UTF-8 (byte {error.start + 1})") from None
     except (ValueError, RecursionError) as error:  # the first also for a number of more digits than Python takes
-        raise _wrong(path, str(error)) from None
+        raise _misread(path, text, str(error)) from None
+
+
+def _misread(path: Path, text: str, told: str) -> Failure:
+    """What tomllib has not understood. It says the place at the end, and none of what is too long or too deep."""
+    place = PLACE.fullmatch(told)
+    if not place:
+        return _wrong(path, told)
+    line, column = place[2] or str(len(text.splitlines()) or 1), place[3]
+    return _wrong(f"{path}, line {line}", f"{place[1]} ({f'column {column}' if column else 'the file ends here'})")
 
 
 def _text(path: Path, source: int, *, anybodys: bool) -> str:
     found = os.fstat(source)
     if not stat.S_ISREG(found.st_mode):
         raise _wrong(path, "not a file")
-    others = found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if others and not anybodys:
+    if is_others(found) and not anybodys:
         raise _wrong(path, "others than root may write it", f"chown root {path}; chmod 644 {path}")
+    if not anybodys and is_others(path.parent.stat()):  # who could put another file of root's there, or none
+        at = path.parent
+        raise _wrong(path, f"others than root may write in {at}", f"chown root {at}; chmod 755 {at}")
     if found.st_size > SIZE_MAX:
         raise _wrong(path, f"more than {SIZE_MAX >> 20} MiB")
     with open(source, "rb", closefd=False) as file:
-        return file.read(SIZE_MAX).decode()
+        text = file.read(SIZE_MAX).decode()
+    if text.startswith(BYTE_ORDER_MARK):
+        raise _wrong(f"{path}, line 1", "a byte order mark, which TOML has not", "save it as UTF-8 without one")
+    return text
 
 
 def _check_dots(path: Path, text: str) -> None:
@@ -124,34 +180,81 @@ class _Source:
                 return number
         return 0
 
-    def wrong(self, name: str, what: str, hint: str = "") -> Failure:
-        """What is wrong about the key @name, with the file and the line."""
+    def _nearest_line(self, name: str, item: Any) -> int:
+        """The line of @item in the array @name, else of the key, else of the table that has it; 0 if all fails."""
         line = self.line(name)
-        where = f"{self.path}, line {line}" if line else str(self.path)
-        return _wrong(where, f"{name}: {what}" if what else f"unknown key '{name}'", hint)
+        while not line and "." in name:
+            name = name.rpartition(".")[0]
+            line = self.line(name)
+        if not line or item is None:
+            return line
+        word = re.escape(item if isinstance(item, str) else shown(item))
+        told = re.compile(rf"[\"']{word}[\"']" if isinstance(item, str) else rf"(?<![\w.\"']){word}(?![\w.\"'])")
+        lines = enumerate(self.text.splitlines()[line - 1 :], line)
+        return next((number for number, text in lines if told.search(text)), line)
+
+    def where(self, name: str, item: Any = None) -> str:
+        """The file, and the line of the key @name, or of @item in its array."""
+        line = self._nearest_line(name, item)
+        return f"{self.path}, line {line}" if line else str(self.path)
+
+    def wrong(self, name: str, what: str, hint: str = "", item: Any = None) -> Failure:
+        """What is wrong about the key @name, with the file and the line. @item: the value in its array that is."""
+        return _wrong(self.where(name, item), f"{name}: {what}" if what else f"unknown key '{name}'", hint)
 
 
 def _bare(key: str) -> str:
     return key[1:-1] if key[0] in "'\"" and key[-1] == key[0] and len(key) > 1 else key
 
 
-def _table(source: _Source, prefix: str, document: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+def _names(schema: Schema, prefix: str = "") -> Iterator[str]:
+    """The keys of @schema, those of tables with the table before them."""
+    for key, check in schema.items():
+        yield f"{prefix}{key}"
+        if isinstance(check, Mapping):
+            yield from _names(check, f"{prefix}{key}.")
+
+
+def _meant(name: str, here: list[str], everywhere: tuple[str, ...]) -> str:
+    """Which key was probably meant by the unknown @name: one of its own table rather than one of another's.
+
+    If none is alike, those of its table.
+    """
+    last = name.rpartition(".")[2]
+    for known in (here, everywhere):
+        lasts = {key.rpartition(".")[2]: key for key in reversed(known)}
+        close = difflib.get_close_matches(last, lasts, 1, NEAR)
+        if close:
+            return f"did you mean '{lasts[close[0]]}'?"
+    return ", ".join(here)
+
+
+def _table(
+    source: _Source, prefix: str, document: Mapping[str, Any], schema: Schema, known: tuple[str, ...]
+) -> dict[str, Any]:
+    """@known: the keys of the whole file."""
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = f"{prefix}{key}"
         check = schema.get(key)
         if check is None:
-            known = ", ".join(f"{prefix}{k}" for k in schema)
-            raise source.wrong(name, "", known)
+            raise source.wrong(name, "", _meant(name, [f"{prefix}{k}" for k in schema], known))
         if isinstance(check, Mapping):
             if not isinstance(value, dict):
                 raise source.wrong(name, "not a table", f"[{name}]")
-            found[key] = _table(source, f"{name}.", value, check)
+            found[key] = _table(source, f"{name}.", value, check, known)
             continue
         try:
             found[key] = check(value)
+        except ItemError as error:
+            raise source.wrong(name, error.message, error.hint, error.item) from None
         except UsageError as error:
             raise source.wrong(name, error.message, error.hint) from None
+    if isinstance(schema, Whole):
+        try:
+            schema.check(found)
+        except UsageError as error:
+            raise source.wrong(f"{prefix}{schema.key}", error.message, error.hint) from None
     return found
 
 
@@ -177,9 +280,42 @@ def each(check: Check) -> Callable[[Any], tuple[Any, ...]]:
             raise UsageError(f"{shown(value)} is not an array", hint="write it in brackets: [...]")
         if len(value) > ITEMS_MAX:
             raise UsageError(f"an array of more than {ITEMS_MAX} values")
-        return tuple(check(item) for item in value)
+        return tuple(_checked(check, item) for item in value)
 
     return check_all
+
+
+def _checked(check: Check, item: Any) -> Any:
+    try:
+        return check(item)
+    except UsageError as error:
+        raise ItemError(error, item) from None
+
+
+def number(least: int, most: int) -> Check:
+    """A check of a number from @least to @most. Raises UsageError."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise UsageError(f"{shown(value)} is not a number from {least} to {most}")
+        return value
+
+    return check
+
+
+def one_of(*words: str) -> Check:
+    """A check of a string that is one of @words. Raises UsageError."""
+
+    def check(value: Any) -> str:
+        word = text(value)
+        if word not in words:
+            close = difflib.get_close_matches(word, words, 1, NEAR)
+            raise UsageError(
+                f"'{word}' is unknown", hint=f"did you mean '{close[0]}'?" if close else " or ".join(words)
+            )
+        return word
+
+    return check
 
 
 def shown(value: Any) -> str:

@@ -97,7 +97,7 @@ install_all() {
 		grep -qxF "$bindir/$name" "$list" || echo "$bindir/$name" >>"$list"
 	done
 	file "$includedir/graft.h" <include/graft.h
-	for page in build/man/*.[18]; do
+	for page in build/man/*.[158]; do
 		file "$datadir/man/man${page##*.}/${page##*/}" <"$page"
 	done
 	"$root$prefix/bin/graft" completion bash | file "$datadir/bash-completion/completions/graft"

@@ -68,7 +68,7 @@ class Lab:
         self.run_dir = Path("/run") / self.tag
         self.work = Path(tempfile.mkdtemp(prefix=f"{self.tag}-"))
         self.work.chmod(0o755)
-        self.config = self.work / "graftd.toml"  # of the next graftd that starts
+        self.config = self.work / "graft.toml"  # of the next graftd that starts
         self.config.touch(0o644)
         own = {"GRAFT_RUN_DIR": str(self.run_dir), "GRAFT_CONFIG": str(self.config)}
         waits = {"GRAFT_ADDRESS_WAIT": str(SLOWNESS)}

@@ -24,7 +24,7 @@ from graft.kernel import addresses, cgroup, direct, features, libbpf, linux
 from graft.kernel.architecture import ARCHITECTURES, HERE
 from graft.kernel.netns import netns_claimant
 from graft.rules import slices
-from graft.rules.configuration import configuration_path, read_configuration, read_endpoints
+from graft.rules.configuration import configuration_path, endpoints_paths, read_configuration, read_endpoints
 from graft.rules.grants import read_users, users_path
 from graft.text import listed
 from graft.trap import deputy, filter, sup
@@ -351,7 +351,8 @@ def _containers() -> str:
 def _configuration() -> str:
     path = configuration_path()
     _configured()
-    return f"{path}{'' if path.exists() else ', which is not there: the defaults'}"
+    files = [str(each) for each in endpoints_paths() if each.exists()]
+    return "; ".join([f"{path}{'' if path.exists() else ', which is not there: the defaults'}", *files])
 
 
 def _configured() -> dict[str, Any]:
@@ -359,7 +360,7 @@ def _configured() -> dict[str, Any]:
         read_endpoints()
         return read_configuration().document()
     except Failure as error:
-        raise Lack(error.message, error.hint or "man graftd, CONFIGURATION") from None
+        raise Lack(error.message, error.hint or "graft config check") from None
 
 
 def _in_force() -> str:
@@ -415,7 +416,13 @@ def _described(configuration: dict[str, Any]) -> str:
     ranges = ", ".join(configuration["addresses"]) or "none"
     ports = ", ".join(configuration["reserved_ports"]) or "none"
     listening = ", and what listens when graftd begins" if configuration["reserve_listening"] else ""
-    return f"pods: {pods}{names}; addresses: {ranges}; reserved ports: {ports}{listening}"
+    others = [f"limits: {configuration['limits']}"]
+    if configuration["metrics"]["listen"]:
+        others.append(f"metrics: {configuration['metrics']['listen']}")
+    if configuration["run"]["direct"]:
+        others.append("graft run: direct")
+    told = f"pods: {pods}{names}; addresses: {ranges}; reserved ports: {ports}{listening}"
+    return "; ".join([told, *others])
 
 
 CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (

@@ -18,12 +18,15 @@ from graft.errors import Failure, Refused
 @click.option("--stop", is_flag=True, help="End the running graftd; refused while containers run.")
 @click.option("--force", is_flag=True, help="With --stop: end it even if containers run; their new sockets fail.")
 @click.option("--replace", is_flag=True, help="End the running graftd and start this one; no call is lost.")
+@click.option(
+    "--reload", "again", is_flag=True, help="Read the files in /etc/graft that have changed, and say what is wrong."
+)
 @click.option("--idle-exit", is_flag=True, help="End when nothing has run for 5 seconds.")
 @click.option("--metrics", metavar="ADDR:PORT|PATH", help="Serve metrics for Prometheus there, at /metrics.")
 @click.option("--metrics-public", is_flag=True, help="With --metrics: also at an address beyond the loopback.")
 @click.version_option(__version__, "-V", "--version", message="graftd %(version)s")
 def command(
-    stop: bool, force: bool, replace: bool, idle_exit: bool, metrics: str | None, metrics_public: bool
+    stop: bool, force: bool, replace: bool, again: bool, idle_exit: bool, metrics: str | None, metrics_public: bool
 ) -> None:
     """Supervise grafted containers.
 
@@ -32,25 +35,29 @@ def command(
     graftd --stop          end the running graftd
     graftd --metrics 127.0.0.1:9435    the same, with a page of metrics
     graftd --replace       replace it by this version, in the background, while containers run
+    graftd --reload        read what has changed in /etc/graft
     systemctl enable --now graftd.socket      with systemd: start it on demand, upgrade it in place
     """
     from graft import client
-    from graft.rules.configuration import read_configuration
-    from graft.rules.limits import default_limits
 
     if metrics:
-        from graft.daemon.web import parse_where
+        from graft.rules.where import parse_where
 
         parse_where(metrics, public=metrics_public, option="--metrics")
         os.environ["GRAFT_METRICS"], os.environ["GRAFT_METRICS_PUBLIC"] = metrics, "1" if metrics_public else "0"
     elif metrics_public:
         raise click.UsageError("--metrics-public goes with --metrics")
-    if stop and replace:
-        raise click.UsageError("--stop and --replace exclude each other")
+    if stop + replace + again > 1:
+        raise click.UsageError("--stop, --replace and --reload exclude each other")
+    if again:
+        _reload()
+        return
     if stop or replace:
         if replace:
-            read_configuration()  # if that or the next is wrong, the running graftd goes on
-            default_limits(os.environ)
+            from graft.rules.configuration import read_configuration
+            from graft.rules.limits import default_limits
+
+            default_limits(os.environ, read_configuration().limits)  # if one is wrong, the running graftd goes on
         try:
             client.order("stop", force=force, replace=replace)
         except Failure as error:
@@ -76,6 +83,20 @@ def command(
 
     if not keeper(-1):
         raise Refused("graftd is running already", hint="'graftd --stop' ends it", code="EEXIST")
+
+
+def _reload() -> None:
+    """Have the running graftd read its files. Raises Refused with what is wrong."""
+    from graft import client
+
+    try:
+        faults = client.call("reload", start=False)
+    except Failure as error:
+        if error.code != "ECONNREFUSED":
+            raise
+        raise Refused("graftd is not running", code="ECONNREFUSED") from None
+    if faults:
+        raise Refused(f"{'; '.join(faults)}; what was in force stays so", code="EINVAL")
 
 
 def main() -> int:

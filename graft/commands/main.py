@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "Run a command whose sockets live on the host's network stack.",
     "endpoint": "Add, delete and list endpoints: names for addresses of the host.",
     "rule": "Change the rules of a running container: publish, ingress, egress.",
+    "config": "Check the files in /etc/graft before graftd reads them.",
     "policy": "Check policy files: which destinations a container may reach.",
     "ps": "List running containers.",
     "log": "Print what was refused, and with -f what is decided as it is decided.",

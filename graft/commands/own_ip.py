@@ -81,7 +81,7 @@ def whose(address: Address) -> str:
 
 
 def _allowed(address: Address) -> bool:
-    """Has the administrator written @address down as one for containers (graftd.toml, `addresses`)?"""
+    """Has the administrator written @address down as one for containers (graft.toml, `addresses`)?"""
     with contextlib.suppress(GraftError):
         ranges = client.call("status", start=False)["configuration"]["addresses"]
         return any(parse_prefix(text).covers(address) for text in ranges)

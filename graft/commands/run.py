@@ -1,14 +1,17 @@
 """`graft run`: check the options, and hand them to graft/commands/launch.py as a Plan."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from graft import client
 from graft.commands.launch import Plan, find_user, run
 from graft.commands.options import CONTEXT, Command, netns_option
-from graft.errors import Refused, UsageError
+from graft.errors import Failure, GraftError, Refused, UsageError
+from graft.rules.configuration import configuration_path, read_configuration
 from graft.rules.request import DIRECT, SETTINGS, Request, check_options, parse_request
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -27,16 +30,24 @@ def request_options(function: Command) -> Command:
     return function
 
 
-def _default_direct(accel: bool) -> str | None:
-    """What GRAFT_DIRECT says of a container for which --direct is not given. Raises UsageError and Refused."""
+def _default_direct() -> bool:
+    """What GRAFT_DIRECT says of a container for which no mode is given, else graft.toml. Raises UsageError and Refused.
+
+    The file is root's, and so are direct containers. If it is wrong, graftd knows what it was before.
+    """
     default = os.environ.get("GRAFT_DIRECT", "")
     if default not in ("", "off", DIRECT):
         raise UsageError(f"GRAFT_DIRECT={default} is unknown", hint=f"{DIRECT} or off")
-    if default != DIRECT or accel:
-        return None
-    if os.geteuid():
-        raise Refused("GRAFT_DIRECT=on: only root may start a direct container", hint="unset it", code="EPERM")
-    return DIRECT
+    if default == DIRECT and client.is_user():
+        raise Refused(f"GRAFT_DIRECT={DIRECT}: only root may start a direct container", hint="unset it", code="EPERM")
+    if default or client.is_user() or not configuration_path().exists():
+        return default == DIRECT
+    try:
+        return read_configuration().direct
+    except Failure:
+        with contextlib.suppress(GraftError):  # none runs: its start tells what is wrong
+            return bool(client.call("status", start=False)["configuration"]["run"]["direct"])
+        return False
 
 
 @click.command(context_settings=RUN_CONTEXT)
@@ -55,6 +66,7 @@ def _default_direct(accel: bool) -> str | None:
     type=click.Path(path_type=Path),
     help="What it may reach, as --allow has it, from a file: allow = [...]. 'graft policy check' checks it.",
 )
+@click.option("--no-direct", is_flag=True, help="Trap socket(), also where graft.toml or GRAFT_DIRECT say --direct.")
 @click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
@@ -62,6 +74,7 @@ def command(
     netns: str | None,
     user: str | None,
     accel: bool,
+    no_direct: bool,
     force_ip: bool,
     policies: tuple[Path, ...],
     command: tuple[str, ...],
@@ -86,7 +99,10 @@ def command(
 
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
-    fields["direct"] = fields["direct"] or _default_direct(accel)
+    if no_direct and fields["direct"]:
+        raise UsageError("--direct and --no-direct exclude each other", hint="omit one of them")
+    if not (no_direct or accel or fields["direct"]) and _default_direct():
+        fields["direct"] = DIRECT
     if policies:
         from graft.rules.policy_file import read_policy
 

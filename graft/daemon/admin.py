@@ -374,6 +374,10 @@ class Admin:
             "engines": engine_users(tenancy.registry),
         }
 
+    def reload(self, _connection: Connection, _request: protocol.Reload, _fds: list[int]) -> Reply:
+        """`graftd --reload`: the faults of the files that are not in force."""
+        return self.files.reload()
+
     def stop(self, _connection: Connection, request: protocol.Stop, _fds: list[int]) -> Reply:
         """`graftd --stop`: Refused (EBUSY) while containers run or engines' networks have members, unless forced.
 

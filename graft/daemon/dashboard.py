@@ -19,8 +19,9 @@ from graft.daemon.connection import Connection
 from graft.daemon.open_sockets import Owned
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
-from graft.daemon.web import Asked, Reply, Response, Web, parse_where
+from graft.daemon.web import Asked, Reply, Response, Web
 from graft.errors import Refused
+from graft.rules.where import parse_where
 
 FILES = {
     "/": ("dashboard.html", "text/html; charset=utf-8"),

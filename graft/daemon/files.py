@@ -10,7 +10,10 @@ links through `..data`, which is renamed; a configuration of swarm is a mount. g
 A change is taken when two looks have found the same file, and nobody has it open to write. So an editor that writes
 in place, or a tool that removes the file and makes it anew, is not met half way.
 
-A file that is wrong changes nothing: what was read before stays in force. It is said once, with the line.
+Who does not want to wait for that tells graftd, by SIGHUP or `graftd --reload`: then it reads all that has changed.
+
+A file that is wrong changes nothing: what was read before stays in force. It is said once, with the line. The
+files of endpoints are one in this: an endpoint that moves from one of them to another is never in two, nor in none.
 """
 
 import contextlib
@@ -19,7 +22,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from graft import toml
@@ -28,7 +31,7 @@ from graft.log import log
 from graft.rules.configuration import (
     Configuration,
     configuration_path,
-    endpoints_path,
+    endpoints_paths,
     read_configuration,
     read_endpoints,
 )
@@ -65,60 +68,75 @@ def _is_being_written(descriptor: int) -> bool:
     return False
 
 
-class File:
-    """One file, and what is done with it."""
+class Group:
+    """Files that are read together, and what is done with them. Mostly it is one."""
 
-    def __init__(self, path: Path, take: Callable[[int], None]) -> None:
-        """@take puts the file in force, of which it gets a descriptor, as toml.read() has it.
+    def __init__(self, paths: Callable[[], list[Path]], take: Callable[[toml.Opened | None], None]) -> None:
+        """@paths: which files; it may raise GraftError. @take puts them in force, as toml.read() has them opened.
 
         It may raise GraftError and OSError, and then nothing has changed.
         """
-        self.path = path
+        self.paths = paths
         self.take = take
-        self.fault = ""  # why it was not taken
-        self.taken = self.seen = _signature(path)  # at the last time that it was read, and looked at
+        self.fault = ""  # why they were not taken
+        self.taken = self.seen = self._signatures()  # at the last time that they were read, and looked at
         self.again = float("inf")  # monotonic seconds
-        self.held = 0  # so many looks have found it open to write, one after another
+        self.held = 0  # so many looks have found one open to write, one after another
+
+    def _signatures(self) -> dict[Path, Signature]:
+        """Those of the files that are there."""
+        try:
+            return {path: found for path in self.paths() if (found := _signature(path))}
+        except GraftError as error:
+            self._fail(str(error))
+            return self.taken
 
     def look(self) -> None:
-        """Read the file if it has changed, and has come to rest."""
-        found = _signature(self.path)
+        """Read the files if one has changed, and all have come to rest."""
+        found = self._signatures()
         rests, self.seen = found == self.seen, found
-        if not rests or (found == self.taken and time.monotonic() < self.again):
-            return
-        descriptor = toml.NO_FILE
-        try:
-            if found:
-                descriptor = toml.at_once(str(self.path), os.O_RDONLY)
-            self._look_into(descriptor, found)
-        except OSError as error:
-            self._fail(f"{self.path}: {error.strerror}")
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+        if rests and (found != self.taken or time.monotonic() >= self.again):
+            self._look_into(found, patient=True)
 
-    def _look_into(self, descriptor: int, found: Signature) -> None:
-        if descriptor >= 0 and _signature(descriptor) != found:
-            return  # another one by now, which the next look finds
-        if descriptor >= 0 and _is_being_written(descriptor):
-            self.held += 1
-            if self.held == HELD_LOOKS:
-                self._fail(f"{self.path}: somebody has it open to write, and it is read when that ends")
-            return
-        self.held = 0
-        self.taken = found
-        if self.read(descriptor):
-            log.info("%s: %s", self.path, "in force now" if found else "it is gone; nothing of it is in force")
+    def reload(self) -> None:
+        """Read the files now, if one has changed or they are not in force."""
+        found = self.seen = self._signatures()
+        if found != self.taken or self.fault:
+            self._look_into(found, patient=False)
+
+    def _look_into(self, found: dict[Path, Signature], *, patient: bool) -> None:
+        opened: dict[Path, int] = {}
+        try:
+            for path in found:
+                opened[path] = toml.at_once(str(path), os.O_RDONLY)
+            if {path: _signature(fd) for path, fd in opened.items()} != found:
+                return  # others by now, which the next look finds
+            written = next((path for path, fd in opened.items() if _is_being_written(fd)), None)
+            if written:
+                self.held += 1
+                if self.held == HELD_LOOKS or not patient:
+                    self._fail(f"{written}: somebody has it open to write, and it is read when that ends")
+                return
+            before, self.held, self.taken = self.taken, 0, found
+            if self.read(opened):
+                for path in sorted(before.keys() | found.keys()):
+                    if before.get(path) != found.get(path):
+                        log.info("%s: %s", path, "in force now" if path in found else "it is gone; nothing of it is")
+        except OSError as error:
+            self._fail(f"{error.filename}: {error.strerror}")
+        finally:
+            for fd in opened.values():
+                os.close(fd)
 
     def _fail(self, fault: str) -> None:
         if self.fault != fault:
             self.fault = fault
             log.error("%s; what was in force stays so", fault)
 
-    def read(self, descriptor: int = toml.BY_PATH) -> bool:
-        """Read the file now. Returns whether it is in force; why not is logged, unless that was said before."""
+    def read(self, opened: toml.Opened | None = None) -> bool:
+        """Read the files now. Returns whether they are in force; why not is logged, unless that was said before."""
         try:
-            self.take(descriptor)
+            self.take(opened)
         except (GraftError, OSError) as error:
             self._fail(str(error))
             self.again = time.monotonic() + AGAIN_SECONDS
@@ -128,15 +146,15 @@ class File:
 
 
 class Files:
-    """graftd.toml, endpoints.toml and users.toml."""
+    """graft.toml, the endpoints' files and users.toml."""
 
     def __init__(self, registry: Registry, configure: Callable[[Configuration], None]) -> None:
         """@configure puts a configuration in force."""
         self.registry = registry
         self.granted = NOBODY  # what users.toml says
-        self.configuration = File(configuration_path(), lambda file: configure(read_configuration(file)))
-        self.endpoints = File(endpoints_path(), lambda file: endpoint_file.take(registry, read_endpoints(file)))
-        self.users = File(users_path(), self._grant)
+        self.configuration = Group(lambda: [configuration_path()], lambda files: configure(read_configuration(files)))
+        self.endpoints = Group(endpoints_paths, lambda files: endpoint_file.take(registry, read_endpoints(files)))
+        self.users = Group(lambda: [users_path()], self._grant)
 
     def begin(self) -> Configuration:
         """The configuration with which graftd starts. Raises Failure if it is wrong and no container runs.
@@ -152,15 +170,23 @@ class Files:
             log.error("%s; until it is right, the defaults are in force", error)
             return Configuration()
 
+    def _groups(self) -> Iterator[Group]:
+        yield from (self.configuration, self.endpoints, self.users)
+
     def look(self) -> None:
         """Read what has changed. To be called once a second."""
-        self.configuration.look()
-        self.endpoints.look()
-        self.users.look()
+        for group in self._groups():
+            group.look()
 
-    def _grant(self, file: int) -> None:
-        self.granted = read_users(file)
+    def reload(self) -> list[str]:
+        """Read what has changed, at once; returns what is wrong, as faults()."""
+        for group in self._groups():
+            group.reload()
+        return self.faults()
+
+    def _grant(self, files: toml.Opened | None) -> None:
+        self.granted = read_users(files)
 
     def faults(self) -> list[str]:
         """What is wrong with the files that are not in force."""
-        return [file.fault for file in (self.configuration, self.endpoints, self.users) if file.fault]
+        return [group.fault for group in self._groups() if group.fault]

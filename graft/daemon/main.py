@@ -62,6 +62,7 @@ from graft.process.store import KEEPER_ENTRY, Store, exec_with
 from graft.process.sweeper import leave_sweeper
 from graft.process.title import GRAFTD, set_title
 from graft.rules.address import parse_address
+from graft.rules.configuration import Configuration
 from graft.rules.limits import default_limits
 from graft.rules.slices import dynamic_address
 from graft.tenants import attachments, endpoint_file
@@ -95,6 +96,7 @@ class Daemon:
         self.next_purge = 0.0
         self.sockets: list[tuple[str, int]] = []
         self.failed = False
+        self.told_to_reload = False
         self.claim_path = ""  # "": the namespace is not claimed
         self.cgroup = Path()  # without a name: it is not entered yet
         self.passed_on: list[tuple[str, int]] = []  # the keeper's descriptors
@@ -106,15 +108,16 @@ class Daemon:
 
         Raises Failure, for instance if another graftd supervises this network namespace, and OSError.
         """
+        signal.signal(signal.SIGHUP, self._on_hangup)
         check_level()
         inherited = self.store.inherited()
         self.registry.load()  # first: if it fails, nothing has been made that would be left behind
-        self.files = Files(self.registry, lambda changed: self.tenancy.configure(changed))
+        self.files = Files(self.registry, self._configure)
         configuration = self.files.begin()
+        default_limits(os.environ, configuration.limits)  # what is wrong with it is told before anything is made
         root = cgroup2_root()
         mount_bpffs()
         self.root = root
-        self.limits = default_limits(os.environ)
         self.managed = "GRAFT_KEEPER" not in os.environ and "NOTIFY_SOCKET" in os.environ
         self._claim_namespace()
         self.cgroup = enter_cgroup(root, managed=self.managed, program=GRAFTD)
@@ -130,7 +133,6 @@ class Daemon:
             self.store,
             self.kernel,
             self.registry,
-            self.limits,
             configuration,
             self.resolver,
         )
@@ -144,7 +146,7 @@ class Daemon:
         self.agent = Agent(self.tenancy, self.users.listeners)
         self.callers = Callers(self.loop, self.registry, self.tenancy.spare, self.users.accounts.share_of)
         self._restore(dict(inherited), inherited)
-        self.pages.start(os.environ, needed=not self.registry.tenants)
+        self.pages.start(needed=not self.registry.tenants)
         self.tenancy.direct.sweep()
         for address in self.registry.sweep():
             log.warning("%s was on lo for a container that has ended: removed", address)
@@ -176,6 +178,16 @@ class Daemon:
             self.calls.dispatcher.answer_pending(watched, helper_died=not watched.helper)
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
+
+    def _configure(self, configuration: Configuration) -> None:
+        """Put graft.toml in force, all of it or nothing. Raises GraftError and OSError."""
+        before = self.tenancy.configuration
+        self.tenancy.configure(configuration)
+        try:
+            self.pages.change(configuration)
+        except GraftError:
+            self.tenancy.configure(before)
+            raise
 
     def _service(self, listening: socket.socket) -> Admin | Agent:
         """What answers at a socket, by its path: a unit of systemd has one name for all that it listens to."""
@@ -299,6 +311,9 @@ class Daemon:
     def _on_signal(self, _number: int, _frame: Any) -> None:
         self.loop.running = False
 
+    def _on_hangup(self, _number: int, _frame: Any) -> None:
+        self.told_to_reload = True  # the next tick does it: nothing is half done then
+
     def _keeper_gone(self) -> None:
         """Become a new keeper that has all descriptors of this process; the keeper then starts a new graftd."""
         log.warning("the keeper has died, starting another")
@@ -362,6 +377,9 @@ class Daemon:
         self.pages.tick(now)
         self.store.flush()
         self._check_policy()
+        if self.told_to_reload:
+            self.told_to_reload = False
+            self.files.reload()
         self.files.look()
         if self.tenancy.stray:
             self.tenancy.stray = False

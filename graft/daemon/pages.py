@@ -6,15 +6,16 @@ then not again for SPARE times as long as that took: who asks meanwhile gets the
 
 import os
 import time
-from collections.abc import Mapping
 
 from graft.daemon.dashboard import Dashboards
 from graft.daemon.metrics import OPENMETRICS, PLAIN, Own, page
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
-from graft.daemon.web import PATIENCE, Asked, Reply, Response, Web, parse_where
+from graft.daemon.web import PATIENCE, Asked, Reply, Response, Web
 from graft.errors import GraftError
 from graft.log import log
+from graft.rules.configuration import Configuration
+from graft.rules.where import Where, parse_where
 
 METRICS, METRICS_PUBLIC = "GRAFT_METRICS", "GRAFT_METRICS_PUBLIC"
 RETRY_SECONDS = 10.0
@@ -34,23 +35,34 @@ class Pages:
         self._made: dict[bool, Response] = {}  # by whether it is OpenMetrics
         self._asked = self._until = 0.0  # monotonic seconds: when it was begun, until when it is told
 
-    def start(self, environment: Mapping[str, str], *, needed: bool) -> None:
-        """Serve what the environment names. If that fails, raise GraftError with @needed, else try again later.
+    def start(self, *, needed: bool) -> None:
+        """Serve what is configured. If that fails, raise GraftError with @needed, else try again later.
 
         graftd that supervises containers goes on without a page.
         """
-        where = environment.get(METRICS, "")
-        if not where or self.metrics:
-            return
         try:
-            parsed = parse_where(where, public=environment.get(METRICS_PUBLIC) == "1", option="--metrics")
-            self.metrics = Web(self.tenancy.loop, parsed, self.tenancy.own_socket, self._metrics)
+            self.change(self.tenancy.configuration)
         except GraftError as error:
             if needed:
-                raise type(error)(f"metrics: {error.message}", hint=error.hint, code=error.code) from None
-            log.error("no metrics: %s", error)
-            return
-        log.info("metrics at %s", parsed)
+                raise
+            log.error("no %s", error)
+
+    def change(self, configuration: Configuration) -> None:
+        """Serve the metrics where the environment says, else @configuration, and no more where they were.
+
+        Raises GraftError, and then nothing has changed.
+        """
+        try:
+            where = _where(configuration)
+            if where == (self.metrics.where if self.metrics else None):
+                return
+            served = Web(self.tenancy.loop, where, self.tenancy.own_socket, self._metrics) if where else None
+        except GraftError as error:
+            raise type(error)(f"metrics: {error.message}", hint=error.hint, code=error.code) from None
+        if self.metrics:
+            self.metrics.close()
+        self.metrics = served
+        log.info("metrics at %s", where) if where else log.info("no metrics any more")
 
     def tick(self, now: float) -> None:
         """Close who is slow, and try again what could not be served. To be called each second."""
@@ -61,7 +73,7 @@ class Pages:
             self.metrics.tick(now)
         elif now >= self.next_try:
             self.next_try = now + RETRY_SECONDS
-            self.start(os.environ, needed=False)
+            self.start(needed=False)
 
     def close(self) -> None:
         """Serve nothing any more."""
@@ -99,3 +111,11 @@ class Pages:
                 answer(self._made[kind])
 
         self.tenancy.counting.ask(then)
+
+
+def _where(configuration: Configuration) -> Where | None:
+    """Where the metrics are to be; None: nowhere. Raises UsageError for what the environment says."""
+    if os.environ.get(METRICS):
+        return parse_where(os.environ[METRICS], public=os.environ.get(METRICS_PUBLIC) == "1", option="--metrics")
+    told = configuration.listen
+    return parse_where(told, public=configuration.public, option="listen") if told else None

@@ -31,16 +31,16 @@ from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT, Stamper
-from graft.log import log
+from graft.log import log, set_level
 from graft.process.loop import Loop
 from graft.process.spare import Spare
 from graft.process.store import Store
 from graft.rules.address import Address
 from graft.rules.configuration import Configuration
-from graft.rules.limits import Limits
+from graft.rules.limits import default_limits
 from graft.tenants.direct import lives
 from graft.tenants.direct_engines import EngineContainers
-from graft.tenants.interfaces import Interfaces
+from graft.tenants.interfaces import Interfaces, patience
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, OWNER_BASE, WRAPPER, Tenant
 from graft.trap.dispatch import scope_of
@@ -63,7 +63,6 @@ class Tenancy:
         store: Store,
         kernel: Kernel,
         registry: Registry,
-        limits: Limits,
         configuration: Configuration,
         resolver: Resolver,
     ) -> None:
@@ -73,9 +72,9 @@ class Tenancy:
         self.kernel = kernel
         self.registry = registry
         self.resolver = resolver
-        self.limits = limits  # of a container that names none
         self.listening = wildcard_ports(OWNER_BASE)  # when graftd began
         self.reserved: set[tuple[int, int]] = set()  # ports of the node
+        self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.configure(configuration)
         stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
@@ -86,7 +85,6 @@ class Tenancy:
         self.supervisor = Supervisor(
             self.sockets, self.family, kernel.maps["holders"], self.is_hosts, self.direct.let_listen
         )
-        self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.denials: dict[int, deque[Event]] = {}
         self.readers = Readers(registry, resolver.allowance.name_of)
         self.open_sockets = OpenSockets(loop, registry)
@@ -98,10 +96,12 @@ class Tenancy:
         self.counting = Counting(registry, self.open_sockets, self.calls)
 
     def configure(self, configuration: Configuration) -> None:
-        """Put graftd.toml in force: for containers that are created from now on, the pods' resolvers for all.
+        """Put graft.toml in force: for containers that are created from now on, the pods' resolvers for all.
 
-        What a container was given it keeps. Raises OSError if a map is full.
+        What a container was given it keeps. What the environment says wins. Raises UsageError for that, and OSError
+        if a map is full.
         """
+        limits = default_limits(os.environ, configuration.limits)
         reserved, before = configuration.reserved(self.listening), self.registry.pod_resolvers
         self.kernel.reserve({port for protocol, port in reserved if protocol == IPPROTO_UDP})
         try:
@@ -112,6 +112,10 @@ class Tenancy:
                 self.kernel.reserve({port for protocol, port in self.reserved if protocol == IPPROTO_UDP})
             raise
         self.configuration, self.reserved = configuration, reserved
+        self.limits = limits  # of a container that names none
+        self.interfaces.patience = patience(configuration.address_wait)
+        self.store.expect(configuration.watchdog)
+        set_level(configuration.log)
 
     def _resolve(self, resolvers: tuple[Address, ...]) -> None:
         """Let all pods ask @resolvers. Raises OSError if a map is full."""

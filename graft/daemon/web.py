@@ -16,24 +16,13 @@ from typing import NamedTuple
 
 import h11
 
-from graft.errors import Failure, UsageError
+from graft.errors import Failure
 from graft.process.loop import Loop
-from graft.rules.address import Address, parse_address, parse_port
+from graft.rules.where import Where
 
 PATIENCE = 10.0
 CONNECTIONS_MAX = 64
 HEAD_MAX = 16384  # bytes of a request
-
-
-class Where(NamedTuple):
-    """An address and a port, or a path."""
-
-    address: Address | None
-    port: int
-    path: str
-
-    def __str__(self) -> str:
-        return self.address.with_port(self.port) if self.address else self.path
 
 
 class Asked(NamedTuple):
@@ -54,26 +43,6 @@ class Response(NamedTuple):
 
 
 Reply = Callable[[Response], None]
-
-
-def parse_where(text: str, *, public: bool, option: str) -> Where:
-    """Parse ADDR:PORT or an absolute path. An address beyond the loopback needs @public. Raises UsageError."""
-    if text.startswith("/"):
-        return Where(None, 0, text)
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise UsageError(f"{option} '{text}' is no address", hint="ADDR:PORT like 127.0.0.1:9435, or a path")
-    try:
-        where = Where(parse_address(host), parse_port(port, least=1), "")
-    except UsageError as error:
-        raise UsageError(f"{option} '{text}': {error.message}", hint=error.hint) from None
-    assert where.address
-    if not where.address.loopback and not public:
-        raise UsageError(
-            f"{option} {text} is not on the loopback: everybody who reaches it could read it",
-            hint=f"127.0.0.1:{port}, or add {option}-public",
-        )
-    return where
 
 
 class Web:

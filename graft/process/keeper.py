@@ -164,7 +164,8 @@ class Keeper:
         self.silence, self.up = 0, False
 
     def receive(self) -> None:
-        """Handle one sd_notify(3) datagram: FDSTORE=1 or FDSTOREREMOVE=1, both with FDNAME=, READY=1, WATCHDOG=1.
+        """Handle one sd_notify(3) datagram: FDSTORE=1 or FDSTOREREMOVE=1, both with FDNAME=, READY=1, WATCHDOG=1,
+        WATCHDOG_USEC=.
 
         Each is a sign of life.
         """
@@ -184,6 +185,9 @@ class Keeper:
         else:
             for fd in fds:
                 os.close(fd)
+        usec = fields.get("WATCHDOG_USEC", "")
+        if usec.isascii() and usec.isdigit() and not os.environ.get("GRAFT_WATCHDOG"):
+            self.patience = int(usec) // 1000000
         if fields.get("FDSTOREREMOVE") == "1":
             for entry in [e for e in self.store if e[0] == name]:
                 self._drop(entry)

@@ -79,6 +79,7 @@ class Store:
             else socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         )
         self.signs = _watchdog_seconds() / 4  # between two signs of life
+        self.expected: int | None = None  # seconds of silence that expect() has said
         self.next_sign = 0.0
         self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # unsent: the keeper is stopped or slow
 
@@ -120,6 +121,18 @@ class Store:
     def ready(self) -> None:
         """Tell the service manager or the keeper that start-up is over (sd_notify(3), READY=1)."""
         self._notify("READY=1")
+
+    def expect(self, seconds: int | None) -> None:
+        """Have this process killed after @seconds without a sign of life (sd_notify(3), WATCHDOG_USEC=); 0: never.
+
+        None: as it was when this process started. GRAFT_WATCHDOG of the environment wins.
+        """
+        if seconds == self.expected or os.environ.get("GRAFT_WATCHDOG"):
+            return
+        self.expected = seconds
+        patience = _watchdog_seconds() if seconds is None else float(seconds)
+        self.signs, self.next_sign = patience / 4, 0.0
+        self._notify(f"WATCHDOG_USEC={int(patience * 1e6)}")
 
     def alive(self, now: float) -> None:
         """Give the keeper or the service manager a sign of life (sd_notify(3), WATCHDOG=1), if one is due.

@@ -1,6 +1,6 @@
 """users.toml: what containers of ordinary users may have, by user and by group.
 
-The grammar is in man/graftd.8.md, "USERS". Without the file, and for whoever it does not name, a container may do
+The grammar is in man/graft.toml.5.md, "USERS". Without the file, and for whoever it does not name, a container may do
 what an ordinary program of its user could: bind the host's ports from net.ipv4.ip_unprivileged_port_start on, and
 connect as the host does. Values only: nothing here looks a user up.
 """
@@ -110,19 +110,6 @@ def _parse_ports(value: Any) -> Ports:
     return Ports(*parse_ports(where, least=1), protocols)
 
 
-def _parse_egress(value: Any) -> str:
-    word = toml.text(value)
-    if word not in EGRESS_DEFAULTS:
-        raise UsageError(f"egress '{word}' is unknown", hint=" or ".join(EGRESS_DEFAULTS))
-    return word
-
-
-def _parse_count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= COUNT_MAX:
-        raise UsageError(f"{toml.shown(value)} is not a number from 0 to {COUNT_MAX}")
-    return value
-
-
 def _parse_limits(value: Any) -> Limits:
     return parse_limits((toml.text(value),), UNLIMITED)
 
@@ -137,9 +124,9 @@ def _parse_endpoint(value: Any) -> str:
 
 GRANTS: toml.Schema = {
     "ports": toml.each(_parse_ports),
-    "egress": _parse_egress,
-    "containers": _parse_count,
-    "slices": _parse_count,
+    "egress": toml.one_of(*EGRESS_DEFAULTS),
+    "containers": toml.number(0, COUNT_MAX),
+    "slices": toml.number(0, COUNT_MAX),
     "limits": _parse_limits,
     "addresses": toml.each(_parse_prefix),
     "endpoints": toml.each(_parse_endpoint),
@@ -152,13 +139,13 @@ def users_path() -> Path:
     return configuration_path().with_name("users.toml")
 
 
-def read_users(descriptor: int = toml.BY_PATH) -> Users:
+def read_users(opened: toml.Opened | None = None) -> Users:
     """The grants in the file at users_path(); the defaults if there is none.
 
-    @descriptor: as toml.read() has it. Raises Failure, which names the file, the line and the key.
+    @opened: as toml.read() has it. Raises Failure, which names the file, the line and the key.
     """
     try:
-        return NOBODY._replace(**toml.read(users_path(), SCHEMA, descriptor))
+        return NOBODY._replace(**toml.read(users_path(), SCHEMA, opened))
     except FileNotFoundError:
         return NOBODY
 

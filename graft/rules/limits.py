@@ -83,9 +83,9 @@ def _rate(item: str, text: str) -> int:
     return rate
 
 
-def default_limits(environment: Mapping[str, str]) -> Limits:
-    """The limits of a container that names none: GRAFT_LIMITS of @environment. Raises UsageError."""
+def default_limits(environment: Mapping[str, str], configured: Limits) -> Limits:
+    """The limits of a container that names none: GRAFT_LIMITS of @environment over @configured. Raises UsageError."""
     try:
-        return parse_limits(filter(None, [environment.get("GRAFT_LIMITS")]), Limits())
+        return parse_limits(filter(None, [environment.get("GRAFT_LIMITS")]), configured)
     except UsageError as error:
         raise UsageError(f"GRAFT_LIMITS: {error.message}", hint=error.hint) from None

@@ -1,4 +1,4 @@
-"""Endpoints of the host that stand in endpoints.toml, in the table of graftd's own netns.
+"""Endpoints of the host that stand in files (endpoints.toml, endpoints.d), in the table of graftd's own netns.
 
 They are there as those of `graft endpoint add` are: a container has one if somebody whom graftd believes gives it a
 rule that names it, and keeps what it was given when the file changes.
@@ -7,7 +7,7 @@ rule that names it, and keeps what it was given when the file changes.
 from collections.abc import Mapping, Sequence
 
 from graft.errors import Refused
-from graft.rules.configuration import endpoints_path
+from graft.rules.configuration import endpoint_place
 from graft.rules.endpoint import EndpointWords
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Table
@@ -38,7 +38,8 @@ def take(registry: Registry, wanted: Mapping[str, EndpointWords]) -> None:
             registry.apply(tenant)
         registry.forget_empty(table)
         if isinstance(error, Refused):
-            raise Refused(f"{endpoints_path()}: {error.message}", hint=error.hint, code=error.code) from None
+            where = endpoint_place(next((name for name in wanted if f"'{name}'" in error.message), ""))
+            raise Refused(f"{where}: {error.message}", hint=error.hint, code=error.code) from None
         raise
     table.endpoints.update((endpoint.name, endpoint._replace(filed=True)) for endpoint in made)
     registry.forget_empty(table)
@@ -49,7 +50,7 @@ def check_deletion(table: Table, names: Sequence[str]) -> None:
     """Raise Refused for an endpoint that would come back with the file."""
     for name in names:
         if name in table.endpoints and table.endpoints[name].filed:
-            raise Refused(f"endpoint '{name}' stands in {endpoints_path()}", hint="remove it there", code="EBUSY")
+            raise Refused(f"endpoint '{name}' stands in {endpoint_place(name)}", hint="remove it there", code="EBUSY")
 
 
 def any_added(registry: Registry) -> bool:

@@ -31,13 +31,12 @@ from graft.log import log
 from graft.process.lines import Job, Lines, Then
 from graft.process.loop import Loop
 from graft.rules.address import Address
+from graft.rules.configuration import ADDRESS_WAIT_MOST, Configuration
 from graft.tenants.inside import device_of, shown, wanted
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 from graft.text import plain
 
-WAIT_SECONDS = 1.0  # GRAFT_ADDRESS_WAIT in the environment says otherwise, up to WAIT_MOST
-WAIT_MOST = 600
 BRIEF_SECONDS = 0.02
 RETRY_SECONDS = 30.0
 FINISH_SECONDS = 1.0
@@ -45,20 +44,20 @@ THREADS, REFRESHED_AT_ONCE = 6, 2
 HOST = "host"  # the key of the jobs that look from where the host sends
 
 
-def patience() -> float:
-    """The seconds that a start waits for its addresses."""
+def patience(configured: float) -> float:
+    """The seconds that a start waits for its addresses: GRAFT_ADDRESS_WAIT of the environment, else @configured."""
     told = os.environ.get("GRAFT_ADDRESS_WAIT", "")
     with contextlib.suppress(ValueError):
-        if 0 <= float(told) <= WAIT_MOST:
+        if 0 <= float(told) <= ADDRESS_WAIT_MOST:
             return float(told)
     if told:
         log.warning(
             "GRAFT_ADDRESS_WAIT=%s is no number of seconds from 0 to %d; %g is in force",
             plain(told),
-            WAIT_MOST,
-            WAIT_SECONDS,
+            ADDRESS_WAIT_MOST,
+            configured,
         )
-    return WAIT_SECONDS
+    return configured
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Interfaces:
     def __init__(self, loop: Loop, registry: Registry, is_hosts: Callable[[int], bool]) -> None:
         self.registry = registry
         self.is_hosts = is_hosts
-        self._patience = patience()
+        self.patience = patience(Configuration().address_wait)
         self._lines = Lines(loop, THREADS, self._changed)
         self._outward_known = False
         self._stale: deque[Tenant] = deque()  # to be looked at when there is time
@@ -116,7 +115,8 @@ class Interfaces:
         self._lines.push(tenant.table.cookie, partial(self._leave, tenant, fd))
 
     def when_there(self, tenant: Tenant, call: Callable[[], None]) -> bool:
-        """Have @call called when a container has its addresses, or WAIT_SECONDS have passed. False: it has them.
+        """Have @call called when a container has its addresses, or `patience` seconds have passed. False: it has
+        them.
 
         The loop itself waits for BRIEF_SECONDS, which mostly does. Its next round may take longer, because it
         starts a graft-sup.
@@ -125,7 +125,7 @@ class Interfaces:
         self._lines.wait(tenant.table.cookie, BRIEF_SECONDS)
         if self._has_come(tenant):
             return False
-        self._waiting.append((time.monotonic() + self._patience, tenant, call))
+        self._waiting.append((time.monotonic() + self.patience, tenant, call))
         return True
 
     def finish(self) -> None:

@@ -38,7 +38,7 @@ def test_limits_that_are_wrong_replace_nothing(own_lab):
 
 def test_a_configuration_that_is_wrong(own_lab):
     """graftd does not start with it, --replace leaves the running one alone, and a crash costs no container."""
-    says = f"{own_lab.config}, line 1: unknown key 'networks' (reserved_ports, "
+    says = f"{own_lab.config}, line 1: unknown key 'networks' (limits, log, "
     own_lab.config.write_text("networks = []\n")
     assert f"graftd: {says}" in own_lab.host(GRAFTD).stderr
     own_lab.refused((GRAFT, "run", "true"), 125, f"graft: graftd ends at once: {says}")
@@ -167,7 +167,7 @@ def test_a_level_that_is_none_is_told(own_lab):
     own_lab.env["GRAFT_LOG"] = "loud"
     assert own_lab.graft("run", "true").returncode == 0
     told = (own_lab.run_dir / "graftd.log").read_text()
-    assert told.startswith("graftd: GRAFT_LOG=loud is no level: debug, info, warning or error; info is in force\n")
+    assert told.startswith("graftd: GRAFT_LOG=loud is no level: debug, info, warning or error; it is as if it were not there\n")
 
 
 def test_many_starts_at_once(own_lab):

@@ -11,7 +11,7 @@ from tests.conftest import need
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = {f"{name}({section})": f"man{section}/{name}.{section}" for name, section in (
-    ("graft", 1), ("graftd", 8), ("ip-graft", 8), ("graft-runtime", 8), ("graft-cni", 8), ("graft-netavark", 8),
+    ("graft", 1), ("graftd", 8), ("graft.toml", 5), ("ip-graft", 8), ("graft-runtime", 8), ("graft-cni", 8), ("graft-netavark", 8),
 )}  # fmt: skip
 
 

@@ -7,12 +7,17 @@ import pytest
 from graft import toml
 from graft.errors import Failure
 
-SCHEMA: toml.Schema = {"on": toml.flag, "names": toml.each(toml.text), "deep": {"names": toml.each(toml.text)}}
+SCHEMA: toml.Schema = {
+    "on": toml.flag,
+    "names": toml.each(toml.text),
+    "deep": {"names": toml.each(toml.text)},
+    "low": {"kind": toml.one_of("first", "second"), "port": toml.number(1, 65535)},
+}
 
 
 @pytest.fixture
 def file(tmp_path):
-    path = tmp_path / "graftd.toml"
+    path = tmp_path / "graft.toml"
     path.touch(0o644)
     return path
 
@@ -30,15 +35,21 @@ def test_values(file):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("off = true", "unknown key 'off' (on, names, deep)"),
-        ("on = true\n[deeper.still]", "unknown key 'deeper' (on, names, deep)"),
-        ("[deep]\nname = []", "unknown key 'deep.name' (deep.names)"),
+        ("off = true", "unknown key 'off' (on, names, deep, low)"),
+        ("on = true\n[deeper.still]", "unknown key 'deeper' (did you mean 'deep'?)"),
+        ("[deep]\nname = []", "unknown key 'deep.name' (did you mean 'deep.names'?)"),
         ("on = 1", "on: 1 is neither true nor false"),
         ('names = "a"', "names: 'a' is not an array (write it in brackets: [...])"),
         ("names = [true]", "names: true is not a string (write it in quotes)"),
         ("deep = 3", "deep: not a table ([deep])"),
-        ("on = ", "Invalid value (at "),
-        ("on = true\non = false", "Cannot overwrite a value (at "),
+        ("on = ", "Invalid value (the file ends here)"),
+        ("on = true\non = false", "Cannot overwrite a value (the file ends here)"),
+        ("on = true\nnames = [,\n]", "Invalid value (column 10)"),
+        ("xyz = 1", "unknown key 'xyz' (on, names, deep, low)"),
+        ("[deep]\nonn = true", "unknown key 'deep.onn' (did you mean 'on'?)"),
+        ('[low]\nkind = "fist"', "low.kind: 'fist' is unknown (did you mean 'first'?)"),
+        ("[low]\nport = 70000", "low.port: 70000 is not a number from 1 to 65535"),
+        ("[low]\nport = true", "low.port: true is not a number from 1 to 65535"),
     ],
 )
 def test_what_is_wrong(file, text, says):
@@ -46,7 +57,10 @@ def test_what_is_wrong(file, text, says):
     with pytest.raises(Failure) as found:
         toml.read(file, SCHEMA)
     told = str(found.value)
-    assert told.startswith((f"{file}: {says}", f"{file}, line {text.count(chr(10)) + 1}: {says}"))
+    assert told.startswith((
+        f"{file}, line {text.count(chr(10)) + 1}: {says}",
+        f"{file}, line 2: {says}",
+    ))
 
 
 @pytest.mark.parametrize(
@@ -57,10 +71,13 @@ def test_what_is_wrong(file, text, says):
         ('"names" = [1]', 1),
         ("on = true\n[deep]\nnames = [1]", 3),
         ("[ deep ]\nnames = [1]", 2),
-        ('names = ["names = 1",\n2]', 1),
+        ('names = ["names = 1",\n2]', 2),
+        ("names = [\n'a12',\n12,\n]", 3),
+        ("names = [[\n1]]", 1),
         ("# names = 3\nnames = [1]", 2),
         ("deep.names = [1]", 1),
-        ("deep = {names = [1]}", 0),
+        ("deep = {names = [1]}", 1),
+        ('"de\\u0065p" = {names = [1]}', 0),
         ("\n[shallow]", 2),
     ],
 )
@@ -106,7 +123,7 @@ def test_a_fault_is_one_line(file):
 
 def test_bytes_that_are_no_text(file):
     file.write_bytes(b"on = \xff")
-    with pytest.raises(Failure, match=f"{file}: not text in UTF-8 .byte 6"):
+    with pytest.raises(Failure, match=f"{file}, line 1: not text in UTF-8 .byte 6"):
         toml.read(file, SCHEMA)
 
 
@@ -127,3 +144,47 @@ def test_nor_does_a_file_of_somebody_elses(file):
 def test_a_directory(tmp_path):
     with pytest.raises(Failure, match="not a file"):
         toml.read(tmp_path, SCHEMA)
+
+
+def test_a_byte_order_mark(file):
+    file.write_bytes(b"\xef\xbb\xbfon = true\n")
+    with pytest.raises(Failure, match=f"{file}, line 1: a byte order mark"):
+        toml.read(file, SCHEMA)
+
+
+def test_who_may_write_the_directory(file):
+    """They could put an older file of root's in its place, or take it away."""
+    file.write_text("on = true\n")
+    for mode in (0o777, 0o775):
+        file.parent.chmod(mode)
+        with pytest.raises(Failure, match=f"{file}: others than root may write in {file.parent} .chown root"):
+            toml.read(file, SCHEMA)
+    assert toml.read(file, SCHEMA, anybodys=True) == {"on": True}
+    file.parent.chmod(0o755)
+    assert toml.read(file, SCHEMA) == {"on": True}
+
+
+def test_links_lead_to_what_root_alone_may_write(file, tmp_path):
+    target = tmp_path / "target"
+    target.write_text("on = true\n")
+    target.chmod(0o644)
+    file.unlink()
+    file.symlink_to(target)
+    assert toml.read(file, SCHEMA) == {"on": True}
+    target.chmod(0o666)
+    with pytest.raises(Failure, match=f"{file}: others than root may write it"):
+        toml.read(file, SCHEMA)
+    target.unlink()
+    with pytest.raises(FileNotFoundError):
+        toml.read(file, SCHEMA)
+
+
+def test_a_name_stands_in_one_file(file, tmp_path):
+    other = tmp_path / "other.toml"
+    for path, text in ((file, "a = 1\nb = 2\n"), (other, "\nb = 3\n")):
+        path.write_text(text)
+        path.chmod(0o644)
+    names = toml.Names()
+    assert toml.read_names(file, lambda _name, value: value, None, names) == {"a": 1, "b": 2}
+    with pytest.raises(Failure, match=f"{other}, line 2: b: it stands in {file}, line 2 as well"):
+        toml.read_names(other, lambda _name, value: value, None, names)

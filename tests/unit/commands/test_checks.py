@@ -30,7 +30,7 @@ def test_tunnels_that_modprobe_would_load(tmp_path, monkeypatch, told, expected)
 
 
 def test_whom_users_toml_means(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRAFT_CONFIG", str(tmp_path / "graftd.toml"))
+    monkeypatch.setenv("GRAFT_CONFIG", str(tmp_path / "graft.toml"))
     assert checks._users().startswith("as ordinary programs of theirs")
     path = tmp_path / "users.toml"
     path.touch(0o644)

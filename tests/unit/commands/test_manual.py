@@ -211,13 +211,13 @@ def test_examples_of_configurations_are_json():
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_whole(page):
     lines = text_of(page).splitlines()
-    name, number, _ = page.split(".")
+    name, number, _ = page.rsplit(".", 2)
     assert lines[0] == f"# {name}({number})"
     chapters = sections(page)
     assert list(chapters)[:3] == ["NAME", "SYNOPSIS", "DESCRIPTION"]
     assert list(chapters)[-2:] == ["EXAMPLES", "SEE ALSO"]
     assert "\n".join(chapters["NAME"]).strip().startswith(f"{name} - ")
-    for other, section in re.findall(r"\b(graft[\w-]*|ip-graft)\((\d)\)", "\n".join(lines)):
+    for other, section in re.findall(r"\b(graft[\w.-]*|ip-graft)\((\d)\)", "\n".join(lines)):
         assert f"{other}.{section}.md" in PAGES, f"{other}({section})"
 
 

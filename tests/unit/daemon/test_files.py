@@ -8,7 +8,7 @@ import pytest
 
 from graft import toml
 from graft.daemon import files
-from graft.daemon.files import File
+from graft.daemon.files import Group
 from graft.errors import Failure
 from graft.rules.configuration import read_endpoints
 
@@ -20,8 +20,8 @@ class Taken:
         self.path = path
         self.texts = []
 
-    def __call__(self, descriptor):
-        text = os.pread(descriptor, 100, 0).decode() if descriptor >= 0 else ""
+    def __call__(self, opened):
+        text = "".join(os.pread(descriptor, 100, 0).decode() for descriptor in opened.values())
         if "bad" in text:
             raise Failure(f"{self.path}, line 1: bad")
         self.texts.append(text)
@@ -39,7 +39,7 @@ def taken(at):
 
 @pytest.fixture
 def file(at, taken):
-    return File(at, taken)
+    return Group(lambda: [at], taken)
 
 
 def settle(file):
@@ -216,6 +216,56 @@ def test_what_is_no_file(file, at, kind, monkeypatch):
     else:
         at.symlink_to(at.name)
     file.take = read_endpoints
-    monkeypatch.setenv("GRAFT_CONFIG", str(at.with_name("graftd.toml")))
+    monkeypatch.setenv("GRAFT_CONFIG", str(at.with_name("graft.toml")))
     settle(file)
     assert file.fault.startswith(f"{at}: ") == (kind != "loop")
+
+
+def test_files_that_are_read_together(at, taken):
+    """A change of one reads all; one that is wrong keeps all as they were."""
+    paths = [at, at.with_name("other.toml")]
+    group = Group(lambda: paths, taken)
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(group)
+    paths[1].write_text("b")
+    settle(group)
+    at.write_text("bad")
+    settle(group)
+    at.unlink()
+    settle(group)
+    assert (taken.texts, group.fault) == (["a", "ab", "b"], "")
+
+
+def test_a_reload_waits_for_no_second_look(file, taken, at):
+    at.parent.mkdir()
+    at.write_text("a")
+    file.reload()
+    file.reload()
+    assert taken.texts == ["a"], "what has not changed is not read"
+    with at.open("a"):
+        at.touch()
+        file.reload()
+        assert "somebody has it open to write" in file.fault
+    file.reload()
+    assert (taken.texts, file.fault) == (["a", "a"], "")
+    at.write_text("bad")
+    file.reload()
+    file.reload()
+    assert (taken.texts, file.fault) == (["a", "a"], f"{at}, line 1: bad")
+
+
+def test_which_files_cannot_be_told(file, taken, at):
+    """The directory of endpoints is a file, for one."""
+
+    def paths():
+        raise Failure("etc: Not a directory")
+
+    file.paths = paths
+    settle(file)
+    assert (taken.texts, file.fault) == ([], "etc: Not a directory")
+    file.paths = lambda: [at]
+    at.parent.mkdir()
+    at.write_text("a")
+    settle(file)
+    assert (taken.texts, file.fault) == (["a"], "")

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families as read_plai
 
 from graft.daemon.metrics import Own, page
 from graft.daemon.stats import Stats
-from graft.daemon.web import parse_where
 from graft.errors import UsageError
 from graft.kernel.traffic import Traffic
+from graft.rules.where import parse_where
 from graft.trap.spent import BOUNDS, Spent
 from tests.conftest import need
 

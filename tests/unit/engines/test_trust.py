@@ -14,7 +14,7 @@ from graft.rules.request import LABELS
 from graft.tenants.attachment import Attachment
 from tests.unit.fakes import make_registry, make_tenant
 
-FILE = "/etc/graft/graftd.toml"
+FILE = "/etc/graft/graft.toml"
 TAKING = [
     ("graft", "8080:80", "graft.publish"),
     ("graft.publish", "8080:80", "graft.publish"),

@@ -182,6 +182,24 @@ def test_patience(keeper, killed, monkeypatch, caplog, told, seconds):
     assert killed == []
 
 
+def test_the_patience_changes_while_graftd_runs(keeper, killed, monkeypatch):
+    """What graft.toml says, until it says nothing any more; the environment wins."""
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    monkeypatch.setenv("WATCHDOG_PID", "")
+    store, before = Store(), keeper.patience
+    for told, seconds in ((5, 5), (0, 0), (None, 30)):
+        store.expect(told)
+        store.expect(told)
+        keeper.receive()
+        assert (keeper.patience, store.signs) == (seconds, seconds / 4)
+    monkeypatch.setenv("GRAFT_WATCHDOG", "7")
+    store.expect(5)
+    keeper.receive()
+    say(keeper, b"WATCHDOG_USEC=9000000")
+    assert (keeper.patience, store.signs) == (before, 7.5)
+    store.sock.close()
+
+
 def test_no_watchdog(monkeypatch):
     for usec, pid in (("", ""), ("0", ""), ("x", ""), ("5000000", "1")):
         monkeypatch.setenv("WATCHDOG_USEC", usec)

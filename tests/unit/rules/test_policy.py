@@ -147,7 +147,7 @@ def test_whose_a_file_is(tmp_path):
 
 
 def test_policies_of_the_administrator(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRAFT_CONFIG", str(tmp_path / "graftd.toml"))
+    monkeypatch.setenv("GRAFT_CONFIG", str(tmp_path / "graft.toml"))
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "build.toml").write_text('allow = ["pypi.org:443"]')
     assert policy_file.named_policy("build") == ("pypi.org:443",)

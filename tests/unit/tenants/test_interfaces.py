@@ -10,4 +10,4 @@ from graft.tenants import interfaces
 )
 def test_patience(monkeypatch, told, seconds):
     monkeypatch.setenv("GRAFT_ADDRESS_WAIT", told)
-    assert interfaces.patience() == seconds
+    assert interfaces.patience(1.0) == seconds

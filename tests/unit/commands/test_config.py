@@ -1,0 +1,71 @@
+"""`graft config check`: all faults of all files at once, and what nobody reads."""
+
+import pytest
+from click.testing import CliRunner
+
+from graft.commands.config import command
+from graft.errors import Refused, UsageError
+
+
+@pytest.fixture
+def put(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRAFT_CONFIG", str(tmp_path / "elsewhere/graft.toml"))
+
+    def put(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(0o755, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o644)
+        return path
+
+    return put
+
+
+def check(*words):
+    done = CliRunner().invoke(command, ["check", *map(str, words)])
+    return done.stdout.splitlines(), done.exception
+
+
+def test_all_is_right(put, tmp_path):
+    names = ("graft.toml", "endpoints.toml", "endpoints.d/a.toml", "users.toml", "policies/build.toml")
+    texts = ('log = "info"', 'web = "type local"', 'db = "type local"', "[users.alice]", 'allow = ["pypi.org:443"]')
+    for name, text in zip(names, texts, strict=True):
+        put(name, text)
+    assert check(tmp_path) == ([f"right  {tmp_path}/{name}" for name in names], None)
+
+
+def test_every_fault_is_told(put, tmp_path):
+    put("graft.toml", "\nreserved_port = [22]")
+    put("endpoints.toml", 'web = "type local"')
+    put("endpoints.d/a.toml", 'web = "type local"')
+    put("users.toml", "[users.alice]\nprots = [80]")
+    put("policies/build.toml", "allow = [\n'pypi.org:443',\n'pypi.org:https',\n]")
+    lines, error = check(tmp_path)
+    for line, told in zip(lines, (
+        "graft.toml, line 2: unknown key 'reserved_port' (did you mean 'reserved_ports'?)",
+        f"endpoints.d/a.toml, line 1: web: it stands in {tmp_path}/endpoints.toml, line 1 as well (remove one of the two)",
+        "users.toml, line 2: unknown key 'users.alice.prots' (did you mean 'users.alice.ports'?)",
+        "policies/build.toml, line 3: allow: ",
+    ), strict=True):  # fmt: skip
+        assert line.startswith(f"wrong  {tmp_path}/{told}")
+    assert isinstance(error, Refused)
+    assert "4 of the files are wrong" in str(error)
+
+
+def test_what_nobody_reads(put, tmp_path):
+    for name in ("graft.toml", "graftd.toml", "endpoint.toml", "notes", "endpoints.d/web.tom", ".swap", "endpoints.d/.x"):
+        put(name, "")
+    lines, error = check(tmp_path)
+    assert error is None
+    assert [line for line in lines if line.startswith("note")] == [
+        f"note   {tmp_path}/endpoint.toml is not read: did you mean endpoints.toml?",
+        f"note   {tmp_path}/graftd.toml is not read, because {tmp_path}/graft.toml is there",
+        f"note   {tmp_path}/notes is not read",
+        f"note   {tmp_path}/endpoints.d/web.tom is not read: its name does not end in .toml",
+    ]
+
+
+def test_no_directory_and_an_empty_one(put, tmp_path):
+    assert check(tmp_path) == ([], None)
+    assert isinstance(check(tmp_path / "nowhere")[1], UsageError)
+    assert check() == ([], None), "the one that GRAFT_CONFIG names, in which nothing is"
