@@ -456,6 +456,25 @@ struct graft_pinned_key {
 #define RESOLVER6_INDEX 11 /* graftd's resolver has this address of slice number 0, which is nobody's */
 
 /*
+ * endpoints: by the address that stands for the name of an endpoint of the tenant's table, where the endpoint is
+ * (graft/rules/endpoint_names.py). An address of these blocks is nothing else's: it stands for an endpoint, or leads
+ * nowhere.
+ */
+#define NAMES4_NET 0xfa400000u /* 250.64.0.0/10, host order */
+#define NAMES4_MASK 0xffc00000u
+#define NAMES6_WORD1 0x66740001u /* after SLICE6_WORD0: fd67:7261:6674:1::/64 */
+struct graft_endpoint_key {
+	__u32 tenant;
+	__u32 ip[4];
+};
+
+struct graft_endpoint {
+	__u32 ip[4];
+	__u32 port;  /* 0: dynamic */
+	__u32 place; /* PLACE_UNIX: of type unix or local */
+};
+
+/*
  * services: what a tenant may reach without a rule: the stub resolver on the host's loopback and the resolvers of
  * pods, SERVICE_PLAIN, and graftd's resolver, SERVICE_NAMED. A client of the latter sends from its tenant's slice, so
  * that the resolver knows whose it is.
@@ -549,6 +568,7 @@ enum graft_reason {
 	REASON_MOVED,	       /* a process that was moved out of its direct container's cgroup */
 	REASON_SOCKETS,	       /* more sockets than the tenant may have */
 	REASON_NOT_ALLOWED,    /* a destination that the tenant's list does not have */
+	REASON_NO_ENDPOINT,    /* an address of names that stands for no endpoint which the tenant may go to */
 	REASON_LEARNT,	       /* no refusal: a destination of a tenant that is TENANT_LEARN */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 	REASON_ALLOWED,	       /* no refusal: a call of a tenant that is TENANT_WATCHED */

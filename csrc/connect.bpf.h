@@ -168,8 +168,20 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (is_any(a->ip))
 		name_this_host(a, stamp, &source);
 	asked = *a;
+	if (names_endpoint(a)) {
+		where = to_endpoint(stamp, a, &source);
+		if (where)
+			return deny(id, DENIED(OP_CONNECT, where >> 16), where & 0xffff, ctx->protocol, &asked);
+	}
 	if (has_anothers_source(stamp, &source, a))
 		return deny(id, DENIED(OP_CONNECT, REASON_WRONG_SOURCE), EADDRNOTAVAIL, ctx->protocol, a);
+	if (names_endpoint(&asked)) {
+		where = ROUTE_ELSEWHERE;
+		rule = rule_to_endpoint(stamp, a);
+		if (!rule)
+			goto allow;
+		goto leave;
+	}
 	if (is_permitted(stamp, a) && (!in_slices(&source) || is_loopback(a)))
 		goto allow;
 	if (is_for_loopback(ctx, stamp, tenant, &asked)) {
@@ -224,6 +236,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	if (confined)
 		return deny(id, DENIED(OP_CONNECT, REASON_PRIVATE_SOURCE),
 			    confined_error(ctx, stamp, &source, EADDRNOTAVAIL), ctx->protocol, &asked);
+leave:
 	if (!is_any(rule->ip) || rule->port) {
 		if (ctx->sk && has_source(ctx->sk)) {
 			if (!is_any(rule->ip) && !(where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL) &&
@@ -258,7 +271,8 @@ allow:
 
 /*
  * Does a connection of a direct container leave as the host's would, with nothing to be noted? Most do. The
- * container may go anywhere, and @a is nobody's whom it may not reach: neither loopback, nor slice, nor container.
+ * container may go anywhere, and @a is nobody's whom it may not reach: neither loopback, nor slice, nor a
+ * name's, nor a container's.
  */
 static __always_inline bool goes_straight(struct bpf_sock_addr *ctx, const struct graft_addr *a)
 {
@@ -266,7 +280,7 @@ static __always_inline bool goes_straight(struct bpf_sock_addr *ctx, const struc
 	struct graft_tenant *tenant;
 	struct bpf_sock *sk;
 
-	if (!id || is_any(a->ip) || is_loopback(a) || in_slices(a) || may_be_owned(a))
+	if (!id || is_any(a->ip) || is_loopback(a) || in_slices(a) || names_endpoint(a) || may_be_owned(a))
 		return false;
 	sk = ctx->sk;
 	if (!sk || sk->src_port || sk->state != BPF_TCP_CLOSE || (sk->family == AF_INET6 && is_v4(a)) ||

@@ -8,6 +8,7 @@
 #ifndef DESTINATION_BPF_H
 #define DESTINATION_BPF_H
 
+#include "endpoint.bpf.h"
 #include "own.bpf.h"
 
 /*

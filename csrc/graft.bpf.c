@@ -33,11 +33,11 @@
  * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.
  *
  * Below these: destination.bpf.h is what connect and send decide alike, own.bpf.h addresses that are a container's
- * own, numbers.bpf.h ports that nobody names, abroad.bpf.h UDP sockets on a
- * network that go beyond it, low_ports.bpf.h ports that ask for a capability, loopback.bpf.h who
- * listens on a container's loopback, kernel_sock.bpf.h what the kernel's socket says, rules.bpf.h the look-up of
- * rules, report.bpf.h refusals, watch.bpf.h what is allowed, maps.bpf.h the maps, slice.bpf.h and address.bpf.h
- * arithmetic, abi.h what graftd shares.
+ * own, endpoint.bpf.h addresses that stand for an endpoint's name, numbers.bpf.h ports that nobody names,
+ * abroad.bpf.h UDP sockets on a network that go beyond it, low_ports.bpf.h ports that ask for a capability,
+ * loopback.bpf.h who listens on a container's loopback, kernel_sock.bpf.h what the kernel's socket says, rules.bpf.h
+ * the look-up of rules, report.bpf.h refusals, watch.bpf.h what is allowed, maps.bpf.h the maps, slice.bpf.h and
+ * address.bpf.h arithmetic, abi.h what graftd shares.
  *
  * A function without `static` is one that the verifier proves by itself, once for each program. A static one is
  * followed into at every call, in every state: with those alone the verifier walks three times as far, and a graftd

@@ -160,6 +160,14 @@ struct {
 	__type(value, __u32);
 } allowed SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1048576);
+	__type(key, struct graft_endpoint_key);
+	__type(value, struct graft_endpoint);
+} endpoints SEC(".maps");
+
 /* graftd bounds what is one tenant's */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -111,11 +111,21 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	if (is_any(a->ip))
 		name_this_host(a, stamp, bound);
 	asked = *a;
+	if (names_endpoint(a)) {
+		where = to_endpoint(stamp, a, bound);
+		if (where)
+			return deny(id, DENIED(OP_SEND, where >> 16), where & 0xffff, IPPROTO_UDP, &asked);
+	}
 	if (has_anothers_source(stamp, bound, a))
 		return deny(id, DENIED(OP_SEND, REASON_WRONG_SOURCE), ENETUNREACH, IPPROTO_UDP, a);
 	if (!is_any(bound->ip) || is_loopback(source) || in_slices(source) ||
 	    (!is_v4(source) && !(stamp->flags & STAMP_INGRESS)) || is_anothers(id, source))
 		__builtin_memcpy(source->ip, bound->ip, sizeof(source->ip));
+	if (names_endpoint(&asked)) {
+		note_told(ctx, stamp, &asked, a);
+		rule = rule_to_endpoint(stamp, a);
+		goto leave;
+	}
 	if (is_permitted(stamp, a))
 		return ALLOW;
 	if (is_for_loopback(ctx, stamp, tenant, &asked)) {
@@ -137,6 +147,7 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 		return deny(id, DENIED(OP_SEND, why.reason), why.error, IPPROTO_UDP, &asked);
 	if (where == ROUTE_CONTAINER)
 		note_told(ctx, stamp, &asked, a);
+leave:
 	if (!rule) {
 		if (is_any(bound->ip))
 			leave_network(stamp, tenant, a, source);

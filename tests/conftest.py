@@ -40,6 +40,7 @@ TOGETHER = {
 # Files whose tests are done twice, in containers whose sockets are trapped and in direct ones.
 BOTH_MODES = {
     "system/test_clients.py",
+    "system/test_endpoint_names.py",
     "system/test_family.py",
     "system/test_ioctl.py",
     "system/test_late.py",

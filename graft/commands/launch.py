@@ -96,8 +96,9 @@ def run(plan: Plan) -> NoReturn:
     request = plan.request
     if as_user and request.direct:
         raise Refused("only root may start a direct container", hint="omit --direct", code="EPERM")
-    if request.ingress or request.egress:
-        rules = {"ingress": request.ingress, "egress": request.egress, "netns": plan.netns}
+    names = bool(request.names or request.allow or request.learn)  # it is told the names of its endpoints
+    if request.ingress or request.egress or (names and plan.netns):
+        rules = {"ingress": request.ingress, "egress": request.egress, "names": names, "netns": plan.netns}
         with client.connect(start=True) as asking:
             traps_addresses = client.exchange(asking, "hello", rules)["swap"]
     if request.ip and not plan.force_ip and not as_user:

@@ -41,7 +41,15 @@ from graft.rules.endpoint import (
 )
 from graft.tenants import attachments, endpoint_file, publish
 from graft.tenants.peers import refuse_contained
-from graft.tenants.tenant import CONTAINER, Table, Tenant, endpoint_document, needs_swap, rule_documents
+from graft.tenants.tenant import (
+    CONTAINER,
+    Table,
+    Tenant,
+    endpoint_document,
+    names_need_swap,
+    needs_swap,
+    rule_documents,
+)
 from graft.text import listed
 
 Reply = dict[str, Any] | list[Any] | Later
@@ -107,16 +115,17 @@ class Admin:
             raise Failure(otherwise, hint="make room there", code="ENOSPC")
 
     def _hello(self, connection: Connection, request: protocol.Hello) -> Reply:
-        if not request.ingress and not request.egress:
+        if not request.ingress and not request.egress and not request.names:
             return {}
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
-        known = dict(self._known(connection))
+        own: Mapping[str, Endpoint] = {}
         if request.netns:
             table = self._table(connection, request.netns)
-            known |= table.endpoints
+            own = table.endpoints
             self.tenancy.registry.forget_empty(table)
-        return {"swap": needs_swap(known, 0, ingress, egress)}
+        known = {**self._known(connection), **own}
+        return {"swap": needs_swap(known, 0, ingress, egress) or (request.names and names_need_swap(own, 0))}
 
     def _known(self, _connection: Connection) -> Mapping[str, Endpoint]:
         """The endpoints that rules may name and a container's own table lacks."""

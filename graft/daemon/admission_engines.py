@@ -19,7 +19,7 @@ from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
 from graft.rules.request import parse_request
 from graft.tenants import attachments
-from graft.tenants.tenant import Expected, Tenant, needs_swap
+from graft.tenants.tenant import Expected, Tenant, names_need_swap, needs_swap
 
 CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 
@@ -53,6 +53,8 @@ def expect_target(
     for rule in rules:
         check_rule(rule, endpoints)
     metadata.traps_addresses |= needs_swap(endpoints, 0, asked.ingress, asked.egress)
+    if (asked.names or asked.allow or asked.learn) and netns in reg.tables:
+        metadata.traps_addresses |= names_need_swap(reg.tables[netns].endpoints, 0)
     owned = [own for own in asked.ip if joined is None or own not in joined.given]
     networked = bool(container.network) or any(a.in_netns(netns, cookie) for a in reg.attachments.values())
     pidfd = os.pidfd_open(creator)

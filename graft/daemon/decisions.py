@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from graft.kernel.denials import ALLOWED, Event
 from graft.rules import match
 from graft.rules.address import ANY4, PROTOCOL_NAME, Address
+from graft.rules.endpoint_names import SUFFIX, endpoint_at, label_of
 from graft.tenants.tenant import Tenant
 
 
@@ -25,7 +26,10 @@ def decision_document(event: Event, tenant: Tenant | None, holders: dict[bytes, 
     """An allowed or refused call in JSON. @tenant: whose it is, None if nobody's. @holders: containers by address."""
     allowed = event.reason == ALLOWED
     asked, real = Address(event.address), Address(event.real)
+    named = endpoint_at(tenant.endpoints, asked) if tenant else None
     decided = _decided(event, tenant, asked) if allowed and tenant else Decided("" if allowed else event.reason)
+    if allowed and named:
+        decided = Decided("name", named.name)
     known = event.pid and event.pid != os.getpid()  # graftd binds what listens without a bind, and it says no more
     document = {
         "time": event.when,
@@ -36,7 +40,9 @@ def decision_document(event: Event, tenant: Tenant | None, holders: dict[bytes, 
         "op": event.op,
         "protocol": PROTOCOL_NAME.get(event.protocol, ""),
         "asked": asked.with_port(event.port),
-        "name": holders.get(asked.raw, "") if event.op in ("connect", "send") else "",
+        "name": (f"{label_of(named)}.{SUFFIX}" if named else holders.get(asked.raw, ""))
+        if event.op in ("connect", "send")
+        else "",
         "became": real.with_port(event.real_port or "dynamic") if allowed else "",
         "verdict": "allowed" if allowed else "refused",
         "errno": "" if allowed else errno.errorcode.get(event.error, str(event.error)),

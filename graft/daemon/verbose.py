@@ -8,6 +8,7 @@ from graft.kernel.denials import ALLOWED, CONVERTED, Event
 from graft.rules import match
 from graft.rules.address import Address
 from graft.rules.endpoint import Endpoint
+from graft.rules.endpoint_names import endpoint_at
 from graft.tenants.tenant import Tenant
 
 REMEMBERED = 256  # destinations of datagrams: only the first datagram to each is reported
@@ -55,6 +56,11 @@ class Teller:
 
     def _endpoint(self, event: Event, asked: Address) -> Endpoint | None:
         tenant = self.tenant
+        named = endpoint_at(tenant.endpoints, asked)
+        if named and event.op == "bind":
+            return named
+        if named and named.address:  # the rule is that for the endpoint's address
+            asked = named.address
         if event.op == "bind":
             found = match.match_ingress(tenant.ingress, tenant.endpoints, event.protocol, asked, event.port)
             if found is None and asked.raw == bytes(16):

@@ -9,9 +9,11 @@ graft's resolver (csrc/allow.bpf.h), and of each answer this happens, in this or
     1. It is read, and what does not follow from the question is left out (graft/engines/messages.py).
     2. Addresses that no name may stand for are left out: those of this host, its containers, loopbacks, link-local
        ones, groups. Whoever owns an allowed name could lead the container there else (DNS rebinding). An address
-       that the list has itself is told.
+       that the list has itself is told; one that stands for the name of an endpoint never is.
     3. What is left is pinned for this container, at the ports of the name, for its TTL and GRACE seconds more.
     4. The answer is sent. So no connection comes before its pin.
+
+The names of the container's own endpoints are answered without an entry: root has given it these.
 
 A query for a name that is not on the list goes to nobody: it is answered NXDOMAIN, and counted. So it carries
 nothing out of the container. Names below a wildcard do, to whoever owns the name: docs/policy.md says so.
@@ -40,8 +42,9 @@ from graft.kernel.denials import Event
 from graft.kernel.programs import Kernel
 from graft.log import log
 from graft.rules.address import MAPPED, Address
+from graft.rules.endpoint_names import SUFFIX
 from graft.rules.policy import Policy
-from graft.rules.slices import in_slices
+from graft.rules.slices import in_names, in_slices
 from graft.rules.tables import PIN, PINNED_KEY
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
@@ -156,6 +159,9 @@ class Allowance:
         policy = tenant.policy
         if policy is None or not is_query(query):
             return b"" if len(query) < 12 or query[2] & 0x80 else failure(query)
+        told = self.names.of_endpoint(tenant, query)
+        if told:
+            return told
         name, kind = question(query)
         if kind == PTR and (address := pointed_at(name)):
             return self._name_of(tenant, policy, query, address)
@@ -163,6 +169,8 @@ class Allowance:
             return self._refuse(tenant, query, name, "not of the class IN")
         ports = frozenset((0,)) if policy.learns else policy.ports(name)
         own = self.names.addresses(tenant, name)
+        if not own and name.endswith(f".{SUFFIX}"):  # nobody else knows names there
+            return self._refuse(tenant, query, name, "no endpoint and no container")
         if not ports and not any(policy.covers(address) for address in own):
             return self._refuse(tenant, query, name, "not on the list")
         if own:
@@ -211,6 +219,7 @@ class Allowance:
         ports = frozenset((0,)) if policy.learns else policy.ports(name)
         found = [(Address(MAPPED + r.data if kind == A else r.data), r) for r in answer.records]
         good = [(a, r) for a, r in found if policy.learns or policy.covers(a) or self._may_be_named(a)]
+        good = [(a, r) for a, r in good if not in_names(a)]
         if found and not good:
             return self._refuse(tenant, query, name, f"{found[0][0]} is {SHARED}")
         ttl = min((record.ttl for _, record in good), default=0)

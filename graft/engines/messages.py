@@ -28,6 +28,8 @@ EXPLAINED, BLOCKED = 15, 15  # an option of OPT, and its value: Extended DNS Err
 RECORD = struct.Struct(">HHIH")
 DATAGRAM = 512  # bytes that who sends no OPT record takes
 SIZES = {A: 4, AAAA: 16}
+HINTING = (64, 65)  # SVCB, HTTPS
+HINTS = {4: 4, 6: 16}  # ipv4hint, ipv6hint: the bytes of an address in them
 
 
 class Record(NamedTuple):
@@ -87,6 +89,50 @@ class _Names:
             else:
                 break
         raise ValueError("a malformed name")
+
+
+def addresses_told(message: bytes) -> list[bytes]:
+    """The addresses in a message that answers a query, wherever they stand in it, as far as it can be read.
+
+    Those that HTTPS and SVCB records give as hints are among them (RFC 9460, 7.3).
+    """
+    found: list[bytes] = []
+    try:
+        questions, *counts = struct.unpack_from(">4H", message, 4)
+        at = 12
+        for _ in range(min(questions, RECORDS_MAX)):
+            at = _after_name(message, at) + 4
+        for _ in range(min(sum(counts), RECORDS_MAX)):
+            at = _after_name(message, at)
+            kind, _, _, size = RECORD.unpack_from(message, at)
+            at += RECORD.size
+            data = message[at : at + size]
+            at += size
+            if kind in SIZES and len(data) == SIZES[kind]:
+                found.append(data)
+            elif kind in HINTING:
+                found += _hints(data)
+    except (IndexError, struct.error):
+        pass  # no program can read on either
+    return found
+
+
+def _after_name(message: bytes, at: int) -> int:
+    """Where the name at @at ends."""
+    while message[at] and message[at] < 64:
+        at += 1 + message[at]
+    return at + (2 if message[at] else 1)
+
+
+def _hints(data: bytes) -> list[bytes]:
+    """The addresses in the data of an HTTPS or SVCB record: its parameters ipv4hint and ipv6hint."""
+    at, found = _after_name(data, 2), []
+    while at + 4 <= len(data):
+        key, size = struct.unpack_from(">2H", data, at)
+        width = HINTS.get(key, 0)
+        found += [data[n : n + width] for n in range(at + 4, at + 4 + size, width)] if width else []
+        at += 4 + size
+    return [address for address in found if len(address) in SIZES.values()]
 
 
 def wire(name: str) -> bytes:

@@ -7,6 +7,10 @@ as NAME.NETWORK, and an address has the latter for its name, as Docker's own res
 Containers with an address of --ip are on no network, and everybody with a rule may reach them. They are told as
 NAME.graft, to containers that are on no network either.
 
+Endpoints of a container's own table are NAME.graft to it, by the address that stands for the name
+(graft/rules/endpoint_names.py). Root has added them for this container, and any container may be called so: an
+endpoint's name comes before a container's.
+
 Queries come from hostile programs, and cost graftd's time. So a query is checked before it is read, nothing but its
 question is, and the names are read from a table that is made again at most every FRESH seconds, and for a name that
 is not in it not so often that it would take more than a twentieth of a processor.
@@ -21,12 +25,12 @@ from typing import Any, NamedTuple
 from graft.errors import UsageError
 from graft.log import log
 from graft.rules.address import Address, parse_address
+from graft.rules.endpoint_names import SUFFIX, endpoint_at, endpoint_named, label_of
 from graft.tenants.attachment import Attachment
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Tenant
 
 HERE = ""  # the network of containers that are on none
-SUFFIX = "graft"
 TTL = 5  # seconds; short, because containers come and go
 FRESH = 0.1  # seconds that the table of names is used
 SPARE = 20  # so many times what the table takes to make passes before it is made again
@@ -182,6 +186,9 @@ class Names:
         """
         if not is_query(query):
             return b"" if len(query) < 12 or query[2] & 0x80 else failure(query)
+        told = self.of_endpoint(tenant, query)
+        if told:
+            return told
         name, kind = question(query)
         records: list[bytes] = []
         addresses: list[Address] = []
@@ -198,6 +205,24 @@ class Names:
         if not tenant.egress_host or name.endswith(f".{SUFFIX}"):
             return response(query, NXDOMAIN, [], kind)
         return None
+
+    def of_endpoint(self, tenant: Tenant, query: bytes) -> bytes | None:
+        """Answer a query that is_query() for the name of an endpoint of the tenant's, or for what stands for one.
+
+        None: it asks for something else.
+        """
+        name, kind = question(query)
+        if kind == PTR and (address := pointed_at(name)):
+            endpoint = endpoint_at(tenant.endpoints, address)
+            if endpoint is None or not tenant.uses(endpoint):
+                return None
+            return response(query, 0, _wire(f"{label_of(endpoint)}.{SUFFIX}"), kind)
+        found = endpoint_named(tenant.endpoints, name)
+        if found is None or not tenant.uses(found[1]):
+            return None
+        address = found[0]
+        raw = address.raw[12:] if address.v4 else address.raw
+        return response(query, 0, [raw] if kind == (A if address.v4 else AAAA) else [], kind)
 
     def addresses(self, tenant: Tenant, name: str) -> list[Address]:
         """Return the addresses of the containers that have this @name on a network of @tenant's, there."""

@@ -39,7 +39,7 @@ class Nameservers:
             self.known, self.until = {}, now + SECONDS
         known = self.known
         if tenant.id not in known:
-            asked = [parse_resolver(text) for text in tenant.asked.resolver] if tenant.policy else []
+            asked = [parse_resolver(text) for text in tenant.asked.resolver] if tenant.asks_graft else []
             known[tenant.id] = [str(a) for a in asked or self._of_docker(tenant) or nameservers()]
         return known[tenant.id]
 

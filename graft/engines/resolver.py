@@ -41,7 +41,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from graft.engines.allowance import Allowance
-from graft.engines.messages import cut, upstream_query
+from graft.engines.messages import addresses_told, cut, refusal, upstream_query
 from graft.engines.names import NOTIMP, REFUSED, SERVFAIL, Names, failure, question_end
 from graft.engines.nameservers import Nameservers, family_of
 from graft.errors import Failure
@@ -52,7 +52,7 @@ from graft.log import log
 from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import MAPPED, Address
-from graft.rules.slices import SLICE4_NET, SLICE6_PREFIX, SLICE_COUNT, SLICE_GROUP, SLICE_SHIFT
+from graft.rules.slices import SLICE4_NET, SLICE6_PREFIX, SLICE_COUNT, SLICE_GROUP, SLICE_SHIFT, in_names
 from graft.rules.tables import DNS_PORT, RESOLVER, RESOLVER6
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
@@ -246,6 +246,8 @@ class Resolver:
         """What the client is told of a nameserver's @reply."""
         if tenant and tenant.policy:
             return self.allowance.admit(tenant, query, reply)
+        if any(in_names(Address(raw if len(raw) == 16 else MAPPED + raw)) for raw in addresses_told(reply)):
+            return refusal(query, "graft: an address of the answer stands for the name of an endpoint")
         return query[:2] + reply[2:]
 
     def _forward(self, query: bytes, client: tuple[str, int], udp: socket.socket, tenant: Tenant) -> None:

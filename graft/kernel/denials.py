@@ -30,6 +30,7 @@ REASONS = (
     "a process moved out of its container's cgroup",
     "more sockets than a container may have",
     "a destination that it is not allowed",
+    "a name's address, and no endpoint to go to",
     "learnt",
     "converted",
     "allowed",

@@ -46,7 +46,7 @@ from graft.rules.address import Address
 from graft.rules.limits import Limits
 from graft.rules.slices import SLICE_LOOPBACKS
 from graft.rules.sysctl import NUMBERS_WORDS, PRIVATE_PORTS, taken_ports
-from graft.rules.tables import OWNER, PIN
+from graft.rules.tables import ENDPOINT, OWNER, PIN
 
 ABI = 4
 MAPS = (
@@ -60,6 +60,7 @@ MAPS = (
     "egress",
     "allowed",
     "pinned",
+    "endpoints",
     "learnt",
     "services",
     "holders",
@@ -215,6 +216,7 @@ class Kernel:
             "numbers": NUMBERS_SIZE,
             "allowed": 4,
             "pinned": PIN.size,
+            "endpoints": ENDPOINT.size,
             "learnt": 4,
             "direct": direct.VALUE.size,
             "leashes": LEASH.size,

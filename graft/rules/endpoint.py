@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from graft.errors import UsageError
 from graft.rules.address import MAPPED, Address, parse_address, parse_port, parse_ports
+from graft.rules.slices import NAMES4, NAMES6, in_names
 
 T = TypeVar("T")
 
@@ -181,7 +182,11 @@ def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
     if unix:
         parse_path(told.path)
     else:
-        parse_address(told.addr, kind=told.type)
+        if in_names(parse_address(told.addr, kind=told.type)):
+            raise UsageError(
+                f"address {told.addr} stands for the name of an endpoint",
+                hint=f"one outside {NAMES4} and {NAMES6}",
+            )
         parse_endpoint_port(told.port)
     if "netns" in found and not told.netns:
         raise UsageError("'netns' is empty", hint="a PID, a name or a path")

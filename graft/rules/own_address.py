@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from graft.errors import UsageError
 from graft.rules.address import ANY4, ANY6, Address, parse_address
-from graft.rules.slices import SLICE6_PREFIX
+from graft.rules.slices import SLICE6_PREFIX, in_names
 
 
 class Own(NamedTuple):
@@ -44,6 +44,8 @@ def check_own(address: Address) -> None:
         wrong = "is the wildcard"
     elif address.loopback or raw.startswith(SLICE6_PREFIX):
         wrong = "is a loopback address"
+    elif in_names(address):
+        wrong = "stands for the name of an endpoint"
     elif (address.v4 and (v4 >> 28 >= 0xE or v4 >> 24 == 0)) or raw[0] == 0xFF:
         wrong = "is not an address of one host"
     elif not address.v4 and raw[0] == 0xFE and raw[1] & 0xC0 == 0x80:

@@ -18,7 +18,7 @@ from graft.rules.limits import UNLIMITED, Limits, parse_limits
 from graft.rules.own_address import Own, check_families, parse_own
 from graft.rules.policy import LEARN, Allowed, parse_allows, parse_learn
 from graft.rules.publication import Publication, parse_publication
-from graft.rules.slices import in_slices
+from graft.rules.slices import in_names, in_slices
 from graft.rules.sysctl import parse_sysctls
 
 
@@ -100,7 +100,7 @@ def _egress_default(text: str | None) -> str | None:
 def parse_resolver(text: str) -> Address:
     """`--resolver ADDR`: a nameserver, not in a container's slice of the loopback. Raises UsageError."""
     address = parse_address(text)
-    if in_slices(address) or address.any:
+    if in_slices(address) or in_names(address) or address.any:
         raise UsageError(f"resolver {address} is not on the host's loopback", hint="one like 127.0.0.53")
     return address
 
@@ -108,13 +108,13 @@ def parse_resolver(text: str) -> Address:
 def _check_resolvers(request: Request) -> None:
     """Raise UsageError for a resolver beyond the loopback that the container itself would ask, as it may ask others.
 
-    graft's own asks it for a container with a list of destinations.
+    graft's own asks it for a container with a list of destinations, or with names.
     """
-    for text in () if request.allow or request.learn else request.resolver:
+    for text in () if request.allow or request.learn or request.names else request.resolver:
         if not parse_resolver(text).loopback:
             raise UsageError(
                 f"resolver {text} is not on the host's loopback",
-                hint="one like 127.0.0.53; with --allow it may be anywhere",
+                hint="one like 127.0.0.53; with --allow or --names it may be anywhere",
             )
 
 
@@ -226,7 +226,7 @@ SETTINGS = (
         "resolver",
         ("--resolver",),
         "ADDR",
-        "A resolver on the host's loopback that it may ask; default: resolv.conf's. With --allow: that graft asks.",
+        "A resolver on the host's loopback that it may ask; with --allow or --names one that graft asks.",
         "resolver",
         _each(parse_resolver),
     ),

@@ -1,4 +1,7 @@
-"""Slices: the host's loopback addresses that stand for a tenant's own loopback. Pure."""
+"""Addresses that are graft's own: the slices, and those that stand for names of endpoints. Pure.
+
+Slices are the host's loopback addresses that stand for a tenant's own loopback. Names: graft/rules/endpoint_names.py.
+"""
 
 from graft.rules.address import ANY4, Address
 
@@ -12,6 +15,10 @@ SLICE4_NET = 0x7F400000
 SLICE4_MASK = 0xFFC00000
 SLICE6_PREFIX = bytes.fromhex("fd67726166740000")
 SLICE6_NETWORK = "fd67:7261:6674::/64"
+NAMES4_NET = 0xFA400000  # 250.64.0.0/10
+NAMES4_MASK = 0xFFC00000
+NAMES6_PREFIX = bytes.fromhex("fd67726166740001")
+NAMES4, NAMES6 = "250.64.0.0/10", "fd67:7261:6674:1::/64"
 
 
 def in_slices(address: Address) -> bool:
@@ -19,6 +26,13 @@ def in_slices(address: Address) -> bool:
     if address.v4:
         return int.from_bytes(address.raw[12:], "big") & SLICE4_MASK == SLICE4_NET
     return address.raw.startswith(SLICE6_PREFIX)
+
+
+def in_names(address: Address) -> bool:
+    """Is @address in 250.64.0.0/10 or fd67:7261:6674:1::/64, so that it stands for an endpoint's name, or could?"""
+    if address.v4:
+        return int.from_bytes(address.raw[12:], "big") & NAMES4_MASK == NAMES4_NET
+    return address.raw.startswith(NAMES6_PREFIX)
 
 
 def dynamic_address(number: int) -> Address:

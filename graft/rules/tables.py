@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import DEFAULT_SOURCE, EgressRule, Endpoint, IngressRule
+from graft.rules.endpoint_names import by_address
 from graft.rules.own_address import Own
 from graft.rules.policy import Policy
 from graft.rules.slices import SLICE6_PREFIX
@@ -56,6 +57,8 @@ INGRESS_VALUE = struct.Struct("=16sHHIII")
 EGRESS_KEY = struct.Struct("=III16s")
 EGRESS_VALUE = struct.Struct("=16sII")
 ALLOWED_KEY = struct.Struct("=III16s")
+ENDPOINT_KEY = struct.Struct("=I16s")
+ENDPOINT = struct.Struct("=16sII")
 PINNED_KEY = struct.Struct("=II16s")
 PIN = struct.Struct("=Q")
 SERVICE_KEY = struct.Struct("=IH2x16s")
@@ -91,14 +94,15 @@ class Tables(NamedTuple):
     holders: dict[bytes, bytes]
     slices: dict[bytes, bytes]
     allowed: dict[bytes, bytes]
+    endpoints: dict[bytes, bytes]
     flags: int
 
     def maps(self) -> tuple[dict[bytes, bytes], ...]:
         """The entries without the flags, in the order of KEY_SIZES."""
-        return self.ingress, self.egress, self.services, self.holders, self.slices, self.allowed
+        return self.ingress, self.egress, self.services, self.holders, self.slices, self.allowed, self.endpoints
 
 
-NOTHING = Tables({}, {}, {}, {}, {}, {}, 0)
+NOTHING = Tables({}, {}, {}, {}, {}, {}, {}, 0)
 
 
 KEY_SIZES = (
@@ -108,6 +112,7 @@ KEY_SIZES = (
     ("holders", 16),
     ("slices", 4),
     ("allowed", ALLOWED_KEY.size),
+    ("endpoints", ENDPOINT_KEY.size),
 )
 
 
@@ -257,6 +262,20 @@ def compile_allowed(tenant: int, policy: Policy) -> dict[bytes, bytes]:
     }
 
 
+def compile_names(tenant: int, endpoints: Mapping[str, Endpoint]) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    """Entries of the maps `ingress` and `endpoints` for the names of endpoints: where one may serve, and be reached.
+
+    They are those that its programs may use by AF_GRAFT.
+    """
+    named = by_address(endpoints)
+    rules = [IngressRule(address, 0, 65535, e.name) for address, e in named.items() if e.serves]
+    return compile_ingress(tenant, rules, endpoints), {
+        ENDPOINT_KEY.pack(tenant, address.raw): ENDPOINT.pack(_address(endpoint), endpoint.port, _place(endpoint))
+        for address, endpoint in named.items()
+        if endpoint.leaves
+    }
+
+
 def compile_holders(tenant: int, owned: Iterable[Own], added: Container[Address]) -> dict[bytes, bytes]:
     """Entries of the map `holders`. @added: the addresses that graft has put on the host."""
     entries: dict[bytes, bytes] = {}
@@ -309,13 +328,15 @@ def compile_tables(
         flags |= TENANT_ALLOW | (TENANT_LEARN if policy.learns else 0)
     flags |= TENANT_NAMES if asks or policy else 0
     entries = compile_ingress(tenant, ingress, endpoints)
+    binds, destinations = compile_names(tenant, endpoints)
     return Tables(
-        entries,
+        entries | binds,
         out,
         compile_services(tenant, () if policy else resolvers, named=named),
         compile_holders(tenant, owned, added),
         {slice_number.to_bytes(4, "little"): tenant.to_bytes(4, "little")},
         compile_allowed(tenant, policy) if policy else {},
+        destinations,
         flags | _serves(entries) | (TENANT_ABROAD if _goes_abroad(out, owned) else 0),
     )
 

@@ -19,6 +19,7 @@ from graft.kernel.programs import TENANT
 from graft.rules import slices, tables
 from graft.rules.address import ANY6, PROTOCOL_NAME, Address
 from graft.rules.endpoint import EgressRule, Endpoint, IngressRule
+from graft.rules.endpoint_names import by_address
 from graft.rules.limits import Limits
 from graft.rules.own_address import Own
 from graft.rules.policy import Policy, policy_of
@@ -125,7 +126,7 @@ class Tenant:
     Interfaces'     (tenants/interfaces.py) get copies of addresses and names, and a descriptor of their own. They
     threads         read nothing here, and what has come of their work is written by the loop thread.
     Resolver's TCP  (engines/resolver.py) read a copy of the registry's `tenants`, and `attached`, `members`,
-    threads         `name`, `given`, `asked` and `egress_host`. They write nothing here.
+    threads         `name`, `given`, `asked`, `egress_host`, and what uses() reads. They write nothing here.
 
     So a reader may meet a change that is half done: each attribute by itself is consistent, two together need not
     be. Most decisions are the kernel's, by the BPF maps, where this cannot matter. A decision of a call thread
@@ -255,6 +256,14 @@ class Tenant:
         """The sysctls that its sockets follow, as they were asked for. A wrapper's are its container's."""
         return (self.parent or self).asked.sysctl
 
+    def uses(self, endpoint: Endpoint) -> bool:
+        """May its programs bind to this endpoint of its table, or connect to it, by an address for its name?
+
+        One that needs another socket than the program's is out of reach where the calls are not trapped.
+        """
+        reached = self.traps_addresses or (endpoint.address is not None and endpoint.place == self.place)
+        return reached and (endpoint.serves or endpoint.leaves)
+
     def bound_path(self, path: str, found: os.stat_result) -> None:
         """Remember a unix socket that the tenant has bound at @path, to unlink it at the tenant's end.
 
@@ -377,6 +386,11 @@ def needs_swap(
     wanted = [*(r.endpoint for r in ingress), *(r.endpoint for r in egress), *names]
     found = [endpoints[name] for name in wanted if name in endpoints]
     return any(e.address is None or e.place != place for e in found)
+
+
+def names_need_swap(endpoints: Mapping[str, Endpoint], place: int) -> bool:
+    """Does a name stand for an endpoint that needs another socket than one of @place?"""
+    return any(e.address is None or e.place != place for e in by_address(endpoints).values())
 
 
 def common_place(endpoints: Mapping[str, Endpoint], names: Iterable[str]) -> int:

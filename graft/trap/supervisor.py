@@ -54,6 +54,8 @@ from graft.kernel.stamps import STAMP_CONNECTED, STAMP_INGRESS, STAMP_LATE, STAM
 from graft.rules import match, tables
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint
+from graft.rules.endpoint_names import endpoint_at
+from graft.rules.slices import in_names
 from graft.trap import cold, ioctl, swap, target
 from graft.trap.actions import PROCEED, Action, Answer, Inject
 from graft.trap.caller import Caller
@@ -286,7 +288,11 @@ class Supervisor:
         if name is None or name.address is None or sock.family == socket.AF_UNIX or sock.getsockname()[1]:
             return PROCEED
         protocol = socket.IPPROTO_TCP if sock.type == socket.SOCK_STREAM else socket.IPPROTO_UDP
-        endpoint = match.match_ingress(tenant.ingress, tenant.endpoints, protocol, name.address, name.port)
+        if in_names(name.address):
+            endpoint = endpoint_at(tenant.endpoints, name.address)
+            endpoint = endpoint if endpoint and endpoint.serves else None
+        else:
+            endpoint = match.match_ingress(tenant.ingress, tenant.endpoints, protocol, name.address, name.port)
         if endpoint is None and name.address.raw == ANY6 and _takes_ipv4(sock):
             endpoint = match.match_ingress(tenant.ingress, tenant.endpoints, protocol, Address(ANY4), name.port)
         if endpoint is None:
@@ -314,7 +320,11 @@ class Supervisor:
         if sock.family == socket.AF_UNIX:  # an earlier call has replaced the socket, and connected or bound it
             connected = stamp.flags & STAMP_CONNECTED
             return Answer(error=errno.EISCONN if connected else errno.ECONNREFUSED) if connecting else PROCEED
-        endpoint = match.match_egress(tenant.egress, tenant.endpoints, match.destination(name.address))
+        if in_names(name.address):
+            endpoint = endpoint_at(tenant.endpoints, name.address)
+            endpoint = endpoint if endpoint and endpoint.leaves else None
+        else:
+            endpoint = match.match_egress(tenant.egress, tenant.endpoints, match.destination(name.address))
         if endpoint is None or (not connecting and endpoint.address is None):
             return PROCEED
         if endpoint.address:

@@ -157,3 +157,20 @@ def test_any_bytes(tail, at):
     except ValueError:
         return
     assert messages.parse_answer(messages.written(asked, answer), asked).records == answer.records
+
+
+def test_all_addresses_of_an_answer_are_found():
+    """Wherever they stand, under whatever name, and as hints."""
+    asked = query()
+    for section in ("answer", "authority", "additional"):
+        made = reply(asked, ("x.example.", 5, "IN", "A", "192.0.2.1"), ("y.example.", 5, "IN", "AAAA", "2001:db8::1"), section=section)
+        assert [len(address) for address in messages.addresses_told(made)] == [4, 16]
+    hinted = reply(query(kind="HTTPS"), ("www.example.org.", 5, "IN", "HTTPS", "1 . alpn=h2 ipv4hint=192.0.2.1,192.0.2.2 ipv6hint=2001:db8::1"))
+    assert messages.addresses_told(hinted) == [bytes((192, 0, 2, 1)), bytes((192, 0, 2, 2)), bytes.fromhex("20010db8" + "00" * 11 + "01")]
+    assert sorted(messages.addresses_told(reply(asked, *CHAIN))) == [bytes((192, 0, 2, 1)), bytes((192, 0, 2, 2))]
+
+
+@given(st.binary(max_size=300), st.integers(0, 300))
+def test_no_message_stops_the_search(data, end):
+    messages.addresses_told(data)
+    messages.addresses_told(reply(query(), *CHAIN)[:end] + data)

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from graft.engines import names
 from graft.engines.names import Names, docker_names, is_query, question, question_end
 from graft.rules.address import parse_address
+from graft.rules.endpoint import EndpointWords, make_endpoint
+from graft.rules.endpoint_names import address_of
 from graft.rules.own_address import network_of
 from graft.tenants.attachment import Attachment
 from graft.tenants.tenant import Member
@@ -201,3 +203,25 @@ def test_any_bytes_have_an_answer(data):
     assert isinstance(reply, bytes)
     if reply[3:4] == b"\x83":
         assert dns.message.from_wire(reply).rcode() == dns.rcode.NXDOMAIN
+
+
+def test_names_of_endpoints(monkeypatch, tmp_path):
+    """Of the tenant's own table, by type; one that needs traps which it lacks is not told, nor what is for nothing."""
+    reg = make_registry(monkeypatch, tmp_path)
+    tenant, other = make_tenant(reg, "a", 1), make_tenant(reg, "b", 2)
+    known = Names(reg)
+    four, six = EndpointWords("ipv4", addr="192.0.2.1", port="80"), EndpointWords("ipv6", addr="2001:db8::1", port="80")
+    made = {name: make_endpoint(name, words) for name, words in (("ep-four", four), ("ep-six", six), ("file", EndpointWords("unix", path="/run/x")))}
+    tenant.table.endpoints |= made
+    (address,) = asked(known, tenant, "EP-four.graft")
+    assert parse_address(address) == address_of(made["ep-four"])
+    assert asked(known, tenant, dns.reversename.from_address(address), "PTR") == ["ep-four.graft."]
+    assert asked(known, tenant, "ep-four.graft", "AAAA") == asked(known, tenant, "ep-four.graft", "TXT") == []
+    assert len(asked(known, tenant, "ep-six.graft", "AAAA")) == 1
+    assert asked(known, tenant, "file.graft") == "NXDOMAIN"
+    tenant.traps_addresses = True
+    assert len(asked(known, tenant, "file.graft")) == 1
+    assert asked(known, other, "ep-four.graft") == "NXDOMAIN"
+    assert asked(known, other, dns.reversename.from_address(address), "PTR") == "forwarded"
+    tenant.table.endpoints["ep-four"] = made["ep-four"]._replace(imported=True)
+    assert asked(known, tenant, "ep-four.graft") == "NXDOMAIN", "no rule names it"

@@ -18,7 +18,7 @@ def asked(tmp_path, monkeypatch):
         (tmp_path / "hostconfig.json").write_text(container)
         (tmp_path / "daemon.json").write_text(daemon)
         member = Member(engine, "web", str(tmp_path) if engine == "docker" else "")
-        tenant = SimpleNamespace(id=7, members={"web": member}, policy=None)
+        tenant = SimpleNamespace(id=7, members={"web": member}, policy=None, asks_graft=False)
         return Nameservers(tmp_path / "daemon.json").of(tenant)  # type: ignore[arg-type]
 
     return asked

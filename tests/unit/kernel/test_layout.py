@@ -48,6 +48,7 @@ REASONS = {
         "REASON_MOVED": "a process moved out of its container's cgroup",
         "REASON_SOCKETS": "more sockets than a container may have",
         "REASON_NOT_ALLOWED": "a destination that it is not allowed",
+        "REASON_NO_ENDPOINT": "a name's address, and no endpoint to go to",
         "REASON_LEARNT": denials.LEARNT,
         "REASON_CONVERTED": denials.CONVERTED,
         "REASON_ALLOWED": denials.ALLOWED,
@@ -57,7 +58,8 @@ REASONS = {
 SAME = {
     stamps: "GRAFT_LEVEL GRAFT_PROBE STAMP_INGRESS STAMP_CONNECTED STAMP_FAMILY STAMP_NAMED STAMP_PERMIT "
     "STAMP_SOURCE STAMP_STAYS STAMP_LATE STAMP_WAITS",
-    slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS",
+    slices: "SLICE4_NET SLICE4_MASK SLICE_SHIFT SLICE_DYNAMIC SLICE_PORT_BASE SLICE_COUNT SLICE_GROUP SLICE_LOOPBACKS "
+    "NAMES4_NET NAMES4_MASK",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 "
     "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN TENANT_ALLOW TENANT_LEARN TENANT_NAMES TENANT_WATCHED TENANT_PACED ALLOWED_FIXED_BITS RESOLVER6_INDEX PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
     "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
@@ -78,6 +80,7 @@ VALUES |= {
     "GRAFT_EXEMPT": stamps.OWN_TENANT,
     "SLICE6_WORD0": int.from_bytes(slices.SLICE6_PREFIX[:4], "big"),
     "SLICE6_WORD1": int.from_bytes(slices.SLICE6_PREFIX[4:], "big"),
+    "NAMES6_WORD1": int.from_bytes(slices.NAMES6_PREFIX[4:], "big"),
     "GRAFT_DEFAULT": tables.DEFAULT,
     "GRAFT_INET": tables.INET,
     "GRAFT_INET6": tables.INET6,
@@ -161,6 +164,8 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_egress": (tables.EGRESS_VALUE, "ip port place", {}),
     "graft_allowed_key": (tables.ALLOWED_KEY, "prefixlen tenant port ip", {}),
     "graft_pinned_key": (tables.PINNED_KEY, "tenant port ip", {}),
+    "graft_endpoint_key": (tables.ENDPOINT_KEY, "tenant ip", {}),
+    "graft_endpoint": (tables.ENDPOINT, "ip port place", {}),
     "graft_service_key": (tables.SERVICE_KEY, "tenant port pad ip", {}),
     "graft_ports": (programs.PORTS, "used max served", {}),
     "graft_numbers": (programs.NUMBERS, "next pad", {"taken": 8}),
