@@ -31,9 +31,10 @@ def request_options(function: Command) -> Command:
 
 
 def _default_direct() -> bool:
-    """What GRAFT_DIRECT says of a container for which no mode is given, else graft.toml. Raises UsageError and Refused.
+    """What GRAFT_DIRECT says of a container for which no mode is given, else graft.toml.
 
     The file is root's, and so are direct containers. If it is wrong, graftd knows what it was before.
+    Raises UsageError and Refused.
     """
     default = os.environ.get("GRAFT_DIRECT", "")
     if default not in ("", "off", DIRECT):
