@@ -522,6 +522,27 @@ struct graft_served {
 };
 
 /*
+ * led: host addresses whose TCP connections go to a tenant's listener that is bound elsewhere, because an endpoint or
+ * a publication was moved to it while it ran. The key is a longest prefix: an address or the wildcard of its family,
+ * and a range of ports. led_ports: a bit for each port that is in it, for who asks about ports that mostly are not.
+ */
+struct graft_led_key {
+	__u32 prefixlen;
+	__u32 ip[4];
+	__u16 port_be;
+	__u16 pad;
+};
+#define LED_FIXED_BITS 128
+#define LED_WORDS 1024 /* of 64 ports */
+
+struct graft_led {
+	__u32 tenant;
+	__u32 ip[4];  /* what its program has bound; all zero: the wildcard, or the address that is asked */
+	__u16 first;  /* of the host's ports */
+	__u16 inside; /* the program's port for it */
+};
+
+/*
  * asker_tables: who sent to a tenant's published UDP servers, which may answer although egress is narrowed. Each
  * tenant has a table of its own, so that none is filled by another's: hashes of addresses with ports, in sets of
  * ASKERS_WAYS. The key of the hash is secret.

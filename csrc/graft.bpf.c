@@ -20,6 +20,7 @@
  *                destination is matched against the egress rules, and the socket leaves from the rule's address.
  * listeners.bpf.h  A table of TCP listeners by what their programs bound. A program of sk_lookup in the host's netns
  *                leads there what arrives at a slice or at an address of a container's own.
+ * led.bpf.h      What was moved to another container: the same program leads there.
  * receive.bpf.h  A UDP socket on the host's wildcard hears whom it has sent to, and nobody else.
  * answer.bpf.h   A published UDP server on the wildcard answers from the address that was asked.
  * show.bpf.h     getsockname(), getpeername() and recvmsg() show what the program asked for, from the stamp.

@@ -23,6 +23,7 @@
 #define LISTENERS_BPF_H
 
 #include "kernel_sock.bpf.h"
+#include "led.bpf.h"
 #include "report.bpf.h"
 #include "rules.bpf.h"
 #include "slice.bpf.h"
@@ -263,7 +264,7 @@ static __always_inline struct graft_holder *find_holder(const struct graft_addr 
 }
 
 /* Lead a connection to @to to the listener that is published there as well as where it is bound, if there is one. */
-static __always_inline void lead_to_shared(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
+static __always_inline bool lead_to_shared(struct bpf_sk_lookup *ctx, const struct graft_addr *to)
 {
 	struct graft_served_key key = {.port = to->port};
 	struct graft_addr wildcard = {};
@@ -272,15 +273,30 @@ static __always_inline void lead_to_shared(struct bpf_sk_lookup *ctx, const stru
 	__u32 zero = 0;
 
 	if (!has_bit(bpf_map_lookup_elem(&shared, &zero), address_bit(to)))
-		return;
+		return false;
 	__builtin_memcpy(key.ip, to->ip, sizeof(key.ip));
 	found = bpf_map_lookup_elem(&served_ports, &key);
 	if (!found)
-		return;
+		return false;
 	wildcard.port = found->port;
 	rule = ingress_rule(found->tenant, IPPROTO_TCP, &wildcard); /* the entry outlives the publication */
-	if (rule && rule->exclusive && same_ip(rule->ip, to->ip) && ingress_port(rule, wildcard.port) == to->port)
-		lead(ctx, found->tenant, &wildcard);
+	return rule && rule->exclusive && same_ip(rule->ip, to->ip) &&
+	       ingress_port(rule, wildcard.port) == to->port && lead(ctx, found->tenant, &wildcard);
+}
+
+/* A connection to @to, an address of the host's, which may be led to a container (led.bpf.h), or be @otherwise. */
+static __always_inline int lead_moved(struct bpf_sk_lookup *ctx, struct graft_addr *to, int otherwise)
+{
+	struct graft_led *where = ctx->protocol == IPPROTO_TCP ? led_at(to) : NULL;
+	struct graft_addr asked;
+
+	if (!where)
+		return otherwise;
+	asked = *to;
+	asked.port = led_port(where, to->port);
+	if (where->ip[0] | where->ip[1] | where->ip[2] | where->ip[3])
+		__builtin_memcpy(asked.ip, where->ip, sizeof(asked.ip));
+	return lead(ctx, where->tenant, &asked) ? SK_PASS : SK_DROP;
 }
 
 /*
@@ -314,9 +330,11 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	if (in_slices(&to))
 		return ctx->protocol == IPPROTO_TCP ? lead_in_slice(ctx, &to) : SK_PASS;
 	holder = find_holder(&to);
-	if (!holder && ctx->protocol == IPPROTO_TCP)
-		lead_to_shared(ctx, &to);
-	if (!holder || holder->tenant == GRAFT_EXEMPT)
+	if (!holder && ctx->protocol == IPPROTO_TCP && lead_to_shared(ctx, &to))
+		return SK_PASS;
+	if (!holder)
+		return lead_moved(ctx, &to, SK_PASS);
+	if (holder->tenant == GRAFT_EXEMPT)
 		return SK_PASS;
 	if (holder->flags & HOLDER_LOCAL && ctx->ingress_ifindex > 1) /* a look-up of a hook's has no device */
 		return SK_DROP;
@@ -324,10 +342,9 @@ int guard_lookup(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol == IPPROTO_UDP && is_from_itself(ctx, &to) &&
 	    hears(tenant, bpf_ntohs((__u16)ctx->remote_port)))
 		return SK_PASS;
-	if ((ctx->protocol == IPPROTO_TCP ? lead(ctx, tenant, &to) : hears(tenant, to.port)) ||
-	    holder->flags & HOLDER_DEVICE)
+	if (ctx->protocol == IPPROTO_TCP ? lead(ctx, tenant, &to) : hears(tenant, to.port))
 		return SK_PASS;
-	return SK_DROP;
+	return holder->flags & HOLDER_DEVICE ? lead_moved(ctx, &to, SK_PASS) : SK_DROP;
 }
 
 #endif

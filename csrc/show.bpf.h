@@ -5,6 +5,7 @@
 #ifndef SHOW_BPF_H
 #define SHOW_BPF_H
 
+#include "led.bpf.h"
 #include "made.bpf.h"
 #include "own.bpf.h"
 
@@ -154,9 +155,15 @@ static __always_inline void show_served(struct graft_addr *a)
 	struct graft_served_key key = {.port = a->port};
 	struct graft_holder *holder = holder_of(a);
 	struct graft_served *found;
+	struct graft_led *where;
 
 	if (holder && !(holder->flags & HOLDER_DEVICE)) /* what arrives there goes by the program's ports */
 		return;
+	where = led_at(a);
+	if (where) {
+		a->port = led_port(where, a->port);
+		return;
+	}
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	found = bpf_map_lookup_elem(&served_ports, &key);
 	if (!found) {

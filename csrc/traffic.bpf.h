@@ -11,6 +11,7 @@
 #ifndef TRAFFIC_BPF_H
 #define TRAFFIC_BPF_H
 
+#include "led.bpf.h"
 #include "made.bpf.h"
 #include "slice.bpf.h"
 
@@ -33,11 +34,14 @@ struct sock_common___addressed {
 } __attribute__((preserve_access_index));
 
 /* The tenant that serves at @a by an ingress rule, at that address or at the wildcard; 0: nobody. */
-static __always_inline __u32 server_at(const struct graft_addr *a)
+static __always_inline __u32 server_at(struct graft_addr *a)
 {
 	struct graft_served_key key = {.port = a->port};
+	struct graft_led *where = led_at(a);
 	struct graft_served *found;
 
+	if (where)
+		return where->tenant;
 	__builtin_memcpy(key.ip, a->ip, sizeof(key.ip));
 	found = bpf_map_lookup_elem(&served_ports, &key);
 	if (!found) {

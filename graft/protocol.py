@@ -88,6 +88,26 @@ class EndpointShow(AdminRequest, tag="endpoint-show"):
     name: str | None = None
 
 
+class EndpointMove(AdminRequest, tag="endpoint-move"):
+    """`graft endpoint move`: the ingress rules of container @source that name an endpoint become @target's.
+
+    The answer comes when nobody waits in the queues of @source any more, or after a few seconds: `waiting` is how
+    many do. The code of the error is EAGAIN while @target has no server where @source has one.
+    """
+
+    name: str
+    source: str
+    target: str
+
+
+class RuleMove(AdminRequest, tag="rule-move"):
+    """`graft rule move`: publications of container @source become @target's; the rest as of EndpointMove."""
+
+    source: str
+    target: str
+    publish: tuple[str, ...]
+
+
 class RuleAdd(AdminRequest, tag="rule-add"):
     """`graft rule add`: all of them or none."""
 
@@ -262,6 +282,8 @@ AnyRequest = (
     | EndpointAdd
     | EndpointDel
     | EndpointShow
+    | EndpointMove
+    | RuleMove
     | RuleAdd
     | RuleDel
     | RuleShow

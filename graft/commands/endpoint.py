@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from graft.commands.endpoint_requests import add_endpoints, delete_endpoints, describe, show_endpoints
+from graft.commands.move import hand_over, move_options
 from graft.commands.options import CONTEXT, json_option, netns_option, print_json, say
 from graft.rules.endpoint import NAME_MAX, parse_endpoint_words, parse_name
 
@@ -23,6 +24,7 @@ def command() -> None:
     graft endpoint add ep-cache type local
     graft endpoint add ep-in4 type ipv4 addr 127.0.0.1 port 8080 netns 1
     graft endpoint show --netns blue
+    graft endpoint move ep-http --from blue --to green
     graft endpoint del ep-http
     """
 
@@ -50,6 +52,19 @@ def delete(name: str, netns: str | None) -> None:
     """Delete endpoint NAME. New binds and connects through it are refused; open sockets stay."""
     parse_name(name)
     delete_endpoints([name], netns)
+
+
+@command.command("move", context_settings=CONTEXT)
+@move_options
+@click.argument("name")
+def move(name: str, source: str, target: str, seconds: float) -> None:
+    """Hand endpoint NAME over: what a container has there becomes another's, and no connection is refused.
+
+    Connections that begin from now on go to the server of --to. Those before stay where they are; the command ends
+    when the server of --from has accepted them, so that it may be ended.
+    """
+    parse_name(name)
+    hand_over("endpoint-move", source, target, seconds, name=name)
 
 
 @command.command("show", context_settings=CONTEXT)

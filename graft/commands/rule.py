@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from graft.client import call
+from graft.commands.move import hand_over, move_options
 from graft.commands.options import CONTEXT, Command, json_option, print_json, say
 from graft.errors import UsageError
 from graft.rules.request import Request, parse_request
@@ -18,6 +19,7 @@ def command() -> None:
     graft rule add web -p 8443:443
     graft rule add web -i 0.0.0.0:25=ep-mail -e 10.0.0.0/8=ep-out
     graft rule del web -p 8443:443
+    graft rule move -p 8443:443 --from web --to web-2
     graft rule show web
     """
 
@@ -57,6 +59,19 @@ def delete(container: str, publish: tuple[str, ...], ingress: tuple[str, ...], e
     _send("rule-del", container, publish, ingress, egress)
 
 
+@command.command("move", context_settings=CONTEXT)
+@move_options
+@click.option("-p", "--publish", multiple=True, required=True, metavar="[HADDR:]HPORT:PORT")
+def move(publish: tuple[str, ...], source: str, target: str, seconds: float) -> None:
+    """Hand publications over to another container that runs: all of them or none, and no connection is refused.
+
+    Connections that begin from now on go to the server of --to. Those before stay where they are; the command ends
+    when the server of --from has accepted them, so that it may be ended.
+    """
+    parse_request(Request(publish=publish))
+    hand_over("rule-move", source, target, seconds, publish=publish)
+
+
 @command.command("show", context_settings=CONTEXT)
 @json_option
 @click.argument("container")
@@ -69,7 +84,8 @@ def show(container: str, as_json: bool) -> None:
     for publication in rules["publish"]:
         say(f"publish {publication}")
     for rule in rules["ingress"]:
-        say(f"ingress {rule['rule']} {','.join(rule['protocols'])}")
+        moved = " moved" if rule["rule"].rpartition("=")[2] in rules["moved"] else ""
+        say(f"ingress {rule['rule']} {','.join(rule['protocols'])}{moved}")
     for rule in rules["egress"]:
         say(f"egress {rule}")
     for name in rules["dangling"]:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from graft import __version__, protocol
+from graft.daemon import moves
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, import_endpoints
 from graft.daemon.connection import Connection, Later
@@ -39,6 +40,7 @@ from graft.rules.endpoint import (
     parse_endpoint_words,
     parse_ingress,
 )
+from graft.rules.publication import parse_publication
 from graft.tenants import attachments, endpoint_file, publish
 from graft.tenants.peers import refuse_contained
 from graft.tenants.tenant import (
@@ -62,6 +64,7 @@ class Admin:
         self.tenancy = tenancy
         self.files = files  # of the administrator
         self.pages = pages
+        self.moves = moves.Moves(tenancy)
         self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
         self.replacing = False  # is the next graftd about to start?
@@ -270,6 +273,29 @@ class Admin:
     def rule_show(self, connection: Connection, request: protocol.RuleShow, _fds: list[int]) -> Reply:
         """`graft rule show`: the tenant's rules in JSON."""
         return rule_documents(self._tenant(connection, request.netns))
+
+    def endpoint_move(self, connection: Connection, request: protocol.EndpointMove, _fds: list[int]) -> Reply:
+        """`graft endpoint move`."""
+        pair = self._pair(connection, request)
+        rules = moves.endpoint_rules(pair, request.name)
+        self._check_moved(connection, pair, request.name)
+        self._check_rules(connection, pair.target, Given([], rules, []))
+        return self.moves.endpoint(pair, request.name, rules)
+
+    def _check_moved(self, connection: Connection, pair: moves.Pair, name: str) -> None:
+        """Raise Refused for an endpoint that the peer may not give to another container."""
+
+    def rule_move(self, connection: Connection, request: protocol.RuleMove, _fds: list[int]) -> Reply:
+        """`graft rule move`: all of the publications or none."""
+        pair = self._pair(connection, request)
+        publications = [parse_publication(p) for p in request.publish]
+        self._check_rules(connection, pair.target, Given(publications, [], []))
+        return self.moves.publications(pair, publications)
+
+    def _pair(self, connection: Connection, request: protocol.EndpointMove | protocol.RuleMove) -> moves.Pair:
+        pair = moves.Pair(self._tenant(connection, request.source), self._tenant(connection, request.target))
+        moves.check_pair(pair)
+        return pair
 
     # -- looking --
 

@@ -370,6 +370,7 @@ class Daemon:
             return min(self.next_tick - now, soon)
         self.next_tick = now + TICK_SECONDS
         self.tenancy.spare.refill()
+        self.registry.leads.hold()
         self.store.alive(now)
         self.callers.expire(now)
         self.resolver.expire()

@@ -110,6 +110,7 @@ class Whose:
         self.holders: dict[bytes, int] = {}
         self.owners: dict[int, int] = {}
         self.dynamic = registry.kernel.maps["dynamic_ports"]
+        self.led: dict[At, tuple[int, int]] = {}  # of those, where TCP is led to a tenant that is bound elsewhere
         self.published: dict[tuple[int, At], tuple[int, int]] = {}  # of the host's ports: whose, the program's port
         for tenant in registry.tenants.values():
             for path in tenant.cgroups:
@@ -126,9 +127,11 @@ class Whose:
                 endpoint = tenant.endpoints.get(rule.endpoint)
                 if endpoint and endpoint.address and endpoint.port:
                     for n in range(min(endpoint.span, SPAN_MAX)):
+                        at = endpoint.address.raw, endpoint.port + n
                         for protocol in rule.protocols:
-                            at = endpoint.address.raw, endpoint.port + n
                             self.published[protocol, at] = tenant.id, rule.first + n
+                        if rule.endpoint in tenant.led:
+                            self.led[at] = tenant.id, rule.first + n
 
     def owned(self, found: Iterable[Open]) -> list[Owned]:
         """Those of @found that are a container's."""
@@ -162,6 +165,10 @@ class Whose:
         if one.protocol == socket.IPPROTO_UDP:
             return self._datagram(one, direct)
         anywhere = (raw, ANY4 if raw[:12] == ANY4[:12] else ANY6, ANY6)
+        for at in anywhere[:2]:
+            tenant, asked_port = self.led.get((at, port), (0, 0))
+            if tenant and direct in (0, tenant):
+                return Owned(tenant, (raw, asked_port), self._shown(one.peer), True, one)
         for at in anywhere:
             stamp = listeners.get((direct, (at, port)))
             if stamp:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from graft import protocol
-from graft.daemon import admission_users
+from graft.daemon import admission_users, moves
 from graft.daemon.admin import Admin, Reply
 from graft.daemon.admission import admit_target, peer_endpoints
 from graft.daemon.admission_users import User
@@ -53,7 +53,15 @@ READING = (
     protocol.StatsAll,
     protocol.Status,
 )
-CHANGING = (protocol.Run, protocol.EndpointAdd, protocol.EndpointDel, protocol.RuleAdd, protocol.RuleDel)
+CHANGING = (
+    protocol.Run,
+    protocol.EndpointAdd,
+    protocol.EndpointDel,
+    protocol.EndpointMove,
+    protocol.RuleAdd,
+    protocol.RuleDel,
+    protocol.RuleMove,
+)
 OF_ENGINES = (protocol.Prepare, protocol.Attach, protocol.Attached, protocol.Detach)
 
 
@@ -172,6 +180,26 @@ class Users(Admin):
         admission_users.check_rules(registry, user, given.publications, given.egress)
         known = {**self._known(connection), **tenant.endpoints}
         admission_users.check_own_endpoints(registry, user, known, given.ingress, given.egress)
+
+    def _pair(self, connection: Connection, request: protocol.EndpointMove | protocol.RuleMove) -> moves.Pair:
+        pair = super()._pair(connection, request)
+        more = len(request.publish) if isinstance(request, protocol.RuleMove) else len(pair.source.ingress)
+        admission_users.check_count(admission_users.count_rules(pair.target) + more)
+        return pair
+
+    def _check_moved(self, connection: Connection, pair: moves.Pair, name: str) -> None:
+        endpoint, granted = pair.source.endpoints[name], self._known(connection).get(name)
+        if endpoint.by_user:
+            known = {name: endpoint}
+            admission_users.check_own_endpoints(
+                self.tenancy.registry, connection.user, known, pair.source.ingress, []
+            )
+        elif granted is None or (granted.address, granted.port) != (endpoint.address, endpoint.port):
+            raise Refused(
+                f"endpoint '{name}' is not granted to you any more",
+                hint=f"root may grant it: {users_path()}",
+                code="EACCES",
+            )
 
     # -- looking --
 

@@ -1,14 +1,19 @@
-"""Which ports the host's own programs have on the wildcard address, from /proc/net (proc_net(5))."""
+"""Who listens: the host's own programs, from /proc/net (proc_net(5)), and a container's, from graft's maps."""
 
 import contextlib
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from graft.kernel.addresses import ephemeral_ports
+from graft.kernel.maps import Map
+from graft.rules.address import Address
 
 TABLES = Path("/proc/net")
 LISTENING = {"tcp": "0A", "udp": "07"}  # TCP_LISTEN; of UDP TCP_CLOSE: not connected (include/net/tcp_states.h)
+TABLE_KEY = struct.Struct("=I16sHH")  # struct graft_listener_key
+TABLE = struct.Struct("=QQQ")  # struct graft_listening
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 
@@ -56,3 +61,11 @@ def _entries(path: Path, state: str) -> Iterator[tuple[int, int]]:
             yield int(port, 16), int(fields[7])
         elif fields[3] != state and path.name.startswith("tcp"):
             return
+
+
+def listens(maps: Mapping[str, Map], tenant: int, address: Address, port: int) -> bool:
+    """Does a program of the tenant's listen at what it calls @port of @address (csrc/listeners.bpf.h)? Any thread."""
+    kept = maps["listening"].get(tenant.to_bytes(4, "little"))
+    slots = TABLE.unpack(kept)[2] if kept else 0
+    keys = (TABLE_KEY.pack(tenant, address.raw, port, slot) for slot in range(slots.bit_length()))
+    return any(maps["listeners"].get(key) is not None for key in keys)

@@ -9,7 +9,7 @@ Sources: linux/inet_diag.h, linux/sock_diag.h, linux/tcp.h, net/ipv4/inet_diag.c
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from graft.kernel.diag import (
@@ -32,12 +32,12 @@ INET_DIAG_INFO, INET_DIAG_SK_BPF_STORAGES = 2, 20
 REQ_SK_BPF_STORAGES, REQ_MAP_FD = 2, 1  # INET_DIAG_REQ_*, SK_DIAG_BPF_STORAGE_REQ_*
 STORAGE_VALUE = 3  # SK_DIAG_BPF_STORAGE_MAP_VALUE
 NESTED = 0x8000  # NLA_F_NESTED
-EVERY_STATE = 0xFFFFFFFF
+EVERY_STATE = 0xFFFFFFFF & ~(1 << 6)  # but for TIME-WAIT
 STATES = (
     *("", "ESTAB", "SYN-SENT", "SYN-RECV", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSE"),
     *("CLOSE-WAIT", "LAST-ACK", "LISTEN", "CLOSING", "NEW-SYN-RECV"),
 )  # as ss(8) calls them; the numbers are of net/tcp_states.h
-TIME_WAIT = 6
+LISTENING, HALF_OPEN = 1 << 10, 1 << 3  # of TCP; the kernel counts requests (NEW-SYN-RECV) as SYN-RECV
 PATIENCE = 5.0  # seconds
 # struct inet_diag_msg: family, state, timer, retransmissions; ports, addresses, device, cookie; expires, rqueue,
 # wqueue, uid, inode
@@ -73,22 +73,28 @@ class Open(NamedTuple):
     rate: int = 0
 
 
-def open_sockets(stamps: int) -> Iterator[Open]:
+def open_sockets(
+    stamps: int,
+    *,
+    protocols: Iterable[int] = (socket.IPPROTO_TCP, socket.IPPROTO_UDP),
+    states: int = EVERY_STATE,
+    port: int = 0,
+) -> Iterator[Open]:
     """The TCP and UDP sockets of the calling thread's netns, but for TIME-WAIT. @stamps: the descriptor of the map.
 
-    Raises OSError.
+    @states: a bit for each state that is asked for. @port: at this port alone; 0: at any. Raises OSError.
     """
-    for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+    for protocol in protocols:
         for family in (socket.AF_INET, socket.AF_INET6):
             with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG) as sock:
                 sock.settimeout(PATIENCE)
-                sock.send(_question(family, protocol, stamps))
+                sock.send(_question(family, protocol, stamps, states, port))
                 yield from _answers(sock, protocol)
 
 
-def _question(family: int, protocol: int, stamps: int) -> bytes:
-    states = EVERY_STATE & ~(1 << TIME_WAIT)
-    asked = QUESTION.pack(family, protocol, 1 << INET_DIAG_INFO - 1, 0, states, bytes(48))
+def _question(family: int, protocol: int, stamps: int, states: int, port: int) -> bytes:
+    at = port.to_bytes(2, "big") + bytes(46)  # struct inet_diag_sockid
+    asked = QUESTION.pack(family, protocol, 1 << INET_DIAG_INFO - 1, 0, states, at)
     which = ATTRIBUTE.pack(8, REQ_MAP_FD) + struct.pack("=i", stamps)
     asked += ATTRIBUTE.pack(ATTRIBUTE.size + len(which), REQ_SK_BPF_STORAGES | NESTED) + which
     return HEADER.pack(HEADER.size + len(asked), SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, 0, 0) + asked

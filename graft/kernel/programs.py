@@ -37,6 +37,7 @@ from graft.kernel.libbpf import (
     print_callback,
 )
 from graft.kernel.links import Attachable, attached, leave, program_number, take_back
+from graft.kernel.listening import TABLE
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.reports import REPORTS, Reports
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
@@ -46,7 +47,7 @@ from graft.rules.address import Address
 from graft.rules.limits import Limits
 from graft.rules.slices import SLICE_LOOPBACKS
 from graft.rules.sysctl import NUMBERS_WORDS, PRIVATE_PORTS, taken_ports
-from graft.rules.tables import ENDPOINT, OWNER, PIN
+from graft.rules.tables import ENDPOINT, LED, OWNER, PIN
 
 ABI = 4
 MAPS = (
@@ -78,6 +79,8 @@ MAPS = (
     "client_ports",
     "dynamic_ports",
     "served_ports",
+    "led",
+    "led_ports",
     "asker_tables",
     "budgets",
     "ports",
@@ -124,7 +127,6 @@ SERVED = struct.Struct("=II")
 CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
 LOOPBACKS_SIZE = 8 * SLICE_LOOPBACKS
-LISTENING = struct.Struct("=QQQ")
 LEASH = struct.Struct("=QQII")
 NUMBERS_KINDS = 4
 NUMBERS = struct.Struct("=II")
@@ -204,7 +206,7 @@ class Kernel:
             "slices": 4,
             "loopbacks": LOOPBACKS_SIZE,
             "listeners": 8,
-            "listening": LISTENING.size,
+            "listening": TABLE.size,
             "udp_ports": 4,
             "reserved": 4,
             "usage": USAGE.size,
@@ -212,6 +214,8 @@ class Kernel:
             "dynamic_ports": 4,
             "abroad_ports": 4,
             "served_ports": SERVED.size,
+            "led": LED.size,
+            "led_ports": 8,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
             "allowed": 4,

@@ -63,9 +63,12 @@ PINNED_KEY = struct.Struct("=II16s")
 PIN = struct.Struct("=Q")
 SERVICE_KEY = struct.Struct("=IH2x16s")
 OWNER = struct.Struct("=IIII")
+LED_KEY = struct.Struct("=I16s2s2x")
+LED = struct.Struct("=I16sHH")
 INGRESS_FIXED_BITS = 32 + 32 + 128
 EGRESS_FIXED_BITS = 64
 ALLOWED_FIXED_BITS = 64
+LED_FIXED_BITS = 128
 
 SERVICE_PLAIN = 1
 SERVICE_NAMED = 2
@@ -175,12 +178,12 @@ def _address(endpoint: Endpoint) -> bytes:
 
 
 def compile_ingress(
-    tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint]
+    tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint], led: Container[str] = ()
 ) -> dict[bytes, bytes]:
-    """Entries of the map `ingress`.
+    """Entries of the map `ingress`. @led: the endpoints that compile_led() has.
 
     A rule whose endpoint does not exist, or is not there to serve, has entries that stand for no rule: its ports do
-    not fall to a wider one.
+    not fall to a wider one. So has one whose connections are led: its servers are where they were before the move.
     """
     entries = {}
     for protocol in sorted({p for rule in rules for p in rule.protocols}):
@@ -188,7 +191,8 @@ def compile_ingress(
             rule = segment.rule
             endpoint = endpoints.get(rule.endpoint)
             value = NO_INGRESS
-            if endpoint and endpoint.serves:
+            moved = rule.endpoint in led and protocol == socket.IPPROTO_TCP
+            if endpoint and endpoint.serves and not moved:
                 span = endpoint.span if endpoint.span > 1 else 0
                 place, exclusive = _place(endpoint), int(endpoint.published)
                 value = INGRESS_VALUE.pack(_address(endpoint), endpoint.port, rule.first, span, place, exclusive)
@@ -197,6 +201,22 @@ def compile_ingress(
                 length = INGRESS_FIXED_BITS + bits
                 key = INGRESS_KEY.pack(length, tenant, protocol, family, 0, rule.address.raw, port.to_bytes(2, "big"))
                 entries[key] = value
+    return entries
+
+
+def compile_led(
+    tenant: int, rules: Sequence[IngressRule], endpoints: Mapping[str, Endpoint], led: Container[str]
+) -> dict[bytes, bytes]:
+    """Entries of the map `led`: what arrives by TCP at the endpoints @led, which were moved to a tenant."""
+    entries: dict[bytes, bytes] = {}
+    for rule in rules:
+        endpoint = endpoints.get(rule.endpoint) if rule.endpoint in led else None
+        if not endpoint or not endpoint.serves or not endpoint.address or socket.IPPROTO_TCP not in rule.protocols:
+            continue
+        asked = bytes(16) if rule.address.any else rule.address.raw
+        for port, bits in port_prefixes(endpoint.port, endpoint.port + endpoint.span - 1):
+            key = LED_KEY.pack(LED_FIXED_BITS + bits, endpoint.address.raw, port.to_bytes(2, "big"))
+            entries.setdefault(key, LED.pack(tenant, asked, endpoint.port, rule.first))
     return entries
 
 
@@ -307,6 +327,7 @@ def compile_tables(
     named: bool = False,
     policy: Policy | None = None,
     asks: bool = False,
+    led: Container[str] = (),
 ) -> Tables:
     """All entries and flags of one tenant's policy.
 
@@ -314,6 +335,7 @@ def compile_tables(
     their sockets. @home: the tenant's namespace
     is the host's own, whose loopback it may reach anyway. @added: as compile_holders(). @named: graftd's resolver has
     names for it. @policy: what it is allowed to reach, of that; None: all. @asks: its queries for names go to graftd.
+    @led: as compile_ingress().
     """
     out = compile_egress(tenant, egress, endpoints, owned, host=egress_host)
     leaves = any(value != NO_EGRESS for value in out.values())
@@ -327,7 +349,7 @@ def compile_tables(
     if policy:
         flags |= TENANT_ALLOW | (TENANT_LEARN if policy.learns else 0)
     flags |= TENANT_NAMES if asks or policy else 0
-    entries = compile_ingress(tenant, ingress, endpoints)
+    entries = compile_ingress(tenant, ingress, endpoints, led)
     binds, destinations = compile_names(tenant, endpoints)
     return Tables(
         entries | binds,

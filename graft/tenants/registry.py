@@ -51,32 +51,11 @@ from graft.rules.endpoint import (
 from graft.rules.slices import SLICE_GROUP, dynamic_address
 from graft.rules.sysctl import private_ports
 from graft.rules.tables import KEY_SIZES, NOTHING, OWNER
+from graft.tenants.leads import Leads
 from graft.tenants.state import VERSION, dump, restore
-from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, needs_swap
+from graft.tenants.tenant import CONTAINER, SLICES, Known, Place, Table, Tenant, check_use, needs_swap
 
 SCOPES, SCOPES_INSIDE = 40000, 256
-
-
-def check_use(tenant: Tenant, endpoint: Endpoint, *, leave: bool) -> None:
-    """Raise Refused if a rule of @tenant may not name this endpoint of its table; @leave: it is an egress rule.
-
-    A publication, and an endpoint that was imported for a container's ingress rule, say where a server may be bound:
-    a connection from there would reach what the container may not, such as the host's loopback. One that was imported
-    for an egress rule is no place for a server. What a container itself imports it is given by the rule.
-    """
-    gives = tenant.kind == CONTAINER and endpoint.imported
-    if leave and not (endpoint.leaves or (gives and not endpoint.published)):
-        raise Refused(
-            f"endpoint '{endpoint.name}' is there to bind to, not to connect from",
-            hint="name another one, or give the container an egress rule with it",
-            code="EACCES",
-        )
-    if not leave and not (endpoint.serves or gives):
-        raise Refused(
-            f"endpoint '{endpoint.name}' is there to connect from, not to bind to",
-            hint="name another one, or give the container an ingress rule with it",
-            code="EACCES",
-        )
 
 
 class Registry(Known):
@@ -84,6 +63,7 @@ class Registry(Known):
 
     def __init__(self, kernel: Kernel, state: Path) -> None:
         self.kernel = kernel
+        self.leads = Leads(kernel.maps)
         self.state = state
         self.home = linux.netns_inode()
         self.ipv6 = has_ipv6()
@@ -178,6 +158,7 @@ class Registry(Known):
         self.kernel.maps["tenants"].delete(tenant.id.to_bytes(4, "little"))
         self.kernel.forget(tenant.id)
         self.tenants.pop(tenant.id, None)
+        self.leads.write(self.tenants.values())
         self.scopes.pop(tenant.scope, None)
         tenant.close()
         for own in tenant.given:
@@ -253,6 +234,7 @@ class Registry(Known):
         Raises OSError, ENOSPC if a map is full; then the maps are as before.
         """
         changed = tenant.kind == CONTAINER and tenant.note_uses()
+        self.leads.write(self.tenants.values())  # first: what is moved goes to the one or to the other
         tables = tenant.compile(self.added, self.pod_resolvers)
         maps = self.kernel.maps
         named = [(tables.maps()[i], tenant.installed.maps()[i], name) for i, (name, _) in enumerate(KEY_SIZES)]
@@ -291,6 +273,7 @@ class Registry(Known):
         for tenant in self.tenants.values():
             if tenant.kind == CONTAINER:
                 tenant.note_uses()
+        self.leads.write(self.tenants.values())
         wanted = [tenant.compile(self.added, self.pod_resolvers) for tenant in self.tenants.values()]
         for index, (name, key_size) in enumerate(KEY_SIZES):
             keep = {key for tables in wanted for key in tables.maps()[index]}

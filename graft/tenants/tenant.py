@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from graft.errors import Refused
 from graft.kernel import direct, linux
 from graft.kernel.cgroup import cgroup_of
 from graft.kernel.programs import TENANT
@@ -96,6 +97,7 @@ class Rules(NamedTuple):
     publications: list[Publication]
     endpoints: dict[str, Endpoint]
     members: dict[str, Member]
+    led: set[str]
 
 
 def saved_as(key: str) -> dict[str, str]:
@@ -144,6 +146,7 @@ class Tenant:
     ingress: list[IngressRule] = field(default_factory=list)
     egress: list[EgressRule] = field(default_factory=list)
     publications: list[Publication] = field(default_factory=list)
+    led: set[str] = field(default_factory=set)  # endpoints that were moved to it: TCP is led to its listeners
     kind: str = CONTAINER
     wide: bool = False  # has its loopback further addresses? Not where an earlier graftd has begun it
     egress_host: bool = True
@@ -341,6 +344,7 @@ class Tenant:
             named=bool(self.attached),
             policy=self.policy,
             asks=self.asks_graft and not self.parent,
+            led=self.led,
         )
 
     def value(self, flags: int) -> bytes:
@@ -358,11 +362,12 @@ class Tenant:
             list(self.publications),
             dict(self.table.endpoints),
             dict(self.members),
+            set(self.led),
         )
 
     def restore(self, rules: Rules) -> None:
         """Undo changes that `apply` has not brought to the kernel."""
-        self.ingress, self.egress, self.publications, self.table.endpoints, self.members = rules
+        self.ingress, self.egress, self.publications, self.table.endpoints, self.members, self.led = rules
 
     def close(self) -> None:
         """Close the descriptor of the namespace, and unlink the unix sockets that the tenant has bound."""
@@ -373,6 +378,28 @@ class Tenant:
         if self.netns_fd >= 0:
             os.close(self.netns_fd)
             self.netns_fd = -1
+
+
+def check_use(tenant: Tenant, endpoint: Endpoint, *, leave: bool) -> None:
+    """Raise Refused if a rule of @tenant may not name this endpoint of its table; @leave: it is an egress rule.
+
+    A publication, and an endpoint that was imported for a container's ingress rule, say where a server may be bound:
+    a connection from there would reach what the container may not, such as the host's loopback. One that was imported
+    for an egress rule is no place for a server. What a container itself imports it is given by the rule.
+    """
+    gives = tenant.kind == CONTAINER and endpoint.imported
+    if leave and not (endpoint.leaves or (gives and not endpoint.published)):
+        raise Refused(
+            f"endpoint '{endpoint.name}' is there to bind to, not to connect from",
+            hint="name another one, or give the container an egress rule with it",
+            code="EACCES",
+        )
+    if not leave and not (endpoint.serves or gives):
+        raise Refused(
+            f"endpoint '{endpoint.name}' is there to connect from, not to bind to",
+            hint="name another one, or give the container an ingress rule with it",
+            code="EACCES",
+        )
 
 
 def needs_swap(
@@ -417,8 +444,8 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
 def rule_documents(tenant: Tenant) -> dict[str, Any]:
     """A tenant's rules in JSON, as `graft rule show -j` prints them.
 
-    `allow` is its list of destinations, if it has one. `dangling` are names of endpoints that rules name and that are
-    not there, by whatever they were deleted.
+    `moved` are the endpoints that were moved to it while it ran. `allow` is its list of destinations, if it has one.
+    `dangling` are names of endpoints that rules name and that are not there, by whatever they were deleted.
     """
     named = {rule.endpoint for rule in tenant.ingress} | {rule.endpoint for rule in tenant.egress}
     return {
@@ -426,6 +453,7 @@ def rule_documents(tenant: Tenant) -> dict[str, Any]:
         "ingress": [{"rule": str(r), "protocols": [PROTOCOL_NAME[p] for p in r.protocols]} for r in tenant.ingress],
         "egress": [str(r) for r in tenant.egress],
         "dangling": sorted(named - tenant.table.endpoints.keys()),
+        "moved": sorted(tenant.led),
         "egress_default": "host" if tenant.egress_host else "none",
         "strict": tenant.strict,
         **({"allow": list(tenant.asked.allow)} if tenant.asked.allow else {}),

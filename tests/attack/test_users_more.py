@@ -6,6 +6,7 @@ import pytest
 from graft import __version__
 from graft.bench.lab import GRAFT, wait_for
 from tests.attack.test_users import tries, unharmed, users, victim  # noqa: F401
+from tests.conftest import python
 
 
 def test_an_endpoint_from_before_a_grant_was_taken_back(users, unharmed):
@@ -26,6 +27,45 @@ def test_an_endpoint_from_before_a_grant_was_taken_back(users, unharmed):
     users.grant("")
     for name in ("low", "gate"):
         users.by("bob", "endpoint", "del", name, check=True)
+
+
+BIND = "import socket; s = socket.create_server(('', 80)); print('up', flush=True); s.accept()"
+
+
+def listening(users, user, name, *options):
+    process = users.spawn_by(user, "--name", name, *options, *python(BIND), stdout=-1)
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_moves_are_of_ones_own(users, unharmed):
+    """Neither from another's container nor to one, nor what another has at an endpoint that both may use."""
+    users.graft("endpoint", "add", "both", "type", "ipv4", "addr", "10.77.0.1", "port", "8400", check=True)
+    users.grant("[users.alice]\nendpoints = ['both']\n[users.bob]\nendpoints = ['both']\n")
+    hers = listening(users, "alice", "hers", "-i", "0.0.0.0:80=both")
+    his = [
+        users.spawn_by("bob", "--name", "has", "-p", "8401:80", "-i", "0.0.0.0:81=both", "sleep", "60"),
+        listening(users, "bob", "gets"),
+    ]
+    wait_for(lambda: "has" in users.by("bob", "ps").stdout, "bob's")
+    words = {
+        "from hers": ("endpoint", "both", "hers", "gets", "no container 'hers' of yours runs"),
+        "to hers": ("rule", "8401:80", "has", "hers@alice", "no container 'hers@alice' of yours runs"),
+        "what she has": ("endpoint", "both", "has", "gets", "container 'has' does not serve at 10.77.0.1:8400: another program does"),
+    }
+    for kind, what, source, target, told in words.values():
+        name = ("-p", what) if kind == "rule" else (what,)
+        done = users.refused(users.command("bob", GRAFT, kind, "move", *name, "--from", source, "--to", target), 1, told)
+        assert "alice" not in done.stderr.replace("hers@alice", "")
+    users.end(hers)
+    users.grant("")
+    told = "endpoint 'both' is not granted to you any more"
+    users.refused(users.command("bob", GRAFT, "endpoint", "move", "both", "--from", "has", "--to", "gets"), 1, told)
+    users.by("bob", "rule", "move", "-p", "8401:80", "--from", "has", "--to", "gets", check=True)
+    assert users.client(*python("import socket; socket.create_connection(('10.77.0.1', 8401), 5)")).returncode == 0
+    for process in his:
+        users.end(process)
+    users.graft("endpoint", "del", "both", check=True)
 
 
 LONG = {

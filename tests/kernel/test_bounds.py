@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from graft.kernel.programs import ASKERS, LISTENING, PORTS, SERVED, SERVED_KEY
+from graft.kernel.listening import TABLE
+from graft.kernel.programs import ASKERS, PORTS, SERVED, SERVED_KEY
 from graft.rules import tables
 from graft.rules.address import parse_address
 from graft.rules.limits import Limits
@@ -61,7 +62,7 @@ def test_listeners_have_room_for_others(world: World):
     """One container's listeners fill its share of the table; what is beyond is told, and is there on the loopback."""
     world.own("10.88.0.5")
     world.tenant(tables.TENANT_EGRESS, own4="10.88.0.5")
-    world.kernel.maps["listening"].update(KEY, LISTENING.pack(LISTENERS_MAX - 1, 0, 0))
+    world.kernel.maps["listening"].update(KEY, TABLE.pack(LISTENERS_MAX - 1, 0, 0))
     servers = []
     for port in (80, 81):
         servers.append(world.sock())
@@ -74,7 +75,7 @@ def test_listeners_have_room_for_others(world: World):
     assert world.kernel.counters(TENANT_ID) == {("listen", "no port is left that the kernel may choose"): 1}
     for server in servers:
         server.close()
-    assert LISTENING.unpack(world.kernel.maps["listening"].get(KEY) or b"")[0] == LISTENERS_MAX - 1
+    assert TABLE.unpack(world.kernel.maps["listening"].get(KEY) or b"")[0] == LISTENERS_MAX - 1
     world.kernel.forget(TENANT_ID)
     assert world.kernel.maps["listening"].get(KEY) is None
 

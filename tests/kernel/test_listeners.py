@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from graft.kernel.programs import LISTENING
+from graft.kernel.listening import TABLE
 from graft.rules import slices, tables
 from tests.kernel.harness import SLOT, TENANT_ID, World, isolated
 
@@ -138,7 +138,7 @@ def test_the_kernel_chooses_within_a_group(world: World):
 
 def count(world: World) -> int:
     """How many entries of `listeners` are counted as the tenant's."""
-    used, _, _ = LISTENING.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or bytes(24))
+    used, _, _ = TABLE.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or bytes(24))
     return int(used)
 
 
@@ -193,7 +193,7 @@ def test_a_datagram_goes_to_the_containers_socket_alone(world: World):
     for sock in (sender, servers[20]):
         sock.close()
     assert list(world.kernel.maps["udp_ports"].keys(8)) == []
-    assert LISTENING.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or b"")[1] == 0
+    assert TABLE.unpack(world.kernel.maps["listening"].get(TENANT_ID.to_bytes(4, "little")) or b"")[1] == 0
 
 
 @isolated

@@ -10,7 +10,7 @@ import pytest
 from graft.errors import Refused
 from graft.rules.address import parse_address
 from graft.rules.tables import KEY_SIZES
-from graft.tenants import attachments, publish, registry
+from graft.tenants import attachments, leads, publish, registry
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import Table
 
@@ -48,7 +48,7 @@ class FakeKernel:
     def __init__(self):
         self.log: list[Any] = []
         names = [name for name, _ in KEY_SIZES]
-        self.maps = {name: FakeMap(name, self.log) for name in (*names, "tenants", "stamps")}
+        self.maps = {name: FakeMap(name, self.log) for name in (*names, "tenants", "stamps", "led", "led_ports")}
         self.limits = {}
 
     def limit(self, tenant, limits, _private):
@@ -112,7 +112,8 @@ class FakeHost:
 
 def make_registry(monkeypatch, directory):
     """A registry on a fake kernel, of a host that has IPv4 alone, with its state in @directory."""
-    monkeypatch.setattr(publish, "Stamper", FakeStamper)
+    for module in (publish, leads):
+        monkeypatch.setattr(module, "Stamper", FakeStamper)
     monkeypatch.setattr(registry, "has_ipv6", lambda: False)
     kernel: Any = FakeKernel()
     return Registry(kernel, directory / "state.json")

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import pytest
 
 import graft
-from graft.kernel import denials, direct, holders, linux, programs, reports, stamps, traffic, traps
+from graft.kernel import denials, direct, holders, linux, listening, programs, reports, stamps, traffic, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, sysctl, tables
+from graft.tenants import leads
 from graft.trap import deputy, family, journal, listener, spent
 
 ROOT = Path(__file__).parents[3]
@@ -62,7 +63,7 @@ SAME = {
     "NAMES4_NET NAMES4_MASK",
     tables: "TENANT_EGRESS TENANT_STRICT TENANT_REPLIES TENANT_HOME TENANT_VERBOSE TENANT_SERVES4 TENANT_SERVES6 "
     "TENANT_ABROAD TENANT_DIRECT TENANT_PLAIN TENANT_ALLOW TENANT_LEARN TENANT_NAMES TENANT_WATCHED TENANT_PACED ALLOWED_FIXED_BITS RESOLVER6_INDEX PLACE_UNIX PLACE_NOWHERE HOLDER_LOCAL HOLDER_DEVICE "
-    "INGRESS_FIXED_BITS EGRESS_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
+    "INGRESS_FIXED_BITS EGRESS_FIXED_BITS LED_FIXED_BITS SERVICE_PLAIN SERVICE_NAMED",
     journal: "SUP_FORWARD SUP_IDLE SUP_BESIDE SLOT_FREE SLOT_HELD SLOT_FORWARDED",
     linux: "AF_GRAFT IPPROTO_GRAFT",
     reports: "REPORTS_ALL",
@@ -89,6 +90,7 @@ VALUES |= {
     "NUMBERS_KINDS": programs.NUMBERS_KINDS,
     "NUMBERS_ALL": sysctl.NUMBERS_WORDS * programs.NUMBERS_KINDS,
     "OWNED_WORDS": holders.OWNED_WORDS,
+    "LED_WORDS": 65536 // leads.WORD,
     "ASKERS_SETS": programs.ASKERS_SETS,
     "ASKERS_WAYS": programs.ASKERS_WAYS,
     "ASKERS_ALL": programs.ASKERS_SETS * programs.ASKERS_WAYS,
@@ -152,7 +154,10 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
     "graft_owned": (struct.Struct("="), "", {"bits": 0}),
     "graft_loopbacks": (struct.Struct("="), "", {"ip": 0}),
-    "graft_listening": (programs.LISTENING, "used udp slots", {}),
+    "graft_listener_key": (listening.TABLE_KEY, "tenant ip port slot", {}),
+    "graft_led_key": (tables.LED_KEY, "prefixlen ip port_be pad", {}),
+    "graft_led": (tables.LED, "tenant ip first inside", {}),
+    "graft_listening": (listening.TABLE, "used udp slots", {}),
     "graft_usage": (programs.USAGE, "sockets udp sockets_max udp_max", {}),
     "graft_probe": (stamps.PROBE, "tenant over", {}),
     "graft_stamp": (stamps.STAMP, "tenant flags place local local_real peer peer_real", {}),
@@ -197,7 +202,6 @@ STRUCTS_C_ONLY = {
     "graft_claim_key": "written and read by programs alone",
     "graft_claim": "written and read by programs alone",
     "graft_claimed": "written and read by programs alone",
-    "graft_listener_key": "written and read by programs alone",
     "graft_udp_key": "written and read by programs alone",
     "graft_udp_place": "written and read by programs alone",
     "graft_abroad_key": "written and read by programs alone",

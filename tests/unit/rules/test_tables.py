@@ -79,6 +79,39 @@ def test_ingress_is_the_first_matching_rule(rules, address, port, protocol):
         assert (found and found.address and found.address.raw) == (expected and expected[0])
 
 
+def look_up_led(entries, address, port):
+    """To whom, and to which of its ports, as led_at() in csrc/led.bpf.h has it."""
+    for at in (address.raw, ANY4 if address.v4 else ANY6):
+        value = longest_prefix(entries, tables.LED_KEY.pack(0, at, port.to_bytes(2, "big"))[4:])
+        if value:
+            tenant, _, first, inside = tables.LED.unpack(value)
+            return tenant, inside + port - first
+    return None
+
+
+@given(st.integers(1, 60000), st.integers(1, 400), st.integers(1, 60000), st.booleans())
+def test_what_is_led_has_the_ports_of_its_publication(host, span, first, v4):
+    endpoints = {"p": Endpoint("p", Address(ANY4 if v4 else ANY6), host, span, published=True)}
+    rules = [IngressRule(Address(ANY4 if v4 else ANY6), first, first + span - 1, "p", (TCP,))]
+    entries = tables.compile_led(7, rules, endpoints, {"p"})
+    here = Address(MAPPED + bytes([192, 0, 2, 1])) if v4 else Address(bytes([32] + [1] * 15))
+    for n in (0, span // 2, span - 1):
+        assert look_up_led(entries, here, host + n) == (7, first + n)
+    assert look_up_led(entries, here, host - 1) is look_up_led(entries, here, host + span) is None
+    assert tables.compile_led(7, rules, endpoints, ()) == {}
+    kept = tables.compile_ingress(7, rules, endpoints, {"p"})
+    assert look_up_ingress(kept, 7, TCP, rules[0].address, first) is None, "a bind there is private"
+    assert kept.keys() == tables.compile_ingress(7, rules, endpoints).keys(), "nor does it fall to a wider rule"
+
+
+def test_an_endpoint_that_is_led_keeps_its_udp():
+    rules = [parse_ingress("0.0.0.0:80=a")]
+    entries = tables.compile_ingress(7, rules, ENDPOINTS, {"a"})
+    assert look_up_ingress(entries, 7, TCP, Address(ANY4), 80) is None
+    assert look_up_ingress(entries, 7, UDP, Address(ANY4), 80)[1] == 8080
+    assert len(tables.compile_led(7, rules, ENDPOINTS, {"a"})) == 1
+
+
 @given(st.integers(0, 65535), st.integers(0, 65535))
 def test_port_prefixes_cover_exactly(a, b):
     first, last = min(a, b), max(a, b)

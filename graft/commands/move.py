@@ -1,0 +1,46 @@
+"""What `graft endpoint move` and `graft rule move` share."""
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from graft.client import call
+from graft.commands.options import Command
+from graft.errors import Refused
+
+RETRY = 0.05  # seconds
+
+
+def move_options(function: Command) -> Command:
+    """Add the options --from, --to and --wait to a command."""
+    for decorate in (
+        click.option(
+            "--wait",
+            "seconds",
+            type=click.FloatRange(0, 86400),
+            default=0.0,
+            metavar="SECONDS",
+            help="Wait so long for the server of --to to listen.",
+        ),
+        click.option("--to", "target", required=True, metavar="CONTAINER", help="The container that gets it."),
+        click.option("--from", "source", required=True, metavar="CONTAINER", help="The container that has it."),
+    ):
+        function = decorate(function)
+    return function
+
+
+def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) -> None:
+    """Ask graftd for a move, again for @seconds while the target does not listen. Raises GraftError."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            done = call(op, start=False, source=source, target=target, **what)
+            break
+        except Refused as error:
+            if error.code != "EAGAIN" or time.monotonic() > until:
+                raise
+        time.sleep(RETRY)
+    if done["waiting"]:
+        click.echo(f"graft: {done['waiting']} connections still wait for '{source}' to accept them", file=sys.stderr)
