@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from graft.errors import UsageError
-from graft.kernel.addresses import nameservers
+from graft.kernel.addresses import nameservers, parse_nameserver
 from graft.log import log
-from graft.rules.address import Address, parse_address
-from graft.rules.request import parse_resolver
+from graft.rules.tables import DNS_PORT
 from graft.tenants.tenant import Tenant
 
 SECONDS = 1.0  # for which nameservers are remembered
@@ -39,11 +38,11 @@ class Nameservers:
             self.known, self.until = {}, now + SECONDS
         known = self.known
         if tenant.id not in known:
-            asked = [parse_resolver(text) for text in tenant.asked.resolver] if tenant.asks_graft else []
-            known[tenant.id] = [str(a) for a in asked or self._of_docker(tenant) or nameservers()]
+            asked = list(tenant.asked.resolver) if tenant.asks_graft else []
+            known[tenant.id] = asked or self._of_docker(tenant) or nameservers()
         return known[tenant.id]
 
-    def _of_docker(self, tenant: Tenant) -> list[Address]:
+    def _of_docker(self, tenant: Tenant) -> list[str]:
         directories = [member.directory for member in list(tenant.members.values()) if member.directory]
         asked = [text for place in directories for text in _listed(Path(place, "hostconfig.json"), "Dns")]
         if directories and not asked:
@@ -54,6 +53,15 @@ class Nameservers:
 def family_of(address: str) -> int:
     """The family of an address in text."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def where_to_ask(nameserver: str) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Where connect(2) goes for a nameserver in text, whose zone is a device of graftd's netns.
+
+    Raises OSError where there is no such device. The C library would take such a text for a name, and look it up.
+    """
+    address, zone = parse_nameserver(nameserver)
+    return (str(address), DNS_PORT, 0, socket.if_nametoindex(zone)) if zone else (str(address), DNS_PORT)
 
 
 def _listed(path: Path, key: str) -> list[str]:
@@ -68,11 +76,11 @@ def _listed(path: Path, key: str) -> list[str]:
         return []
 
 
-def _outside(texts: Iterable[str]) -> Iterable[Address]:
+def _outside(texts: Iterable[str]) -> Iterable[str]:
     for text in texts:
         try:
-            address = parse_address(text.partition("%")[0])
+            address, _ = parse_nameserver(text)
         except UsageError:
             continue
         if not address.loopback and not address.any:
-            yield address
+            yield text

@@ -43,7 +43,7 @@ from typing import NamedTuple
 from graft.engines.allowance import Allowance
 from graft.engines.messages import addresses_told, cut, refusal, upstream_query
 from graft.engines.names import NOTIMP, REFUSED, SERVFAIL, Names, failure, question_end
-from graft.engines.nameservers import Nameservers, family_of
+from graft.engines.nameservers import Nameservers, family_of, where_to_ask
 from graft.errors import Failure
 from graft.kernel import linux
 from graft.kernel.programs import CLIENT_KEY, Kernel
@@ -274,7 +274,7 @@ class Resolver:
             number = secrets.token_bytes(2)
             out = self._socket(socket.SOCK_DGRAM, family_of(server))
             try:
-                out.connect((server, DNS_PORT))
+                out.connect(where_to_ask(server))
                 out.send(number + asks[2:])
             except OSError as error:
                 log.debug("nameserver %s: %s", server, error)
@@ -399,7 +399,7 @@ class Resolver:
             try:
                 with self._socket(socket.SOCK_STREAM, family_of(server)) as out:
                     out.settimeout(EACH)
-                    out.connect((server, DNS_PORT))
+                    out.connect(where_to_ask(server))
                     out.sendall(struct.pack(">H", len(query)) + query)
                     reply = next(_messages(out), b"") or reply
             except (OSError, ValueError) as error:

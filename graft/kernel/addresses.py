@@ -189,20 +189,35 @@ def end_connections(address: Address) -> None:
 
 def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
     """The nameservers of resolv.conf(5) that listen on the host's own loopback, as systemd-resolved's stub does."""
-    return [a for a in nameservers(path) if a.loopback]
+    return [a for a, _ in map(parse_nameserver, nameservers(path)) if a.loopback]
 
 
-def nameservers(path: str = "/etc/resolv.conf") -> list[Address]:
-    """The nameservers of resolv.conf(5), in its order; none if @path cannot be read."""
+def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
+    """The nameservers of resolv.conf(5), in its order, as parse_nameserver() takes them; none if @path cannot be read."""
     try:
-        lines = Path(path).read_text(errors="replace").splitlines()
+        text = Path(path).read_text(errors="replace")
     except OSError:
         return []
+    return nameservers_in(text)
+
+
+def nameservers_in(text: str) -> list[str]:
+    """The nameservers that the @text of a resolv.conf(5) names."""
     found = []
-    for line in lines:
+    for line in text.splitlines():
         fields = line.split()
         if len(fields) < 2 or fields[0] != "nameserver":
             continue
         with contextlib.suppress(UsageError):
-            found.append(parse_address(fields[1].partition("%")[0]))
+            parse_nameserver(fields[1])
+            found.append(fields[1])
     return found
+
+
+def parse_nameserver(text: str) -> tuple[Address, str]:
+    """A nameserver's address, and the device that is its zone: "eth0" of fe80::1%eth0 (RFC 4007, 11); "": none.
+
+    Raises UsageError.
+    """
+    bare, _, zone = text.partition("%")
+    return parse_address(bare), zone

@@ -33,6 +33,11 @@ class Address(NamedTuple):
         return self.raw[12] == 127 if self.v4 else self.raw == bytes(15) + b"\x01"
 
     @property
+    def link_local(self) -> bool:
+        """Is it in fe80::/10, so that it means something on one device alone?"""
+        return self.raw[0] == 0xFE and self.raw[1] & 0xC0 == 0x80
+
+    @property
     def bits(self) -> int:
         """How many bits an address of this family has: 32 or 128."""
         return 32 if self.v4 else 128

@@ -98,8 +98,18 @@ def _egress_default(text: str | None) -> str | None:
 
 
 def parse_resolver(text: str) -> Address:
-    """`--resolver ADDR`: a nameserver, not in a container's slice of the loopback. Raises UsageError."""
-    address = parse_address(text)
+    """`--resolver ADDR`: a nameserver, not in a container's slice of the loopback. Raises UsageError.
+
+    A link-local address of IPv6 has its zone, a device of the host's (RFC 4007, 11), which is left out here.
+    """
+    bare, percent, zone = text.partition("%")
+    address = parse_address(bare)
+    if percent and (not address.link_local or not zone or len(zone) > NAME_MAX):
+        raise UsageError(
+            f"resolver {text} is no address with a device", hint="like fe80::1%eth0, which is link-local"
+        )
+    if address.link_local and not percent:
+        raise UsageError(f"resolver {text} is link-local, and lacks its device", hint=f"like {text}%eth0")
     if in_slices(address) or in_names(address) or address.any:
         raise UsageError(f"resolver {address} is not on the host's loopback", hint="one like 127.0.0.53")
     return address

@@ -354,7 +354,7 @@ def compile_tables(
     return Tables(
         entries | binds,
         out,
-        compile_services(tenant, () if policy else resolvers, named=named),
+        compile_services(tenant, () if policy or asks else resolvers, named=named),
         compile_holders(tenant, owned, added),
         {slice_number.to_bytes(4, "little"): tenant.to_bytes(4, "little")},
         compile_allowed(tenant, policy) if policy else {},

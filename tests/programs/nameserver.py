@@ -86,7 +86,7 @@ for address in addresses:
     udp, tcp = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     for sock in (udp, tcp):
-        sock.bind((address, 53))
+        sock.bind(socket.getaddrinfo(address, 53, type=socket.SOCK_DGRAM)[0][4])  # with the zone of a link-local one
     tcp.listen(64)
     threading.Thread(target=datagrams, args=(udp,), daemon=True).start()
     threading.Thread(target=streams, args=(tcp,), daemon=True).start()

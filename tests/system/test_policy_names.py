@@ -77,6 +77,20 @@ def test_raw_addresses_before_and_after_a_name(outside):
     assert first == {f"{CLIENT4}:8000": REFUSED}
 
 
+def test_a_nameserver_on_a_link(lab):
+    """Its address means something with its device alone (fe80::1%eth0)."""
+    shown = ("ip", "-6", "-br", "address", "show", "dev", "veth0", "scope", "link")
+    wait_for(lambda: not lab.host(*shown, "tentative").stdout.strip(), "an address that nobody else has")
+    link = lab.host(*shown).stdout.split()[2].partition("/")[0]
+    for outside in outsides(lab, f"{link}%veth0"):
+        for listed in (("--names",), ("--allow", "www.test")):
+            done = lab.graft("run", *listed, "--resolver", f"{link}%veth0", "getent", "hosts", "www.test")
+            assert done.stdout.split() == [CLIENT4, "www.test"], done.stderr
+        done = lab.graft("run", "--names", "--resolver", "fe80::1%none", "getent", "hosts", "www.test")
+        assert done.returncode == 2, "SERVFAIL at once"
+        assert "www.test A" in outside.queries()
+
+
 def test_both_families_and_chains(outside):
     outside.write(
         {

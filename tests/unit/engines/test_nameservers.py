@@ -1,12 +1,14 @@
 """Whom the resolver asks for a container: its engine's nameservers, or else the host's."""
 
 import json
+import socket
 from types import SimpleNamespace
 
 import pytest
 
 from graft.engines import nameservers
-from graft.engines.nameservers import Nameservers
+from graft.engines.nameservers import Nameservers, where_to_ask
+from graft.kernel.addresses import nameservers_in
 from graft.tenants.tenant import Member
 
 
@@ -31,7 +33,7 @@ def asked(tmp_path, monkeypatch):
         ({"Dns": []}, {"dns": ["10.0.0.2"]}, ["10.0.0.2"]),
         ({"Dns": None}, {}, ["192.0.2.53"]),
         ({"Dns": ["127.0.0.1", "::1", "0.0.0.0", "no address", 7]}, {}, ["192.0.2.53"]),
-        ({"Dns": ["fe80::1%eth0", "10.0.0.1"]}, {}, ["fe80::1", "10.0.0.1"]),
+        ({"Dns": ["fe80::1%eth0", "10.0.0.1"]}, {}, ["fe80::1%eth0", "10.0.0.1"]),
         ({"Dns": 5}, {"dns": {"a": 1}}, ["192.0.2.53"]),
         ([], None, ["192.0.2.53"]),
     ],
@@ -42,6 +44,18 @@ def test_dockers(asked, container, daemon, told):
 
 def test_files_that_are_none(asked):
     assert asked("{", "[" * 100_000) == ["192.0.2.53"]
+
+
+def test_a_zone_is_a_device():
+    assert where_to_ask("192.0.2.1") == ("192.0.2.1", 53)
+    assert where_to_ask("fe80::1%lo") == ("fe80::1", 53, 0, socket.if_nametoindex("lo"))
+    with pytest.raises(OSError, match="no interface with this name"):
+        where_to_ask("fe80::1%no-such-device")
+
+
+def test_a_file_of_the_hosts():
+    text = "# nameserver 1.1.1.1\nnameserver fe80::1%eth0\nnameserver 192.0.2.1 # first\nnameserver name\nnameserver\nsearch x\n"
+    assert nameservers_in(text) == ["fe80::1%eth0", "192.0.2.1"]
 
 
 def test_podman_asks_by_itself(asked):

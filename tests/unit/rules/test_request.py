@@ -22,6 +22,7 @@ from graft.rules.request import (
     check_options,
     needs_root,
     parse_request,
+    parse_resolver,
     with_label,
 )
 
@@ -174,6 +175,24 @@ def test_a_later_release_has_more_fields(directory):
     plain = msgspec.json.encode({"name": "web", "container": "c", "seal": ""})
     sealed = json.loads(plain) | {"seal": hmac.new(KEY, plain, hashlib.sha256).hexdigest()}
     assert is_sealed(json.dumps(sealed), directory)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("fe80::1", "is link-local, and lacks its device (like fe80::1%eth0)"),
+        ("fe80::1%", "is no address with a device"),
+        ("2001:db8::1%eth0", "is no address with a device"),
+        ("192.0.2.1%eth0", "is no address with a device"),
+        ("fe80::1%" + "x" * 16, "is no address with a device"),
+    ],
+)
+def test_a_resolver_of_one_device(text, told):
+    assert str(parse_resolver("fe80::1%eth0")) == "fe80::1"
+    check_options(Request(resolver=("fe80::1%eth0",), names="on"))
+    with pytest.raises(UsageError) as caught:
+        check_options(Request(resolver=(text,), names="on"))
+    assert f"--resolver: resolver {text} {told}" in f"{caught.value.message} ({caught.value.hint})"
 
 
 def test_a_resolver_anywhere_goes_with_a_list():
