@@ -29,12 +29,12 @@ from graft.rules.match import check_rule
 from graft.rules.request import Parsed, Request, needs_root, parse_container_name, parse_request
 from graft.tenants import attachments, publish
 from graft.tenants.accounts import check_netns
+from graft.tenants.attachment import Expected
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import (
     API,
     CONTAINER,
     WRAPPER,
-    Expected,
     Member,
     Table,
     Tenant,

@@ -19,7 +19,8 @@ from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
 from graft.rules.match import check_rule
 from graft.rules.request import parse_request
 from graft.tenants import attachments
-from graft.tenants.tenant import Expected, Tenant, names_need_swap, needs_swap
+from graft.tenants.attachment import Expected
+from graft.tenants.tenant import Tenant, names_need_swap, needs_swap
 
 CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 

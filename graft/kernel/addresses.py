@@ -193,7 +193,7 @@ def loopback_resolvers(path: str = "/etc/resolv.conf") -> list[Address]:
 
 
 def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
-    """The nameservers of resolv.conf(5), in its order, as parse_nameserver() takes them; none if @path cannot be read."""
+    """The nameservers of resolv.conf(5), as parse_nameserver() takes them; none if @path cannot be read."""
     try:
         text = Path(path).read_text(errors="replace")
     except OSError:

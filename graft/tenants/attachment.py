@@ -13,11 +13,28 @@ and attachment find each other by the network namespace.
 import contextlib
 import os
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+from graft.kernel import linux
 from graft.rules.address import Address, Prefix, parse_address, parse_prefix
 from graft.rules.own_address import Own, network_of
 from graft.rules.publication import Publication, fold, parse_publication
+
+
+class Expected(NamedTuple):
+    """A container that an engine is creating: its ports and addresses are taken while the creating process lives."""
+
+    pidfd: int
+    name: str
+    where: tuple[int, int]  # inode and cookie of the network namespace; (0, 0) if not known yet
+    publications: list[Publication]
+    owned: list[Own]
+    shared: bool  # will its sockets share port numbers?
+    until: float  # monotonic seconds
+
+    def holds(self) -> bool:
+        """May the container still come: does its creator live, and is there time left?"""
+        return linux.alive(self.pidfd) and time.monotonic() < self.until
 
 
 class Attachment:

@@ -15,9 +15,9 @@ from graft.rules.address import Address
 from graft.rules.own_address import Own
 from graft.rules.publication import Publication, host_addresses
 from graft.tenants import ports, publish
-from graft.tenants.attachment import Attachment, since_boot
+from graft.tenants.attachment import Attachment, Expected, since_boot
 from graft.tenants.registry import Registry
-from graft.tenants.tenant import CONTAINER, Expected, Tenant
+from graft.tenants.tenant import CONTAINER, Tenant
 
 FORGOTTEN_SECONDS = 60.0
 

@@ -26,7 +26,7 @@ from graft.rules.own_address import Own
 from graft.rules.policy import Policy, policy_of
 from graft.rules.publication import Publication
 from graft.rules.request import Request, parse_resolver
-from graft.tenants.attachment import Attachment
+from graft.tenants.attachment import Attachment, Expected
 
 OWNER_BASE = 0x70000000
 
@@ -71,22 +71,6 @@ class Member(NamedTuple):
     engine: str
     name: str
     directory: str  # where Docker keeps its config.v2.json, which has the names; else empty
-
-
-class Expected(NamedTuple):
-    """A container that an engine is creating: its ports and addresses are taken while the creating process lives."""
-
-    pidfd: int
-    name: str
-    where: tuple[int, int]  # inode and cookie of the network namespace; (0, 0) if not known yet
-    publications: list[Publication]
-    owned: list[Own]
-    shared: bool  # will its sockets share port numbers?
-    until: float  # monotonic seconds
-
-    def holds(self) -> bool:
-        """May the container still come: does its creator live, and is there time left?"""
-        return linux.alive(self.pidfd) and time.monotonic() < self.until
 
 
 class Rules(NamedTuple):
@@ -474,9 +458,7 @@ class Known:
         self.scopes: dict[int, Tenant] = {}
         self.attachments: dict[str, Attachment] = {}
         self.expected: dict[str, Expected] = {}
-        self.moved: set[Tenant] = (
-            set()
-        )  # whose addresses have changed: graft/tenants/interfaces.py is to look at them
+        self.moved: set[Tenant] = set()  # whose addresses tenants/interfaces.py is to look at: they have changed
         self.added: set[Address] = set()  # addresses that graft has put on lo
         self.networks: list[str] = []  # the kernel knows an engine's network by its index here, counted from 1
         self.lost_places: dict[int, tuple[int, str]] = {}

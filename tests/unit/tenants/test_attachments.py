@@ -13,8 +13,8 @@ from graft.rules.own_address import network_of, parse_own
 from graft.rules.publication import parse_publication
 from graft.rules.tables import OWNER
 from graft.tenants import attachments, publish, registry
-from graft.tenants.attachment import Attachment
-from graft.tenants.tenant import Expected, Member
+from graft.tenants.attachment import Attachment, Expected
+from graft.tenants.tenant import Member
 from tests.unit.fakes import FakeHost, free_port, make_registry, make_tenant, refused
 
 
