@@ -74,7 +74,8 @@ struct graft_leash {
 struct graft_config {
 	__u64 host_cookie; /* SO_NETNS_COOKIE of the netns that grafted sockets live in */
 	__u32 abi;
-	__u32 watched; /* is a tenant TENANT_WATCHED? */
+	__u16 watched; /* is a tenant TENANT_WATCHED? */
+	__u16 counts;  /* are datagrams counted? */
 };
 
 enum tenant_flags {
@@ -623,6 +624,14 @@ struct graft_traffic {
 	__u64 sent;
 	__u64 segments_received;
 	__u64 segments_sent;
+};
+
+/* datagrams: what the UDP sockets of a tenant have carried while that was counted (datagrams.bpf.h) */
+struct graft_datagrams {
+	__u64 bytes_received; /* without headers */
+	__u64 bytes_sent;
+	__u64 received;
+	__u64 sent;
 };
 
 /*

@@ -30,6 +30,7 @@
  * moved.bpf.h    What was moved out of such a cgroup makes no socket.
  * pace.bpf.h     How fast a TCP socket may send.
  * traffic.bpf.h  What TCP connections have carried.
+ * datagrams.bpf.h  What UDP sockets have carried, on request.
  * guard.bpf.h    What the host's own programs may reach.
  * forward.bpf.h  Who dials inside a container's netns, and finds the container's server.
  *

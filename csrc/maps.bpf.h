@@ -453,6 +453,15 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
+	__type(value, struct graft_datagrams);
+} datagrams SEC(".maps");
+
+/* likewise */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
 	__type(value, struct graft_reports);
 } reports SEC(".maps");
 

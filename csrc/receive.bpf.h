@@ -12,6 +12,7 @@
 #define RECEIVE_BPF_H
 
 #include "answer.bpf.h"
+#include "datagrams.bpf.h"
 #include "numbers.bpf.h"
 
 /* Or, with SO_BROADCAST, what looks like a subnet's broadcast address. */
@@ -214,6 +215,7 @@ int graft_ingress(struct __sk_buff *skb)
 {
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct bpf_sock *sk = skb->sk;
+	int verdict;
 
 	if (sk && sk->state == BPF_TCP_LISTEN)
 		return receive_connection(sk);
@@ -224,7 +226,10 @@ int graft_ingress(struct __sk_buff *skb)
 	if (packet[0] >> 4 == 4 ? *(__be32 *)(packet + 12) == *(__be32 *)(packet + 16)
 				: packet + 40 <= end && *(__u64 *)(packet + 16) == *(__u64 *)(packet + 32))
 		note_called(skb);
-	return receive_datagram(skb);
+	verdict = receive_datagram(skb);
+	if (verdict == ALLOW && counts_datagrams())
+		count_datagram(skb, packet[0] >> 4 == 4 ? HEADERS4 : HEADERS6, false);
+	return verdict;
 }
 
 /*

@@ -312,8 +312,17 @@ static __noinline int is_exempt(struct __sk_buff *skb)
 SEC("cgroup_skb/egress")
 int graft_egress(struct __sk_buff *skb)
 {
+	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	int verdict = judge_packet(skb);
 
+	if (verdict == ALLOW && packet + 20 <= end) {
+		if (packet[0] >> 4 == 4) {
+			if (packet[9] == IPPROTO_UDP && counts_datagrams())
+				count_datagram(skb, HEADERS4, true);
+		} else if (packet[6] == IPPROTO_UDP && counts_datagrams()) {
+			count_datagram(skb, HEADERS6, true);
+		}
+	}
 	return verdict == DENY && is_exempt(skb) ? ALLOW : verdict;
 }
 

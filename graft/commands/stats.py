@@ -15,6 +15,8 @@ COLUMNS = (
     "CONNECTIONS IN/OUT",
     "RECEIVED",
     "SENT",
+    "UDP RECEIVED/SENT",
+    "LIMIT",
     "REFUSED",
     "CALLS",
     "PER CALL",
@@ -47,6 +49,10 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
         f"{one['accepted']}/{one['connected']}",
         amount(one["received"]),
         amount(one["sent"]),
+        f"{amount(one['udp']['bytes_received'])}/{amount(one['udp']['bytes_sent'])}"
+        if any(one["udp"].values())
+        else "-",
+        f"{amount(one['rate'])}/s" if one["rate"] else "-",
         str(sum(each["count"] for each in one["refused"])),
         str(calls),
         f"{one['trapped_call_seconds'] / calls * 1e6:.0f} us" if calls else "-",

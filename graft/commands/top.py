@@ -93,6 +93,9 @@ def rates(
         def grown(field: str, one: dict[str, Any] = one, old: dict[str, Any] = old) -> float:
             return float(one[field] - old.get(field, 0))
 
+        def datagrams(field: str, one: dict[str, Any] = one, old: dict[str, Any] = old) -> float:
+            return float(one["udp"][field] - old.get("udp", one["udp"])[field])
+
         refused = sum(each["count"] for each in one["refused"]) - sum(e["count"] for e in old.get("refused", ()))
         calls = grown("trapped_calls")
         rows.append(
@@ -102,8 +105,8 @@ def rates(
                 one["open_out"],
                 grown("accepted") / seconds,
                 grown("connected") / seconds,
-                grown("received") / seconds,
-                grown("sent") / seconds,
+                (grown("received") + datagrams("bytes_received")) / seconds,
+                (grown("sent") + datagrams("bytes_sent")) / seconds,
                 refused / seconds,
                 calls / seconds,
                 grown("trapped_call_seconds") / calls if calls else None,

@@ -64,6 +64,16 @@ def _families(stats: list[Stats], own: Own) -> Iterator[Family]:
         ("graft_sent_segments", "segments_sent", "TCP segments sent."),
     ):
         yield Family(name, "counter", what, [("", _of(one), getattr(one.traffic, field)) for one in stats])
+    for name, field, what in (
+        ("graft_udp_received_bytes", "bytes_received", "Bytes received over UDP."),
+        ("graft_udp_sent_bytes", "bytes_sent", "Bytes sent over UDP."),
+        ("graft_udp_received_datagrams", "received", "Datagrams received."),
+        ("graft_udp_sent_datagrams", "sent", "Datagrams sent."),
+    ):
+        counted = [("", _of(one), getattr(one.datagrams, field)) for one in stats if any(one.datagrams)]
+        yield Family(name, "counter", f"{what} Counted where graftd.toml says count_datagrams.", counted)
+    rates = [("", _of(one), one.rate) for one in stats if one.rate]
+    yield Family("graft_socket_rate_limit_bytes", "gauge", "What each TCP socket may send in a second.", rates)
     yield Family("graft_refusals", "counter", "Calls that the policy refused.", _refusals(stats))
     yield Family(
         "graft_unreported",

@@ -200,7 +200,7 @@ class Readers:
                 tenant.watched = wanted
                 with contextlib.suppress(OSError):  # the entry is there: its value changes
                     self._mark(tenant)
-        self.registry.kernel.watch(on=bool(watching))
+        self.registry.kernel.tell(watched=bool(watching))
 
     def _mark(self, tenant: Tenant) -> None:
         flags = tenant.compile(self.registry.added, self.registry.pod_resolvers).flags

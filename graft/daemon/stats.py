@@ -15,7 +15,7 @@ from graft.daemon.open_sockets import OpenSockets, Owned
 from graft.kernel.cgroup import cgroup_of
 from graft.kernel.direct import directory_of
 from graft.kernel.open_sockets import STATES
-from graft.kernel.traffic import Traffic, closed_traffic
+from graft.kernel.traffic import Datagrams, Traffic, closed_traffic, counted_datagrams
 from graft.process.title import SUP
 from graft.tenants.registry import Registry
 from graft.trap.listeners import Listeners
@@ -38,6 +38,7 @@ class Stats(NamedTuple):
     refused: dict[tuple[str, str], int]  # by operation and reason
     unreported: int
     spent: Spent
+    datagrams: Datagrams
     memory: int  # of its graft-sup, bytes
     rate: int  # the bound of each of its TCP sockets, bytes a second; 0: none
 
@@ -52,6 +53,7 @@ class Stats(NamedTuple):
             "open_in": self.open_in,
             "open_out": self.open_out,
             **self.traffic._asdict(),
+            "udp": self.datagrams._asdict(),
             "refused": [
                 {"op": op, "reason": reason, "count": count} for (op, reason), count in sorted(self.refused.items())
             ],
@@ -102,6 +104,7 @@ class Counting:
                         refused.get(number, {}),
                         self.registry.kernel.reports.dropped(number),
                         spent.get(number, Spent()),
+                        counted_datagrams(self.registry.kernel.maps["datagrams"], number),
                         memory.get(name, 0),
                         rate,
                     )

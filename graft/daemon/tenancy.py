@@ -26,6 +26,7 @@ from graft.engines.resolver import Resolver
 from graft.errors import Refused
 from graft.kernel.cgroup import cgroup2_root, relay_cgroup
 from graft.kernel.denials import ALLOWED, CONVERTED, LEARNT, Event
+from graft.kernel.direct import unleash
 from graft.kernel.entrance import Entrances
 from graft.kernel.listening import wildcard_ports
 from graft.kernel.netns import processes_in_netns
@@ -116,6 +117,7 @@ class Tenancy:
         self.interfaces.patience = patience(configuration.address_wait)
         self.store.expect(configuration.watchdog)
         set_level(configuration.log)
+        self.kernel.tell(counts=configuration.count_datagrams)
 
     def _resolve(self, resolvers: tuple[Address, ...]) -> None:
         """Let all pods ask @resolvers. Raises OSError if a map is full."""
@@ -153,7 +155,7 @@ class Tenancy:
         self.kernel.reports.drain()  # events of its last processes are reported before it is gone
         self.remove(tenant)
         if tenant.cgroup and not tenant.lost_listener:
-            self.kernel.unleash(tenant.id)
+            unleash(self.kernel.maps["leashes"], tenant.id)
         log.info("container %s ended", tenant.name)
 
     def remove(self, tenant: Tenant) -> None:

@@ -36,6 +36,7 @@ from graft.kernel.maps import Map
 SOCK_OPS = 3  # BPF_CGROUP_SOCK_OPS, of graft_sockops alone
 KEY_SIZE = 8
 VALUE = struct.Struct("=II")  # struct graft_direct
+LEASH = struct.Struct("=QQII")
 
 
 class Programs(NamedTuple):
@@ -186,3 +187,11 @@ def directory_of(path: str) -> Path:
 
 def _key(target: int) -> bytes:
     return os.fstat(target).st_ino.to_bytes(8, "little")
+
+
+def unleash(leashes: Map, tenant: int) -> None:
+    """Forget the listeners of a direct container, all of which have ended (csrc/leash.bpf.h). Raises OSError."""
+    for key in list(leashes.keys(8)):
+        leash = leashes.get(key)
+        if leash and LEASH.unpack(leash)[2] == tenant:
+            leashes.delete(key)

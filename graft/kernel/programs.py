@@ -41,7 +41,7 @@ from graft.kernel.listening import TABLE
 from graft.kernel.maps import BPF_OBJ_GET, BPF_OBJ_PIN, Map, ObjAttr, bpf
 from graft.kernel.reports import REPORTS, Reports
 from graft.kernel.stamps import FAMILY_SIZE, OWN_TENANT, STAMP
-from graft.kernel.traffic import TRAFFIC
+from graft.kernel.traffic import DATAGRAMS, TRAFFIC
 from graft.log import log
 from graft.rules.address import Address
 from graft.rules.limits import Limits
@@ -101,6 +101,7 @@ MAPS = (
     "denials",
     "reports",
     "traffic",
+    "datagrams",
     "rates",
     "forwards",
     "direct",
@@ -118,7 +119,7 @@ LOOKUP = "guard_lookup"  # the program of sk_lookup, which is attached to the ho
 DIRECT_ONLY = {"graft_sock_create": 2, "graft_sysctl": 18}  # BPF_CGROUP_INET_SOCK_CREATE, BPF_CGROUP_SYSCTL
 FORWARD = "graft_forward"  # is attached to nothing: it is in the map `forwards` (graft/kernel/entrance.py)
 
-CONFIG = struct.Struct("=QII")
+CONFIG = struct.Struct("=QIHH")
 TENANT = struct.Struct("=QIII4s16s")
 USAGE = struct.Struct("=QQQQ")
 COUNTER_KEY = struct.Struct("=IHH")
@@ -127,7 +128,6 @@ SERVED = struct.Struct("=II")
 CLIENT_KEY = struct.Struct("=II")
 PORTS = struct.Struct("=QQQ")
 LOOPBACKS_SIZE = 8 * SLICE_LOOPBACKS
-LEASH = struct.Struct("=QQII")
 NUMBERS_KINDS = 4
 NUMBERS = struct.Struct("=II")
 ASKERS_SETS, ASKERS_WAYS = 480, 4
@@ -149,6 +149,7 @@ class Kernel:
         self.direct_only: dict[str, int] = {}  # descriptors of DIRECT_ONLY
         self.links: dict[Path, int] = {}  # kept open: the programs stay attached if the pins are removed
         self._host_cookie = 0
+        self._watched = self._counts = False
 
     def install(self, policy_cgroup: Path, root_cgroup: Path) -> bool:
         """Attach the policy to @policy_cgroup, where graftd makes sockets, the guard to @root_cgroup, and the look-up
@@ -223,11 +224,12 @@ class Kernel:
             "endpoints": ENDPOINT.size,
             "learnt": 4,
             "direct": direct.VALUE.size,
-            "leashes": LEASH.size,
+            "leashes": direct.LEASH.size,
             "direct_cgroups": 4,
             "asker_tables": ASKERS.size,
             "reports": REPORTS.size,
             "traffic": TRAFFIC.size,
+            "datagrams": DATAGRAMS.size,
             "rates": 4,
         }
         for name in MAPS:
@@ -365,12 +367,16 @@ class Kernel:
         ports the kernel may choose for all of them together, see Limits. Raises OSError.
         """
         self._host_cookie = host_cookie
-        self.watch(on=False)
+        self.tell()
         self._limit_ports(OWN_TENANT, ports)
 
-    def watch(self, *, on: bool) -> None:
-        """Say whether there is a tenant that is to report what it is allowed (csrc/watch.bpf.h). Raises OSError."""
-        self.maps["config"].update(bytes(4), CONFIG.pack(self._host_cookie, ABI, on))
+    def tell(self, *, watched: bool | None = None, counts: bool | None = None) -> None:
+        """Say whether a tenant is to report what it is allowed (csrc/watch.bpf.h), and whether datagrams are counted
+        (csrc/datagrams.bpf.h); None: as before. Raises OSError.
+        """
+        self._watched = self._watched if watched is None else watched
+        self._counts = self._counts if counts is None else counts
+        self.maps["config"].update(bytes(4), CONFIG.pack(self._host_cookie, ABI, self._watched, self._counts))
 
     def know_locals(self, addresses: Collection[Address]) -> None:
         """Let the containers bind where they are published at these addresses of the host's. Raises OSError."""
@@ -406,6 +412,7 @@ class Kernel:
         self.reports.allow(tenant)
         if self.maps["traffic"].get(key) is None:
             self.maps["traffic"].update(key, bytes(TRAFFIC.size))
+            self.maps["datagrams"].update(key, bytes(DATAGRAMS.size))
         if self.maps["numbers"].get(key) is None:
             start = NUMBERS.pack(secrets.randbelow(64 * NUMBERS_WORDS), 0)
             self.maps["numbers"].update(key, start + taken_ports(private) * NUMBERS_KINDS)
@@ -448,7 +455,7 @@ class Kernel:
 
     def forget(self, tenant: int) -> None:
         """Delete a removed tenant's usage, budget, numbers and counters, and the addresses that it served."""
-        gone = "usage budgets ports numbers asker_tables listening loopbacks claiming reports traffic rates"
+        gone = "usage budgets ports numbers asker_tables listening loopbacks claiming reports traffic datagrams rates"
         for name in gone.split():
             self.maps[name].delete(tenant.to_bytes(4, "little"))
         for name, size in (("dynamic_ports", DYNAMIC_KEY_SIZE), ("abroad", ABROAD_KEY_SIZE)):
@@ -462,13 +469,6 @@ class Kernel:
         for key in list(self.maps["counters"].keys(COUNTER_KEY.size)):
             if COUNTER_KEY.unpack(key)[0] == tenant:
                 self.maps["counters"].delete(key)
-
-    def unleash(self, tenant: int) -> None:
-        """Forget the listeners of a direct container, all of which have ended (csrc/leash.bpf.h). Raises OSError."""
-        for key in list(self.maps["leashes"].keys(8)):
-            leash = self.maps["leashes"].get(key)
-            if leash and LEASH.unpack(leash)[2] == tenant:
-                self.maps["leashes"].delete(key)
 
     def uninstall(self, policy_cgroup: Path) -> None:
         """Detach the programs from the host and remove the pins; they stay with sockets that live on (links.leave()).

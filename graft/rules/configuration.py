@@ -43,6 +43,7 @@ class Configuration(NamedTuple):
         NODE_PORTS  # that no container binds at an address of its own, nor pod publishes
     )
     reserve_listening: bool = True  # the same of what listens on the host's wildcard address when graftd begins
+    count_datagrams: bool = False  # are the bytes of UDP counted? It costs each datagram some time
     addresses: tuple[Prefix, ...] = ()  # that engines' settings may give, beside those of the engine's own network
     annotations: tuple[str, ...] = ()  # [pods]: names of what pods' annotations may take
     resolvers: tuple[Address, ...] = ()  # [pods]: whom pods with egress `none` may ask for names, at port 53
@@ -69,6 +70,7 @@ class Configuration(NamedTuple):
         return {
             "reserved_ports": [ports_text(ports) for ports in self.reserved_ports],
             "reserve_listening": self.reserve_listening,
+            "count_datagrams": self.count_datagrams,
             "addresses": [str(prefix) for prefix in self.addresses],
             "pods": {
                 "annotations": list(self.annotations),
@@ -138,6 +140,7 @@ SCHEMA: toml.Schema = {
     "address_wait": _parse_wait,
     "reserved_ports": toml.each(_parse_ports),
     "reserve_listening": toml.flag,
+    "count_datagrams": toml.flag,
     "addresses": toml.each(_parse_prefix),
     "metrics": toml.Whole({"listen": _parse_where, "public": toml.flag}, "listen", _check_metrics),
     "run": {"direct": toml.flag},

@@ -98,7 +98,7 @@ def test_what_is_allowed_is_told_where_somebody_reads(world: World):
     world.tenant(tables.TENANT_EGRESS | tables.TENANT_WATCHED)
     bind()  # `config` says that nobody reads
     assert told(world) == []
-    world.kernel.watch(on=True)
+    world.kernel.tell(watched=True)
     bind()
     (event,) = told(world)
     assert (event.op, event.reason, event.port) == ("bind", ALLOWED, 7)

@@ -63,7 +63,7 @@ def test_what_was_carried(lab):
     assert one["memory"] > 100_000
     rows = {row.split()[0]: row.split() for row in lab.graft("stats").stdout.splitlines()}
     assert rows["server"][2:4] == ["1/0", "21/0"]
-    assert rows["client"][6] == "3"
+    assert rows["client"][8] == "3"
     lab.end(client)
     wait_for(lambda: told(lab)["server"]["open_in"] == 0, "the connection's end")
     last = told(lab)["server"]

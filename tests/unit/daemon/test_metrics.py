@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_plai
 from graft.daemon.metrics import Own, page
 from graft.daemon.stats import Stats
 from graft.errors import UsageError
-from graft.kernel.traffic import Traffic
+from graft.kernel.traffic import Datagrams, Traffic
 from graft.rules.where import parse_where
 from graft.trap.spent import BOUNDS, Spent
 from tests.conftest import need
@@ -28,7 +28,7 @@ def stats(name, number=1):
     for ns in (5_000, 15_000, 15_000, 10**9):
         spent.note(ns)
     refused = {("connect", "outside the egress rules"): 7, ("bind", "no ingress rule"): 1}
-    return Stats(name, number, 5, 2, 3, 4, Traffic(10, 20, 3000, 4000, 50, 60), refused, 9, spent, 1 << 20, 0)
+    return Stats(name, number, 5, 2, 3, 4, Traffic(10, 20, 3000, 4000, 50, 60), refused, 9, spent, Datagrams(), 1 << 20, 0)
 
 
 def text(*found, openmetrics=False):

@@ -148,7 +148,7 @@ C_ONLY = {
 ADDRESSES = {"local", "local_real", "peer", "peer_real", "addr", "real"}  # members that are a struct graft_addr
 # C structure: Python's, the members that it packs, what follows them in C: (member, its offset in Python)
 STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
-    "graft_config": (programs.CONFIG, "host_cookie abi watched", {}),
+    "graft_config": (programs.CONFIG, "host_cookie abi watched counts", {}),
     "graft_direct": (direct.VALUE, "tenant low", {}),
     "graft_tenant": (programs.TENANT, "netns_cookie slice flags parent own4 own6", {}),
     "graft_holder": (tables.OWNER, "tenant network flags number", {}),
@@ -181,8 +181,9 @@ STRUCTS: dict[str, tuple[struct.Struct, str, dict[str, int]]] = {
     "graft_counter_key": (programs.COUNTER_KEY, "tenant op reason", {}),
     "graft_denial": (denials.DENIAL, "tenant op reason error proto addr real comm when pid pad", {}),
     "graft_traffic": (traffic.TRAFFIC, "accepted connected received sent segments_received segments_sent", {}),
+    "graft_datagrams": (traffic.DATAGRAMS, "bytes_received bytes_sent received sent", {}),
     "graft_reports": (reports.REPORTS, "window refused allowed dropped", {}),
-    "graft_leash": (programs.LEASH, "cgroup notification tenant pad", {}),
+    "graft_leash": (direct.LEASH, "cgroup notification tenant pad", {}),
     "sup_slot": (journal.SLOT, "state answer inode", {"call": journal.SLOT.size, "pad": 96}),
     "sup_shared": (
         journal.SHARED,

@@ -44,7 +44,7 @@ def test_a_file_that_is_named_has_to_be_there(file):
 
 def test_all_of_it(file):
     file.write_text(
-        'reserved_ports = [22, "8000-8010"]\nreserve_listening = false\naddresses = ["10.9.0.0/16", "fd00::7"]\n'
+        'reserved_ports = [22, "8000-8010"]\nreserve_listening = false\ncount_datagrams = true\naddresses = ["10.9.0.0/16", "fd00::7"]\n'
         '[pods]\nannotations = ["graft.publish", "graft.endpoint", "graft.endpoint.web"]\n'
         'resolvers = ["10.96.0.10", "fd00::a"]\n'
         '[metrics]\nlisten = "0.0.0.0:9435"\npublic = true\n[run]\ndirect = true\n'
@@ -56,6 +56,7 @@ def test_all_of_it(file):
     assert told.document() == {
         "reserved_ports": ["22", "8000-8010"],
         "reserve_listening": False,
+        "count_datagrams": True,
         "addresses": ["10.9.0.0/16", "fd00::7/128"],
         "pods": {
             "annotations": ["graft.publish", "graft.endpoint", "graft.endpoint.web"],
