@@ -12,17 +12,19 @@ from graft.daemon.joining import check_same_policy
 from graft.daemon.tenancy import Tenancy
 from graft.engines import bundle, direct, joined, trust
 from graft.engines.container import Container, metadata_of
+from graft.engines.nameservers import named_by_engine
 from graft.engines.resolver import Resolver
 from graft.engines.seal import is_sealed
 from graft.errors import GraftError, Refused, UsageError, from_oserror
 from graft.kernel import addresses, linux, sysctl
+from graft.kernel.addresses import parse_nameserver
 from graft.kernel.mounts import mounts_of
 from graft.kernel.netns import make_netns, netns_cookie_of
 from graft.log import log
 from graft.rules.address import parse_address
 from graft.rules.configuration import configuration_path
 from graft.rules.publication import fold, parse_publication
-from graft.rules.request import parse_request
+from graft.rules.request import parse_request, with_label
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
 from graft.tenants.tenant import POD
@@ -120,6 +122,7 @@ class EngineOrders:
             metadata = metadata_of(container)
             self._check_same(container, metadata)
             self._check_trust(container, metadata)
+            self._add_nameservers(container, config, creator, metadata)
             bundle.add_sysctls(config, metadata)
             bundle.check_capabilities(config.get("process") or {}, allowed=metadata.netadmin)
             joined.check_members(self.tenancy.registry, container, metadata)
@@ -131,6 +134,24 @@ class EngineOrders:
         except GraftError as error:
             log.warning("container %s: %s", container.name, error)
             raise
+
+    def _add_nameservers(
+        self, container: Container, config: dict[str, Any], creator: int, metadata: protocol.Metadata
+    ) -> None:
+        """Have graft's resolver ask whom the engine has named for the container, if all of its queries come there.
+
+        What is another container's address, or graft's own resolver, is left out: that one could not ask it.
+        """
+        asked, registry = metadata.request, self.tenancy.registry
+        narrowed = asked.egress or asked.egress_default == "none"
+        if not (asked.names or asked.allow or asked.learn) or asked.resolver or narrowed or container.directory:
+            return
+        if registry.by_netns(container.where[0]):  # it has whom the first one there has
+            return
+        holders = registry.kernel.maps["holders"]
+        found = named_by_engine(config, f"/proc/{creator}/root")
+        texts = [text for text in found if holders.get(parse_nameserver(text)[0].raw) is None]
+        metadata.request = with_label(asked, "resolver", texts)
 
     def _among_direct(self, container: Container) -> Container:
         """@container, with the netns of the direct container that it joins by a PID, as engines have it."""

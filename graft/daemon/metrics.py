@@ -71,7 +71,7 @@ def _families(stats: list[Stats], own: Own) -> Iterator[Family]:
         ("graft_udp_sent_datagrams", "sent", "Datagrams sent."),
     ):
         counted = [("", _of(one), getattr(one.datagrams, field)) for one in stats if any(one.datagrams)]
-        yield Family(name, "counter", f"{what} Counted where graftd.toml says count_datagrams.", counted)
+        yield Family(name, "counter", f"{what} Counted where graft.toml says count_datagrams.", counted)
     rates = [("", _of(one), one.rate) for one in stats if one.rate]
     yield Family("graft_socket_rate_limit_bytes", "gauge", "What each TCP socket may send in a second.", rates)
     yield Family("graft_refusals", "counter", "Calls that the policy refused.", _refusals(stats))

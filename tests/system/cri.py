@@ -41,8 +41,9 @@ PodSandboxNetworkStatus ip=1
 ListPodSandboxRequest
 ListPodSandboxResponse items=1:PodSandbox*
 PodSandbox id=1
-PodSandboxConfig metadata=1:PodSandboxMetadata hostname=2 log_directory=3 port_mappings=5:PortMapping*
-  annotations=7:map linux=8:LinuxPodSandboxConfig
+PodSandboxConfig metadata=1:PodSandboxMetadata hostname=2 log_directory=3 dns_config=4:DNSConfig
+  port_mappings=5:PortMapping* annotations=7:map linux=8:LinuxPodSandboxConfig
+DNSConfig servers=1:* searches=2:* options=3:*
 PodSandboxMetadata name=1 uid=2 namespace=3
 PortMapping protocol=1:i container_port=2:i host_port=3:i host_ip=4
 LinuxPodSandboxConfig cgroup_parent=1 security_context=2:SecurityContext
@@ -303,9 +304,11 @@ class Containerd(Engine):
     def _image(self) -> bool:
         return bool(self.call("ImageStatus", "ImageService", image={"image": "localhost/host:1"}))
 
-    def pod(self, name: str, *, ports: list[dict[str, Any]] | None = None, **annotations: str) -> "Pod":
-        """A sandbox; annotations are graft's, with '_' for the dot."""
-        return Pod(self, name, ports or [], {k.replace("_", "."): v for k, v in annotations.items()})
+    def pod(
+        self, name: str, *, ports: list[dict[str, Any]] | None = None, servers: tuple[str, ...] = (), **annotations: str
+    ) -> "Pod":
+        """A sandbox; annotations are graft's, with '_' for the dot. @servers: the nameservers of its dnsConfig."""
+        return Pod(self, name, ports or [], {k.replace("_", "."): v for k, v in annotations.items()}, servers)
 
     def stop(self) -> None:
         """End all pods and containerd; leave nothing."""
@@ -337,7 +340,12 @@ class Pod:
     """A sandbox and its containers."""
 
     def __init__(
-        self, engine: Containerd, name: str, ports: list[dict[str, Any]], annotations: dict[str, str]
+        self,
+        engine: Containerd,
+        name: str,
+        ports: list[dict[str, Any]],
+        annotations: dict[str, str],
+        servers: tuple[str, ...] = (),
     ) -> None:
         self.engine = engine
         security = {"seccomp": {"profile_type": 0}, "namespace_options": {"pid": 1}}
@@ -347,6 +355,7 @@ class Pod:
             "log_directory": str(engine.root / "log"),
             "port_mappings": ports,
             "annotations": annotations,
+            **({"dns_config": {"servers": list(servers)}} if servers else {}),
             "linux": {"cgroup_parent": f"/{engine.network}-pods", "security_context": security},
         }
         made = engine.call("RunPodSandbox", config=self.config, runtime_handler="graft")

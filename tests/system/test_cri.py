@@ -8,10 +8,11 @@ import subprocess
 import grpc
 import pytest
 
-from graft.bench.lab import GRAFTD, HOST4, wait_for
+from graft.bench.lab import CLIENT4, GRAFTD, HOST4, wait_for
 from tests.conftest import need, python
 from tests.system.cri import Containerd, cni
 from tests.system.engines import CURL, reach
+from tests.system.outside import CALLS, NONAME, greeting
 
 WRITE = ("-o", "/dev/null", "-w", "%{http_code} %{local_ip} %{remote_ip}")
 SERVER = ("/usr/bin/python3", "-m", "http.server", "80")
@@ -196,6 +197,23 @@ def test_names_without_egress(containerd, host):
     assert pod.exec(container, *python(ASK)).split() == [refused] * 7
     pod.remove()
     host.end(server)
+
+
+def test_whom_the_pod_names(containerd, host):
+    """The nameservers of its dnsConfig are whom graft's resolver asks for it, but not by a pod without egress."""
+    for outside in greeting(host, HOST4):
+        for settings in ({"graft_names": "on"}, {"graft_allow": "www.test:8000"}):
+            pod = containerd.pod("names", servers=(HOST4,), **settings)
+            container = pod.container("main", "/busybox", "sleep", "100")
+            told = pod.exec(container, *python(CALLS), "www.test:8000", "evil.test:80").splitlines()
+            assert told == [f"www.test:8000 {CLIENT4}", f"evil.test:80 {NONAME}"]
+            pod.remove()
+        asked = len(outside.queries())
+        pod = containerd.pod("names", servers=(HOST4,), graft_names="on", graft_egress="none")
+        container = pod.container("main", "/busybox", "sleep", "100")
+        assert pod.exec(container, *python(CALLS), "www.test:8000") == f"www.test:8000 {NONAME}\n"
+        assert len(outside.queries()) == asked
+        pod.remove()
 
 
 def test_ports_of_the_node(containerd, host):

@@ -48,6 +48,16 @@ def test_a_container_and_its_neighbour(podman, host, outside):
     }, done.stderr
 
 
+def test_whom_podman_names(podman, host, outside):
+    """Its `--dns` is whom graft's resolver asks, with a list or with names; what the program writes changes nothing."""
+    targets = ("www.test:8000", "evil.test:80")
+    for asks in ("graft.names=on", "graft.allow=www.test:8000"):
+        argv = ("sh", "-c", 'echo nameserver 192.0.2.9 >/etc/resolv.conf; exec "$@"', "sh", *python(CALLS), *targets)
+        done = podman.run("--rm", "--dns", HOST4, "--annotation", "graft=on", "--annotation", asks, argv=argv)
+        told = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+        assert told == {"www.test:8000": CLIENT4, "evil.test:80": NONAME}, done.stderr
+
+
 def test_a_pod_has_one_list(podman, host, outside):
     """A second container of the pod is under the same; another one is refused."""
     podman("pod", "create", "--name", "both", "--network", "graft")
