@@ -7,7 +7,9 @@ import click
 from graft.commands.endpoint_requests import add_endpoints, delete_endpoints, describe, show_endpoints
 from graft.commands.move import hand_over, move_options
 from graft.commands.options import CONTEXT, json_option, netns_option, print_json, say
+from graft.errors import UsageError
 from graft.rules.endpoint import NAME_MAX, parse_endpoint_words, parse_name
+from graft.rules.endpoint_names import SUFFIX
 
 WORDS = "type {ipv4|ipv6} addr ADDR port {PORT|dynamic} | type unix path PATH | type local [netns NS]"
 TABLE = "The network namespace (or container) whose table is meant; default: the caller's."
@@ -70,9 +72,12 @@ def move(name: str, source: str, target: str, seconds: float) -> None:
 @command.command("show", context_settings=CONTEXT)
 @netns_option(TABLE)
 @json_option
+@click.option("--hosts", is_flag=True, help="Print lines for hosts(5): the address that stands for each name.")
 @click.argument("name", required=False)
-def show(name: str | None, netns: str | None, as_json: bool) -> None:
+def show(name: str | None, netns: str | None, as_json: bool, hosts: bool) -> None:
     """List the endpoints of a table, or the one called NAME."""
+    if as_json and hosts:
+        raise UsageError("--json and --hosts are two forms", hint="omit one")
     if name is not None and len(name.encode()) > NAME_MAX:
         parse_name(name)
     endpoints: list[dict[str, Any]] = show_endpoints(name, netns)
@@ -80,4 +85,7 @@ def show(name: str | None, netns: str | None, as_json: bool) -> None:
         print_json(endpoints)
         return
     for endpoint in endpoints:
-        say(describe(endpoint))
+        if not hosts:
+            say(describe(endpoint))
+        elif "name_addr" in endpoint:
+            say(f"{endpoint['name_addr']} {endpoint['name'].lower()}.{SUFFIX}")

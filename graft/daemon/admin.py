@@ -51,6 +51,7 @@ from graft.tenants.tenant import (
     names_need_swap,
     needs_swap,
     rule_documents,
+    table_documents,
 )
 from graft.text import listed
 
@@ -228,8 +229,7 @@ class Admin:
         self.tenancy.registry.forget_empty(table)
         if request.name is not None and request.name not in table.endpoints:
             raise Refused(f"endpoint '{request.name}' does not exist in this namespace", code="ENOENT")
-        shown = [e for e in table.endpoints.values() if request.name in (None, e.name)]
-        return [endpoint_document(e) for e in sorted(shown, key=lambda e: e.name)]
+        return table_documents(table.endpoints, request.name)
 
     # -- rules --
 

@@ -39,8 +39,8 @@ from graft.tenants.tenant import (
     Table,
     Tenant,
     common_place,
-    endpoint_document,
     needs_swap,
+    table_documents,
 )
 
 UNTRUSTED_LISTENERS = 16  # of one such tenant
@@ -294,8 +294,7 @@ def peer_endpoints(tenancy: Tenancy, pid: int) -> Mapping[str, Endpoint]:
 
 def endpoints_of(tenancy: Tenancy, pid: int) -> list[dict[str, Any]]:
     """The endpoints of the netns of @pid in JSON, sorted by name."""
-    found = _peer_table(tenancy.registry, pid).endpoints.values()
-    return [endpoint_document(e) for e in sorted(found, key=lambda e: e.name)]
+    return table_documents(_peer_table(tenancy.registry, pid).endpoints)
 
 
 def _wrapper_rules(request: Request) -> tuple[list[IngressRule], list[EgressRule]]:

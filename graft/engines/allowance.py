@@ -159,10 +159,10 @@ class Allowance:
         policy = tenant.policy
         if policy is None or not is_query(query):
             return b"" if len(query) < 12 or query[2] & 0x80 else failure(query)
-        told = self.names.of_endpoint(tenant, query)
+        name, kind = question(query)
+        told = self.names.of_endpoint(tenant, query, name, kind)
         if told:
             return told
-        name, kind = question(query)
         if kind == PTR and (address := pointed_at(name)):
             return self._name_of(tenant, policy, query, address)
         if query[question_end(query) - 2 : question_end(query)] != b"\0\1":

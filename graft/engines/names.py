@@ -186,10 +186,10 @@ class Names:
         """
         if not is_query(query):
             return b"" if len(query) < 12 or query[2] & 0x80 else failure(query)
-        told = self.of_endpoint(tenant, query)
+        name, kind = question(query)
+        told = self.of_endpoint(tenant, query, name, kind)
         if told:
             return told
-        name, kind = question(query)
         records: list[bytes] = []
         addresses: list[Address] = []
         if kind == PTR:
@@ -206,12 +206,11 @@ class Names:
             return response(query, NXDOMAIN, [], kind)
         return None
 
-    def of_endpoint(self, tenant: Tenant, query: bytes) -> bytes | None:
-        """Answer a query that is_query() for the name of an endpoint of the tenant's, or for what stands for one.
+    def of_endpoint(self, tenant: Tenant, query: bytes, name: str, kind: int) -> bytes | None:
+        """Answer a query for the name of an endpoint of the tenant's, or for what stands for one.
 
-        None: it asks for something else.
+        @name, @kind: the question() of the query. None: it asks for something else.
         """
-        name, kind = question(query)
         if kind == PTR and (address := pointed_at(name)):
             endpoint = endpoint_at(tenant.endpoints, address)
             if endpoint is None or not tenant.uses(endpoint):

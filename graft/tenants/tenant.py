@@ -425,6 +425,16 @@ def endpoint_document(endpoint: Endpoint) -> dict[str, Any]:
     return {**document, "span": endpoint.span, "published": endpoint.published}
 
 
+def table_documents(endpoints: Mapping[str, Endpoint], name: str | None = None) -> list[dict[str, Any]]:
+    """The endpoints of a table in JSON, sorted by name, or the one called @name.
+
+    With `name_addr`, the address that stands for an endpoint's name, where it has one.
+    """
+    named = {endpoint.name: str(address) for address, endpoint in by_address(endpoints).items()}
+    shown = sorted((e for e in endpoints.values() if name in (None, e.name)), key=lambda e: e.name)
+    return [endpoint_document(e) | ({"name_addr": named[e.name]} if e.name in named else {}) for e in shown]
+
+
 def rule_documents(tenant: Tenant) -> dict[str, Any]:
     """A tenant's rules in JSON, as `graft rule show -j` prints them.
 

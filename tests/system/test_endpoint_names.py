@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from graft.bench.lab import CLIENT4, HOST4, HOST6, ROOT, SECOND4, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, SECOND4, wait_for
 from graft.rules.endpoint import EndpointWords, make_endpoint
 from graft.rules.endpoint_names import address_of
 from tests.conftest import need, python
@@ -342,6 +342,31 @@ def test_an_endpoints_name_comes_before_a_containers(lab, box):
     assert told == {"db.graft:1": "container"}
     box.add(db="type ipv4 addr 127.0.0.1 port 8100")
     assert box.calls("db.graft:1") == {"db.graft:1": "127.0.0.1"}
+
+
+def test_a_wrapper_by_a_hosts_file(lab, box):
+    """Which no resolver of graft's answers: the addresses stay, so that they may stand in a file."""
+    need("curl")
+    greet(lab, 8100)
+    box.add(ep_lo="type ipv4 addr 127.0.0.1 port 8100", ep_in=f"type ipv4 addr {HOST4} port 8110", Ep_Six=f"type ipv6 addr {HOST6} port 1")
+    lines = lab.graft("endpoint", "show", "--netns", box.netns, "--hosts").stdout
+    assert lines.splitlines() == [
+        f"{standing('ep-six', 'ipv6')} ep-six.graft", f"{standing('ep-in')} ep-in.graft", f"{standing('ep-lo')} ep-lo.graft",
+    ]  # fmt: skip
+    both = (GRAFT, "endpoint", "show", "--json", "--hosts")
+    lab.refused(both, 2, "--json and --hosts are two forms")
+    (lab.work / "hosts").write_text(lines)
+    code = """
+import socket
+with socket.create_connection(('ep-lo.graft', 80), 5) as s: print(s.recv(9), s.getpeername())
+s = socket.socket(); s.bind(('ep-in.graft', 80)); print(s.getsockname())
+try: socket.create_connection(('127.0.0.1', 8100), 5)
+except OSError as error: print(error.errno)
+"""
+    script = 'mount --make-rprivate / && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+    inside = ("nsenter", f"--net=/run/netns/{box.netns}", "unshare", "-m", "sh", "-c", script, "sh", lab.work / "hosts")
+    done = lab.host(*inside, GRAFT, "--", *python(code))
+    assert done.stdout.splitlines() == [f"b'127.0.0.1' ('{standing('ep-lo')}', 80)", f"('{standing('ep-in')}', 80)", "101"], done.stderr
 
 
 def test_bad_input(lab, box):
