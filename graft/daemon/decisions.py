@@ -29,7 +29,7 @@ def decision_document(event: Event, tenant: Tenant | None, holders: dict[bytes, 
     named = endpoint_at(tenant.endpoints, asked) if tenant else None
     decided = _decided(event, tenant, asked) if allowed and tenant else Decided("" if allowed else event.reason)
     if allowed and named:
-        decided = Decided("name", named.name)
+        decided = Decided("name", named.name if event.op in ("bind", "listen") else "")
     known = event.pid and event.pid != os.getpid()  # graftd binds what listens without a bind, and it says no more
     document = {
         "time": event.when,

@@ -126,6 +126,8 @@ def test_changes_while_it_runs(lab, box):
     assert told() == ("127.0.0.1", "True")
     box.delete("ep-a")
     assert told() == ("101", "-2")
+    line = f"connect tcp {standing('ep-a')}:80: refused ENETUNREACH, a name's address, and no endpoint to go to"
+    assert line in lab.graft("log").stdout
     box.add(ep_a=f"type ipv4 addr {SECOND4} port 8100")
     assert told() == (SECOND4, "True")
 

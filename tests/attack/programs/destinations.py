@@ -138,3 +138,41 @@ def closed_multicast():
 @attack
 def closed_to_the_host():
     socket.create_connection((HOST, 9100), 2)
+
+
+# 250.64.0.0/10 and fd67:7261:6674:1::/64 stand for the names of endpoints, of which these containers have none
+
+
+@attack
+def an_address_of_names():
+    socket.create_connection(("250.100.1.2", 80), 2)
+
+
+@attack
+def an_address_of_names_mapped():
+    socket.socket(V6, TCP).connect(("::ffff:250.100.1.2", 80))
+
+
+@attack
+def an_address_of_names_6():
+    socket.socket(V6, TCP).connect(("fd67:7261:6674:1::1", 80))
+
+
+@attack
+def an_address_of_names_fast_open():
+    socket.socket(V4, TCP).sendto(b"x", socket.MSG_FASTOPEN, ("250.100.1.2", 80))
+
+
+@attack
+def an_address_of_names_by_udp():
+    socket.socket(V4, UDP).sendto(b"spoofed", ("250.100.1.2", 9102))
+
+
+@attack
+def an_address_of_names_is_bound():
+    socket.socket(V4, TCP).bind(("250.100.1.2", 80))
+
+
+@attack
+def an_address_of_names_is_bound_6():
+    socket.socket(V6, UDP).bind(("fd67:7261:6674:1::1", 80))
