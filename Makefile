@@ -17,6 +17,7 @@ PLUGIN := graft/graft-plugin
 HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
+FRONT := graft/graft-front
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 
@@ -121,7 +122,12 @@ $(RUNTIME): csrc/runtime.c csrc/runtime_hooks.c csrc/runtime.h graft/__init__.py
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' csrc/runtime.c csrc/runtime_hooks.c -o $@
 
-compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME)
+# static, because it is started for each `graft run`
+$(FRONT): csrc/front.c graft/__init__.py
+	@echo "graft: compile $@"
+	@$(CC) -O2 -g -Wall -Wextra -Werror -static -DVERSION='"$(VERSION)"' $< -o $@
+
+compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT)
 
 build: .venv/stamp compiled
 
@@ -205,5 +211,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT)
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -209,12 +209,13 @@ def converse(
         raise Failure(f"connection to graftd: {error.strerror}", code="EPIPE") from None
     answer = json.loads(reply)
     if "error" in answer:
-        raise _told(answer["error"])
+        raise told(answer["error"])
     return answer["ok"]
 
 
-def _told(told: dict[str, Any]) -> GraftError:
-    return CLASSES.get(told["status"], Failure)(told["message"], hint=told["hint"], code=told["code"])
+def told(error: dict[str, Any]) -> GraftError:
+    """The error that graftd has sent as @error."""
+    return CLASSES.get(error["status"], Failure)(error["message"], hint=error["hint"], code=error["code"])
 
 
 def _receive(sock: socket.socket, received: list[int]) -> bytes:
@@ -235,7 +236,7 @@ def follow(op: str, **fields: Any) -> Iterator[Any]:
         lines = sock.makefile("rb")
         answer = json.loads(lines.readline() or b'{"ok": []}')
         if "error" in answer:
-            raise _told(answer["error"])
+            raise told(answer["error"])
         yield from answer["ok"]
         sock.settimeout(None)
         for line in lines:

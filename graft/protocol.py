@@ -272,6 +272,17 @@ class Stop(AdminRequest, tag="stop"):
     replace: bool = False
 
 
+class Plan(AdminRequest, tag="plan"):
+    """graft-front: what is left to do for `graft run` with these words. It follows a Hello, and Run follows it.
+
+    In hex: `words`, separated by zero bytes, and `direct`, GRAFT_DIRECT of its environment. So is the answer, as
+    graft/commands/plan.py has it.
+    """
+
+    words: str
+    direct: str = ""
+
+
 class Reload(AdminRequest, tag="reload"):
     """`graftd --reload`: read the administrator's files that have changed, now. The answer is what is wrong."""
 
@@ -305,6 +316,7 @@ AnyRequest = (
     | Attached
     | Detach
     | Stop
+    | Plan
     | Reload
 )
 _decoder = msgspec.json.Decoder(AnyRequest)

@@ -2,7 +2,7 @@
 # install.sh - put graft on this machine, or take it away again: 'install.sh' and 'install.sh remove'.
 #
 # PREFIX      (/opt/graft)            a virtual environment with graft and what it needs
-# BINDIR      (/usr/local/bin)        links to graft, graftd, ip-graft, graft-cni, graft-netavark
+# BINDIR      (/usr/local/bin)        links to graft (csrc/front.c), graftd, ip-graft, graft-cni, graft-netavark
 # INCLUDEDIR  (/usr/local/include)    graft.h
 # DATADIR     (/usr/local/share)      manual pages, completion of bash, zsh and fish
 # UNITDIR     (/etc/systemd/system)   units; only where that directory is, or with DESTDIR
@@ -90,12 +90,15 @@ install_all() {
 	"$root$prefix/bin/python3" -m pip install -q --disable-pip-version-check --force-reinstall dist/graft-*.whl
 	touch "$list"
 
-	local name page unit
+	local name page unit front
 	directory "$bindir"
 	for name in graft graftd ip-graft graft-cni graft-netavark; do
 		ln -sf "$prefix/bin/$name" "$root$bindir/$name"
 		grep -qxF "$bindir/$name" "$list" || echo "$bindir/$name" >>"$list"
 	done
+	# `graft` is the program in C, which leaves to the one in Python what it does not do
+	front=$(cd "$root$prefix" && echo lib/python3*/site-packages/graft/graft-front)
+	ln -sf "$prefix/$front" "$root$bindir/graft"
 	file "$includedir/graft.h" <include/graft.h
 	for page in build/man/*.[158]; do
 		file "$datadir/man/man${page##*.}/${page##*/}" <"$page"

@@ -75,14 +75,20 @@ def command(
     if idle_exit:
         os.environ["GRAFT_IDLE_EXIT"] = "1"
     if os.environ.get("LISTEN_PID") == str(os.getpid()):
-        from graft.daemon.main import main as daemon
-
         daemon()
         return
     from graft.process.keeper import main as keeper
 
     if not keeper(-1):
         raise Refused("graftd is running already", hint="'graftd --stop' ends it", code="EEXIST")
+
+
+def daemon() -> None:
+    """Run as graftd. As graft.daemon.main.main()."""
+    from graft.commands.plan import plan
+    from graft.daemon.main import main
+
+    main(plan)
 
 
 def _reload() -> None:

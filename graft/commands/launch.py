@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from graft import client
 from graft.errors import CommandNotFound, CommandNotRunnable, Failure, GraftError, Refused, UsageError, from_oserror
@@ -118,9 +118,7 @@ def run(plan: Plan) -> NoReturn:
         _enter_netns(plan.netns)
     follows = carries(request.sysctl)
     listener = _install_filter(traps_addresses=traps_addresses, direct=bool(request.direct), follows=follows)
-    message = {"name": plan.name, "request": request, "argv": _shown(plan.argv), "swap": traps_addresses}
-    if plan.netns is not None:
-        message["joins"] = True
+    message = message_of(plan, traps_addresses=traps_addresses)
     netns = (os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC),) if request.direct else ()
     reply = client.exchange(connection, "run", message, (listener, *netns))
     connection.close()
@@ -141,6 +139,12 @@ def run(plan: Plan) -> NoReturn:
     if plan.accel:
         _preload(plan.user)
     _exec(executable, plan.argv)
+
+
+def message_of(plan: Plan, *, traps_addresses: bool) -> dict[str, Any]:
+    """The fields of the request by which the listener is handed over."""
+    message = {"name": plan.name, "request": plan.request, "argv": _shown(plan.argv), "swap": traps_addresses}
+    return {**message, "joins": True} if plan.netns is not None else message
 
 
 def _enter_as_user(plan: Plan) -> None:
@@ -376,7 +380,10 @@ def _exec(executable: str, argv: list[str]) -> NoReturn:
     except OSError as error:
         if error.errno == errno.ENOEXEC:  # a script without #!: run it by sh, as execvp(3) does
             os.execv("/bin/sh", ["/bin/sh", executable, *argv[1:]])  # noqa: S606 - the same
-        reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
-        raise reason(
-            f"command '{argv[0]}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, "")
-        ) from None
+        raise not_executed(argv[0], error) from None
+
+
+def not_executed(command: str, error: OSError) -> GraftError:
+    """Why execve(2) has not run @command."""
+    reason: type[GraftError] = CommandNotFound if error.errno == errno.ENOENT else CommandNotRunnable
+    return reason(f"command '{command}': {error.strerror}", code=errno.errorcode.get(error.errno or 0, ""))

@@ -11,7 +11,6 @@ from graft import client
 from graft.commands.launch import Plan, find_user, run
 from graft.commands.options import CONTEXT, Command, netns_option
 from graft.errors import Failure, GraftError, Refused, UsageError
-from graft.rules.configuration import configuration_path, read_configuration
 from graft.rules.request import DIRECT, SETTINGS, Request, check_options, parse_request
 
 RUN_CONTEXT = {**CONTEXT, "ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -41,8 +40,12 @@ def _default_direct() -> bool:
         raise UsageError(f"GRAFT_DIRECT={default} is unknown", hint=f"{DIRECT} or off")
     if default == DIRECT and client.is_user():
         raise Refused(f"GRAFT_DIRECT={DIRECT}: only root may start a direct container", hint="unset it", code="EPERM")
-    if default or client.is_user() or not configuration_path().exists():
+    if default or client.is_user():
         return default == DIRECT
+    from graft.rules.configuration import configuration_path, read_configuration
+
+    if not configuration_path().exists():
+        return False
     try:
         return read_configuration().direct
     except Failure:
@@ -70,17 +73,7 @@ def _default_direct() -> bool:
 @click.option("--no-direct", is_flag=True, help="Trap socket(), also where graft.toml or GRAFT_DIRECT say --direct.")
 @click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def command(
-    name: str | None,
-    netns: str | None,
-    user: str | None,
-    accel: bool,
-    no_direct: bool,
-    force_ip: bool,
-    policies: tuple[Path, ...],
-    command: tuple[str, ...],
-    **fields: Any,
-) -> None:
+def command(**parameters: Any) -> None:
     """Run COMMAND in a network namespace that leads nowhere, and its sockets on the host's stack.
 
     127.0.0.1 and ::1 inside are private to the container. A server that binds the wildcard address can be
@@ -100,6 +93,21 @@ def command(
 
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
+    run(plan_of(**parameters))
+
+
+def plan_of(
+    name: str | None,
+    netns: str | None,
+    user: str | None,
+    accel: bool,
+    no_direct: bool,
+    force_ip: bool,
+    policies: tuple[Path, ...],
+    command: tuple[str, ...],
+    **fields: Any,
+) -> Plan:
+    """What the options of `graft run` say. Raises GraftError."""
     if no_direct and fields["direct"]:
         raise UsageError("--direct and --no-direct exclude each other", hint="omit one of them")
     if not (no_direct or accel or fields["direct"]) and _default_direct():
@@ -117,14 +125,12 @@ def command(
         raise UsageError("--accel spares the trap of socket(), and with --direct there is none", hint="omit --accel")
     if not command[0]:
         raise UsageError("the command is empty", hint="graft run [OPTIONS] COMMAND ARG...")
-    run(
-        Plan(
-            list(command),
-            name=name,
-            netns=netns,
-            user=find_user(user) if user is not None else None,
-            accel=accel,
-            force_ip=force_ip,
-            request=request,
-        )
+    return Plan(
+        list(command),
+        name=name,
+        netns=netns,
+        user=find_user(user) if user is not None else None,
+        accel=accel,
+        force_ip=force_ip,
+        request=request,
     )

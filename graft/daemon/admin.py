@@ -56,6 +56,7 @@ from graft.tenants.tenant import (
 from graft.text import listed
 
 Reply = dict[str, Any] | list[Any] | Later
+Planner = Callable[[bytes, str, bool], bytes]  # graft/commands/plan.py, plan()
 
 
 class Admin:
@@ -69,6 +70,7 @@ class Admin:
         self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
         self.replacing = False  # is the next graftd about to start?
+        self.planner: Planner | None = None  # of `graft run`, by commands that this wing does not import
 
     @staticmethod
     def whole(text: bytes) -> bool:
@@ -88,7 +90,7 @@ class Admin:
         if isinstance(request, protocol.Hello):
             connection.vetted = True
             return self._hello(connection, request)
-        connection.vetted = False
+        connection.vetted = connection.vetted and isinstance(request, protocol.Plan)  # Run is to follow
         return self._carry_out(connection, request, fds)
 
     def _carry_out(self, connection: Connection, request: protocol.AnyRequest, fds: list[int]) -> Reply:
@@ -408,6 +410,17 @@ class Admin:
             "faults": self.files.faults(),
             "engines": engine_users(tenancy.registry),
         }
+
+    def plan(self, _connection: Connection, request: protocol.Plan, _fds: list[int]) -> Reply:
+        """What graft-front has to do. Raises GraftError, and then the program in Python has to."""
+        if not self.planner:
+            raise Refused("this graftd makes no plans", hint="graftd --replace", code="EOPNOTSUPP")
+        try:
+            words, direct = bytes.fromhex(request.words), bytes.fromhex(request.direct)
+        except ValueError:
+            raise UsageError("the words are not in hex") from None
+        made = self.planner(words, os.fsdecode(direct), self.tenancy.configuration.direct)
+        return {"plan": made.hex()}  # csrc/front.c looks for it at this place
 
     def reload(self, _connection: Connection, _request: protocol.Reload, _fds: list[int]) -> Reply:
         """`graftd --reload`: the faults of the files that are not in force."""

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from graft import __version__
-from graft.daemon.admin import Admin
+from graft.daemon.admin import Admin, Planner
 from graft.daemon.agent import Agent
 from graft.daemon.callers import Callers
 from graft.daemon.files import Files
@@ -84,7 +84,8 @@ class Daemon:
     `_place`.
     """
 
-    def __init__(self, *, idle_exit: bool) -> None:
+    def __init__(self, *, idle_exit: bool, planner: Planner | None) -> None:
+        self.planner = planner
         self.directory = run_dir()
         self.idle_exit = idle_exit
         self.loop = Loop()
@@ -142,6 +143,7 @@ class Daemon:
         )
         self.pages = Pages(self.tenancy)
         self.admin = Admin(self.tenancy, self.resolver, self.files, self.pages, managed=self.managed)
+        self.admin.planner = self.planner
         self.users = Users(self.tenancy, self.resolver, self.files, self.pages, managed=self.managed)
         self.agent = Agent(self.tenancy, self.users.listeners)
         self.callers = Callers(self.loop, self.registry, self.tenancy.spare, self.users.accounts.share_of)
@@ -451,16 +453,17 @@ def _undo(steps: Steps) -> None:
             log.error("left behind: %s: %s", what, error)
 
 
-def main() -> None:
+def main(planner: Planner | None = None) -> None:
     """Run as graftd, with sockets (LISTEN_FDS) and a store from the keeper or the service manager. Exits with a
-    message for a GraftError, and for a privilege that is missing.
+    message for a GraftError, and for a privilege that is missing. @planner: what reads the words of `graft run` for
+    graft-front, if anything does.
     """
     try:
         cage.hide()
         set_title(GRAFTD)
         keeper.raise_descriptor_limit()
         cage.enter()
-        daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1")
+        daemon = Daemon(idle_exit=os.environ.get("GRAFT_IDLE_EXIT") == "1", planner=planner)
         try:
             daemon.start()
         except BaseException:

@@ -26,6 +26,7 @@ READING = (
     protocol.Attached,
     protocol.Status,
     protocol.Stop,
+    protocol.Plan,
 )
 
 

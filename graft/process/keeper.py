@@ -320,7 +320,7 @@ def main(ready_fd: int) -> bool:
         return False
     set_title(KEEPER)
     os.ftruncate(lock, os.pwrite(lock, f"{os.getpid()}\n".encode(), 0))
-    keeper = Keeper(directory, python_command("from graft.daemon.main import main; main()"), lock)
+    keeper = Keeper(directory, python_command("from graft.commands.graftd import daemon; daemon()"), lock)
     keeper.bind(inherited)
     if ready_fd >= 0:
         os.write(ready_fd, b"1")

@@ -1,0 +1,56 @@
+"""What is left to do for a `graft run`, read in graftd on behalf of graft-front (csrc/front.c).
+
+The words are read by click and by graft/commands/run.py, as in the program in Python; they are root's own. What takes
+another step in the caller's process than the common ones is refused here, and then that program does it: an option of
+APART, a mode that is direct. Nothing here looks at a file, a user or the network: graftd's loop waits.
+"""
+
+import copy
+import json
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from graft import __version__
+from graft.commands.launch import message_of
+from graft.commands.run import command as run_command
+from graft.commands.run import plan_of
+from graft.errors import Refused
+from graft.rules.request import DIRECT
+from graft.trap import filter
+
+APART = ("netns", "user", "policies", "accel", "ip", "force_ip", "ingress", "egress", "sysctl", "learn", "direct")
+HEAD = struct.Struct("=II")  # struct plan of csrc/front.c
+
+_command = copy.copy(run_command)
+_command.add_help_option = False  # which would print here
+
+
+def plan(words: bytes, default_direct: str, configured_direct: bool) -> bytes:
+    """The plan of csrc/front.c for `graft run` with @words, separated by zero bytes.
+
+    @default_direct: GRAFT_DIRECT of the caller. @configured_direct: what graft.toml says. Raises Refused for what the
+    program in Python has to do, also if it is to tell what is wrong.
+    """
+    argv = [os.fsdecode(word) for word in words.split(b"\0")]
+    try:
+        parameters: Mapping[str, Any] = _command.make_context("run", list(argv)).params
+    except (click.ClickException, click.exceptions.Exit):
+        raise _apart() from None
+    direct = default_direct == DIRECT or (not default_direct and configured_direct)
+    if any(parameters[name] for name in APART) or (direct and not parameters["no_direct"]):
+        raise _apart()
+    if default_direct not in ("", "off", DIRECT):
+        raise _apart()
+    made = plan_of(**{**parameters, "no_direct": True})
+    program = filter.program()
+    message = {"op": "run", "version": __version__, **message_of(made, traps_addresses=False)}
+    text = json.dumps(message, ensure_ascii=False).encode(errors="replace") + b"\n"
+    return HEAD.pack(len(argv) - len(made.argv), len(program)) + program + text
+
+
+def _apart() -> Refused:
+    return Refused("the program in Python does this", code="EOPNOTSUPP")

@@ -1,0 +1,79 @@
+"""What graftd plans for graft-front: by the grammar of `graft run`, and only what takes no other step."""
+
+import json
+
+import pytest
+
+from graft.commands.plan import APART, HEAD, plan
+from graft.errors import GraftError, Refused
+from graft.rules.request import Request
+from graft.trap import filter
+
+
+def made(*words, default="", configured=False):
+    whole = plan(b"\0".join(word if isinstance(word, bytes) else word.encode() for word in words), default, configured)
+    skip, size = HEAD.unpack_from(whole)
+    program, message = whole[HEAD.size : HEAD.size + size], whole[HEAD.size + size :]
+    assert message.endswith(b"\n")
+    return int(skip), program, json.loads(message)
+
+
+def test_a_plan():
+    skip, program, message = made("--name", "web", "-p8080:80", "nginx", "-g", "daemon off;", "")
+    assert (skip, program) == (3, filter.program())
+    assert (message["op"], message["name"], message["argv"]) == ("run", "web", ["nginx", "-g", "daemon off;", ""])
+    assert list(Request(*message["request"]).publish) == ["8080:80"]
+    assert "joins" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "skip"),
+    [(("true",), 0), (("--", "true"), 1), (("--egress=none", "true", "--help"), 1), (("--allow", "a.org:1", "--", "true", "--"), 3)],
+)
+def test_where_the_command_begins(words, skip):
+    assert made(*words)[0] == skip
+
+
+def test_words_that_are_no_text():
+    _, _, message = made("true", b"\xff\xfe", "ü")
+    assert message["argv"] == ["true", "\ufffd\ufffd", "ü"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--netns", "blue", "true"), ("-u", "nobody", "true"), ("--policy", "/etc/passwd", "true"), ("--accel", "true"),
+        ("--ip", "10.9.0.1", "true"), ("--force-ip", "true"), ("-i", "0.0.0.0:80=web", "true"), ("-e", "0.0.0.0/0=out", "true"),
+        ("--sysctl", "net.core.somaxconn=5", "true"), ("--learn", "true"), ("--direct", "true"),
+        ("--help",), ("-h", "true"), ("--nonsense", "true"), ("--name",), ("--",),
+    ],
+)  # fmt: skip
+def test_what_the_program_in_python_does(words, capsys):
+    with pytest.raises(Refused):
+        made(*words)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("words", [("-p", "70000:80", "true"), ("--allow", ":", "true"), ("--name", "a", "")])
+def test_what_is_wrong(words):
+    with pytest.raises(GraftError):
+        made(*words)
+
+
+@pytest.mark.parametrize(("default", "configured", "direct"), [("on", False, True), ("off", True, False), ("", True, True), ("", False, False), ("x", False, True)])
+def test_the_mode(default, configured, direct):
+    if direct:
+        with pytest.raises(Refused):
+            made("true", default=default, configured=configured)
+    else:
+        assert made("true", default=default, configured=configured)
+    if default != "x":
+        assert made("--no-direct", "true", default=default, configured=configured)[0] == 1
+
+
+def test_every_option_is_known():
+    """An option that comes new is looked at here: does it take a step in the caller's process?"""
+    from graft.commands.run import command
+
+    known = {"name", "publish", "egress_default", "limits", "resolver", "interface", "allow", "names", "no_direct", "command"}
+    assert {parameter.name for parameter in command.params} == known | set(APART)
