@@ -29,7 +29,7 @@ SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
 .PHONY: all compiled demo soak torture fuzz inside test unit lint test-core test-kernel test-engines test-kubernetes test-swarm test-programs
-.PHONY: bench build fresh setup setup-install setup-bench setup-check setup-test setup-kubernetes wheel manual install uninstall clean help
+.PHONY: site bench build fresh setup setup-install setup-bench setup-check setup-test setup-kubernetes wheel manual install uninstall clean help
 
 all: build
 
@@ -52,6 +52,7 @@ help:
 	@echo "make fresh         both of the first two, in an empty Debian made for it; SUITE=trixie, COMMANDS=\"'make unit'\""
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make manual        the manual pages in build/man, from man/*.md"
+	@echo "make site          the documents as a site in build/site/html; a link that leads nowhere is an error"
 	@echo "make install       graft under PREFIX (/opt/graft), links in /usr/local/bin, manual pages, completion, graft.h, units"
 	@echo "make uninstall     take that away again; PREFIX, BINDIR, DATADIR and DESTDIR as for make install"
 	@echo "make clean         remove .venv and what was built"
@@ -203,6 +204,11 @@ build/man/%: man/%.md graft/__init__.py
 	@sed -E '1s/^# (.+)\((.)\)$$/# \1 \2 "" "graft $(VERSION)" "graft"/' $< | go-md2man -out $@
 
 manual: $(MANUAL)
+
+site: setup-check
+	@$(MAKE) --no-print-directory build
+	@$(PYTHON) -m sphinx -q -W --keep-going -n -b html -d build/site/doctrees -c docs/site . build/site/html
+	@echo "graft: build/site/html/index.html"
 
 install: setup-install
 	@scripts/install.sh
