@@ -146,7 +146,7 @@ unit: setup-check
 
 lint: setup-check
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m pytest -q tests/test_lint.py tests/test_wings.py
+	@$(PYTHON) -m pytest -q tests/test_lint.py tests/test_wings.py tests/test_site.py
 
 test-core: setup-test
 	@$(MAKE) --no-print-directory build

@@ -194,6 +194,12 @@ static char *put_hex(char *to, const char *word)
 	return to;
 }
 
+/* The value of a digit in hex; -1 if it is none. Not sscanf(3), which looks for the end of all that follows. */
+static int digit(char c)
+{
+	return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 /* The plan for `graft run` with these words, of @size bytes; NULL if graftd makes none. Ends with a zero. */
 static struct plan *ask(int sock, char **words, int count, char *reply, size_t *size)
 {
@@ -220,12 +226,12 @@ static struct plan *ask(int sock, char **words, int count, char *reply, size_t *
 		return NULL;
 	bytes = malloc(REPLY_MAX / 2 + 8);
 	*size = 0;
-	for (const char *hex = reply + sizeof(PLANNED) - 1; hex[0] && hex[1] && hex[0] != '"'; hex += 2) {
-		unsigned int byte;
+	for (const char *hex = reply + sizeof(PLANNED) - 1; *hex != '"'; hex += 2) {
+		int high = digit(hex[0]), low = high < 0 ? -1 : digit(hex[1]);
 
-		if (sscanf(hex, "%2x", &byte) != 1)
+		if (low < 0)
 			return NULL;
-		bytes[(*size)++] = (char)byte;
+		bytes[(*size)++] = (char)(high << 4 | low);
 	}
 	bytes[*size] = 0;
 	return (struct plan *)bytes;

@@ -18,7 +18,7 @@ step() {
 	took+=("$name $((SECONDS - began)) s")
 }
 
-step "lint and units" "${beside[@]}" tests/unit tests/test_lint.py tests/test_wings.py
+step "lint and units" "${beside[@]}" tests/unit tests/test_lint.py tests/test_wings.py tests/test_site.py
 if [ "$(id -u)" = 0 ]; then
 	step "kernel assumptions, system, attacks" "${beside[@]}" tests/kernel tests/system tests/attack tests/named
 	step "what measures time" "${pytest[@]}" -m alone tests/system tests/attack

@@ -13,15 +13,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from graft import __version__, protocol
+from graft import protocol
 from graft.daemon import moves
 from graft.daemon.admin_engines import EngineOrders
 from graft.daemon.admission import admit_target, import_endpoints
 from graft.daemon.connection import Connection, Later
-from graft.daemon.documents import engine_users, event_document, label, live_pid, slice_of
+from graft.daemon.documents import event_document, label, live_pid, slice_of, status_document
 from graft.daemon.files import Files
 from graft.daemon.open_sockets import Owned, socket_document
 from graft.daemon.pages import Pages
+from graft.daemon.planning import Planner, plan_document
 from graft.daemon.requests import READING, WITH_DESCRIPTORS, Given, check_version, method_of, parse_given, viewer
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
@@ -30,8 +31,7 @@ from graft.errors import Failure, Refused, UsageError
 from graft.kernel import linux
 from graft.kernel.denials import Event
 from graft.kernel.netns import is_pid, open_netns
-from graft.rules.address import PROTOCOL_NAME, Address
-from graft.rules.configuration import configuration_path
+from graft.rules.address import Address
 from graft.rules.endpoint import (
     Endpoint,
     EndpointWords,
@@ -56,7 +56,6 @@ from graft.tenants.tenant import (
 from graft.text import listed
 
 Reply = dict[str, Any] | list[Any] | Later
-Planner = Callable[[bytes, str, bool], bytes]  # graft/commands/plan.py, plan()
 
 
 class Admin:
@@ -70,7 +69,7 @@ class Admin:
         self.engines = EngineOrders(tenancy, resolver)
         self.managed = managed  # does a service manager keep this graftd?
         self.replacing = False  # is the next graftd about to start?
-        self.planner: Planner | None = None  # of `graft run`, by commands that this wing does not import
+        self.planner: Planner | None = None
 
     @staticmethod
     def whole(text: bytes) -> bool:
@@ -394,33 +393,11 @@ class Admin:
 
     def status(self, _connection: Connection, _request: protocol.Status, _fds: list[int]) -> Reply:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""
-        tenancy = self.tenancy
-        calls, ns = tenancy.calls.counted()
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "kept": tenancy.store.kept,
-            "containers": len(tenancy.registry.tenants),
-            "calls": calls,
-            "call_ns": ns,
-            "configuration": tenancy.configuration.document(),
-            "reserved": sorted(f"{port}/{PROTOCOL_NAME[protocol]}" for protocol, port in tenancy.reserved),
-            "readers": len(tenancy.readers),
-            "configured_by": str(configuration_path()),
-            "faults": self.files.faults(),
-            "engines": engine_users(tenancy.registry),
-        }
+        return status_document(self.tenancy, self.files)
 
     def plan(self, _connection: Connection, request: protocol.Plan, _fds: list[int]) -> Reply:
         """What graft-front has to do. Raises GraftError, and then the program in Python has to."""
-        if not self.planner:
-            raise Refused("this graftd makes no plans", hint="graftd --replace", code="EOPNOTSUPP")
-        try:
-            words, direct = bytes.fromhex(request.words), bytes.fromhex(request.direct)
-        except ValueError:
-            raise UsageError("the words are not in hex") from None
-        made = self.planner(words, os.fsdecode(direct), self.tenancy.configuration.direct)
-        return {"plan": made.hex()}  # csrc/front.c looks for it at this place
+        return plan_document(self.planner, request, direct=self.tenancy.configuration.direct)
 
     def reload(self, _connection: Connection, _request: protocol.Reload, _fds: list[int]) -> Reply:
         """`graftd --reload`: the faults of the files that are not in force."""

@@ -1,10 +1,15 @@
 """What commands show, as JSON documents."""
 
 import contextlib
+import os
 from typing import Any
 
+from graft import __version__
+from graft.daemon.files import Files
+from graft.daemon.tenancy import Tenancy
 from graft.kernel import denials, linux, netns
-from graft.rules.address import Address
+from graft.rules.address import PROTOCOL_NAME, Address
+from graft.rules.configuration import configuration_path
 from graft.tenants import attachments
 from graft.tenants.attachment import Attachment
 from graft.tenants.direct import first_process, is_inside
@@ -72,3 +77,22 @@ def engine_users(registry: Registry, uid: int = 0) -> dict[str, list[str]]:
         for engine in ("docker",) if attachment.key.startswith("docker/") else ("podman", "containerd"):
             found[engine].append(label(attachment))
     return found
+
+
+def status_document(tenancy: Tenancy, files: Files) -> dict[str, Any]:
+    """What graftd is and does. `call_ns` is the time of all `calls`, in nanoseconds."""
+    calls, ns = tenancy.calls.counted()
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "kept": tenancy.store.kept,
+        "containers": len(tenancy.registry.tenants),
+        "calls": calls,
+        "call_ns": ns,
+        "configuration": tenancy.configuration.document(),
+        "reserved": sorted(f"{port}/{PROTOCOL_NAME[protocol]}" for protocol, port in tenancy.reserved),
+        "readers": len(tenancy.readers),
+        "configured_by": str(configuration_path()),
+        "faults": files.faults(),
+        "engines": engine_users(tenancy.registry),
+    }

@@ -38,11 +38,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from graft import __version__
-from graft.daemon.admin import Admin, Planner
+from graft.daemon.admin import Admin
 from graft.daemon.agent import Agent
 from graft.daemon.callers import Callers
 from graft.daemon.files import Files
 from graft.daemon.pages import Pages
+from graft.daemon.planning import Planner
 from graft.daemon.tenancy import Tenancy
 from graft.daemon.users import Users
 from graft.engines.docker import Docker

@@ -55,6 +55,7 @@ def test_pins_have_the_ports_of_the_name_and_their_time(known):
     assert PIN.unpack(next(iter(pinned.entries.values())))[0] >= PIN.unpack(first)[0], "a later answer does not shorten it"
 
 
+@pytest.mark.timeout(600)  # 20 s of processor time
 def test_a_hundred_thousand_queries_without_growth(known):
     """Allowed names with new addresses, and refused ones: half of them need no more than all."""
     books, tenant, pinned = known

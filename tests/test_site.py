@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import lack
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BUILD = (sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html", "-c", "docs/site")
 
 
