@@ -22,7 +22,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 
 # make test-engines
-ENGINES := engine_versions cgroups docker docker_stores podman netavark cri joined runtimes direct_docker direct_podman direct_cri direct_runtimes engine_attacks documents rootless_podman rootless_docker rootless_attacks
+ENGINES := engine_versions cgroups docker docker_stores move_docker podman netavark cri joined runtimes direct_docker direct_podman direct_cri direct_runtimes engine_attacks documents rootless_podman rootless_docker rootless_attacks
 
 # make fresh
 SUITE := bookworm

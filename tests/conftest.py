@@ -26,6 +26,7 @@ TOGETHER = {
     "tests/system/test_documents.py": "install",
     "tests/system/test_engine_attacks.py": "docker",
     "tests/system/test_joined.py": "docker",
+    "tests/system/test_move_docker.py": "docker",
     "tests/system/test_direct_cri.py": "containerd",
     "tests/system/test_direct_docker.py": "docker",
     "tests/system/test_direct_podman.py": "podman",

@@ -202,6 +202,7 @@ def test_from_everywhere(lab):
     lab.end(green)
 
 
+@pytest.mark.core
 def test_who_has_it_begins_again(lab):
     """Its server is where it was before the move, whatever the other one does; without a server the port is closed."""
     blue, green = serve(lab, "blue", "-p", "8080:80"), serve(lab, "green")
