@@ -65,8 +65,10 @@ def test_one_container(world: World):
     server = resolver(world)
     for number, connected in enumerate((True, False)):
         took = flood(asker(world, number), 8000, b"" if connected else b"x", connected=connected)
-        assert SURE + OWN <= received(server) <= SURE + OWN + 2300 * took + 5
-        assert world.kernel.counters(TENANT_ID + number)["send", "more queries than a container may send"] > 2000
+        most = SURE + OWN + 2300 * took + 5  # on a slow machine that is all of them
+        assert SURE + OWN <= received(server) <= most
+        refused = world.kernel.counters(TENANT_ID + number).get(("send", "more queries than a container may send"), 0)
+        assert refused >= 8000 - most, took
         world.kernel.maps["budgets"].delete(bytes(4))
 
 
