@@ -56,6 +56,10 @@ def say_rows(rows: Sequence[Sequence[str]]) -> None:
         say("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
 
 
+# click 8.2 and later; 8.1, which Debian has, prints the help itself
+NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
+
 def guarded(program: str, work: Callable[[], Any]) -> int:
     """Run @work and return its exit status; an error becomes one line on standard error, and a status.
 
@@ -68,7 +72,7 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
         return int(result or 0)
     except GraftError as error:
         message, status = str(error), error.exit_status
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NO_ARGUMENTS as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         return 2
     except click.UsageError as error:

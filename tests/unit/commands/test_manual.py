@@ -178,8 +178,9 @@ def parse(words):
     """Have click read a command line of graft's, and not carry it out. Raises click.UsageError."""
     command = wrapper.command if is_wrapper(words) else graft
     context = command.make_context("graft", list(words))
+    protected = "_protected_args" if hasattr(context, "_protected_args") else "protected_args"  # click 8.1 of Debian
     while isinstance(command, click.Group):
-        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        name, found, rest = command.resolve_command(context, [*getattr(context, protected), *context.args])
         assert found
         command, context = found, found.make_context(name, rest, parent=context)
 
