@@ -6,7 +6,7 @@ from graft.bench.lab import GRAFTD, ROOT, wait_for
 from graft.process import cage
 from tests.conftest import need
 
-UNITS = ("graftd.service", "graftd.socket", "graftd-agent.socket", "graftd-docker.socket")
+UNITS = ("graftd.service", "graftd-bpffs.service", "graftd.socket", "graftd-agent.socket", "graftd-docker.socket")
 
 
 def test_socket_activation(own_lab):
