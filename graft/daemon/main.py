@@ -70,6 +70,7 @@ from graft.tenants import attachments, endpoint_file
 from graft.tenants.direct import lives
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
+from graft.text import listed, plain
 from graft.trap.orphans import Orphans
 
 IDLE_EXIT_SECONDS = 5.0
@@ -179,6 +180,7 @@ class Daemon:
             raise Failure("graftd got no socket", hint="start it with 'graftd', or by its systemd socket unit")
         for watched in list(self.calls.watched.values()):
             self.calls.dispatcher.answer_pending(watched, helper_died=not watched.helper)
+        self._tell_status()
         self.store.ready()
         log.info("graftd %s ready, %d containers", __version__, len(self.registry.tenants))
 
@@ -363,6 +365,11 @@ class Daemon:
             steps.append((str(self.registry.state), lambda: self.registry.state.unlink(missing_ok=True)))
         _undo(steps)
 
+    def _tell_status(self) -> None:
+        names = [plain(tenant.name) for tenant in self.registry.tenants.values() if tenant.kind == CONTAINER]
+        many = f"{len(names)} container{'s' * (len(names) != 1)}"
+        self.store.status(f"{many}: {listed(names)}" if names else many)
+
     def _tick(self) -> float:
         soon = self.calls.tick()
         self.tenancy.interfaces.tick()
@@ -379,6 +386,7 @@ class Daemon:
         self.resolver.expire()
         self.tenancy.readers.tick(now)
         self.pages.tick(now)
+        self._tell_status()
         self.store.flush()
         self._check_policy()
         if self.told_to_reload:

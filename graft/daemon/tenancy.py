@@ -20,6 +20,7 @@ from graft.daemon.doors import Doors
 from graft.daemon.forwards import Forwards
 from graft.daemon.open_sockets import OpenSockets
 from graft.daemon.readers import Readers
+from graft.daemon.refusals import Refusals
 from graft.daemon.stats import Counting
 from graft.daemon.verbose import Teller
 from graft.engines.resolver import Resolver
@@ -88,6 +89,7 @@ class Tenancy:
         )
         self.denials: dict[int, deque[Event]] = {}
         self.readers = Readers(registry, resolver.allowance.name_of)
+        self.refusals = Refusals()
         self.open_sockets = OpenSockets(loop, registry)
         self.tellers: dict[int, Teller] = {}
         self.kept_places: set[int] = set()
@@ -172,6 +174,7 @@ class Tenancy:
             self.calls.divide(tenant.parent)
         self.denials.pop(tenant.id, None)
         self.readers.ended(tenant)
+        self.refusals.ended(tenant)
         self.calls.forget(tenant)
         teller = self.tellers.pop(tenant.id, None)
         if teller:
@@ -259,8 +262,10 @@ class Tenancy:
         if event.reason in (CONVERTED, ALLOWED):
             return
         self.stray |= event.op == "listen"
-        if event.tenant not in self.registry.tenants:  # its sockets outlive it; the host's own are of nobody
+        tenant = self.registry.tenants.get(event.tenant)
+        if tenant is None:  # its sockets outlive it; the host's own are of nobody
             return
+        self.refusals.tell(event, tenant)
         kept = self.denials.setdefault(event.tenant, deque(maxlen=DENIALS_KEPT))
         kept.append(event)
 

@@ -81,6 +81,7 @@ class Store:
         self.signs = _watchdog_seconds() / 4  # between two signs of life
         self.expected: int | None = None  # seconds of silence that expect() has said
         self.next_sign = 0.0
+        self.status_told = ""
         self.waiting: deque[tuple[str, tuple[int, ...]]] = deque()  # unsent: the keeper is stopped or slow
 
     def _notify(self, message: str, fds: tuple[int, ...] = ()) -> None:
@@ -133,6 +134,12 @@ class Store:
         patience = _watchdog_seconds() if seconds is None else float(seconds)
         self.signs, self.next_sign = patience / 4, 0.0
         self._notify(f"WATCHDOG_USEC={int(patience * 1e6)}")
+
+    def status(self, text: str) -> None:
+        """Say in a few words what this process does, for `systemctl status` (STATUS=), if it is another thing now."""
+        if self.path and text != self.status_told:
+            self.status_told = text
+            self._notify(f"STATUS={text}")
 
     def alive(self, now: float) -> None:
         """Give the keeper or the service manager a sign of life (sd_notify(3), WATCHDOG=1), if one is due.

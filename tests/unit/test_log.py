@@ -2,12 +2,14 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from graft.log import BURST, _Formatter, _Limit, log
+from graft import log as module
+from graft.log import BURST, _Formatter, _Handler, _Limit, entry, log
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,38 @@ def test_lines_name_their_process(monkeypatch, program, line, journal):
     stderr = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
     assert formatter.format(record) == journal
+
+
+def test_an_entry_of_the_journal():
+    """Lines of a value are no fields of their own (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/)."""
+    assert entry({"MESSAGE": "it failed", "PRIORITY": "4"}) == b"MESSAGE=it failed\nPRIORITY=4\n"
+    assert entry({"MESSAGE": "a\nUID=0"}) == b"MESSAGE\n\x07\0\0\0\0\0\0\0a\nUID=0\n"
+
+
+def test_lines_in_the_journal_have_fields(monkeypatch, tmp_path):
+    """Also when journald is gone, or does not read: then the line is on standard error, or lost, and nobody waits."""
+    stderr = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stderr.st_dev}:{stderr.st_ino}")
+    monkeypatch.setattr(module, "JOURNAL", str(tmp_path / "socket"))
+    handler = _Handler(open(tmp_path / "stderr", "w"))  # noqa: SIM115
+    handler.setFormatter(_Formatter("%(message)s"))
+    record = logging.LogRecord("graftd", logging.INFO, "", 0, "container %s: %s", ("a\nb", "refused"), None)
+    record.fields = {"VERDICT": "refused\nX=1"}
+    handler.emit(record)
+    assert (tmp_path / "stderr").read_text() == "<6>container a\\x0ab: refused\n"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "socket"))
+        handler.emit(record)
+        assert journal.recv(4096).decode().splitlines() == [
+            "MESSAGE=container a\\x0ab: refused", "PRIORITY=6", "SYSLOG_IDENTIFIER=graftd",
+            "CONTAINER=a\\x0ab", "VERDICT=refused\\x0aX=1",
+        ]  # fmt: skip
+        for _ in range(5000):
+            handler.emit(record)
+    assert len((tmp_path / "stderr").read_text().splitlines()) == 1
+    assert handler.journal
+    handler.journal.close()
+    handler.stream.close()
 
 
 def test_a_traceback_has_no_foreign_lines():
