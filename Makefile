@@ -9,7 +9,11 @@ BPF_SOURCES := csrc/graft.bpf.c $(wildcard csrc/*.h)
 BPF_OBJECT := graft/graft.bpf.o
 TUNNELS := graft/graft-tunnels.bpf.o
 ENTRANCE := graft/graft-entrance.bpf.o
-BPF_COMPILE = $(CLANG) -O2 -g -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
+# no path of the tree that they are built in stands in the objects: two builds anywhere are equal
+SAME := -ffile-prefix-map=$(CURDIR)/= -ffile-prefix-map=$(CURDIR)=.
+# CPPFLAGS, CFLAGS, LDFLAGS: what a package's builder adds
+COMPILE = $(CC) -O2 -g -Wall -Wextra -Werror $(SAME) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)
+BPF_COMPILE = $(CLANG) -O2 -g $(SAME) -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@
 HELPER := graft/graft-sup
 DEPUTY := graft/graft-deputy
 RELAY := graft/graft-relay
@@ -29,7 +33,8 @@ SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
 .PHONY: all compiled demo soak torture fuzz inside test unit lint test-core test-kernel test-engines test-kubernetes test-swarm test-programs
-.PHONY: site bench build fresh setup setup-install setup-bench setup-check setup-test setup-kubernetes wheel manual install uninstall clean help
+.PHONY: site bench build deb release test-packages fresh wheel manual install uninstall clean help
+.PHONY: setup setup-install setup-deb setup-bench setup-check setup-test setup-kubernetes
 
 all: build
 
@@ -50,6 +55,9 @@ help:
 	@echo "make fuzz          ten minutes of nonsense for everything that reads from others; TIME=1h"
 	@echo "make inside        random socket calls inside containers for an hour, the host watched; TIME=600 (seconds), SEED=n"
 	@echo "make fresh         both of the first two, in an empty Debian made for it; SUITE=trixie, COMMANDS=\"'make unit'\""
+	@echo "make deb           Debian packages graft and graft-bench in dist, for Debian 12 and 13 if they are made on 12"
+	@echo "make release       wheels, sdist, Debian packages, changelog, bill of materials and checksums in dist/release"
+	@echo "make test-packages install, upgrade, remove them on empty Debian systems 12 and 13 with a real systemd; the wheels, too; 5 minutes"
 	@echo "make wheel         a wheel with the compiled BPF object"
 	@echo "make manual        the manual pages in build/man, from man/*.md"
 	@echo "make site          the documents as a site in build/site/html; a link that leads nowhere is an error"
@@ -62,6 +70,9 @@ setup:
 
 setup-install:
 	@scripts/setup.sh run install
+
+setup-deb:
+	@scripts/setup.sh run install check deb
 
 setup-bench:
 	@scripts/setup.sh run bench
@@ -98,35 +109,35 @@ $(ENTRANCE): csrc/entrance.bpf.c
 
 $(HELPER): $(HELPER_SOURCES) csrc/sup_parts.h csrc/sup.h csrc/abi.h csrc/architecture.h
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -pthread $(HELPER_SOURCES) -o $@
+	@$(COMPILE) -pthread $(HELPER_SOURCES) -o $@
 
 # static, because it is started for each call: 0.7 ms instead of 1.1
 $(DEPUTY): csrc/deputy.c csrc/deputy.h
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -static $< -o $@
+	@$(COMPILE) -static $< -o $@
 
 $(RELAY): csrc/relay.c csrc/relay_cage.c csrc/relay.h csrc/architecture.h
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -static csrc/relay.c csrc/relay_cage.c -o $@
+	@$(COMPILE) -static csrc/relay.c csrc/relay_cage.c -o $@
 
 # static, because it is alone in its root file system
 $(PLUGIN): csrc/plugin.c
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -static $< -o $@
+	@$(COMPILE) -static $< -o $@
 
 $(SHIM): csrc/shim.c csrc/sup.h
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
+	@$(CC) -O2 -g -Wall -Wextra -Werror $(SAME) -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
 		-fvisibility=hidden $< -o $@
 
 $(RUNTIME): csrc/runtime.c csrc/runtime_hooks.c csrc/runtime.h graft/__init__.py
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -DVERSION='"$(VERSION)"' csrc/runtime.c csrc/runtime_hooks.c -o $@
+	@$(COMPILE) -DVERSION='"$(VERSION)"' csrc/runtime.c csrc/runtime_hooks.c -o $@
 
 # static, because it is started for each `graft run`
 $(FRONT): csrc/front.c graft/__init__.py
 	@echo "graft: compile $@"
-	@$(CC) -O2 -g -Wall -Wextra -Werror -static -DVERSION='"$(VERSION)"' $< -o $@
+	@$(COMPILE) -static -DVERSION='"$(VERSION)"' $< -o $@
 
 compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT)
 
@@ -193,6 +204,16 @@ fuzz: setup-test
 inside: setup-test
 	@$(MAKE) --no-print-directory build
 	@$(PYTHON) -m tests.endurance.inside --seconds $(or $(TIME),3600) --seed $(or $(SEED),1)
+
+deb: setup-deb .venv/stamp
+	@scripts/deb.sh
+
+test-packages: setup-deb
+	@$(MAKE) --no-print-directory build
+	@scripts/packages.sh $(ARGS)
+
+release: setup-deb .venv/stamp
+	@scripts/release.sh
 
 wheel: build
 	@$(PYTHON) -m pip wheel -q --no-deps -w dist .

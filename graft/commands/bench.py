@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -68,6 +69,8 @@ def command(
     import msgspec
     from rich.console import Console
 
+    if find_spec("graft.bench") is None:
+        raise Refused("graft bench is not installed", hint="apt install graft-bench", code="ENOENT")
     from graft.bench import run, scale, summary
     from graft.bench.cases import CASES
     from graft.bench.report import page
