@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from graft.client import exchange
+from graft.engines.install import program
 from graft.errors import GraftError
 from graft.kernel import linux
 from graft.kernel.cgroup import cgroup2_root
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-GRAFT = ROOT / "bin" / "graft"
-GRAFTD = ROOT / "bin" / "graftd"
-IP_GRAFT = ROOT / "bin" / "ip-graft"
+GRAFT, GRAFTD, IP_GRAFT = (Path(program(name)) for name in ("graft", "graftd", "ip-graft"))
 HOST4, CLIENT4, SECOND4 = "10.77.0.1", "10.77.0.2", "10.77.0.3"
 HOST6, CLIENT6 = "2001:db8:77::1", "2001:db8:77::2"
 SLOWNESS = float(os.environ.get("GRAFT_SLOWNESS", "1"))  # factor of all waits, for emulated or busy machines

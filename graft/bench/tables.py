@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from graft.bench.lab import CLIENT4, GRAFT, HOST4, ROOT, Lab, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, IP_GRAFT, Lab, wait_for
 
 MANY = 10000
 WORDS = 40000  # at most so many of rules on one command line
@@ -50,7 +50,7 @@ def compare(lab: Lab, pairs: int, many: int = MANY) -> dict[str, dict[str, float
                 namespaces.append(name)
                 lab.ip("netns", "add", name)
                 words, batch = _rules(count)
-                ip_graft = (ROOT / "bin" / "ip-graft", "-n", name, "-batch", "-")
+                ip_graft = (IP_GRAFT, "-n", name, "-batch", "-")
                 subprocess.run(lab.in_host(*ip_graft), input=batch, text=True, check=True, env=lab.env)
                 wrapper = (GRAFT, "--netns", name, *words[:WORDS], "--", program, CLIENT4, "6001")
                 running.append(lab.spawn(*wrapper, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
