@@ -46,7 +46,7 @@
 #define BEGIN                                                                                                        \
 	"import _signal as s, sys; s.getsignal(2) == s.SIG_IGN or s.signal(2, s.SIG_DFL); "                          \
 	"s.pthread_sigmask(s.SIG_UNBLOCK, [2]); "                                                                    \
-	"sys.path.insert(0, sys.argv.pop(1)); "
+	"sys.path.insert(0, sys.argv.pop(1)); sys.path.append(sys.path[0] + '/graft/vendored'); "
 
 /* What graftd has planned: numbers in the byte order of this machine, then the filter, then the message. */
 struct plan {

@@ -1,0 +1,1 @@
+"""The packages on empty Debian systems with a real systemd, and the wheels: make test-packages."""
