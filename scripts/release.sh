@@ -17,8 +17,8 @@ to=${1:-dist/release}
 rm -rf "$to"
 mkdir -p "$to" build
 to=$(cd "$to" && pwd)
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH
+epoch=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH="$epoch"
 
 tools=build/release-tools
 if [ ! -e "$tools/stamp" ] || [ pyproject.toml -nt "$tools/stamp" ]; then

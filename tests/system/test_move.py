@@ -115,6 +115,17 @@ def swing(lab, storms, step, least=100):
     return met
 
 
+@pytest.mark.core
+def test_there_and_back(lab):
+    blue, green = serve(lab, "blue", "-p", "8080:80"), serve(lab, "green", at="0.0.0.0:80,[::]:80")
+    for has, other in (("blue", "green"), ("green", "blue")):
+        assert ask(lab, HOST4, 8080) == f"{has} 80"
+        assert move(lab, "rule-move", has, other, publish=["8080:80"]) == {"waiting": 0}
+    assert ask(lab, HOST6, 8080) == "blue 80"
+    lab.end(blue)
+    lab.end(green)
+
+
 def test_a_publication_while_ten_thousand_connect(lab):
     """A hundred moves; from another machine and from the host itself, over IPv4 and IPv6."""
     blue = serve(lab, "blue", "-p", "8080:80")
@@ -202,7 +213,6 @@ def test_from_everywhere(lab):
     lab.end(green)
 
 
-@pytest.mark.core
 def test_who_has_it_begins_again(lab):
     """Its server is where it was before the move, whatever the other one does; without a server the port is closed."""
     blue, green = serve(lab, "blue", "-p", "8080:80"), serve(lab, "green")

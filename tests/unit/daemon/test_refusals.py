@@ -11,7 +11,7 @@ from graft.rules.address import parse_address
 
 
 def container(number, name) -> Any:
-    return SimpleNamespace(id=number, name=name)
+    return SimpleNamespace(id=number, name=name, endpoints={})
 
 
 def event():
