@@ -38,8 +38,8 @@ class AdminRequest(msgspec.Struct, tag_field="op", forbid_unknown_fields=True, k
 class Hello(AdminRequest, tag="hello"):
     """Lets a peer send its request later, from inside a container: graftd checks it now, before it has a filter.
 
-    The connection stays open for one request. With rules or @names, the answer's `swap` says whether the filter of a
-    target with these rules, or with the names of its endpoints, needs the traps of the swap path.
+    The connection stays open for one request. With rules, @names or a netns, the answer's `swap` says whether the
+    filter of a target with these rules, or that is told the names of its endpoints, needs the traps of the swap path.
     """
 
     ingress: tuple[str, ...] = ()

@@ -96,11 +96,8 @@ def run(plan: Plan) -> NoReturn:
     request = plan.request
     if as_user and request.direct:
         raise Refused("only root may start a direct container", hint="omit --direct", code="EPERM")
-    names = bool(request.names or request.allow or request.learn)  # it is told the names of its endpoints
-    if request.ingress or request.egress or (names and plan.netns):
-        rules = {"ingress": request.ingress, "egress": request.egress, "names": names, "netns": plan.netns}
-        with client.connect(start=True) as asking:
-            traps_addresses = client.exchange(asking, "hello", rules)["swap"]
+    if request.ingress or request.egress or plan.netns:
+        traps_addresses = _needs_traps(plan)
     if request.ip and not plan.force_ip and not as_user:
         from graft.commands import own_ip
 
@@ -145,6 +142,23 @@ def message_of(plan: Plan, *, traps_addresses: bool) -> dict[str, Any]:
     """The fields of the request by which the listener is handed over."""
     message = {"name": plan.name, "request": plan.request, "argv": _shown(plan.argv), "swap": traps_addresses}
     return {**message, "joins": True} if plan.netns is not None else message
+
+
+def _needs_traps(plan: Plan) -> bool:
+    """Do its rules, or the names that it is told, stand for endpoints that need the traps of the swap path?
+
+    Raises GraftError, but not for a namespace that is named alone: to enter it says what is wrong.
+    """
+    request = plan.request
+    names = bool(request.names or request.allow or request.learn)
+    asked = {"ingress": request.ingress, "egress": request.egress, "names": names, "netns": plan.netns}
+    try:
+        with client.connect(start=True) as asking:
+            return bool(client.exchange(asking, "hello", asked)["swap"])
+    except GraftError:
+        if request.ingress or request.egress or names:
+            raise
+        return False
 
 
 def _enter_as_user(plan: Plan) -> None:

@@ -40,6 +40,7 @@ from graft.rules.endpoint import (
     parse_endpoint_words,
     parse_ingress,
 )
+from graft.rules.endpoint_names import names_need_swap
 from graft.rules.publication import parse_publication
 from graft.tenants import attachments, endpoint_file, publish
 from graft.tenants.peers import refuse_contained
@@ -48,7 +49,6 @@ from graft.tenants.tenant import (
     Table,
     Tenant,
     endpoint_document,
-    names_need_swap,
     needs_swap,
     rule_documents,
     table_documents,
@@ -120,17 +120,21 @@ class Admin:
             raise Failure(otherwise, hint="make room there", code="ENOSPC")
 
     def _hello(self, connection: Connection, request: protocol.Hello) -> Reply:
-        if not request.ingress and not request.egress and not request.names:
+        if not (request.ingress or request.egress or request.names or request.netns):
             return {}
         ingress = [parse_ingress(r) for r in request.ingress]
         egress = [parse_egress(r) for r in request.egress]
         own: Mapping[str, Endpoint] = {}
+        names = request.names
         if request.netns:
+            registry = self.tenancy.registry
             table = self._table(connection, request.netns)
             own = table.endpoints
-            self.tenancy.registry.forget_empty(table)
+            there = registry.by_netns(table.netns)
+            names |= bool(there and there.traps_addresses and there.tells_names)
+            registry.forget_empty(table)
         known = {**self._known(connection), **own}
-        return {"swap": needs_swap(known, 0, ingress, egress) or (request.names and names_need_swap(own, 0))}
+        return {"swap": needs_swap(known, 0, ingress, egress) or (names and names_need_swap(own, 0))}
 
     def _known(self, _connection: Connection) -> Mapping[str, Endpoint]:
         """The endpoints that rules may name and a container's own table lacks."""

@@ -16,11 +16,12 @@ from graft.errors import Refused
 from graft.kernel import sysctl
 from graft.log import log
 from graft.rules.endpoint import EgressRule, IngressRule, check_distinct
+from graft.rules.endpoint_names import names_need_swap
 from graft.rules.match import check_rule
 from graft.rules.request import parse_request
 from graft.tenants import attachments
 from graft.tenants.attachment import Expected
-from graft.tenants.tenant import Tenant, names_need_swap, needs_swap
+from graft.tenants.tenant import Tenant, needs_swap
 
 CREATE_SECONDS = 60.0  # an engine's time from `create` to the container's first process
 

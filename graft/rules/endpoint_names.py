@@ -77,3 +77,8 @@ def endpoint_named(endpoints: Mapping[str, Endpoint], name: str) -> tuple[Addres
     if label == name:
         return None
     return next(((a, e) for a, e in by_address(endpoints).items() if label_of(e) == label), None)
+
+
+def names_need_swap(endpoints: Mapping[str, Endpoint], place: int) -> bool:
+    """Does a name stand for an endpoint that needs another socket than one of @place?"""
+    return any(e.address is None or e.place != place for e in by_address(endpoints).values())

@@ -234,6 +234,11 @@ class Tenant:
         return bool(self.policy or self.asked.names)
 
     @property
+    def tells_names(self) -> bool:
+        """Are its programs told names by graftd's resolver: where they ask no other, or on an engine's network?"""
+        return self.asks_graft or bool(self.attached)
+
+    @property
     def rate(self) -> int:
         """How many bytes a second each of its TCP sockets may send, 0: any. A wrapper has its container's as well."""
         return self.limits.lowest(self.parent.limits).rate if self.parent else self.limits.rate
@@ -397,11 +402,6 @@ def needs_swap(
     wanted = [*(r.endpoint for r in ingress), *(r.endpoint for r in egress), *names]
     found = [endpoints[name] for name in wanted if name in endpoints]
     return any(e.address is None or e.place != place for e in found)
-
-
-def names_need_swap(endpoints: Mapping[str, Endpoint], place: int) -> bool:
-    """Does a name stand for an endpoint that needs another socket than one of @place?"""
-    return any(e.address is None or e.place != place for e in by_address(endpoints).values())
 
 
 def common_place(endpoints: Mapping[str, Endpoint], names: Iterable[str]) -> int:

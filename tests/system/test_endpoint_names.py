@@ -213,6 +213,7 @@ def test_a_local_endpoint(lab, box):
     box.spawn("redis-server", *options, stdout=subprocess.DEVNULL)
     done = wait_for(lambda: (d := box.run("redis-cli", "-h", "cache.graft", "ping")).returncode == 0 and d, "redis")
     assert done.stdout == "PONG\n"
+    assert box.run("redis-cli", "-h", "cache.graft", "ping", options=()).stdout == "PONG\n", "who joins is told as well"
     assert not lab.host("ss", "-tlnH", "sport = :6379").stdout
 
 
