@@ -24,11 +24,12 @@ mkdir -p "$place"
 tree() {
 	rm -rf "${place:?}/$1"
 	git clone -q . "$place/$1"
-	mkdir -p build/release-tools build/vendored "$place/$1/build"
+	mkdir -p build/vendored "$place/$1/build"
 	ln -s "$PWD/.venv" "$place/$1/.venv"
-	ln -s "$PWD/build/release-tools" "$PWD/build/vendored" "$place/$1/build/"
+	ln -s "$PWD/build/vendored" "$place/$1/build/"
 }
 
+export GRAFT_RELEASE_TOOLS=$PWD/build/release-tools
 # Twice, in directories of different depth: tests/packages/test_release.py compares
 tree tree
 "$place/tree/scripts/release.sh" "$new"

@@ -17,14 +17,15 @@ to=${1:-dist/release}
 rm -rf "$to"
 mkdir -p "$to" build
 to=$(cd "$to" && pwd)
-epoch=$(git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH="$epoch"
+committed=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH=$committed
 
-tools=build/release-tools
-if [ ! -e "$tools/stamp" ] || [ pyproject.toml -nt "$tools/stamp" ]; then
+tools=${GRAFT_RELEASE_TOOLS:-$PWD/build/release-tools} # where they are kept for the next time
+wanted=$(python3 scripts/requirements.py release)
+if [ "$(cat "$tools/wanted" 2>/dev/null)" != "$wanted" ]; then
 	python3 -m venv "$tools"
-	"$tools/bin/python3" scripts/requirements.py release | "$tools/bin/pip" install -q --disable-pip-version-check -r /dev/stdin
-	touch "$tools/stamp"
+	echo "$wanted" | "$tools/bin/pip" install -q --disable-pip-version-check -r /dev/stdin
+	echo "$wanted" >"$tools/wanted"
 fi
 
 # Without a copy from git, what lies about in a tree that git ignores could get in.

@@ -145,7 +145,7 @@ class System:
 
     def start(self, unit: str, command: str) -> None:
         """Start a shell command as the unit @unit; its output goes to /root/UNIT.out."""
-        where = f"-p StandardOutput=file:/root/{unit}.out -p StandardError=inherit"
+        where = f"-p StandardOutput=truncate:/root/{unit}.out -p StandardError=inherit"
         self.run(f"systemd-run --quiet --collect --unit={unit} {where} bash -c {shlex.quote(command)}", check=True)
 
     def write(self, path: str, text: str) -> None:
@@ -178,9 +178,12 @@ class System:
 
 
 def listing(system: System) -> set[str]:
-    """What is there, but for what changes by itself: files, links, groups, addresses, rules, programs."""
+    """What is there, but for what changes by itself: files, links, groups, addresses, rules, programs.
+
+    A bpffs that is mounted stays so, with the two files that each has.
+    """
     places = "/etc /usr /var/lib /root /opt /home /srv /run /dev/shm /sys/fs/bpf /sys/fs/cgroup"
     found = system.told(
-        f"find {places} \\( -path /root -o -path '/sys/fs/cgroup/*.slice/run-*' -o -path '/run/systemd/*' -o -path '/run/user*' \\) -prune -o -printf '%p %y\n'; getent group | cut -d: -f1,4; ip address show lo; ip rule; ip -6 rule"
+        f"find {places} \\( -path /root -o -path '/sys/fs/cgroup/*.slice/run-*' -o -path '/run/systemd/*' -o -path '/run/user*' -o -name '*.debug' \\) -prune -o -printf '%p %y\n'; getent group | cut -d: -f1,4; ip address show lo; ip rule; ip -6 rule"
     )
     return {re.sub(r"\d+sec|forever", "", line) for line in found.splitlines()}

@@ -128,7 +128,7 @@ def test_restart_and_crash_under_load(installed):
     installed.told("systemctl daemon-reload")
     with Load(installed) as load:
         assert int(installed.property("graftd", "NFileDescriptorStore")) > 5 * CONTAINERS
-        wait_for(lambda: "5 containers: c0, c1, c2, c3, server" in installed.property("graftd", "StatusText"), "the status")
+        wait_for(lambda: installed.property("graftd", "StatusText").startswith("5 containers: "), "the status")
 
         def another(before: str) -> bool:
             state = installed.property("graftd", "ActiveState"), installed.property("graftd", "MainPID")
