@@ -32,9 +32,9 @@ ENGINES := engine_versions cgroups docker docker_stores move_docker podman netav
 SUITE := bookworm
 COMMANDS := 'make demo' 'make test'
 
-.PHONY: all compiled demo soak torture fuzz inside test unit lint test-core test-kernel test-engines test-kubernetes test-swarm test-programs
-.PHONY: site bench build deb release test-packages fresh wheel manual install uninstall clean help
-.PHONY: setup setup-install setup-deb setup-bench setup-check setup-test setup-kubernetes
+.PHONY: all compiled demo soak torture fuzz inside test unit lint test-core test-kernel test-kernels test-arm64 test-engines test-kubernetes
+.PHONY: test-swarm test-programs test-packages site bench build deb release fresh wheel manual install uninstall clean help
+.PHONY: setup setup-install setup-deb setup-bench setup-check setup-test setup-arm64 setup-kubernetes
 
 all: build
 
@@ -45,6 +45,8 @@ help:
 	@echo "make unit lint     install what is missing, run the tests that need no root"
 	@echo "make test-core     the kernel half and the core of the system tests, on this kernel; half a minute"
 	@echo "make test-kernel   the kernel half on Debian's stock 6.1 kernel, in emulation"
+	@echo "make test-kernels  the same and attacks on Debian's 6.1 to 7.3, which takes hours, and docs/kernels.md; KERNELS=\"6.12 7.3\""
+	@echo "make test-arm64    everything built for arm64, and the kernel half on Debian's arm64, in emulation"
 	@echo "make test-engines  Docker, Podman, containerd, runc and crun of this system; of Debian 13: make fresh SUITE=trixie COMMANDS=\"'make test-engines'\""
 	@echo "make test-kubernetes  pods under a real kubelet; the first time it builds Kubernetes 1.20 (a quarter of an hour); ARGS=\"-k probes\""
 	@echo "make test-swarm    services of Docker's swarm on three nodes in three network namespaces; 3 minutes"
@@ -82,6 +84,9 @@ setup-test:
 
 setup-kubernetes:
 	@scripts/setup.sh run install bench check test kubernetes
+
+setup-arm64:
+	@scripts/setup.sh run install bench check test kernel cross
 
 setup-check:
 	@scripts/setup.sh run install check
@@ -165,7 +170,16 @@ test-core: setup-test
 
 test-kernel: setup-test
 	@$(MAKE) --no-print-directory build
-	@scripts/kernel-6.1.sh
+	@GRAFT_KERNEL_TESTS=core scripts/kernels.sh 6.1
+
+# each takes a quarter of an hour and more; what came of them is written even where a test failed
+test-kernels: setup-test
+	@$(MAKE) --no-print-directory build
+	@GRAFT_KERNEL_TIMEOUT=$${GRAFT_KERNEL_TIMEOUT:-7200} scripts/kernels.sh $(KERNELS) && failed=0 || failed=1; \
+		$(PYTHON) scripts/kernels.py --write >/dev/null; exit $$failed
+
+test-arm64: setup-arm64
+	@$(MAKE) --no-print-directory test-kernels KERNELS=6.12-arm64
 
 test-engines: setup-test
 	@$(MAKE) --no-print-directory build

@@ -1,6 +1,6 @@
 #!/bin/bash
 # test.sh - run all tests on this kernel: lint, units, kernel, system, attacks, benchmarks, fuzzing
-# (scripts/kernel-6.1.sh runs the core of them on Debian's 6.1 kernel, scripts/programs.sh the named programs that take long, make test-swarm three nodes of a swarm)
+# (scripts/kernels.sh runs the core of them on Debian's kernels, scripts/programs.sh the named programs that take long, make test-swarm three nodes of a swarm)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
