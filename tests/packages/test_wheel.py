@@ -27,7 +27,8 @@ def equipped(empty):
 def test_the_wheels(equipped):
     """`pipx install`, without systemd's units: `graft run` starts graftd. A program by name has graft-api alone."""
     empty = equipped
-    empty.told(f"pipx install --pip-args='{OFFLINE}' /packages/new/graft-*.whl")
+    offline = "PIP_NO_INDEX=1 PIP_FIND_LINKS=/packages/wheels"  # also for what pipx installs for itself
+    empty.told(f"{offline} pipx install /packages/new/graft-*.whl")
     path = "PATH=/root/.local/bin:$PATH"
     assert empty.told(f"{path} graft --version") == f"graft {__version__}\n"
     assert "FAIL" not in empty.told(f"{path} graft doctor")
