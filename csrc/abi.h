@@ -471,9 +471,10 @@ struct graft_endpoint_key {
 
 struct graft_endpoint {
 	__u32 ip[4];
-	__u32 port;  /* 0: dynamic */
+	__u32 port;  /* 0: dynamic; with ENDPOINT_OF_USER */
 	__u32 place; /* PLACE_UNIX: of type unix or local */
 };
+#define ENDPOINT_OF_USER 0x10000 /* a user without root has added it: it leads where they may go without it */
 
 /*
  * services: what a tenant may reach without a rule: the stub resolver on the host's loopback and the resolvers of

@@ -170,7 +170,9 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 	asked = *a;
 	if (names_endpoint(a)) {
 		where = to_endpoint(stamp, a, &source);
-		if (where)
+		if (where == AS_ITSELF)
+			asked = *a;
+		else if (where)
 			return deny(id, DENIED(OP_CONNECT, where >> 16), where & 0xffff, ctx->protocol, &asked);
 	}
 	if (has_anothers_source(stamp, &source, a))

@@ -5,7 +5,8 @@
  * graftd's resolver tells NAME.graft by such an address. A bind there is decided as one by an ingress rule, which
  * graftd writes for each name. A connection or a datagram to it goes to the endpoint, from where the egress rules say
  * for the endpoint's address, or else as the host sends. That the endpoint is in the container's table is its leave,
- * as it is for who asks for it by AF_GRAFT.
+ * as it is for who asks for it by AF_GRAFT. One that a user without root has added is no leave: what goes to it is
+ * decided as if the program had named the address itself.
  */
 #ifndef ENDPOINT_BPF_H
 #define ENDPOINT_BPF_H
@@ -22,11 +23,12 @@ static __always_inline bool names_endpoint(const struct graft_addr *a)
 }
 
 #define REFUSED_NAME(reason, error) ((reason) << 16 | (error))
+#define AS_ITSELF 1 /* no errno with a reason */
 
 /*
- * Put the address of the endpoint there that @a stands for. @source: where the socket is bound. Returns 0, or
- * REFUSED_NAME(). A socket on its private loopback reaches no endpoint elsewhere: a server would take it for its own
- * host's.
+ * Put the address of the endpoint there that @a stands for. @source: where the socket is bound. Returns 0, AS_ITSELF
+ * where it gives no leave, or REFUSED_NAME(). A socket on its private loopback reaches no endpoint elsewhere: a
+ * server would take it for its own host's.
  */
 __noinline int to_endpoint(struct graft_stamp *stamp, struct graft_addr *a, struct graft_addr *source)
 {
@@ -42,10 +44,14 @@ __noinline int to_endpoint(struct graft_stamp *stamp, struct graft_addr *a, stru
 		return REFUSED_NAME(REASON_NO_ENDPOINT, ENETUNREACH);
 	if (found->place != stamp->place)
 		return REFUSED_NAME(REASON_PLACE, ENETUNREACH);
-	if (!found->port) /* of a `dynamic` one nobody can say where it is */
+	if (!(found->port & 0xffff)) /* of a `dynamic` one nobody can say where it is */
 		return REFUSED_NAME(REASON_NO_ENDPOINT, ECONNREFUSED);
 	__builtin_memcpy(a->ip, found->ip, sizeof(a->ip));
-	a->port = found->port;
+	a->port = found->port & 0xffff;
+	if (found->port & ENDPOINT_OF_USER)
+		return AS_ITSELF;
+	if (in_slices(a))
+		return REFUSED_NAME(REASON_NO_ENDPOINT, ENETUNREACH);
 	if (!is_loopback(a) && !(stamp->flags & STAMP_NAMED) &&
 	    (is_loopback(source) || in_slices(source) || stamp->flags & STAMP_PRIVATE))
 		return REFUSED_NAME(REASON_PRIVATE_SOURCE, EADDRNOTAVAIL);

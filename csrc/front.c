@@ -35,7 +35,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define REPLY_SECONDS 30      /* client.REPLY_TIMEOUT */
+#define REPLY_SECONDS 120     /* client.REPLY_TIMEOUT */
+#define DIAL_SECONDS 30	      /* client.DIAL_SECONDS */
 #define WORDS_MAX (128 << 10) /* bytes of arguments; a request of graftd's has 1 MiB at most, and they are in hex */
 #define REPLY_MAX (1 << 20)
 #define FILTER_MAX 4096 /* instructions: BPF_MAXINSNS */
@@ -57,22 +58,27 @@ struct plan {
 
 static const char *self_root; /* the directory of the package `graft` */
 
-/* The interpreter of this installation: that of the checkout's .venv, of the prefix, or of the system. */
+/*
+ * The interpreter of this installation: that of the checkout's .venv, or that of the prefix in whose lib the package
+ * is. No other directory above it is looked into: it may be anybody's.
+ */
 static bool find_python(char *to, size_t room)
 {
-	char at[PATH_MAX], *slash;
-	const char *where[] = {"%s/.venv/bin/python3", "%s/bin/python3"};
+	char at[PATH_MAX], *lib = NULL;
+	struct stat found;
 
 	snprintf(at, sizeof(at), "%s", self_root);
-	do {
-		for (int i = 0; i < 2; i++)
-			if (snprintf(to, room, where[i], at) < (int)room && !access(to, X_OK))
-				return true;
-		slash = strrchr(at, '/');
-		if (slash)
-			*slash = 0;
-	} while (slash);
-	return false;
+	if (snprintf(to, room, "%s/.venv/bin/python3", at) >= (int)room)
+		return false;
+	if (!lstat(to, &found))
+		return true; /* execv(2) says what is wrong with it */
+	/* PREFIX/lib/python3.N/site-packages, or /usr/lib/graft of Debian's package */
+	for (char *next = at; (next = strstr(next, "/lib/")); next++)
+		lib = next;
+	if (!lib)
+		return false;
+	*lib = 0;
+	return snprintf(to, room, "%s/bin/python3", at) < (int)room && !access(to, X_OK);
 }
 
 /* Become a program in Python: @entry, with @words after the root. Does not return. */
@@ -84,6 +90,7 @@ static void become_python(const char *entry, char *const *words, int count)
 
 	sigemptyset(&interrupt);
 	sigaddset(&interrupt, SIGINT);
+	errno = ENOENT;
 	if (argv && find_python(python, sizeof(python)) && !sigprocmask(SIG_BLOCK, &interrupt, NULL)) {
 		argv[0] = python;
 		argv[1] = "-I";
@@ -116,7 +123,7 @@ static void tell(const char *reply)
 
 static int dial(void)
 {
-	struct timeval patience = {.tv_sec = REPLY_SECONDS};
+	struct timeval patience = {.tv_sec = REPLY_SECONDS}, dialling = {.tv_sec = DIAL_SECONDS};
 	struct sockaddr_un to = {.sun_family = AF_UNIX};
 	const char *run_dir = getenv("GRAFT_RUN_DIR");
 	int low = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), sock;
@@ -126,7 +133,7 @@ static int dial(void)
 	if (snprintf(to.sun_path, sizeof(to.sun_path), "%s/graftd.sock", run_dir ? run_dir : "/run/graft") >=
 		    (int)sizeof(to.sun_path) ||
 	    setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)) ||
-	    setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) ||
+	    setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &dialling, sizeof(dialling)) ||
 	    connect(sock, (struct sockaddr *)&to, sizeof(to)))
 		return -1;
 	return sock;
@@ -153,6 +160,8 @@ static bool give(int sock, const char *request, size_t size, int fd)
 	}
 	while (part.iov_len) {
 		sent = sendmsg(sock, &message, MSG_NOSIGNAL);
+		if (sent < 0 && errno == EINTR)
+			continue;
 		if (sent <= 0)
 			return false;
 		part.iov_base = (char *)part.iov_base + sent;
@@ -329,7 +338,11 @@ int main(int argc, char **argv)
 	struct plan *plan;
 	size_t size;
 
-	for (int level = 0; length > 0 && level < 2; level++)
+	if (length <= 0 || root[0] != '/') {
+		dprintf(STDERR_FILENO, "graft: /proc/self/exe: %s (mount /proc)\n", strerror(errno));
+		return 125;
+	}
+	for (int level = 0; level < 2 && *root; level++)
 		*strrchr(root, '/') = 0;
 	self_root = root;
 	given = argv;

@@ -113,7 +113,9 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 	asked = *a;
 	if (names_endpoint(a)) {
 		where = to_endpoint(stamp, a, bound);
-		if (where)
+		if (where == AS_ITSELF)
+			asked = *a;
+		else if (where)
 			return deny(id, DENIED(OP_SEND, where >> 16), where & 0xffff, IPPROTO_UDP, &asked);
 	}
 	if (has_anothers_source(stamp, bound, a))

@@ -30,7 +30,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 HEADER = re.compile(r"\s*\[([^][]+)\]")  # [table]
 KEY = re.compile(r"\s*([^\s=#]+)\s*=")
-STRING = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'[^']*'""")
+STRING = re.compile(r"""\"(?:[^"\\]|\\.)*(?:\"|$)|'[^']*(?:'|$)""")  # one that is not closed goes to the line's end
 PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)  # in tomllib's errors
 
 

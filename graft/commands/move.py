@@ -1,5 +1,6 @@
 """What `graft endpoint move` and `graft rule move` share."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -8,7 +9,7 @@ import click
 
 from graft.client import call
 from graft.commands.options import Command
-from graft.errors import Refused
+from graft.errors import Refused, UsageError
 
 RETRY = 0.05  # seconds
 
@@ -33,6 +34,8 @@ def move_options(function: Command) -> Command:
 
 def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) -> None:
     """Ask graftd for a move, again for @seconds while the target does not listen. Raises GraftError."""
+    if math.isnan(seconds):
+        raise UsageError("--wait nan is not a number of seconds from 0 to 86400")
     until = time.monotonic() + seconds
     while True:
         try:
@@ -43,4 +46,5 @@ def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) ->
                 raise
         time.sleep(RETRY)
     if done["waiting"]:
-        click.echo(f"graft: {done['waiting']} connections still wait for '{source}' to accept them", file=sys.stderr)
+        what = "connection waits" if done["waiting"] == 1 else "connections still wait"
+        click.echo(f"graft: {done['waiting']} {what} for '{source}' to accept", file=sys.stderr)

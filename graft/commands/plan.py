@@ -27,6 +27,10 @@ HEAD = struct.Struct("=II")  # struct plan of csrc/front.c
 
 _command = copy.copy(run_command)
 _command.add_help_option = False  # which would print here
+_command.params = [copy.copy(parameter) for parameter in run_command.params]
+for _parameter in _command.params:
+    if isinstance(_parameter.type, click.Path):
+        _parameter.type = click.STRING  # which looks at no file
 
 
 def plan(words: bytes, default_direct: str, configured_direct: bool) -> bytes:

@@ -283,12 +283,8 @@ class Admin:
         """`graft endpoint move`."""
         pair = self._pair(connection, request)
         rules = moves.endpoint_rules(pair, request.name)
-        self._check_moved(connection, pair, request.name)
         self._check_rules(connection, pair.target, Given([], rules, []))
         return self.moves.endpoint(pair, request.name, rules)
-
-    def _check_moved(self, connection: Connection, pair: moves.Pair, name: str) -> None:
-        """Raise Refused for an endpoint that the peer may not give to another container."""
 
     def rule_move(self, connection: Connection, request: protocol.RuleMove, _fds: list[int]) -> Reply:
         """`graft rule move`: all of the publications or none."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from graft.errors import Refused
 from graft.rules import grants
+from graft.rules.address import parse_address
 from graft.rules.endpoint import EgressRule, Endpoint, EndpointWords, IngressRule, parse_endpoint_port
 from graft.rules.grants import Grants, users_path
 from graft.rules.publication import Publication
@@ -150,13 +151,19 @@ def _check_port(user: User, name: str, port: int) -> None:
         grants.check_ports(user.grants, f"endpoint '{name}'", ports, unprivileged_port())
 
 
-def check_endpoint(user: User, name: str, words: EndpointWords) -> None:
+def check_endpoint(reg: Registry, user: User, name: str, words: EndpointWords) -> None:
     """Raise Refused for an endpoint that a user may not have, and UsageError for a port that is none."""
     if words.netns:
         raise Refused(f"endpoint '{name}': only root may name a network namespace", hint="omit netns", code="EPERM")
     if name in user.grants.endpoints:
         raise Refused(
             f"endpoint '{name}' is one of the host's, granted to you", hint="use another name", code="EEXIST"
+        )
+    if words.addr and parse_address(words.addr, kind=words.type) in reg.added:
+        raise Refused(
+            f"endpoint '{name}': {words.addr} is the address of a container",
+            hint="use one of the host's",
+            code="EACCES",
         )
     _check_port(user, name, parse_endpoint_port(words.port) if words.port else 0)
 

@@ -39,7 +39,7 @@ from graft.rules.grants import NOBODY, read_users, users_path
 from graft.tenants import endpoint_file
 from graft.tenants.registry import Registry
 
-Signature = tuple[int, ...]  # of a file: device, inode, size, times in ns; () for none
+Signature = tuple[int, ...]  # of a file: device, inode, size, times in ns; () for none; an errno: out of reach
 
 HELD_LOOKS = 10  # that find a file open to write until that is told
 AGAIN_SECONDS = 30.0  # until a file that could not be taken is tried again: a directory may be there then
@@ -48,8 +48,8 @@ AGAIN_SECONDS = 30.0  # until a file that could not be taken is tried again: a d
 def _signature(file: Path | int) -> Signature:
     try:
         found = os.stat(file)
-    except OSError:
-        return ()
+    except OSError as error:
+        return () if error.errno in (errno.ENOENT, errno.ENOTDIR) else (-(error.errno or 1),)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

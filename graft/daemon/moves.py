@@ -19,10 +19,12 @@ from graft.daemon.tenancy import Tenancy
 from graft.errors import Refused
 from graft.kernel.listening import listens
 from graft.kernel.open_sockets import HALF_OPEN, LISTENING, open_sockets
+from graft.kernel.stamps import OWN_TENANT
 from graft.process.lines import Lines, Then
 from graft.rules.address import ANY4, ANY6, Address
 from graft.rules.endpoint import Endpoint, IngressRule
 from graft.rules.publication import Publication, published
+from graft.rules.slices import in_slices
 from graft.tenants import ports, publish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
@@ -32,6 +34,7 @@ LOOK = 0.01
 THREADS = 8
 SPAN_MAX = 1024  # ports of a publication: each is looked at
 TCP = (socket.IPPROTO_TCP,)
+FOREIGN = -1  # a program that is no container's
 Held = tuple[Endpoint, IngressRule]
 
 
@@ -182,12 +185,22 @@ class Moves:
             only = endpoint.port if endpoint.span == 1 else 0
             for one in open_sockets(stamps, protocols=TCP, states=LISTENING, port=only):
                 if 0 <= one.local[1] - endpoint.port < endpoint.span:
-                    at[one.local[1]][one.local[0]].add(one.stamp.tenant if one.stamp else 0)
+                    at[one.local[1]][one.local[0]].add(one.stamp.tenant if one.stamp else FOREIGN)
             led, where = self.registry.leads.of(endpoint), (ANY4 if endpoint.address.v4 else ANY6, ANY6)
-            for port, bound in ({endpoint.port: {endpoint.address.raw: led}} if led else at).items():
-                has: set[int] = next((bound[raw] for raw in (endpoint.address.raw, *where) if raw in bound), set())
-                if has - {source.id}:
-                    raise self._not_its(source, endpoint, port, min(has - {source.id}))
+            if led - {source.id}:
+                raise self._not_its(source, endpoint, endpoint.port, min(led - {source.id}))
+            for port, bound in at.items():
+                places: tuple[bytes, ...] = (endpoint.address.raw, *where)
+                if endpoint.address.any:  # it would be led past those at one address
+                    places = tuple(raw for raw in bound if raw == ANY6 or self._is_hosts(endpoint.address, raw))
+                others = set().union(*(bound[raw] for raw in places if raw in bound)) - {source.id, *led, OWN_TENANT}
+                if others and not (led and not endpoint.address.any):
+                    raise self._not_its(source, endpoint, port, min(others))
+
+    def _is_hosts(self, wildcard: Address, raw: bytes) -> bool:
+        """Is it an address of the host's, of that family, and no container's own?"""
+        address = Address(raw)
+        return address.v4 == wildcard.v4 and not in_slices(address) and address not in self.registry.added
 
     def _not_its(self, source: Tenant, endpoint: Endpoint, port: int, number: int) -> Refused:
         assert endpoint.address

@@ -149,7 +149,7 @@ class Users(Admin):
         return super().endpoint_add(connection, request, fds)
 
     def _check_endpoint(self, connection: Connection, name: str, words: EndpointWords) -> None:
-        admission_users.check_endpoint(connection.user, name, words)
+        admission_users.check_endpoint(self.tenancy.registry, connection.user, name, words)
 
     def _add_endpoints(
         self, _connection: Connection, table: Table, wanted: list[tuple[str, EndpointWords, int]]
@@ -181,25 +181,12 @@ class Users(Admin):
         known = {**self._known(connection), **tenant.endpoints}
         admission_users.check_own_endpoints(registry, user, known, given.ingress, given.egress)
 
-    def _pair(self, connection: Connection, request: protocol.EndpointMove | protocol.RuleMove) -> moves.Pair:
-        pair = super()._pair(connection, request)
-        more = len(request.publish) if isinstance(request, protocol.RuleMove) else len(pair.source.ingress)
-        admission_users.check_count(admission_users.count_rules(pair.target) + more)
-        return pair
-
-    def _check_moved(self, connection: Connection, pair: moves.Pair, name: str) -> None:
-        endpoint, granted = pair.source.endpoints[name], self._known(connection).get(name)
-        if endpoint.by_user:
-            known = {name: endpoint}
-            admission_users.check_own_endpoints(
-                self.tenancy.registry, connection.user, known, pair.source.ingress, []
-            )
-        elif granted is None or (granted.address, granted.port) != (endpoint.address, endpoint.port):
-            raise Refused(
-                f"endpoint '{name}' is not granted to you any more",
-                hint=f"root may grant it: {users_path()}",
-                code="EACCES",
-            )
+    def _pair(self, _connection: Connection, _request: protocol.EndpointMove | protocol.RuleMove) -> moves.Pair:
+        raise Refused(
+            "only root may hand a port over: it is led past whatever is bound there",
+            hint="'graft rule del', then 'graft rule add'",
+            code="EPERM",
+        )
 
     # -- looking --
 

@@ -57,12 +57,12 @@ class Configuration(NamedTuple):
 
     def reserved(self, listening: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
         """The ports that are the node's, as (protocol, port). @listening: those taken on the wildcard address."""
-        listed = {
-            (protocol, port)
-            for first, last in self.reserved_ports
-            for port in range(first, last + 1)
-            for protocol in PROTOCOL_NAME
-        }
+        numbers: set[int] = set()
+        end = -1
+        for first, last in sorted(self.reserved_ports):  # each port once, however often the file has it
+            numbers.update(range(max(first, end + 1), last + 1))
+            end = max(end, last)
+        listed = {(protocol, port) for port in numbers for protocol in PROTOCOL_NAME}
         return listed | set(listening if self.reserve_listening else ())
 
     def document(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from graft.errors import UsageError
 from graft.rules.address import MAPPED, Address, parse_address, parse_port, parse_ports
-from graft.rules.slices import NAMES4, NAMES6, in_names
+from graft.rules.slices import NAMES4, NAMES6, SLICE6_NETWORK, SLICES4, in_names, in_slices
 
 T = TypeVar("T")
 
@@ -182,7 +182,13 @@ def parse_endpoint_words(words: Sequence[str]) -> EndpointWords:
     if unix:
         parse_path(told.path)
     else:
-        if in_names(parse_address(told.addr, kind=told.type)):
+        address = parse_address(told.addr, kind=told.type)
+        if in_slices(address):
+            raise UsageError(
+                f"address {told.addr} stands for the loopback of a container",
+                hint=f"one outside {SLICES4} and {SLICE6_NETWORK}",
+            )
+        if in_names(address):
             raise UsageError(
                 f"address {told.addr} stands for the name of an endpoint",
                 hint=f"one outside {NAMES4} and {NAMES6}",

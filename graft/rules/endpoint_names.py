@@ -15,6 +15,7 @@ One of type unix or local has no address of IPv6: a server that binds all addres
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from graft.rules.address import ANY4, Address
 from graft.rules.endpoint import Endpoint
@@ -22,6 +23,7 @@ from graft.rules.slices import NAMES4_MASK, NAMES4_NET, NAMES6_PREFIX, in_names
 
 SUFFIX = "graft"
 NAMED_MAX = 1024  # endpoints of a table, those that were added first: each of its wrappers has entries for each
+KNOWN_MAX = 256  # tables
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 FNV_PRIME, FNV_BASIS = 0x100000001B3, 0xCBF29CE484222325  # FNV-1a of 64 bits (draft-eastlake-fnv)
 
@@ -52,18 +54,45 @@ def address_of(endpoint: Endpoint) -> Address | None:
     return _address(label, endpoint.kind == "ipv6") if label else None
 
 
-def by_address(endpoints: Mapping[str, Endpoint]) -> dict[Address, Endpoint]:
-    """The endpoints of a table that have a name, by the address that stands for it. The first that was added wins."""
+class Named(NamedTuple):
+    """The endpoints of a table that have a name."""
+
+    all: tuple[Endpoint, ...]  # of the table; they are kept, so that nothing else is at their place in memory
+    addresses: dict[Address, Endpoint]
+    labels: dict[str, Address]
+
+
+_known: dict[tuple[int, ...], Named] = {}  # by the places of a table's endpoints, which never change themselves
+
+
+def named(endpoints: Mapping[str, Endpoint]) -> Named:
+    """The endpoints of a table by the addresses that stand for their names. The first that was added wins.
+
+    Each query for a name asks, and to compute a thousand addresses takes 2 ms.
+    """
+    every = tuple(endpoints.values())  # a copy: other threads than the loop's ask
+    key = tuple(map(id, every))
+    known = _known.get(key)
+    if known:
+        return known
     found: dict[Address, Endpoint] = {}
-    labels: set[str] = set()
-    for endpoint in list(endpoints.values()):  # a copy: other threads than the loop's ask
+    labels: dict[str, Address] = {}
+    for endpoint in every:
         if len(found) == NAMED_MAX:
             break
         address = address_of(endpoint)
         if address and address not in found and (label := label_of(endpoint)) not in labels:
             found[address] = endpoint
-            labels.add(label)
-    return found
+            labels[label] = address
+    if len(_known) >= KNOWN_MAX:
+        _known.clear()
+    known = _known[key] = Named(every, found, labels)
+    return known
+
+
+def by_address(endpoints: Mapping[str, Endpoint]) -> dict[Address, Endpoint]:
+    """The endpoints of a table that have a name, by the address that stands for it."""
+    return named(endpoints).addresses
 
 
 def endpoint_at(endpoints: Mapping[str, Endpoint], address: Address) -> Endpoint | None:
@@ -76,7 +105,9 @@ def endpoint_named(endpoints: Mapping[str, Endpoint], name: str) -> tuple[Addres
     label = name.removesuffix(f".{SUFFIX}")
     if label == name:
         return None
-    return next(((a, e) for a, e in by_address(endpoints).items() if label_of(e) == label), None)
+    known = named(endpoints)
+    address = known.labels.get(label)
+    return (address, known.addresses[address]) if address else None
 
 
 def names_need_swap(endpoints: Mapping[str, Endpoint], place: int) -> bool:

@@ -59,6 +59,7 @@ EGRESS_VALUE = struct.Struct("=16sII")
 ALLOWED_KEY = struct.Struct("=III16s")
 ENDPOINT_KEY = struct.Struct("=I16s")
 ENDPOINT = struct.Struct("=16sII")
+ENDPOINT_OF_USER = 0x10000
 PINNED_KEY = struct.Struct("=II16s")
 PIN = struct.Struct("=Q")
 SERVICE_KEY = struct.Struct("=IH2x16s")
@@ -282,15 +283,24 @@ def compile_allowed(tenant: int, policy: Policy) -> dict[bytes, bytes]:
     }
 
 
-def compile_names(tenant: int, endpoints: Mapping[str, Endpoint]) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+def compile_names(
+    tenant: int, endpoints: Mapping[str, Endpoint], added: Container[Address] = ()
+) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     """Entries of the maps `ingress` and `endpoints` for the names of endpoints: where one may serve, and be reached.
 
-    They are those that its programs may use by AF_GRAFT.
+    They are those that its programs may use by AF_GRAFT. @added: the addresses of containers, at which an endpoint
+    that a user has added serves nobody.
     """
     named = by_address(endpoints)
-    rules = [IngressRule(address, 0, 65535, e.name) for address, e in named.items() if e.serves]
+    rules = [
+        IngressRule(address, 0, 65535, e.name)
+        for address, e in named.items()
+        if e.serves and not (e.by_user and e.address in added)
+    ]
     return compile_ingress(tenant, rules, endpoints), {
-        ENDPOINT_KEY.pack(tenant, address.raw): ENDPOINT.pack(_address(endpoint), endpoint.port, _place(endpoint))
+        ENDPOINT_KEY.pack(tenant, address.raw): ENDPOINT.pack(
+            _address(endpoint), endpoint.port | (ENDPOINT_OF_USER if endpoint.by_user else 0), _place(endpoint)
+        )
         for address, endpoint in named.items()
         if endpoint.leaves
     }
@@ -350,7 +360,7 @@ def compile_tables(
         flags |= TENANT_ALLOW | (TENANT_LEARN if policy.learns else 0)
     flags |= TENANT_NAMES if asks or policy else 0
     entries = compile_ingress(tenant, ingress, endpoints, led)
-    binds, destinations = compile_names(tenant, endpoints)
+    binds, destinations = compile_names(tenant, endpoints, added)
     return Tables(
         entries | binds,
         out,

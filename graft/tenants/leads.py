@@ -30,7 +30,8 @@ from graft.rules.publication import overlap
 from graft.rules.tables import LED, LED_FIXED_BITS, LED_KEY, compile_led
 from graft.tenants.tenant import Tenant
 
-HELD_MAX = 64  # ports of one endpoint that graftd holds: each takes it a descriptor
+HELD_MAX = 64  # ports of one entry that graftd holds: each takes it a descriptor
+HELD_ALL = 512
 WORD = 64  # bits of an entry of `led_ports`
 Port = tuple[Address, int]
 
@@ -89,7 +90,7 @@ class Leads:
         """Bind the ports at which the last listener is closed. To be called now and then."""
         if not self._written:
             return
-        for address, port in _ports(self._written) - self.held.keys():
+        for address, port in sorted(_ports(self._written) - self.held.keys(), key=str)[: HELD_ALL - len(self.held)]:
             with contextlib.suppress(OSError):  # it is in use: who moved from there still has it, or its connections
                 self.held[address, port] = self._bind(address, port)
 

@@ -187,9 +187,9 @@ class Family:
         stream = sock.type == socket.SOCK_STREAM and endpoint.address is not None
         if leave and endpoint.address:
             # a datagram socket takes what anybody sends to its port: at a fixed one it is a server
-            allow(endpoint, leave=True, serve=not stream and endpoint.port != 0)
+            allow(endpoint, tenant, leave=True, serve=not stream and endpoint.port != 0)
         elif not (stream and endpoint.leaves):  # it may connect from there, and STAMP_SOURCE says: not listen
-            allow(endpoint, serve=True)
+            allow(endpoint, tenant, serve=True)
         new = self._fitting(tenant, sock, endpoint)
         try:
             for option in state.queue:
@@ -271,7 +271,7 @@ class Family:
         endpoint = tenant.endpoints.get(name.endpoint)
         if endpoint is None:
             return Answer(error=errno.ENOENT)
-        allow(endpoint, leave=True)  # before it is bound to `default-source`
+        allow(endpoint, tenant, leave=True)  # before it is bound to `default-source`
         if endpoint.address is None:
             return self._connect_unix(caller, tenant, sock, endpoint)
         new = self._default_source(caller, tenant, sock, state)
@@ -316,7 +316,7 @@ class Family:
         socket has a source on its private loopback and the endpoint is elsewhere.
         """
         assert endpoint.address is not None
-        allow(endpoint, leave=True)
+        allow(endpoint, tenant, leave=True)
         if sock.family != (socket.AF_INET if endpoint.kind == "ipv4" else socket.AF_INET6):
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         stamps = self.sockets.stamps
@@ -368,7 +368,7 @@ class Family:
         endpoint = tenant.endpoints.get(name.endpoint)
         if endpoint is None:
             return Answer(error=errno.ENOENT)
-        allow(endpoint, leave=True)
+        allow(endpoint, tenant, leave=True)
         if caller.args[2] > DATAGRAM_MAX:
             return Answer(error=errno.EMSGSIZE)
         new = self._default_source(caller, tenant, sock, state)
@@ -488,10 +488,12 @@ def _carry_out(sock: socket.socket, option: Option) -> None:
         option.result = -(error.errno or errno.EIO)
 
 
-def allow(endpoint: Endpoint, *, serve: bool = False, leave: bool = False) -> None:
+def allow(endpoint: Endpoint, tenant: TenantView | None = None, *, serve: bool = False, leave: bool = False) -> None:
     """Raise OSError (EACCES) if programs may not serve at @endpoint, or not connect and send to and from it.
 
-    Every way to use an endpoint by its name passes here, whoever asks: the family's calls, and the API's requests.
+    An address that a user without root has added gives no leave to a @tenant that has none by itself. Every way to
+    use an endpoint by its name passes here, whoever asks: the family's calls, and the API's requests.
     """
-    if (serve and not endpoint.serves) or (leave and not endpoint.leaves):
+    narrowed = bool(endpoint.by_user and endpoint.address and tenant and not (tenant.parent or tenant).egress_host)
+    if (serve and not endpoint.serves) or (leave and (narrowed or not endpoint.leaves)):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))

@@ -36,6 +36,11 @@ class TenantView(Protocol):
     cgroup: str  # of a direct container, whose programs live in graftd's netns and make their sockets; "" of others
     ingress: list[IngressRule]
     egress: list[EgressRule]
+    egress_host: bool  # what no egress rule matches leaves as the host's own connections do
+
+    @property
+    def parent(self) -> "TenantView | None":
+        """The container of a wrapper."""
 
     @property
     def sysctls(self) -> tuple[str, ...]:
