@@ -245,7 +245,7 @@ def _egress() -> Picture:
         "another container's port?",
         "an egress rule? its endpoint",
         "  is the source address",
-        "else refused",
+        "else as the host, or refused",
     )
     p.box("kernel", 640, 40, 150, 44, "the host's stack", "and its routes")
     p.arrow((180, 90), (290, 90))

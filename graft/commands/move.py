@@ -46,5 +46,5 @@ def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) ->
                 raise
         time.sleep(RETRY)
     if done["waiting"]:
-        what = "connection waits" if done["waiting"] == 1 else "connections still wait"
-        click.echo(f"graft: {done['waiting']} {what} for '{source}' to accept", file=sys.stderr)
+        waiting = "connection waits" if done["waiting"] == 1 else "connections still wait"
+        click.echo(f"graft: {done['waiting']} {waiting} for '{source}' to accept", file=sys.stderr)

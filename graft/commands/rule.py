@@ -61,7 +61,14 @@ def delete(container: str, publish: tuple[str, ...], ingress: tuple[str, ...], e
 
 @command.command("move", context_settings=CONTEXT)
 @move_options
-@click.option("-p", "--publish", multiple=True, required=True, metavar="[HADDR:]HPORT:PORT")
+@click.option(
+    "-p",
+    "--publish",
+    multiple=True,
+    required=True,
+    metavar="[HADDR:]HPORT:PORT",
+    help="The publication, as it was given.",
+)
 def move(publish: tuple[str, ...], source: str, target: str, seconds: float) -> None:
     """Hand publications over to another container that runs: all of them or none, and no connection is refused.
 

@@ -194,7 +194,9 @@ class Moves:
                 if endpoint.address.any:  # it would be led past those at one address
                     places = tuple(raw for raw in bound if raw == ANY6 or self._is_hosts(endpoint.address, raw))
                 others = set().union(*(bound[raw] for raw in places if raw in bound)) - {source.id, *led, OWN_TENANT}
-                if others and not (led and not endpoint.address.any):
+                if led:  # who gave the port may be bound there still
+                    others &= {FOREIGN} if endpoint.address.any else set()
+                if others:
                     raise self._not_its(source, endpoint, port, min(others))
 
     def _is_hosts(self, wildcard: Address, raw: bytes) -> bool:

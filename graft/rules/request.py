@@ -291,7 +291,7 @@ SETTINGS = (
         "names",
         ("--names",),
         None,
-        "Ask graft's resolver for names, which knows containers with --ip as NAME.graft.",
+        "Ask graft's resolver, which knows endpoints of its table, and containers with --ip, as NAME.graft.",
         "names",
         _names,
         (NAMES,),

@@ -118,7 +118,7 @@ def test_orders_that_are_roots(users, unharmed, op):
     samples: dict[str, dict[str, object]] = {
         "bundle": {"bundle": "/tmp", "id": "x"}, "hook": {"config": {}}, "exec": {"id": "x", "process": {}}, "start": {"id": "x"},
         "begin": {"metadata": "{}", "state": {"id": "x"}}, "attach": {"key": "k", "network": "n"}, "attached": {"key": "k"},
-        "detach": {"key": "k"}, "stop": {"force": True}, "dashboard": {"at": "127.0.0.1:0"},
+        "detach": {"key": "k"}, "stop": {"force": True}, "dashboard": {"at": "127.0.0.1:0"}, "plan": {"words": ""},
     }  # fmt: skip
     wish = json.dumps(dict(op=op, **samples.get(op, {})))
     assert tries(users, "bob", "told(order(**json.loads(sys.argv[1])))", wish) == ["EPERM"]

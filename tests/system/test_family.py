@@ -51,7 +51,7 @@ def test_the_header_brings_what_upstreams_brings(tmp_path, also):
             assert subprocess.run((tmp_path / "names",), capture_output=True, text=True).stdout == graft.__version__
 
 
-fresh_ports = itertools.count(8100)
+fresh_ports = itertools.count(18100)
 
 
 class Table:
@@ -62,7 +62,7 @@ class Table:
         self.port, self.port6, self.low, self.port15 = (next(fresh_ports) for _ in range(4))
         inet = {
             "ep-test": ("127.0.0.1", self.port),
-            "ep-low": (HOST4, self.low - 8000),
+            "ep-low": (HOST4, self.low - 18000),
             "ep-dyn": (HOST4, "dynamic"),
             "ep-gone": ("203.0.113.9", 80),
             "ep-client": (CLIENT4, 9001),

@@ -82,6 +82,7 @@ VALUES |= {
     "SLICE6_WORD0": int.from_bytes(slices.SLICE6_PREFIX[:4], "big"),
     "SLICE6_WORD1": int.from_bytes(slices.SLICE6_PREFIX[4:], "big"),
     "NAMES6_WORD1": int.from_bytes(slices.NAMES6_PREFIX[4:], "big"),
+    "ENDPOINT_OF_USER": tables.ENDPOINT_OF_USER,
     "GRAFT_DEFAULT": tables.DEFAULT,
     "GRAFT_INET": tables.INET,
     "GRAFT_INET6": tables.INET6,
