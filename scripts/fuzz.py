@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -216,6 +216,8 @@ def profile(data: atheris.FuzzedDataProvider) -> None:
 
 class NoKernel:
     """Takes the place of Kernel, which restore() does not use."""
+
+    maps: ClassVar[dict[str, None]] = {}
 
 
 def saved(data: atheris.FuzzedDataProvider) -> None:
