@@ -39,14 +39,30 @@ struct task_struct___numbered {
 	struct pid___numbered *thread_pid;
 } __attribute__((preserve_access_index));
 
-/* The pid of the calling process; 0: it has none where graftd is. */
-static __always_inline __u32 current_pid(void)
+struct pid_search {
+	struct upid___numbered *numbers;
+	__u32 pidns;
+	__u32 found;
+};
+
+/* One step of current_pid(): is this the number in graftd's namespace? */
+static long compare_pidns(__u32 level, struct pid_search *search)
+{
+	struct upid___numbered *number = (void *)search->numbers + level * bpf_core_type_size(struct upid___numbered);
+
+	if (BPF_CORE_READ(number, ns, ns.inum) != search->pidns)
+		return 0;
+	search->found = BPF_CORE_READ(number, nr);
+	return 1;
+}
+
+/* The pid of the calling process; 0: it has none where graftd is. Not static: the verifier proves it once. */
+__noinline int current_pid(void)
 {
 	struct task_struct___numbered *task;
+	struct pid_search search = {};
 	__u32 zero = 0, *pidns, level;
-	struct upid___numbered *number;
 	struct pid___numbered *pid;
-	__u32 i;
 
 	pidns = bpf_map_lookup_elem(&pidns_of_graftd, &zero);
 	if (!pidns || !*pidns)
@@ -54,13 +70,10 @@ static __always_inline __u32 current_pid(void)
 	task = (struct task_struct___numbered *)bpf_get_current_task();
 	pid = BPF_CORE_READ(task, group_leader, thread_pid);
 	level = BPF_CORE_READ(pid, level);
-	number = __builtin_preserve_access_index(&pid->numbers[0]);
-	for (i = 0; i < PIDNS_LEVELS && i <= level; i++) {
-		if (BPF_CORE_READ(number, ns, ns.inum) == *pidns)
-			return BPF_CORE_READ(number, nr);
-		number = (void *)number + bpf_core_type_size(struct upid___numbered);
-	}
-	return 0;
+	search.numbers = __builtin_preserve_access_index(&pid->numbers[0]);
+	search.pidns = *pidns;
+	bpf_loop(level < PIDNS_LEVELS ? level + 1 : PIDNS_LEVELS, compare_pidns, &search, 0);
+	return search.found;
 }
 
 #endif

@@ -23,7 +23,7 @@ def fdinfo(fd: int) -> dict[str, str]:
 @pytest.mark.kernel
 @isolated
 def test_the_verifier_proves_each_function_once(world: World):
-    """210,000 instructions on Linux 6.18, 362,000 on 6.1; each call followed into its function, they were 384,000 on 6.18."""
+    """275,000 instructions on Linux 6.18; with the loop of pids.bpf.h in each function that reports they were 320,000, on 6.1 450,000."""
     numbers = [int(fdinfo(link)["prog_id"]) for link in world.kernel.links.values()]
     forwards = world.kernel.maps["forwards"]
     forwards.value_size = 4  # from outside it has numbers of programs
@@ -34,4 +34,4 @@ def test_the_verifier_proves_each_function_once(world: World):
         verified[number] = int(fdinfo(program)["verified_insns"])
         os.close(program)
     assert len(verified) > 20
-    assert sum(verified.values()) < 380_000, verified
+    assert sum(verified.values()) < 420_000, verified
