@@ -126,6 +126,7 @@ def test_two_networks(podman, host):
     podman("network", "disconnect", "graft", "m2")
     shown = {c["name"]: (c["publish"], len(c["addresses"])) for c in json.loads(host.graft("ps", "-j").stdout)}
     assert shown["m2"] == (["8807:80/tcp"], 1)
+    host.wait_listening(8807)
     assert "Directory listing" in reach(host, 8807)
 
 
