@@ -102,6 +102,7 @@ commands() {
 	pytest+=" -o timeout=$((30 * slowness)) --durations=12 -n 2" # each waits for the verifier, on one processor
 	local ended="|| { [ \$? = 1 ] || touch $results/interrupted; rc=1; }"
 	echo "cd $place; export PYTHONDONTWRITEBYTECODE=1 GRAFT_MODULES=$modules GRAFT_INSMOD='$insmod'; rc=0"
+	echo "mount -t bpf bpf /sys/fs/bpf" # or two tests that begin at once mount one each, over the other's
 	echo "uname -r >$results/release; uname -m >$results/machine"
 	echo "GRAFT_RUN_DIR=/run/graft-kernels bin/graft doctor -j >$results/doctor.json"
 	[ "$tests" != probes ] || echo "$pytest --junitxml=$results/core.xml tests/kernel -m kernel $ended"
