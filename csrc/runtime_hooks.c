@@ -49,7 +49,9 @@ static void __attribute__((noreturn)) hold_netns(int pidfd, int netns, int ready
 		_exit(1);
 	setsid();
 	if (chdir("/") || syscall(SYS_close_range, 2u, ~0u, 0u) || prctl(PR_SET_NAME, "graft-hold") ||
-	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, none) || write(1, "", 1) != 1)
+	    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &header, none) ||
+	    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) || /* its root and memory are nobody's, as those of graft-sup */
+	    write(1, "", 1) != 1)
 		_exit(1);
 	close(1);
 	while (poll(&end, 1, -1) < 0 && errno == EINTR)
