@@ -3,7 +3,7 @@
  * datagrams.bpf.h - what UDP sockets carry, where the administrator wants to know
  *
  * The kernel counts nothing of a UDP socket. To count costs each datagram 65 to 75 ns on either side, of which a
- * flood of them would lose some hundredths. So it is done where graftd.toml says `count_datagrams`; elsewhere a
+ * flood of them would lose some hundredths. So it is done where graft.toml says `count_datagrams`; elsewhere a
  * datagram costs a look at a flag.
  */
 #ifndef DATAGRAMS_BPF_H
@@ -42,6 +42,13 @@ static __noinline int count_datagram(struct __sk_buff *skb, __u32 headers, bool 
 	__sync_fetch_and_add(out ? &sum->bytes_sent : &sum->bytes_received, (__u64)(skb->len - headers));
 	__sync_fetch_and_add(out ? &sum->sent : &sum->received, 1);
 	return 0;
+}
+
+/* Count the datagram of IP and UDP that begins with @packet, where datagrams are counted. */
+static __always_inline void count_if_asked(struct __sk_buff *skb, const __u8 *packet, bool out)
+{
+	if (counts_datagrams())
+		count_datagram(skb, packet[0] >> 4 == 4 ? HEADERS4 : HEADERS6, out);
 }
 
 #endif

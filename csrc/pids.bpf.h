@@ -5,7 +5,7 @@
  * bpf_get_current_pid_tgid() has the number of the first pid namespace. graftd may run in another, as under an engine
  * inside a container, and its /proc knows the numbers of that one. bpf_get_ns_current_pid_tgid() answers only for
  * processes that are in it themselves, and a container's are in one below. So the numbers of each level are read
- * (struct pid___numbered, include/linux/pid.h).
+ * (struct pid, include/linux/pid.h).
  */
 #ifndef PIDS_BPF_H
 #define PIDS_BPF_H

@@ -227,8 +227,8 @@ int graft_ingress(struct __sk_buff *skb)
 				: packet + 40 <= end && *(__u64 *)(packet + 16) == *(__u64 *)(packet + 32))
 		note_called(skb);
 	verdict = receive_datagram(skb);
-	if (verdict == ALLOW && counts_datagrams())
-		count_datagram(skb, packet[0] >> 4 == 4 ? HEADERS4 : HEADERS6, false);
+	if (verdict == ALLOW)
+		count_if_asked(skb, packet, false);
 	return verdict;
 }
 

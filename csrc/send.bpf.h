@@ -317,14 +317,9 @@ int graft_egress(struct __sk_buff *skb)
 	__u8 *packet = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	int verdict = judge_packet(skb);
 
-	if (verdict == ALLOW && packet + 20 <= end) {
-		if (packet[0] >> 4 == 4) {
-			if (packet[9] == IPPROTO_UDP && counts_datagrams())
-				count_datagram(skb, HEADERS4, true);
-		} else if (packet[6] == IPPROTO_UDP && counts_datagrams()) {
-			count_datagram(skb, HEADERS6, true);
-		}
-	}
+	if (verdict == ALLOW && packet + 20 <= end &&
+	    (packet[0] >> 4 == 4 ? packet[9] == IPPROTO_UDP : packet[6] == IPPROTO_UDP))
+		count_if_asked(skb, packet, true);
 	return verdict == DENY && is_exempt(skb) ? ALLOW : verdict;
 }
 

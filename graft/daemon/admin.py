@@ -282,16 +282,12 @@ class Admin:
     def endpoint_move(self, connection: Connection, request: protocol.EndpointMove, _fds: list[int]) -> Reply:
         """`graft endpoint move`."""
         pair = self._pair(connection, request)
-        rules = moves.endpoint_rules(pair, request.name)
-        self._check_rules(connection, pair.target, Given([], rules, []))
-        return self.moves.endpoint(pair, request.name, rules)
+        return self.moves.endpoint(pair, request.name, moves.endpoint_rules(pair, request.name))
 
     def rule_move(self, connection: Connection, request: protocol.RuleMove, _fds: list[int]) -> Reply:
         """`graft rule move`: all of the publications or none."""
         pair = self._pair(connection, request)
-        publications = [parse_publication(p) for p in request.publish]
-        self._check_rules(connection, pair.target, Given(publications, [], []))
-        return self.moves.publications(pair, publications)
+        return self.moves.publications(pair, [parse_publication(p) for p in request.publish])
 
     def _pair(self, connection: Connection, request: protocol.EndpointMove | protocol.RuleMove) -> moves.Pair:
         pair = moves.Pair(self._tenant(connection, request.source), self._tenant(connection, request.target))

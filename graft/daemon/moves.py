@@ -97,7 +97,7 @@ class Moves:
     def __init__(self, tenancy: Tenancy) -> None:
         self.registry: Registry = tenancy.registry
         self._lines = Lines(tenancy.loop, THREADS, lambda: None)
-        self._numbers = count()  # a user's moves wait for each other, so that they keep nobody else's waiting
+        self._numbers = count()  # of moves, none of which waits for another
 
     def endpoint(self, pair: Pair, name: str, rules: list[IngressRule]) -> Later:
         """Give the rules of endpoint_rules() to the target. Raises Refused, OSError."""
@@ -181,21 +181,24 @@ class Moves:
         stamps = self.registry.kernel.maps["stamps"].fd
         for endpoint, _ in held:
             assert endpoint.address
+            address, led = endpoint.address, self.registry.leads.of(endpoint)
+            if led - {source.id}:
+                raise self._not_its(source, endpoint, endpoint.port, min(led - {source.id}))
+            if led and not address.any:
+                continue  # graftd has the port, or who gave it
             at: defaultdict[int, dict[bytes, set[int]]] = defaultdict(lambda: defaultdict(set))  # by port and address
             only = endpoint.port if endpoint.span == 1 else 0
             for one in open_sockets(stamps, protocols=TCP, states=LISTENING, port=only):
                 if 0 <= one.local[1] - endpoint.port < endpoint.span:
                     at[one.local[1]][one.local[0]].add(one.stamp.tenant if one.stamp else FOREIGN)
-            led, where = self.registry.leads.of(endpoint), (ANY4 if endpoint.address.v4 else ANY6, ANY6)
-            if led - {source.id}:
-                raise self._not_its(source, endpoint, endpoint.port, min(led - {source.id}))
             for port, bound in at.items():
-                places: tuple[bytes, ...] = (endpoint.address.raw, *where)
-                if endpoint.address.any:  # it would be led past those at one address
-                    places = tuple(raw for raw in bound if raw == ANY6 or self._is_hosts(endpoint.address, raw))
-                others = set().union(*(bound[raw] for raw in places if raw in bound)) - {source.id, *led, OWN_TENANT}
-                if led:  # who gave the port may be bound there still
-                    others &= {FOREIGN} if endpoint.address.any else set()
+                if address.any:  # those at one address would be led past, too
+                    places = [raw for raw in bound if raw == ANY6 or self._is_hosts(address, raw)]
+                else:
+                    places = [raw for raw in bound if raw in (address.raw, ANY4 if address.v4 else ANY6, ANY6)]
+                others = set().union(*(bound[raw] for raw in places)) - {source.id, OWN_TENANT}
+                if led:  # a container that gave the port may be bound there still
+                    others &= {FOREIGN}
                 if others:
                     raise self._not_its(source, endpoint, port, min(others))
 
@@ -207,7 +210,7 @@ class Moves:
     def _not_its(self, source: Tenant, endpoint: Endpoint, port: int, number: int) -> Refused:
         assert endpoint.address
         other = self.registry.tenants.get(number)
-        named = f"container '{other.name}'" if other and source.user in ("", other.user) else "another program"
+        named = f"container '{other.name}'" if other else "another program"
         return Refused(
             f"container '{source.name}' does not serve at {endpoint.address.with_port(port)}: {named} does",
             hint="'graft sockets' lists who listens where",
@@ -234,8 +237,7 @@ class Moves:
         asked = {(rule.address.raw, rule.first + n) for endpoint, rule in held for n in range(endpoint.span)}
         real = {endpoint.port + n for endpoint, _ in held for n in range(endpoint.span)}
         job = partial(_drain, self.registry.kernel.maps["stamps"].fd, source.id, asked, real, answer)
-        line = ("user", source.uid) if source.user else ("root", next(self._numbers))
-        self._lines.push(line, lambda: job)
+        self._lines.push(next(self._numbers), lambda: job)
         return answer
 
 

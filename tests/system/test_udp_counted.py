@@ -1,4 +1,4 @@
-"""`count_datagrams` of graftd.toml: what containers carry by UDP, in `graft stats`, `graft top` and the metrics."""
+"""`count_datagrams` of graft.toml: what containers carry by UDP, in `graft stats`, `graft top` and the metrics."""
 
 import json
 import subprocess
