@@ -14,7 +14,7 @@ lists=$(mktemp -d /tmp/graft-lists-XXXX)
 trap 'rm -rf "$lists"' EXIT
 mkdir -p "$lists/lists/partial" "$lists/archives/partial"
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$keyring] ${MIRROR:-http://deb.debian.org/debian} $suite main" >"$lists/sources.list"
+echo "deb [signed-by=$keyring] $(scripts/mirror.sh) $suite main" >"$lists/sources.list"
 touch "$lists/status"
 apt=(-qq -o "APT::Architecture=$architecture" -o "APT::Architectures=$architecture" -o APT::Install-Recommends=false -o APT::Sandbox::User=root
 	-o Dir::Etc::SourceList="$lists/sources.list" -o Dir::Etc::SourceParts=/dev/null

@@ -50,12 +50,6 @@ finish() {
 }
 trap finish EXIT
 
-# mirror - the Debian mirror that this machine's apt uses
-mirror() {
-	# shellcheck disable=SC2016 # apt expands it
-	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed -n 's|/*$||; /\/debian$/p' | sort -u | head -1
-}
-
 bootstrap() {
 	local mirror=$1 script=
 	echo "fresh: debootstrap $suite from $mirror into $root"
@@ -143,8 +137,7 @@ inside() {
 
 if [ ! -e "$dir/complete" ]; then
 	[ ! -e "$root" ] || die "$root is there, and is not a system that this script has finished"
-	from=${MIRROR:-$(mirror)}
-	bootstrap "${from:-http://deb.debian.org/debian}"
+	bootstrap "$("$project/scripts/mirror.sh")"
 fi
 connect
 rm -rf "$root/src"

@@ -41,7 +41,8 @@ row() {
 # private_apt ROOT - sets apt: options for a root of its own with the row's suite, so that this machine's sources stay
 # as they are
 private_apt() {
-	local root=$1 mirror=${MIRROR:-http://deb.debian.org/debian} keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	local root=$1 mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+	mirror=$(scripts/mirror.sh)
 	mkdir -p "$root/lists/partial" "$root/archives/partial"
 	echo "deb [signed-by=$keyring] $mirror ${suite%-*} main" >"$root/sources.list" # busybox-static is there alone
 	case $suite in

@@ -29,17 +29,11 @@ complete() {
 	done
 }
 
-# mirror - the Debian mirror that this machine's apt uses
-mirror() {
-	# shellcheck disable=SC2016 # apt expands it
-	apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sed -n 's|/*$||; /\/debian$/p' | sort -u | head -1
-}
-
 # download DIR - the source package, unpacked in DIR/src
 download() {
 	local dir=$1 keys=/usr/share/keyrings/debian-archive-keyring.gpg options
 	mkdir -p "$dir/lists/partial" "$dir/archives/partial"
-	echo "deb-src [signed-by=$keys] $(mirror) bookworm main" >"$dir/sources.list"
+	echo "deb-src [signed-by=$keys] $(scripts/mirror.sh) bookworm main" >"$dir/sources.list"
 	options=(-o "Dir::Etc::SourceList=$dir/sources.list" -o Dir::Etc::SourceParts=/dev/null)
 	options+=(-o "Dir::State::Lists=$dir/lists" -o "Dir::Cache=$dir" -o APT::Sandbox::User=root)
 	(
