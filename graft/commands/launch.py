@@ -150,7 +150,7 @@ def _needs_traps(plan: Plan) -> bool:
     Raises GraftError, but not for a namespace that is named alone: to enter it says what is wrong.
     """
     request = plan.request
-    names = bool(request.names or request.allow or request.learn)
+    names = request.asks_graft
     asked = {"ingress": request.ingress, "egress": request.egress, "names": names, "netns": plan.netns}
     try:
         with client.connect(start=True) as asking:

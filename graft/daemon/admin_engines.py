@@ -144,7 +144,7 @@ class EngineOrders:
         """
         asked, registry = metadata.request, self.tenancy.registry
         narrowed = asked.egress or asked.egress_default == "none"
-        if not (asked.names or asked.allow or asked.learn) or asked.resolver or narrowed or container.directory:
+        if not asked.asks_graft or asked.resolver or narrowed or container.directory:
             return
         if registry.by_netns(container.where[0]):  # it has whom the first one there has
             return

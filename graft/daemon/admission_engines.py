@@ -55,7 +55,7 @@ def expect_target(
     for rule in rules:
         check_rule(rule, endpoints)
     metadata.traps_addresses |= needs_swap(endpoints, 0, asked.ingress, asked.egress)
-    if (asked.names or asked.allow or asked.learn) and netns in reg.tables:
+    if metadata.request.asks_graft and netns in reg.tables:
         metadata.traps_addresses |= names_need_swap(reg.tables[netns].endpoints, 0)
     owned = [own for own in asked.ip if joined is None or own not in joined.given]
     networked = bool(container.network) or any(a.in_netns(netns, cookie) for a in reg.attachments.values())

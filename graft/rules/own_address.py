@@ -48,7 +48,7 @@ def check_own(address: Address) -> None:
         wrong = "stands for the name of an endpoint"
     elif (address.v4 and (v4 >> 28 >= 0xE or v4 >> 24 == 0)) or raw[0] == 0xFF:
         wrong = "is not an address of one host"
-    elif not address.v4 and raw[0] == 0xFE and raw[1] & 0xC0 == 0x80:
+    elif address.link_local:
         wrong = "is a link-local address"
     if wrong:
         raise UsageError(f"{address} {wrong}", hint="an address of the container's own, like 10.88.0.5")

@@ -42,6 +42,11 @@ class Request(NamedTuple):
     learn: str | None = None
     names: str | None = None
 
+    @property
+    def asks_graft(self) -> bool:
+        """Do the container's queries for names go to graftd's resolver?"""
+        return bool(self.names or self.allow or self.learn)
+
     def given(self) -> dict[str, Any]:
         """The fields that are not empty, by name, in types that json.dumps() takes."""
         return {name: value for name, value in self._asdict().items() if value}
@@ -120,7 +125,7 @@ def _check_resolvers(request: Request) -> None:
 
     graft's own asks it for a container with a list of destinations, or with names.
     """
-    for text in () if request.allow or request.learn or request.names else request.resolver:
+    for text in () if request.asks_graft else request.resolver:
         if not parse_resolver(text).loopback:
             raise UsageError(
                 f"resolver {text} is not on the host's loopback",

@@ -80,7 +80,7 @@ class Interfaces:
     def __init__(self, loop: Loop, registry: Registry, is_hosts: Callable[[int], bool]) -> None:
         self.registry = registry
         self.is_hosts = is_hosts
-        self.patience = patience(Configuration().address_wait)
+        self.patience = Configuration().address_wait  # until the configuration is in force
         self._lines = Lines(loop, THREADS, self._changed)
         self._outward_known = False
         self._stale: deque[Tenant] = deque()  # to be looked at when there is time
