@@ -126,6 +126,8 @@ def test_a_page_that_cannot_be_had(tmp_path):
 
 
 def test_both_ways_to_know_what_is_writable(child):
+    os.kill(child, signal.SIGSTOP)  # what it does after its fork changes its mappings
+    os.waitpid(child, os.WUNTRACED)
     with open(f"/proc/{child}/maps", "rb") as maps:
         lines = maps.readlines()
         spans = [[int(edge, 16) for edge in line.split()[0].split(b"-")] for line in lines]
