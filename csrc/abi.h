@@ -313,6 +313,16 @@ struct graft_peers {
 	__u64 bits[PEERS_WORDS];
 };
 
+/* met: socket storage of a UDP socket that connects again: the peers that it has had, and the last one, as the
+ * program named it and for real. */
+#define MET_MAX 8
+struct graft_met {
+	__u32 count;
+	struct graft_addr asked;
+	struct graft_addr real;
+	struct graft_addr peers[MET_MAX];
+};
+
 /*
  * told: socket storage of a UDP socket: under which name the program has sent to an address of the host's stack,
  * where that is not the one which the address shows. The oldest gives way. called: likewise, the name of a neighbour
@@ -592,6 +602,7 @@ enum graft_reason {
 	REASON_SOCKETS,	       /* more sockets than the tenant may have */
 	REASON_NOT_ALLOWED,    /* a destination that the tenant's list does not have */
 	REASON_NO_ENDPOINT,    /* an address of names that stands for no endpoint which the tenant may go to */
+	REASON_MET,	       /* a peer, beside which the socket has had others */
 	REASON_LEARNT,	       /* no refusal: a destination of a tenant that is TENANT_LEARN */
 	REASON_CONVERTED,      /* no refusal: a conversion of a tenant that is TENANT_VERBOSE */
 	REASON_ALLOWED,	       /* no refusal: a call of a tenant that is TENANT_WATCHED */

@@ -9,6 +9,7 @@
 #include "late.bpf.h"
 #include "listeners.bpf.h"
 #include "made.bpf.h"
+#include "met.bpf.h"
 #include "numbers.bpf.h"
 #include "pace.bpf.h"
 #include "watch.bpf.h"
@@ -271,6 +272,20 @@ allow:
 	return ALLOW;
 }
 
+/* Decide a connection as above, and beside the peers that a UDP socket has had. */
+static __always_inline int decide_again(struct bpf_sock_addr *ctx, struct graft_addr *a, struct graft_stamp *stamp,
+					bool six)
+{
+	if (!note_met(ctx, stamp))
+		return bpf_set_retval(-ENOBUFS), DENY;
+	if (!decide_connect(ctx, a, stamp, six))
+		return DENY;
+	if (may_meet(ctx, stamp, a))
+		return ALLOW;
+	keep_peer(ctx, stamp);
+	return deny(stamp->tenant, DENIED(OP_CONNECT, REASON_MET), EADDRNOTAVAIL, IPPROTO_UDP, a);
+}
+
 /*
  * Does a connection of a direct container leave as the host's would, with nothing to be noted? Most do. The
  * container may go anywhere, and @a is nobody's whom it may not reach: neither loopback, nor slice, nor a
@@ -282,7 +297,8 @@ static __always_inline bool goes_straight(struct bpf_sock_addr *ctx, const struc
 	struct graft_tenant *tenant;
 	struct bpf_sock *sk;
 
-	if (!id || is_any(a->ip) || is_loopback(a) || in_slices(a) || names_endpoint(a) || may_be_owned(a))
+	if (!id || ctx->protocol != IPPROTO_TCP || is_any(a->ip) || is_loopback(a) || in_slices(a) ||
+	    names_endpoint(a) || may_be_owned(a))
 		return false;
 	sk = ctx->sk;
 	if (!sk || sk->src_port || sk->state != BPF_TCP_CLOSE || (sk->family == AF_INET6 && is_v4(a)) ||
@@ -314,7 +330,7 @@ int graft_connect4(struct bpf_sock_addr *ctx)
 		bpf_set_retval(-EAFNOSUPPORT);
 		return DENY;
 	}
-	if (!decide_connect(ctx, &a, stamp, false))
+	if (!decide_again(ctx, &a, stamp, false))
 		return DENY;
 	store4(ctx, &a);
 	tell_allowed(stamp->tenant, OP_CONNECT, ctx->protocol, &stamp->peer, &stamp->peer_real);
@@ -345,7 +361,7 @@ int graft_connect6(struct bpf_sock_addr *ctx)
 		fail_with(error);
 		return DENY;
 	}
-	if (!decide_connect(ctx, &a, stamp, true))
+	if (!decide_again(ctx, &a, stamp, true))
 		return DENY;
 	store6(ctx, &a);
 	tell_allowed(stamp->tenant, OP_CONNECT, ctx->protocol, &stamp->peer, &stamp->peer_real);

@@ -49,6 +49,7 @@ BOTH_MODES = {
     "system/test_loopback.py",
     "system/test_low_ports.py",
     "system/test_own_address.py",
+    "system/test_peers.py",
     "system/test_policy.py",
     "system/test_policy_learn.py",
     "system/test_policy_names.py",

@@ -31,6 +31,7 @@ REASONS = (
     "more sockets than a container may have",
     "a destination that it is not allowed",
     "a name's address, and no endpoint to go to",
+    "a peer beside others that the socket has had",
     "learnt",
     "converted",
     "allowed",
