@@ -6,7 +6,7 @@ import click
 
 from graft.commands.endpoint_requests import add_endpoints, delete_endpoints, describe, show_endpoints
 from graft.commands.move import hand_over, move_options
-from graft.commands.options import CONTEXT, json_option, netns_option, print_json, say
+from graft.commands.options import CONTEXT, complete_endpoint, json_option, netns_option, print_json, say
 from graft.errors import UsageError
 from graft.rules.endpoint import NAME_MAX, parse_endpoint_words, parse_name
 from graft.rules.endpoint_names import SUFFIX
@@ -49,7 +49,7 @@ def add(name: str, words: tuple[str, ...], netns: str | None) -> None:
 
 @command.command("del", context_settings=CONTEXT)
 @netns_option(TABLE)
-@click.argument("name")
+@click.argument("name", shell_complete=complete_endpoint)
 def delete(name: str, netns: str | None) -> None:
     """Delete endpoint NAME. New binds and connects through it are refused; open sockets stay."""
     parse_name(name)
@@ -58,7 +58,7 @@ def delete(name: str, netns: str | None) -> None:
 
 @command.command("move", context_settings=CONTEXT)
 @move_options
-@click.argument("name")
+@click.argument("name", shell_complete=complete_endpoint)
 def move(name: str, source: str, target: str, seconds: float) -> None:
     """Hand endpoint NAME over: what a container has there becomes another's, and no connection is refused.
 
@@ -73,7 +73,7 @@ def move(name: str, source: str, target: str, seconds: float) -> None:
 @netns_option(TABLE)
 @json_option
 @click.option("--hosts", is_flag=True, help="Print lines for hosts(5): the address that stands for each name.")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_endpoint)
 def show(name: str | None, netns: str | None, as_json: bool, hosts: bool) -> None:
     """List the endpoints of a table, or the one called NAME."""
     if as_json and hosts:

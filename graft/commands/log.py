@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from graft.client import call, follow
-from graft.commands.options import CONTEXT, json_option, say
+from graft.commands.options import CONTEXT, complete_container, json_option, say
 
 COMMAND_WIDTH = 22
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_container)
 @click.option("-f", "--follow", "follows", is_flag=True, help="Go on with what is decided from now on.")
 @click.option("-a", "--all", "every", is_flag=True, help="With -f: what is allowed as well as what is refused.")
 @json_option

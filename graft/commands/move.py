@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.commands.options import Command
+from graft.commands.options import Command, complete_container
 from graft.errors import Refused, UsageError
 
 RETRY = 0.05  # seconds
@@ -25,8 +25,22 @@ def move_options(function: Command) -> Command:
             metavar="SECONDS",
             help="Wait so long for the server of --to to listen.",
         ),
-        click.option("--to", "target", required=True, metavar="CONTAINER", help="The container that gets it."),
-        click.option("--from", "source", required=True, metavar="CONTAINER", help="The container that has it."),
+        click.option(
+            "--to",
+            "target",
+            required=True,
+            metavar="CONTAINER",
+            shell_complete=complete_container,
+            help="The container that gets it.",
+        ),
+        click.option(
+            "--from",
+            "source",
+            required=True,
+            metavar="CONTAINER",
+            shell_complete=complete_container,
+            help="The container that has it.",
+        ),
     ):
         function = decorate(function)
     return function

@@ -37,6 +37,29 @@ def json_option(function: Command) -> Command:
     return click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
+def _beginning(incomplete: str, ask: Callable[[], list[dict[str, Any]]]) -> list[str]:
+    """The names among what graftd answers that begin with @incomplete; none where it does not answer."""
+    try:
+        found = [one["name"] for one in ask()]
+    except GraftError:
+        return []
+    return [name for name in found if name.startswith(incomplete)]
+
+
+def complete_container(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a running container (click's `shell_complete`)."""
+    from graft.client import call
+
+    return _beginning(incomplete, lambda: call("ps", start=False))
+
+
+def complete_endpoint(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of an endpoint in the table that --netns names (click's `shell_complete`)."""
+    from graft.client import call
+
+    return _beginning(incomplete, lambda: call("endpoint-show", start=False, netns=ctx.params.get("netns")))
+
+
 def print_json(value: Any) -> None:
     """Print @value as indented JSON on standard output."""
     import json

@@ -6,7 +6,7 @@ import click
 
 from graft.client import call
 from graft.commands.move import hand_over, move_options
-from graft.commands.options import CONTEXT, Command, json_option, print_json, say
+from graft.commands.options import CONTEXT, Command, complete_container, json_option, print_json, say
 from graft.errors import UsageError
 from graft.rules.request import Request, parse_request
 
@@ -30,7 +30,7 @@ def rule_options(function: Command) -> Command:
         click.option("-e", "--egress", multiple=True, metavar="PREFIX/LEN=ENDPOINT"),
         click.option("-i", "--ingress", multiple=True, metavar="ADDR:PORT[-PORT]=ENDPOINT"),
         click.option("-p", "--publish", multiple=True, metavar="[HADDR:]HPORT:PORT[/tcp|/udp]"),
-        click.argument("container"),
+        click.argument("container", shell_complete=complete_container),
     ):
         function = decorate(function)
     return function
@@ -81,7 +81,7 @@ def move(publish: tuple[str, ...], source: str, target: str, seconds: float) -> 
 
 @command.command("show", context_settings=CONTEXT)
 @json_option
-@click.argument("container")
+@click.argument("container", shell_complete=complete_container)
 def show(container: str, as_json: bool) -> None:
     """List the rules of CONTAINER."""
     rules: dict[str, Any] = call("rule-show", netns=container)

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.commands.options import CONTEXT, json_option, print_json, say_rows
+from graft.commands.options import CONTEXT, complete_container, json_option, print_json, say_rows
 
 COLUMNS = ("CONTAINER", "PROTO", "STATE", "LOCAL", "PEER", "SENT", "RECEIVED", "IDLE", "PROCESS")
 UNITS = ("", "K", "M", "G", "T", "P", "E")
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_container)
 @json_option
 def command(name: str | None, as_json: bool) -> None:
     """List the open TCP and UDP sockets of container NAME, or of all: what their programs asked for, and in

@@ -5,8 +5,9 @@ from typing import Any
 import click
 
 from graft.client import call
-from graft.commands.options import CONTEXT, json_option, print_json, say_rows
+from graft.commands.options import CONTEXT, complete_container, json_option, print_json, say_rows
 from graft.commands.sockets import amount
+from graft.errors import Refused
 
 COLUMNS = (
     "CONTAINER",
@@ -24,16 +25,22 @@ COLUMNS = (
 
 
 @click.command(context_settings=CONTEXT)
+@click.argument("name", required=False, shell_complete=complete_container)
 @json_option
-def command(as_json: bool) -> None:
-    """Print what each container has done since its start: sockets, TCP connections in and out, bytes, refusals,
-    and the calls that graft has answered for it. `graftd --metrics` has the same for Prometheus.
+def command(name: str | None, as_json: bool) -> None:
+    """Print what container NAME, or each, has done since its start: sockets, TCP connections in and out, bytes,
+    refusals, and the calls that graft has answered for it. `graftd --metrics` has the same for Prometheus.
 
     \b
     graft stats
+    graft stats web
     graft stats -j | jq '.[] | {name, sent, received}'
     """
     found: list[dict[str, Any]] = call("stats", start=False)
+    if name is not None:
+        found = [one for one in found if one["name"] == name]
+        if not found:
+            raise Refused(f"no container named '{name}'", hint="'graft ps' lists them", code="ENOENT")
     if as_json:
         print_json(found)
         return

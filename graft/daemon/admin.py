@@ -446,7 +446,13 @@ class Admin:
         inside = self.tenancy.registry.direct_of(int(netns)) if netns and is_pid(netns) else None
         if inside:
             return inside.table
-        fd, label = open_netns(netns or str(connection.pid))
+        try:
+            fd, label = open_netns(netns or str(connection.pid))
+        except Refused as error:
+            if error.code != "ENOENT" or not netns or "/" in netns or is_pid(netns):
+                raise
+            text = f"no container and no network namespace is named '{netns}'"
+            raise Refused(text, hint=error.hint, code="ENOENT") from None
         try:
             return self.tenancy.registry.table(fd, label)
         finally:

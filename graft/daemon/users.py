@@ -88,7 +88,7 @@ class Users(Admin):
             raise UsageError("a connection to the user socket begins with hello")
         connection.vetted = False
         if not isinstance(request, READING + CHANGING + OF_ENGINES):
-            raise Refused("only root may do this", hint="sudo graft ...", code="EPERM")
+            raise Refused("only root may do this", hint="run it as root", code="EPERM")
         try:
             return self._carry_out(connection, request, fds)
         except GraftError as error:

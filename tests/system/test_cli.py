@@ -43,7 +43,9 @@ from tests.conftest import python
         (("endpoint", "del", "nope"), 1, "endpoint 'nope' does not exist"),
         (("endpoint", "show", "nope"), 1, "endpoint 'nope' does not exist"),
         (("inspect", "nope"), 1, "no container named 'nope'"),
-        (("rule", "show", "nope"), 1, "network namespace 'nope' does not exist"),
+        (("rule", "show", "nope"), 1, "no container and no network namespace is named 'nope'"),
+        (("rule", "move", "-p", "80:80", "--from", "nope", "--to", "nope2"), 1, "no container and no network namespace is named 'nope'"),
+        (("stats", "nope"), 1, "no container named 'nope'"),
         (("rule", "add", "nope"), 2, "no rule is given"),
     ],
 )
@@ -169,6 +171,23 @@ def test_completion(lab, shell):
         env={**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": "graft in", "COMP_CWORD": "1"}
     )
     assert "inspect" in words.stdout
+
+
+def test_names_are_completed(lab):
+    def complete(*words):
+        env = {**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(("graft", *words)), "COMP_CWORD": str(len(words))}
+        return [line.partition(",")[2] for line in lab.graft(env=env).stdout.splitlines()]
+
+    lab.add_endpoints({"ep-complete": "type local"})
+    one = lab.spawn_graft("--name", "completed", "sleep", "60")
+    wait_for(lambda: "completed" in lab.containers(), "the container")
+    for words in (["inspect"], ["log"], ["sockets"], ["stats"], ["rule", "show"], ["endpoint", "move", "x", "--from"]):
+        assert complete(*words, "compl") == ["completed"], words
+    assert "ep-complete" in complete("endpoint", "del", "ep-c")
+    assert complete("inspect", "nobody") == []
+    assert [each["name"] for each in json.loads(lab.graft("stats", "-j", "completed", check=True).stdout)] == ["completed"]
+    lab.end(one)
+    lab.graft("endpoint", "del", "ep-complete", check=True)
 
 
 def test_arguments_of_any_bytes_and_length(lab):

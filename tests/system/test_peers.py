@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, HOST6, SECOND4, Lab
+from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, HOST6, SECOND4
 from tests.attack.test_attacks import PROGRAMS
 from tests.conftest import need, python
 
@@ -40,7 +40,7 @@ while True:
 
 
 @pytest.fixture
-def witness(lab: Lab):
+def witness(lab):
     """Servers of the host's; calling it ends them, and returns who has been there."""
     started = []
 
