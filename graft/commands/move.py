@@ -1,7 +1,6 @@
 """What `graft endpoint move` and `graft rule move` share."""
 
 import math
-import sys
 import time
 from typing import Any
 
@@ -47,7 +46,10 @@ def move_options(function: Command) -> Command:
 
 
 def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) -> None:
-    """Ask graftd for a move, again for @seconds while the target does not listen. Raises GraftError."""
+    """Ask graftd for a move, again for @seconds while the target does not listen.
+
+    Raises GraftError, and Refused where all is done, but the source may not be ended yet.
+    """
     if math.isnan(seconds):
         raise UsageError("--wait nan is not a number of seconds from 0 to 86400")
     until = time.monotonic() + seconds
@@ -60,5 +62,9 @@ def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) ->
                 raise
         time.sleep(RETRY)
     if done["waiting"]:
-        waiting = "connection waits" if done["waiting"] == 1 else "connections still wait"
-        click.echo(f"graft: {done['waiting']} {waiting} for '{source}' to accept", file=sys.stderr)
+        waiting = "connection waits" if done["waiting"] == 1 else "connections wait"
+        raise Refused(
+            f"it is handed over, but {done['waiting']} {waiting} for '{source}' to accept",
+            hint=f"'graft sockets {source}' shows what is open",
+            code="EBUSY",
+        )
