@@ -95,6 +95,7 @@ MAPS = (
     "abroad_ports",
     "peers",
     "told",
+    "met",
     "called",
     "asked",
     "counters",

@@ -176,7 +176,7 @@ def test_completion(lab, shell):
 def test_names_are_completed(lab):
     def complete(*words):
         env = {**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(("graft", *words)), "COMP_CWORD": str(len(words))}
-        return [line.partition(",")[2] for line in lab.graft(env=env).stdout.splitlines()]
+        return [line.partition(",")[2] for line in lab.graft(env=env).stdout.splitlines() if line]
 
     lab.add_endpoints({"ep-complete": "type local"})
     one = lab.spawn_graft("--name", "completed", "sleep", "60")

@@ -212,6 +212,7 @@ STRUCTS_C_ONLY = {
     "graft_abroad": "written and read by programs alone",
     "graft_abroad_place": "written and read by programs alone",
     "graft_peers": "written and read by programs alone",
+    "graft_met": "written and read by programs alone",
     "graft_told": "written and read by programs alone",
     "graft_told.of[0]": "likewise",
     "graft_asked": "likewise",
