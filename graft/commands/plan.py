@@ -9,7 +9,7 @@ import copy
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -22,7 +22,7 @@ from graft.errors import Refused
 from graft.rules.request import DIRECT
 from graft.trap import filter
 
-APART = ("netns", "user", "policies", "accel", "ip", "force_ip", "ingress", "egress", "sysctl", "learn", "direct")
+APART = ("netns", "user", "policies", "accel", "ip", "force_ip", "sysctl", "learn", "direct")
 HEAD = struct.Struct("=II")  # struct plan of csrc/front.c
 
 _command = copy.copy(run_command)
@@ -33,10 +33,16 @@ for _parameter in _command.params:
         _parameter.type = click.STRING  # which looks at no file
 
 
-def plan(words: bytes, default_direct: str, configured_direct: bool) -> bytes:
+def plan(
+    words: bytes,
+    default_direct: str,
+    configured_direct: bool,
+    needs_traps: Callable[[Sequence[str], Sequence[str]], bool],
+) -> bytes:
     """The plan of csrc/front.c for `graft run` with @words, separated by zero bytes.
 
-    @default_direct: GRAFT_DIRECT of the caller. @configured_direct: what graft.toml says. Raises Refused for what the
+    @default_direct: GRAFT_DIRECT of the caller. @configured_direct: what graft.toml says. @needs_traps: do these
+    rules of ingress and egress need the traps of the swap path? It may raise GraftError. Raises Refused for what the
     program in Python has to do, also if it is to tell what is wrong.
     """
     argv = [os.fsdecode(word) for word in words.split(b"\0")]
@@ -50,8 +56,10 @@ def plan(words: bytes, default_direct: str, configured_direct: bool) -> bytes:
     if default_direct not in ("", "off", DIRECT):
         raise _apart()
     made = plan_of(**{**parameters, "no_direct": True})
-    program = filter.program()
-    message = {"op": "run", "version": __version__, **message_of(made, traps_addresses=False)}
+    request = made.request
+    traps = bool(request.ingress or request.egress) and needs_traps(request.ingress, request.egress)
+    program = filter.program(swap=traps)
+    message = {"op": "run", "version": __version__, **message_of(made, traps_addresses=traps)}
     text = json.dumps(message, ensure_ascii=False).encode(errors="replace") + b"\n"
     return HEAD.pack(len(argv) - len(made.argv), len(program)) + program + text
 

@@ -9,7 +9,7 @@ a restart of graftd.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -391,9 +391,14 @@ class Admin:
         """For `graft doctor` and the benchmarks. `call_ns` is the time of all `calls`, in nanoseconds."""
         return status_document(self.tenancy, self.files)
 
-    def plan(self, _connection: Connection, request: protocol.Plan, _fds: list[int]) -> Reply:
+    def plan(self, connection: Connection, request: protocol.Plan, _fds: list[int]) -> Reply:
         """What graft-front has to do. Raises GraftError, and then the program in Python has to."""
-        return plan_document(self.planner, request, direct=self.tenancy.configuration.direct)
+
+        def needs_traps(ingress: Sequence[str], egress: Sequence[str]) -> bool:
+            rules = [parse_ingress(r) for r in ingress], [parse_egress(r) for r in egress]
+            return needs_swap(self._known(connection), 0, *rules)
+
+        return plan_document(self.planner, request, direct=self.tenancy.configuration.direct, needs_traps=needs_traps)
 
     def reload(self, _connection: Connection, _request: protocol.Reload, _fds: list[int]) -> Reply:
         """`graftd --reload`: the faults of the files that are not in force."""

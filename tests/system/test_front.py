@@ -120,6 +120,21 @@ def test_a_refusal_has_the_same_words(served):
     served.end(holder)
 
 
+def test_endpoints(served, alone):
+    served.add_endpoints({"ep-front": f"type ipv4 addr {HOST4} port 8125", "ep-path": f"type unix path {served.work / 'front.sock'}"})
+    code = "import socket; s = socket.socket(); s.bind(('0.0.0.0', 80)); s.listen(); print(s.getsockname(), flush=True); c = s.accept()[0]; c.sendall(b'hi')"
+    for rule, ask in (
+        ("0.0.0.0:80=ep-front", f"socket.create_connection(('{HOST4}', 8125), 3)"),
+        ("0.0.0.0:80=ep-path", f"socket.socket(socket.AF_UNIX); s.settimeout(3); s.connect('{served.work / 'front.sock'}')"),
+    ):
+        process = served.spawn(alone, "run", "-i", rule, *python(code), stdout=-1)
+        assert process.stdout.readline() == "('0.0.0.0', 80)\n", rule
+        assert served.host(*python(f"import socket; s = {ask}; print(s.recv(9))")).stdout == "b'hi'\n", rule
+        assert process.wait(10) == 0
+    served.graft("endpoint", "del", "ep-front", check=True)
+    served.graft("endpoint", "del", "ep-path", check=True)
+
+
 def test_a_server(served):
     code = "import socket; s = socket.socket(); s.bind(('0.0.0.0', 80)); s.listen(); print(flush=True); s.accept()[0].sendall(b'hi')"
     process = served.spawn_graft("--name", "hi", "-p", "8124:80", *python(code), stdout=-1)

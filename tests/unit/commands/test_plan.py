@@ -10,8 +10,9 @@ from graft.rules.request import Request
 from graft.trap import filter
 
 
-def made(*words, default="", configured=False):
-    whole = plan(b"\0".join(word if isinstance(word, bytes) else word.encode() for word in words), default, configured)
+def made(*words, default="", configured=False, traps=False):
+    text = b"\0".join(word if isinstance(word, bytes) else word.encode() for word in words)
+    whole = plan(text, default, configured, lambda _ingress, _egress: traps)
     skip, size = HEAD.unpack_from(whole)
     program, message = whole[HEAD.size : HEAD.size + size], whole[HEAD.size + size :]
     assert message.endswith(b"\n")
@@ -43,7 +44,7 @@ def test_words_that_are_no_text():
     "words",
     [
         ("--netns", "blue", "true"), ("-u", "nobody", "true"), ("--policy", "/etc/passwd", "true"), ("--accel", "true"),
-        ("--ip", "10.9.0.1", "true"), ("--force-ip", "true"), ("-i", "0.0.0.0:80=web", "true"), ("-e", "0.0.0.0/0=out", "true"),
+        ("--ip", "10.9.0.1", "true"), ("--force-ip", "true"),
         ("--sysctl", "net.core.somaxconn=5", "true"), ("--learn", "true"), ("--direct", "true"),
         ("--help",), ("-h", "true"), ("--nonsense", "true"), ("--name",), ("--",),
     ],
@@ -52,6 +53,12 @@ def test_what_the_program_in_python_does(words, capsys):
     with pytest.raises(Refused):
         made(*words)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("traps", [False, True])
+def test_rules_with_endpoints(traps):
+    _, program, message = made("-i", "0.0.0.0:80=web", "-e", "0.0.0.0/0=out", "true", traps=traps)
+    assert (program, message["swap"]) == (filter.program(swap=traps), traps)
 
 
 @pytest.mark.parametrize("words", [("-p", "70000:80", "true"), ("--allow", ":", "true"), ("--name", "a", "")])
@@ -75,5 +82,5 @@ def test_every_option_is_known():
     """An option that comes new is looked at here: does it take a step in the caller's process?"""
     from graft.commands.run import command
 
-    known = {"name", "publish", "egress_default", "limits", "resolver", "interface", "allow", "names", "no_direct", "command"}
+    known = {"name", "publish", "ingress", "egress", "egress_default", "limits", "resolver", "interface", "allow", "names", "no_direct", "command"}
     assert {parameter.name for parameter in command.params} == known | set(APART)
