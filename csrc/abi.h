@@ -188,6 +188,9 @@ enum stamp_flags {
 	STAMP_WAITS = 262144, /* bound to `local` for its program, and to no port of the kernel's: late.bpf.h */
 	STAMP_NO_PORT = 524288, /* the program has set IP_BIND_ADDRESS_NO_PORT */
 	STAMP_ABROAD = 1048576, /* STAMP_EPHEMERAL as well, and reached at its container's address: abroad.bpf.h */
+	STAMP_SENT = 2097152,	/* a UDP socket that was not connected, and has named peer_real as a destination, */
+	STAMP_SENT_MORE = 4194304, /* or others as well: met.bpf.h */
+	STAMP_SENT6 = 8388608,	   /* or one of IPv6, connected or not */
 };
 
 /*

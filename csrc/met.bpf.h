@@ -4,23 +4,29 @@
  *
  * The kernel sends on a connected UDP socket without the socket's lock, and no hook runs: udp_sendmsg() and
  * udpv6_sendmsg() read the address of the peer, its port and the socket's own address one after the other. Where a
- * thread connects meanwhile, the address of one peer meets the port of another, halves of two addresses of IPv6 meet,
- * or the source of one connection the destination of another: 4 of 100 datagrams, where a thread connects in a loop.
- * A thread may stop between two reads for as long as it likes, and no hook sees a disconnect. So a socket connects
- * again only if it may send to whatever can be put together from the peers that it has had. That is always so where
- * rules ask for the address alone, and where all peers have one port, as where getaddrinfo() sorts addresses.
+ * thread connects meanwhile, the address of one peer meets the port of another, or halves of two addresses of IPv6
+ * meet: 4 of 100 datagrams, where a thread connects in a loop. A thread may stop between two reads for as long as it
+ * likes, and no hook sees a disconnect. So a socket connects again only if it may send to whatever can be put
+ * together from the peers that it has had. That is always so where rules ask for the address alone, and where all
+ * peers have one port, as where getaddrinfo() sorts addresses.
+ *
+ * A destination that sendto() names with MSG_MORE is put where the kernel keeps the peer's (inet->cork.fl), so that
+ * it counts as one. Before a socket is connected for the first time one is remembered, because most never are: if
+ * there were more, it may connect to what it may reach at any port (STAMP_SENT_MORE).
+ *
+ * Of two peers of which one is of IPv4, halves make ::a:b:c:d, which is no host's but ::1, and an address in the
+ * network of the other with the number ::ffff:a.b.c.d, which is let go: getaddrinfo() connects one socket to both
+ * families.
+ *
+ * What else the kernel reads without the lock is looked at in the packet (send.bpf.h): a source, the loopback that
+ * stands for a peer which is being disconnected, and a route of another destination.
  */
 #ifndef MET_BPF_H
 #define MET_BPF_H
 
 #include "destination.bpf.h"
 
-static __always_inline bool is_hosts_loopback(const struct graft_addr *a)
-{
-	return is_loopback(a) && !in_slices(a);
-}
-
-/* May a datagram of this socket go there? Who receives what is sent to a slice is looked at in the packet. */
+/* May a datagram of this socket go there? Who receives what is sent to a loopback is looked at in the packet. */
 __noinline int may_stray(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
 {
 	struct graft_tenant *tenant;
@@ -33,32 +39,47 @@ __noinline int may_stray(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, s
 	tenant = tenant_of(stamp);
 	if (!tenant)
 		return false;
-	if (in_slices(a))
-		return true;
-	if (is_hosts_loopback(a) || is_any(a->ip))
-		return !!(tenant->flags & TENANT_HOME);
-	if (tenant->flags & TENANT_LEARN)
+	if (in_slices(a) || is_loopback(a) || tenant->flags & TENANT_LEARN)
 		return true;
 	at = *a;
 	return decide_egress(ctx, &at, stamp, tenant, false, &rule, &why) == ROUTE_ELSEWHERE;
 }
 
-/* May it go wherever parts of these two lead? From the host's loopback, which one of them is at, it goes nowhere
- * else. */
+/* May the socket send to @a at any port, and where its halves meet those of anything that it may send to? */
+__noinline int takes_any_port(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+{
+	struct graft_tenant *tenant;
+	struct graft_addr at;
+
+	if (!stamp || !a)
+		return false;
+	tenant = tenant_of(stamp);
+	if (!tenant)
+		return false;
+	if (tenant->flags & TENANT_LEARN)
+		return true;
+	if (tenant->flags & TENANT_ALLOW)
+		return false;
+	if (!is_v4(a) && !in_slices(a))
+		return !(tenant->flags & (TENANT_REPLIES | TENANT_STRICT));
+	at = *a;
+	at.port = 0;
+	return may_stray(ctx, stamp, &at);
+}
+
+/* May it go wherever parts of these two lead? */
 __noinline int may_mix(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *one,
 		       struct graft_addr *other)
 {
-	struct graft_tenant *tenant;
 	struct graft_addr mixed;
+	bool halves;
 
 	if (!stamp || !one || !other)
 		return false;
-	if (is_hosts_loopback(one) != is_hosts_loopback(other)) {
-		tenant = tenant_of(stamp);
-		if (!tenant || !(tenant->flags & TENANT_HOME))
-			return false;
-	}
+	halves = !is_v4(one) && !is_v4(other);
 	for (int n = 1; n < 7; n++) {
+		if (!halves && (n & 1) != (n >> 1 & 1))
+			continue;
 		mixed = *one;
 		if (n & 1) {
 			mixed.ip[0] = other->ip[0];
@@ -94,7 +115,7 @@ __noinline int note_met(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 {
 	struct graft_met *of;
 
-	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP || !(stamp->flags & STAMP_CONNECTED))
+	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP || !(stamp->flags & (STAMP_CONNECTED | STAMP_SENT)))
 		return true;
 	of = bpf_sk_storage_get(&met, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!of)
@@ -120,20 +141,18 @@ __noinline int keep_peer(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 	return 0;
 }
 
-/*
- * May the socket connect to @a, which rules allow, beside the peers that it has had? graftd writes the peer of one of
- * AF_GRAFT before it connects (STAMP_PERMIT), so that those are remembered here.
- */
-__noinline int may_meet(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+/* May the socket have @a beside the destinations that are remembered of it? @add: remember it as well. */
+static __always_inline bool goes_beside(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a,
+					int add)
 {
 	struct graft_addr before, new;
 	struct graft_met *of;
 
-	if (!stamp || !a || !ctx->sk || ctx->protocol != IPPROTO_UDP)
-		return true;
-	of = bpf_sk_storage_get(&met, ctx->sk, NULL, stamp->flags & STAMP_FAMILY ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (!stamp || !a || !ctx->sk)
+		return false;
+	of = bpf_sk_storage_get(&met, ctx->sk, NULL, add ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!of)
-		return !(stamp->flags & STAMP_FAMILY);
+		return !add;
 	new = *a; /* on this stack: Linux 6.1 takes no argument for a key */
 	for (__u32 n = 0; n < MET_MAX; n++) {
 		if (n >= of->count)
@@ -149,15 +168,48 @@ __noinline int may_meet(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, st
 		if (!may_mix(ctx, stamp, &before, &new))
 			return false;
 	}
-	if (of->count >= MET_MAX) {
-		before = new;
-		before.port = 0;
-		if (!is_v4(&before) || !may_stray(ctx, stamp, &before)) /* any port of it will do */
-			return false;
-	}
-	if (stamp->flags & STAMP_FAMILY)
+	if (of->count >= MET_MAX && !takes_any_port(ctx, stamp, &new))
+		return false;
+	if (add)
 		add_met(of, &new);
 	return true;
+}
+
+/*
+ * May the socket connect to @a, which rules allow? graftd writes the peer of one of AF_GRAFT before it connects
+ * (STAMP_PERMIT), so that those are remembered here. What IPv6 has corked would be read as IPv4 after a connection.
+ */
+__noinline int may_meet(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+{
+	if (!stamp || !a || !ctx->sk || ctx->protocol != IPPROTO_UDP)
+		return true;
+	if (stamp->flags & STAMP_SENT6 && is_v4(a))
+		return false;
+	if (stamp->flags & STAMP_SENT_MORE && !takes_any_port(ctx, stamp, a))
+		return false;
+	return goes_beside(ctx, stamp, a, !!(stamp->flags & STAMP_FAMILY));
+}
+
+/* May a datagram name @a, which rules allow, as its destination? */
+__noinline int may_name(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
+{
+	if (!stamp || !a)
+		return false;
+	if (!is_v4(a) && !(stamp->flags & STAMP_SENT6))
+		stamp->flags |= STAMP_SENT6;
+	if (!(stamp->flags & STAMP_CONNECTED)) {
+		if (!(stamp->flags &
+		      (STAMP_SENT | STAMP_FAMILY | STAMP_NAMED))) { /* graftd writes peer_real of those */
+			stamp->peer_real = *a;
+			stamp->flags |= STAMP_SENT;
+		} else if (!(stamp->flags & STAMP_SENT_MORE) && !same_addr(a, &stamp->peer_real)) {
+			stamp->flags |= STAMP_SENT_MORE;
+		}
+		return true;
+	}
+	if (same_addr(a, &stamp->peer_real))
+		return true;
+	return note_met(ctx, stamp) && goes_beside(ctx, stamp, a, true);
 }
 
 #endif

@@ -160,6 +160,27 @@ static __always_inline bool has_tenant(struct graft_stamp *stamp)
 	return tenant_of(stamp);
 }
 
+/* Is it connected to whom this datagram is from? The kernel has found the socket before another thread connected it.
+ */
+static __always_inline bool is_from_peer(const struct bpf_sock *sk, const struct graft_addr *from)
+{
+	__u32 ip[4];
+
+	if (!sk->dst_port || bpf_ntohs((__u16)sk->dst_port) != from->port)
+		return false;
+	/* clang would compute one address for both families, which the verifier refuses */
+	if (is_v4(from)) {
+		ip[3] = sk->dst_ip4;
+		asm volatile("" : "+r"(ip[3]));
+		return ip[3] == from->ip[3];
+	}
+	ip[0] = sk->dst_ip6[0];
+	ip[1] = sk->dst_ip6[1];
+	ip[2] = sk->dst_ip6[2];
+	ip[3] = sk->dst_ip6[3];
+	return same_ip(ip, from->ip);
+}
+
 /* What a UDP socket of a container receives. Senders to the slices are judged when they send. */
 static __always_inline int receive_datagram(struct __sk_buff *skb)
 {
@@ -180,10 +201,10 @@ static __always_inline int receive_datagram(struct __sk_buff *skb)
 	}
 	if (sk->protocol != IPPROTO_UDP)
 		return ALLOW;
-	if (sk->dst_port) /* it is connected: the kernel lets its peer in alone */
-		return ALLOW;
 	if (!read_udp(skb, &from, &to))
 		return DENY;
+	if (is_from_peer(sk, &from))
+		return ALLOW;
 	if (in_slices(&to) || is_for_network(stamp, &to) || is_from_inside(skb, stamp, &from, &to))
 		return ALLOW;
 	of = bpf_sk_storage_get(&peers, sk, NULL, 0);
@@ -249,32 +270,96 @@ static __always_inline bool is_led_there(const struct graft_stamp *stamp, const 
 	return rule && is_own_address(stamp->tenant, (struct graft_addr *)rule);
 }
 
+/* Is the source an address of another container's? It has that where another thread connects the socket there. */
+static __always_inline bool has_taken_source(const struct graft_stamp *stamp, const struct graft_addr *from)
+{
+	struct graft_holder *holder = find_holder(from);
+
+	return holder && holder->tenant != stamp->tenant && holder->tenant != GRAFT_EXEMPT;
+}
+
+/* A datagram that leaves this host. */
+__noinline int leave_by_wire(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct graft_addr from, to;
+	struct graft_stamp *stamp;
+
+	if (!read_udp(skb, &from, &to) || !may_be_owned(&from))
+		return ALLOW;
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
+	if (!stamp || stamp->tenant == GRAFT_EXEMPT || stamp->place)
+		return ALLOW;
+	return has_taken_source(stamp, &from) ? DROP_IN_SILENCE : ALLOW;
+}
+
+/* Has a hook decided that this socket sends to @to, an address of the host's loopback? */
+__noinline int was_decided(struct __sk_buff *skb, struct graft_addr *to)
+{
+	struct graft_service_key service = {};
+	struct bpf_sock *sk = skb->sk;
+	struct graft_tenant *tenant;
+	struct graft_stamp *stamp;
+	struct graft_told *of;
+
+	sk = sk ? bpf_sk_fullsock(sk) : NULL;
+	stamp = stamp_on(sk);
+	if (!sk || !stamp || !to)
+		return false;
+	service.tenant = stamp->tenant;
+	service.port = to->port;
+	__builtin_memcpy(service.ip, to->ip, sizeof(service.ip));
+	if (bpf_map_lookup_elem(&services, &service) || has_asked(stamp->tenant, to))
+		return true;
+	if (stamp->flags & (STAMP_CONNECTED | STAMP_PERMIT) && same_addr(to, &stamp->peer_real))
+		return true;
+	tenant = tenant_of(stamp);
+	if (tenant && tenant->flags & TENANT_STRICT)
+		return true;
+	of = bpf_sk_storage_get(&told, sk, NULL, 0);
+	if (!of)
+		return false;
+	for (int n = 0; n < TOLD_MAX; n++)
+		if (same_addr(&of->of[n].real, to))
+			return true;
+	return false;
+}
+
 /*
  * May this datagram arrive where it goes? A socket connects to its container's loopback, and sends long after who was
  * there has gone: then another program may have the port. A server of the host that is bound to the device lo is
  * found here alone, where the device is known. From an address of the container's own to the same address it may
- * answer a program of the host's that has asked from there; whoever else is there is not seen.
+ * answer a program of the host's that has asked from there; whoever else is there is not seen. What goes to no
+ * address of this host's would arrive at whoever is on the wildcard: the device is a control message's, or the route
+ * that of another destination.
  */
-static __always_inline int leave_by_loopback(struct __sk_buff *skb)
+__noinline int leave_by_loopback(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk, *receiver;
 	struct graft_service_key service = {};
 	struct bpf_sock_tuple tuple = {};
 	struct graft_stamp *stamp, *theirs;
+	bool ours = false, own, within;
 	struct graft_addr from, to;
 	__u32 size, tenant;
-	bool ours = false, own;
 
 	if (!read_udp(skb, &from, &to))
-		return ALLOW;
-	own = same_ip(from.ip, to.ip) && holder_of(&to);
-	if (!own && !in_slices(&from) && !in_slices(&to))
 		return ALLOW;
 	sk = sk ? bpf_sk_fullsock(sk) : NULL;
 	stamp = stamp_on(sk);
 	if (!stamp || stamp->tenant == GRAFT_EXEMPT)
 		return ALLOW;
 	tenant = stamp->tenant;
+	within = is_loopback(&to) || in_slices(&to);
+	if (!within && !stamp->place && !names_a_group(&to) && !bpf_map_lookup_elem(&locals, to.ip) &&
+	    !holder_of(&to))
+		return DENY;
+	own = same_ip(from.ip, to.ip) && holder_of(&to);
+	if (!own && !stamp->place && has_taken_source(stamp, &from))
+		return DROP_IN_SILENCE;
+	if (!own && !within && !in_slices(&from))
+		return !is_loopback(&from) || was_decided(skb, &to) ? ALLOW : DROP_IN_SILENCE;
 	size = tuple_of(&tuple, &from, &to);
 	receiver = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 	if (!receiver)
@@ -287,6 +372,8 @@ static __always_inline int leave_by_loopback(struct __sk_buff *skb)
 		return ALLOW;
 	if (own)
 		return has_asked(tenant, &to) ? ALLOW : DROP_IN_SILENCE;
+	if (!in_slices(&from) && !in_slices(&to))
+		return was_decided(skb, &to) ? ALLOW : DENY;
 	service.tenant = tenant;
 	service.port = to.port;
 	__builtin_memcpy(service.ip, to.ip, sizeof(service.ip));

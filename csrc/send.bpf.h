@@ -7,6 +7,7 @@
 
 #include "budget.bpf.h"
 #include "destination.bpf.h"
+#include "met.bpf.h"
 #include "receive.bpf.h"
 #include "watch.bpf.h"
 
@@ -209,6 +210,8 @@ int graft_sendmsg4(struct bpf_sock_addr *ctx)
 	asked = a;
 	if (!decide_send(ctx, &a, &source, &bound))
 		return DENY;
+	if (!may_name(ctx, stamp, &a))
+		return deny(stamp->tenant, DENIED(OP_SEND, REASON_MET), EADDRNOTAVAIL, IPPROTO_UDP, &asked);
 	if (!note_sent(ctx, &a, &source))
 		return deny_sent(stamp, &a);
 	if (is_any(source.ip) && is_any(bound.ip))
@@ -251,6 +254,8 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 		source = bound;
 	} else if (!decide_send(ctx, &a, &source, &bound)) {
 		return DENY;
+	} else if (!may_name(ctx, stamp, &a)) {
+		return deny(stamp->tenant, DENIED(OP_SEND, REASON_MET), EADDRNOTAVAIL, IPPROTO_UDP, &asked);
 	} else if (!note_sent(ctx, &a, &source)) {
 		return deny_sent(stamp, &a);
 	} else {
@@ -266,10 +271,17 @@ int graft_sendmsg6(struct bpf_sock_addr *ctx)
 	return ALLOW;
 }
 
+/* Is the address of IPv6 there one of the slices'? */
+static __always_inline bool is_in_slice6(const __u8 *at)
+{
+	return *(__be32 *)at == bpf_htonl(SLICE6_WORD0) && *(__be32 *)(at + 4) == bpf_htonl(SLICE6_WORD1);
+}
+
 /*
  * No hook sees control messages: a source route (IP_RETOPTS, IPV6_RTHDR) would lead a datagram round the egress
- * rules, a device (IP_PKTINFO) out of the loopback. This program sees the packet that comes of them, and drops it. On
- * the loopback it sees who is to receive a datagram.
+ * rules, a device (IP_PKTINFO) out of the loopback, or into it. This program sees the packet that comes of them, and
+ * drops it. On the loopback it sees who is to receive a datagram. Nor does a hook see what threads make of a
+ * connected UDP socket (met.bpf.h): a source from the loopback, or of another container, leaves by no device.
  */
 static __always_inline int judge_packet(struct __sk_buff *skb)
 {
@@ -280,24 +292,26 @@ static __always_inline int judge_packet(struct __sk_buff *skb)
 	if (packet + 20 > end)
 		return ALLOW;
 	if (packet[0] >> 4 == 4) {
-		if (packet[0] != 0x45 || (!lo && packet[16] == 127))
+		if (packet[0] != 0x45 || (!lo && (packet[12] == 127 || packet[16] == 127)))
 			return DENY;
 		if (!lo)
-			return ALLOW;
-		verdict = packet[9] == IPPROTO_UDP ? leave_by_loopback(skb) : ALLOW;
+			return packet[9] == IPPROTO_UDP ? bounded(leave_by_wire(skb), ALLOW | DROP_IN_SILENCE)
+							: ALLOW;
+		verdict = packet[9] == IPPROTO_UDP ? bounded(leave_by_loopback(skb), ALLOW | DROP_IN_SILENCE) : ALLOW;
 		return verdict == ALLOW ? within_budget(skb) : verdict;
 	}
 	if (packet + 40 > end)
 		return ALLOW;
-	if (!lo && *(__be32 *)(packet + 24) == bpf_htonl(SLICE6_WORD0) &&
-	    *(__be32 *)(packet + 28) == bpf_htonl(SLICE6_WORD1))
+	if (!lo && (is_in_slice6(packet + 8) || is_in_slice6(packet + 24)))
 		return DENY;
 	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel writes one into a packet beyond 64 KiB (BIG TCP) */
 		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
 	if (packet[6] != IPPROTO_UDP && packet[6] != IPPROTO_TCP)
 		return DENY;
-	verdict = lo && packet[6] == IPPROTO_UDP ? leave_by_loopback(skb) : ALLOW;
-	return verdict == ALLOW && lo ? within_budget(skb) : verdict;
+	if (!lo)
+		return packet[6] == IPPROTO_UDP ? bounded(leave_by_wire(skb), ALLOW | DROP_IN_SILENCE) : ALLOW;
+	verdict = packet[6] == IPPROTO_UDP ? bounded(leave_by_loopback(skb), ALLOW | DROP_IN_SILENCE) : ALLOW;
+	return verdict == ALLOW ? within_budget(skb) : verdict;
 }
 
 /* Is it of a socket that no policy holds for: a raw one that graftd has made for a direct container, in its netns? */

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, HOST6, SECOND4
+from graft.bench.lab import CLIENT4, CLIENT6, GRAFT, HOST4, SECOND4
 from tests.attack.test_attacks import PROGRAMS
 from tests.conftest import need, python
 
@@ -58,6 +58,15 @@ def witness(lab):
         lab.end(process)
 
 
+def compiled(lab, name):
+    """One of the programs in C."""
+    need("gcc")
+    program = lab.work / name
+    if not program.exists():
+        lab.host("gcc", "-O2", "-pthread", PROGRAMS / f"{name}.c", "-o", program, check=True)
+    return program
+
+
 def connects(lab, family, options, *words):
     """What came of each connect() of one socket."""
     return lab.graft("run", *options, *python(STEPS), family, *words, check=True).stdout.strip()
@@ -78,10 +87,7 @@ def connects(lab, family, options, *words):
     ids=("allowed", "loopback"),
 )  # fmt: skip
 def test_parts_of_two_peers_are_no_destination(lab, witness, options, peers, right, wrong):
-    need("gcc")
-    program = lab.work / "peers"
-    if not program.exists():
-        lab.host("gcc", "-O2", "-pthread", PROGRAMS / "peers.c", "-o", program, check=True)
+    program = compiled(lab, "peers")
     told = witness(*right, *wrong)
     words = [word for peer in peers for word in peer]
     allowed, sent = map(int, lab.graft("run", *options, program, 2, *words, check=True).stdout.split())
@@ -116,13 +122,10 @@ def test_a_list_with_ports(lab):
 
 
 def test_halves_of_ipv6(lab):
-    """The upper half of an IPv4 address, and the lower of an address that ends in ::1, are ::1."""
     one, other = "2001:db8:77::1:7", "2001:db8:78::5"
     lab.host("ip", "route", "add", "2001:db8:78::/64", "via", CLIENT6, check=True)
     try:
         assert connects(lab, "6", ("--egress", "host"), f"{one},9301", f"{one},9302", f"{other},9303").count("OK") == 3
-        assert HOST6.endswith("::1")
-        assert connects(lab, "6", ("--egress", "host"), f"{HOST6},9301", "::ffff:10.77.0.40,9301") == "OK 1 EADDRNOTAVAIL"
         rules = ("--allow", f"[{one}]:9301", "--allow", f"[{other}]:9301")
         assert connects(lab, "6", rules, f"{one},9301", f"{other},9301") == "OK 1 EADDRNOTAVAIL"
     finally:
@@ -137,6 +140,90 @@ def test_the_refusal_is_told(lab):
     (line,) = [json.loads(line) for line in lab.graft("log", "-j", "again").stdout.splitlines()]
     lab.end(one)
     assert (line["op"], line["asked"], line["errno"], line["rule"]) == ("connect", f"{SECOND4}:9401", "EADDRNOTAVAIL", "a peer beside others that the socket has had")
+
+
+@pytest.mark.parametrize("six", [False, True], ids=("ipv4", "mapped"))
+def test_a_device_of_a_message_leads_to_no_server_of_the_hosts(lab, witness, six):
+    """IP_PKTINFO's device lo would have what goes to another host arrive at this one's wildcard."""
+    told = witness("0.0.0.0,9301")
+    code = (
+        "import socket, struct, sys; six = sys.argv[1] == '6'; s = socket.socket(10 if six else 2, 2)\n"
+        f"to = ('::ffff:{CLIENT4}' if six else {CLIENT4!r}, 9301)\n"
+        "for connected in (False, True):\n"
+        "    if connected: s.connect(to)\n"
+        "    try: print(s.sendmsg([b'p'], [(0, 8, struct.pack('i4s4s', 1, bytes(4), bytes(4)))], 0, *([] if connected else [to])))\n"
+        "    except OSError as error: print(error.errno)\n"
+    )
+    lab.graft("run", "--allow", f"{CLIENT4}:9301", *python(code), "6" if six else "4", check=True)
+    assert told() == ""
+
+
+@pytest.mark.parametrize("options", [("--allow", f"{CLIENT4}:9301"), ("--egress", "host")], ids=("allowed", "host"))
+def test_what_is_corked_for_the_loopback_stays_there(lab, witness, options):
+    """MSG_MORE keeps the route of the first destination; a connection changes the address."""
+    told = witness("0.0.0.0,9301")
+    code = (
+        "import errno, socket\nr = socket.socket(2, 2); r.bind(('127.0.0.1', 5000)); s = socket.socket(2, 2)\n"
+        f"s.sendto(b'a', socket.MSG_MORE, ('127.0.0.1', 5000))\ntry: s.connect(({CLIENT4!r}, 9301)); s.send(b'b')\n"
+        "except OSError as error: print(errno.errorcode[error.errno])"
+    )
+    assert lab.graft("run", *options, *python(code), check=True).stdout.strip() in ("EADDRNOTAVAIL", "EPERM", "")
+    assert told() == ""
+
+
+def test_a_destination_that_is_named_counts_as_a_peer(lab):
+    """The kernel keeps it where it reads the peer from, if it is sent with MSG_MORE."""
+    code = (
+        "import errno, socket, sys\ndef told(call, *words):\n    try: return call(*words) or 'OK'\n"
+        "    except OSError as error: return errno.errorcode[error.errno]\n"
+        f"s = socket.socket(2, 2); print(told(s.connect, ({HOST4!r}, 9201)), told(s.sendto, b'x', ({HOST4!r}, 9201)), told(s.sendto, b'x', ({SECOND4!r}, 9202)))\n"
+        f"s = socket.socket(2, 2); print(told(s.sendto, b'x', ({HOST4!r}, 9201)), told(s.connect, ({HOST4!r}, 9201)), told(s.connect, ({SECOND4!r}, 9202)))\n"
+        f"s = socket.socket(2, 2); print(told(s.sendto, b'x', ({SECOND4!r}, 9202)), told(s.sendto, b'x', ({HOST4!r}, 9201)), told(s.connect, ({HOST4!r}, 9201)))\n"
+    )
+    rules = ("--allow", f"{HOST4}:9201", "--allow", f"{SECOND4}:9202")
+    assert lab.graft("run", *rules, *python(code), check=True).stdout.split("\n")[:3] == ["OK 1 EADDRNOTAVAIL", "1 OK EADDRNOTAVAIL", "1 1 EADDRNOTAVAIL"]
+    assert lab.graft("run", "--egress", "host", *python(code), check=True).stdout.split("\n")[1:3] == ["1 OK OK", "1 1 OK"]
+
+
+def test_ipv6_that_is_corked_is_not_read_as_ipv4(lab):
+    code = (
+        "import errno, socket\ns = socket.socket(10, 2); s.sendto(b'a', socket.MSG_MORE, ('2001:db8:77::1:7', 9401))\n"
+        f"try: s.connect(('::ffff:{CLIENT4}', 9301)); print('OK')\nexcept OSError as error: print(errno.errorcode[error.errno])"
+    )
+    assert lab.graft("run", "--egress", "host", *python(code), check=True).stdout == "EADDRNOTAVAIL\n"
+
+
+def test_a_disconnect_leads_to_no_server_of_the_hosts_loopback(lab, witness):
+    """The address of a peer that is being disconnected is 0, which the kernel takes for 127.0.0.1."""
+    program = compiled(lab, "peers")
+    told = witness("127.0.0.1,9301", "0.0.0.0,9302")
+    for port in (9301, 9302):
+        lab.graft("run", "--allow", CLIENT4, program, 3, CLIENT4, port, check=True)
+    assert told() == ""
+
+
+def test_another_containers_address_is_no_source(lab):
+    program = compiled(lab, "taken")
+    server = "import socket; s = socket.socket(2, 2); s.bind(('', int(__import__('sys').argv[1]))); print('up', flush=True)\nwhile True: d, a = s.recvfrom(99); s.sendto(f'you are {a[0]}'.encode(), a)"
+    one = lab.spawn_graft("--name", "taken", "--ip", "10.88.0.5", *python(server), "9201", stdout=-1)
+    host = lab.spawn(*python(server), "9203", stdout=-1)
+    assert [process.stdout.readline() for process in (one, host)] == ["up\n", "up\n"]
+    told = lab.graft("run", "--egress", "host", program, 6, "10.88.0.5", 9201, HOST4, 9203, check=True).stdout
+    for process in (one, host):
+        lab.end(process)
+    assert "10.88.0.5" not in told
+
+
+def test_getaddrinfo_sorts_by_what_is_reached(lab):
+    """A peer that the kernel has not taken, for want of a route, stands in nobody's way."""
+    hosts = lab.work / "hosts"
+    for low in ("7", "1"):
+        hosts.write_text(f"2001:db8:99::{low} dual.example\n{CLIENT4} dual.example\n")
+        code = "import socket; print(socket.getaddrinfo('dual.example', 443, type=socket.SOCK_STREAM)[0][4][0])"
+        inside = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
+        for rules in (("--egress", "host"), ("--allow", f"[2001:db8:99::{low}]:443", "--allow", f"{CLIENT4}:443")):
+            told = lab.host(*inside, GRAFT, "run", *rules, *python(code), check=True)
+            assert told.stdout.strip() == CLIENT4, rules
 
 
 def test_getaddrinfo_sorts_addresses(lab):
