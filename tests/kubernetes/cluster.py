@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,6 +18,8 @@ Document = dict[str, Any]
 API = "https://127.0.0.1:6443"
 ETCD = "http://127.0.0.1:2379"
 IMAGE = "localhost/host:1"
+BACK_ENDS = ("nft", "legacy")  # of Debian's iptables, which kube-proxy calls by name
+DIRECT = {"graft.direct": "on"}  # an annotation
 QUICK = {"dnsPolicy": "Default", "automountServiceAccountToken": False}  # what costs time and is not graft's matter
 # What a pod serves: who it is, and who asks. /slow answers late, /off makes it fail from then on
 SERVER = """
@@ -81,9 +84,9 @@ def pod(
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod_spec(*containers, **spec)}
 
 
-def service(name: str, port: int, target: int, **spec: Any) -> Document:
+def service(name: str, port: int, target: int, protocols: Iterable[str] = ("TCP",), **spec: Any) -> Document:
     """A Service of the pods that have the label app=@name."""
-    ports = [{"port": port, "targetPort": target}]
+    ports = [{"name": one.lower(), "protocol": one, "port": port, "targetPort": target} for one in protocols]
     basis = {"selector": {"app": name}, "ports": ports}
     metadata = {"name": name, "labels": {"made": "here"}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {**basis, **spec}}
@@ -98,6 +101,7 @@ class Cluster:
         self.root = lab.work / "kube"
         self.root.mkdir()
         self.parts: dict[str, subprocess.Popen[str]] = {}
+        self.back_end = ""  # of kube-proxy, once it runs
         self.cgroup = f"{lab.tag}-kube"
         self._files()
         self.node = Node(lab, lab.work / "node")
@@ -185,7 +189,7 @@ class Cluster:
         self._spawn("kube-controller-manager", self.programs / "kube-controller-manager", access, *alone, *manager)
         self._spawn("kube-scheduler", self.programs / "kube-scheduler", access, *alone)
         self.start_kubelet()
-        self._spawn("kube-proxy", *self.node.inside(), self.programs / "kube-proxy", f"--config={self.root}/proxy.json")
+        self.start_proxy(BACK_ENDS[0])
         self.start_class()
         wait_for(self.is_ready, "the node", 60)
         wait_for(lambda: self.kubectl("get", "serviceaccount", "default", check=False).returncode == 0, "the account", 60)
@@ -212,6 +216,28 @@ class Cluster:
             "--hostname-override=node",
             f"--node-ip={HOST4}",
         )
+
+    def start_proxy(self, back_end: str) -> None:
+        """Start kube-proxy, whose iptables is that of a back end; rules of another one are removed."""
+        if self.back_end:
+            self.lab.end(self.parts.pop("kube-proxy"))
+            self.lab.host(*self.node.inside(), *self._proxy("--cleanup"))  # it fails where the kernel has no IPVS
+        self.back_end = back_end
+        place = self.root / back_end
+        if not place.exists():
+            place.mkdir()
+            for name in ("iptables", "ip6tables"):
+                for command in (name, f"{name}-save", f"{name}-restore"):  # xtables(8): by the name that it is called by
+                    (place / command).symlink_to(f"/usr/sbin/xtables-{back_end}-multi")
+        self._spawn("kube-proxy", *self.node.inside(), *self._proxy())
+
+    def _proxy(self, *options: str) -> tuple[str, ...]:
+        path = f"PATH={self.root / self.back_end}:{os.environ['PATH']}"
+        return ("env", path, str(self.programs / "kube-proxy"), f"--config={self.root}/proxy.json", *options)
+
+    def rules(self, back_end: str, table: str) -> str:
+        """The rules of a table of a back end's on the node."""
+        return self.lab.host(f"iptables-{back_end}-save", "-t", table, check=True).stdout
 
     def _spawn(self, name: str, *argv: Any) -> None:
         with open(self.root / f"{name}.log", "a") as log:
@@ -275,6 +301,14 @@ class Cluster:
         """Create pods and wait until they are ready; their addresses by name."""
         self.apply(*pods)
         return self.wait_ready(*(one["metadata"]["name"] for one in pods), timeout=timeout)
+
+    def serve(self, made: Document) -> Document:
+        """Create or change a Service, and wait for kube-proxy's rules, without which a connection hangs; its spec."""
+        self.apply(made)
+        spec: Document = self.get("service", made["metadata"]["name"])["spec"]
+        rule = re.compile(rf"-d {re.escape(spec['clusterIP'])}/32 .*-j KUBE-SVC")
+        wait_for(lambda: rule.search(self.rules(self.back_end, "nat")), "kube-proxy's rules", 30)
+        return spec
 
     def delete(self, kind: str, *names: str) -> None:
         """Delete objects and wait for their end."""

@@ -110,8 +110,7 @@ def test_host_ports(cluster, host):
 def test_a_host_port_behind_a_service(cluster, host):
     """The endpoint of a Service is the pod's address and the container's port, whatever port of the node it has."""
     at = cluster.start(pod("mapped", web(port=8000, ports=[{"containerPort": 8000, "hostPort": 8090}])), pod("asks", idle()))
-    cluster.apply(service("mapped", 80, 8000))
-    address = cluster.get("service", "mapped")["spec"]["clusterIP"]
+    address = cluster.serve(service("mapped", 80, 8000))["clusterIP"]
     wait_for(lambda: host.host(*CURL, f"http://{address}/").returncode == 0, "the Service")
     assert cluster.exec("asks", *FETCH, f"http://{address}/") == f"mapped {HOST4}"  # outside of the pods' network
     assert host.client(*CURL, f"http://{HOST4}:8090/").stdout == f"mapped {CLIENT4}"

@@ -1,4 +1,4 @@
-"""Services of kube-proxy, by iptables, with endpoints that are pods of graft."""
+"""Services of kube-proxy, by both back ends of iptables, with endpoints that are pods of graft."""
 
 import subprocess
 import time
@@ -7,9 +7,10 @@ import pytest
 
 from graft.bench.lab import HOST4, wait_for
 from tests.conftest import python
-from tests.kubernetes.cluster import idle, is_ready, pod, pod_spec, service, web
+from tests.kubernetes.cluster import DIRECT, idle, is_ready, pod, pod_spec, service, web
 from tests.system.engines import CURL
 
+pytestmark = pytest.mark.usefixtures("back_end")
 ASK = """
 import collections, sys, urllib.request
 told = collections.Counter()
@@ -39,6 +40,7 @@ def places(cluster, host):
     return {
         "node": lambda *argv: host.host(*argv, check=True).stdout,
         "graft": lambda *argv: cluster.exec("asks", *argv),
+        "direct": lambda *argv: cluster.exec("asks-direct", *argv),
         "bridge": lambda *argv: cluster.exec("asks-bridged", *argv),
         "client": lambda *argv: host.client(*argv, check=True).stdout,
     }
@@ -46,17 +48,17 @@ def places(cluster, host):
 
 @pytest.fixture
 def served(cluster, host):
-    """A Service whose pods are two of graft and one of the bridge, and pods that ask."""
+    """A Service whose pods are two of graft, one of them direct, and one of the bridge, and pods that ask."""
     labels = {"app": "served"}
     cluster.start(
         pod("a", web(), labels=labels),
-        pod("b", web(), labels=labels),
+        pod("b", web(), labels=labels, notes=DIRECT),
         pod("c", web(), labels=labels, graft=False),
         pod("asks", idle()),
+        pod("asks-direct", idle(), notes=DIRECT),
         pod("asks-bridged", idle(), graft=False),
     )
-    cluster.apply(service("served", 80, 80, type="NodePort"))
-    found = cluster.get("service", "served")["spec"]
+    found = cluster.serve(service("served", 80, 80, type="NodePort"))
     url = f"http://{found['clusterIP']}/"
     wait_for(lambda: names(host.host(*python(ASK), url, "20").stdout) == {"a", "b", "c"}, "all endpoints", 30)
     return found
@@ -64,7 +66,7 @@ def served(cluster, host):
 
 def test_a_cluster_address(cluster, host, served):
     asked = places(cluster, host)
-    for place in ("node", "graft", "bridge"):
+    for place in ("node", "graft", "direct", "bridge"):
         told = asked[place](*python(ASK), f"http://{served['clusterIP']}/", "40")
         assert names(told) == {"a", "b", "c"}, (place, told)
 
@@ -77,7 +79,7 @@ def test_a_node_port(cluster, host, served):
 
 
 def test_affinity(cluster, host, served):
-    cluster.apply(service("served", 80, 80, type="NodePort", sessionAffinity="ClientIP"))
+    cluster.serve(service("served", 80, 80, type="NodePort", sessionAffinity="ClientIP"))
     port = served["ports"][0]["nodePort"]
     wait_for(lambda: len(names(host.client(*python(ASK), f"http://{HOST4}:{port}/", "20").stdout)) == 1, "one endpoint", 20)
     for place, ask in places(cluster, host).items():
@@ -88,19 +90,18 @@ def test_affinity(cluster, host, served):
 def test_a_pod_that_asks_itself(cluster, host):
     """By the Service of which it is the only endpoint."""
     at = cluster.start(pod("alone", web(), idle()))
-    cluster.apply(service("alone", 8088, 80))
-    address = cluster.get("service", "alone")["spec"]["clusterIP"]
+    address = cluster.serve(service("alone", 8088, 80))["clusterIP"]
     wait_for(lambda: host.host(*CURL, f"http://{address}:8088/").returncode == 0, "the Service")
     assert cluster.exec("alone", *CURL, f"http://{address}:8088/", container="idle").split()[0] == "alone"
     assert at
 
 
-def test_without_endpoints(cluster, host):
+def test_without_endpoints(cluster, host, back_end):
     """A Service refuses that has no pod which is ready, and another pod's server at that port does not answer."""
     cluster.start(pod("other", web(port=80), idle()))
     cluster.apply(pod("unready", web(readinessProbe={"exec": {"command": ["/busybox", "false"]}})), service("unready", 80, 80))
     address = cluster.get("service", "unready")["spec"]["clusterIP"]
-    wait_for(lambda: "has no endpoints" in host.host("iptables-save", "-t", "filter").stdout, "kube-proxy")
+    wait_for(lambda: "has no endpoints" in cluster.rules(back_end, "filter"), "kube-proxy")
     for ask in (lambda *argv: cluster.exec("other", *argv, container="idle", check=False), lambda *argv: host.host(*argv).stdout):
         assert ask(*CURL, "-w", "%{http_code}", f"http://{address}/") == "000"
 
