@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.bench.lab import HOST4, TIMEOUT, Lab, wait_for
+from tests.kubernetes.machine import Machine
 from tests.kubernetes.node import PODS, SERVICES, Node
 
 Document = dict[str, Any]
@@ -95,7 +96,8 @@ def service(name: str, port: int, target: int, protocols: Iterable[str] = ("TCP"
 class Cluster:
     """One node, `node`. Its parts are processes of the laboratory's, by name in `parts`."""
 
-    def __init__(self, lab: Lab, programs: Path) -> None:
+    def __init__(self, lab: Lab, programs: Path, machine: Machine | None = None) -> None:
+        """@machine: the node, if it is to be a whole one."""
         self.lab = lab
         self.programs = programs
         self.root = lab.work / "kube"
@@ -104,7 +106,7 @@ class Cluster:
         self.back_end = ""  # of kube-proxy, once it runs
         self.cgroup = f"{lab.tag}-kube"
         self._files()
-        self.node = Node(lab, lab.work / "node")
+        self.node = machine or Node(lab, lab.work / "node")
         try:
             self._start()
         except BaseException:
@@ -158,7 +160,7 @@ class Cluster:
     def _start(self) -> None:
         for hierarchy in Path("/sys/fs/cgroup").iterdir():
             if (hierarchy / "cgroup.procs").exists() and hierarchy.name != "unified":
-                (hierarchy / self.cgroup).mkdir(exist_ok=True)
+                (hierarchy / self.node.within / self.cgroup).mkdir(exist_ok=True)
         self.lab.host("sysctl", "-qw", "net.ipv4.ip_forward=1", check=True)
         peers = ("--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380")
         clients = ("--listen-client-urls", ETCD, "--advertise-client-urls", ETCD)
@@ -211,7 +213,7 @@ class Cluster:
             f"--cert-dir={self.root}/kubelet-certificates",
             f"--volume-plugin-dir={self.root}/plugins",
             "--container-runtime=remote",
-            f"--container-runtime-endpoint=unix://{self.node.root}/sock",
+            f"--container-runtime-endpoint=unix://{self.node.socket}",
             f"--pod-infra-container-image={IMAGE}",
             "--hostname-override=node",
             f"--node-ip={HOST4}",
@@ -363,12 +365,12 @@ def restarts(item: Document) -> int:
     return sum(one["restartCount"] for one in item["status"].get("containerStatuses", ()))
 
 
-def shims(node: Node) -> list[int]:
+def shims(node: Node | Machine) -> list[int]:
     """The PIDs of the node's shims, which are the parents of pods."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = entry.read_bytes().split(b"\0")
-            if words[0].endswith(b"containerd-shim-runc-v2") and f"{node.root}/sock".encode() in words:
+            if words[0].endswith(b"containerd-shim-runc-v2") and node.socket.encode() in words:
                 found.append(int(entry.parent.name))
     return found

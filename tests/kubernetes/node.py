@@ -53,7 +53,10 @@ CONFIG = PLACES_OF_CONTAINERD + """
 class Node(Containerd):
     """containerd of a node, and the namespace in which all of the node's daemons are."""
 
+    within = ""  # its cgroups are the machine's
+
     def __init__(self, lab: Lab, directory: Path) -> None:
+        self.socket = f"{directory}/sock"
         self.holder = lab.spawn("unshare", "--mount", "--propagation", "private", "sleep", "1000000")
         self.private = lab.work / "machine"
         self.made: list[Path] = []  # directories that the machine lacked
@@ -94,7 +97,7 @@ class Node(Containerd):
             (self.root / "cni" / name).symlink_to(f"/usr/lib/cni/{name}")
         (self.root / "bridge").mkdir()
         for directory, name, plugins in (
-            ("bridge", "bridge", [_bridge(self.root), {"type": "portmap", "capabilities": {"portMappings": True}}]),
+            ("bridge", "bridge", [bridge(self.root / "ipam"), {"type": "portmap", "capabilities": {"portMappings": True}}]),
             ("net", "graft", [_graft(self.root)]),
         ):
             document = {"cniVersion": "1.0.0", "name": f"{self.network}-{name}", "plugins": plugins}
@@ -102,9 +105,10 @@ class Node(Containerd):
         return CONFIG.format(version=2, root=self.root, wrapper=self.wrapper())
 
 
-def _bridge(root: Path) -> dict[str, object]:
+def bridge(data: Path | str) -> dict[str, object]:
+    """The plugin of pods that are not graft's; their addresses are kept in the directory @data."""
     routes = [{"dst": "0.0.0.0/0"}]
-    ipam = {"type": "host-local", "subnet": BRIDGE_PODS, "dataDir": str(root / "ipam"), "routes": routes}
+    ipam = {"type": "host-local", "subnet": BRIDGE_PODS, "dataDir": str(data), "routes": routes}
     return {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True, "hairpinMode": True, "ipam": ipam}
 
 

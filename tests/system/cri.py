@@ -4,12 +4,15 @@ The messages are those parts of kubernetes/cri-api's api.proto that the tests ne
 is a string, i an integer, b bytes, map a map of strings, * repeated.
 """
 
+import hashlib
+import io
 import json
 import os
 import signal
 import socket
 import struct
 import subprocess
+import tarfile
 import time
 import urllib.parse
 from functools import cache
@@ -186,6 +189,40 @@ def _message(name: str) -> Any:
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
+def oci_archive(layer: Path, to: Path, name: str = "localhost/host:1", path: str = "/usr/bin:/bin") -> None:
+    """An OCI image layout of one layer. @path: PATH in its containers."""
+    blobs: dict[str, bytes] = {}
+
+    def blob(content: bytes, kind: str) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = content
+        media = f"application/vnd.oci.image.{kind}"
+        return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(content)}
+
+    content = layer.read_bytes()
+    told = blob(content, "layer.v1.tar")
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Env": [f"PATH={path}"], "Entrypoint": ["/busybox", "sleep", "100000"]},
+        "rootfs": {"type": "layers", "diff_ids": [told["digest"]]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "config": blob(json.dumps(config).encode(), "config.v1+json"),
+        "layers": [told],
+    }
+    entry = blob(json.dumps(manifest).encode(), "manifest.v1+json")
+    entry["annotations"] = {"io.containerd.image.name": name}
+    blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+    blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
+    with tarfile.open(to, "w") as archive:
+        for blob_name, data in blobs.items():
+            info = tarfile.TarInfo(blob_name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
 class Containerd(Engine):
     """containerd with the runtime handler `graft`."""
 
@@ -210,7 +247,7 @@ class Containerd(Engine):
         self.channel = grpc.insecure_channel(f"unix:{self.root}/sock")
         self.start()
         archive = image(self.root / "image.tar")
-        self.archive(archive, self.root / "oci.tar")
+        oci_archive(archive, self.root / "oci.tar")
         local = ["--local"] if engine_version("containerd") >= (2, 0) else []  # not by way of its configuration
         self("-n", "k8s.io", "images", "import", *local, "--snapshotter", "native", self.root / "oci.tar")
         wait_for(lambda: self._image(), "the image")
@@ -241,43 +278,6 @@ class Containerd(Engine):
     def inside(self) -> tuple[str, ...]:
         """The command by which containerd gets where it lives, on the laboratory's host."""
         return tuple(alone(self.cgroups))
-
-    def archive(self, layer: Path, to: Path) -> None:
-        """An OCI image layout of one layer."""
-        import hashlib
-        import io
-        import tarfile
-
-        blobs: dict[str, bytes] = {}
-
-        def blob(content: bytes, kind: str) -> dict[str, Any]:
-            digest = hashlib.sha256(content).hexdigest()
-            blobs[f"blobs/sha256/{digest}"] = content
-            media = f"application/vnd.oci.image.{kind}"
-            return {"mediaType": media, "digest": f"sha256:{digest}", "size": len(content)}
-
-        content = layer.read_bytes()
-        told = blob(content, "layer.v1.tar")
-        config = {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/usr/bin:/bin"], "Entrypoint": ["/busybox", "sleep", "100000"]},
-            "rootfs": {"type": "layers", "diff_ids": [told["digest"]]},
-        }
-        manifest = {
-            "schemaVersion": 2,
-            "config": blob(json.dumps(config).encode(), "config.v1+json"),
-            "layers": [told],
-        }
-        entry = blob(json.dumps(manifest).encode(), "manifest.v1+json")
-        entry["annotations"] = {"io.containerd.image.name": "localhost/host:1"}
-        blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
-        blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
-        with tarfile.open(to, "w") as archive:
-            for name, data in blobs.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
 
     def command(self, *argv: Any) -> list[str]:
         return ["ctr", "--address", f"{self.root}/sock", *map(str, argv)]
