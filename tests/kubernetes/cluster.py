@@ -320,7 +320,7 @@ class Cluster:
         """Delete all workloads, and wait until their processes have ended; kubelet takes its time to tell the API."""
         self.kubectl("delete", "services", "-l", "made=here")
         self.kubectl("delete", "deployments,replicasets,pods", "--all", "--force", "--grace-period=0", "--wait=false")
-        wait_for(lambda: not shims(self.node), "the end of all pods", 60)
+        wait_for(lambda: not shims(self.node), "the end of all pods", 120)
 
     def exec(self, name: str, *argv: Any, container: str = "", check: bool = True) -> str:
         """What a command prints in a pod."""
