@@ -41,7 +41,7 @@ __noinline int may_stray(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, s
 		return false;
 	if (in_slices(a) || is_loopback(a) || tenant->flags & TENANT_LEARN)
 		return true;
-	at = *a;
+	at = *a; /* on this stack: Linux 6.1 takes no argument for a key */
 	return decide_egress(ctx, &at, stamp, tenant, false, &rule, &why) == ROUTE_ELSEWHERE;
 }
 
@@ -143,9 +143,8 @@ __noinline int keep_peer(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
 
 /* May the socket have @a beside the destinations that are remembered of it? @add: remember it as well. */
 static __always_inline bool goes_beside(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a,
-					int add)
+					bool add)
 {
-	struct graft_addr before, new;
 	struct graft_met *of;
 
 	if (!stamp || !a || !ctx->sk)
@@ -153,25 +152,16 @@ static __always_inline bool goes_beside(struct bpf_sock_addr *ctx, struct graft_
 	of = bpf_sk_storage_get(&met, ctx->sk, NULL, add ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!of)
 		return !add;
-	new = *a; /* on this stack: Linux 6.1 takes no argument for a key */
-	for (__u32 n = 0; n < MET_MAX; n++) {
-		if (n >= of->count)
-			break;
-		before = of->peers[n];
-		if (same_addr(&before, &new))
+	for (__u32 n = 0; n < MET_MAX; n++)
+		if (n < of->count && same_addr(&of->peers[n], a))
 			return true; /* it has been mixed with all others */
-	}
-	for (__u32 n = 0; n < MET_MAX; n++) {
-		if (n >= of->count)
-			break;
-		before = of->peers[n];
-		if (!may_mix(ctx, stamp, &before, &new))
+	for (__u32 n = 0; n < MET_MAX; n++)
+		if (n < of->count && !may_mix(ctx, stamp, &of->peers[n], a))
 			return false;
-	}
-	if (of->count >= MET_MAX && !takes_any_port(ctx, stamp, &new))
+	if (of->count >= MET_MAX && !takes_any_port(ctx, stamp, a))
 		return false;
 	if (add)
-		add_met(of, &new);
+		add_met(of, a);
 	return true;
 }
 
