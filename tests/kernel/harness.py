@@ -62,6 +62,12 @@ class World:
         cgroup.leave_cgroup(self.root, remove=False)
         self.cgroup.rmdir()
 
+    def know(self) -> None:
+        """Tell the programs which addresses this netns has, as graftd does: but those of containers."""
+        owned = set(self.kernel.maps["holders"].keys(16))
+        found = map(parse_address, addresses.addresses())
+        self.kernel.know_locals({address for address in found if address.raw not in owned})
+
     def tenant(self, flags: int, own4: str = "0.0.0.0", own6: str = "::") -> None:
         """Set the tenant's flags and its own addresses."""
         value = TENANT.pack(0, self.slot, flags, 0, parse_address(own4).raw[12:], parse_address(own6).raw)
@@ -89,6 +95,7 @@ class World:
         key = tables.EGRESS_KEY.pack(total, TENANT_ID, family, address.raw)
         leave = parse_address(source or ("0.0.0.0" if address.v4 else "::"))
         self.kernel.maps["egress"].update(key, tables.EGRESS_VALUE.pack(leave.raw, 0, 0))
+        self.know()
 
     def ingress(
         self, port: int, address: str, host_port: int, *, at: str = "", protocol: int = socket.IPPROTO_TCP
@@ -106,6 +113,7 @@ class World:
             port.to_bytes(2, "big"),
         )
         self.kernel.maps["ingress"].update(key, tables.INGRESS_VALUE.pack(real.raw, host_port, port, 0, 0, 1))
+        self.know()
 
     def sock(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0, *, vouched: bool = True) -> socket.socket:
         """A stamped socket. @vouched: as it is when a program gets it."""

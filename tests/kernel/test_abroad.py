@@ -121,7 +121,7 @@ def test_a_program_of_the_hosts_asks(world: World):
 @pytest.mark.kernel
 @isolated
 def test_a_stranger(world: World):
-    """The host's programs at the port of the wildcard, by each of the host's addresses: until the socket has sent there."""
+    """The host's programs at the port of the wildcard, by each of the host's addresses. Who is asked answers the container's."""
     network(world)
     for family, loopback in ((V4, "127.0.0.1"), (V6, "::1")):
         sock = world.sock(family, UDP)
@@ -134,7 +134,7 @@ def test_a_stranger(world: World):
         assert hears(sock) == b""
         sock.settimeout(5)
         sock.sendto(b"?", (HERE[family], stranger.getsockname()[1]))
-        stranger.sendto(b"now a peer", (HERE[family], chosen))
+        stranger.sendto(b"now a peer", stranger.recvfrom(9)[1])
         local.sendto(b"stranger", (loopback, chosen))
         assert (hears(sock), hears(sock)) == (b"now a peer", b"")
         sock.close()

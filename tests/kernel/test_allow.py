@@ -27,6 +27,7 @@ def listed(world: World, flags: int = FLAGS) -> None:
         world.egress(prefix, 0)
     for words in (("-4", "route", "add", "local", "192.0.2.0/24", "dev", "lo"), ("-6", "route", "add", "local", "2001:db8::/64", "dev", "lo")):
         subprocess.run(("ip", *words), check=True)
+    world.kernel.know_locals([parse_address(f"{net}{number}") for net in ("192.0.2.", "2001:db8::") for number in (7, 8)])
 
 
 def allow(world: World, prefix: str, bits: int, port: int = 0) -> None:

@@ -50,6 +50,7 @@ def test_a_connected_socket_of_ipv6_whose_peer_is_of_ipv4(world: World):
     world.ingress(53, "0.0.0.0", 5353, protocol=socket.IPPROTO_UDP)
     world.egress(HOST4, 32)
     subprocess.run(("ip", "address", "add", f"{HOST4}/32", "dev", "lo"), check=True)
+    world.know()
     for address, port in (("127.0.0.1", 5000), ("0.0.0.0", 53), ("0.0.0.0", 0)):
         server, client = world.sock(V4, UDP), world.sock(V6, UDP)
         server.bind((address, port))
