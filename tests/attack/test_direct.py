@@ -252,7 +252,7 @@ ALLOW_OVERRIDE, ALLOW_MULTI = 1, 2
 
 
 def bpf(command, attribute):
-    result = linux.libc.syscall(321, command, attribute, len(attribute))
+    result = linux.libc.syscall(linux.NR_BPF, command, attribute, len(attribute))
     if result < 0:
         raise OSError(ctypes.get_errno(), "bpf")
     return result

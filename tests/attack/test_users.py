@@ -269,7 +269,7 @@ if not child:
     if not pid:
         prog = linux.sock_fprog(len(program) // 8, program)
         libc = linux.libc
-        fd = libc.syscall(317, 1, 8, ctypes.byref(prog))
+        fd = libc.syscall(linux.NR_SECCOMP, 1, 8, ctypes.byref(prog))
         os._exit(0)
     os.write(w, b'1'); time.sleep(1); os.kill(pid, 9); os._exit(0)
 os.read(r, 1); fd = listener()

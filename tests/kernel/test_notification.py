@@ -57,7 +57,7 @@ def receive(fd):
 def test_inject_and_answer(target):
     pid, fd = target
     call = receive(fd)
-    assert (call.nr, call.pid, call.args[:2]) == (41, pid, (2, 1 | 0o2000000))
+    assert (call.nr, call.pid, call.args[:2]) == (linux.NR_SOCKET, pid, (2, 1 | socket.SOCK_CLOEXEC))
     listener = Listener(fd, 1)
     number = listener.inject(call.id, os.open("/dev/null", os.O_RDONLY), os.O_CLOEXEC)
     assert number is not None

@@ -15,6 +15,7 @@ import pytest
 
 from graft import __version__
 from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
+from graft.kernel.architecture import HERE
 from graft.kernel.cgroup import cgroup2_root
 from tests.conftest import in_cgroup, python
 
@@ -281,10 +282,10 @@ def test_a_container_gives_no_orders(lab):
         assert "may not use the admin socket" in result.stderr
 
 
-USERFAULT = """
+USERFAULT = f"""
 import ctypes, fcntl, mmap, os, socket, struct, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
-fd = libc.syscall(323, os.O_CLOEXEC)
+fd = libc.syscall({HERE.numbers["userfaultfd"]}, os.O_CLOEXEC)
 fcntl.ioctl(fd, 0xc018aa3f, bytearray(struct.pack('QQQ', 0xaa, 0, 0)))
 page = mmap.mmap(-1, 4096)
 address = ctypes.addressof(ctypes.c_char.from_buffer(page))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
+from graft.kernel import linux
 from tests.conftest import python, quick_calls
 from tests.system.traffic import WORKER, another, server_on_client
 
@@ -280,10 +281,10 @@ print(*(tried(w) for w in (lambda s: s.connect(('10.77.0.2', 9)), lambda s: s.co
     assert out == "ENETUNREACH ECONNREFUSED EADDRNOTAVAIL EPERM\n"
 
 
-ABUSE = """
+ABUSE = f"""
 import array, errno, os, resource, select, socket
 libc = __import__('ctypes').CDLL(None, use_errno=True)
-fds = [libc.syscall(41, 4, 1 | socket.SOCK_CLOEXEC, 0x67720000) for _ in range(200)]
+fds = [libc.syscall({linux.NR_SOCKET}, 4, 1 | socket.SOCK_CLOEXEC, 0x67720000) for _ in range(200)]
 opened = [fd for fd in fds if fd >= 0]
 channel = socket.socket(fileno=opened[0])
 for _ in range(500):

@@ -21,6 +21,7 @@ from .netns import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
+    NR_BPF,
     attribute,
     call,
     header,
@@ -337,6 +338,6 @@ def pinned_programs_and_maps():
         for path in glob.glob(f"{top}/graft*/**", recursive=True):
             name = ctypes.create_string_buffer(path.encode())
             attr = struct.pack("=QII", ctypes.addressof(name), 0, 0)
-            if os.path.isfile(path) and libc.syscall(321, 7, attr, len(attr)) >= 0:
+            if os.path.isfile(path) and libc.syscall(NR_BPF, 7, attr, len(attr)) >= 0:
                 return f"OK {path}"
     return "EPERM"

@@ -12,6 +12,7 @@ import threading
 import time
 
 from .common import CLIENT, HOST, SECOND, TCP, UDP, V4, attack, libc
+from .netns import NR_BPF
 
 
 @attack
@@ -48,7 +49,7 @@ def netlink_changes_nothing():
 @attack
 def bpf():
     attr = struct.pack("=IIII", 1, 4, 4, 1) + bytes(112)
-    if libc.syscall(321, 0, attr, len(attr)) < 0:
+    if libc.syscall(NR_BPF, 0, attr, len(attr)) < 0:
         raise OSError(ctypes.get_errno(), "bpf")
 
 
