@@ -1,4 +1,4 @@
-"""What differs by the machine's architecture: numbers of system calls, and the ABIs that its kernel knows besides.
+"""What differs by the machine's architecture: numbers of system calls, a structure, and the other ABIs of its kernel.
 
 This is the one place for such numbers; `linux` has the native ones as NR_*. A unit test compares the tables with the
 kernel's headers and with libseccomp. An architecture that is not here gets numbers that no kernel has, so that every
@@ -29,7 +29,8 @@ class Architecture(NamedTuple):
     """One that graft runs on. @machine: as uname(2) has it. @audit: its AUDIT_ARCH_*. @numbers: of calls, by name.
 
     @x32: the first number of another ABI that has the same AUDIT_ARCH_*; 0: there is none. @seccomp: the names of all
-    its ABIs in OCI's config-linux.md, the native one first.
+    its ABIs in OCI's config-linux.md, the native one first. @epoll_event: struct epoll_event as the module struct has
+    it, events and data; x86_64 alone packs it (EPOLL_PACKED in linux/eventpoll.h).
     """
 
     machine: str
@@ -38,6 +39,7 @@ class Architecture(NamedTuple):
     compat: Compat
     x32: int
     seccomp: tuple[str, ...]
+    epoll_event: str = "=I4xQ"
 
 
 # asm/unistd_64.h of x86, and asm-generic/unistd.h, which arm64 has; 0: arm64 has no such call. From 424 on all
@@ -77,6 +79,7 @@ X86_64 = Architecture(
     ),
     0x40000000,
     ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
+    "=IQ",
 )  # fmt: skip
 AARCH64 = Architecture(
     "aarch64",

@@ -8,6 +8,7 @@ import struct
 from typing import NamedTuple
 
 from graft.kernel import linux
+from graft.kernel.architecture import HERE
 from graft.trap.target import apart, borrow_fd
 
 EPOLL_CTL_ADD = 1
@@ -65,7 +66,7 @@ def watch_again(pid: int, sock: socket.socket, registrations: list[Watch]) -> No
             high = fcntl.fcntl(epoll, fcntl.F_DUPFD_CLOEXEC, top)
             mine = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, top)
             os.dup2(mine, watch.number, inheritable=False)
-            event = ctypes.create_string_buffer(struct.pack("=IQ", watch.events & 0xFFFFFFFF, watch.data))
+            event = ctypes.create_string_buffer(struct.pack(HERE.epoll_event, watch.events & 0xFFFFFFFF, watch.data))
             if linux.libc.epoll_ctl(high, EPOLL_CTL_ADD, watch.number, event) < 0:
                 raise linux.oserror("epoll_ctl")
 

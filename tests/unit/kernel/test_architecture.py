@@ -3,6 +3,8 @@
 import ctypes
 import os
 import re
+import select
+import struct
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,17 @@ def test_the_numbers_are_those_of_libseccomp(architecture):
         # of i386 it thinks of the socket calls as parts of socketcall(), with numbers below 0
         assert {name: number for name, number in told.items() if number >= 0}.items() <= table.items()
         assert audit == X86_64.compat.audit or told == dict(table)
+
+
+def test_epoll_reads_the_structure():
+    libc = ctypes.CDLL(None, use_errno=True)
+    reads, writes = os.pipe()
+    with select.epoll() as epoll:
+        event = struct.pack(HERE.epoll_event, select.EPOLLOUT, 0x12345)
+        assert libc.epoll_ctl(epoll.fileno(), 1, writes, event) == 0  # EPOLL_CTL_ADD
+        assert epoll.poll(0) == [(0x12345, select.EPOLLOUT)]  # Python has the data for a descriptor
+    os.close(reads)
+    os.close(writes)
 
 
 def test_a_call_that_one_architecture_lacks():
