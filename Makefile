@@ -130,10 +130,12 @@ $(PLUGIN): csrc/plugin.c
 	@echo "graft: compile $@"
 	@$(COMPILE) -static $< -o $@
 
+# with no library, and so without what gcc calls for an atomic operation on arm64
+$(SHIM): INLINE = $(if $(filter aarch64%,$(shell $(CC) -dumpmachine)),-mno-outline-atomics)
 $(SHIM): csrc/shim.c csrc/sup.h
 	@echo "graft: compile $@"
 	@$(CC) -O2 -g -Wall -Wextra -Werror $(SAME) -fPIC -shared -nostdlib -ffreestanding -fno-stack-protector \
-		-fvisibility=hidden $< -o $@
+		-fvisibility=hidden $(INLINE) $< -o $@
 
 $(RUNTIME): csrc/runtime.c csrc/runtime_hooks.c csrc/runtime.h graft/__init__.py
 	@echo "graft: compile $@"
