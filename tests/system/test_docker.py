@@ -413,7 +413,7 @@ def test_ten_thousand_ports(docker, host, gnet):
     shown = json.loads(host.graft("inspect", "pbx").stdout)["publish"]
     assert sorted(shown) == ["10000-10063:10000-10063/tcp", "10000-20000:10000-20000/udp"]
     ask = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5); s.connect(('10.77.0.1', 15000)); s.send(b'x'); print(s.recv(9))"
-    assert host.client(*python(ask), check=True).stdout == "b'x'\n"
+    wait_for(lambda: host.client(*python(ask)).stdout == "b'x'\n", "its server")
     used = docker.run("--rm", "--network", gnet, "-p", "19000-29000:19000-29000/udp", argv=("/busybox", "true"), check=False)
     assert "host port is published by container 'pbx'" in used.stderr
     docker("rm", "-f", "pbx")

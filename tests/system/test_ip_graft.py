@@ -186,7 +186,7 @@ ADD = "add x type ipv4 addr 10.0.0.1 port 80"
         ("", 2, "no command is given"),
         ("-z show", 2, "unknown option '-z'"),
         ("-batch", 2, "'-batch' lacks its value"),
-        ("-n nowhere show", 1, "network namespace 'nowhere' does not exist"),
+        ("-n nowhere show", 1, "no container and no network namespace is named 'nowhere'"),
     ],
 )
 def test_bad_input(lab, command, status, says):
