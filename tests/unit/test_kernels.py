@@ -43,7 +43,7 @@ def test_what_a_guest_leaves_is_read(tmp_path):
     (tmp_path / "machine").write_text("x86_64\n")
     (tmp_path / "fetched").write_text("6.99.1-amd64\nsid\nlinux-a linux-b\n")
     finding = {"name": "a b", "needed": False, "good": False, "found": "no\nsuch|thing", "remedy": "a newer one"}
-    (tmp_path / "doctor.json").write_text(json.dumps([finding]))
+    (tmp_path / "doctor.json").write_text(json.dumps([finding, {**finding, "good": True, "found": f"{kernels.ROOT}/graft/graft-sup"}]))
     (tmp_path / "core.xml").write_text(
         '<testsuites><testsuite><testcase classname="tests.kernel.test_a" name="one"/>'
         '<testcase classname="tests.kernel.test_a" name="two"><skipped message="no module"/></testcase>'
@@ -51,6 +51,7 @@ def test_what_a_guest_leaves_is_read(tmp_path):
         "</testsuite></testsuites>"
     )
     one = kernels.result(tmp_path, tmp_path / "fetched")
+    assert one["doctor"][1]["found"] == "graft/graft-sup"
     assert one["groups"] == {
         "probes": {"passed": 1, "skipped": 1, "failed": 0},
         "system": {"passed": 0, "skipped": 0, "failed": 1},
