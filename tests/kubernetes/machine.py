@@ -14,6 +14,7 @@ from pathlib import Path
 
 from graft.bench.lab import SLOWNESS, Lab, wait_for
 from tests.kubernetes.node import SYSCTLS, bridge
+from tests.packages.system import process_1
 
 CGROUPS = Path("/sys/fs/cgroup")
 EMPTY = ("kubelet", "containerd", "cni", "dbus")  # in /var/lib: what the machine has there is not the node's
@@ -134,13 +135,8 @@ class Machine:
 
     @property
     def init(self) -> int:
-        """The PID of process 1 outside, once it is systemd; else 0."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for pid in map(int, children):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
-                    return pid
-        return 0
+        """As process_1() has it."""
+        return process_1(self.process.pid)
 
     def inside(self) -> tuple[str, ...]:
         """The command by which a command gets there, as a unit that ends with it."""

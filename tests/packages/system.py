@@ -74,6 +74,16 @@ exec env -i container=graft-packages PATH=/usr/local/sbin:/usr/local/bin:/usr/sb
 """
 
 
+def process_1(outer: int) -> int:
+    """The PID outside of process 1 of the pid namespace that process @outer, an unshare(1), has made, once it is systemd; else 0."""
+    children = Path(f"/proc/{outer}/task/{outer}/children").read_text().split()
+    for pid in map(int, children):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
+                return pid
+    return 0
+
+
 class System:
     """A Debian that has booted. @base: its root. @packages: a directory that it sees as /packages."""
 
@@ -109,13 +119,8 @@ class System:
 
     @property
     def init(self) -> int:
-        """The PID of process 1 outside, once it is systemd; else 0."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for pid in map(int, children):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text() == "systemd\n":
-                    return pid
-        return 0
+        """As process_1() has it."""
+        return process_1(self.process.pid)
 
     def log_text(self) -> str:
         self.log.seek(0)
