@@ -168,7 +168,7 @@ lint: setup-check
 
 test-core: setup-test
 	@$(MAKE) --no-print-directory build
-	@$(PYTHON) -m pytest -q -n $$(($$(nproc) + 1)) -m "core or kernel" tests/kernel tests/system
+	@$(PYTHON) scripts/steady.py -n $$(($$(nproc) + 1)) -m "core or kernel" tests/kernel tests/system
 
 test-kernel: setup-test
 	@$(MAKE) --no-print-directory build
@@ -186,7 +186,7 @@ test-arm64: setup-arm64
 test-engines: setup-test
 	@$(MAKE) --no-print-directory build
 	@for program in dockerd podman containerd runc crun; do $$program --version | head -1; done
-	@GRAFT_SLOWNESS=$${GRAFT_SLOWNESS:-3} $(PYTHON) -m pytest -q -n $$(($$(nproc) + 1)) $(ENGINES:%=tests/system/test_%.py)
+	@GRAFT_SLOWNESS=$${GRAFT_SLOWNESS:-3} $(PYTHON) scripts/steady.py -n $$(($$(nproc) + 1)) $(ENGINES:%=tests/system/test_%.py)
 
 test-kubernetes: setup-kubernetes
 	@$(MAKE) --no-print-directory build

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 export GRAFT_SLOWNESS=${GRAFT_SLOWNESS:-3} # wait longer, as the machine may be busy; no measurement depends on it
 jobs=$(($(nproc) + 1))                     # tests wait for processes half of their time
 pytest=(.venv/bin/python3 -m pytest -q --durations=15)
-beside=("${pytest[@]}" -n "$jobs" -m "not alone and not tree and not swarm")
+steady=(.venv/bin/python3 scripts/steady.py --durations=15)
+beside=(-n "$jobs" -m "not alone and not tree and not swarm")
 failed=()
 took=()
 step() {
@@ -18,10 +19,10 @@ step() {
 	took+=("$name $((SECONDS - began)) s")
 }
 
-step "lint and units" "${beside[@]}" tests/unit tests/test_lint.py tests/test_wings.py tests/test_site.py
+step "lint and units" "${pytest[@]}" "${beside[@]}" tests/unit tests/test_lint.py tests/test_wings.py tests/test_site.py
 if [ "$(id -u)" = 0 ]; then
-	step "kernel assumptions, system, attacks" "${beside[@]}" tests/kernel tests/system tests/attack tests/named
-	step "what measures time" "${pytest[@]}" -m alone tests/system tests/attack
+	step "kernel assumptions, system, attacks" "${steady[@]}" "${beside[@]}" tests/kernel tests/system tests/attack tests/named
+	step "what measures time" "${steady[@]}" -m alone tests/system tests/attack
 	step "fuzz" .venv/bin/python3 scripts/fuzz.py 30s --seed 1
 	step "random calls inside containers" .venv/bin/python3 -m tests.endurance.inside --seconds 20 --seed 1
 elif [ "${GRAFT_MUST_WORK:-0}" = 1 ]; then
