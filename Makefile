@@ -22,6 +22,7 @@ HELPER_SOURCES := csrc/sup.c csrc/sup_calls.c csrc/sup_sockets.c
 SHIM := graft/graft-shim.so
 RUNTIME := graft/graft-runtime
 FRONT := graft/graft-front
+LIVE := graft/graft-live.so
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' graft/__init__.py)
 MANUAL := $(patsubst man/%.md,build/man/%,$(wildcard man/*.md))
 
@@ -142,11 +143,15 @@ $(RUNTIME): csrc/runtime.c csrc/runtime_hooks.c csrc/runtime.h graft/__init__.py
 	@$(COMPILE) -DVERSION='"$(VERSION)"' csrc/runtime.c csrc/runtime_hooks.c -o $@
 
 # static, because it is started for each `graft run`
-$(FRONT): csrc/front.c graft/__init__.py
+$(FRONT): csrc/front.c csrc/live.c csrc/live.h graft/__init__.py
 	@echo "graft: compile $@"
-	@$(COMPILE) -static -DVERSION='"$(VERSION)"' $< -o $@
+	@$(COMPILE) -static -DVERSION='"$(VERSION)"' csrc/front.c csrc/live.c -o $@
 
-compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT)
+$(LIVE): csrc/live.c csrc/live.h
+	@echo "graft: compile $@"
+	@$(COMPILE) -fPIC -shared -fvisibility=hidden $< -o $@
+
+compiled: $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT) $(LIVE)
 
 build: .venv/stamp compiled
 
@@ -254,5 +259,5 @@ uninstall:
 	@scripts/install.sh remove
 
 clean:
-	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT)
+	rm -rf .venv build dist *.egg-info $(BPF_OBJECT) $(TUNNELS) $(ENTRANCE) $(HELPER) $(DEPUTY) $(RELAY) $(PLUGIN) $(SHIM) $(RUNTIME) $(FRONT) $(LIVE)
 	find . -name __pycache__ -prune -exec rm -rf {} +

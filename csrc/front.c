@@ -35,6 +35,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "live.h"
+
 #define REPLY_SECONDS 120     /* client.REPLY_TIMEOUT */
 #define DIAL_SECONDS 30	      /* client.DIAL_SECONDS */
 #define WORDS_MAX (128 << 10) /* bytes of arguments; a request of graftd's has 1 MiB at most, and they are in hex */
@@ -49,10 +51,14 @@
 	"s.pthread_sigmask(s.SIG_UNBLOCK, [2]); "                                                                    \
 	"sys.path.insert(0, sys.argv.pop(1)); sys.path.append(sys.path[0] + '/graft/vendored'); "
 
+#define PLAN_DIRECT 1 /* the process lives in the host's netns (live.h) */
+#define PLAN_ACCEL 2  /* graft-shim.so is preloaded */
+
 /* What graftd has planned: numbers in the byte order of this machine, then the filter, then the message. */
 struct plan {
 	uint32_t skip;	 /* words of `graft run` before the command's */
 	uint32_t filter; /* bytes */
+	uint32_t modes;	 /* PLAN_* */
 	char bytes[];
 };
 
@@ -106,10 +112,13 @@ static void become_python(const char *entry, char *const *words, int count)
 
 static char **given;
 static int givens;
+static int home = -1; /* the netns that a direct container's process comes from, and goes back to */
 
 /* Have the program in Python do all of it. */
 static void leave(void)
 {
+	if (home >= 0)
+		setns(home, CLONE_NEWNET);
 	become_python(BEGIN "from graft.commands.main import main; sys.exit(main())", given + 1, givens - 1);
 }
 
@@ -139,24 +148,24 @@ static int dial(void)
 	return sock;
 }
 
-/* Send a whole request, with a descriptor unless it is -1. */
-static bool give(int sock, const char *request, size_t size, int fd)
+/* Send a whole request, with the first @count of these descriptors. */
+static bool give(int sock, const char *request, size_t size, const int *fds, size_t count)
 {
 	union {
-		char room[CMSG_SPACE(sizeof(int))];
+		char room[CMSG_SPACE(2 * sizeof(int))];
 		struct cmsghdr align;
 	} control = {0};
 	struct iovec part = {(char *)request, size};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 	ssize_t sent;
 
-	if (fd >= 0) {
+	if (count) {
 		message.msg_control = control.room;
-		message.msg_controllen = sizeof(control.room);
+		message.msg_controllen = CMSG_SPACE(count * sizeof(int));
 		control.align.cmsg_level = SOL_SOCKET;
 		control.align.cmsg_type = SCM_RIGHTS;
-		control.align.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.align), &fd, sizeof(fd));
+		control.align.cmsg_len = CMSG_LEN(count * sizeof(int));
+		memcpy(CMSG_DATA(&control.align), fds, count * sizeof(int));
 	}
 	while (part.iov_len) {
 		sent = sendmsg(sock, &message, MSG_NOSIGNAL);
@@ -230,7 +239,7 @@ static struct plan *ask(int sock, char **words, int count, char *reply, size_t *
 			to += sprintf(to, "00");
 	}
 	to += sprintf(to, "\"}\n");
-	if (!give(sock, request, (size_t)(to - request), -1) || take(sock, reply) ||
+	if (!give(sock, request, (size_t)(to - request), NULL, 0) || take(sock, reply) ||
 	    strncmp(reply, PLANNED, sizeof(PLANNED) - 1))
 		return NULL;
 	bytes = malloc(REPLY_MAX / 2 + 8);
@@ -312,11 +321,68 @@ static int install(const struct plan *plan)
 	return listener;
 }
 
+/* This process's netns, as a descriptor that is not one of the command's own; -1. */
+static int open_netns(void)
+{
+	int low = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), fd;
+
+	fd = fcntl(low, F_DUPFD_CLOEXEC, 3);
+	close(low);
+	return fd;
+}
+
+/* Live in the host's netns from now on: @reply is graftd's, which names the link for /proc/net. */
+static void live(int netns, char *reply)
+{
+	static const char key[] =
+		"\"procfs\": \""; /* as json.dumps() writes it; plan() sees that no escape follows */
+	char *procfs = strstr(reply, key), why[64];
+	int error = EPROTO;
+
+	if (procfs) {
+		procfs += sizeof(key) - 1;
+		procfs[strcspn(procfs, "\"")] = 0;
+		error = live_in_host(home, netns, procfs);
+	}
+	if (!error)
+		return;
+	snprintf(why, sizeof(why), "live %d", error);
+	tell(why);
+}
+
+static char *shim; /* the library of --accel; NULL without */
+
+/* Is the library of --accel there for this user? */
+static bool find_shim(void)
+{
+	return asprintf(&shim, "%s/graft/graft-shim.so", self_root) > 0 && !access(shim, R_OK);
+}
+
+/* Let programs have the library of --accel, or not any more: LD_PRELOAD as ld.so(8) has it. */
+static void preload(bool on)
+{
+	static char *before, *both;
+
+	if (on) {
+		before = getenv("LD_PRELOAD");
+		if (!before || !*before)
+			setenv("LD_PRELOAD", shim, 1);
+		else if (asprintf(&both, "%s:%s", shim, before) > 0 && (before = strdup(before)))
+			setenv("LD_PRELOAD", both, 1);
+	} else if (before) {
+		setenv("LD_PRELOAD", before, 1);
+	} else {
+		unsetenv("LD_PRELOAD");
+	}
+}
+
 /* Become the command. A script without #! is run by sh, as execvp(3) does. Does not return. */
 static void become(const char *file, char **words, int count)
 {
 	char **argv, why[1024];
 
+	if (shim)
+		preload(true);
 	execv(file, words);
 	if (errno == ENOEXEC) {
 		argv = calloc((size_t)count + 2, sizeof(*argv));
@@ -326,6 +392,8 @@ static void become(const char *file, char **words, int count)
 		execv("/bin/sh", argv);
 	}
 	snprintf(why, sizeof(why), "%d %s", errno, words[0]);
+	if (shim)
+		preload(false); /* for the program in Python */
 	tell(why);
 }
 
@@ -334,7 +402,7 @@ int main(int argc, char **argv)
 	static char root[PATH_MAX], file[PATH_MAX], reply[REPLY_MAX];
 	const char hello[] = "{\"op\": \"hello\", \"version\": \"" VERSION "\"}\n";
 	ssize_t length = readlink("/proc/self/exe", root, sizeof(root) - 1);
-	int sock, listener, failed, skip;
+	int sock, fds[2], failed, skip; /* fds: the listener, and of a direct container its netns */
 	struct plan *plan;
 	size_t size;
 
@@ -350,26 +418,32 @@ int main(int argc, char **argv)
 	if (argc < 3 || strcmp(argv[1], "run") || geteuid() || getuid() || getenv("GRAFT_DEBUG"))
 		leave();
 	sock = dial();
-	if (sock < 0 || !give(sock, hello, sizeof(hello) - 1, -1) || take(sock, reply) || !is_good(reply))
+	if (sock < 0 || !give(sock, hello, sizeof(hello) - 1, NULL, 0) || take(sock, reply) || !is_good(reply))
 		leave();
 	plan = ask(sock, argv + 2, argc - 2, reply, &size);
 	if (!plan || size <= sizeof(*plan) || plan->filter > FILTER_MAX * sizeof(struct sock_filter) ||
 	    sizeof(*plan) + plan->filter >= size || (int64_t)plan->skip >= argc - 2)
 		leave();
 	skip = (int)plan->skip + 2;
+	home = plan->modes & PLAN_DIRECT ? open_netns() : -1;
+	if ((plan->modes & PLAN_DIRECT && home < 0) || (plan->modes & PLAN_ACCEL && !find_shim()))
+		leave();
 	if (!find(argv[skip], file) || unshare(CLONE_NEWNET | CLONE_NEWNS) || !loopback_up() || !remount_sys())
 		leave();
-	listener = install(plan);
-	if (listener < 0)
+	fds[0] = install(plan);
+	fds[1] = plan->modes & PLAN_DIRECT ? open_netns() : -1;
+	if (fds[0] < 0)
 		leave();
 	failed = 0;
-	if (!give(sock, plan->bytes + plan->filter, size - sizeof(*plan) - plan->filter, listener))
+	if (!give(sock, plan->bytes + plan->filter, size - sizeof(*plan) - plan->filter, fds, fds[1] < 0 ? 1 : 2))
 		failed = EPIPE;
 	if (!failed)
 		failed = take(sock, reply);
 	if (failed || !is_good(reply))
 		tell(failed == ETIMEDOUT ? "late" : failed ? "gone" : reply);
 	close(sock);
-	close(listener);
+	close(fds[0]);
+	if (plan->modes & PLAN_DIRECT)
+		live(fds[1], reply);
 	become(file, argv + skip, argc - skip);
 }

@@ -2,19 +2,21 @@
 
 The words are read by click and by graft/commands/run.py, as in the program in Python; they are root's own. What takes
 another step in the caller's process than the common ones is refused here, and then that program does it: an option of
-APART, a mode that is direct. Nothing here looks at a file, a user or the network: graftd's loop waits.
+APART. Nothing here looks at a file, a user or the network: graftd's loop waits.
 """
 
 import copy
 import json
 import os
+import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from graft import __version__
+from graft.client import run_directory
 from graft.commands.launch import message_of
 from graft.commands.run import command as run_command
 from graft.commands.run import plan_of
@@ -22,8 +24,10 @@ from graft.errors import Refused
 from graft.rules.request import DIRECT
 from graft.trap import filter
 
-APART = ("netns", "user", "policies", "accel", "ip", "force_ip", "sysctl", "learn", "direct")
-HEAD = struct.Struct("=II")  # struct plan of csrc/front.c
+APART = ("netns", "user", "policies", "ip", "force_ip", "sysctl", "learn")
+HEAD = struct.Struct("=III")  # struct plan of csrc/front.c
+MODE_DIRECT, MODE_ACCEL = 1, 2  # PLAN_*
+PLAIN = re.compile(r"[\w/.+:@~-]+", re.ASCII)  # a run directory that csrc/front.c reads in an answer
 
 _command = copy.copy(run_command)
 _command.add_help_option = False  # which would print here
@@ -47,21 +51,27 @@ def plan(
     """
     argv = [os.fsdecode(word) for word in words.split(b"\0")]
     try:
-        parameters: Mapping[str, Any] = _command.make_context("run", list(argv)).params
+        parameters: dict[str, Any] = _command.make_context("run", list(argv)).params
     except (click.ClickException, click.exceptions.Exit):
         raise _apart() from None
-    direct = default_direct == DIRECT or (not default_direct and configured_direct)
-    if any(parameters[name] for name in APART) or (direct and not parameters["no_direct"]):
+    if any(parameters[name] for name in APART) or default_direct not in ("", "off", DIRECT):
         raise _apart()
-    if default_direct not in ("", "off", DIRECT):
+    default = default_direct == DIRECT or (not default_direct and configured_direct)
+    if default and not (parameters["no_direct"] or parameters["accel"]):
+        parameters["direct"] = DIRECT
+    if not parameters["direct"]:
+        parameters["no_direct"] = True  # or plan_of() would ask what the default is here
+    made = plan_of(**parameters)
+    direct = bool(made.request.direct)
+    if direct and not PLAIN.fullmatch(run_directory()):
         raise _apart()
-    made = plan_of(**{**parameters, "no_direct": True})
     request = made.request
     traps = bool(request.ingress or request.egress) and needs_traps(request.ingress, request.egress)
-    program = filter.program(swap=traps)
+    program = filter.program(swap=traps, direct=direct)
     message = {"op": "run", "version": __version__, **message_of(made, traps_addresses=traps)}
     text = json.dumps(message, ensure_ascii=False).encode(errors="replace") + b"\n"
-    return HEAD.pack(len(argv) - len(made.argv), len(program)) + program + text
+    modes = direct * MODE_DIRECT | made.accel * MODE_ACCEL
+    return HEAD.pack(len(argv) - len(made.argv), len(program), modes) + program + text
 
 
 def _apart() -> Refused:

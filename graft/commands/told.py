@@ -12,13 +12,17 @@ from graft.errors import Failure
 
 
 def _raise(reply: str) -> NoReturn:
-    number, _, command = reply.partition(" ")
+    what, _, command = reply.partition(" ")
     if reply == "gone":
         raise Failure("graftd closed the connection", hint=f"see {run_directory()}/graftd.log", code="EPIPE")
     if reply == "late":
         raise Failure(f"graftd did not answer within {REPLY_TIMEOUT:.0f} s", code="ETIMEDOUT")
-    if number.isdigit():
-        raise not_executed(command, OSError(int(number), os.strerror(int(number))))
+    if what == "live":
+        from graft.commands.live_direct import not_entered
+
+        raise not_entered(int(command))
+    if what.isdigit():
+        raise not_executed(command, OSError(int(what), os.strerror(int(what))))
     raise told(json.loads(reply)["error"])
 
 

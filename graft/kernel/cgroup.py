@@ -26,7 +26,12 @@ def cgroup2_root() -> Path:
     for mount in mounts_of("self"):
         if mount.kind == "cgroup2" and mount.root == "/":
             return Path(mount.place)
-    raise Failure(
+    raise no_cgroup2()
+
+
+def no_cgroup2() -> Failure:
+    """What is to be done where none is mounted."""
+    return Failure(
         "no cgroup2 is mounted",
         hint="mount -t cgroup2 none /sys/fs/cgroup/unified; 'ip netns exec' hides it: start graftd outside",
     )

@@ -36,11 +36,11 @@ def served(lab):
     lab.end(holder)
 
 
-def both(lab, *words, **options):
+def both(lab, *words, env=None, **options):
     """What `graft run` with @words comes to by the program in C, and by the one in Python."""
     done = []
     for way in ("on", "off"):
-        result = lab.graft("run", *words, **{"env": {**lab.env, "GRAFT_FRONT": way}, **options})
+        result = lab.graft("run", *words, env={**(env or lab.env), "GRAFT_FRONT": way}, **options)
         done.append((result.returncode, result.stdout, result.stderr))
     return done
 
@@ -56,6 +56,9 @@ def alone(tmp_path):
 
 def test_it_needs_no_python(own_lab, alone):
     own_lab.start_daemon()
+    (alone.parent / "graft-shim.so").touch()
+    for mode in MODES:
+        assert own_lab.host(alone, "run", *mode, "sh", "-c", "echo $LD_PRELOAD works").stdout.endswith("works\n")
     assert own_lab.host(alone, "run", "--name", "web", "-p", "8080:80", "echo", "works").stdout == "works\n"
     for words in (("ps",), ("run",), ("run", "--help"), ("run", "--user", "nobody", "true"), ("run", "not-there")):
         own_lab.refused((alone, *words), 125, "graft: no Python for ")
@@ -63,20 +66,25 @@ def test_it_needs_no_python(own_lab, alone):
     own_lab.refused((alone, "run", "true"), 125, "graft: no Python for ", env=elsewhere)
 
 
+MODES = [(), ("--direct",), ("--accel",)]
+
+
 @pytest.mark.core
-def test_the_same_process(served):
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
+def test_the_same_process(served, mode):
     """Privileges, limits, signals, descriptors, environment, mounts: what the command is given."""
     code = python(PROCESS)
     sid, limits = str(os.getsid(0)), "ulimit -n 777; ulimit -c 0; umask 027; trap '' USR1; exec 7</dev/null"
-    command = f"{limits}; exec {GRAFT} run --egress none \"$@\""
+    command = f"{limits}; exec {GRAFT} run --egress none {' '.join(mode)} \"$@\""
     done = []
     for way in ("on", "off"):
-        told = served.host("sh", "-c", command, "sh", *code, sid, str(os.getpid()), env={**served.env, "GRAFT_FRONT": way, "ODD": "\udcff"})
+        told = served.host("sh", "-c", command, "sh", *code, sid, str(os.getpid()), env={**served.env, "GRAFT_FRONT": way, "ODD": "\udcff", "LD_PRELOAD": "libm.so.6"})
         done.append((told.returncode, told.stdout, told.stderr))
     assert done[0] == done[1]
     assert done[0][0] == 0, done[0][2]
     assert "'Umask': ['0027']" in done[0][1]
     assert "True True 0" in done[0][1]
+    assert ("graft-shim.so:libm.so.6" in done[0][1]) == ("--accel" in mode)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,8 @@ def test_the_same_process(served):
         ("--help",), ("--nonsense", "true"), ("-p", "99999:1", "true"), ("-p", "8080:80", "-p", "8080:81", "--name", "a", "true"),
         ("-i", "0.0.0.0:80=nobody", "true"), ("--allow", ":", "true"), ("--name", "ü/x", "true"), ("--netns", "nobody", "true"),
         ("--limit", "sockets=0", "true"), ("--user", "nobody", "id", "-u"), ("--sysctl", "net.core.somaxconn=7", "cat", "/proc/sys/net/core/somaxconn"),
-        ("--allow", "192.0.2.9:80", "--egress", "host", "ip", "-br", "address"), ("--interface", "eth7", "ls", "/sys/class/net"), ("--direct", "true"),
+        ("--allow", "192.0.2.9:80", "--egress", "host", "ip", "-br", "address"), ("--interface", "eth7", "ls", "/sys/class/net"), ("--direct", "--accel", "true"), ("--direct", "--no-direct", "true"),
+        ("--direct", "ls", "/proc/net/", "/sys/class/net", "/sys/fs/cgroup"), ("--direct", "nonsense-not-there"), ("--direct", "/etc/passwd"),
         ("--", "echo", "--help"), ("echo", b"\xff\xfe", ""),
     ],
 )  # fmt: skip
@@ -95,25 +104,56 @@ def test_the_same_words(served, words):
     assert one == other
 
 
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
 @pytest.mark.parametrize("kind", ["script", "garbage", "directory"])
-def test_commands_that_are_none(served, tmp_path, kind):
+def test_commands_that_are_none(served, tmp_path, kind, mode):
     path = tmp_path / "command"
     if kind == "directory":
         path.mkdir()
     else:
         path.write_bytes(b"echo script $0 $1\n" if kind == "script" else b"#!/not/there\n")
         path.chmod(0o755)
-    one, other = both(served, str(path), "word")
+    one, other = both(served, *mode, str(path), "word")
     assert one == other
     assert (one[0] == 0) == (kind == "script")
-    assert both(served, "command", "word", env={**served.env, "PATH": f"{tmp_path}:/bin:/usr/bin"}) is not None
+    one, other = both(served, *mode, "command", "word", env={**served.env, "PATH": f"{tmp_path}:/bin:/usr/bin"})
+    assert one == other
+
+
+def test_the_mode_that_is_the_default(served):
+    for default in ("on", "off", "nonsense"):
+        one, other = both(served, "readlink", "/proc/self/ns/cgroup", env={**served.env, "GRAFT_DIRECT": default})
+        assert (one[0], one[2]) == (other[0], other[2])
+        if default != "nonsense":
+            there = f"{os.readlink('/proc/self/ns/cgroup')}\n"
+            assert (one[1] != there, other[1] != there) == (default == "on",) * 2
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_what_is_done_in_the_hosts_netns(served, mounted):
+    """More of cgroup2 and procfs than at their usual places, one with a space in its name; or no cgroup2 at all."""
+    cgroups = "mount -t cgroup2 none '/mnt/a b/c'" if mounted else "umount -R -l /sys/fs/cgroup"
+    before = f"mount -t tmpfs none /mnt; mkdir -p '/mnt/a b/c' '/mnt/a b/p'; {cgroups}; mount -t proc none '/mnt/a b/p'"
+    look = "ls '/mnt/a b/c'; grep -c . /proc/self/cgroup; echo 1 >'/mnt/a b/p/sys/net/core/somaxconn'"
+    done = []
+    for way in ("on", "off"):
+        command = ("unshare", "-m", "sh", "-c", f'{before}; exec {GRAFT} run --direct sh -c "$@"', "sh", look)
+        told = served.host(*command, env={**served.env, "GRAFT_FRONT": way})
+        done.append((told.returncode, told.stdout, told.stderr))
+    assert done[0] == done[1]
+    if mounted:
+        assert "cgroup.procs" in done[0][1]
+        assert "Read-only file system" in done[0][2]
+    else:
+        assert (done[0][0], done[0][1]) == (125, "")
+        assert done[0][2].startswith("graft: no cgroup2 is mounted (mount -t cgroup2 "), done[0]
 
 
 def test_a_refusal_has_the_same_words(served):
     """graftd refuses when the listener is there already: the program in C has no words of its own then."""
     holder = served.spawn_graft("--name", "holder", "-p", "8123:80", "sleep", "100")
     wait_for(lambda: "holder" in served.containers(), "the holder")
-    for words in (("-p", "8123:80", "true"), ("--name", "holder", "true")):
+    for words in (("-p", "8123:80", "true"), ("--name", "holder", "true"), ("--direct", "-p", "8123:80", "true")):
         one, other = both(served, *words)
         assert one == other
         assert (one[0], "holder" in one[2]) == (1, True)

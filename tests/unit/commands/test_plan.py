@@ -4,19 +4,24 @@ import json
 
 import pytest
 
-from graft.commands.plan import APART, HEAD, plan
-from graft.errors import GraftError, Refused
+from graft.commands.plan import APART, HEAD, MODE_ACCEL, MODE_DIRECT, plan
+from graft.errors import GraftError, Refused, UsageError
 from graft.rules.request import Request
 from graft.trap import filter
 
 
-def made(*words, default="", configured=False, traps=False):
+def planned(*words, default="", configured=False, traps=False):
     text = b"\0".join(word if isinstance(word, bytes) else word.encode() for word in words)
     whole = plan(text, default, configured, lambda _ingress, _egress: traps)
-    skip, size = HEAD.unpack_from(whole)
+    skip, size, modes = HEAD.unpack_from(whole)
     program, message = whole[HEAD.size : HEAD.size + size], whole[HEAD.size + size :]
     assert message.endswith(b"\n")
-    return int(skip), program, json.loads(message)
+    return int(skip), program, json.loads(message), modes
+
+
+def made(*words, **options):
+    """Without the modes."""
+    return planned(*words, **options)[:3]
 
 
 def test_a_plan():
@@ -43,9 +48,9 @@ def test_words_that_are_no_text():
 @pytest.mark.parametrize(
     "words",
     [
-        ("--netns", "blue", "true"), ("-u", "nobody", "true"), ("--policy", "/etc/passwd", "true"), ("--accel", "true"),
+        ("--netns", "blue", "true"), ("-u", "nobody", "true"), ("--policy", "/etc/passwd", "true"),
         ("--ip", "10.9.0.1", "true"), ("--force-ip", "true"),
-        ("--sysctl", "net.core.somaxconn=5", "true"), ("--learn", "true"), ("--direct", "true"),
+        ("--sysctl", "net.core.somaxconn=5", "true"), ("--learn", "true"),
         ("--help",), ("-h", "true"), ("--nonsense", "true"), ("--name",), ("--",),
     ],
 )  # fmt: skip
@@ -67,20 +72,41 @@ def test_what_is_wrong(words):
         made(*words)
 
 
-@pytest.mark.parametrize(("default", "configured", "direct"), [("on", False, True), ("off", True, False), ("", True, True), ("", False, False), ("x", False, True)])
+@pytest.mark.parametrize(("default", "configured", "direct"), [("on", False, True), ("off", True, False), ("", True, True), ("", False, False)])
 def test_the_mode(default, configured, direct):
-    if direct:
-        with pytest.raises(Refused):
-            made("true", default=default, configured=configured)
-    else:
-        assert made("true", default=default, configured=configured)
-    if default != "x":
-        assert made("--no-direct", "true", default=default, configured=configured)[0] == 1
+    """As the option, GRAFT_DIRECT and graft.toml have it, in that order; --accel is of the other mode."""
+    mode = {"default": default, "configured": configured}
+    assert planned("true", **mode)[1] == filter.program(direct=direct)
+    assert Request(*planned("true", **mode)[2]["request"]).direct == ("on" if direct else None)
+    assert planned("true", **mode)[3] == (MODE_DIRECT if direct else 0)
+    assert planned("--direct", "true", **mode)[3] == MODE_DIRECT
+    assert planned("--no-direct", "true", **mode)[3] == 0
+    assert planned("--accel", "true", **mode)[3] == MODE_ACCEL
+    assert planned("--accel", "true", **mode)[1] == filter.program()
+
+
+@pytest.mark.parametrize("words", [("--direct", "--no-direct", "true"), ("--direct", "--accel", "true")])
+def test_modes_that_exclude_each_other(words):
+    with pytest.raises(UsageError):
+        made(*words)
+
+
+def test_a_mode_that_is_unknown():
+    with pytest.raises(Refused):
+        made("true", default="x")
+
+
+def test_a_run_directory_that_json_writes_otherwise(monkeypatch):
+    """csrc/front.c reads no escapes in graftd's answer."""
+    monkeypatch.setenv("GRAFT_RUN_DIR", "/run/gräft")
+    assert made("true")
+    with pytest.raises(Refused):
+        made("--direct", "true")
 
 
 def test_every_option_is_known():
     """An option that comes new is looked at here: does it take a step in the caller's process?"""
     from graft.commands.run import command
 
-    known = {"name", "publish", "ingress", "egress", "egress_default", "limits", "resolver", "interface", "allow", "names", "no_direct", "command"}
+    known = {"name", "publish", "ingress", "egress", "egress_default", "limits", "resolver", "interface", "allow", "names", "no_direct", "direct", "accel", "command"}
     assert {parameter.name for parameter in command.params} == known | set(APART)
