@@ -32,6 +32,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "live.h"
@@ -47,16 +48,13 @@ struct places {
 	int count;
 };
 
-/* Is a file system mounted at @path, on top? As os.path.ismount() of Python has it. */
-static bool is_mount(const char *path)
+/* Is what one finds at @path of this device, as mountinfo names it? Otherwise another mount covers it. */
+static bool is_on(const char *path, const char *device)
 {
-	char parent[PATH_MAX + 4];
-	struct stat own, above;
+	unsigned int high, low;
+	struct stat found;
 
-	snprintf(parent, sizeof(parent), "%s/..", path);
-	if (lstat(path, &own) || S_ISLNK(own.st_mode) || lstat(parent, &above))
-		return false;
-	return own.st_dev != above.st_dev || own.st_ino == above.st_ino;
+	return sscanf(device, "%u:%u", &high, &low) == 2 && !stat(path, &found) && found.st_dev == makedev(high, low);
 }
 
 /* Undo what the kernel does to a path in mountinfo: \040 stands for a space. */
@@ -100,7 +98,7 @@ static bool add_place(struct places *found, const char *place)
 static int find_mounts(const char *kind, struct places *found)
 {
 	FILE *mounts = fopen("/proc/self/mountinfo", "re");
-	char *line = NULL, *root, *place, *after, *rest;
+	char *line = NULL, *device, *root, *place, *after, *rest;
 	size_t room = 0;
 	int error = 0;
 
@@ -109,18 +107,18 @@ static int find_mounts(const char *kind, struct places *found)
 	memset(found, 0, sizeof(*found));
 	while (!error && getline(&line, &room, mounts) > 0) {
 		after = strstr(line, " - ");
-		strtok_r(line, " ", &rest); /* its id, its parent's, its device */
+		strtok_r(line, " ", &rest); /* its id and its parent's */
 		strtok_r(NULL, " ", &rest);
-		strtok_r(NULL, " ", &rest);
+		device = strtok_r(NULL, " ", &rest);
 		root = strtok_r(NULL, " ", &rest);
 		place = strtok_r(NULL, " ", &rest);
 		if (!after || !place || strncmp(after + 3, kind, strlen(kind)) || after[3 + strlen(kind)] != ' ')
 			continue;
 		decode(place);
+		if (!is_on(place, device) || is_known(found, place))
+			continue;
 		if (!*found->root && !strcmp(root, "/"))
 			snprintf(found->root, sizeof(found->root), "%s", place);
-		if (is_known(found, place) || !is_mount(place))
-			continue;
 		if (!add_place(found, place))
 			error = ENOMEM;
 	}

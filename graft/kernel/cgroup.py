@@ -4,9 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from graft.errors import Failure, Refused
+from graft.errors import Failure, Refused, from_oserror
 from graft.kernel import linux
-from graft.kernel.mounts import mounts_of
+from graft.kernel.mounts import reachable
 
 BPFFS = Path("/sys/fs/bpf")
 
@@ -23,8 +23,8 @@ def pin_dir() -> Path:
 
 def cgroup2_root() -> Path:
     """The mount point of cgroup2: /sys/fs/cgroup, or another beside cgroup v1. Raises Failure if there is none."""
-    for mount in mounts_of("self"):
-        if mount.kind == "cgroup2" and mount.root == "/":
+    for mount in reachable("cgroup2"):
+        if mount.root == "/":
             return Path(mount.place)
     raise no_cgroup2()
 
@@ -61,8 +61,8 @@ def delegate() -> None:
 
 def _super_options(root: Path) -> list[str]:
     """The options of the cgroup2 mounted at @root that are the file system's own."""
-    for mount in mounts_of("self"):
-        if mount.kind == "cgroup2" and mount.place == str(root):
+    for mount in reachable("cgroup2"):
+        if mount.place == str(root):
             return [word for word in mount.options if word not in ("rw", "ro")]
     return []
 
@@ -95,7 +95,7 @@ def cgroup_of(pid: int) -> str:
 
 
 def enter_cgroup(root: Path, *, managed: bool, program: str) -> Path:
-    """Enter the cgroup in which graftd makes sockets, and return it. Raises OSError, Failure.
+    """Enter the cgroup in which graftd makes sockets, and return it. Raises Failure.
 
     Under a service manager (@managed) that is the service's own; otherwise graftd makes one. If a process of the name
     @program is there, it is another graftd's, in another netns and with another /run: the pins would be shared, too.
@@ -103,13 +103,16 @@ def enter_cgroup(root: Path, *, managed: bool, program: str) -> Path:
     if managed:
         return own_cgroup(root)
     path = root / run_dir().name
-    path.mkdir(exist_ok=True)
-    other = next((pid for pid in (path / "cgroup.procs").read_text().split() if linux.comm(pid) == program), "")
-    if other:
-        raise Failure(
-            f"the graftd with pid {other} has the cgroup {path}", hint="give this one another GRAFT_RUN_DIR"
-        )
-    (path / "cgroup.procs").write_text("0")
+    try:
+        path.mkdir(exist_ok=True)
+        other = next((pid for pid in (path / "cgroup.procs").read_text().split() if linux.comm(pid) == program), "")
+        if other:
+            raise Failure(
+                f"the graftd with pid {other} has the cgroup {path}", hint="give this one another GRAFT_RUN_DIR"
+            )
+        (path / "cgroup.procs").write_text("0")
+    except OSError as error:
+        raise from_oserror(f"enter the cgroup {path}", error, hint="'graft doctor' says what is missing") from None
     with contextlib.suppress(OSError):  # works only with the cpu controller on; many containers wait for graftd
         (path / "cpu.weight").write_text("10000")
     return path
@@ -130,8 +133,8 @@ def join_cgroups(pid: int, model: int) -> None:
     programs would not run for the sockets that it makes. Best effort: errors are ignored.
     """
     roots = {}
-    for mount in mounts_of("self"):
-        if mount.kind == "cgroup" and mount.root == "/":
+    for mount in reachable("cgroup"):
+        if mount.root == "/":
             roots.update(dict.fromkeys(mount.options, Path(mount.place)))
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{model}/cgroup").read_text().splitlines():

@@ -12,6 +12,7 @@ class Mount(NamedTuple):
     kind: str
     root: str = "/"
     options: tuple[str, ...] = ()
+    device: int = 0  # st_dev of its files, where the file system has one alone
 
 
 def mounts_of(pid: int | str) -> list[Mount]:
@@ -22,10 +23,27 @@ def mounts_of(pid: int | str) -> list[Mount]:
     found = []
     for line in Path(f"/proc/{pid}/mountinfo").read_bytes().split(b"\n")[:-1]:
         before, _, after = line.partition(b" - ")
-        _, _, _, root, place, *_ = before.split(b" ")
+        _, _, device, root, place, *_ = before.split(b" ")
         kind, _, options = after.split(b" ", 2)
-        found.append(Mount(_path(place), kind.decode(), _path(root), tuple(os.fsdecode(options).split(","))))
+        words = tuple(os.fsdecode(options).split(","))
+        number = os.makedev(*map(int, device.split(b":")))
+        found.append(Mount(_path(place), kind.decode(), _path(root), words, number))
     return found
+
+
+def reachable(kind: str) -> list[Mount]:
+    """The mounts of file systems of this kind that this process finds at their places: no other mount covers them.
+
+    @kind: one whose files have the device of the mount, as cgroup, cgroup2 and proc.
+    """
+    return [mount for mount in mounts_of("self") if mount.kind == kind and _device(mount.place) == mount.device]
+
+
+def _device(place: str) -> int:
+    try:
+        return os.stat(place).st_dev
+    except OSError:
+        return -1
 
 
 def _path(raw: bytes) -> str:

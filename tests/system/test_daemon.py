@@ -165,6 +165,24 @@ def test_a_start_that_fails_leaves_nothing(own_lab, tmp_path):
     assert own_lab.graft("run", "echo", "works").stdout == "works\n"
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("umount -R -l /sys/fs/cgroup", "no cgroup2 is mounted"),
+        ("mount -t cgroup2 none /mnt; umount -R -l /sys/fs/cgroup; mount -o remount,bind,ro /mnt", "enter the cgroup /mnt/"),
+        ("mount -t cgroup2 none /sys/fs/cgroup", ""),  # over the others, which mountinfo lists first
+    ],
+)
+def test_cgroup2_is_where_it_is_found(own_lab, change, told):
+    done = own_lab.host("unshare", "-m", "sh", "-c", f"{change}; exec {GRAFT} run echo works")
+    if told:
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (125, "", 1), done.stderr
+        assert told in done.stderr
+        assert not own_lab.pins().exists()
+    else:
+        assert (done.returncode, done.stdout) == (0, "works\n"), done.stderr
+
+
 def test_a_level_that_is_none_is_told(own_lab):
     own_lab.env["GRAFT_LOG"] = "loud"
     assert own_lab.graft("run", "true").returncode == 0

@@ -72,14 +72,18 @@ MODES = [(), ("--direct",), ("--accel",)]
 @pytest.mark.core
 @pytest.mark.parametrize("mode", MODES, ids=" ".join)
 def test_the_same_process(served, mode):
-    """Privileges, limits, signals, descriptors, environment, mounts: what the command is given."""
+    """Privileges, limits, signals, descriptors, environment, mounts (which others make and end meanwhile, elsewhere)."""
+    mounts = served.spawn("unshare", "-m", "sh", "-c", "echo private; exec sleep 100", stdout=subprocess.PIPE)
+    assert mounts.stdout.readline() == "private\n"
+    enter = ("nsenter", f"--mount=/proc/{mounts.pid}/ns/mnt")
     code = python(PROCESS)
     sid, limits = str(os.getsid(0)), "ulimit -n 777; ulimit -c 0; umask 027; trap '' USR1; exec 7</dev/null"
     command = f"{limits}; exec {GRAFT} run --egress none {' '.join(mode)} \"$@\""
     done = []
     for way in ("on", "off"):
-        told = served.host("sh", "-c", command, "sh", *code, sid, str(os.getpid()), env={**served.env, "GRAFT_FRONT": way, "ODD": "\udcff", "LD_PRELOAD": "libm.so.6"})
+        told = served.host(*enter, "sh", "-c", command, "sh", *code, sid, str(os.getpid()), env={**served.env, "GRAFT_FRONT": way, "ODD": "\udcff", "LD_PRELOAD": "libm.so.6"})
         done.append((told.returncode, told.stdout, told.stderr))
+    served.end(mounts)
     assert done[0] == done[1]
     assert done[0][0] == 0, done[0][2]
     assert "'Umask': ['0027']" in done[0][1]
@@ -129,10 +133,10 @@ def test_the_mode_that_is_the_default(served):
             assert (one[1] != there, other[1] != there) == (default == "on",) * 2
 
 
-@pytest.mark.parametrize("mounted", [True, False])
-def test_what_is_done_in_the_hosts_netns(served, mounted):
-    """More of cgroup2 and procfs than at their usual places, one with a space in its name; or no cgroup2 at all."""
-    cgroups = "mount -t cgroup2 none '/mnt/a b/c'" if mounted else "umount -R -l /sys/fs/cgroup"
+@pytest.mark.parametrize("cgroups", ["mount -t cgroup2 none '/mnt/a b/c'", "mount -t cgroup2 none /sys/fs/cgroup; mount -t cgroup2 none '/mnt/a b/c'", "umount -R -l /sys/fs/cgroup"])
+def test_what_is_done_in_the_hosts_netns(served, cgroups):
+    """More of cgroup2 and procfs than at their usual places, one with a space in its name, one that covers another; or no cgroup2 at all."""
+    mounted = cgroups.startswith("mount")
     before = f"mount -t tmpfs none /mnt; mkdir -p '/mnt/a b/c' '/mnt/a b/p'; {cgroups}; mount -t proc none '/mnt/a b/p'"
     look = "ls '/mnt/a b/c'; grep -c . /proc/self/cgroup; echo 1 >'/mnt/a b/p/sys/net/core/somaxconn'"
     done = []

@@ -25,4 +25,4 @@ def test_place_is_that_of_the_kernel(written: bytes, place: str, monkeypatch: py
     text = LINE % (b"/", b"/before", b"proc", b"proc") + LINE % (b"/x", written, b"cgroup2", b"")
     monkeypatch.setattr(Path, "read_bytes", lambda path: text if str(path) == "/proc/7/mountinfo" else b"")
     options = ("rw", "nsdelegate")
-    assert mounts_of(7) == [Mount("/before", "proc", "/", options), Mount(place, "cgroup2", "/x", options)]
+    assert mounts_of(7) == [Mount("/before", "proc", "/", options, 31), Mount(place, "cgroup2", "/x", options, 31)]
