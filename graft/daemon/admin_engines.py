@@ -115,6 +115,8 @@ class EngineOrders:
     def _edit(self, creation: Creation, config: dict[str, Any], container_id: str) -> dict[str, Any]:
         creator = creation.pid
         container = bundle.identify(config, container_id, f"/proc/{creator}/root")
+        if bundle.is_unasked(container, container_id):
+            return config
         try:
             self.tenancy.forget_unstarted()
             container = self._among_direct(container)

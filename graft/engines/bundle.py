@@ -78,6 +78,13 @@ def recognise(config: Document, container_id: str) -> Container:
     return _identify(config, container_id)._replace(sandbox=is_sandbox(config))
 
 
+def is_unasked(container: Container, container_id: str) -> bool:
+    """Does a hook of Podman's, which gives no @container_id, stand before a container whose pod has asked for another
+    of its containers alone?
+    """
+    return not container_id and container.engine == "podman" and not container.settings
+
+
 def is_sandbox(config: Document) -> bool:
     """Is it the pause container of a pod, which holds the pod's namespaces, and makes no socket?"""
     annotations = config.get("annotations") or {}
@@ -92,7 +99,7 @@ def _identify(config: Document, container_id: str) -> Container:
         space = annotations.get(f"{CRI}sandbox-namespace", "default")
         return Container("cri", container_id, f"{space}_{name}", _ours(annotations))
     if annotations.get("io.container.manager") == "libpod":
-        return _podman(config, container_id, mounts.get("/dev/shm", ""), _ours(annotations))
+        return _podman(config, container_id, mounts.get("/dev/shm", ""), annotations)
     directory = _docker_directory(config, container_id, mounts)
     hooked = DOCKER_HOOK in msgspec.json.encode(config.get("hooks") or {})
     if directory:
@@ -109,7 +116,21 @@ def _ours(labels: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in labels.items() if k == PREFIX or k.startswith(f"{PREFIX}.")}
 
 
-def _podman(config: Document, container_id: str, shm: str, settings: dict[str, str]) -> Container:
+def _of_member(annotations: Mapping[str, str], name: str) -> dict[str, str]:
+    """What of these is for the container @name, which is POD-MEMBER if a pod has it.
+
+    `podman generate kube` writes a container's annotation into those of its pod, as KEY/MEMBER, and `podman kube
+    play` gives the pod's to each container.
+    """
+    found: dict[str, str] = {}
+    for key, value in sorted(annotations.items()):  # those of one container follow those of all
+        plain, slash, member = key.partition("/")
+        if not slash or name == member or name.endswith(f"-{member}"):
+            found[plain] = value
+    return found
+
+
+def _podman(config: Document, container_id: str, shm: str, annotations: Mapping[str, str]) -> Container:
     """Identify Podman's container. Its id is in the name of its cgroup, or else in the path of its /dev/shm.
 
     Its name and image are in containers/storage. Podman writes those before it runs the hooks.
@@ -125,9 +146,11 @@ def _podman(config: Document, container_id: str, shm: str, settings: dict[str, s
         files = [path for path in (storage / name for name in PODMAN_CONTAINERS) if path.exists()]
         entries: list[Any] = [read(path) for path in files or [storage / PODMAN_CONTAINERS[0]]]
         entry = next((e for file in entries for e in file if e.get("id") == container_id), {})
-    if settings and (not storage or entry.get("image")):
-        _check_annotations(storage, entry.get("image") or "", settings)
-    return Container("podman", container_id, str(next(iter(entry.get("names") or ()), container_id[:12])), settings)
+    asked = {key: value for key, value in annotations.items() if _ours({key.partition("/")[0]: value})}
+    if asked and (not storage or entry.get("image")):
+        _check_annotations(storage, entry.get("image") or "", asked)
+    name = str(next(iter(entry.get("names") or ()), container_id[:12]))
+    return Container("podman", container_id, name, _of_member(asked, name))
 
 
 def _podman_storage(root: Path, shm: str) -> Path | None:

@@ -287,7 +287,7 @@ def podman(options: Options, *, install: bool) -> Plan:
     hook = {
         "version": "1.0.0",
         "hook": {"path": runtime, "args": ["graft-hook"]},
-        "when": {"annotations": {r"^graft(\..*)?$": ".*"}},
+        "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
         "stages": ["precreate"],
     }
     conf = "# conmon would hold the ports that the container's own sockets are to have\n[engine]\n"

@@ -136,7 +136,7 @@ def podman(options: Options, *, install: bool) -> Plan:
     hook = {
         "version": "1.0.0",
         "hook": {"path": graft, "args": [NAME, "--engine", "hook"]},
-        "when": {"annotations": {r"^graft(\..*)?$": ".*"}},
+        "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
         "stages": ["precreate"],
     }
     files: dict[Path, str | None] = {

@@ -92,7 +92,9 @@ def create(network: Document) -> Document:
         if wrong:
             raise PluginError(text)
     subnets = list(network.get("subnets") or [])
-    families = {ipaddress.ip_network(subnet["subnet"]).version for subnet in subnets}
+    asked = [ipaddress.ip_network(subnet["subnet"]) for subnet in subnets]
+    _refuse_overlaps(asked)
+    families = {subnet.version for subnet in asked}
     wanted = {4} if not subnets else set()
     if network.get("ipv6_enabled"):
         wanted.add(6)
@@ -102,12 +104,20 @@ def create(network: Document) -> Document:
     return {**network, "subnets": subnets, "ipam_options": {"driver": "host-local"}}
 
 
+def _refuse_overlaps(asked: list[AnyNetwork]) -> None:
+    """Raise PluginError for a subnet of which another network of Podman's has addresses."""
+    for name, other in _taken(Path(NETWORKS)):
+        for subnet in asked:
+            if subnet.version == other.version and subnet.overlaps(other):
+                raise PluginError(f"subnet {subnet}: network '{name}' has {other} (give another: --subnet)")
+
+
 def _choose(version: int, number: str) -> AnyNetwork:
     """A free subnet, by the network's id; of IPv6 one of a random global ID (RFC 4193). Raises PluginError."""
     digest = hashlib.sha256(number.encode()).digest()
     if version == 6:
         return ipaddress.IPv6Network((b"\xfd" + digest[:5] + bytes(10), LENGTH6))
-    taken = [other for other in _taken(Path(NETWORKS)) if isinstance(other, ipaddress.IPv4Network)]
+    taken = [other for _, other in _taken(Path(NETWORKS)) if isinstance(other, ipaddress.IPv4Network)]
     choices = list(POOL4.subnets(new_prefix=LENGTH4))
     first = int.from_bytes(digest[:4], "big") % len(choices)
     for choice in choices[first:] + choices[:first]:
@@ -116,13 +126,13 @@ def _choose(version: int, number: str) -> AnyNetwork:
     raise PluginError(f"all subnets of {POOL4} are in use (give one: --subnet)")
 
 
-def _taken(directory: Path) -> list[AnyNetwork]:
-    """The subnets of Podman's other networks, as far as they are where it keeps them by default."""
-    found = []
+def _taken(directory: Path) -> list[tuple[str, AnyNetwork]]:
+    """Names and subnets of Podman's other networks, as far as they are where it keeps them by default."""
+    found: list[tuple[str, AnyNetwork]] = []
     for path in sorted(directory.glob("*.json")):
         try:
             subnets = json.loads(path.read_text()).get("subnets") or []
-            found += [ipaddress.ip_network(subnet["subnet"]) for subnet in subnets]
+            found += [(path.stem, ipaddress.ip_network(subnet["subnet"])) for subnet in subnets]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Podman tells of it
             continue
     return found

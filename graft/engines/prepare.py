@@ -74,7 +74,7 @@ def of_bundle(directory: str, container_id: str) -> None:
 
 
 def _prepared(config: Any, container_id: str) -> Any:
-    from graft.engines.bundle import NETWORKS, ROOTS_NETWORKS, netns_path, recognise
+    from graft.engines.bundle import NETWORKS, ROOTS_NETWORKS, is_unasked, netns_path, recognise
 
     try:
         container = recognise(config, container_id)
@@ -84,6 +84,8 @@ def _prepared(config: Any, container_id: str) -> Any:
         raise Refused(error.message, hint=hint, code=error.code) from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"config.json does not follow the OCI runtime specification: {error!r}") from None
+    if is_unasked(container, container_id):
+        return config
     fds: list[int] = []
     if path:
         try:

@@ -237,7 +237,7 @@ image_copy_tmp_dir = "{root}/tmp"
         hook = {
             "version": "1.0.0",
             "hook": {"path": str(RUNTIME), "args": ["graft-hook", f"--graft-run-dir={lab.run_dir}"]},
-            "when": {"annotations": {r"^graft(\..*)?$": ".*"}},
+            "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
             "stages": ["precreate"],
         }
         if hooked:

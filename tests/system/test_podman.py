@@ -140,6 +140,25 @@ def test_kube_play(podman, host):
     wait_for(lambda: not host.listening(8811), "its end")
 
 
+def test_kube_generate_and_play(podman, host):
+    """What Podman writes of a pod is played again: the annotation of the one container, not of the other."""
+    podman("pod", "create", "--name", "twice", "--network", "graft", "-p", "8812:80")
+    podman.run("-d", "--pod", "twice", "--name", "web", *GRAFT, argv=("python3", "-m", "http.server", "80"))
+    podman.run("-d", "--pod", "twice", "--name", "idle", argv=("sleep", "1000"))
+    host.wait_listening(8812)
+    path = host.work / "twice.yml"
+    path.write_text(podman("kube", "generate", "twice").stdout)
+    assert "graft/web" in path.read_text()
+    podman("pod", "rm", "-f", "-t", "0", "twice")
+    wait_for(lambda: not host.listening(8812), "its end")
+    podman("kube", "play", "--network", "graft", path)
+    host.wait_listening(8812)
+    assert "Directory listing" in reach(host, 8812)
+    assert host.containers() == ["twice-web"]
+    podman("kube", "down", path)
+    wait_for(lambda: not host.listening(8812), "its end")
+
+
 def test_refusals(podman):
     for annotation, message in (
         ("graft=nonsense", "graft: annotation 'graft=nonsense': publication 'nonsense' names one port"),

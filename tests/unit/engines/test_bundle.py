@@ -57,6 +57,43 @@ def test_podman_with_rm(tmp_path, file):
         bundle.identify(config, "")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("pod-web", {"graft": "8080:80", "graft.egress": "none"}),
+        ("web", {"graft": "8080:80", "graft.egress": "none"}),
+        ("pod-db", {"graft.egress": "none", "graft.limit": "sockets=9"}),
+        ("pod-other", {"graft.egress": "none"}),
+    ],
+)
+def test_what_a_pod_asks_for_one_of_its_containers(tmp_path, name, settings):
+    """As `podman generate kube` writes it, and `podman kube play` hands it to each of them."""
+    storage = tmp_path / "vfs-containers"
+    storage.mkdir()
+    (storage / "containers.json").write_text(json.dumps([{"id": ID, "names": [name]}]))
+    config = libpod(f"/libpod-{ID}", storage)
+    config["annotations"] |= {"graft/web": "8080:80", "graft.egress": "none", "graft.limit/db": "sockets=9", "grafted/web": "x"}
+    assert bundle.identify(config, "").settings == settings
+
+
+def test_a_pod_that_asks_for_another_container_alone(tmp_path):
+    storage = tmp_path / "vfs-containers"
+    storage.mkdir()
+    (storage / "containers.json").write_text(json.dumps([{"id": ID, "names": ["pod-db"], "image": "i1"}]))
+    manifest = tmp_path / "vfs-images/i1/manifest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    config = libpod(f"/libpod-{ID}", storage)
+    config["annotations"]["graft/web"] = "on"
+    assert bundle.is_unasked(bundle.identify(config, ""), "")
+    assert not bundle.is_unasked(bundle.identify(config, ""), ID)  # graft is Podman's runtime
+    config["annotations"]["graft/db"] = "on"
+    assert not bundle.is_unasked(bundle.identify(config, ""), "")
+    manifest.write_text(json.dumps({"annotations": {"graft/db": "on"}}))
+    with pytest.raises(Refused, match="annotation 'graft/db' comes from the image"):
+        bundle.identify(config, "")
+
+
 def test_an_image_that_cannot_be_read(tmp_path):
     storage = tmp_path / "overlay-containers"
     storage.mkdir()

@@ -62,6 +62,15 @@ def test_subnets_are_chosen_beside_those_that_are_taken(networks):
     assert [subnet["subnet"][:2] for subnet in both] == ["10", "fd"]
 
 
+@pytest.mark.parametrize("subnet", ["10.1.0.0/24", "10.1.0.128/25", "10.0.0.0/8", "fd01::/48"])
+def test_a_subnet_that_another_network_has(networks, subnet):
+    """Podman does not look, of a plugin's networks, and would give one address twice."""
+    (networks / "front.json").write_text(json.dumps({"subnets": SUBNETS}))
+    with pytest.raises(PluginError, match=r"network 'front' has "):
+        create({**NETWORK, "subnets": [{"subnet": "192.0.2.0/24"}, {"subnet": subnet}]})
+    assert create({**NETWORK, "subnets": [{"subnet": "10.1.1.0/24"}, {"subnet": "fd01:0:0:1::/64"}]})
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
