@@ -45,6 +45,7 @@ PLUGINS = Path("/run/docker/plugins")
 TYPE = "application/vnd.docker.plugins.v1.1+json"
 BODY_MAX = 32 << 20  # bytes; Docker names each port of a range twice, with 120 bytes, and 65,535 are 16 MiB
 GENERIC = "com.docker.network.generic"
+MAC = "com.docker.network.endpoint.macaddress"
 PORTMAP = "com.docker.network.portmap"
 CHOSEN = range(49153, 65536)  # host ports for -P, the range that Docker uses
 
@@ -159,6 +160,8 @@ class Docker:
     def _create_endpoint(self, request: Request, _pid: int) -> Document:
         registry = self.registry
         attachment = Attachment(f"docker/{request.endpoint}", request.network)
+        if (request.interface and request.interface.mac) or (request.options or {}).get(MAC):
+            raise UsageError("a container has no link-layer address of its own", hint="leave out --mac-address")
         number = attachments.number(registry, attachment.network)
         for text in (request.interface.ipv4, request.interface.ipv6) if request.interface else ():
             if text and not text.startswith(("0.0.0.0", "::/")):

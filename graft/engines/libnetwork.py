@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 
 
-class Interface(msgspec.Struct, rename={"ipv4": "Address", "ipv6": "AddressIPv6"}):
-    """The addresses of an endpoint, each with its network's prefix."""
+class Interface(msgspec.Struct, rename={"ipv4": "Address", "ipv6": "AddressIPv6", "mac": "MacAddress"}):
+    """The addresses of an endpoint, those of IP each with its network's prefix."""
 
     ipv4: str | None = None
     ipv6: str | None = None
+    mac: str | None = None
 
 
 class Subnet(msgspec.Struct, rename="pascal"):

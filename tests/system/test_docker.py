@@ -192,6 +192,15 @@ def test_a_capability_that_acts_on_nothing(docker):
         docker("rm", "-f", "plain", "asked")
 
 
+def test_a_link_layer_address_is_refused(docker, gnet):
+    words = ("--rm", "--network", "gnet", "--mac-address", "02:00:00:00:00:09")
+    done = docker.run(*words, argv=("/busybox", "true"), check=False)
+    if '"specify mac-address per network" requires API version 1.44' in done.stderr:
+        pytest.skip("this docker asks for dockerd 25 or newer")
+    assert done.returncode == 125
+    assert "a container has no link-layer address of its own (leave out --mac-address)" in done.stderr
+
+
 def test_an_internal_network_is_refused(docker):
     done = docker("network", "create", "-d", docker.driver, "--internal", "inner", check=False)
     assert "--internal is not supported (give the containers --label graft.egress=none)" in done.stderr
