@@ -19,6 +19,7 @@ REPLY_TIMEOUT = 120.0
 DIAL_SECONDS = 30
 STARTS_MAX = 3
 REPLY_MAX = 1 << 26
+START = "systemctl enable --now graftd.socket graftd-agent.socket"  # where systemd runs
 
 
 def run_directory() -> str:
@@ -39,9 +40,12 @@ def no_door() -> GraftError:
         return Refused(
             "the graftd that runs serves root alone", hint="root may renew it: graftd --replace", code="EPROTO"
         )
-    return Failure(
-        "graftd is not running", hint="root may start it: systemctl enable --now graftd.socket graftd-agent.socket"
-    )
+    return _none_runs()
+
+
+def _none_runs() -> Failure:
+    how = "start it: graftd" if os.geteuid() == 0 else f"root may start it: {START}"
+    return Failure("graftd is not running", hint=how, code="ECONNREFUSED")
 
 
 def connect(*, start: bool) -> socket.socket:
@@ -107,8 +111,9 @@ def connect_agent(*, start: bool) -> socket.socket:
     except OSError as error:
         sock.close()
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-            hint = f"start it on the host: graftd; in a container, mount {path}"
-            raise Failure("graftd is not running", hint=hint, code="ECONNREFUSED") from None
+            none = _none_runs()
+            none.hint += f"; in a container, mount {path}"
+            raise none from None
         raise Failure(f"connect to graftd at {path}: {error.strerror}") from None
     return sock
 
@@ -141,10 +146,10 @@ def _last_log_line() -> str:
 def start_daemon() -> bool:
     """Start the keeper in the background, and wait until its sockets take connections; False if another one runs.
 
-    Raises Refused for anyone but root, and Failure with the last line of its log if it ends.
+    Raises Failure: for anyone but root, and with the last line of its log if it ends.
     """
     if os.geteuid() != 0:
-        raise Refused("graftd is not running, and only root can start it", hint="sudo graftd", code="EPERM")
+        raise _none_runs()
     import subprocess
 
     directory = run_directory()
@@ -275,7 +280,7 @@ def _unreachable(error: OSError, path: str) -> GraftError:
         return Refused(f"no permission for {path}", hint="be root or in the group 'graft'", code="EACCES")
     if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
         return Failure(f"connect to graftd at {path}: {error.strerror}")
-    return Failure("graftd is not running", hint="start it: graftd", code="ECONNREFUSED")
+    return _none_runs()
 
 
 def call(op: str, *, start: bool = True, fds: tuple[int, ...] = (), **fields: Any) -> Any:
