@@ -28,7 +28,7 @@ def _ids() -> str:
         raise Lack(f"no {' and no '.join(lacking)}: your own ids alone", "root may install them (Debian: uidmap)")
     counts = {kind: sum(count for _, count in user_namespace.subordinate(kind)) for kind in ("uid", "gid")}
     if not all(counts.values()):
-        raise Lack("none: your own ids alone", user_namespace.GIVE_IDS)
+        raise Lack("none: your own ids alone", user_namespace.how_to_delegate())
     return f"{counts['uid']} uids, {counts['gid']} gids"
 
 

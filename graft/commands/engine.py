@@ -9,7 +9,7 @@ import click
 
 from graft import client
 from graft.commands.options import CONTEXT
-from graft.commands.user_namespace import GIVE_IDS, subordinate
+from graft.commands.user_namespace import how_to_delegate, subordinate
 from graft.engines import install_user, rootless
 from graft.engines.install import ENGINES, Change, Options, Plan, check_version
 from graft.engines.swarm import PLUGIN, add, remove, state
@@ -125,7 +125,7 @@ def plan_of(engine: str, options: Options, *, install: bool) -> Plan:
         if not subordinate("uid"):
             raise Refused(
                 f"you have no subordinate ids, without which {engine} runs no image",
-                hint=f"root may give you some: {GIVE_IDS}",
+                hint=f"root may give you some: {how_to_delegate()}",
                 code="EPERM",
             )
     return install_user.ENGINES[engine](options, install=install)

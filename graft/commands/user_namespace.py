@@ -20,7 +20,7 @@ from graft.kernel import linux
 from graft.rules.subid import read_delegated
 
 SUBORDINATE = {"uid": "/etc/subuid", "gid": "/etc/subgid"}
-GIVE_IDS = "usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER"
+FIRST_ID, IDS = 100000, 65536  # as useradd(8) delegates them (login.defs(5), SUB_UID_MIN and SUB_UID_COUNT)
 SWITCHES = (  # where a system forbids user namespaces: file, what it holds then, how root allows them
     ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
     ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
@@ -49,6 +49,21 @@ def subordinate(kind: str) -> list[tuple[int, int]]:
     with contextlib.suppress(KeyError):
         names.add(pwd.getpwuid(uid).pw_name)
     return [(each.first, each.size) for each in read_delegated(SUBORDINATE[kind]) if each.owner in names]
+
+
+def how_to_delegate() -> str:
+    """How root gives the user subordinate ids: the first that nobody has."""
+    import pwd
+
+    first = FIRST_ID
+    for other in sorted(each for path in SUBORDINATE.values() for each in read_delegated(path)):
+        if other.first < first + IDS and first < other.first + other.size:
+            first = other.first + other.size
+    uid, span = os.getuid(), f"{first}-{first + IDS - 1}"
+    user = str(uid)
+    with contextlib.suppress(KeyError):
+        user = pwd.getpwuid(uid).pw_name
+    return f"usermod --add-subuids {span} --add-subgids {span} {user}"
 
 
 def ranges(own: int, inside: int, further: list[tuple[int, int]]) -> list[Range]:
@@ -97,7 +112,7 @@ def open_low_ports() -> None:
 def _why_few(tools: bool) -> str:
     if not tools:
         return "root may install newuidmap (Debian: uidmap)"
-    return f"root may give you some: {GIVE_IDS}"
+    return f"root may give you some: {how_to_delegate()}"
 
 
 def how_to_allow() -> str:

@@ -327,7 +327,8 @@ def test_doctor_as_a_user(granted):
     assert found["granted connections"]["found"] == "as the host; endpoints of the host: hosts"
     assert found["granted by"]["found"] == str(granted.config.with_name("users.toml"))
     found = {f["name"]: f for f in json.loads(granted.by("carol", "doctor", "-j", check=True).stdout)}
-    assert found["subordinate ids"]["remedy"].startswith("usermod --add-subuids")
+    free = "100000-165535"
+    assert found["subordinate ids"]["remedy"] == f"usermod --add-subuids {free} --add-subgids {free} carol"
     assert "as the host" in found["granted connections"]["found"]
 
 
