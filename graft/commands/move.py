@@ -1,14 +1,13 @@
 """What `graft endpoint move` and `graft rule move` share."""
 
-import math
 import time
 from typing import Any
 
 import click
 
 from graft.client import call
-from graft.commands.options import Command, complete_container
-from graft.errors import Refused, UsageError
+from graft.commands.options import Command, Seconds, complete_container
+from graft.errors import Refused
 
 RETRY = 0.05  # seconds
 
@@ -19,7 +18,7 @@ def move_options(function: Command) -> Command:
         click.option(
             "--wait",
             "seconds",
-            type=click.FloatRange(0, 86400),
+            type=Seconds(0, 86400),
             default=0.0,
             metavar="SECONDS",
             help="Wait so long for the server of --to to listen.",
@@ -50,8 +49,6 @@ def hand_over(op: str, source: str, target: str, seconds: float, **what: Any) ->
 
     Raises GraftError, and Refused where all is done, but the source may not be ended yet.
     """
-    if math.isnan(seconds):
-        raise UsageError("--wait nan is not a number of seconds from 0 to 86400")
     until = time.monotonic() + seconds
     while True:
         try:

@@ -5,6 +5,7 @@ cannot run.
 """
 
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +59,17 @@ def complete_endpoint(ctx: click.Context, _param: click.Parameter, incomplete: s
     from graft.client import call
 
     return _beginning(incomplete, lambda: call("endpoint-show", start=False, netns=ctx.params.get("netns")))
+
+
+class Seconds(click.FloatRange):
+    """An option's number of seconds. `nan` is in no range, which click's comparisons do not find."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse @value. Raises click.BadParameter."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return seconds
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from graft.client import call
-from graft.commands.options import CONTEXT
+from graft.commands.options import CONTEXT, Seconds
 from graft.commands.sockets import amount
 from graft.text import plain
 
@@ -15,26 +15,27 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLUMNS = (
-    *(
-        "CONTAINER",
-        "OPEN IN",
-        "OUT",
-        "NEW IN/s",
-        "OUT/s",
-        "RECEIVED/s",
-        "SENT/s",
-        "REFUSED/s",
-        "CALLS/s",
-        "PER CALL",
-        "LIMIT",
-    ),
+    "CONTAINER",
+    "OPEN IN",
+    "OUT",
+    "NEW IN/s",
+    "OUT/s",
+    "RECEIVED/s",
+    "SENT/s",
+    "REFUSED/s",
+    "CALLS/s",
+    "PER CALL",
+    "LIMIT",
 )
+GAP = 2  # columns between two
+NAME_LEAST = 20  # characters of a container's name, before a column goes
+DISPENSABLE = ((10,), (9,), (8,), (3, 4), (1, 2), (7,))  # of COLUMNS: what goes first where a terminal is narrow
 WIDTH = 200  # columns of a table where there is no terminal: every column is there in full
 SORTS = {"traffic": 5, "connections": 3, "refused": 7, "calls": 8, "name": 0}
 
 
 @click.command(context_settings=CONTEXT)
-@click.option("-d", "--delay", default=1.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
+@click.option("-d", "--delay", default=1.0, type=Seconds(0.2, 3600), help="Seconds between two looks.")
 @click.option("-n", "--rounds", default=0, type=click.IntRange(0), help="End after so many; 0: on an interrupt.")
 @click.option("-s", "--sort", default="traffic", type=click.Choice(list(SORTS)), help="Which first.")
 def command(delay: float, rounds: int, sort: str) -> int:
@@ -52,11 +53,12 @@ def command(delay: float, rounds: int, sort: str) -> int:
         if not console.is_terminal:
             wide = Console(highlight=False, width=max(console.width, WIDTH))
             for rows in _looks(delay, rounds, sort):
-                wide.print(_table(rows, delay))
+                wide.print(_table(rows, delay, wide.width, sort))
             return 0
-        with Live(_table([], delay), console=console, screen=True, auto_refresh=False) as live:
+        with Live(_table([], delay, console.width, sort), console=console, screen=True, auto_refresh=False) as live:
             for rows in _looks(delay, rounds, sort):
-                live.update(_table(rows[: max(console.height - 4, 3)], delay), refresh=True)
+                shown = rows[: max(console.height - 4, 3)]
+                live.update(_table(shown, delay, console.width, sort), refresh=True)
     except KeyboardInterrupt:
         return 0
     return 0
@@ -119,17 +121,41 @@ def rates(
     return rows
 
 
-def _table(rows: list[tuple[Any, ...]], delay: float) -> "Table":
+def _cells(row: tuple[Any, ...]) -> list[str]:
+    cells = [plain(row[0]), str(row[1]), str(row[2]), *(f"{rate:.0f}" for rate in row[3:5])]
+    cells += [*(amount(rate) for rate in row[5:7]), *(f"{rate:.0f}" for rate in row[7:9])]
+    cells.append("-" if row[9] is None else f"{row[9] * 1e6:.0f} us")
+    cells.append(f"{amount(row[10])}/s" if row[10] else "-")
+    return cells
+
+
+def fitting(rows: list[list[str]], width: int, sort: str) -> dict[int, int]:
+    """The columns that are shown in @width columns of a terminal, and how wide each is.
+
+    A number that is cut is a wrong one. So whole columns go, and never that by which the rows are sorted.
+    @rows: cells, in the order of COLUMNS.
+    """
+    widths = {n: max(len(row[n]) for row in (COLUMNS, *rows)) for n in range(len(COLUMNS))}
+    name = min(widths[0], NAME_LEAST)
+    room = width - name
+    for group in DISPENSABLE:
+        if sum(GAP + wide for n, wide in widths.items() if n) > room and SORTS[sort] not in group:
+            for n in group:
+                del widths[n]
+    rest = width - sum(GAP + wide for n, wide in widths.items() if n)
+    return {**widths, 0: max(min(widths[0], rest), 1)}
+
+
+def _table(rows: list[tuple[Any, ...]], delay: float, width: int, sort: str) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"graft top, {time.strftime('%H:%M:%S')}, every {delay:g} s", box=None, title_justify="left")
-    for n, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if n else "left", no_wrap=True)
-    for row in rows:
-        cells = [plain(row[0]), str(row[1]), str(row[2]), *(f"{rate:.0f}" for rate in row[3:5])]
-        cells += [*(amount(rate) for rate in row[5:7]), *(f"{rate:.0f}" for rate in row[7:9])]
-        cells.append("-" if row[9] is None else f"{row[9] * 1e6:.0f} us")
-        cells.append(f"{amount(row[10])}/s" if row[10] else "-")
-        table.add_row(*(Text(cell) for cell in cells), style="bold red" if row[7] else "")
+    title = f"graft top, {time.strftime('%H:%M:%S')}, every {delay:g} s"
+    table = Table(title=title, box=None, title_justify="left", padding=(0, GAP, 0, 0), pad_edge=False)
+    cells = [_cells(row) for row in rows]
+    shown = fitting(cells, width, sort)
+    for n, wide in shown.items():
+        table.add_column(COLUMNS[n], justify="right" if n else "left", no_wrap=True, width=wide)
+    for row, texts in zip(rows, cells, strict=True):
+        table.add_row(*(Text(texts[n]) for n in shown), style="bold red" if row[7] else "")
     return table

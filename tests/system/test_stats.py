@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from graft.bench.lab import CLIENT4, GRAFTD, HOST4, SLOWNESS, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, GRAFTD, HOST4, SLOWNESS, wait_for
 from tests.conftest import need, python
 
 SERVER = """
@@ -106,7 +106,9 @@ def test_top(lab):
     assert 10 < int(rows[-2][7]) <= 100
     assert int(rows[-1][7]) == 0
     narrow = lab.graft("top", "-n", "3", "-d", "0.2", env={**lab.env, "COLUMNS": "80"}).stdout
-    assert narrow.count("REFUSED/s") == narrow.count(" idle ") == 3, "a whole table for each look"
+    assert narrow.count("REFUSED/s") == narrow.count("\nidle ") == 3, "a whole table for each look"
+    for words in (("top", "-d"), ("rule", "move", "-p", "1:1", "--from", "a", "--to", "b", "--wait")):
+        lab.refused((GRAFT, *words, "nan"), 2, ": nan is not in the range 0")
     lab.end(one)
     lab.end(idle)
 
