@@ -12,6 +12,7 @@ import click
 
 from graft import __version__
 from graft.commands.options import CONTEXT, guarded
+from graft.errors import UsageError
 
 COMMANDS = {
     "run": "Run a command whose sockets live on the host's network stack.",
@@ -56,7 +57,7 @@ class LazyGroup(click.Group):
 
             close = difflib.get_close_matches(name, COMMANDS, 1)
             hint = f"did you mean '{close[0]}'?" if close else "'graft --help' lists them"
-            raise click.UsageError(f"unknown command '{name}' ({hint})", ctx)
+            raise UsageError(f"unknown command '{name}'", hint=hint)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

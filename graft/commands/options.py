@@ -112,9 +112,7 @@ def guarded(program: str, work: Callable[[], Any]) -> int:
         return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else program
-        message = error.format_message().rstrip(".")
-        if not message.endswith(")"):
-            message += f" (see '{path} --help')"
+        message = f"{error.format_message().rstrip('.')} (see '{path} --help')"
         status = 2
     except (click.Abort, KeyboardInterrupt):
         message, status = "interrupted", 130

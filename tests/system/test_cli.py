@@ -32,6 +32,7 @@ from tests.conftest import python
         (("run", "/etc/passwd"), 126, "command '/etc/passwd' is not executable"),
         (("run", "/etc"), 126, "command '/etc' is a directory"),
         (("runn", "true"), 2, "unknown command 'runn' (did you mean 'run'?)"),
+        (("ps", "extra"), 2, "Got unexpected extra argument (extra) (see 'graft ps --help')"),
         (("endpoint", "add", "a-name-of-17-byte", "type", "ipv4", "addr", HOST4, "port", "1"), 2, "17 bytes long"),
         (("endpoint", "add", "", "type", "ipv4", "addr", HOST4, "port", "1"), 2, "endpoint name is empty"),
         (("endpoint", "add", "x", "type", "ipv5", "addr", HOST4, "port", "1"), 2, "endpoint type 'ipv5' is unknown"),
