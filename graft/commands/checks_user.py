@@ -10,6 +10,7 @@ from graft.commands import user_namespace
 from graft.commands.checks import Finding, Lack, in_child, machine, notification, run_checks
 from graft.errors import Failure, Refused
 from graft.kernel import linux
+from graft.rules.limits import rate_text
 
 
 def _namespaces() -> str:
@@ -70,7 +71,8 @@ def _connections(status: dict[str, Any]) -> str:
 
 def _numbers(status: dict[str, Any]) -> str:
     granted = status["granted"]
-    limits = "".join(f", {most} {name} each" for name, most in granted["limits"].items())
+    most = {name: rate_text(value) if name == "rate" else value for name, value in granted["limits"].items()}
+    limits = "".join(f", {value} {name} each" for name, value in most.items())
     return f"{granted['containers']} containers, {granted['slices']} private loopbacks{limits}"
 
 

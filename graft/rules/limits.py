@@ -29,14 +29,14 @@ class Limits(NamedTuple):
     def __str__(self) -> str:
         """As parse_limits() reads it. What is the default is not there, where earlier releases do not know it."""
         ports = f",ports={self.ports}" if self.ports != PORTS else ""
-        rate = f",rate={self.rate * 8}bit" if self.rate else ""
+        rate = f",rate={rate_text(self.rate)}" if self.rate else ""
         return f"sockets={self.sockets},udp={self.udp}{ports}{rate}"
 
     def texts(self) -> Iterator[tuple[str, int, str]]:
         """The limits that are named (not 0): field, number, and how it is written."""
         for name, number in self._asdict().items():
             if number:
-                yield name, number, f"{name}={number * 8}bit" if name == "rate" else f"{name}={number}"
+                yield name, number, f"{name}={rate_text(number)}" if name == "rate" else f"{name}={number}"
 
     def lowest(self, other: "Limits") -> "Limits":
         """The stricter of both, limit by limit."""
@@ -46,6 +46,13 @@ class Limits(NamedTuple):
     def or_else(self, default: "Limits") -> "Limits":
         """These limits, with those of @default in place of what is not named (0)."""
         return Limits(*(mine or other for mine, other in zip(self, default, strict=True)))
+
+
+def rate_text(rate: int) -> str:
+    """How @rate, in bytes a second, is written: in the greatest unit of which it is a whole number."""
+    bits = rate * 8
+    unit = next(unit for unit in reversed(UNITS) if bits % UNITS[unit] == 0)
+    return f"{bits // UNITS[unit]}{unit}"
 
 
 UNLIMITED = Limits(0, 0, 0, 0)  # names none
