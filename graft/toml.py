@@ -6,6 +6,7 @@ that somebody else than root may write decides nothing either.
 """
 
 import difflib
+import errno
 import os
 import re
 import stat
@@ -27,8 +28,9 @@ DOTS_MAX = 16  # and so would more in the keys of a line, for which tomllib take
 ITEMS_MAX = 1000  # of an array
 NEAR = 0.6  # how alike two keys are, so that one may be meant by the other (difflib)
 BYTE_ORDER_MARK = "\ufeff"
+LOST_LINK = "a symbolic link that leads nowhere"  # a file that is meant, and not one that is not there
 
-HEADER = re.compile(r"\s*\[([^][]+)\]")  # [table]
+HEADER = re.compile(r"\s*\[\[?([^][]+)\]")  # [table], [[array of tables]]
 KEY = re.compile(r"\s*([^\s=#]+)\s*=")
 STRING = re.compile(r"""\"(?:[^"\\]|\\.)*(?:\"|$)|'[^']*(?:'|$)""")  # one that is not closed goes to the line's end
 PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)  # in tomllib's errors
@@ -48,8 +50,12 @@ def read(path: Path, schema: Schema, opened: Opened | None = None, *, anybodys: 
     @opened: None to open the file. @anybodys: others than root may write it, because root has named it. Raises
     Failure, which names the file, the line and the key, and FileNotFoundError.
     """
-    text, document = _load(path, opened, anybodys=anybodys)
-    return _table(_Source(path, text), "", document, schema, tuple(_names(schema)))
+    return parse(path, text_of(path, opened, anybodys=anybodys), schema)
+
+
+def parse(path: Path, text: str, schema: Schema) -> dict[str, Any]:
+    """As read(), for the @text of the file at @path."""
+    return _table(_Source(path, text), "", _document(path, text), schema, tuple(_names(schema)))
 
 
 def read_names(
@@ -59,10 +65,10 @@ def read_names(
 
     @among: the names of files that were read before, of which none may come again; those of this one are added.
     """
-    text, document = _load(path, opened)
+    text = text_of(path, opened)
     source = _Source(path, text)
     found: dict[str, T] = {}
-    for key, value in document.items():
+    for key, value in _document(path, text).items():
         first = among.sources.setdefault(key, source) if among else source
         if first is not source:
             raise source.wrong(key, f"it stands in {first.where(key)} as well", "remove one of the two")
@@ -92,7 +98,22 @@ class Names:
 
 def at_once(path: str, flags: int) -> int:
     """open(2) that waits for nobody: a FIFO has no other end. Raises OSError."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise OSError(errno.ENOLINK, LOST_LINK, path) from None
+        raise
+
+
+def size(path: Path) -> int:
+    """The bytes of the file at @path. Raises Failure for a link that leads nowhere, and FileNotFoundError."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise _wrong(path, LOST_LINK) from None
+        raise
 
 
 def is_others(found: os.stat_result) -> bool:
@@ -100,16 +121,14 @@ def is_others(found: os.stat_result) -> bool:
     return found.st_uid not in (0, os.geteuid()) or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _load(path: Path, opened: Opened | None, *, anybodys: bool = False) -> tuple[str, dict[str, Any]]:
-    text = ""
+def text_of(path: Path, opened: Opened | None = None, *, anybodys: bool = False) -> str:
+    """The text of the file at @path. As read()."""
     try:
         source = at_once(str(path), os.O_RDONLY) if opened is None else os.dup(opened[path])
         try:
-            text = _text(path, source, anybodys=anybodys)
+            return _text(path, source, anybodys=anybodys)
         finally:
             os.close(source)
-        _check_dots(path, text)
-        return text, tomllib.loads(text)
     except KeyError:
         raise FileNotFoundError(str(path)) from None
     except (FileNotFoundError, Failure):
@@ -119,6 +138,12 @@ def _load(path: Path, opened: Opened | None, *, anybodys: bool = False) -> tuple
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise _wrong(f"{path}, line {line}", f"not text in UTF-8 (byte {error.start + 1})") from None
+
+
+def _document(path: Path, text: str) -> dict[str, Any]:
+    _check_dots(path, text)
+    try:
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # the first also for a number of more digits than Python takes
         raise _misread(path, text, str(error)) from None
 

@@ -64,13 +64,13 @@ def check(directory: Path | None) -> None:
 def _groups() -> Iterator[tuple[list[Path], Callable[[], object]]]:
     """Files that are read together, as far as they are there, and what reads them."""
     path = configuration_path()
-    if path.exists():
+    if os.path.lexists(path):
         yield [path], read_configuration
     endpoints = []
     with contextlib.suppress(GraftError):  # read_endpoints() tells it
-        endpoints = [path for path in endpoints_paths() if path.exists()]
+        endpoints = [path for path in endpoints_paths() if os.path.lexists(path)]
     yield endpoints, read_endpoints
-    if users_path().exists():
+    if os.path.lexists(users_path()):
         yield [users_path()], read_users
     for policy in sorted(policies_directory().glob("*.toml")):
         yield [policy], lambda policy=policy: read_policy(policy)  # type: ignore[misc]

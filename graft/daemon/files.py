@@ -35,7 +35,7 @@ from graft.rules.configuration import (
     read_configuration,
     read_endpoints,
 )
-from graft.rules.grants import NOBODY, read_users, users_path
+from graft.rules.grants import CLOSED, NOBODY, parse_users, read_users, users_path
 from graft.tenants import endpoint_file
 from graft.tenants.registry import Registry
 
@@ -49,7 +49,10 @@ def _signature(file: Path | int) -> Signature:
     try:
         found = os.stat(file)
     except OSError as error:
-        return () if error.errno in (errno.ENOENT, errno.ENOTDIR) else (-(error.errno or 1),)
+        gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        if gone and isinstance(file, Path) and file.is_symlink():  # it is meant to be there
+            return (-errno.ENOLINK,)
+        return () if gone else (-(error.errno or 1),)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
@@ -122,7 +125,8 @@ class Group:
                 for path in sorted(before.keys() | found.keys()):
                     if before.get(path) != found.get(path):
                         log.info("%s: %s", path, "in force now" if path in found else "it is gone; nothing of it is")
-        except OSError as error:
+        except OSError as error:  # once it can be opened it is read, also if it is the one that was
+            self.taken, self.again = found, time.monotonic() + AGAIN_SECONDS
             self._fail(f"{error.filename}: {error.strerror}")
         finally:
             for fd in opened.values():
@@ -170,6 +174,20 @@ class Files:
             log.error("%s; until it is right, the defaults are in force", error)
             return Configuration()
 
+    def begin_users(self) -> None:
+        """Put users.toml in force. If it is wrong, what the graftd before had in force stays so.
+
+        Where there was none, users get nothing: the file may be there to keep them from what they have without it.
+        """
+        if self.users.read():
+            return
+        try:
+            self.granted = CLOSED if self.registry.users_file is None else parse_users(self.registry.users_file)
+        except GraftError:  # that was another release, with another grammar
+            self.granted = CLOSED
+        if self.granted is CLOSED:
+            log.error("%s: until it is right, users without root get nothing", users_path())
+
     def _groups(self) -> Iterator[Group]:
         yield from (self.configuration, self.endpoints, self.users)
 
@@ -186,6 +204,9 @@ class Files:
 
     def _grant(self, files: toml.Opened | None) -> None:
         self.granted = read_users(files)
+        if self.registry.users_file != self.granted.text:
+            self.registry.users_file = self.granted.text
+            self.registry.save()
 
     def faults(self) -> list[str]:
         """What is wrong with the files that are not in force."""

@@ -156,7 +156,7 @@ class Daemon:
             log.warning("%s was on lo for a container that has ended: removed", address)
         self.registry.reconcile()
         self.files.endpoints.read()
-        self.files.users.read()
+        self.files.begin_users()
         self.watch = addresses.watch_addresses()
         self._read_locals(0)
         self.loop.add(self.watch.fileno(), self._read_locals)

@@ -17,6 +17,7 @@ What still fails: a process outside of a container that obeys one inside, such a
 is its user's.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -221,7 +222,7 @@ class Users(Admin):
             "user": user.account.name,
             "unprivileged": unprivileged_port(),
             "granted": user.grants.document(),
-            "granted_by": str(users_path()) if users_path().exists() else "",
+            "granted_by": str(users_path()) if os.path.lexists(users_path()) else "",
         }
 
     # -- what is the user's --

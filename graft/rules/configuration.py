@@ -152,7 +152,9 @@ def configuration_path() -> Path:
     """Where the configuration is: GRAFT_CONFIG of the environment, or CONFIGURATION, or FORMER beside that."""
     named = os.environ.get("GRAFT_CONFIG")
     former = CONFIGURATION.with_name(FORMER)
-    return Path(named) if named else former if former.exists() and not CONFIGURATION.exists() else CONFIGURATION
+    if named:
+        return Path(named)
+    return former if former.exists() and not os.path.lexists(CONFIGURATION) else CONFIGURATION
 
 
 def read_configuration(opened: toml.Opened | None = None) -> Configuration:
@@ -217,7 +219,7 @@ def read_endpoints(opened: toml.Opened | None = None) -> dict[str, EndpointWords
     names, found, size = toml.Names(), dict[str, EndpointWords](), 0
     for path in endpoints_paths() if opened is None else opened:
         with contextlib.suppress(FileNotFoundError):
-            size += (path.stat() if opened is None else os.fstat(opened[path])).st_size
+            size += toml.size(path) if opened is None else os.fstat(opened[path]).st_size
             if size > toml.SIZE_MAX:
                 raise Failure(f"{path}: with the files before it more than {toml.SIZE_MAX >> 20} MiB", code="EINVAL")
             found |= toml.read_names(path, _parse_endpoint, opened, names)

@@ -65,6 +65,7 @@ class Users(NamedTuple):
     default: dict[str, Any]
     users: dict[str, dict[str, Any]]
     groups: dict[str, dict[str, Any]]
+    text: str = ""  # of the file
 
     def of(self, user: str, groups: Collection[str]) -> Grants:
         """The grants of a user: what is said of @user, else of the first group of the file among @groups.
@@ -76,6 +77,8 @@ class Users(NamedTuple):
 
 
 NOBODY = Users({}, {}, {})  # names nobody, so that the defaults hold
+NOTHING: dict[str, Any] = {"ports": (), "egress": "none", "containers": 0, "slices": 0}
+CLOSED = Users(NOTHING, {}, {})  # what it says is not known, so that nobody gets anything
 
 
 class _Named(dict[str, toml.Schema]):
@@ -145,9 +148,14 @@ def read_users(opened: toml.Opened | None = None) -> Users:
     @opened: as toml.read() has it. Raises Failure, which names the file, the line and the key.
     """
     try:
-        return NOBODY._replace(**toml.read(users_path(), SCHEMA, opened))
+        return parse_users(toml.text_of(users_path(), opened))
     except FileNotFoundError:
         return NOBODY
+
+
+def parse_users(text: str) -> Users:
+    """The grants in the @text of users.toml. Raises Failure, as read_users()."""
+    return NOBODY._replace(**toml.parse(users_path(), text, SCHEMA), text=text)
 
 
 def check_ports(grants: Grants, what: str, ports: Iterable[tuple[int, int]], unprivileged: int) -> None:

@@ -121,6 +121,7 @@ def dump(known: Known) -> dict[str, Any]:
             for table in known.tables.values()
         ],
         "places": [[p.number, p.inode, p.label] for p in known.places.values()],
+        "users_file": known.users_file,
         "networks": known.networks,
         "added": [str(address) for address in known.added],
         "attachments": [attachment.document() for attachment in known.attachments.values()],
@@ -147,6 +148,7 @@ def restore(known: Known, document: dict[str, Any]) -> None:
         for e in saved["endpoints"]:
             table.endpoints[e["name"]] = _endpoint(e if real else {**e, "path": _real(e.get("path", ""))})
     known.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
+    known.users_file = document.get("users_file")
     known.networks = document["networks"]
     known.added = {parse_address(a) for a in document["added"]}
     for saved in document["attachments"]:

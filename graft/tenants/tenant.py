@@ -470,6 +470,7 @@ class Known:
         self.expected: dict[str, Expected] = {}
         self.moved: set[Tenant] = set()  # whose addresses tenants/interfaces.py is to look at: they have changed
         self.added: set[Address] = set()  # addresses that graft has put on lo
+        self.users_file: str | None = None  # the text of users.toml that is in force; None: not known
         self.networks: list[str] = []  # the kernel knows an engine's network by its index here, counted from 1
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.saved = True

@@ -5,13 +5,14 @@ import json
 import os
 import select
 import shlex
+import shutil
 import signal
 import sys
 import time
 
 import pytest
 
-from graft.bench.lab import GRAFT, HOST4, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, wait_for
 from tests.conftest import need, need_root, python
 from tests.users import UIDS, users_laboratory
 
@@ -25,6 +26,15 @@ def users():
     need("setpriv", "newuidmap")
     with users_laboratory() as lab:
         lab.start_daemon()
+        lab.wait_logged(" ready, ")  # else it reads at its start what a test grants, and does not log that
+        yield lab
+
+
+@pytest.fixture
+def own_users():
+    need_root()
+    need("setpriv", "newuidmap")
+    with users_laboratory() as lab:
         yield lab
 
 
@@ -258,6 +268,34 @@ def test_a_wrong_file_changes_nothing(granted):
     assert granted.client(*python(ASK.format(host=HOST4, port=445))).stdout == "10.77.0.2\n"
     for process in (server, again):
         granted.end(process)
+
+
+def test_a_wrong_file_takes_no_refusal_back(own_users):
+    """Not when graftd ends and comes back either. One that starts anew knows nothing better, and grants nothing."""
+    lab = own_users
+    refused = "you may have no containers (root may grant some: "
+    lab.grant("[users.alice]\ncontainers = 0\n[users.bob]\nlimits = 'rate=5mbit'\n")
+    lab.start_daemon()
+    lab.refused(lab.command("alice", GRAFT, "run", "true"), 1, refused)
+    found = {f["name"]: f for f in json.loads(lab.by("bob", "doctor", "-j", check=True).stdout)}
+    assert found["granted numbers"]["found"] == "64 containers, 64 private loopbacks, 5mbit rate each"
+    lab.refused(lab.command("bob", GRAFT, "run", "--limit", "rate=6mbit", "true"), 1, "at most rate=5mbit is granted to you")
+    file = lab.config.with_name("users.toml")
+    lab.grant("[users.alice\n")
+    before = lab.daemon_pid()
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: lab.daemon_pid() not in (0, before), "the next graftd")
+    lab.refused(lab.command("alice", GRAFT, "run", "true"), 1, refused)
+    assert lab.by("bob", "run", "id", "-u").stdout == "2002\n"
+    lab.host(GRAFTD, "--stop", check=True)
+    lab.daemon.wait(20)
+    shutil.rmtree(lab.run_dir)
+    lab.start_daemon()
+    for user in ("alice", "bob"):
+        lab.refused(lab.command(user, GRAFT, "run", "true"), 1, refused)
+    lab.wait_logged(f"{file}: until it is right, users without root get nothing")
+    lab.grant("")
+    assert lab.by("alice", "run", "id", "-u").stdout == "2001\n"
 
 
 LATENCY = """

@@ -52,6 +52,21 @@ def test_every_fault_is_told(put, tmp_path):
     assert "4 of the files are wrong" in str(error)
 
 
+@pytest.mark.parametrize("name", ["graft.toml", "endpoints.toml", "endpoints.d/a.toml", "users.toml", "policies/b.toml"])
+def test_a_link_that_leads_nowhere(put, tmp_path, name):
+    put(name, "").unlink()
+    (tmp_path / name).symlink_to("nowhere")
+    lines, error = check(tmp_path)
+    assert lines == [f"wrong  {tmp_path}/{name}: a symbolic link that leads nowhere"]
+    assert isinstance(error, Refused)
+
+
+def test_a_table_that_is_an_array_has_a_line(put, tmp_path):
+    put("graft.toml", 'log = "info"\n[[metrics]]\n')
+    lines, _error = check(tmp_path)
+    assert lines == [f"wrong  {tmp_path}/graft.toml, line 2: metrics: not a table ([metrics])"]
+
+
 def test_what_nobody_reads(put, tmp_path):
     for name in ("graft.toml", "graftd.toml", "endpoint.toml", "notes", "endpoints.d/web.tom", ".swap", "endpoints.d/.x"):
         put(name, "")

@@ -205,6 +205,26 @@ def test_what_could_not_be_taken_is_tried_again(file, taken, at, monkeypatch):
     assert (taken.texts, file.fault) == (["now"], "")
 
 
+def test_a_link_that_leads_nowhere_takes_nothing_back(file, taken, at, caplog):
+    """It is a slip of the pen. What it led to is read when it is there again, also the very same file."""
+    at.parent.mkdir()
+    target = at.with_name("target")
+    target.write_text("a")
+    at.symlink_to(target)
+    settle(file)
+    at.unlink()
+    at.symlink_to("nowhere")
+    settle(file)
+    settle(file)
+    told = f"{at}: a symbolic link that leads nowhere"
+    assert (taken.texts, file.fault) == (["a"], told)
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == [f"{told}; what was in force stays so"]
+    at.unlink()
+    at.symlink_to(target)
+    settle(file)
+    assert (taken.texts, file.fault) == (["a", "a"], "")
+
+
 @pytest.mark.parametrize("kind", ["directory", "fifo", "loop"])
 def test_what_is_no_file(file, at, kind, monkeypatch):
     """It is told, and does not hold graftd up."""

@@ -188,8 +188,11 @@ def test_endpoints_of_a_directory(endpoints):
     with pytest.raises(Failure, match=f"{directory}/z.toml, line 3: a: it stands in {endpoints}, line 1 as well"):
         read_endpoints()
     (directory / "z.toml").unlink()
-    (directory / "z.toml").symlink_to("nowhere")
     assert list(read_endpoints()) == ["a", "c"]
+    (directory / "z.toml").symlink_to("nowhere")
+    with pytest.raises(Failure, match=f"{directory}/z.toml: a symbolic link that leads nowhere"):
+        read_endpoints()
+    (directory / "z.toml").unlink()
     directory.chmod(0o777)
     with pytest.raises(Failure, match=f"others than root may write in {directory}"):
         read_endpoints()

@@ -61,6 +61,7 @@ def test_the_earlier_release_can_read_it(document):
     written = json.loads(json.dumps(dump(known)))
     assert written.pop("places") == []
     assert written.pop("real_paths")
+    assert written.pop("users_file") is None
     del document["places"]
     for attachment in written["attachments"]:
         assert attachment.pop("local") == []
@@ -76,6 +77,7 @@ def test_the_earlier_release_can_read_it(document):
 
 def test_there_and_back():
     known = Known()
+    known.users_file = "[users.alice]"
     table = known.tables[7] = Table(7, 8, "pid 9")
     for number in (1, 2):
         known.tenants[number] = Tenant(number, number, f"t{number}", table)
