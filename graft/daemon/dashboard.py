@@ -10,7 +10,6 @@ import json
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -28,7 +27,7 @@ FILES = {
     "/dashboard.js": ("dashboard.js", "text/javascript; charset=utf-8"),
     "/dashboard.css": ("dashboard.css", "text/css; charset=utf-8"),
 }
-COOKIE = "graft-dashboard"
+COOKIE = "graft-dashboard"  # and a number: a browser has one jar for all ports of a host, so for all such pages
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-ancestors 'none'"
 HEADERS = (("Content-Security-Policy", POLICY), ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-store"))
 PAGES_MAX = 4
@@ -44,6 +43,7 @@ class Dashboard:
         self.connection = connection
         self.web = web
         self.token = token
+        self.cookie = f"{COOKIE}-{secrets.token_hex(4)}"
 
     @property
     def over(self) -> bool:
@@ -54,9 +54,9 @@ class Dashboard:
         """Answer a request of a browser."""
         given = parse_qs(asked.query).get("token", [""])[0]
         if given and self._is_token(given):
-            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            cookie = f"{self.cookie}={self.token}; HttpOnly; SameSite=Strict; Path=/"
             reply(Response(303, "text/plain", b"", (*HEADERS, ("Location", "/"), ("Set-Cookie", cookie))))
-        elif not self._is_token(_cookie(asked)):
+        elif not any(self._is_token(text) for text in _cookies(asked, self.cookie)):
             reply(Response(401, "text/plain", b"open the address that 'graft dashboard' has printed\n", HEADERS))
         elif asked.path == "/state":
             self._state(reply)
@@ -166,9 +166,7 @@ def links(owned: Iterable[Owned]) -> list[dict[str, Any]]:
     ]
 
 
-def _cookie(asked: Asked) -> str:
-    try:
-        found = SimpleCookie(asked.headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+def _cookies(asked: Asked, name: str) -> list[str]:
+    """The values of the cookie @name. Others, of whatever else the host serves, may be of any form."""
+    pairs = [each.strip().partition("=") for each in asked.headers.get("cookie", "").split(";")]
+    return [value for each, _, value in pairs if each == name]

@@ -57,6 +57,24 @@ def ask(lab, address, *options):
     return int(status), body
 
 
+def cookie_of(lab, address):
+    """NAME=VALUE of the cookie that a browser gets for the address with the token."""
+    head = ask(lab, address, "-i")[1]
+    return next(line.split()[1].rstrip(";") for line in head.splitlines() if line.startswith("Set-Cookie: "))
+
+
+def test_two_pages_in_one_browser(lab, page, tmp_path):
+    """Browsers keep no cookies of one port from another: the second page, of this host or by ssh of another, ended the first."""
+    second = lab.spawn(GRAFT, "dashboard", "--at", "127.0.0.1:9437", stdout=subprocess.PIPE)
+    jar = ("-b", str(tmp_path / "jar"), "-c", str(tmp_path / "jar"))
+    addresses = (page, second.stdout.readline().strip())
+    for address in addresses:
+        assert ask(lab, address, *jar)[0] == 303
+    for address in addresses:
+        assert ask(lab, address.partition("?")[0] + "state", *jar)[0] == 200
+    lab.end(second)
+
+
 def test_who_has_no_token_sees_nothing(lab, page):
     plain = page.partition("?")[0]
     for path in ("", "state", "dashboard.js", "dashboard.css", "nothing", "?token=", "?token=wrong", "state?token=wrong"):
@@ -66,7 +84,9 @@ def test_who_has_no_token_sees_nothing(lab, page):
     assert ask(lab, plain + "state", "-H", "Cookie: \x01;;=")[0] in (400, 401)
     token = urlsplit(page).query.removeprefix("token=")
     assert len(token) >= 32
-    status, body = ask(lab, plain + "state", "-H", f"Cookie: graft-dashboard={token}")
+    cookie = cookie_of(lab, page)
+    assert ask(lab, plain + "state", "-H", f"Cookie: {cookie}x")[0] == 401
+    status, body = ask(lab, plain + "state", "-H", f"Cookie: x[y]=a b; ;=;{cookie}; graft-dashboard-0=1")
     assert status == 200
     state = json.loads(body)
     assert {one["name"] for one in state["containers"]} == {"app", "db"}
@@ -74,9 +94,9 @@ def test_who_has_no_token_sees_nothing(lab, page):
     assert (link["from"], link["to"], link["connections"]) == ("app", "db", 1)
     assert link["sent"] > 0
     assert state["log"][-1]["container"] == "app"
-    head = ask(lab, plain, "-i", "-H", f"Cookie: graft-dashboard={token}")[1]
+    head = ask(lab, plain, "-i", "-H", f"Cookie: {cookie}")[1]
     assert "default-src 'none'" in head
-    assert ask(lab, plain + "state", "-X", "POST", "-H", f"Cookie: graft-dashboard={token}")[0] == 405
+    assert ask(lab, plain + "state", "-X", "POST", "-H", f"Cookie: {cookie}")[0] == 405
     assert lab.client("curl", "-s", "-m", "3", f"http://{HOST4}:9436/").returncode == 7
     assert CLIENT4 not in head
 
