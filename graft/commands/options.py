@@ -23,9 +23,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def _default_netns(ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+def _default_netns(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     given: str | None = ctx.find_root().params.get("netns")
-    return given if value is None else value
+    named = given if value is None else value
+    if named == "":  # of a shell's variable that is not set: to take the default then is not what was meant
+        raise click.BadParameter("the name is empty", ctx, param)
+    return named
 
 
 def netns_option(text: str) -> Callable[[Command], Command]:

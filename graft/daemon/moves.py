@@ -124,7 +124,11 @@ class Moves:
         made: list[Held] = []
         for publication in publications:
             if publication not in source.publications:
-                raise Refused(f"-p {publication} is not published by '{source.name}'", code="ENOENT")
+                raise Refused(
+                    f"-p {publication} is not published by '{source.name}'",
+                    hint="'graft rule show CONTAINER' lists what is",
+                    code="ENOENT",
+                )
             if publication.protocol != socket.IPPROTO_TCP:
                 raise Refused(
                     f"-p {publication}: a UDP socket answers from the port that it is bound to, so that no other can "

@@ -32,7 +32,7 @@ def parse_publication(text: str) -> Publication:
     if slash and protocol not in IPPROTO:
         raise UsageError(f"publication '{text}': '{protocol}' is not a protocol", hint="tcp or udp")
     rest, colon, inner = where.rpartition(":")
-    if not colon or not rest:
+    if not colon or not rest or rest.endswith("]"):
         raise UsageError(f"publication '{text}' names one port", hint=form)
     host, colon, outer = rest.rpartition(":")
     if not colon:

@@ -89,7 +89,11 @@ def _label(registry: Registry, attachment: Attachment) -> str:
 def unpublish(tenant: Tenant, publication: Publication) -> None:
     """Undo a publication; sockets that are bound through it stay open. Raises Refused if there is none."""
     if publication not in tenant.publications:
-        raise Refused(f"-p {publication} is not published by '{tenant.name}'", code="ENOENT")
+        raise Refused(
+            f"-p {publication} is not published by '{tenant.name}'",
+            hint="'graft rule show CONTAINER' lists what is",
+            code="ENOENT",
+        )
     tenant.publications.remove(publication)
     last = publication.first + publication.span - 1
     addresses = host_addresses(publication)

@@ -367,7 +367,11 @@ class Registry(Known):
         """
         for name in names:
             if name not in table.endpoints or names.count(name) > 1:
-                raise Refused(f"endpoint '{name}' does not exist in this namespace", code="ENOENT")
+                raise Refused(
+                    f"endpoint '{name}' does not exist in this namespace",
+                    hint="'graft endpoint show' lists them",
+                    code="ENOENT",
+                )
             if table.endpoints[name].published:
                 raise Refused(
                     f"endpoint '{name}' belongs to a publication",

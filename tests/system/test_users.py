@@ -137,7 +137,7 @@ def test_ones_own_container_has_the_name_that_one_gave_it(users):
     server = serve(users, "alice", "--name", "mine", "-p", "8090:80")
     for argv, told in {
         ("run", "--name", "mine", "true"): "a container named 'mine' is running",
-        ("rule", "del", "mine", "-p", "8099:80"): "-p 8099:80/tcp is not published by 'mine'",
+        ("rule", "del", "mine", "-p", "8099:80"): "-p 8099:80/tcp is not published by 'mine' ('graft rule show CONTAINER' lists what is)",
         ("run", "-p", "8090:80", "true"): "container 'mine'",
     }.items():
         users.refused(users.command("alice", GRAFT, *argv), 1, told)
