@@ -11,7 +11,7 @@ import sys
 import click
 
 from graft import __version__
-from graft.commands.options import CONTEXT, guarded
+from graft.commands.options import CONTEXT, complete_netns, guarded
 from graft.errors import UsageError
 
 COMMANDS = {
@@ -74,7 +74,12 @@ NETNS_COMMANDS = ("run", "endpoint")
     no_args_is_help=True,
     subcommand_metavar="COMMAND [ARGS]... | [-v] [-i RULE]... [-e RULE]... -- PROGRAM [ARGS]...",
 )
-@click.option("--netns", metavar="PID|NAME|PATH", help="The network namespace to work on; default: the caller's.")
+@click.option(
+    "--netns",
+    metavar="PID|NAME|PATH",
+    shell_complete=complete_netns,
+    help="The network namespace to work on; default: the caller's.",
+)
 @click.version_option(__version__, "-V", "--version", message="graft %(version)s")
 @click.pass_context
 def graft(ctx: click.Context, netns: str | None) -> None:

@@ -4,17 +4,21 @@ One line on standard error and an exit status: 2 usage, 1 refusal, 125 graft's o
 cannot run.
 """
 
+import contextlib
 import errno
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from graft.errors import GraftError
 from graft.text import plain
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 LINE_MAX = 8192  # of a line that a command prints
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -31,9 +35,38 @@ def _default_netns(ctx: click.Context, param: click.Parameter, value: str | None
     return named
 
 
+def complete_netns(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Complete a network namespace: of a running container, or of ip-netns(8) (click's `shell_complete`)."""
+    from graft.client import call
+
+    named: list[str] = []
+    with contextlib.suppress(OSError):
+        named = sorted(name for name in os.listdir("/run/netns") if name.startswith(incomplete))
+    return [*_beginning(incomplete, lambda: call("ps", start=False)), *named]
+
+
+def complete_command(ctx: click.Context, param: click.Parameter, incomplete: str) -> list["CompletionItem"]:
+    """Complete a command, as the shell does: its name by PATH, then files (click's `shell_complete`)."""
+    from click.shell_completion import CompletionItem
+
+    if "/" in incomplete or ctx.params.get(param.name or ""):
+        return [CompletionItem(incomplete, type="file")]
+    found: set[str] = set()
+    for directory in os.get_exec_path():
+        with contextlib.suppress(OSError):
+            found.update(
+                entry.name
+                for entry in os.scandir(directory)
+                if entry.name.startswith(incomplete) and os.access(entry.path, os.X_OK) and not entry.is_dir()
+            )
+    return [CompletionItem(name) for name in sorted(found)]
+
+
 def netns_option(text: str) -> Callable[[Command], Command]:
     """Add the option --netns to a command, with @text as its help. `graft --netns X COMMAND` means the same."""
-    return click.option("--netns", metavar="PID|NAME|PATH", callback=_default_netns, help=text)
+    return click.option(
+        "--netns", metavar="PID|NAME|PATH", callback=_default_netns, help=text, shell_complete=complete_netns
+    )
 
 
 def json_option(function: Command) -> Command:

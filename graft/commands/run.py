@@ -9,7 +9,7 @@ import click
 
 from graft import client
 from graft.commands.launch import Plan, find_user, run
-from graft.commands.options import CONTEXT, Command, netns_option
+from graft.commands.options import CONTEXT, Command, complete_command, netns_option
 from graft.errors import Failure, GraftError, Refused, UsageError
 from graft.rules.request import DIRECT, SETTINGS, Request, check_options, parse_request
 
@@ -72,7 +72,7 @@ def _default_direct() -> bool:
 )
 @click.option("--no-direct", is_flag=True, help="Trap socket(), also where graft.toml or GRAFT_DIRECT say --direct.")
 @click.option("--accel", is_flag=True, help="Preload a library that spares dynamic programs the trap of socket().")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=complete_command)
 def command(**parameters: Any) -> None:
     """Run COMMAND in a network namespace that leads nowhere, and its sockets on the host's stack.
 

@@ -187,7 +187,13 @@ def test_names_are_completed(lab):
     wait_for(lambda: "completed" in lab.containers(), "the container")
     for words in (["inspect"], ["log"], ["sockets"], ["stats"], ["rule", "show"], ["endpoint", "move", "x", "--from"]):
         assert complete(*words, "compl") == ["completed"], words
+    for words in (["run"], ["endpoint", "show"], []):
+        assert complete(*words, "--netns", "compl") == ["completed"], words
+    assert lab.host_ns in complete("run", "--netns", lab.host_ns[:-1])
     assert "ep-complete" in complete("endpoint", "del", "ep-c")
+    assert "sleep" in complete("run", "-p", "80:80", "slee")
+    for words in (["sleep", "REA"], ["./REA"]):
+        assert complete("run", *words) == words[-1:], "a file: the shell knows which"
     assert complete("inspect", "nobody") == []
     assert [each["name"] for each in json.loads(lab.graft("stats", "-j", "completed", check=True).stdout)] == ["completed"]
     lab.end(one)
