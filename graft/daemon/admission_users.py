@@ -123,11 +123,18 @@ def check_own_endpoints(
 ) -> None:
     """Raise Refused (EACCES) for a rule by an endpoint that a user has added, and could not add now.
 
-    What is granted may have become less since, and a name that is granted may be one that the user took before.
+    Also for one of the host's that is not granted, which `graft endpoint show` lists all the same. What is granted
+    may have become less since, and a name that is granted may be one that the user took before.
     """
     rules: list[IngressRule | EgressRule] = [*ingress, *egress]
     for rule in rules:
         endpoint = endpoints.get(rule.endpoint)
+        if endpoint is None and rule.endpoint in reg.home_endpoints():
+            raise Refused(
+                f"rule '{rule}': endpoint '{rule.endpoint}' is one of the host's, and not granted to you",
+                hint=f"root may grant it: {users_path()}",
+                code="EACCES",
+            )
         if endpoint is None or not endpoint.by_user:
             continue
         if isinstance(rule, EgressRule) and user.grants.egress != "host":

@@ -185,7 +185,7 @@ class Users(Admin):
     def _pair(self, _connection: Connection, _request: protocol.EndpointMove | protocol.RuleMove) -> moves.Pair:
         raise Refused(
             "only root may hand a port over: it is led past whatever is bound there",
-            hint="'graft rule del', then 'graft rule add'",
+            hint="'graft rule del', end what listens there, then 'graft rule add'",
             code="EPERM",
         )
 

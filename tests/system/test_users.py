@@ -257,6 +257,12 @@ def test_granted_egress_by_group(granted):
     granted.by("bob", "endpoint", "del", "mine", check=True)
     assert granted.by("alice", "run", *ask).stdout == "10.77.0.1\n"
     granted.end(server)
+    granted.graft("endpoint", "add", "roots", "type", "ipv4", "addr", "10.77.0.1", "port", "dynamic", check=True)
+    assert "roots " in granted.by("alice", "endpoint", "show").stdout
+    for option, rule in (("-e", "0.0.0.0/0=roots"), ("-i", "0.0.0.0:80=roots")):
+        granted.refused(granted.command("alice", GRAFT, "run", option, rule, "true"), 1, "endpoint 'roots' is one of the host's, and not granted to you (root may grant it: ")
+    granted.graft("endpoint", "del", "roots", check=True)
+    granted.refused(granted.command("alice", GRAFT, "run", "-e", "0.0.0.0/0=roots", "true"), 1, "names an unknown endpoint 'roots'")
 
 
 def test_a_wrong_file_changes_nothing(granted):
