@@ -27,9 +27,13 @@ def command() -> None:
 def rule_options(function: Command) -> Command:
     """Add CONTAINER and the options -p, -i and -e to a command."""
     for decorate in (
-        click.option("-e", "--egress", multiple=True, metavar="PREFIX/LEN=ENDPOINT"),
-        click.option("-i", "--ingress", multiple=True, metavar="ADDR:PORT[-PORT]=ENDPOINT"),
-        click.option("-p", "--publish", multiple=True, metavar="[HADDR:]HPORT:PORT[/tcp|/udp]"),
+        click.option(
+            "-e", "--egress", multiple=True, metavar="PREFIX/LEN=ENDPOINT", help="A rule for connections out."
+        ),
+        click.option("-i", "--ingress", multiple=True, metavar="ADDR:PORT[-PORT]=ENDPOINT", help="A rule for binds."),
+        click.option(
+            "-p", "--publish", multiple=True, metavar="[HADDR:]HPORT:PORT[/tcp|/udp]", help="A port of the host."
+        ),
         click.argument("container", shell_complete=complete_container),
     ):
         function = decorate(function)

@@ -115,7 +115,8 @@ class Pages:
 
 def _where(configuration: Configuration) -> Where | None:
     """Where the metrics are to be; None: nowhere. Raises UsageError for what the environment says."""
-    if os.environ.get(METRICS):
-        return parse_where(os.environ[METRICS], public=os.environ.get(METRICS_PUBLIC) == "1", option="--metrics")
+    if os.environ.get(METRICS):  # which `graftd --metrics` sets, when it has looked at its words
+        public = os.environ.get(METRICS_PUBLIC) == "1"
+        return parse_where(os.environ[METRICS], public=public, option=METRICS, consent=f"{METRICS_PUBLIC}=1")
     told = configuration.listen
     return parse_where(told, public=configuration.public, option="listen") if told else None

@@ -60,6 +60,8 @@ class Web:
             self.sock = self._listen(own)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
+            if taken and where.path and not Path(where.path).is_socket():
+                raise Failure(f"{where} is there, and no socket", hint="name a path that is free") from None
             hint = "another address, or end who has it" if taken else "name an address or a directory of this host"
             raise Failure(f"{where}: {error.strerror}", hint=hint) from None
         self.sock.setblocking(False)

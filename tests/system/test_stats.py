@@ -191,4 +191,10 @@ def test_bad_addresses(own_lab):
     holder = own_lab.spawn("/usr/bin/python3", "-c", "import socket; s = socket.create_server(('127.0.0.1', 9436)); print(flush=True); input()", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     holder.stdout.readline()
     own_lab.refused((GRAFTD, "--metrics", "127.0.0.1:9436"), 1, "metrics: 127.0.0.1:9436: Address already in use")
+    file = own_lab.work / "file"
+    file.write_text("mine")
+    own_lab.refused((GRAFTD, "--metrics", file), 1, f"metrics: {file} is there, and no socket (name a path that is free)")
+    assert file.read_text() == "mine"
+    argv = ("env", "GRAFT_METRICS=0.0.0.0:9435", GRAFTD)
+    own_lab.refused(argv, 1, "metrics: GRAFT_METRICS 0.0.0.0:9435 is not on the loopback: everybody who reaches it could read it (127.0.0.1:9435, or add GRAFT_METRICS_PUBLIC=1)")
     own_lab.end(holder)
