@@ -45,8 +45,9 @@ def check(directory: Path | None) -> None:
         if not directory.is_dir():
             raise UsageError(f"{directory} is not a directory", hint="graft config check [DIRECTORY]", code="ENOTDIR")
         os.environ["GRAFT_CONFIG"] = str(directory.absolute() / CONFIGURATION.name)
-    faults = 0
+    faults, found = 0, 0
     for paths, read in _groups():
+        found += len(paths)
         try:
             read()
         except GraftError as error:
@@ -55,6 +56,8 @@ def check(directory: Path | None) -> None:
         else:
             for path in paths:
                 say(f"right  {path}")
+    if not found and not faults:
+        say(f"note   {configuration_path().parent} has no file that graft reads: the defaults are in force")
     for note in _strays(configuration_path().parent):
         say(f"note   {note}")
     if faults:

@@ -81,6 +81,8 @@ def test_what_nobody_reads(put, tmp_path):
 
 
 def test_no_directory_and_an_empty_one(put, tmp_path):
-    assert check(tmp_path) == ([], None)
+    """An empty one is mostly another than was meant. check() is of the one that GRAFT_CONFIG names."""
+    told = "has no file that graft reads: the defaults are in force"
+    assert check() == ([f"note   {tmp_path}/elsewhere {told}"], None)
+    assert check(tmp_path) == ([f"note   {tmp_path} {told}"], None)
     assert isinstance(check(tmp_path / "nowhere")[1], UsageError)
-    assert check() == ([], None), "the one that GRAFT_CONFIG names, in which nothing is"
