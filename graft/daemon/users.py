@@ -41,7 +41,7 @@ from graft.rules.endpoint import Endpoint, EndpointWords
 from graft.rules.grants import users_path
 from graft.tenants.accounts import Account, Accounts, unprivileged_port, user_table
 from graft.tenants.peers import refuse_contained_user
-from graft.tenants.tenant import Table, Tenant, endpoint_document
+from graft.tenants.tenant import Table, Tenant, table_documents
 
 READING = (
     protocol.EndpointShow,
@@ -166,8 +166,7 @@ class Users(Admin):
             raise Refused(
                 f"endpoint '{request.name}' does not exist", hint="'graft endpoint show' lists them", code="ENOENT"
             )
-        shown = [endpoint for name, endpoint in sorted(known.items()) if request.name in (None, name)]
-        return [endpoint_document(endpoint) for endpoint in shown]
+        return table_documents(known, request.name)
 
     def rule_add(self, connection: Connection, request: protocol.RuleAdd, fds: list[int]) -> Reply:
         """`graft rule add`: all of them or none."""

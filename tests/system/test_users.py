@@ -183,6 +183,11 @@ def test_endpoints_of_ones_own(users):
         assert told.stdout == f"{source}\n", told.stderr
     users.refused(users.command("carol", GRAFT, "run", "-e", "10.77.0.0/24=out", "true"), 1, "names an unknown endpoint 'out'")
     assert "10.77.0.3" in users.by("alice", "endpoint", "show", "out").stdout
+    assert users.by("alice", "endpoint", "show", "--hosts", check=True).stdout.endswith(" out.graft\n")
+    (shown,) = json.loads(users.by("alice", "endpoint", "show", "out", "-j", check=True).stdout)
+    code = "import socket; print(socket.gethostbyname('out.graft'))"
+    found = users.by("alice", "run", "--names", "-e", "192.0.2.0/24=out", *python(code), check=True)
+    assert found.stdout == f"{shown['name_addr']}\n", "as a container is told that has the endpoint"
     for user in ("alice", "bob"):
         users.by(user, "endpoint", "del", "out", check=True)
     assert users.by("alice", "endpoint", "show").stdout == ""
