@@ -53,7 +53,9 @@ def _looked_up(name: str, words: list[str]) -> list[str]:
             hint="create it first; the path is the host's",
             code="ENOENT",
         )
-    return [os.path.join(os.path.realpath(directory), last) if word == path else word for word in words]
+    found = [os.path.join(os.path.realpath(directory), last) if word == path else word for word in words]
+    parse_endpoint_words(found)
+    return found
 
 
 def _messages(endpoints: Sequence[tuple[str, list[str]]]) -> Iterator[list[tuple[str, list[str]]]]:

@@ -136,6 +136,10 @@ def parse_path(text: str) -> str:
         raise UsageError(f"path '{text}' names a directory", hint="like /run/app/http.sock")
     if not text.startswith("/") or "\0" in text:
         raise UsageError(f"path '{text}' is not absolute", hint="like /run/app/http.sock")
+    if any(
+        "\ud800" <= c <= "\udfff" for c in text
+    ):  # a message to graftd has no such bytes, so it would be another path
+        raise UsageError(f"path '{text}' is not text in UTF-8", hint="like /run/app/http.sock")
     return text
 
 

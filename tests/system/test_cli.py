@@ -219,6 +219,7 @@ def test_one_line_for_odd_input(lab):
     lab.graft("endpoint", "show", check=True)
     for words in (
         ("endpoint", "add", b"\xff", "type", "ipv4", "addr", "1.2.3.4", "port", "1"),
+        ("endpoint", "add", "odd", "type", "unix", "path", b"/tmp/\xff"),
         ("run", "-p", "1" * 5000 + ":80", "true"),
         ("run", "-u", "²", "id"),
         ("run", "-u", "0:99999999999", "id"),
