@@ -140,10 +140,11 @@ def _open(protocol: int, message: bytes) -> Open:
 
 
 def _carried(found: Open, info: bytes) -> Open:
-    if STATES[found.state] == "LISTEN":
+    rate = PACING.unpack_from(info)[0]
+    found = found._replace(rate=0 if rate in (0xFFFFFFFF, (1 << 64) - 1) else rate)
+    if STATES[found.state] == "LISTEN":  # the other fields mean something else there
         return found
     sent, again = SENT.unpack_from(info)
-    rate = PACING.unpack_from(info)[0]
     segments_out, segments_in = SEGMENTS.unpack_from(info)
     return found._replace(
         received=RECEIVED.unpack_from(info)[0],
@@ -151,7 +152,6 @@ def _carried(found: Open, info: bytes) -> Open:
         segments_in=segments_in,
         segments_out=segments_out,
         idle=min(IDLE.unpack_from(info)),
-        rate=0 if rate in (0xFFFFFFFF, (1 << 64) - 1) else rate,
     )
 
 

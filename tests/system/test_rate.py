@@ -56,6 +56,8 @@ def test_a_connection_out(lab, drain):
 def test_an_accepted_connection(lab):
     server = lab.spawn_graft("--limit", f"rate={RATE}", "-p", "8496:80", *python(IN.format(size=SIZE)), stdout=subprocess.PIPE)
     assert server.stdout.readline() == "ready\n"
+    open_ = json.loads(lab.graft("sockets", "-j", check=True).stdout)
+    assert [one["rate"] for one in open_ if (one["state"], one["local_real"]) == ("LISTEN", "0.0.0.0:8496")] == [2_000_000]
     lab.client(*python(PULL), HOST4, check=True)
     told = server.stdout.readline()
     assert seconds(told) > 1.0
