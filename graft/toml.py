@@ -26,6 +26,7 @@ T = TypeVar("T")
 SIZE_MAX = 1 << 20  # bytes of a file: what is beyond would hold graftd's loop up,
 DOTS_MAX = 16  # and so would more in the keys of a line, for which tomllib takes the square of their number
 ITEMS_MAX = 1000  # of an array
+FAULTS_MAX = 20  # of a file are told
 NEAR = 0.6  # how alike two keys are, so that one may be meant by the other (difflib)
 BYTE_ORDER_MARK = "\ufeff"
 LOST_LINK = "a symbolic link that leads nowhere"  # a file that is meant, and not one that is not there
@@ -44,6 +45,14 @@ class ItemError(UsageError):
         self.item = item
 
 
+class Faults(Failure):
+    """What is wrong with files, for `graft config check`. The message is the first of `found`: a log has one line."""
+
+    def __init__(self, found: list[Failure]) -> None:
+        super().__init__(found[0].message, hint=found[0].hint, code=found[0].code)
+        self.found = found
+
+
 def read(path: Path, schema: Schema, opened: Opened | None = None, *, anybodys: bool = False) -> dict[str, Any]:
     """The values of the file at @path as the checks of @schema return them; keys that the file lacks are not there.
 
@@ -55,7 +64,11 @@ def read(path: Path, schema: Schema, opened: Opened | None = None, *, anybodys: 
 
 def parse(path: Path, text: str, schema: Schema) -> dict[str, Any]:
     """As read(), for the @text of the file at @path."""
-    return _table(_Source(path, text), "", _document(path, text), schema, tuple(_names(schema)))
+    faults: list[Failure] = []
+    found = _table(_Source(path, text), "", _document(path, text), schema, tuple(_names(schema)), faults)
+    if faults:
+        raise Faults(faults)
+    return found
 
 
 def read_names(
@@ -68,14 +81,17 @@ def read_names(
     text = text_of(path, opened)
     source = _Source(path, text)
     found: dict[str, T] = {}
+    faults: list[Failure] = []
     for key, value in _document(path, text).items():
         first = among.sources.setdefault(key, source) if among else source
-        if first is not source:
-            raise source.wrong(key, f"it stands in {first.where(key)} as well", "remove one of the two")
         try:
+            if first is not source:
+                raise UsageError(f"it stands in {first.where(key)} as well", hint="remove one of the two")
             found[key] = check(key, value)
         except UsageError as error:
-            raise source.wrong(key, error.message, error.hint) from None
+            source.note(faults, key, error)
+    if faults:
+        raise Faults(faults)
     return found
 
 
@@ -227,6 +243,12 @@ class _Source:
         """What is wrong about the key @name, with the file and the line. @item: the value in its array that is."""
         return _wrong(self.where(name, item), f"{name}: {what}" if what else f"unknown key '{name}'", hint)
 
+    def note(self, faults: list[Failure], name: str, error: UsageError) -> None:
+        """Add what is wrong about the key @name to @faults, while these are few: each costs a look at the file."""
+        if len(faults) < FAULTS_MAX:
+            item = error.item if isinstance(error, ItemError) else None
+            faults.append(self.wrong(name, error.message, error.hint, item))
+
 
 def _bare(key: str) -> str:
     return key[1:-1] if key[0] in "'\"" and key[-1] == key[0] and len(key) > 1 else key
@@ -255,31 +277,35 @@ def _meant(name: str, here: list[str], everywhere: tuple[str, ...]) -> str:
 
 
 def _table(
-    source: _Source, prefix: str, document: Mapping[str, Any], schema: Schema, known: tuple[str, ...]
+    source: _Source,
+    prefix: str,
+    document: Mapping[str, Any],
+    schema: Schema,
+    known: tuple[str, ...],
+    faults: list[Failure],
 ) -> dict[str, Any]:
-    """@known: the keys of the whole file."""
+    """@known: the keys of the whole file. @faults: what is wrong is added to it."""
+    before = len(faults)
     found: dict[str, Any] = {}
     for key, value in document.items():
         name = f"{prefix}{key}"
         check = schema.get(key)
-        if check is None:
-            raise source.wrong(name, "", _meant(name, [f"{prefix}{k}" for k in schema], known))
-        if isinstance(check, Mapping):
-            if not isinstance(value, dict):
-                raise source.wrong(name, "not a table", f"[{name}]")
-            found[key] = _table(source, f"{name}.", value, check, known)
-            continue
         try:
-            found[key] = check(value)
-        except ItemError as error:
-            raise source.wrong(name, error.message, error.hint, error.item) from None
+            if check is None:
+                raise UsageError("", hint=_meant(name, [f"{prefix}{k}" for k in schema], known))
+            if not isinstance(check, Mapping):
+                found[key] = check(value)
+            elif isinstance(value, dict):
+                found[key] = _table(source, f"{name}.", value, check, known, faults)
+            else:
+                raise UsageError("not a table", hint=f"[{name}]")
         except UsageError as error:
-            raise source.wrong(name, error.message, error.hint) from None
-    if isinstance(schema, Whole):
+            source.note(faults, name, error)
+    if isinstance(schema, Whole) and len(faults) == before:
         try:
             schema.check(found)
         except UsageError as error:
-            raise source.wrong(f"{prefix}{schema.key}", error.message, error.hint) from None
+            source.note(faults, f"{prefix}{schema.key}", error)
     return found
 
 

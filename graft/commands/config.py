@@ -21,6 +21,7 @@ from graft.rules.configuration import (
 )
 from graft.rules.grants import read_users, users_path
 from graft.rules.policy_file import policies_directory, read_policy
+from graft.toml import Faults
 
 
 @click.group(context_settings=CONTEXT)
@@ -51,8 +52,10 @@ def check(directory: Path | None) -> None:
         try:
             read()
         except GraftError as error:
-            faults += 1
-            say(f"wrong  {error}")
+            found_here = error.found if isinstance(error, Faults) else [error]
+            faults += len(found_here)
+            for fault in found_here:
+                say(f"wrong  {fault}")
         else:
             for path in paths:
                 say(f"right  {path}")
@@ -61,7 +64,8 @@ def check(directory: Path | None) -> None:
     for note in _strays(configuration_path().parent):
         say(f"note   {note}")
     if faults:
-        raise Refused(f"{faults} of the files {'is' if faults == 1 else 'are'} wrong", code="EINVAL")
+        counted = "1 fault" if faults == 1 else f"{faults} faults"
+        raise Refused(f"{counted}: of a file that has one nothing is taken", code="EINVAL")
 
 
 def _groups() -> Iterator[tuple[list[Path], Callable[[], object]]]:

@@ -216,13 +216,18 @@ def read_endpoints(opened: toml.Opened | None = None) -> dict[str, EndpointWords
     @opened: as toml.read() has it. Raises Failure, which names the file, the line and the endpoint; also for one
     that stands in two files, and for files of more than toml.SIZE_MAX bytes together.
     """
-    names, found, size = toml.Names(), dict[str, EndpointWords](), 0
+    names, found, faults, size = toml.Names(), dict[str, EndpointWords](), list[Failure](), 0
     for path in endpoints_paths() if opened is None else opened:
         with contextlib.suppress(FileNotFoundError):
             size += toml.size(path) if opened is None else os.fstat(opened[path]).st_size
             if size > toml.SIZE_MAX:
                 raise Failure(f"{path}: with the files before it more than {toml.SIZE_MAX >> 20} MiB", code="EINVAL")
-            found |= toml.read_names(path, _parse_endpoint, opened, names)
+            try:
+                found |= toml.read_names(path, _parse_endpoint, opened, names)
+            except toml.Faults as error:
+                faults += error.found
+    if faults:
+        raise toml.Faults(faults)
     return found
 
 

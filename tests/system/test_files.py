@@ -161,7 +161,7 @@ def test_what_graftd_takes_from_the_file_changes_while_it_runs(own_lab):
     assert started(own_lab) == (8, False)
     own_lab.config.write_text(config.replace("udp=7", "utp=7"))
     own_lab.refused(reload, 1, f"{own_lab.config}, line 1: limits: limit 'utp=7': unknown")
-    own_lab.refused((GRAFT, "config", "check", own_lab.work), 1, "1 of the files is wrong")
+    own_lab.refused((GRAFT, "config", "check", own_lab.work), 1, "1 fault: of a file that has one nothing is taken")
     assert started(own_lab) == (8, False)
     own_lab.config.write_text("[run]\ndirect = true\n")
     assert own_lab.host(*reload).returncode == 0

@@ -49,7 +49,31 @@ def test_every_fault_is_told(put, tmp_path):
     ), strict=True):  # fmt: skip
         assert line.startswith(f"wrong  {tmp_path}/{told}")
     assert isinstance(error, Refused)
-    assert "4 of the files are wrong" in str(error)
+    assert str(error) == "4 faults: of a file that has one nothing is taken"
+
+
+def test_every_fault_of_a_file_is_told(put, tmp_path):
+    put("graft.toml", 'log = "Debug"\nreserved_port = [22]\nwatchdog = -1\n[metrics]\nlistn = 1\npublic = 1\n[run]\ndirect = true\n')
+    put("endpoints.d/a.toml", 'web = "type local"\nx = 5\n')
+    put("endpoints.d/b.toml", 'web = "type local"\na-name-of-17-byte = "type local"\ngood = "type local"\n')
+    put("users.toml", '[user.bob]\n[users.alice]\nprots = [80]\negress = "all"\n')
+    lines, error = check(tmp_path)
+    assert [line.removeprefix(f"wrong  {tmp_path}/").partition(": ")[::2] for line in lines] == [
+        ("graft.toml, line 1", "log: 'Debug' is unknown (did you mean 'debug'?)"),
+        ("graft.toml, line 2", "unknown key 'reserved_port' (did you mean 'reserved_ports'?)"),
+        ("graft.toml, line 3", "watchdog: -1 is not a number from 0 to 86400"),
+        ("graft.toml, line 5", "unknown key 'metrics.listn' (did you mean 'metrics.listen'?)"),
+        ("graft.toml, line 6", "metrics.public: 1 is neither true nor false"),
+        ("endpoints.d/a.toml, line 2", "x: 5 is not a string (write it in quotes)"),
+        ("endpoints.d/b.toml, line 1", f"web: it stands in {tmp_path}/endpoints.d/a.toml, line 1 as well (remove one of the two)"),
+        ("endpoints.d/b.toml, line 2", "a-name-of-17-byte: endpoint name 'a-name-of-17-byte' is 17 bytes long (at most 15)"),
+        ("users.toml, line 1", "unknown key 'user' (did you mean 'users'?)"),
+        ("users.toml, line 3", "unknown key 'users.alice.prots' (did you mean 'users.alice.ports'?)"),
+        ("users.toml, line 4", "users.alice.egress: 'all' is unknown (host or none)"),
+    ]
+    assert str(error).startswith("11 faults: ")
+    put("users.toml", "".join(f"key{n} = 1\n" for n in range(100)))
+    assert sum("/users.toml" in line for line in check(tmp_path)[0]) == 20, "a log or a screen has an end"
 
 
 @pytest.mark.parametrize("name", ["graft.toml", "endpoints.toml", "endpoints.d/a.toml", "users.toml", "policies/b.toml"])
