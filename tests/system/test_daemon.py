@@ -151,7 +151,7 @@ def test_ps_without_graftd_says_what_was_running(own_lab):
 def test_a_start_that_fails_leaves_nothing(own_lab, tmp_path):
     """The programs are damaged, or its configuration is wrong: no cgroup, pins or lock, and the next start works."""
     tree = tmp_path / "graft"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "__pycache__", ".*cache"))
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "build", "dist", "__pycache__", ".*cache"))
     (tree / ".venv").symlink_to(ROOT / ".venv")
     damaged = tree / "graft/graft.bpf.o"
     damaged.write_bytes(damaged.read_bytes()[:20000])

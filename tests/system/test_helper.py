@@ -68,7 +68,7 @@ def told_by_a_helper(lab, *argv):
 def without_helper(tmp_path):
     """This tree, but for graft-sup."""
     tree = tmp_path / "graft"
-    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "graft-sup", "__pycache__", ".*cache"))
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".venv", ".git", "build", "dist", "graft-sup", "__pycache__", ".*cache"))
     os.symlink(ROOT / ".venv", tree / ".venv")
     return tree / "bin" / "graft"
 
