@@ -190,7 +190,8 @@ enum stamp_flags {
 	STAMP_ABROAD = 1048576, /* STAMP_EPHEMERAL as well, and reached at its container's address: abroad.bpf.h */
 	STAMP_SENT = 2097152,	/* a UDP socket that was not connected, and has named peer_real as a destination, */
 	STAMP_SENT_MORE = 4194304, /* or others as well: met.bpf.h */
-	STAMP_SENT6 = 8388608,	   /* or one of IPv6, connected or not */
+	STAMP_HAD6 = 8388608,	   /* a UDP socket that has had a destination of IPv6, */
+	STAMP_HAD4 = 16777216,	   /* of IPv4: met.bpf.h */
 };
 
 /*

@@ -18,13 +18,21 @@
  * network of the other with the number ::ffff:a.b.c.d, which is let go: getaddrinfo() connects one socket to both
  * families.
  *
+ * What is corked keeps its destination where a connection writes its own, and either family reads what the other has
+ * written: the first words of an address of IPv6 are the addresses of IPv4 and its ports, and the other way round (of
+ * IPv4 since Linux 7.0). No hook sees a connected socket cork. So the packets of a socket that has had peers of both
+ * families go to those that are remembered, and nowhere else (goes_where_met()).
+ *
  * What else the kernel reads without the lock is looked at in the packet (send.bpf.h): a source, the loopback that
  * stands for a peer which is being disconnected, and a route of another destination.
  */
 #ifndef MET_BPF_H
 #define MET_BPF_H
 
+#include "answer.bpf.h"
 #include "destination.bpf.h"
+
+#define STAMP_BOTH (STAMP_HAD4 | STAMP_HAD6 | STAMP_CONNECTED)
 
 /* May a datagram of this socket go there? Who receives what is sent to a loopback is looked at in the packet. */
 __noinline int may_stray(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
@@ -165,16 +173,54 @@ static __always_inline bool goes_beside(struct bpf_sock_addr *ctx, struct graft_
 	return true;
 }
 
+/* Remember of which family a destination of a UDP socket is. */
+static __always_inline void note_family(struct graft_stamp *stamp, const struct graft_addr *a)
+{
+	__u32 had = is_v4(a) ? STAMP_HAD4 : STAMP_HAD6;
+
+	if (!(stamp->flags & had))
+		stamp->flags |= had;
+}
+
+/*
+ * Does this UDP packet go where its socket may? One that has had peers of one family is judged by the hooks alone.
+ * Where the host translates addresses, the packet has another one than the socket has named, and is dropped.
+ */
+__noinline int goes_where_met(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct graft_addr from, to;
+	struct graft_stamp *stamp;
+	struct graft_met *of;
+
+	if (!sk || sk->family != AF_INET6)
+		return true;
+	sk = bpf_sk_fullsock(sk);
+	stamp = stamp_on(sk);
+	if (!sk || !stamp || stamp->tenant == GRAFT_EXEMPT || (stamp->flags & STAMP_BOTH) != STAMP_BOTH)
+		return true;
+	if (!read_udp(skb, &from, &to))
+		return false;
+	if (same_addr(&to, &stamp->peer_real))
+		return true;
+	of = bpf_sk_storage_get(&met, sk, NULL, 0);
+	if (!of)
+		return false;
+	for (__u32 n = 0; n < MET_MAX; n++)
+		if (n < of->count && same_addr(&of->peers[n], &to))
+			return true;
+	return false;
+}
+
 /*
  * May the socket connect to @a, which rules allow? graftd writes the peer of one of AF_GRAFT before it connects
- * (STAMP_PERMIT), so that those are remembered here. What IPv6 has corked would be read as IPv4 after a connection.
+ * (STAMP_PERMIT), so that those are remembered here.
  */
 __noinline int may_meet(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, struct graft_addr *a)
 {
 	if (!stamp || !a || !ctx->sk || ctx->protocol != IPPROTO_UDP)
 		return true;
-	if (stamp->flags & STAMP_SENT6 && is_v4(a))
-		return false;
+	note_family(stamp, a);
 	if (stamp->flags & STAMP_SENT_MORE && !takes_any_port(ctx, stamp, a))
 		return false;
 	return goes_beside(ctx, stamp, a, !!(stamp->flags & STAMP_FAMILY));
@@ -185,8 +231,7 @@ __noinline int may_name(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, st
 {
 	if (!stamp || !a)
 		return false;
-	if (!is_v4(a) && !(stamp->flags & STAMP_SENT6))
-		stamp->flags |= STAMP_SENT6;
+	note_family(stamp, a);
 	if (!(stamp->flags & STAMP_CONNECTED)) {
 		if (!(stamp->flags &
 		      (STAMP_SENT | STAMP_FAMILY | STAMP_NAMED))) { /* graftd writes peer_real of those */

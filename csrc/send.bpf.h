@@ -294,6 +294,8 @@ static __always_inline int judge_packet(struct __sk_buff *skb)
 	if (packet[0] >> 4 == 4) {
 		if (packet[0] != 0x45 || (!lo && (packet[12] == 127 || packet[16] == 127)))
 			return DENY;
+		if (packet[9] == IPPROTO_UDP && !goes_where_met(skb))
+			return DENY;
 		if (!lo)
 			return packet[9] == IPPROTO_UDP ? bounded(leave_by_wire(skb), ALLOW | DROP_IN_SILENCE)
 							: ALLOW;
@@ -307,6 +309,8 @@ static __always_inline int judge_packet(struct __sk_buff *skb)
 	if (packet[6] == IPPROTO_HOPOPTS) /* the kernel writes one into a packet beyond 64 KiB (BIG TCP) */
 		return packet + 41 <= end && packet[40] == IPPROTO_TCP;
 	if (packet[6] != IPPROTO_UDP && packet[6] != IPPROTO_TCP)
+		return DENY;
+	if (packet[6] == IPPROTO_UDP && !goes_where_met(skb))
 		return DENY;
 	if (!lo)
 		return packet[6] == IPPROTO_UDP ? bounded(leave_by_wire(skb), ALLOW | DROP_IN_SILENCE) : ALLOW;

@@ -100,7 +100,10 @@ def test_parts_of_two_peers_are_no_destination(lab, witness, options, peers, rig
 
 def test_other_peers_are_reached_one_after_the_other(lab, witness):
     told = witness(f"{HOST4},9201", f"{SECOND4},9202", f"{HOST4},9203")
-    assert connects(lab, "4", ("--egress", "host"), f"{HOST4},9201", f"{SECOND4},9202", f"{HOST4},9203", f"{HOST4},9201") == "OK 1 OK 1 OK 1 OK 1"
+    assert (
+        connects(lab, "4", ("--egress", "host"), f"{HOST4},9201", f"{SECOND4},9202", f"{HOST4},9203", f"{HOST4},9201")
+        == "OK 1 OK 1 OK 1 OK 1"
+    )
     assert told().count("from") == 3
 
 
@@ -125,7 +128,9 @@ def test_halves_of_ipv6(lab):
     one, other = "2001:db8:77::1:7", "2001:db8:78::5"
     lab.host("ip", "route", "add", "2001:db8:78::/64", "via", CLIENT6, check=True)
     try:
-        assert connects(lab, "6", ("--egress", "host"), f"{one},9301", f"{one},9302", f"{other},9303").count("OK") == 3
+        assert (
+            connects(lab, "6", ("--egress", "host"), f"{one},9301", f"{one},9302", f"{other},9303").count("OK") == 3
+        )
         rules = ("--allow", f"[{one}]:9301", "--allow", f"[{other}]:9301")
         assert connects(lab, "6", rules, f"{one},9301", f"{other},9301") == "OK 1 EADDRNOTAVAIL"
     finally:
@@ -139,7 +144,12 @@ def test_the_refusal_is_told(lab):
     assert one.stdout.readline() == "refused\n"
     (line,) = [json.loads(line) for line in lab.graft("log", "-j", "again").stdout.splitlines()]
     lab.end(one)
-    assert (line["op"], line["asked"], line["errno"], line["rule"]) == ("connect", f"{SECOND4}:9401", "EADDRNOTAVAIL", "a peer beside others that the socket has had")
+    assert (line["op"], line["asked"], line["errno"], line["rule"]) == (
+        "connect",
+        f"{SECOND4}:9401",
+        "EADDRNOTAVAIL",
+        "a peer beside others that the socket has had",
+    )
 
 
 @pytest.mark.parametrize("six", [False, True], ids=("ipv4", "mapped"))
@@ -181,16 +191,67 @@ def test_a_destination_that_is_named_counts_as_a_peer(lab):
         f"s = socket.socket(2, 2); print(told(s.sendto, b'x', ({SECOND4!r}, 9202)), told(s.sendto, b'x', ({HOST4!r}, 9201)), told(s.connect, ({HOST4!r}, 9201)))\n"
     )
     rules = ("--allow", f"{HOST4}:9201", "--allow", f"{SECOND4}:9202")
-    assert lab.graft("run", *rules, *python(code), check=True).stdout.split("\n")[:3] == ["OK 1 EADDRNOTAVAIL", "1 OK EADDRNOTAVAIL", "1 1 EADDRNOTAVAIL"]
-    assert lab.graft("run", "--egress", "host", *python(code), check=True).stdout.split("\n")[1:3] == ["1 OK OK", "1 1 OK"]
+    assert lab.graft("run", *rules, *python(code), check=True).stdout.split("\n")[:3] == [
+        "OK 1 EADDRNOTAVAIL",
+        "1 OK EADDRNOTAVAIL",
+        "1 1 EADDRNOTAVAIL",
+    ]
+    assert lab.graft("run", "--egress", "host", *python(code), check=True).stdout.split("\n")[1:3] == [
+        "1 OK OK",
+        "1 1 OK",
+    ]
 
 
-def test_ipv6_that_is_corked_is_not_read_as_ipv4(lab):
+SEEN = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); s.settimeout(0.2)
+server = socket.socket(10, 2); server.bind(('', 9301))
+print('up', flush=True)
+sys.stdin.read()
+try:
+    while True:
+        packet = s.recv(2048)
+        if packet[0] >> 4 == 6 and packet[6] == 17: print(socket.inet_ntop(10, packet[24:40]), int.from_bytes(packet[42:44], 'big'))
+        if packet[0] >> 4 == 4 and packet[9] == 17: print(socket.inet_ntop(2, packet[16:20]), int.from_bytes(packet[22:24], 'big'))
+except TimeoutError: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "told", "reached"),
+    [
+        ("connect six, send more, connect four, send", "OK 1 OK EPERM", set()),
+        ("name six more, connect four, send", "1 OK EPERM", set()),
+        ("connect four, send more, leave, connect six, send", "OK 1 OK OK 1", {f"{CLIENT4} 9301"}),
+        ("name four more, connect six, send", "1 OK 1", {f"{CLIENT4} 9301"}),
+        ("connect six, send, leave, connect four, send, leave, connect six, send", "OK 1 OK OK 1 OK OK 1", {"2001:db8:78::5 9301", f"{CLIENT4} 9301"}),
+        ("name six, connect four, send, leave, name six", "1 OK 1 OK 1", {"2001:db8:78::5 9301", f"{CLIENT4} 9301"}),
+    ],
+)  # fmt: skip
+def test_what_one_family_has_corked_is_not_read_by_the_other(lab, steps, told, reached):
+    """A connection writes where the kernel keeps the destination of what is corked."""
     code = (
-        "import errno, socket\ns = socket.socket(10, 2); s.sendto(b'a', socket.MSG_MORE, ('2001:db8:77::1:7', 9401))\n"
-        f"try: s.connect(('::ffff:{CLIENT4}', 9301)); print('OK')\nexcept OSError as error: print(errno.errorcode[error.errno])"
+        "import ctypes, errno, socket, sys\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        f"at = dict(six=('2001:db8:78::5', 9301), four=('::ffff:{CLIENT4}', 9301)); s = socket.socket(10, 2)\n"
+        "for step in sys.argv[1].split(', '):\n"
+        "    do, to, more = [*step.split(), '', ''][:3]; flags = socket.MSG_MORE if 'more' in (to, more) else 0\n"
+        "    try:\n"
+        "        if do == 'connect': print(s.connect(at[to]) or 'OK', end=' ')\n"
+        "        elif do == 'leave': print('OK' if not libc.connect(s.fileno(), bytes(16), 16) else ctypes.get_errno(), end=' ')\n"
+        "        elif do == 'name': print(s.sendto(b'a', flags, at[to]), end=' ')\n"
+        "        else: print(s.send(b'b', flags), end=' ')\n"
+        "    except OSError as error: print(errno.errorcode[error.errno], end=' ')\n"
     )
-    assert lab.graft("run", "--egress", "host", *python(code), check=True).stdout == "EADDRNOTAVAIL\n"
+    lab.host("ip", "route", "add", "2001:db8:78::/64", "via", CLIENT6, check=True)
+    watching = lab.spawn("ip", "netns", "exec", lab.client_ns, *python(SEEN), stdin=-1, stdout=-1)
+    try:
+        assert watching.stdout.readline() == "up\n"
+        rules = ("--allow", "[2001:db8:78::5]:9301", "--allow", f"{CLIENT4}:9301")
+        assert lab.graft("run", *rules, *python(code), steps, check=True).stdout.strip() == told
+        assert set(watching.communicate("", timeout=20)[0].splitlines()) == reached
+    finally:
+        lab.end(watching)
+        lab.host("ip", "route", "del", "2001:db8:78::/64")
 
 
 def test_a_disconnect_leads_to_no_server_of_the_hosts_loopback(lab, witness):
