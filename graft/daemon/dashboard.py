@@ -167,6 +167,9 @@ def links(owned: Iterable[Owned]) -> list[dict[str, Any]]:
 
 
 def _cookies(asked: Asked, name: str) -> list[str]:
-    """The values of the cookie @name. Others, of whatever else the host serves, may be of any form."""
+    """The values of the cookie @name. Others, of whatever else the host serves, may be of any form.
+
+    Not by http.cookies, which takes the square of a length: who asks is nobody yet.
+    """
     pairs = [each.strip().partition("=") for each in asked.headers.get("cookie", "").split(";")]
     return [value for each, _, value in pairs if each == name]
