@@ -25,7 +25,7 @@ such calls, one that comes to more than RULES_MAX rules, and one with a listener
 import errno
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -146,29 +146,32 @@ def _merged(encoded: bytes, *, swap: bool, direct: bool, follows: bool) -> Profi
     active = traps.active(PROFILE, addresses=swap, direct=direct, follows=follows)
     trapped = {name: caught(rows) for name, rows in active.items()}
     found = _take(merged, {*trapped, *REFUSED}, default)
-    conditions = sum(len(rule.conditions) for name in found for rule in found[name])
-    if conditions > CONDITIONS_MAX:
-        raise Refused(
-            f"the container's seccomp profile has {conditions} conditions on calls that graft traps",
-            hint=f"at most {CONDITIONS_MAX}",
-            code="E2BIG",
-        )
-    # REFUSED comes first: libseccomp adds each rule for socket() to i386's socketcall() as well, and they would clash
-    made = [_emit(name, Rule(ERRNO, _unlike(number, default), ()), ()) for name, number in REFUSED.items()]
-    for name, trap in trapped.items():
-        if trap is None:
-            made += _leaf(name, found[name], [], default, trapped=True)
-        else:
-            made += _cut(name, trap, found[name], [], default)
+    made = list(itertools.islice(_rules(trapped, found, default), RULES_MAX + 1))
     if len(made) > RULES_MAX:
         raise Refused(
-            f"the container's seccomp profile comes to {len(made)} rules with graft's traps",
+            f"the container's seccomp profile comes to more than {RULES_MAX} rules with graft's traps",
             hint="it has conditions on arguments of socket calls and allows by default; avoid one of the two",
             code="E2BIG",
         )
     plain = {(default.action, default.error), (default.action, None)}
     merged["syscalls"] += [rule for rule in made if (rule["action"], rule.get("errnoRet")) not in plain]
     return merged
+
+
+def _rules(
+    trapped: dict[str, Caught | None], found: dict[str, list[Rule]], default: Rule
+) -> Iterator[dict[str, Any]]:
+    """Make the disjoint rules of all calls, as they are asked for: conditions on five arguments come to billions.
+
+    REFUSED comes first: libseccomp adds each rule for socket() to i386's socketcall() as well, and they would clash.
+    """
+    for name, number in REFUSED.items():
+        yield _emit(name, Rule(ERRNO, _unlike(number, default), ()), ())
+    for name, trap in trapped.items():
+        if trap is None:
+            yield from _leaf(name, found[name], [], default, trapped=True)
+        else:
+            yield from _cut(name, trap, found[name], [], default)
 
 
 def _unlike(number: int, default: Rule) -> int:
@@ -180,13 +183,24 @@ def _unlike(number: int, default: Rule) -> int:
 def _take(profile: Profile, names: set[str], default: Rule) -> dict[str, list[Rule]]:
     """Remove the rules of the calls @names from @profile, and return them by call.
 
-    A rule that equals the default action is dropped, as runtimes drop it.
+    A rule that equals the default action is dropped, as runtimes drop it; so are those of a call that follow one
+    without conditions, which decides.
     """
     found: dict[str, list[Rule]] = {name: [] for name in names}
-    kept = []
+    kept, conditions = [], 0
     for rule in profile.get("syscalls") or ():
+        same = _same(Rule(rule["action"], rule.get("errnoRet"), ()), default)
         for name in names.intersection(rule["names"]):
-            found[name] += [r for r in _split(rule) if not _same(r, default)]
+            if same or (found[name] and not found[name][-1].conditions):
+                continue
+            conditions += len(rule.get("args") or ())
+            if conditions > CONDITIONS_MAX:
+                raise Refused(
+                    "the container's seccomp profile has too many conditions on calls that graft traps",
+                    hint=f"at most {CONDITIONS_MAX}",
+                    code="E2BIG",
+                )
+            found[name] += _split(rule)
         rest = [name for name in rule["names"] if name not in names]
         if rest:
             kept.append({**rule, "names": rest})
@@ -211,14 +225,13 @@ def _trapped(rule: Rule) -> Rule:
     return rule._replace(action=NOTIFY, error=None) if rule.action in PERMISSIVE else rule
 
 
-def _cut(name: str, trap: Caught, rules: list[Rule], cells: list[Cell], default: Rule) -> list[dict[str, Any]]:
-    """Return rules for one call that are disjoint in the arguments of @trap and of the traps around it (@cells).
+def _cut(name: str, trap: Caught, rules: list[Rule], cells: list[Cell], default: Rule) -> Iterator[dict[str, Any]]:
+    """Make rules for one call that are disjoint in the arguments of @trap and of the traps around it (@cells).
 
     @cells: the pieces that are fixed so far.
     """
     if trap.plain and any(c["index"] == trap.argument for rule in rules for c in rule.conditions):
         trap = trap.plain
-    made = []
     narrowed = dict(trap.inside)
     borders = {0}
     for first, last in (*trap.ranges, *narrowed):
@@ -233,25 +246,25 @@ def _cut(name: str, trap: Caught, rules: list[Rule], cells: list[Cell], default:
         here = [*cells, (trap.argument, piece, trap.mask)]
         inner = next((t for (low, high), t in narrowed.items() if low <= piece[0] and piece[1] <= high), None)
         if inner:
-            made += _cut(name, inner, rules, here, default)
+            yield from _cut(name, inner, rules, here, default)
             continue
         trapped = any(low <= piece[0] and piece[1] <= high for low, high in trap.ranges)
-        made += _leaf(name, rules, here, default, trapped=trapped)
-    return made
+        yield from _leaf(name, rules, here, default, trapped=trapped)
 
 
-def _leaf(name: str, rules: list[Rule], cells: list[Cell], default: Rule, *, trapped: bool) -> list[dict[str, Any]]:
-    """Return rules for the part of a call's argument space that @cells select. @trapped: graft traps all of it."""
+def _leaf(
+    name: str, rules: list[Rule], cells: list[Cell], default: Rule, *, trapped: bool
+) -> Iterator[dict[str, Any]]:
+    """Make rules for the part of a call's argument space that @cells select. @trapped: graft traps all of it."""
     surviving = _surviving(rules, cells, default)
     undecided = next((c["index"] for rule in surviving for c in rule.conditions), None)
     if trapped and undecided is not None and default.action in PERMISSIVE:
         # where no condition holds, the default ALLOW applies, and has to be trapped: cut at these conditions, too
-        return _cut(name, Caught(undecided, ((0, TOP),)), rules, cells, default)
-    return [
-        _emit(name, _trapped(rule) if trapped else rule, (*masks, *rule.conditions))
-        for rule in surviving
-        for masks in _product(cells)
-    ]
+        yield from _cut(name, Caught(undecided, ((0, TOP),)), rules, cells, default)
+        return
+    for rule in surviving:
+        for masks in _product(cells):
+            yield _emit(name, _trapped(rule) if trapped else rule, (*masks, *rule.conditions))
 
 
 def _surviving(rules: list[Rule], cells: list[Cell], default: Rule) -> list[Rule]:
@@ -306,16 +319,17 @@ def _decide(condition: dict[str, Any], piece: Range) -> bool:
     return verdicts[operator]
 
 
-def _product(cells: list[Cell]) -> list[tuple[dict[str, Any], ...]]:
-    """Return one tuple of conditions for each combination of the aligned parts of the ranges in @cells."""
-    combined: list[tuple[dict[str, Any], ...]] = [()]
-    for index, piece, whole in cells:
-        parts = [
-            {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
-            for value, mask in aligned(*piece, whole)
-        ]
-        combined = [(*before, part) for before in combined for part in parts]
-    return combined
+def _product(cells: list[Cell]) -> Iterator[tuple[dict[str, Any], ...]]:
+    """Make one tuple of conditions for each combination of the aligned parts of the ranges in @cells."""
+    return itertools.product(
+        *(
+            [
+                {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+                for value, mask in aligned(*piece, whole)
+            ]
+            for index, piece, whole in cells
+        )
+    )
 
 
 def aligned(first: int, last: int, whole: int = TOP) -> list[tuple[int, int]]:
