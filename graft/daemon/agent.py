@@ -32,6 +32,7 @@ from graft.daemon.admission import (
     required_traps,
 )
 from graft.daemon.admission_engines import admit_guarded
+from graft.daemon.admission_users import check_count
 from graft.daemon.agent_users import UserListeners
 from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
@@ -136,7 +137,7 @@ class Agent:
         if len(fds) > 1:
             raise UsageError(f"a wrapper sends one listener, not {len(fds)} descriptors")
         self.tenancy.calls.reap()
-        trusted = connection.uid == 0 and connection.peer.administrates()
+        trusted = self._is_root(connection)
         listener = fds[0] if fds else None
         tenant = admit_wrapper(self.tenancy, connection.pid, connection.uid, listener, metadata, trusted=trusted)
         if metadata.verbose:
@@ -149,6 +150,8 @@ class Agent:
         if isinstance(request, protocol.Traps):
             if fds:
                 raise UsageError("this request has no descriptors")
+            if not self._is_root(connection):
+                check_count(len(request.ingress) + len(request.egress))
             return {"swap": required_traps(self.tenancy, connection.pid, request)}
         if isinstance(request, protocol.Endpoints):
             if fds:
@@ -165,6 +168,10 @@ class Agent:
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, "EIO")
             raise Refused(error.strerror or str(error), code=code) from None
+
+    @staticmethod
+    def _is_root(connection: Connection) -> bool:
+        return connection.uid == 0 and connection.peer.administrates()
 
     @staticmethod
     def _owner(connection: Connection) -> Owner:

@@ -71,6 +71,7 @@ class UserEngineOrders(EngineOrders):
         if container.network:
             raise Refused(f"network '{container.network}' is not graft's", hint=bundle.ROOTS_NETWORKS, code="EINVAL")
         joined.check_devices(registry, container)
+        check_count(len((request.config.get("linux") or {}).get("sysctl") or ()), "sysctls")
         metadata = metadata_of(container)
         metadata.uid, metadata.directory = user.account.uid, ""
         running = registry.by_netns(container.where[0]) if container.where[0] else None

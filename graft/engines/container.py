@@ -114,7 +114,7 @@ def _take(metadata: protocol.Metadata, key: str, value: str) -> None:
     elif label == "sysctl" and any(item != IGNORE for item in items):
         raise UsageError("sysctls are the engine's to set", hint=f"{IGNORE} is the only value")
     elif label == POLICY:
-        for item in items:
-            metadata.request = with_label(metadata.request, "allow", named_policy(item))
+        entries = [entry for name in dict.fromkeys(items) for entry in named_policy(name)]
+        metadata.request = with_label(metadata.request, "allow", entries)
     elif label:
         metadata.request = with_label(metadata.request, label, items)

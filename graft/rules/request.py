@@ -360,10 +360,16 @@ def setting_of(label: str, item: str) -> Setting:
 
 def with_label(request: Request, label: str, items: Sequence[str]) -> Request:
     """@request with what the items of the label graft.@label, one of LABELS, add to it. Raises UsageError."""
+    added: dict[str, Any] = {}
+    more: dict[str, list[str]] = {}
     for item in items:
         setting = setting_of(label, item)
-        value: Any = item if setting.choices else (*getattr(request, setting.field), item)
-        request = request._replace(**{setting.field: value})
+        if setting.choices:
+            added[setting.field] = item
+        else:
+            more.setdefault(setting.field, []).append(item)
+    added |= {field: (*getattr(request, field), *texts) for field, texts in more.items()}
+    request = request._replace(**added)
     for setting in SETTINGS:
         if setting.label == label:
             setting.parse(getattr(request, setting.field))
