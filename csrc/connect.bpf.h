@@ -43,18 +43,6 @@ static __always_inline bool take_source_back(struct bpf_sock_addr *ctx, const st
 	return !bind_source(ctx, &none, six);
 }
 
-/* Tell graftd's resolver by the source port whose this client is: it was bound before, outside its slice. */
-__noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant)
-{
-	struct graft_client_key key = {.proto = ctx->protocol};
-
-	if (!ctx->sk)
-		return 0;
-	key.port = ctx->sk->src_port;
-	bpf_map_update_elem(&client_ports, &key, &tenant, BPF_ANY);
-	return 0;
-}
-
 /*
  * The source of a connection to the container's loopback. TCP has a port of the kernel's choice, which many
  * connections have in common. A UDP socket has its port alone, so that it is a private one.
@@ -219,7 +207,7 @@ static __noinline int decide_connect(struct bpf_sock_addr *ctx, struct graft_add
 			}
 			stamp->flags |= STAMP_LENT;
 		} else if (where == LOCAL_NAMED) {
-			note_client(ctx, id);
+			note_client(ctx, id, &source);
 		}
 		if (where == LOCAL_CONTAINER || !(tenant->flags & TENANT_STRICT))
 			goto allow;
@@ -260,8 +248,8 @@ leave:
 	if (where == ROUTE_CONTAINER && ctx->protocol == IPPROTO_UDP)
 		remember_port(&asked, a->port);
 	if (where == ROUTE_CONTAINER && stamp->flags & STAMP_EPHEMERAL)
-		note_client(ctx,
-			    id); /* the kernel takes the destination's address as its source, which says nothing */
+		/* the kernel takes the destination's address as its source, which says nothing */
+		note_client(ctx, id, &source);
 	tell_conversion(id, tenant, OP_CONNECT << 16 | ctx->protocol, &asked, (struct graft_addr *)rule);
 allow:
 	if (!may_have_source(ctx, stamp))

@@ -85,6 +85,25 @@ static __always_inline bool is_permitted(const struct graft_stamp *stamp, const 
 }
 
 /*
+ * Tell graftd's resolver by the source port whose this client is: it was bound before, outside its slice, to @source.
+ * An address of the tenant's own says that by itself, and another's port may have the same number at the host's.
+ */
+__noinline int note_client(struct bpf_sock_addr *ctx, __u32 tenant, struct graft_addr *source)
+{
+	struct graft_client_key key = {.proto = ctx->protocol};
+	struct graft_addr from;
+
+	if (!ctx->sk || !source)
+		return 0;
+	from = *source; /* on this stack: Linux 6.1 takes no argument for a key */
+	if (in_slices(&from) || is_own_address(tenant, &from))
+		return 0;
+	key.port = ctx->sk->src_port;
+	bpf_map_update_elem(&client_ports, &key, &tenant, BPF_ANY);
+	return 0;
+}
+
+/*
  * Would nobody answer what the tenant sends from @bound to @to? Addresses of an engine's network are known on this
  * host alone. A socket that is bound there for real, which is of UDP, cannot leave from another.
  */

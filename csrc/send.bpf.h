@@ -141,6 +141,9 @@ static __noinline int decide_send(struct bpf_sock_addr *ctx, struct graft_addr *
 			if (!strict && is_any(bound->ip) && is_v4(bound) == is_v4(a))
 				slice_ip(source, is_v4(a), tenant->slice, SLICE_DYNAMIC);
 		}
+		if (where == LOCAL_NAMED &&
+		    !is_any(bound->ip)) /* connected to somebody else, who gave it that source */
+			note_client(ctx, id, bound);
 		note_told(ctx, stamp, &asked, a);
 		if (where == LOCAL_CONTAINER || !strict)
 			return ALLOW;

@@ -423,17 +423,16 @@ class Resolver:
             if raw.startswith(SLICE6_PREFIX):
                 number = int.from_bytes(raw[8:12], "big")
                 return next((t for t in registry.tenants.values() if t.slice_number == number), None)
-            return self._noted(client, kind)
-        raw = socket.inet_aton(client[0])
-        number = int.from_bytes(raw, "big")
-        slice_number = (number ^ SLICE4_NET) >> SLICE_SHIFT
-        if 0 <= slice_number < SLICE_COUNT:
-            first = slice_number - slice_number % SLICE_GROUP
-            for tenant in registry.tenants.values():
-                if tenant.slice_number == slice_number or (tenant.wide and tenant.slice_number == first):
-                    return tenant
-            return None
-        address = Address(MAPPED + raw)
+        else:
+            raw = MAPPED + socket.inet_aton(client[0])
+            slice_number = (int.from_bytes(raw[12:], "big") ^ SLICE4_NET) >> SLICE_SHIFT
+            if 0 <= slice_number < SLICE_COUNT:
+                first = slice_number - slice_number % SLICE_GROUP
+                for tenant in registry.tenants.values():
+                    if tenant.slice_number == slice_number or (tenant.wide and tenant.slice_number == first):
+                        return tenant
+                return None
+        address = Address(raw)
         for tenant in registry.tenants.values():
             if any(own.address == address for own in tenant.owned):
                 return tenant

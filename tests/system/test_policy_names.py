@@ -111,6 +111,29 @@ def test_both_families_and_chains(outside):
 DIG = ("dig", "+tries=1", "+time=3")
 
 
+@pytest.mark.parametrize(("allowed", "peer"), [(CLIENT4, CLIENT4), ("2001:db8:77::/64", CLIENT6)], ids=("ipv4", "ipv6"))
+def test_nobody_asks_in_anothers_name(lab, allowed, peer):
+    """A socket whose source the kernel has chosen for another peer, at a port from which somebody else has asked."""
+    asks = "import socket, sys\nfor n in range(1500): s = socket.socket(2, 2); s.bind(('', 0)); s.connect(('8.8.8.8', 53)); s.close()\nprint('asked', flush=True)\nsys.stdin.read()"
+    other = lab.spawn_graft("--name", "other", "--allow", "www.test:8000", *python(asks), stdin=-1, stdout=-1)
+    assert other.stdout.readline() == "asked\n"
+    code = (
+        "import socket, struct, sys\nquery = struct.pack('>HHHHHH', 7, 0x100, 1, 0, 0, 0) + b'\\x06secret\\x04test\\0' + struct.pack('>HH', 1, 1)\n"
+        "six = ':' in sys.argv[1]; resolver = ('2001:db8:77::53' if six else '8.8.8.8', 53)\n"
+        "for n in range(1500): s = socket.socket(10 if six else 2, 2); s.bind(('', 0)); s.connect((sys.argv[1], 9)); s.sendto(query, resolver); s.close()\n"
+        "print('tried', flush=True); sys.stdin.read()\n"
+    )
+    one = lab.spawn_graft("--name", "one", "--allow", allowed, *python(code), peer, stdin=-1, stdout=-1)
+    assert one.stdout.readline() == "tried\n"
+    try:
+        wait_for(lambda: inspected(lab, "one")["policy"]["refused_names"], "a refused name")
+        assert [each["name"] for each in inspected(lab, "one")["policy"]["refused_names"]] == ["secret.test"]
+        assert inspected(lab, "other")["policy"]["refused_names"] == []
+    finally:
+        lab.end(one)
+        lab.end(other)
+
+
 def test_whatever_goes_to_port_53(outside):
     """Other resolvers, of both families, over UDP and TCP, on the loopback: all of it is graft's."""
     need("dig")
