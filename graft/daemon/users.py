@@ -175,6 +175,11 @@ class Users(Admin):
         admission_users.check_count(admission_users.count_rules(tenant) + more)
         return super().rule_add(connection, request, fds)
 
+    def rule_del(self, connection: Connection, request: protocol.RuleDel, fds: list[int]) -> Reply:
+        """`graft rule del`: all of them or none."""
+        admission_users.check_count(len(request.publish) + len(request.ingress) + len(request.egress))
+        return super().rule_del(connection, request, fds)
+
     def _check_rules(self, connection: Connection, tenant: Tenant, given: Given) -> None:
         registry, user = self.tenancy.registry, connection.user
         admission_users.check_rules(registry, user, given.publications, given.egress)

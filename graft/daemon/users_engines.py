@@ -42,6 +42,7 @@ ENGINES = ("docker", "podman", "oci")
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 LABEL_MAX = 255  # characters of a name or a key
 NAMES_MAX = 64  # of a container on a network
+ADDRESSES_MAX = 16  # likewise: graftd's loop puts each on the host's lo
 FOR_EACH = 4  # networks of a container, as many as may be on average
 
 
@@ -106,6 +107,8 @@ class UserEngineOrders(EngineOrders):
         texts = (request.key, request.network, *request.names)
         if len(request.names) > NAMES_MAX or any(len(text) > LABEL_MAX for text in texts):
             raise UsageError("a name is too long, or there are too many")
+        if len(request.addresses) > ADDRESSES_MAX:
+            raise UsageError(f"{len(request.addresses)} addresses are too many", hint=f"at most {ADDRESSES_MAX}")
         theirs = [key for key, attachment in registry.attachments.items() if attachment.uid == user.account.uid]
         if _key(user, request.key) not in theirs:
             _check_count(user, theirs, user.grants.containers * FOR_EACH, "members of networks")

@@ -110,3 +110,12 @@ os._exit(0)
     code_told, soon = tries(users, "bob", code)
     assert code_told in ("ENOSPC", "EINVAL", "E2BIG")
     assert soon == "True"
+
+
+def test_many_rules_to_delete_keep_nobody_waiting(users, unharmed):
+    """Each is looked for among all that the container has."""
+    box = users.spawn_by("alice", "--name", "box", "sleep", "60")
+    wait_for(lambda: "box" in users.by("alice", "ps").stdout, "alice's")
+    done = users.by("alice", "rule", "del", "box", *(word for n in range(1, 601) for word in ("-p", f"{3000 + n}:{n}")))
+    assert "600 rules are too many" in done.stderr
+    users.end(box)

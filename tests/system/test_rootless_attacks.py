@@ -196,6 +196,7 @@ def test_namespaces_of_others(users, host, sleeper):
         ({"resolver": "127.0.0.53"}, "127.0.0.53: not granted to you"),
         ({"publish": ["80:80"]}, "port 80/tcp is below 1024"),
         ({"names": ["n"] * 65}, "there are too many"),
+        ({"addresses": ["10.99.1.5/24"] * 17}, "17 addresses are too many"),
         ({"key": "k" * 256}, "a name is too long"),
     ],
 )
