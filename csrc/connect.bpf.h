@@ -14,10 +14,12 @@
 #include "pace.bpf.h"
 #include "watch.bpf.h"
 
-/* Remember the peer as the program named it, to show it. */
+/* Remember the peer as the program named it, to show it. What graftd has permitted is one peer, and no later one. */
 static __always_inline void note_peer(struct graft_stamp *stamp, const struct graft_addr *asked,
 				      const struct graft_addr *real)
 {
+	if (stamp->flags & STAMP_PERMIT && !same_addr(real, &stamp->peer_real))
+		stamp->flags &= ~STAMP_PERMIT;
 	stamp->peer = *asked;
 	stamp->peer_real = *real;
 	stamp->flags |= STAMP_CONNECTED;

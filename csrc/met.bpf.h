@@ -233,8 +233,8 @@ __noinline int may_name(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, st
 		return false;
 	note_family(stamp, a);
 	if (!(stamp->flags & STAMP_CONNECTED)) {
-		if (!(stamp->flags &
-		      (STAMP_SENT | STAMP_FAMILY | STAMP_NAMED))) { /* graftd writes peer_real of those */
+		/* graftd writes peer_real of those */
+		if (!(stamp->flags & (STAMP_SENT | STAMP_FAMILY | STAMP_NAMED | STAMP_PERMIT))) {
 			stamp->peer_real = *a;
 			stamp->flags |= STAMP_SENT;
 		} else if (!(stamp->flags & STAMP_SENT_MORE) && !same_addr(a, &stamp->peer_real)) {

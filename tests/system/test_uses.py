@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from graft.bench.lab import GRAFT, HOST6, ROOT, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, HOST6, ROOT, wait_for
 from tests.conftest import python
 
 TYPES = ("ipv4", "ipv6", "unix", "local", "away")
@@ -214,3 +214,31 @@ def test_a_wrapper_serves_at_no_endpoint_for_connections(lab, uses):
     lab.refused((*inside, "-i", "0.0.0.0:80=out-ipv4", "--", "true"), 1, "there to connect from, not to bind to")
     lab.refused((*inside, "-e", "10.0.0.0/8=in-ipv4", "--", "true"), 1, "there to bind to, not to connect from")
     assert lab.host(*inside, "-i", "0.0.0.0:80=in-ipv4", "-e", "10.0.0.0/8=out-ipv4", "--", "true").returncode == 0
+
+
+@pytest.mark.parametrize("kind", [1, 2], ids=("tcp", "udp"))
+def test_what_was_permitted_is_no_leave_for_another_peer(lab, kind):
+    """A socket that may reach an endpoint goes elsewhere by a rule, and no longer when the rule has gone."""
+    code = (
+        f"import ctypes, errno, json, socket, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport graft\nlibc = ctypes.CDLL(None)\n"
+        "def told(sock):\n    try: return sock.connect((sys.argv[1], 9301)) or 'OK'\n    except OSError as error: return errno.errorcode[error.errno]\n"
+        "print('up', flush=True); sys.stdin.readline()\n"
+        f"s = graft.socket({kind}); s.permit('ep-e'); print(told(s), flush=True)\n"
+        "sys.stdin.readline(); libc.connect(s.fileno(), bytes(16), 16); print(told(s), flush=True); sys.stdin.read()\n"
+    )
+    server = lab.spawn("ip", "netns", "exec", lab.client_ns, *python("import socket\ns = socket.create_server(('', 9301)); print('up', flush=True)\nwhile True: s.accept()"), stdout=-1)
+    assert server.stdout.readline() == "up\n"
+    lab.graft("endpoint", "add", "ep-o", "type", "ipv4", "addr", HOST4, "port", "dynamic", check=True)
+    one = lab.spawn_graft("--name", "one", "-e", f"{CLIENT4}/32=ep-o", *python(code), CLIENT4, stdin=-1, stdout=-1)
+    try:
+        assert one.stdout.readline() == "up\n"
+        lab.graft("endpoint", "add", "ep-e", "type", "ipv4", "addr", CLIENT4, "port", "9000", "--netns", "one", check=True)
+        for told in ("OK\n", "ENETUNREACH\n"):
+            print(file=one.stdin, flush=True)
+            assert one.stdout.readline() == told
+            if told == "OK\n":
+                lab.graft("rule", "del", "one", "-e", f"{CLIENT4}/32=ep-o", check=True)
+    finally:
+        lab.end(one)
+        lab.end(server)
+        lab.graft("endpoint", "del", "ep-o", check=True)
