@@ -28,6 +28,7 @@ One container must not take the resolver from the others. What it sends beyond i
 much gives way to one that has little: forwarded queries that wait, and TCP connections.
 """
 
+import errno
 import os
 import secrets
 import socket
@@ -68,6 +69,7 @@ SO_RCVBUFFORCE = 33  # socket(7), which Python does not name
 QUEUE = 4 << 20  # bytes of the UDP socket's queue: the bursts of ten containers (BUDGET_BURST), or 5,000 queries
 QUERIES = 4  # of one TCP connection: BUDGET_CONNECTION
 BACKLOG = 1024  # TCP connections that wait to be accepted
+KEPT = 1.0  # seconds for which the keeper may have a copy of a socket that was given up
 STORED = "resolver-"
 KNOWN = (RESOLVER, RESOLVER6)  # addresses that are there without being added
 MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
@@ -115,6 +117,7 @@ class Resolver:
         self.names = Names(registry)
         self.kernel = kernel
         self.places: dict[Address, tuple[socket.socket, socket.socket]] = {}
+        self.given_up: dict[Address, float] = {}  # when, in monotonic seconds; not those that could not be had
         self.waiting: dict[int, dict[int, Waiting]] = {}  # by tenant, and by the descriptor that asks, in their order
         self.nameservers = Nameservers()
         self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
@@ -145,6 +148,7 @@ class Resolver:
             wanted |= {RESOLVER, RESOLVER6} if self.registry.ipv6 else {RESOLVER}
         for address in self.places.keys() - wanted:
             self._stop(address)
+            self.given_up[address] = time.monotonic()
         for address in wanted - self.places.keys():
             try:
                 self._listen(address)
@@ -195,13 +199,25 @@ class Resolver:
             for sock in (udp, tcp):
                 if family == socket.AF_INET6:  # no device has an address of the slices
                     sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
-                sock.bind((str(address), DNS_PORT))
+                self._bind(sock, address)
             udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, QUEUE)
             tcp.listen(BACKLOG)
             for name, sock in zip(names, (udp, tcp), strict=True):  # now: the store drops a socket that hangs up
                 self.store.put(name, sock.fileno())
         self.loop.add(udp.fileno(), lambda _events: self._asked(udp))
         self.loop.add(tcp.fileno(), lambda _events: self._called(tcp))
+
+    def _bind(self, sock: socket.socket, address: Address) -> None:
+        """Bind a socket. The keeper may not have come to close its copy of the one before. Raises OSError."""
+        until = self.given_up.pop(address, float("-inf")) + KEPT
+        while True:
+            try:
+                return sock.bind((str(address), DNS_PORT))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                    raise
+            self.store.flush()
+            time.sleep(0.002)
 
     def _socket(self, kind: int, family: int = socket.AF_INET) -> socket.socket:
         made = socket.socket(family, kind | socket.SOCK_NONBLOCK)

@@ -1,6 +1,9 @@
 """graftd's resolver: names of the outside, by the host's nameservers, over UDP and TCP."""
 
+import os
+import signal
 import subprocess
+import threading
 from typing import Any
 
 import pytest
@@ -55,3 +58,17 @@ def test_names_of_the_outside(own_lab, tmp_path, servers, answer, at, more):
         wait_for(lambda: own_lab.containers() == [], "the container's end")
         own_lab.host(GRAFTD, "--stop", "--force")
         daemon.wait(20)
+
+
+def test_one_container_after_the_other(own_lab):
+    """The address that the first gave up is free for the second, though the keeper comes to its copy a moment later."""
+    own_lab.start_daemon()
+    first = own_lab.spawn_graft("--allow", "192.0.2.1", "cat", stdin=subprocess.PIPE)
+    wait_for(own_lab.containers, "the first")
+    keeper = own_lab.keeper_pid()
+    os.kill(keeper, signal.SIGSTOP)
+    threading.Timer(0.4, os.kill, (keeper, signal.SIGCONT)).start()
+    first.stdin.close()
+    wait_for(lambda: not own_lab.containers(), "its end")
+    done = own_lab.graft("run", "--allow", "192.0.2.1", "echo", "second")
+    assert (done.stdout, done.stderr) == ("second\n", "")
