@@ -31,8 +31,8 @@ NEAR = 0.6  # how alike two keys are, so that one may be meant by the other (dif
 BYTE_ORDER_MARK = "\ufeff"
 LOST_LINK = "a symbolic link that leads nowhere"  # a file that is meant, and not one that is not there
 
-HEADER = re.compile(r"\s*\[\[?([^][]+)\]")  # [table], [[array of tables]]
-KEY = re.compile(r"\s*([^\s=#]+)\s*=")
+HEADER = re.compile(r"\s*\[{1,2}([^][]+)\]")  # [table], [[table]]
+KEY = re.compile(r"""\s*("[^"\\]*"|'[^']*'|[^\s=#"']+)\s*=""")
 STRING = re.compile(r"""\"(?:[^"\\]|\\.)*(?:\"|$)|'[^']*(?:'|$)""")  # one that is not closed goes to the line's end
 PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)  # in tomllib's errors
 
@@ -215,9 +215,8 @@ class _Source:
             header, key = HEADER.match(line), KEY.match(line)
             if header:
                 table = header[1].strip()
-            if header and table.startswith(f"{name}."):
-                return number
-            if name == (table if header else f"{table}.{_bare(key[1])}".lstrip(".") if key else ""):
+            here = table if header else f"{table}.{_bare(key[1])}".lstrip(".") if key else None
+            if here is not None and f"{here}.".startswith(f"{name}."):  # itself, or what it has
                 return number
         return 0
 
@@ -232,7 +231,7 @@ class _Source:
         word = re.escape(item if isinstance(item, str) else shown(item))
         told = re.compile(rf"[\"']{word}[\"']" if isinstance(item, str) else rf"(?<![\w.\"']){word}(?![\w.\"'])")
         lines = enumerate(self.text.splitlines()[line - 1 :], line)
-        return next((number for number, text in lines if told.search(text)), line)
+        return next((number for number, text in lines if _uncommented(told, text)), line)
 
     def where(self, name: str, item: Any = None) -> str:
         """The file, and the line of the key @name, or of @item in its array."""
@@ -248,6 +247,12 @@ class _Source:
         if len(faults) < FAULTS_MAX:
             item = error.item if isinstance(error, ItemError) else None
             faults.append(self.wrong(name, error.message, error.hint, item))
+
+
+def _uncommented(told: re.Pattern[str], text: str) -> bool:
+    """Does @told match in a line before its comment? A "#" in a string begins none."""
+    end = STRING.sub(lambda found: "s" * len(found[0]), text).find("#")
+    return bool(told.search(text if end < 0 else text[:end]))
 
 
 def _bare(key: str) -> str:

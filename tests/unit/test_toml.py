@@ -79,6 +79,13 @@ def test_what_is_wrong(file, text, says):
         ("deep = {names = [1]}", 1),
         ('"de\\u0065p" = {names = [1]}', 0),
         ("\n[shallow]", 2),
+        ("\n[[names]]\nx = 1", 2),
+        ("on = true\nnames.x = [1]", 2),
+        ('on = true\n"names " = [1]', 2),
+        ("on = true\n'a = b' = 1", 2),
+        ('on = true\n"" = 1', 2),
+        ('names = [\n# 12\n"#", # 12\n12,\n]', 4),
+        ("on = true\nnames = [1] # on = 2", 2),
     ],
 )
 def test_the_line(file, text, line):
