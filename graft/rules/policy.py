@@ -21,6 +21,7 @@ from graft.rules.address import Address, Prefix, parse_port, parse_prefix
 NAME_MAX = 253  # characters of a name as text (RFC 1035, 2.3.4)
 LABEL_MAX = 63
 ENTRIES_MAX = 1000  # of one list
+DEVIATIONS = "\u00df\u03c2\u200c\u200d"  # what IDNA 2003 maps or leaves out, and IDNA 2008 keeps (UTS 46, 2.3)
 FORM = "like pypi.org, '*.github.com:443', 10.0.0.0/8 or [2001:db8::1]:443"
 LEARN = "on"
 
@@ -80,13 +81,16 @@ NO_PORTS: frozenset[int] = frozenset()
 
 def parse_allow(text: str) -> Allowed:
     """Parse one entry. Raises UsageError."""
+    if "://" in text:
+        raise UsageError(f"'{text}' is a URL", hint="its name and its port, like pypi.org:443")
     bare, port_text = _split(text)
     try:
         port = parse_port(port_text, least=1) if port_text is not None else 0
+        if bare.startswith("[") or ":" in bare or (bare and all(c in "0123456789./" for c in bare)):
+            return AllowedAddress(parse_prefix(bare.strip("[]") if bare[:1] == "[" else bare), port)
     except UsageError as error:
-        raise UsageError(f"'{text}': {error.message}", hint=error.hint) from None
-    if bare.startswith("[") or ":" in bare or (bare and all(c in "0123456789./" for c in bare)):
-        return AllowedAddress(parse_prefix(bare.strip("[]") if bare[:1] == "[" else bare), port)
+        whole = "" if error.message.startswith(f"'{text}'") else f"'{text}': "
+        raise UsageError(f"{whole}{error.message}", hint=error.hint) from None
     below = bare.startswith("*.")
     return AllowedName(_name(bare[2:] if below else bare, text), below, port)
 
@@ -113,10 +117,7 @@ def _name(text: str, whole: str) -> str:
         )
     name = text.removesuffix(".")
     if not name.isascii():
-        try:
-            name = name.encode("idna").decode()
-        except UnicodeError:
-            raise UsageError(f"'{whole}' is no name (IDNA)", hint=FORM) from None
+        name = _encoded(name, whole)
     name = name.lower()
     labels = name.split(".")
     fits = len(name) <= NAME_MAX and all(0 < len(label) <= LABEL_MAX for label in labels)
@@ -124,6 +125,24 @@ def _name(text: str, whole: str) -> str:
     if not (fits and plain) or any(label[0] == "-" or label[-1] == "-" for label in labels) or labels[-1].isdigit():
         raise UsageError(f"'{whole}' is no name and no address", hint=FORM)
     return name
+
+
+def _encoded(name: str, whole: str) -> str:
+    """A name in another script as it is asked for. Raises UsageError, also where programs differ about that."""
+    try:
+        encoded = name.encode("idna").decode()
+        if any(c in DEVIATIONS for c in name.lower()):
+            labels = [
+                label if label.isascii() else f"xn--{label.encode('punycode').decode()}"
+                for label in name.lower().split(".")
+            ]
+            raise UsageError(
+                f"'{whole}' is {encoded} to some programs and {'.'.join(labels)} to others (IDNA 2003, IDNA 2008)",
+                hint="write the one that is meant, or both",
+            )
+    except UnicodeError:
+        raise UsageError(f"'{whole}' is no name (IDNA)", hint=FORM) from None
+    return encoded
 
 
 def parse_allows(texts: Sequence[str]) -> list[Allowed]:
