@@ -36,7 +36,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from graft.engines.messages import Answer, nothing, parse_answer, refusal, wire, written
+from graft.engines.messages import (
+    SIZES,
+    Answer,
+    addresses_told,
+    as_asked,
+    nothing,
+    parse_answer,
+    refusal,
+    wire,
+    written,
+)
 from graft.engines.names import AAAA, PTR, A, Names, failure, is_query, pointed_at, question, question_end, response
 from graft.kernel.denials import Event
 from graft.kernel.programs import Kernel
@@ -210,7 +220,9 @@ class Allowance:
         policy = tenant.policy
         name, kind = question(query)
         if policy is None or kind not in (A, AAAA):
-            return query[:2] + reply[2:]
+            told = [Address(MAPPED + raw if len(raw) == SIZES[A] else raw) for raw in addresses_told(reply)]
+            bad = [address for address in told if policy and not self._may_be_told(policy, address)]
+            return self._refuse(tenant, query, name, f"{bad[0]} is {SHARED}") if bad else as_asked(query, reply)
         try:
             answer = parse_answer(reply, query)
         except ValueError as error:
@@ -218,13 +230,16 @@ class Allowance:
             return failure(query)
         ports = frozenset((0,)) if policy.learns else policy.ports(name)
         found = [(Address(MAPPED + r.data if kind == A else r.data), r) for r in answer.records]
-        good = [(a, r) for a, r in found if policy.learns or policy.covers(a) or self._may_be_named(a)]
-        good = [(a, r) for a, r in good if not in_names(a)]
+        good = [(a, r) for a, r in found if self._may_be_told(policy, a)]
         if found and not good:
             return self._refuse(tenant, query, name, f"{found[0][0]} is {SHARED}")
         ttl = min((record.ttl for _, record in good), default=0)
         self._pin(tenant, policy, name, ports, [address for address, _ in good], ttl)
         return written(query, Answer(*answer[:4], [record for _, record in good], *answer[5:]))
+
+    def _may_be_told(self, policy: Policy, address: Address) -> bool:
+        """May an answer from outside have @address, for a container with this policy?"""
+        return not in_names(address) and (policy.learns or policy.covers(address) or self._may_be_named(address))
 
     def _may_be_named(self, address: Address) -> bool:
         """May an allowed name stand for @address? Not for one of this host or its containers, or known here alone."""

@@ -155,6 +155,16 @@ def upstream_query(query: bytes) -> bytes:
     return header + query[12 : end - 4].lower() + query[end - 4 : end] + extended
 
 
+def as_asked(query: bytes, reply: bytes) -> bytes:
+    """A nameserver's @reply to upstream_query(), with the id of @query, and the name as it was written there.
+
+    Resolvers that mix upper and lower case compare it to the letter, against forgeries.
+    """
+    end = question_end(query)
+    same = reply[12:end].lower() == query[12:end].lower()
+    return query[:2] + reply[2:12] + query[12:end] + reply[end:] if same else query[:2] + reply[2:]
+
+
 def parse_answer(message: bytes, query: bytes) -> Answer:
     """Read a nameserver's @message that answers @query, which is_query() and asks for A or AAAA.
 

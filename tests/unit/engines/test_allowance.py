@@ -11,6 +11,7 @@ import pytest
 
 from graft.engines import allowance
 from graft.engines.allowance import Allowance
+from graft.engines.messages import upstream_query
 from graft.engines.names import Names
 from graft.rules.address import parse_address
 from graft.rules.own_address import parse_own
@@ -19,6 +20,7 @@ from graft.rules.tables import PIN, PINNED_KEY
 from tests.messages import query
 from tests.unit.fakes import FakeMap, make_registry, make_tenant
 
+ANY = 255
 ALLOW = ("www.test:443", "www.test:80", "*.many.test", "192.0.2.77")
 
 
@@ -143,3 +145,16 @@ def test_malformed_answers_are_failures(known):
     for reply in (b"", asked, replied(query("evil.test"), "192.0.2.1"), replied(asked, "192.0.2.1")[:-3]):
         assert books.admit(tenant, asked, reply)[3] & 15 == 2
     assert not pinned.entries
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "250.64.0.7"])
+def test_addresses_in_answers_of_other_types(known, address):
+    """What no name may stand for is told by no answer, whatever was asked; the letters of the name come back."""
+    books, tenant, _ = known
+    asked = query("WwW.tesT", ANY)
+    assert books.answer(tenant, asked) is None
+    told = books.admit(tenant, asked, replied(upstream_query(asked), "192.0.2.1"))
+    assert (told[:2], b"\3WwW\4tesT\0" in told, bytes((192, 0, 2, 1)) in told) == (asked[:2], True, True)
+    refused = books.admit(tenant, asked, replied(asked, "192.0.2.1", address))
+    assert (refused[3] & 15, refused[7]) == (3, 0)
+    assert books.document(tenant)["refused_names"][0]["why"] == f"{address} is {allowance.SHARED}"
