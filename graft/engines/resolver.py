@@ -323,7 +323,8 @@ class Resolver:
             return
         self.silent.pop(waiting.server, None)
         question = waiting.query[12 : question_end(waiting.query)]
-        if reply[:2] != waiting.number or reply[12 : 12 + len(question)].lower() != question.lower():
+        bare = len(reply) == 12 and reply[3] & 0xF  # some say what is wrong, and nothing else
+        if reply[:2] != waiting.number or not (bare or reply[12 : 12 + len(question)].lower() == question.lower()):
             return  # an answer to something else; the right one may still come
         if reply[3] & 0xF in UNANSWERED and waiting.left:
             self._ask_next(waiting)

@@ -8,6 +8,7 @@ def answer(word, query):
     while query[end]: end += 1 + query[end]
     size = int(query[13:13 + query[12]].decode().strip('abcdefghijklmnopqrstuvwxyz') or 4)
     if word in ('refuses', 'fails'): return query[:2] + bytes((0x81, 0x85 if word == 'refuses' else 0x82)) + query[4:6] + bytes(6) + query[12:end + 5]
+    if word == 'bare': return query[:2] + b'\\x81\\x85' + bytes(8)
     text = word.encode() * (size // len(word) + 1)
     data = b''.join(bytes([len(text[n:n + 200])]) + text[n:n + 200] for n in range(0, size, 200))
     return query[:2] + b'\\x81\\x80' + query[4:6] + b'\\0\\1' + bytes(4) + query[12:end + 5] + struct.pack('>HHHIH', 0xc00c, 16, 1, 5, len(data)) + data

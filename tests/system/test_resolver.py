@@ -27,6 +27,7 @@ GATEWAY = "10.98.7.1"  # where a CNI network has the resolver
         (["refuses@127.0.0.54", "fails@::1", "good@127.0.0.53"], "0 good", GATEWAY, []),
         (["fails@127.0.0.54", "refuses@127.0.0.53"], "5 ", GATEWAY, []),
         (["@127.0.0.54"], "2 ", GATEWAY, []),
+        (["bare@127.0.0.54"], "5 ", "127.0.0.11", []),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
