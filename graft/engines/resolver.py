@@ -19,9 +19,8 @@ of a nameserver's answer they get. Whatever they send to port 53 comes here, of 
 Where it listens. Networks of CNI use their gateway's address instead of 127.0.0.11, because Podman omits loopback
 addresses from resolv.conf.
 
-UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. Over
-TCP, each connection has a thread, and carries as many queries as it has cost its container (RFC 7766,
-csrc/budget.bpf.h).
+UDP is served in graftd's loop: a forwarded query has a socket of its own, whose answer the loop waits for. TCP has
+threads (graft/engines/conversations.py).
 
 One container must not take the resolver from the others. What it sends beyond its budget is dropped in its own send
 (csrc/budget.bpf.h), so that the queue of the UDP socket has room. Of what is limited over all, a container that has
@@ -33,15 +32,13 @@ import os
 import secrets
 import socket
 import struct
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from graft.engines.allowance import Allowance
+from graft.engines.conversations import MESSAGE_MAX, Conversations, messages
 from graft.engines.messages import addresses_told, cut, refusal, upstream_query
 from graft.engines.names import NOTIMP, REFUSED, SERVFAIL, Names, failure, question_end
 from graft.engines.nameservers import Nameservers, family_of, where_to_ask
@@ -59,20 +56,16 @@ from graft.tenants.registry import Registry
 from graft.tenants.tenant import CONTAINER, Tenant
 
 WAITING_MAX, WAITING_OF_ONE = 1024, 64  # UDP queries that wait for a nameserver: of all containers, of one
-PATIENCE = 5.0  # seconds: for the nameservers to answer, and for a TCP client to send a query
+PATIENCE = 5.0  # seconds for the nameservers to answer
 EACH = 2.0  # seconds: for one nameserver to answer, if there is another
 LAST = 10.0  # seconds for which a nameserver that was silent is asked after the others
 TOLD = 60.0  # seconds for which the log does not say again that no nameserver answers
-THREADS_MAX, THREADS_OF_ONE = 32, 4  # TCP connections: of all containers, of one
-THREADS_FIRST = 512  # TCP connections of all, if it is a container's only one
 SO_RCVBUFFORCE = 33  # socket(7), which Python does not name
 QUEUE = 4 << 20  # bytes of the UDP socket's queue: the bursts of ten containers (BUDGET_BURST), or 5,000 queries
-QUERIES = 4  # of one TCP connection: BUDGET_CONNECTION
 BACKLOG = 1024  # TCP connections that wait to be accepted
 KEPT = 1.0  # seconds for which the keeper may have a copy of a socket that was given up
 STORED = "resolver-"
 KNOWN = (RESOLVER, RESOLVER6)  # addresses that are there without being added
-MESSAGE_MAX = 65535  # bytes, with TCP's length field of 16 bits (RFC 1035, 4.2.2)
 UNANSWERED = (SERVFAIL, NOTIMP, REFUSED)  # what says that another nameserver is to be asked, as resolv.conf(5) has it
 
 
@@ -120,8 +113,7 @@ class Resolver:
         self.given_up: dict[Address, float] = {}  # when, in monotonic seconds; not those that could not be had
         self.waiting: dict[int, dict[int, Waiting]] = {}  # by tenant, and by the descriptor that asks, in their order
         self.nameservers = Nameservers()
-        self.threads: Counter[int] = Counter()  # TCP conversations, by tenant
-        self.lock = threading.Lock()
+        self.conversations = Conversations(self._converse)
         self.allowance = Allowance(registry, kernel, self.names)
         self.silent: dict[str, float] = {}  # nameservers, and until when they are asked last (monotonic seconds)
         self.told = float("-inf")  # when the log was told that none answers
@@ -174,6 +166,7 @@ class Resolver:
         """Forget a container that has ended."""
         for waiting in list(self.waiting.get(tenant.id, {}).values()):
             self._forget(waiting)
+        self.conversations.forget(tenant)
         if tenant.asks_graft and tenant.kind == CONTAINER:
             self.allowance.forget(tenant)
             self.start()
@@ -282,8 +275,7 @@ class Resolver:
 
         Each query has its own socket: to forge an answer takes its port and its id (RFC 5452).
         """
-        now = time.monotonic()
-        servers = sorted(servers, key=lambda server: self.silent.get(server, 0.0) > now)
+        servers = self._ordered(servers)
         of = self.registry.tenants.get(tenant)
         asks = upstream_query(query) if of and of.policy else query
         for asked, server in enumerate(servers, 1):
@@ -375,56 +367,46 @@ class Resolver:
             peer.close()
             return
         tenant = self._tenant(client, socket.IPPROTO_TCP)
-        if tenant is None or not self._admit(tenant):
+        if tenant is None:
             peer.close()
-            return
-        threading.Thread(target=self._converse, args=(peer, tenant), daemon=True).start()
+        else:
+            self.conversations.begin(peer, tenant)
 
-    def _admit(self, tenant: Tenant) -> bool:
-        with self.lock:
-            own = self.threads[tenant.id]
-            if own >= THREADS_OF_ONE or self.threads.total() >= (THREADS_MAX if own else THREADS_FIRST):
-                return False
-            self.threads[tenant.id] += 1
-            return True
-
-    def _converse(self, peer: socket.socket, tenant: Tenant) -> None:
-        try:
-            with peer:
-                for query in islice(_messages(peer), QUERIES):
-                    reply = self._answer(tenant, query)
-                    if reply is None:
-                        asks = upstream_query(query) if tenant.policy else query
-                        found = self._relay(asks, self.nameservers.of(tenant))
-                        reply = self._tell(tenant, query, found) if found else failure(query)
-                        if not found:
-                            self._unanswered(tenant)
-                    if reply:
-                        peer.settimeout(PATIENCE)
-                        peer.sendall(struct.pack(">H", len(reply)) + reply)
-        except (OSError, ValueError) as error:
-            log.debug("names: %s", error)
-        finally:
-            with self.lock:
-                self.threads[tenant.id] -= 1
-                if not self.threads[tenant.id]:
-                    del self.threads[tenant.id]
+    def _converse(self, tenant: Tenant, query: bytes) -> bytes:
+        """The answer to a query that came over TCP; b"": none at all. Threads call it."""
+        reply = self._answer(tenant, query)
+        if reply is None:
+            asks = upstream_query(query) if tenant.policy else query
+            found = self._relay(asks, self.nameservers.of(tenant))
+            reply = self._tell(tenant, query, found) if found else failure(query)
+            if not found:
+                self._unanswered(tenant)
+        return reply
 
     def _relay(self, query: bytes, servers: Iterable[str]) -> bytes:
-        reply = b""
-        for server in servers:
+        """What the first of these nameservers that answers says, else what one has said; b"": nothing at all."""
+        reply, over, ordered = b"", time.monotonic() + PATIENCE, self._ordered(servers)
+        for asked, server in enumerate(ordered, 1):
+            until = min(over, time.monotonic() + EACH) if asked < len(ordered) else over
             try:
                 with self._socket(socket.SOCK_STREAM, family_of(server)) as out:
-                    out.settimeout(EACH)
+                    out.settimeout(max(until - time.monotonic(), 0.001))
                     out.connect(where_to_ask(server))
                     out.sendall(struct.pack(">H", len(query)) + query)
-                    reply = next(_messages(out), b"") or reply
+                    reply = next(messages(out, until - time.monotonic()), b"") or reply
+            except TimeoutError:
+                self.silent[server] = time.monotonic() + LAST
             except (OSError, ValueError) as error:
                 log.debug("nameserver %s: %s", server, error)
             else:
                 if len(reply) >= 12 and reply[3] & 0xF not in UNANSWERED:
                     break
         return reply if len(reply) >= 12 else b""
+
+    def _ordered(self, servers: Iterable[str]) -> list[str]:
+        """Nameservers in the order in which they are asked: those that were silent come last."""
+        now = time.monotonic()
+        return sorted(servers, key=lambda server: self.silent.get(server, 0.0) > now)
 
     # -- who asks --
 
@@ -459,24 +441,3 @@ class Resolver:
         """The tenant that has noted the source port of a client."""
         noted = self.kernel.maps["client_ports"].get(CLIENT_KEY.pack(kind, client[1]))
         return self.registry.tenants.get(int.from_bytes(noted, "little")) if noted else None
-
-
-def _messages(sock: socket.socket) -> Iterator[bytes]:
-    """Receive messages with their length in front (RFC 1035, 4.2.2), until the peer closes the connection.
-
-    Raises TimeoutError if one takes longer than PATIENCE seconds, ValueError where one ends early, OSError.
-    """
-    data = b""
-    while True:
-        until = time.monotonic() + PATIENCE
-        while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
-            sock.settimeout(max(until - time.monotonic(), 0.001))
-            more = sock.recv(MESSAGE_MAX)
-            if not more and data:
-                raise ValueError("a message ended early")
-            if not more:
-                return
-            data += more
-        end = 2 + int.from_bytes(data[:2], "big")
-        yield data[2:end]
-        data = data[end:]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from graft.bench.lab import GRAFTD, wait_for
-from tests.conftest import python
+from tests.conftest import need, python
 from tests.system.cri import cni
 from tests.system.nameservers import ASK, SERVERS
 
@@ -73,3 +73,34 @@ def test_one_container_after_the_other(own_lab):
     wait_for(lambda: not own_lab.containers(), "its end")
     done = own_lab.graft("run", "--allow", "192.0.2.1", "echo", "second")
     assert (done.stdout, done.stderr) == ("second\n", "")
+
+
+def test_the_next_nameserver_over_tcp(own_lab):
+    """One that takes the connection and is silent costs two seconds, and the next query none."""
+    need("dig")
+    upstream = own_lab.spawn(*python(SERVERS), "silent@127.0.0.54", "good@127.0.0.53", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert upstream.stdout.readline() == "ready\n"
+    dig = "dig +tcp +tries=1 +short +time={} @192.0.2.9 short TXT"
+    servers = ("--resolver", "127.0.0.54", "--resolver", "127.0.0.53")
+    done = own_lab.graft("run", "--names", *servers, "sh", "-c", f"{dig.format(4)} && {dig.format(1)}")
+    assert [line[:5] for line in done.stdout.splitlines()] == ['"good', '"good'], done.stdout
+
+
+HELD = """
+import socket, struct
+query = struct.pack('>7H', 29, 7, 256, 1, 0, 0, 0) + b'\\5short\\0' + struct.pack('>HH', 16, 1)
+query = (len(query) - 2).to_bytes(2, 'big') + query[2:]
+held = [socket.create_connection(('192.0.2.9', 53), 5) for _ in range(30)]
+for each in held:
+    each.sendall(query + query)
+    f = each.makefile('rb')
+    print(*[f.read(int.from_bytes(f.read(2), 'big'))[7] for _ in range(2)])
+"""
+
+
+def test_connections_that_stay_open(own_lab):
+    """Thirty of one container, of which each asks and stays open: those that ask nothing more end for those that wait."""
+    upstream = own_lab.spawn(*python(SERVERS), "good@127.0.0.53", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert upstream.stdout.readline() == "ready\n"
+    done = own_lab.graft("run", "--names", "--resolver", "127.0.0.53", *python(HELD))
+    assert (done.stdout, done.stderr) == ("1 1\n" * 30, "")
