@@ -63,10 +63,14 @@ def _print(container: str) -> None:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """A policy file of what graftd has learnt: `reached`, `looked_up`, `running`."""
+    """A policy file of what graftd has learnt: `reached`, `sorted`, `looked_up`, `running`."""
     told = ["# what this run has reached; as a file: graft run --policy FILE"]
     if found["running"]:
         told.append("# the container still runs: so far")
     told += ["allow = [", *(f'    "{plain(entry)}",' for entry in found["reached"]), "]"]
+    told += [
+        f"# by UDP alone, as programs do to sort addresses, and send nothing: {plain(entry)}"
+        for entry in found["sorted"]
+    ]
     told += [f"# looked up, and not connected to: {plain(name)}" for name in found["looked_up"]]
     return told

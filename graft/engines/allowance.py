@@ -29,6 +29,7 @@ Loop and the threads of TCP clients call this; a lock guards the books.
 """
 
 import ipaddress
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -68,6 +69,9 @@ SHOWN = 256  # pins in document()
 SVCB, HTTPS = 64, 65  # types whose records have addresses that nobody would pin: programs go by A and AAAA then
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # addresses of IPv4, by a translator (RFC 6052)
 NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # likewise; where in it the IPv4 is each site says (RFC 8215)
+# Ports at which programs connect a UDP socket to each address of a name, and send nothing, to learn which they would
+# leave from: discard (9) is Go's, 65535 musl's. The C library and Java do so at port 0, which no entry can have.
+SORTING = (9, 65535)
 SHARED = "not an address for names"
 
 
@@ -92,6 +96,7 @@ class Book:
     # of a container that learns: all names by each address that it was told, and what it has reached
     told: dict[Address, dict[str, None]] = field(default_factory=dict)
     reached: dict[tuple[Address, int], None] = field(default_factory=dict)
+    sorted: dict[tuple[Address, int], None] = field(default_factory=dict)  # at ports of SORTING, by UDP
 
 
 class Allowance:
@@ -304,12 +309,14 @@ class Allowance:
     def learn(self, event: Event) -> None:
         """Note what a container that learns has reached."""
         tenant = self.registry.tenants.get(event.tenant)
-        if tenant is None:
+        if tenant is None or not event.port:
             return
         book = self._book(tenant)
+        sorts = event.protocol == socket.IPPROTO_UDP and event.port in SORTING
         with self.lock:
-            if len(book.reached) < PINS_MAX:
-                book.reached[Address(event.address), event.port] = None
+            found = book.sorted if sorts else book.reached
+            if len(found) < PINS_MAX:
+                found[Address(event.address), event.port] = None
 
     def learnt(self, name: str) -> dict[str, Any] | None:
         """What the container @name has reached, or one that has lately ended; None if there is none that learns."""
@@ -360,11 +367,16 @@ def _learnt(book: Book) -> dict[str, Any]:
 
     Which of an address's names a connection was meant for nobody knows: it is all of them.
     """
-    reached: set[str] = set()
     names: set[str] = set()
-    for address, port in list(book.reached):
-        of_address = book.told.get(address, ())
-        names.update(of_address)
-        reached.update([f"{name}:{port}" for name in of_address] or [address.with_port(port)])
+
+    def entries(destinations: dict[tuple[Address, int], None]) -> list[str]:
+        found: set[str] = set()
+        for address, port in list(destinations):
+            of_address = book.told.get(address, ())
+            names.update(of_address)
+            found.update([f"{name}:{port}" for name in of_address] or [address.with_port(port)])
+        return sorted(found)
+
+    told = {"reached": entries(book.reached), "sorted": entries(book.sorted)}
     looked_up = {name for of_address in book.told.values() for name in of_address}
-    return {"reached": sorted(reached), "looked_up": sorted(looked_up - names)}
+    return {**told, "looked_up": sorted(looked_up - names)}

@@ -38,6 +38,26 @@ def test_learn(outside, lab):
     )
 
 
+SORTS = """
+import socket
+for port, kind in ((0, 2), (9, 2), (65535, 2), (8001, 1), (8000, 2)):
+    s = socket.socket(type=kind); s.connect(('www.test', port))
+"""
+
+
+def test_programs_that_sort_addresses(outside, lab):
+    """They connect UDP sockets, and send nothing: the list is one that is taken, without what nobody needs."""
+    done = outside.run(*python(SORTS), options=("--learn",))
+    comment = "# by UDP alone, as programs do to sort addresses, and send nothing: www.test:"
+    assert done.stderr == (
+        '# what this run has reached; as a file: graft run --policy FILE\nallow = [\n    "www.test:8000",\n    "www.test:8001",\n]\n'
+        f"{comment}65535\n{comment}9\n"
+    )
+    file = lab.work / "sorts.toml"
+    file.write_text(done.stderr)
+    assert "2 destinations" in lab.graft("policy", "check", file, check=True).stdout
+
+
 def test_learning_passes_signals_and_statuses_on(lab):
     run = lab.spawn_graft("--learn", "sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep .1; done", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert run.stdout.readline() == "ready\n"
