@@ -18,6 +18,10 @@ The names of the container's own endpoints are answered without an entry: root h
 A query for a name that is not on the list goes to nobody: it is answered NXDOMAIN, and counted. So it carries
 nothing out of the container. Names below a wildcard do, to whoever owns the name: docs/policy.md says so.
 
+Where an allowed name is an alias (CNAME), the names that it leads to are allowed for as long, at its ports, because
+resolvers inside the container ask for them in turn. It opens no address that the allowed name would not. A name of a
+container's is not allowed by that: whoever owns the alias could lead the container to its neighbours.
+
 A pin ends in the kernel, by its time. It is for the container alone. PINS_MAX are one container's, and the one that
 was answered longest ago gives way. What of this a graftd that is started again does not know is which names the
 pins have.
@@ -45,6 +49,7 @@ from graft.engines.messages import (
     nothing,
     parse_answer,
     refusal,
+    text_of,
     wire,
     written,
 )
@@ -54,7 +59,7 @@ from graft.kernel.programs import Kernel
 from graft.log import log
 from graft.rules.address import MAPPED, Address
 from graft.rules.endpoint_names import SUFFIX
-from graft.rules.policy import Policy
+from graft.rules.policy import NO_PORTS, Policy
 from graft.rules.slices import in_names, in_slices
 from graft.rules.tables import PIN, PINNED_KEY
 from graft.tenants.registry import Registry
@@ -91,6 +96,8 @@ class Book:
     # until when, by PINNED_KEY, and the name that was last told by an address; answered longest ago first
     pins: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
     names: OrderedDict[Address, str] = field(default_factory=OrderedDict)
+    # names that allowed ones are aliases of: at which ports, until when (monotonic seconds); told longest ago first
+    aliases: OrderedDict[str, tuple[frozenset[int], float]] = field(default_factory=OrderedDict)
     refused: dict[str, Refusal] = field(default_factory=dict)
     refused_more: int = 0
     # of a container that learns: all names by each address that it was told, and what it has reached
@@ -182,8 +189,8 @@ class Allowance:
             return self._name_of(tenant, policy, query, address)
         if query[question_end(query) - 2 : question_end(query)] != b"\0\1":
             return self._refuse(tenant, query, name, "not of the class IN")
-        ports = frozenset((0,)) if policy.learns else policy.ports(name)
         own = self.names.addresses(tenant, name)
+        ports = policy.ports(name) if own else self._ports(tenant, policy, name)
         if not own and name.endswith(f".{SUFFIX}"):  # nobody else knows names there
             return self._refuse(tenant, query, name, "no endpoint and no container")
         if not ports and not any(policy.covers(address) for address in own):
@@ -193,6 +200,33 @@ class Allowance:
             records = [a.raw[12:] if a.v4 else a.raw for a in own if a.v4 == (kind == A)]
             return response(query, 0, records if kind in (A, AAAA) else [], kind)
         return nothing(query) if kind in (SVCB, HTTPS) else None
+
+    def _ports(self, tenant: Tenant, policy: Policy, name: str) -> frozenset[int]:
+        """The ports at which a container may reach @name, which is none of a container's; 0: all."""
+        if policy.learns:
+            return frozenset((0,))
+        ports, until = self._book(tenant).aliases.get(name, (NO_PORTS, 0.0))
+        return policy.ports(name) | (ports if until > time.monotonic() else NO_PORTS)
+
+    def _know_aliases(self, tenant: Tenant, policy: Policy, ports: frozenset[int], answer: Answer) -> None:
+        """Note which names an allowed one has been told to be an alias of, at its @ports and for as long as a pin.
+
+        A resolver in the container asks for them in turn. It could do so by the allowed name alone, at less ease.
+        """
+        if policy.learns or not answer.chain:
+            return
+        ttl = min(record.ttl for record in answer.chain)
+        until = time.monotonic() + min(ttl, TTL_MAX) + GRACE
+        book = self._book(tenant)
+        with self.lock:
+            for name in (text_of(record.data) for record in answer.chain):
+                if "?" in name:  # it would stand for others, which would carry what the container likes
+                    continue
+                known, till = book.aliases.pop(name, (NO_PORTS, 0.0))
+                same = known <= ports or till < time.monotonic()
+                book.aliases[name] = (ports, until) if same else (known | ports, max(until, till))
+                if len(book.aliases) > NAMES_KEPT:
+                    book.aliases.popitem(last=False)
 
     def _name_of(self, tenant: Tenant, policy: Policy, query: bytes, address: Address) -> bytes | None:
         """The name of an address that this container was told by a name, or has as a neighbour's."""
@@ -233,7 +267,8 @@ class Allowance:
         except ValueError as error:
             log.debug("names: the answer for %s: %s", name, error)
             return failure(query)
-        ports = frozenset((0,)) if policy.learns else policy.ports(name)
+        ports = self._ports(tenant, policy, name)
+        self._know_aliases(tenant, policy, ports, answer)
         found = [(Address(MAPPED + r.data if kind == A else r.data), r) for r in answer.records]
         good = [(a, r) for a, r in found if self._may_be_told(policy, a)]
         if found and not good:

@@ -12,7 +12,7 @@ The queries of containers are read by graft/engines/names.py.
 import struct
 from typing import NamedTuple
 
-from graft.engines.names import AAAA, NAME_MAX, OPT, PAYLOAD, QUESTION_AT, A, question_end
+from graft.engines.names import AAAA, NAME_MAX, OPT, PAYLOAD, QUESTION_AT, A, question, question_end
 
 CNAME, SOA, RRSIG = 5, 6, 46
 INTERNET = 1
@@ -138,6 +138,11 @@ def _hints(data: bytes) -> list[bytes]:
 def wire(name: str) -> bytes:
     """A name on the wire. @name: in text, each label of at most 63 bytes."""
     return b"".join(bytes([len(label)]) + label.encode() for label in name.split(".") if label) + b"\0"
+
+
+def text_of(name: bytes) -> str:
+    """A name on the wire, without pointers, as question() tells one."""
+    return question(bytes(12) + name + bytes(4))[0]
 
 
 def upstream_query(query: bytes) -> bytes:

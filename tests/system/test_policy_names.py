@@ -100,12 +100,25 @@ def test_both_families_and_chains(outside):
             "edge.elsewhere": {"A": [CLIENT4], "AAAA": [CLIENT6], "TTL": 0},
         }
     )
-    assert outside.calls("six.test:8000", "both.test:8000", "alias.test:8000", "edge.elsewhere:8000", allow=("six.test", "both.test", "alias.test")) == {
+    assert outside.calls("six.test:8000", "both.test:8000", "edge.elsewhere:8000", "alias.test:8000", allow=("six.test", "both.test", "alias.test")) == {
         "six.test:8000": CLIENT6,
         "both.test:8000": CLIENT6,
-        "alias.test:8000": CLIENT6,
         "edge.elsewhere:8000": NONAME,
+        "alias.test:8000": CLIENT6,
     }
+
+
+def test_resolvers_that_follow_aliases_themselves(outside):
+    """unbound, BIND and PowerDNS ask for each name of a chain in turn: at the allowed name's ports, and for no other name."""
+    outside.write({"alias.test": {"CNAME": ["cdn.elsewhere"]}, "cdn.elsewhere": {"CNAME": ["edge.elsewhere"]}})
+    outside.write({"edge.elsewhere": {"A": [CLIENT4]}, "other.elsewhere": {"A": [CLIENT4]}})
+    targets = ("alias.test:8000", "cdn.elsewhere:8000", "edge.elsewhere:8000", "edge.elsewhere:8001", "other.elsewhere:8000")
+    assert outside.calls(*targets, allow=("alias.test:8000",)) == {
+        **dict.fromkeys(targets[:3], CLIENT4),
+        "edge.elsewhere:8001": REFUSED,
+        "other.elsewhere:8000": NONAME,
+    }
+    assert "other.elsewhere A" not in outside.queries()
 
 
 DIG = ("dig", "+tries=1", "+time=3")

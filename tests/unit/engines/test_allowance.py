@@ -158,3 +158,33 @@ def test_addresses_in_answers_of_other_types(known, address):
     refused = books.admit(tenant, asked, replied(asked, "192.0.2.1", address))
     assert (refused[3] & 15, refused[7]) == (3, 0)
     assert books.document(tenant)["refused_names"][0]["why"] == f"{address} is {allowance.SHARED}"
+
+
+def aliased(asked: bytes, *targets: str) -> bytes:
+    made = dns.message.make_response(dns.message.from_wire(asked))
+    owner = str(made.question[0].name)
+    for target in targets:
+        made.answer.append(dns.rrset.from_text(owner, 60, "IN", "CNAME", target))
+        owner = target
+    made.answer.append(dns.rrset.from_text(owner, 60, "IN", "A", "192.0.2.1"))
+    return made.to_wire()
+
+
+def test_what_an_allowed_name_is_an_alias_of(known, monkeypatch):
+    """Its names are asked for, for their time; not those that a query could fill, nor containers', nor more than a few."""
+    books, tenant, pinned = known
+    asked = query("www.test")
+    books.admit(tenant, asked, aliased(asked, "cdn.test.", "\\001.cdn.test.", "edge.test."))
+    for name, told in (("cdn.test", True), ("edge.test", True), ("\2.cdn.test", False), ("other.test", False)):
+        assert (books.answer(tenant, query(name)) is None) == told, name
+    later = query("edge.test")
+    books.admit(tenant, later, replied(later, "192.0.2.2"))
+    assert pins(pinned) == {(port, address) for port in (80, 443) for address in ("192.0.2.1", "192.0.2.2")}
+    monkeypatch.setattr(books.names, "addresses", lambda _, name: [parse_address("10.9.9.9")] if name == "cdn.test" else [])
+    assert books.answer(tenant, query("cdn.test"))[3] & 15 == 3
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60 + allowance.GRACE + 1)
+    assert books.answer(tenant, later)[3] & 15 == 3
+    for n in range(2 * allowance.NAMES_KEPT):
+        books.admit(tenant, asked, aliased(asked, f"n{n}.cdn.test."))
+    assert len(books.books[tenant.id].aliases) == allowance.NAMES_KEPT
