@@ -62,6 +62,13 @@ struct plan {
 	char bytes[];
 };
 
+/* Sockets of nscd, of systemd-resolved (nss-resolve) and of Avahi (nss-mdns): NAME_SERVICES of commands/launch.py. */
+static const char *const name_services[] = {
+	"/run/nscd/socket",
+	"/run/systemd/resolve/io.systemd.Resolve",
+	"/run/avahi-daemon/socket",
+};
+
 static const char *self_root; /* the directory of the package `graft` */
 
 /*
@@ -306,6 +313,15 @@ static bool remount_sys(void)
 	return true;
 }
 
+/* Put /dev/null over name_services, at which nobody listens: the C library asks the nameserver then. */
+static bool hide_name_services(void)
+{
+	for (size_t i = 0; i < sizeof(name_services) / sizeof(*name_services); i++)
+		if (mount("/dev/null", name_services[i], NULL, MS_BIND, NULL) && errno != ENOENT && errno != ENOTDIR)
+			return false;
+	return true;
+}
+
 /* Install the filter; returns its listener, or -1. */
 static int install(const struct plan *plan)
 {
@@ -441,6 +457,8 @@ int main(int argc, char **argv)
 		failed = take(sock, reply);
 	if (failed || !is_good(reply))
 		tell(failed == ETIMEDOUT ? "late" : failed ? "gone" : reply);
+	if (strstr(reply, "\"names\": true") && !hide_name_services())
+		tell("unhidden");
 	close(sock);
 	close(fds[0]);
 	if (plan->modes & PLAN_DIRECT)

@@ -26,6 +26,11 @@ from graft.text import plain
 from graft.trap import filter
 
 SHIM = Path(__file__).parents[1] / "graft-shim.so"
+NAME_SERVICES = (  # sockets of nscd, of systemd-resolved (nss-resolve), of Avahi (nss-mdns), as in csrc/front.c
+    "/run/nscd/socket",
+    "/run/systemd/resolve/io.systemd.Resolve",
+    "/run/avahi-daemon/socket",
+)
 SHOWN_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
 
 
@@ -120,6 +125,8 @@ def run(plan: Plan) -> NoReturn:
     reply = client.exchange(connection, "run", message, (listener, *netns))
     connection.close()
     os.close(listener)
+    if reply.get("names"):
+        _hide_name_services()
     if told >= 0:
         os.write(told, reply["name"].encode())
         os.close(told)
@@ -334,6 +341,19 @@ def _remount_sys() -> None:
         return
     linux.mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", None, linux.MS_BIND | linux.MS_REC)
     os.close(cgroup)
+
+
+def _hide_name_services() -> None:
+    """Put /dev/null over NAME_SERVICES, at which nobody listens: the C library asks the nameserver then.
+
+    Raises Failure.
+    """
+    for path in NAME_SERVICES:
+        try:
+            linux.mount("/dev/null", path, None, linux.MS_BIND)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):  # there is none, or none for this user
+                raise from_oserror(f"hide {path}, which tells names beside graft's resolver", error) from None
 
 
 def _install_filter(*, traps_addresses: bool, direct: bool = False, follows: bool = False) -> int:

@@ -17,6 +17,8 @@ def _raise(reply: str) -> NoReturn:
         raise Failure("graftd closed the connection", hint=f"see {run_directory()}/graftd.log", code="EPIPE")
     if reply == "late":
         raise Failure(f"graftd did not answer within {REPLY_TIMEOUT:.0f} s", code="ETIMEDOUT")
+    if reply == "unhidden":
+        raise Failure("the host's name services cannot be hidden", hint="mount(2) of /dev/null", code="EPERM")
     if what == "live":
         from graft.commands.live_direct import not_entered
 

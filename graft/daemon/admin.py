@@ -164,7 +164,8 @@ class Admin:
     def _started(self, connection: Connection, tenant: Tenant) -> Reply:
         """The answer for a container that begins, when it has its addresses."""
         procfs = self.tenancy.direct.procfs(tenant)
-        answer = Later(self._view(connection, {"name": tenant.name, "id": tenant.id, "procfs": procfs}))
+        told = {"name": tenant.name, "id": tenant.id, "names": tenant.asks_graft}
+        answer = Later(self._view(connection, {**told, "procfs": procfs}))
         waits = self.tenancy.interfaces.when_there(tenant, lambda: answer.send())  # which gets there by returning it
         return answer if waits else answer.answer
 

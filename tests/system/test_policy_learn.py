@@ -1,10 +1,11 @@
 """What else belongs to lists of destinations: --learn, bad input, containers by name, a port for names that is taken; in both modes."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from graft.bench.lab import CLIENT4, HOST4, wait_for
+from graft.bench.lab import CLIENT4, GRAFT, HOST4, wait_for
 from tests.conftest import python
 from tests.system.outside import CALLS_ONCE, GREETER, NONAME, greeting, outsides
 
@@ -124,3 +125,41 @@ for name in ('absent.graft', 'www.test'):
         refused = one.calls("web.graft:80", "10.88.7.8:80", allow=("www.test",))
         assert refused == {"web.graft:80": NONAME, "10.88.7.8:80": REFUSED}
     lab.end(server)
+
+
+NSCD = """
+mkdir -p /run/nscd && mount -t tmpfs none /run/nscd
+python3 -c 'import socket
+s = socket.socket(socket.AF_UNIX); s.bind("/run/nscd/socket"); s.listen()
+while True:
+    asking = s.accept()[0]; print("asked", flush=True); asking.close()' >asked &
+server=$!
+while ! test -S /run/nscd/socket; do sleep .05; done
+getent hosts www.test; sleep .2; wc -l <asked; : >asked
+for mode in "--allow www.test" "--direct --allow www.test" --learn; do
+    "$GRAFT" run $mode --resolver 127.0.0.53 sh -c 'getent hosts www.test; exit 0' 2>/dev/null
+done
+"$GRAFT" run --name named --names --resolver 127.0.0.53 sleep 60 & sleep 1; "$GRAFT" run --netns named getent hosts www.test; kill $!
+wc -l <asked
+"$GRAFT" run getent hosts www.test
+wc -l <asked
+kill $server
+"""
+
+
+def test_name_services_of_the_host_are_asked_nothing(outside, lab, tmp_path):
+    """The C library asks nscd, systemd-resolved and Avahi by sockets first: no address that they tell would be pinned."""
+    lab.graft("run", "true", check=True)
+    there = Path("/run/nscd").is_dir()
+    lab.env["GRAFT"] = str(GRAFT)
+    try:
+        done = lab.host("unshare", "-m", "sh", "-c", NSCD, cwd=tmp_path)
+    finally:
+        del lab.env["GRAFT"]
+        if not there:
+            Path("/run/nscd").rmdir()
+    before, *found, inside, after = done.stdout.split("\n")[:-1]
+    assert int(before) > 0, "the host's programs ask there"
+    assert found == [f"{CLIENT4}       www.test"] * 4, done.stderr
+    assert inside == "0"
+    assert int(after) > 0, "so do containers without a list"
