@@ -73,8 +73,12 @@ def docker_names(known: dict[str, Any]) -> DockerNames:
 
 
 def failure(query: bytes) -> bytes:
-    """Return a SERVFAIL response to a query, which need not be well-formed."""
-    return query[:2] + b"\x81\x82" + bytes(8)
+    """Return a SERVFAIL response to a query, which need not be well-formed.
+
+    It has the question, if there is one: Go's resolver, and others, wait on after a response that has none.
+    """
+    asked = query[12 : question_end(query)] if query[4:6] == b"\0\1" else b""
+    return query[:2] + b"\x81\x82" + bytes((0, 1 if asked else 0)) + bytes(6) + asked
 
 
 def question_end(query: bytes) -> int:

@@ -225,3 +225,11 @@ def test_names_of_endpoints(monkeypatch, tmp_path):
     assert asked(known, other, dns.reversename.from_address(address), "PTR") == "forwarded"
     tenant.table.endpoints["ep-four"] = made["ep-four"]._replace(imported=True)
     assert asked(known, tenant, "ep-four.graft") == "NXDOMAIN", "no rule names it"
+
+
+def test_a_failure_has_the_question():
+    """Go's resolver waits on after a response without one, and c-ares takes it for a bad one."""
+    asked = query("www.example.org")
+    assert names.failure(asked) == asked[:2] + b"\x81\x82\0\1" + bytes(6) + asked[12:]
+    for broken in (asked[:15], asked[:4] + b"\0\2" + asked[6:], asked[:12] + b"\xc0\x0c\0\1\0\1"):
+        assert names.failure(broken) == broken[:2] + b"\x81\x82" + bytes(8)
