@@ -38,6 +38,11 @@ class Address(NamedTuple):
         return self.raw[0] == 0xFE and self.raw[1] & 0xC0 == 0x80
 
     @property
+    def group(self) -> bool:
+        """Is it a group's (multicast), or everybody's (broadcast)?"""
+        return (self.raw[12] >> 4 == 14 or self.raw[12:] == b"\xff" * 4) if self.v4 else self.raw[0] == 0xFF
+
+    @property
     def bits(self) -> int:
         """How many bits an address of this family has: 32 or 128."""
         return 32 if self.v4 else 128

@@ -115,8 +115,8 @@ def parse_resolver(text: str) -> Address:
         )
     if address.link_local and not percent:
         raise UsageError(f"resolver {text} is link-local, and lacks its device", hint=f"like {text}%eth0")
-    if in_slices(address) or in_names(address) or address.any:
-        raise UsageError(f"resolver {address} is not on the host's loopback", hint="one like 127.0.0.53")
+    if in_slices(address) or in_names(address) or address.any or address.group:
+        raise UsageError(f"resolver {address} is no nameserver's address", hint="one like 127.0.0.53")
     return address
 
 
@@ -311,7 +311,8 @@ def parse_request(request: Request) -> Parsed:
     _check_resolvers(request)
     parsed = Parsed(**{setting.field: setting.parse(getattr(request, setting.field)) for setting in SETTINGS})
     if (parsed.allow or parsed.learn) and parsed.egress_default == "none" and not parsed.egress:
-        raise UsageError("--allow names what may be reached, and --egress none says nothing", hint="omit one of them")
+        lets = "--learn lets everything through" if parsed.learn else "--allow names what may be reached"
+        raise UsageError(f"{lets}, and --egress none says nothing", hint="omit one of them")
     if parsed.allow and parsed.learn:
         raise UsageError("--learn lets everything through, and --allow does not", hint="omit one of them")
     return parsed

@@ -65,7 +65,10 @@ def test_one_interface():
         ({"ip": ("127.0.0.1",)}, "--ip: 127.0.0.1 is a loopback address"),
         ({"limits": ("sockets=0",)}, "--limit: limit 'sockets=0': not a number"),
         ({"resolver": ("192.0.2.1",)}, "--resolver: resolver 192.0.2.1 is not on the host's loopback"),
-        ({"resolver": ("127.64.0.33",)}, "--resolver: resolver 127.64.0.33 is not on the host's loopback"),
+        ({"resolver": ("127.64.0.33",)}, "--resolver: resolver 127.64.0.33 is no nameserver's address"),
+        ({"resolver": ("224.0.0.251",)}, "--resolver: resolver 224.0.0.251 is no nameserver's address"),
+        ({"resolver": ("255.255.255.255",)}, "--resolver: resolver 255.255.255.255 is no nameserver's address"),
+        ({"resolver": ("ff02::fb",)}, "--resolver: resolver ff02::fb is no nameserver's address"),
         ({"interface": ("a/b",)}, "--interface: interface 'a/b' is not a name for a device"),
     ],
 )
