@@ -318,6 +318,8 @@ class Resolver:
         bare = len(reply) == 12 and reply[3] & 0xF  # some say what is wrong, and nothing else
         if reply[:2] != waiting.number or not (bare or reply[12 : 12 + len(question)].lower() == question.lower()):
             return  # an answer to something else; the right one may still come
+        if bare:
+            reply = reply[:4] + b"\0\1" + bytes(6) + question  # which clients look for
         if reply[3] & 0xF in UNANSWERED and waiting.left:
             self._ask_next(waiting)
             return
