@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from graft.errors import Refused
 from graft.kernel.listening import ports_in_use
@@ -23,6 +24,7 @@ def check_publication(
     addresses: list[Address],
     own: Callable[[socket.socket], None],
     viewer: int | None = None,
+    mine: Callable[[int, int], bool] = lambda _port, _inside: False,
 ) -> None:
     """Bind each host port of @publication at each of @addresses, in the current netns, and close it again.
 
@@ -30,6 +32,7 @@ def check_publication(
     loop waits. What is bound and does not listen is not found so.
 
     @own exempts a socket from the BPF programs of graftd's cgroup. @viewer: the uid of a user without root who asks.
+    @mine: does the container itself have this host port, for this port of its own?
 
     Raises Refused for a port in use, with the name of its holder (EADDRINUSE), and for an address that the host does
     not have (EADDRNOTAVAIL).
@@ -39,7 +42,8 @@ def check_publication(
         wanted = [publication.host_first, *sorted(ports_in_use(publication.protocol).intersection(wanted))]
     for address in addresses:
         for port in wanted:
-            _check(publication, address, port, own, viewer)
+            inside = publication.first + port - publication.host_first
+            _check(publication, address, port, own, viewer, partial(mine, port, inside))
 
 
 def _check(
@@ -48,6 +52,7 @@ def _check(
     port: int,
     own: Callable[[socket.socket], None],
     viewer: int | None,
+    is_mine: Callable[[], bool],
 ) -> None:
     family = socket.AF_INET if address.v4 else socket.AF_INET6
     tcp = publication.protocol == socket.IPPROTO_TCP
@@ -65,6 +70,8 @@ def _check(
                 probe.listen(1)
         except OSError as error:
             where = f"{address.with_port(port)}/{PROTOCOL_NAME[publication.protocol]}"
+            if error.errno == errno.EADDRINUSE and is_mine():
+                return
             if error.errno == errno.EADDRINUSE:
                 held_by = f" by {holder(port, publication.protocol)}" if viewer is None else ""
                 raise Refused(

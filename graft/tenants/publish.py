@@ -5,9 +5,11 @@ Functions on the registry. They change tables and rules; Registry.apply() brings
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from graft.errors import Refused
+from graft.kernel.open_sockets import EVERY_STATE, LISTENING, open_sockets
 from graft.kernel.stamps import OWN_TENANT, Stamper
 from graft.rules.address import Address
 from graft.rules.endpoint import Endpoint, IngressRule
@@ -33,8 +35,15 @@ def publish(
         addresses = [endpoint.address for endpoint, _ in pairs if endpoint.address]
         ports.check_conflicts(publication, addresses, [*tenant.publications, *accepted], tenant.name)
         ports.check_inside(publication, addresses, [*tenant.publications, *accepted])
-        where = tenant.netns, tenant.table.cookie
-        check_free(registry, publication, addresses, where=where, shared=tenant.shares, viewer=viewer)
+        check_free(
+            registry,
+            publication,
+            addresses,
+            where=(tenant.netns, tenant.table.cookie),
+            shared=tenant.shares,
+            viewer=viewer,
+            mine=partial(_has, registry, tenant, publication.protocol),
+        )
         made += pairs
         accepted.append(publication)
     for endpoint, rule in made:
@@ -51,12 +60,13 @@ def check_free(
     where: tuple[int, int],
     shared: bool,
     viewer: int | None = None,
+    mine: Callable[[int, int], bool] = lambda _port, _inside: False,
 ) -> None:
     """Raise Refused, with the holder's name, unless a container in the namespace @where may publish this.
 
     @viewer: the uid of a user without root who asks; what is not theirs is not named to them. @where is its inode
     and cookie. @shared: the container has an address of its own, so that its sockets share
-    port numbers with those of other such containers (`Tenant.owner`).
+    port numbers with those of other such containers (`Tenant.owner`). @mine is that of ports.check_publication().
     """
     for other in registry.tenants.values():
         if (other.netns, other.table.cookie) != where:
@@ -77,7 +87,24 @@ def check_free(
             os.fchown(probe.fileno(), OWNER_BASE, -1)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
-    ports.check_publication(publication, addresses, own, viewer)
+    ports.check_publication(publication, addresses, own, viewer, mine)
+
+
+def _has(registry: Registry, tenant: Tenant, protocol: int, port: int, inside: int) -> bool:
+    """Is whatever has this host port a socket of @tenant's that asked for @inside?
+
+    So is that of a server whose publication was deleted while it ran. Of UDP the kernel tells the owner alone. Raises
+    OSError.
+    """
+    tcp = protocol == socket.IPPROTO_TCP
+    stamps = registry.kernel.maps["stamps"].fd
+    states = LISTENING if tcp else EVERY_STATE
+    found = list(open_sockets(stamps, protocols=(protocol,), states=states, port=port))
+    if tcp:
+        return bool(found) and all(
+            s.stamp and (s.stamp.tenant, s.stamp.local[1]) == (tenant.id, inside) for s in found
+        )
+    return bool(found) and not tenant.shares and all(s.uid == tenant.owner for s in found)
 
 
 def _label(registry: Registry, attachment: Attachment) -> str:

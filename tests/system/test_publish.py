@@ -168,3 +168,24 @@ def test_a_publication_is_taken_back_by_its_own_address(lab):
     assert left["publish"] == [f"[{HOST6}]:8082:82/tcp"]
     assert [r["rule"] for r in left["ingress"]] == ["[::]:82=tcp6-8082"]
     process.stdin.close()
+
+
+@pytest.mark.parametrize(("kind", "family"), [(1, "tcp"), (2, "udp")])
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_a_publication_that_was_deleted_comes_back(lab, kind, family, address):
+    """While the server runs, which has its port all the time; not for another container, nor another port of TCP."""
+    server = echo(lab, "--name", "back", "-p", f"8083:80/{family}", address=address, kind=kind)
+    other = lab.spawn_graft("--name", "other", "sleep", "60")
+    wait_for(lambda: "other" in lab.containers(), "the other container")
+    for _ in range(2):
+        lab.graft("rule", "del", "back", "-p", f"8083:80/{family}", check=True)
+        for name, inside in (("other", 80), *((("back", 81),) if kind == 1 else ())):
+            refused = lab.graft("rule", "add", name, "-p", f"8083:{inside}/{family}")
+            assert refused.returncode == 1
+            assert f"8083/{family} is in use by python3" in refused.stderr
+        lab.graft("rule", "add", "back", "-p", f"8083:80/{family}", check=True)
+        assert rules(lab, "back")["publish"] == [f"8083:80/{family}"]
+        assert CLIENT4 in ask(lab, HOST4, 8083, kind).stdout
+    lab.end(server)
+    lab.end(other)
+    wait_for(lambda: lab.containers() == [], "their end")
