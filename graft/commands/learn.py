@@ -64,10 +64,13 @@ def _print(container: str) -> None:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """A policy file of what graftd has learnt: `reached`, `sorted`, `looked_up`, `running`."""
-    told = ["# what this run has reached; as a file: graft run --policy FILE"]
+    entries = [f'    "{plain(entry)}",' for entry in found["reached"]]
+    if entries:
+        told = ["# what this run has reached; as a file: graft run --policy FILE", "allow = [", *entries, "]"]
+    else:
+        told = ["# this run has reached nothing: graft run --egress none"]
     if found["running"]:
-        told.append("# the container still runs: so far")
-    told += ["allow = [", *(f'    "{plain(entry)}",' for entry in found["reached"]), "]"]
+        told.insert(1, "# the container still runs: so far")
     told += [
         f"# by UDP alone, as programs do to sort addresses, and send nothing: {plain(entry)}"
         for entry in found["sorted"]

@@ -66,7 +66,7 @@ def test_learning_passes_signals_and_statuses_on(lab):
     assert run.wait(10) == 5
     killed = lab.graft("run", "--learn", "sh", "-c", "kill -9 $$")
     assert killed.returncode == -9
-    assert "allow = [\n]" in killed.stderr
+    assert "# this run has reached nothing: " in killed.stderr
     assert lab.graft("run", "--learn", "/nowhere").returncode == 127
 
 
@@ -163,3 +163,10 @@ def test_name_services_of_the_host_are_asked_nothing(outside, lab, tmp_path):
     assert found == [f"{CLIENT4}       www.test"] * 4, done.stderr
     assert inside == "0"
     assert int(after) > 0, "so do containers without a list"
+
+
+def test_a_run_that_has_reached_nothing(own_lab):
+    """An empty list is no policy: `graft policy check` names the option that it stands for."""
+    done = own_lab.graft("run", "--learn", *python("import socket; socket.socket().bind(('', 80)); print('done')"))
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert done.stderr == "# this run has reached nothing: graft run --egress none\n"
