@@ -93,13 +93,16 @@ def check_free(
 def _has(registry: Registry, tenant: Tenant, protocol: int, port: int, inside: int) -> bool:
     """Is whatever has this host port a socket of @tenant's that asked for @inside?
 
-    So is that of a server whose publication was deleted while it ran. Of UDP the kernel tells the owner alone. Raises
-    OSError.
+    So is that of a server whose publication was deleted while it ran. Of UDP the kernel tells the owner alone. One
+    without sock_diag(7) tells nothing.
     """
     tcp = protocol == socket.IPPROTO_TCP
     stamps = registry.kernel.maps["stamps"].fd
     states = LISTENING if tcp else EVERY_STATE
-    found = list(open_sockets(stamps, protocols=(protocol,), states=states, port=port))
+    try:
+        found = list(open_sockets(stamps, protocols=(protocol,), states=states, port=port))
+    except OSError:
+        return False
     if tcp:
         return bool(found) and all(
             s.stamp and (s.stamp.tenant, s.stamp.local[1]) == (tenant.id, inside) for s in found

@@ -18,6 +18,8 @@ from graft.tenants.tenant import Table
 class FakeMap:
     """A map of the kernel's with room for @room entries; what is done to it goes into @log as well."""
 
+    fd = -1  # to the kernel it is none
+
     def __init__(self, name, log, room=1 << 16):
         self.name = name
         self.log = log
