@@ -8,7 +8,6 @@ routes the prefix to this host would get answers.
 
 import contextlib
 import errno
-import json
 import socket
 import subprocess
 import time
@@ -25,7 +24,7 @@ RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x10, 0x100  # rtnetlink(7)
 RT_SCOPE_UNIVERSE = 0  # linux/rtnetlink.h
 # Destinations that only a default route is for, and that are nobody's: the anycast addresses of PCP (RFC 7723)
 ANYWHERE = (parse_address("192.0.0.9"), parse_address("2001:1::1"))
-ROUTE_SECONDS = 2.0  # for the kernel to add its route to a new address
+ROUTE_SECONDS, ROUTE_PAUSE = 2.0, 0.0002  # for the kernel to add its route to a new address; between two looks
 MARK = 26470  # the metric of graft's addresses on `lo` (IFA_RT_PRIORITY, rtnetlink(7)): by it they are known again
 
 
@@ -134,20 +133,25 @@ def add_address(address: Address) -> bool:
     """
     if has_address(address):
         return False
-    extra = () if address.v4 else ("nodad",)
-    _ip(
-        "address",
-        "add",
-        f"{address}/{address.bits}",
-        "dev",
-        "lo",
-        "scope",
-        "host",
-        *extra,
-        "metric",
-        str(MARK),
-    )
+    flags = 0 if address.v4 else rtnetlink.IFA_F_NODAD
+    _change(_on_lo(address, flags))
     return True
+
+
+def _on_lo(address: Address, flags: int) -> rtnetlink.Item:
+    scope = rtnetlink.RT_SCOPE_HOST
+    return rtnetlink.new_address(
+        address, rtnetlink.LO_INDEX, MARK, how=rtnetlink.NLM_F_EXCL, scope=scope, flags=flags
+    )
+
+
+def _change(*items: rtnetlink.Item) -> None:
+    """Have the kernel carry @items out in this netns. Raises Failure."""
+    try:
+        with rtnetlink.Channel() as channel:
+            channel.carry_out(*items)
+    except OSError as error:
+        raise Failure(rtnetlink.reason(error), code=errno.errorcode.get(error.errno or 0, "")) from None
 
 
 def add_slice_address(address: Address) -> None:
@@ -157,28 +161,33 @@ def add_slice_address(address: Address) -> None:
     locally generated traffic alone. The kernel adds its own a moment later, by a work queue (addrconf_dad_work() of
     net/ipv6/addrconf.c). remove_address() undoes all.
     """
-    _ip("-6", "address", "add", f"{address}/128", "dev", "lo", "nodad", "noprefixroute", "metric", str(MARK))
+    _change(_on_lo(address, rtnetlink.IFA_F_NODAD | rtnetlink.IFA_F_NOPREFIXROUTE))
     until = time.monotonic() + ROUTE_SECONDS
     while True:
         try:
-            _ip("-6", "route", "del", "local", str(address), "dev", "lo", "table", "local")
+            _change(rtnetlink.no_local_route(address))
             return
         except Failure:
             if time.monotonic() > until:
                 remove_address(address)
                 raise
+        time.sleep(ROUTE_PAUSE)
 
 
 def marked_addresses() -> list[Address]:
-    """The addresses on `lo` that an add_address() has put there, of whatever graftd, and that nobody has removed."""
-    entries = json.loads(_ip("-j", "address", "show", "dev", "lo"))[0]["addr_info"]
-    return [parse_address(entry["local"]) for entry in entries if entry.get("metric") == MARK]
+    """The addresses on `lo` that an add_address() has put there, of whatever graftd, and that nobody has removed.
+
+    Raises OSError.
+    """
+    with rtnetlink.Channel() as channel:
+        held = channel.addresses(None)
+    return [each.address for each in held if (each.ifindex, each.metric) == (rtnetlink.LO_INDEX, MARK)]
 
 
 def remove_address(address: Address) -> None:
     """Undo an add_address() that returned True; no error if `lo` does not have the address."""
     with contextlib.suppress(Failure):
-        _ip("address", "del", f"{address}/{address.bits}", "dev", "lo")
+        _change(rtnetlink.no_address(address, rtnetlink.LO_INDEX, scope=rtnetlink.RT_SCOPE_HOST))
 
 
 def end_connections(address: Address) -> None:

@@ -56,8 +56,7 @@ IFF_MULTICAST, IFF_NOARP = 0x1000, 0x80
 IFLA_INFO_DATA, VETH_INFO_PEER = 2, 1
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_MODE_NONE = 26, 8, b"\1"
 TCA_KIND, TCA_OPTIONS, TC_H_ROOT = 1, 2, 0xFFFFFFFF
-IFA_FLAGS, IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 8, 0x02, 0x200
-RT_SCOPE_HOST, RT_TABLE_MAIN, RTPROT_BOOT, RTNH_F_ONLINK = 254, 254, 3, 4
+RT_TABLE_MAIN, RTPROT_BOOT, RTNH_F_ONLINK = 254, 3, 4
 RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 4, 5, 6
 FRA_PRIORITY, FRA_SUPPRESS_IFGROUP, FR_ACT_TO_TBL, FR_ACT_UNREACHABLE = 6, 13, 1, 7
 
@@ -240,11 +239,13 @@ class _Interface:
 
     def add(self, address: Address, name: str) -> None:
         """Put an address on the device @name."""
-        self._channel.carry_out(_address(rt.RTM_NEWADDR, address, self.index(name)))
+        flags = 0 if address.v4 else rt.IFA_F_NODAD | rt.IFA_F_NOPREFIXROUTE
+        given = {"how": rt.NLM_F_REPLACE, "scope": _scope(address), "flags": flags}
+        self._channel.carry_out(rt.new_address(address, self.index(name), GROUP, **given))
 
     def take(self, address: Address, name: str) -> None:
         """Remove an address from the device @name."""
-        self._channel.carry_out(_address(rt.RTM_DELADDR, address, self.index(name)))
+        self._channel.carry_out(rt.no_address(address, self.index(name), scope=_scope(address)))
 
     def lead(self, *, v4: bool) -> None:
         """The rules and the default route of a family. A kernel that has no rules gets no route either."""
@@ -310,16 +311,8 @@ def _settle(index: int, name: str) -> list[rt.Item]:
     ]
 
 
-def _address(kind: int, address: Address, index: int) -> rt.Item:
-    """Add (RTM_NEWADDR) or remove (RTM_DELADDR) an address. To remove one that is gone is no error."""
-    flags = 0 if address.v4 else IFA_F_NODAD | IFA_F_NOPREFIXROUTE
-    scope = RT_SCOPE_HOST if address.loopback else 0
-    head = struct.pack(rt.IFADDRMSG, rt.family(v4=address.v4), address.bits, 0, scope, index)
-    body = head + rt.attribute(rt.IFA_LOCAL, rt.packed(address)) + rt.attribute(rt.IFA_ADDRESS, rt.packed(address))
-    if kind == rt.RTM_DELADDR:
-        return rt.Item(f"remove {address}", kind, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV))
-    body += rt.number(IFA_FLAGS, flags) + rt.number(rt.IFA_RT_PRIORITY, GROUP)
-    return rt.Item(f"add {address}", kind, rt.NLM_F_CREATE | rt.NLM_F_REPLACE, body)
+def _scope(address: Address) -> int:
+    return rt.RT_SCOPE_HOST if address.loopback else 0
 
 
 def _rules(kind: int, *, v4: bool) -> list[rt.Item]:

@@ -33,10 +33,13 @@ NLMSGERR_ATTR_MSG = 1
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 IFLA_LINKINFO, IFLA_INFO_KIND = 18, 1
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_GETROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_NEWQDISC = 24, 26, 32, 33, 36
-RTN_UNICAST = 1
-RTA_DST, RTA_PREFSRC = 1, 7
-IFA_ADDRESS, IFA_LOCAL, IFA_RT_PRIORITY = 1, 2, 9
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_NEWQDISC = 24, 25, 26, 32, 33, 36
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RT_TABLE_LOCAL = 255
+RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 254, 255
+RTA_DST, RTA_OIF, RTA_PREFSRC = 1, 4, 7
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_RT_PRIORITY = 1, 2, 8, 9
+IFA_F_NODAD, IFA_F_NOPREFIXROUTE = 0x02, 0x200
 IFLA_IFNAME, IFLA_GROUP = 3, 27
 
 HEADER = "=IHHII"  # struct nlmsghdr
@@ -108,6 +111,31 @@ def family(*, v4: bool) -> int:
 def reason(error: OSError) -> str:
     """What an error says."""
     return error.strerror or str(error)
+
+
+def new_address(address: Address, index: int, metric: int, *, how: int, scope: int, flags: int) -> Item:
+    """Give the device @index an address with its whole prefix. @how: NLM_F_REPLACE or NLM_F_EXCL. @flags: IFA_F_*."""
+    body = _address_body(address, index, scope) + number(IFA_FLAGS, flags) + number(IFA_RT_PRIORITY, metric)
+    return Item(f"add {address}", RTM_NEWADDR, NLM_F_CREATE | how, body)
+
+
+def no_address(address: Address, index: int, *, scope: int) -> Item:
+    """Take an address from the device @index. One that is gone is no error."""
+    body = _address_body(address, index, scope)
+    return Item(f"remove {address}", RTM_DELADDR, 0, body, (errno.EADDRNOTAVAIL, errno.ENODEV))
+
+
+def _address_body(address: Address, index: int, scope: int) -> bytes:
+    head = struct.pack(IFADDRMSG, family(v4=address.v4), address.bits, 0, scope, index)
+    return head + attribute(IFA_LOCAL, packed(address)) + attribute(IFA_ADDRESS, packed(address))
+
+
+def no_local_route(address: Address) -> Item:
+    """Take the route to an address of `lo` from the local table."""
+    inet = family(v4=address.v4)
+    body = struct.pack(RTMSG, inet, address.bits, 0, 0, RT_TABLE_LOCAL, 0, RT_SCOPE_NOWHERE, RTN_LOCAL, 0)
+    body += attribute(RTA_DST, packed(address)) + number(RTA_OIF, LO_INDEX)
+    return Item(f"the local route to {address}", RTM_DELROUTE, 0, body)
 
 
 class Channel:
