@@ -30,6 +30,7 @@ TOGETHER = {
     "tests/system/test_direct_cri.py": "containerd",
     "tests/system/test_direct_docker.py": "docker",
     "tests/system/test_direct_podman.py": "podman",
+    "tests/system/test_policy_learn.py": "nscd",  # /run/nscd
     "tests/system/test_install.py": "install",  # the wheel is built in the tree
     "tests/system/test_netavark.py": "podman",
     "tests/system/test_policy_engines.py": "docker",
