@@ -11,6 +11,7 @@ import errno
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from graft.errors import Failure, UsageError
@@ -145,13 +146,20 @@ def _on_lo(address: Address, flags: int) -> rtnetlink.Item:
     )
 
 
-def _change(*items: rtnetlink.Item) -> None:
-    """Have the kernel carry @items out in this netns. Raises Failure."""
+@contextlib.contextmanager
+def _channel() -> Iterator[rtnetlink.Channel]:
+    """A channel to this netns. What goes wrong with it is raised as Failure."""
     try:
         with rtnetlink.Channel() as channel:
-            channel.carry_out(*items)
+            yield channel
     except OSError as error:
         raise Failure(rtnetlink.reason(error), code=errno.errorcode.get(error.errno or 0, "")) from None
+
+
+def _change(item: rtnetlink.Item) -> None:
+    """Have the kernel carry @item out in this netns. Raises Failure."""
+    with _channel() as channel:
+        channel.carry_out(item)
 
 
 def add_slice_address(address: Address) -> None:
@@ -177,9 +185,9 @@ def add_slice_address(address: Address) -> None:
 def marked_addresses() -> list[Address]:
     """The addresses on `lo` that an add_address() has put there, of whatever graftd, and that nobody has removed.
 
-    Raises OSError.
+    Raises Failure.
     """
-    with rtnetlink.Channel() as channel:
+    with _channel() as channel:
         held = channel.addresses(None)
     return [each.address for each in held if (each.ifindex, each.metric) == (rtnetlink.LO_INDEX, MARK)]
 

@@ -8,7 +8,8 @@ import threading
 import pytest
 
 from graft.bench.lab import wait_for
-from graft.kernel import linux, rtnetlink
+from graft.errors import Failure
+from graft.kernel import addresses, linux, rtnetlink
 from graft.kernel.nowhere import GROUP, PEER, Order, clear, is_own, put
 from graft.rules.address import parse_address
 from tests.conftest import need_root
@@ -115,3 +116,16 @@ def test_somebody_elses_device(netns, up):
     before = inside(netns, "ip", "address", "show", "lo")
     assert put(netns, Order(OWNED, {}, "eth0")) == ({}, "", up, "", ())
     assert inside(netns, "ip", "address", "show", "lo") == before  # it may be another graftd's host, which has such addresses, too
+
+
+def test_what_goes_wrong_with_los_addresses_is_a_failure(monkeypatch):
+    """As all that graftd's start can meet: one line, and no traceback."""
+
+    def lost(*_):
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    for name in ("addresses", "carry_out"):
+        monkeypatch.setattr(rtnetlink.Channel, name, lost)
+    for work in (addresses.marked_addresses, lambda: addresses.add_slice_address(OWN6)):
+        with pytest.raises(Failure, match=os.strerror(errno.ENOBUFS)):
+            work()
