@@ -62,13 +62,6 @@ struct plan {
 	char bytes[];
 };
 
-/* Sockets of nscd, of systemd-resolved (nss-resolve) and of Avahi (nss-mdns): NAME_SERVICES of commands/launch.py. */
-static const char *const name_services[] = {
-	"/run/nscd/socket",
-	"/run/systemd/resolve/io.systemd.Resolve",
-	"/run/avahi-daemon/socket",
-};
-
 static const char *self_root; /* the directory of the package `graft` */
 
 /*
@@ -313,15 +306,6 @@ static bool remount_sys(void)
 	return true;
 }
 
-/* Put /dev/null over name_services, at which nobody listens: the C library asks the nameserver then. */
-static bool hide_name_services(void)
-{
-	for (size_t i = 0; i < sizeof(name_services) / sizeof(*name_services); i++)
-		if (mount("/dev/null", name_services[i], NULL, MS_BIND, NULL) && errno != ENOENT && errno != ENOTDIR)
-			return false;
-	return true;
-}
-
 /* Install the filter; returns its listener, or -1. */
 static int install(const struct plan *plan)
 {
@@ -363,6 +347,19 @@ static void live(int netns, char *reply)
 	if (!error)
 		return;
 	snprintf(why, sizeof(why), "live %d", error);
+	tell(why);
+}
+
+/* Hide the host's name services: the container's names are graft's resolver's. */
+static void hide(void)
+{
+	const char *which;
+	char why[PATH_MAX];
+	int error = hide_name_services(false, &which);
+
+	if (!error)
+		return;
+	snprintf(why, sizeof(why), "hide %d %s", error, which);
 	tell(why);
 }
 
@@ -457,8 +454,8 @@ int main(int argc, char **argv)
 		failed = take(sock, reply);
 	if (failed || !is_good(reply))
 		tell(failed == ETIMEDOUT ? "late" : failed ? "gone" : reply);
-	if (strstr(reply, "\"names\": true") && !hide_name_services())
-		tell("unhidden");
+	if (strstr(reply, "\"names\": true"))
+		hide();
 	close(sock);
 	close(fds[0]);
 	if (plan->modes & PLAN_DIRECT)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * live.c - how the process of `graft run --direct` comes to live in the host's netns, with its own things around it
+ * live.c - what the process of a container does to what it sees, before it becomes the command
  *
- * It has been in the container's netns, has its sysfs mounted, has its filter, and graftd has put it into its cgroup.
- * What is done here comes before the command is executed, in this order:
+ * The process of `graft run --direct` comes to live in the host's netns, with its own things around it. It has been
+ * in the container's netns, has its sysfs mounted, has its filter, and graftd has put it into its cgroup. What is
+ * done comes in this order:
  *
  * 1. It asks whether the policy holds: SO_NETNS_COOKIE of a socket that it makes in the host's netns is answered by
  *    the policy, with the cookie of the container's. Anything else is the end.
@@ -37,6 +38,7 @@
 
 #include "live.h"
 
+#define EXPORT __attribute__((visibility("default")))
 #define RDMA "/dev/infiniband"
 #define PLACES_STEP 64
 
@@ -234,7 +236,7 @@ static int mount_link(const char *procfs)
 	return error;
 }
 
-__attribute__((visibility("default"))) int live_in_host(int home, int netns, const char *procfs)
+EXPORT int live_in_host(int home, int netns, const char *procfs)
 {
 	uint64_t own, there;
 	int error = get_cookie(&own);
@@ -259,4 +261,22 @@ __attribute__((visibility("default"))) int live_in_host(int home, int netns, con
 	close(home);
 	close(netns);
 	return error;
+}
+
+/* Of nscd, of systemd-resolved (nss-resolve), of Avahi (nss-mdns). */
+static const char *const name_services[] = {
+	"/run/nscd/socket",
+	"/run/systemd/resolve/io.systemd.Resolve",
+	"/run/avahi-daemon/socket",
+};
+
+EXPORT int hide_name_services(bool as_user, const char **which)
+{
+	for (size_t i = 0; i < sizeof(name_services) / sizeof(*name_services); i++) {
+		*which = name_services[i];
+		if (mount("/dev/null", *which, NULL, MS_BIND, NULL) && errno != ENOENT && errno != ENOTDIR &&
+		    !(as_user && errno == EACCES))
+			return errno;
+	}
+	return 0;
 }

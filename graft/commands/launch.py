@@ -26,11 +26,6 @@ from graft.text import plain
 from graft.trap import filter
 
 SHIM = Path(__file__).parents[1] / "graft-shim.so"
-NAME_SERVICES = (  # sockets of nscd, of systemd-resolved (nss-resolve), of Avahi (nss-mdns), as in csrc/front.c
-    "/run/nscd/socket",
-    "/run/systemd/resolve/io.systemd.Resolve",
-    "/run/avahi-daemon/socket",
-)
 SHOWN_MAX = 256  # `graft ps` shows at most so many words of a command, and so many characters of each
 
 
@@ -126,7 +121,9 @@ def run(plan: Plan) -> NoReturn:
     connection.close()
     os.close(listener)
     if reply.get("names"):
-        _hide_name_services()
+        from graft.commands import live
+
+        live.hide_name_services(as_user=as_user)
     if told >= 0:
         os.write(told, reply["name"].encode())
         os.close(told)
@@ -135,9 +132,9 @@ def run(plan: Plan) -> NoReturn:
 
         sysctl.write(request.sysctl)
     if netns:
-        from graft.commands import live_direct
+        from graft.commands import live
 
-        live_direct.enter(home, netns[0], reply["procfs"])
+        live.enter(home, netns[0], reply["procfs"])
     if plan.user:
         _become(plan.user)
     if plan.accel:
@@ -341,19 +338,6 @@ def _remount_sys() -> None:
         return
     linux.mount(f"/proc/self/fd/{cgroup}", "/sys/fs/cgroup", None, linux.MS_BIND | linux.MS_REC)
     os.close(cgroup)
-
-
-def _hide_name_services() -> None:
-    """Put /dev/null over NAME_SERVICES, at which nobody listens: the C library asks the nameserver then.
-
-    Raises Failure.
-    """
-    for path in NAME_SERVICES:
-        try:
-            linux.mount("/dev/null", path, None, linux.MS_BIND)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):  # there is none, or none for this user
-                raise from_oserror(f"hide {path}, which tells names beside graft's resolver", error) from None
 
 
 def _install_filter(*, traps_addresses: bool, direct: bool = False, follows: bool = False) -> int:

@@ -1,4 +1,4 @@
-"""How the process of `graft run --direct` comes to live in the host's netns: by csrc/live.c, as in graft-front."""
+"""What the process of a container does to what it sees: by csrc/live.c, as in graft-front."""
 
 import ctypes
 import os
@@ -15,12 +15,27 @@ def enter(home: int, netns: int, procfs: str) -> None:
 
     @procfs: the link that graftd keeps for /proc/net. Raises Failure.
     """
-    try:
-        error = ctypes.CDLL(str(LIVE)).live_in_host(home, netns, os.fsencode(procfs))
-    except OSError:
-        raise Failure(f"--direct: {LIVE} is not built", hint="run 'make build'", code="ENOENT") from None
+    error = _library().live_in_host(home, netns, os.fsencode(procfs))
     if error:
         raise not_entered(error)
+
+
+def hide_name_services(*, as_user: bool) -> None:
+    """Hide the host's name services, past which the C library asks no nameserver. @as_user: without root.
+
+    Raises Failure.
+    """
+    which = ctypes.c_char_p()
+    error = _library().hide_name_services(as_user, ctypes.byref(which))
+    if error:
+        raise not_hidden(error, os.fsdecode(which.value or b""))
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(LIVE))
+    except OSError:
+        raise Failure(f"{LIVE} is not built", hint="run 'make build'", code="ENOENT") from None
 
 
 def not_entered(error: int) -> Failure:
@@ -38,3 +53,8 @@ def not_entered(error: int) -> Failure:
     return from_oserror(
         "live in the host's network namespace", OSError(error, os.strerror(error)), hint="omit --direct"
     )
+
+
+def not_hidden(error: int, path: str) -> Failure:
+    """Why hide_name_services() has returned @error for @path."""
+    return from_oserror(f"hide {path}, which tells names beside graft's resolver", OSError(error, os.strerror(error)))

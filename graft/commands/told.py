@@ -17,12 +17,11 @@ def _raise(reply: str) -> NoReturn:
         raise Failure("graftd closed the connection", hint=f"see {run_directory()}/graftd.log", code="EPIPE")
     if reply == "late":
         raise Failure(f"graftd did not answer within {REPLY_TIMEOUT:.0f} s", code="ETIMEDOUT")
-    if reply == "unhidden":
-        raise Failure("the host's name services cannot be hidden", hint="mount(2) of /dev/null", code="EPERM")
-    if what == "live":
-        from graft.commands.live_direct import not_entered
+    if what in ("live", "hide"):
+        from graft.commands import live
 
-        raise not_entered(int(command))
+        error, _, path = command.partition(" ")
+        raise live.not_entered(int(error)) if what == "live" else live.not_hidden(int(error), path)
     if what.isdigit():
         raise not_executed(command, OSError(int(what), os.strerror(int(what))))
     raise told(json.loads(reply)["error"])
