@@ -124,11 +124,7 @@ class Moves:
         made: list[Held] = []
         for publication in publications:
             if publication not in source.publications:
-                raise Refused(
-                    f"-p {publication} is not published by '{source.name}'",
-                    hint="'graft rule show CONTAINER' lists what is",
-                    code="ENOENT",
-                )
+                raise publish.not_published(publication, source)
             if publication.protocol != socket.IPPROTO_TCP:
                 raise Refused(
                     f"-p {publication}: a UDP socket answers from the port that it is bound to, so that no other can "

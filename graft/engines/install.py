@@ -228,6 +228,17 @@ def conflist(name: str, subnet: str, **options: Any) -> str:
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
 
 
+def podman_hook(program: str, *argv: str) -> str:
+    """The file of an OCI hook of Podman's, for the containers that have an annotation of graft's (oci-hooks(5))."""
+    hook = {
+        "version": "1.0.0",
+        "hook": {"path": program, "args": argv},
+        "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
+        "stages": ["precreate"],
+    }
+    return json.dumps(hook, indent=2) + "\n"
+
+
 def podman_network(name: str, subnet: str) -> str:
     """A network of graft's as Podman with the netavark backend keeps it (`podman network inspect`).
 
@@ -284,19 +295,13 @@ def podman(options: Options, *, install: bool) -> Plan:
     """Plan Podman's hook, the network `graft`, and no port reservation. Raises Refused or Failure."""
     root = options.root
     runtime = program("graft-runtime")
-    hook = {
-        "version": "1.0.0",
-        "hook": {"path": runtime, "args": ["graft-hook"]},
-        "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
-        "stages": ["precreate"],
-    }
     conf = "# conmon would hold the ports that the container's own sockets are to have\n[engine]\n"
     kinds = {"cni": PODMAN_NETWORK, "netavark": NETAVARK_NETWORK}
     kind = backend() if install else ""
     before = next(filter(None, (_subnet(_under(root, path)) for path in kinds.values())), "")
     subnet = options.subnet or before or "10.97.0.0/16"
     files: dict[str, str | None] = {
-        "/usr/share/containers/oci/hooks.d/graft.json": json.dumps(hook, indent=2) + "\n",
+        "/usr/share/containers/oci/hooks.d/graft.json": podman_hook(runtime, "graft-hook"),
         PODMAN_NETWORK: conflist(NAME, subnet) if kind == "cni" else None,
         NETAVARK_NETWORK: podman_network(NAME, subnet) if kind == "netavark" else None,
         "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",

@@ -26,6 +26,7 @@ from graft.engines.install import (
     changed,
     conflist,
     linked,
+    podman_hook,
     podman_network,
     program,
 )
@@ -133,14 +134,8 @@ def podman(options: Options, *, install: bool) -> Plan:
         _check_granted(options.subnet)
     subnet = (options.subnet or _granted_subnet()) if install else ""
     graft = program(NAME)
-    hook = {
-        "version": "1.0.0",
-        "hook": {"path": graft, "args": [NAME, "--engine", "hook"]},
-        "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
-        "stages": ["precreate"],
-    }
     files: dict[Path, str | None] = {
-        own / "graft.json": json.dumps(hook, indent=2) + "\n" if install else None,
+        own / "graft.json": podman_hook(graft, NAME, "--engine", "hook") if install else None,
         drop_in: _drop_in(_in_force(drop_in), own) if install else None,
         base.parent / "cni/net.d/88-graft.conflist": conflist(NAME, subnet) if kind == "cni" else None,
         _networks() / "graft.json": podman_network(NAME, subnet) if kind == "netavark" else None,

@@ -23,8 +23,8 @@ def check_publication(
     publication: Publication,
     addresses: list[Address],
     own: Callable[[socket.socket], None],
-    viewer: int | None = None,
-    mine: Callable[[int, int], bool] = lambda _port, _inside: False,
+    viewer: int | None,
+    mine: Callable[[int, int], bool],
 ) -> None:
     """Bind each host port of @publication at each of @addresses, in the current netns, and close it again.
 

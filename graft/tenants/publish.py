@@ -116,14 +116,19 @@ def _label(registry: Registry, attachment: Attachment) -> str:
     return tenant.name if tenant else next(iter(attachment.names), attachment.key)
 
 
+def not_published(publication: Publication, tenant: Tenant) -> Refused:
+    """Why a publication cannot be taken from @tenant, which has none such."""
+    return Refused(
+        f"-p {publication} is not published by '{tenant.name}'",
+        hint="'graft rule show CONTAINER' lists what is",
+        code="ENOENT",
+    )
+
+
 def unpublish(tenant: Tenant, publication: Publication) -> None:
     """Undo a publication; sockets that are bound through it stay open. Raises Refused if there is none."""
     if publication not in tenant.publications:
-        raise Refused(
-            f"-p {publication} is not published by '{tenant.name}'",
-            hint="'graft rule show CONTAINER' lists what is",
-            code="ENOENT",
-        )
+        raise not_published(publication, tenant)
     tenant.publications.remove(publication)
     last = publication.first + publication.span - 1
     addresses = host_addresses(publication)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.bench.lab import GRAFTD, HOST4, TIMEOUT, Lab, wait_for
-from graft.engines.install import podman_network
+from graft.engines.install import podman_hook, podman_network
 from tests.conftest import need
 
 ROOT = Path(__file__).parents[2]
@@ -234,14 +234,9 @@ image_copy_tmp_dir = "{root}/tmp"
             plugin.write_text(f'#!/bin/sh\nGRAFT_RUN_DIR={lab.run_dir} exec {ROOT}/bin/{program} "$@"\n')
             plugin.chmod(0o755)
         self.network("graft", "10.97.0.0/24")
-        hook = {
-            "version": "1.0.0",
-            "hook": {"path": str(RUNTIME), "args": ["graft-hook", f"--graft-run-dir={lab.run_dir}"]},
-            "when": {"annotations": {r"^graft([./].*)?$": ".*"}},
-            "stages": ["precreate"],
-        }
         if hooked:
-            (self.root / "hooks/graft.json").write_text(json.dumps(hook))
+            hook = podman_hook(str(RUNTIME), "graft-hook", f"--graft-run-dir={lab.run_dir}")
+            (self.root / "hooks/graft.json").write_text(hook)
         archive = image(self.root / "image.tar")
         self("import", "-q", "-c", "STOPSIGNAL SIGKILL", "-c", "ENV PATH=/usr/sbin:/usr/bin:/bin", archive, "localhost/host:1")
         entry = 'ENTRYPOINT ["/busybox","sleep","100000"]'
