@@ -64,11 +64,11 @@ def make(*, install: bool) -> click.Command:
         root: Path,
         force: bool = False,
     ) -> None:
-        version = check_version(engine) if install else ""
         if subnet:
             _check_subnet(subnet)
         if swarm and engine != "docker":
             raise click.UsageError("--swarm goes with docker")
+        version = check_version(engine) if install else ""
         plan = plan_of(engine, Options(root, runtime, subnet, swarm), install=install)
         if install:
             click.echo(f"{engine}: found {version}, {plan.found}")
