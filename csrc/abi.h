@@ -237,11 +237,12 @@ enum held_flags {
 	HELD_PORT = 1,	   /* counted in `ports` */
 	HELD_DYNAMIC = 2,  /* has an entry in `dynamic_ports` */
 	HELD_DYNAMIC6 = 4, /* of IPv6 */
+	HELD_BOTH = 8,	   /* `number` is one of both families */
 };
 
 struct graft_held {
 	__u32 flags;
-	__u32 number; /* a private one, 0: none */
+	__u32 number; /* a private one, or the name of the kernel's choice; 0: none */
 	__u32 kind;   /* in which of `taken` */
 	__u16 port;   /* HELD_DYNAMIC: the program's */
 	__u16 host_port;

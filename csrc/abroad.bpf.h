@@ -202,7 +202,7 @@ static __always_inline __u32 enter_place(__u32 tenant, const __u32 *ip, __u32 as
 }
 
 /* Enter a socket that has been bound, at @port of the host's. */
-static __always_inline void go_abroad(struct bpf_sock *sk, struct graft_stamp *stamp, __u32 port)
+static __noinline void go_abroad(struct bpf_sock *sk, struct graft_stamp *stamp, __u32 port)
 {
 	struct graft_abroad_place *place = bpf_sk_storage_get(&abroad_place, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	struct graft_tenant *tenant = tenant_of(stamp);

@@ -737,12 +737,17 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	__u32 port;
 	bool v4;
 
-	if (!stamp->local.port || !(chosen || stamp->flags & STAMP_INGRESS))
+	if (!chosen && !(stamp->flags & STAMP_INGRESS && stamp->local.port))
 		return true;
 	if (chosen ? !is_any(stamp->local.ip) && !outside : stamp->local_real.port)
 		return true;
 	port = sk->src_port;
 	v4 = is_v4(&stamp->local);
+	mine = held_by(sk);
+	if (!stamp->local.port && is_any(stamp->local.ip))
+		stamp->local.port = name_chosen(mine, stamp->tenant, port, v4, !v4 && bound_takes_ipv4(sk));
+	if (!stamp->local.port)
+		return true;
 	if (chosen && !outside) { /* another thread was faster */
 		__u32 other = used_port(stamp->tenant, v4, stamp->local.port);
 
@@ -752,16 +757,11 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	if (chosen && !use_dynamic(stamp->tenant, v4, port, stamp->local.port, !outside && lets_share(stamp)))
 		return false;
 	key = dynamic_key(stamp->tenant, sk->protocol == IPPROTO_UDP, v4, stamp->local.port);
-	mine = held_by(sk);
 	if (!mine)
 		return true;
-	mine->flags |= HELD_DYNAMIC | (v4 ? 0 : HELD_DYNAMIC6);
-	mine->port = stamp->local.port;
-	mine->host_port = port;
 	if (outside)
 		go_abroad(sk, stamp, port);
-	if (!outside || is_any(stamp->local.ip))
-		bpf_map_update_elem(&dynamic_ports, &key, &port, BPF_ANY);
+	lead_to_chosen(mine, &key, port, !outside || is_any(stamp->local.ip));
 	if (key.proto == IPPROTO_TCP) {
 		real = stamp->local_real;
 		real.port = port;

@@ -218,13 +218,62 @@ static __noinline int let_go(struct graft_held *mine, __u32 tenant)
 		return 0;
 	if (mine->number)
 		free_number(tenant, mine->kind, mine->number);
+	if (mine->number && mine->flags & HELD_BOTH)
+		free_number(tenant, number_kind(true, true), mine->number);
 	mine->number = 0;
 	if (mine->flags & HELD_PORT) {
 		count_ports(tenant, -1);
 		count_ports(GRAFT_EXEMPT, -1);
 	}
-	mine->flags &= ~HELD_PORT;
+	mine->flags &= ~(HELD_PORT | HELD_BOTH);
 	return 0;
+}
+
+/* Mark @number as taken in @kind. False: it is already. One that no bind to port 0 could get needs no mark. */
+static __always_inline bool mark_number(__u32 tenant, __u32 kind, __u32 number)
+{
+	__u32 index = number - NUMBERS_FIRST;
+	__u64 one = 1ull << (index & 63), *word;
+
+	word = taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, index);
+	return !word || !(__sync_fetch_and_or(word, one) & one);
+}
+
+/* Mark @number as taken among those of @kind, and of IPv4 as well if @both. */
+static __always_inline bool mark_numbers(__u32 tenant, __u32 kind, __u32 number, bool both)
+{
+	if (!mark_number(tenant, kind, number))
+		return false;
+	if (!both || mark_number(tenant, number_kind(true, true), number))
+		return true;
+	free_number(tenant, kind, number);
+	return false;
+}
+
+/*
+ * The kernel has chosen @port for a UDP socket on the host's wildcard. The container knows it by that number, unless
+ * a socket on its loopback has it, of which the kernel knows nothing: then by another one, to which the caller leads
+ * (`dynamic_ports`). Returns that; 0: none is needed, or none is free. @both: the socket is of IPv6 and IPv4.
+ */
+static __noinline int name_chosen(struct graft_held *mine, __u32 tenant, __u32 port, bool v4, bool both)
+{
+	__u32 kind = number_kind(true, v4), number = port;
+
+	if (!mine)
+		return 0;
+	if (!mark_numbers(tenant, kind, port, both)) {
+		number = find_number(tenant, kind);
+		for (int n = 0; n < TRIES && number && both && !mark_number(tenant, number_kind(true, true), number);
+		     n++) {
+			free_number(tenant, kind, number);
+			number = n + 1 < TRIES ? find_number(tenant, kind) : 0;
+		}
+	}
+	mine->number = number;
+	mine->kind = kind;
+	if (both)
+		mine->flags |= HELD_BOTH;
+	return number == port ? 0 : number;
 }
 
 /* Is the socket where its bind was decided? The hook notes that before the kernel binds, which may fail. */
@@ -250,20 +299,6 @@ static __always_inline bool is_where_decided(const struct bpf_sock *sk, const st
 	ip[2] = sk->src_ip6[2];
 	ip[3] = sk->src_ip6[3];
 	return same_ip(ip, real->ip);
-}
-
-/* Forget a bind of a UDP socket that the kernel has refused after the hook had allowed it. */
-__noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
-{
-	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP)
-		return 0;
-	if (stamp->flags & STAMP_EPHEMERAL
-		    ? !stamp->local_real.port || ctx->sk->src_port == stamp->local_real.port
-		    : !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) || is_where_decided(ctx->sk, stamp))
-		return 0;
-	let_go(bpf_sk_storage_get(&held, ctx->sk, NULL, 0), stamp->tenant);
-	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_ABROAD);
-	return 0;
 }
 
 /*
@@ -333,6 +368,24 @@ static __noinline int forget_dynamic(struct graft_held *mine, __u32 tenant, bool
 	return 0;
 }
 
+/* Forget a bind of a UDP socket that the kernel has refused after the hook had allowed it. */
+__noinline int forget_refused(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
+{
+	struct graft_held *mine;
+
+	if (!stamp || !ctx->sk || ctx->protocol != IPPROTO_UDP)
+		return 0;
+	if (stamp->flags & STAMP_EPHEMERAL
+		    ? !stamp->local_real.port || ctx->sk->src_port == stamp->local_real.port
+		    : !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS)) || is_where_decided(ctx->sk, stamp))
+		return 0;
+	mine = bpf_sk_storage_get(&held, ctx->sk, NULL, 0);
+	let_go(mine, stamp->tenant);
+	forget_dynamic(mine, stamp->tenant, true);
+	stamp->flags &= ~(STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_ABROAD);
+	return 0;
+}
+
 /* As chosen_port(), if a socket is there; 0: none is. */
 __noinline int used_port(__u32 tenant, bool v4, __u32 asked)
 {
@@ -366,6 +419,45 @@ __noinline int use_dynamic(__u32 tenant, bool v4, __u32 port, __u32 asked, bool 
 		return false;
 	__sync_fetch_and_add(sockets, SOCKET_COUNTED);
 	return true;
+}
+
+/* A socket is at @port of the host's for the program's port @asked. The loopback leads there if @leads. */
+static __always_inline void lead_to_chosen(struct graft_held *mine, const struct graft_dynamic_key *asked, __u32 port,
+					   bool leads)
+{
+	mine->flags |= HELD_DYNAMIC | (asked->family == GRAFT_INET ? 0 : HELD_DYNAMIC6);
+	mine->port = asked->port;
+	mine->host_port = port;
+	if (leads)
+		bpf_map_update_elem(&dynamic_ports, asked, &port, BPF_ANY);
+}
+
+/* A UDP socket that nobody has bound sends for the first time: its port is the kernel's choice. */
+__noinline int name_sender(struct bpf_sock_addr *ctx, struct graft_stamp *stamp)
+{
+	struct graft_dynamic_key key;
+	struct graft_held *mine;
+	__u32 port, number;
+	bool v4;
+
+	if (!stamp || !ctx->sk)
+		return 0;
+	mine = held_by(ctx->sk);
+	port = ctx->sk->src_port;
+	v4 = ctx->sk->family == AF_INET;
+	number = name_chosen(mine, stamp->tenant, port, v4, !v4 && takes_ipv4(ctx->sk));
+	if (!mine || !number || !use_dynamic(stamp->tenant, v4, port, number, false))
+		return 0;
+	__builtin_memset(&stamp->local, 0, sizeof(stamp->local));
+	if (v4)
+		set_v4(&stamp->local, 0);
+	stamp->local_real = stamp->local;
+	stamp->local.port = number;
+	stamp->local_real.port = port;
+	stamp->flags |= STAMP_EPHEMERAL;
+	key = dynamic_key(stamp->tenant, true, v4, number);
+	lead_to_chosen(mine, &key, port, true);
+	return 0;
 }
 
 static __always_inline void uncount(__u32 tenant, bool udp)

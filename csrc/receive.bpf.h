@@ -47,6 +47,7 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 	struct graft_stamp *stamp = stamp_of(ctx->sk);
 	struct graft_addr from = {};
 	struct graft_peers *of;
+	__u64 key;
 
 	if (!a || !stamp || !ctx->sk)
 		return false;
@@ -63,7 +64,11 @@ __noinline int note_sent(struct bpf_sock_addr *ctx, struct graft_addr *a, struct
 		of = bpf_sk_storage_get(&peers, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!of)
 			return false;
-		of->key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+		key = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32() | 1;
+		/* of threads that send at the same time, one comes first */
+		if (!__sync_val_compare_and_swap(&of->key, 0, key) &&
+		    !(stamp->flags & (STAMP_PRIVATE | STAMP_INGRESS | STAMP_EPHEMERAL | STAMP_CONNECTED)))
+			name_sender(ctx, stamp);
 	}
 	if (source && holder_of(&from)) {
 		if (!is_peer(of, &from))

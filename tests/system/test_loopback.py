@@ -235,6 +235,41 @@ def test_datagrams_over_the_loopback_are_the_hosts(lab, datagrams_of_the_host, o
     assert wrong == []
 
 
+# Sockets on the loopback and on a wildcard, in turn, of which the kernel knows nothing common. Each is asked by the
+# name that it has, and by the one that others have seen.
+PORT_0 = """
+import socket
+def make(family, address=None):
+    s = socket.socket(family, 2); s.settimeout(3)
+    if address: s.bind((address, 0))
+    return s
+loopback = {2: '127.0.0.1', 10: '::1'}
+for family, wild in ((2, '0.0.0.0'), (10, '::')):
+    server = make(family, loopback[family])
+    made = []
+    for n in range(100):
+        made.append(make(family, loopback[family]))
+        made.append(make(family, wild))
+        made.append(make(family)); made[-1].sendto(b'-', server.getsockname()); server.recv(9)
+    names = [s.getsockname()[1] for s in (server, *made)]
+    print(len(set(names)))
+    for n, s in enumerate(made):
+        server.sendto(b'%d' % n, (loopback[family], s.getsockname()[1])); assert s.recv(9) == b'%d' % n
+        s.sendto(b'?', server.getsockname()); seen = server.recvfrom(9)[1]; assert seen[1] == s.getsockname()[1]
+        server.sendto(b'!', seen); assert s.recv(9) == b'!'
+    for s in made:
+        s.close()
+"""
+
+
+def test_port_0_is_no_port_of_another_socket(own_lab):
+    """The kernel chooses on the wildcard, and graft on the loopback: 301 sockets of some 1000 ports are not in each other's way."""
+    own_lab.host("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 43000", check=True)
+    for _ in range(3):
+        done = own_lab.graft("run", "--sysctl", "net.ipv4.ip_local_port_range=40000 41023", *python(PORT_0))
+        assert done.stdout == "301\n" * 2, done.stderr
+
+
 @pytest.mark.parametrize("options", [(), ("-p", "5399:5300/udp"), ("--ip", "10.88.0.5")])
 def test_java_datagrams(lab, options):
     """DatagramSocket is a socket of AF_INET6 that connects to IPv4 addresses."""
