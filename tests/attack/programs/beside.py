@@ -288,9 +288,12 @@ def others_are_moved_into_the_cgroup():
         for pid in hosts:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # another laboratory's, which has just ended
                 before = Path(f"/proc/{pid}/cgroup").read_text()
-                told[path] = outcome(lambda p, one: Path(p).write_text(one) and None, path, pid)
+                done = outcome(lambda p, one: Path(p).write_text(one) and None, path, pid)
+                if not Path(f"/proc/{pid}/cmdline").read_text():  # nor has one that is ending just now anything to be moved
+                    continue
                 if Path(f"/proc/{pid}/cgroup").read_text() != before:
                     return "MOVED"
+                told[path] = done
     return wrong(told, "EACCES", "EPERM", "ENOENT", "EROFS") or "REFUSED"
 
 
