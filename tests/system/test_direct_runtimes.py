@@ -216,6 +216,7 @@ def test_who_may_begin(lab, runc):
     runc.configure(("/busybox", "true"))
     runc.instead("""case "$*" in *run*) cp config.json kept.json;; esac""")
     assert runc.run().returncode == 0
+    wait_for(lambda: not lab.containers(), "the container's end")
     runc.program = "runc"
     config = json.loads((runc.directory / "kept.json").read_text())
     sealed = config["linux"]["seccomp"]["listenerMetadata"]
