@@ -201,16 +201,16 @@ static __always_inline __u32 enter_place(__u32 tenant, const __u32 *ip, __u32 as
 	return bpf_map_update_elem(&abroad, &key, &new, BPF_NOEXIST) ? 0 : 1;
 }
 
-/* Enter a socket that has been bound, at @port of the host's. */
-static __noinline void go_abroad(struct bpf_sock *sk, struct graft_stamp *stamp, __u32 port)
+/* Enter a socket that has been bound, at @port of the host's. @both: on the wildcard of both families. */
+__noinline int go_abroad(struct graft_abroad_place *place, struct graft_stamp *stamp, __u32 port, bool both)
 {
-	struct graft_abroad_place *place = bpf_sk_storage_get(&abroad_place, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
-	struct graft_tenant *tenant = tenant_of(stamp);
 	__u32 four[4] = {0, 0, MAPPED, 0};
 	struct graft_abroad_key key;
+	struct graft_tenant *tenant;
 
-	if (!place)
-		return;
+	if (!place || !stamp)
+		return 0;
+	tenant = tenant_of(stamp);
 	if (tenant && stamp->local_real.port) {
 		key = remembered_key(tenant, &stamp->local, is_v4(&stamp->local));
 		bpf_map_update_elem(&abroad_ports, &key, &port, BPF_ANY);
@@ -218,8 +218,9 @@ static __noinline void go_abroad(struct bpf_sock *sk, struct graft_stamp *stamp,
 	place->at = stamp->local;
 	place->port = port;
 	place->member = enter_place(stamp->tenant, place->at.ip, place->at.port, port);
-	if (is_any6(place->at.ip) && bound_takes_ipv4(sk))
+	if (both)
 		place->member4 = enter_place(stamp->tenant, four, place->at.port, port);
+	return 0;
 }
 
 /* Returns the port of the host's of a socket that is still there; 0: none is. */

@@ -734,8 +734,8 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	struct graft_dynamic_key key;
 	struct graft_held *mine;
 	struct graft_addr real;
+	bool v4, both;
 	__u32 port;
-	bool v4;
 
 	if (!chosen && !(stamp->flags & STAMP_INGRESS && stamp->local.port))
 		return true;
@@ -743,9 +743,10 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 		return true;
 	port = sk->src_port;
 	v4 = is_v4(&stamp->local);
+	both = is_any6(stamp->local.ip) && bound_takes_ipv4(sk);
 	mine = held_by(sk);
 	if (!stamp->local.port && is_any(stamp->local.ip))
-		stamp->local.port = name_chosen(mine, stamp->tenant, port, v4, !v4 && bound_takes_ipv4(sk));
+		stamp->local.port = name_chosen(mine, stamp->tenant, port, v4, both);
 	if (!stamp->local.port)
 		return true;
 	if (chosen && !outside) { /* another thread was faster */
@@ -760,7 +761,8 @@ static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp
 	if (!mine)
 		return true;
 	if (outside)
-		go_abroad(sk, stamp, port);
+		go_abroad(bpf_sk_storage_get(&abroad_place, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE), stamp, port,
+			  both);
 	lead_to_chosen(mine, &key, port, !outside || is_any(stamp->local.ip));
 	if (key.proto == IPPROTO_TCP) {
 		real = stamp->local_real;

@@ -255,7 +255,7 @@ static __always_inline bool mark_numbers(__u32 tenant, __u32 kind, __u32 number,
  * a socket on its loopback has it, of which the kernel knows nothing: then by another one, to which the caller leads
  * (`dynamic_ports`). Returns that; 0: none is needed, or none is free. @both: the socket is of IPv6 and IPv4.
  */
-static __noinline int name_chosen(struct graft_held *mine, __u32 tenant, __u32 port, bool v4, bool both)
+__noinline int name_chosen(struct graft_held *mine, __u32 tenant, __u32 port, bool v4, bool both)
 {
 	__u32 kind = number_kind(true, v4), number = port;
 
