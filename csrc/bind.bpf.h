@@ -724,8 +724,9 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 }
 
 /*
- * Remember the port that the kernel chose for a `dynamic` endpoint, or for a UDP port that nobody publishes: what is
- * sent from inside is led there. False: the kernel has let the latter share a port with another of the program's.
+ * Remember the port that the kernel chose for a `dynamic` endpoint, for a UDP port that nobody publishes, or for port
+ * 0 of a UDP wildcard where it has another name: what is sent from inside is led there. False: the kernel has let the
+ * second share a port with another of the program's.
  */
 static __always_inline bool note_dynamic(struct bpf_sock *sk, struct graft_stamp *stamp)
 {

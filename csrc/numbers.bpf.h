@@ -52,6 +52,20 @@ static __always_inline __u64 *taken_word(struct graft_numbers *numbers, __u32 ki
 	return at < NUMBERS_ALL ? &numbers->taken[at] : NULL;
 }
 
+/* The word of the tenant's in which @number is; NULL: no bind to port 0 could get it. */
+static __always_inline __u64 *word_of(__u32 tenant, __u32 kind, __u32 number)
+{
+	return taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, number - NUMBERS_FIRST);
+}
+
+/* Mark @number as taken in @word, its own. False: it is already. */
+static __always_inline bool mark_in(__u64 *word, __u32 number)
+{
+	__u64 one = 1ull << ((number - NUMBERS_FIRST) & 63);
+
+	return !(__sync_fetch_and_or(word, one) & one);
+}
+
 struct search {
 	struct graft_numbers *of;
 	__u32 kind;
@@ -101,11 +115,22 @@ __noinline int find_number(__u32 tenant, __u32 kind)
 /* Mark @number as free again. */
 static __always_inline void free_number(__u32 tenant, __u32 kind, __u32 number)
 {
-	__u32 index = number - NUMBERS_FIRST;
-	__u64 *word = taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, index);
+	__u64 *word = word_of(tenant, kind, number);
 
 	if (word)
-		__sync_fetch_and_and(word, ~(1ull << (index & 63)));
+		__sync_fetch_and_and(word, ~(1ull << ((number - NUMBERS_FIRST) & 63)));
+}
+
+/* Give back the number that a socket has, in each family in which it is marked. */
+static __always_inline void give_number_back(struct graft_held *mine, __u32 tenant)
+{
+	if (!mine->number)
+		return;
+	free_number(tenant, mine->kind, mine->number);
+	if (mine->flags & HELD_BOTH)
+		free_number(tenant, number_kind(true, true), mine->number);
+	mine->number = 0;
+	mine->flags &= ~HELD_BOTH;
 }
 
 /*
@@ -122,9 +147,7 @@ __noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice,
 
 	if (!mine)
 		return 0;
-	if (mine->number) /* of a bind that failed: whoever comes here is not bound */
-		free_number(tenant, mine->kind, mine->number);
-	mine->number = 0;
+	give_number_back(mine, tenant); /* of a bind that failed, or was undone: whoever comes here is not bound */
 	for (n = 0; n < TRIES; n++) {
 		number = find_number(tenant, kind);
 		if (!number)
@@ -149,15 +172,14 @@ __noinline int take_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 slice,
 /* Mark the number that the program has named, if a bind to port 0 could get it. */
 __noinline int name_number(struct bpf_sock_addr *ctx, __u32 tenant, __u32 number, bool v4)
 {
-	__u32 kind = number_kind(ctx->protocol == IPPROTO_UDP, v4), index = number - NUMBERS_FIRST;
-	__u64 one = 1ull << (index & 63), *word;
+	__u32 kind = number_kind(ctx->protocol == IPPROTO_UDP, v4);
+	__u64 *word = word_of(tenant, kind, number);
 	struct graft_held *mine;
 
-	word = taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, index);
 	if (!word)
 		return 0;
 	mine = held_by(ctx->sk);
-	if (mine && !(__sync_fetch_and_or(word, one) & one)) { /* else it is another's to give back */
+	if (mine && mark_in(word, number)) { /* else it is another's to give back */
 		mine->number = number;
 		mine->kind = kind;
 	}
@@ -216,27 +238,21 @@ static __noinline int let_go(struct graft_held *mine, __u32 tenant)
 {
 	if (!mine)
 		return 0;
-	if (mine->number)
-		free_number(tenant, mine->kind, mine->number);
-	if (mine->number && mine->flags & HELD_BOTH)
-		free_number(tenant, number_kind(true, true), mine->number);
-	mine->number = 0;
+	give_number_back(mine, tenant);
 	if (mine->flags & HELD_PORT) {
 		count_ports(tenant, -1);
 		count_ports(GRAFT_EXEMPT, -1);
 	}
-	mine->flags &= ~(HELD_PORT | HELD_BOTH);
+	mine->flags &= ~HELD_PORT;
 	return 0;
 }
 
 /* Mark @number as taken in @kind. False: it is already. One that no bind to port 0 could get needs no mark. */
 static __always_inline bool mark_number(__u32 tenant, __u32 kind, __u32 number)
 {
-	__u32 index = number - NUMBERS_FIRST;
-	__u64 one = 1ull << (index & 63), *word;
+	__u64 *word = word_of(tenant, kind, number);
 
-	word = taken_word(bpf_map_lookup_elem(&numbers, &tenant), kind, index);
-	return !word || !(__sync_fetch_and_or(word, one) & one);
+	return !word || mark_in(word, number);
 }
 
 /* Mark @number as taken among those of @kind, and of IPv4 as well if @both. */
@@ -250,6 +266,19 @@ static __always_inline bool mark_numbers(__u32 tenant, __u32 kind, __u32 number,
 	return false;
 }
 
+/* As find_number(), for one that is free in IPv4 as well if @both. */
+static __always_inline __u32 find_numbers(__u32 tenant, __u32 kind, bool both)
+{
+	for (int n = 0; n < TRIES; n++) {
+		__u32 number = find_number(tenant, kind);
+
+		if (!number || !both || mark_number(tenant, number_kind(true, true), number))
+			return number;
+		free_number(tenant, kind, number);
+	}
+	return 0;
+}
+
 /*
  * The kernel has chosen @port for a UDP socket on the host's wildcard. The container knows it by that number, unless
  * a socket on its loopback has it, of which the kernel knows nothing: then by another one, to which the caller leads
@@ -261,14 +290,8 @@ __noinline int name_chosen(struct graft_held *mine, __u32 tenant, __u32 port, bo
 
 	if (!mine)
 		return 0;
-	if (!mark_numbers(tenant, kind, port, both)) {
-		number = find_number(tenant, kind);
-		for (int n = 0; n < TRIES && number && both && !mark_number(tenant, number_kind(true, true), number);
-		     n++) {
-			free_number(tenant, kind, number);
-			number = n + 1 < TRIES ? find_number(tenant, kind) : 0;
-		}
-	}
+	if (!mark_numbers(tenant, kind, port, both))
+		number = find_numbers(tenant, kind, both);
 	mine->number = number;
 	mine->kind = kind;
 	if (both)

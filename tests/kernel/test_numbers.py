@@ -1,5 +1,6 @@
 """Ports that nobody names: private ones, chosen in BPF, and the host's, chosen by the kernel and counted."""
 
+import ctypes
 import errno
 import resource
 import socket
@@ -16,6 +17,7 @@ from tests.kernel.harness import SLOT, TENANT_ID, World, isolated
 
 V4, V6, TCP, UDP = socket.AF_INET, socket.AF_INET6, socket.SOCK_STREAM, socket.SOCK_DGRAM
 NUMBERS_ALL = NUMBERS_WORDS * 64
+libc = ctypes.CDLL(None, use_errno=True)
 KEY = TENANT_ID.to_bytes(4, "little")
 
 
@@ -77,6 +79,26 @@ def test_a_private_number_is_none_of_the_hosts(world: World):
                 assert told in world.real("-tln" if kind == TCP else "-uln")
                 assert taken(world) == 1
         assert taken(world) == 0
+
+
+@pytest.mark.kernel  # also on Linux 6.1
+@isolated
+def test_a_number_is_given_back_in_each_family(world: World):
+    """A socket of both families that sends without a bind has one in each; after a disconnect connect() chooses anew."""
+    world.tenant(0)
+    server = world.sock(V6, UDP)
+    server.bind(("::1", 0))
+    sock = world.sock(V6, UDP)
+    sock.sendto(b"?", server.getsockname())
+    assert taken(world) == 3
+    sock.connect(server.getsockname())
+    assert libc.connect(sock.fileno(), bytes(28), 28) == 0  # AF_UNSPEC: the kernel takes its port back
+    sock.connect(server.getsockname())
+    assert taken(world) == 2
+    sock.close()
+    assert taken(world) == 1
+    server.close()
+    assert taken(world) == 0
 
 
 @pytest.mark.kernel  # also on Linux 6.1
