@@ -183,6 +183,8 @@ def test_moved_out_of_its_cgroup(lab, bundle):
     """What the host moves elsewhere, where no policy is, makes no socket any more; also what was executed later."""
     name = f"{lab.tag}-moved"
     code = f"""import errno, socket, time
+socket.socket().bind(('', 0))
+print('ready', flush=True)  # graftd has its listener: the call was answered
 while '{name}':  # it is looked for by its text, and this test runs elsewhere at the same time
     try:
         socket.socket().close()
@@ -194,6 +196,8 @@ while '{name}':  # it is looked for by its text, and this test runs elsewhere at
     bundle.detached("moved")
     try:
         with subprocess.Popen(lab.in_host(*bundle.words("exec", name, *python(code))), stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout
+            assert run.stdout.readline() == "ready\n"
             inside = wait_for(lambda: pid_of(python(code)[-1]), "the program")
             (cgroup2_root() / "cgroup.procs").write_text(str(inside))
             assert run.communicate(timeout=30)[0] == "EPERM\n"
