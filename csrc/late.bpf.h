@@ -29,6 +29,14 @@ static __always_inline bool settles(struct bpf_sock *sk)
 	return now && *now;
 }
 
+/* Are the options of its maker set on this socket now? */
+static __always_inline bool prepares(struct bpf_sock *sk)
+{
+	__u32 *now = sk ? bpf_sk_storage_get(&preparing, sk, NULL, 0) : NULL;
+
+	return now && *now;
+}
+
 /* Is the socket bound for its program, and not for the kernel? */
 static __always_inline bool waits(struct bpf_sock *sk, const struct graft_stamp *stamp)
 {

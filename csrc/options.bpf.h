@@ -355,13 +355,13 @@ static __always_inline bool makers_option(__s32 level, __s32 name)
 	return level == SOL_IP_ && (name == IP_LOCAL_PORT_RANGE_ || name == IP_FREEBIND_);
 }
 
-/* Is this IP_BIND_ADDRESS_NO_PORT of a socket that its maker has set it for? graftd unsets it for a bind of its own.
- */
+/* Is this IP_BIND_ADDRESS_NO_PORT of a socket that its maker has set it for, and is not setting it now? graftd unsets
+ * it for a bind of its own. */
 static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, __s32 level, __s32 name,
 				       const struct graft_stamp *stamp)
 {
 	return level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && stamp->flags & STAMP_LATE &&
-	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk);
+	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk) && !prepares(ctx->sk);
 }
 
 /* Is this option kept in the stamp? */
@@ -429,7 +429,7 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	    !direct_tenant())
 		return ALLOW; /* a graft-sup of 0.1.0, before it stamps; what has no stamp cannot be bound */
 	if (stamp && makers_option(level, name) &&
-	    (!(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) || (settles(ctx->sk) && direct_tenant())))
+	    (!(stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED)) || (prepares(ctx->sk) && direct_tenant())))
 		return ALLOW; /* before anybody else has the socket, or before the bind of a direct container's */
 	if (stamp && level == SOL_IPV6_ && name == IPV6_V6ONLY_ && waits(ctx->sk, stamp)) {
 		bpf_set_retval(-EINVAL); /* as for a socket that is bound */

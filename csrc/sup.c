@@ -3,15 +3,16 @@
  * graft-sup - answers the socket() calls of one container, beside it
  *
  * usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL (descriptors) SOCKET (a path) [OPTION...]
- *                  [beside:LISTENER:SHARED]; started by graftd
+ *                  [bind:MAP:LOWEST:HIGHEST] [beside:LISTENER:SHARED]; started by graftd
  *
  * Theory of operation
  *
  * graftd could answer every trapped call, and does so where this program is missing. But a trapped call costs what
  * waking costs, and an interpreter between the wake-ups costs as much again. The arguments of socket() are in
  * registers and its answer never differs, so this program answers it, from a small pool of sockets that are made and
- * stamped ahead of the call. It hands every other call to graftd. A direct container makes its internet sockets
- * itself; for that one this program answers socket(AF_UNIX), in the container's netns, where it lives.
+ * stamped ahead of the call. It hands every other call to graftd. But a direct container makes its internet sockets
+ * itself; for that one this program lives in the container's netns, answers socket(AF_UNIX) there, and sets before a
+ * bind() what it sets on those that it makes itself.
  *
  * Threads. Whoever adds a descriptor to a target waits in the kernel until the target runs again, so one thread would
  * serve one target at a time. There are up to THREADS, made when needed. Each call wakes every thread that waits in
@@ -33,8 +34,8 @@
  * The preload library of `graft run --accel` asks for a channel instead (sup.h). The main thread keeps it filled with
  * such sockets. That is no privilege: they are what socket() gives, and the hooks decide on them.
  *
- * sup.c has the threads, and the life without a graftd; sup_calls.c a call, from its slot to its answer;
- * sup_sockets.c the pool and the channels.
+ * sup.c has the threads, and the life without a graftd; sup_calls.c a call, from its slot to its answer; sup_bind.c
+ * the binds; sup_sockets.c the pool and the channels.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -213,7 +214,7 @@ static __u32 maker(void)
 	return shared->maker ? shared->maker : shared->reuse_uid;
 }
 
-/* Keep what it takes to stamp, to see a target's netns, and to give sockets away. 0 or -1. */
+/* Keep what it takes to stamp, to see a target's netns and borrow its sockets, and to give sockets away. 0 or -1. */
 static int take_capabilities(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -330,11 +331,11 @@ int main(int argc, char **argv)
 	char order;
 
 	for (int n = 7; n < argc; n++)
-		if (!keep_beside(argv[n]) && !add_option(argv[n]))
+		if (!keep_beside(argv[n]) && !take_bind(argv[n]) && !add_option(argv[n]))
 			argc = 0;
 	if (argc < 7 || strlen(argv[6]) >= sizeof(graftd.sun_path)) {
 		fputs("usage: graft-sup NAME LISTENER SHARED STAMPS CONTROL SOCKET [OPTION...] "
-		      "[beside:LISTENER:SHARED] (graftd starts it)\n",
+		      "[bind:MAP:LOWEST:HIGHEST] [beside:LISTENER:SHARED] (graftd starts it)\n",
 		      stderr);
 		return 2;
 	}

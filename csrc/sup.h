@@ -19,8 +19,9 @@
 #define SUP_BESIDE 4	      /* listeners that a graft-sup keeps beside its own */
 
 enum sup_flags {
-	SUP_FORWARD = 1, /* graftd decides every call: what socket() gives depends on who calls. But see `home` */
+	SUP_FORWARD = 1, /* graftd decides socket() as well: what it gives depends on who calls. But see `home` */
 	SUP_IDLE = 2, /* no call has come yet, nor is one expected: no graft-sup receives. graftd alone looks at it */
+	SUP_BIND = 4, /* of a direct container: a bind() needs no other socket, and is prepared by graft-sup */
 };
 
 /*

@@ -260,19 +260,25 @@ void handle_call(struct sup_slot *slot)
 {
 	const struct seccomp_notif *call = &slot->call;
 	__u64 began = now();
-	bool asks = call->data.arch == AUDIT_ARCH_NATIVE && call->data.nr == SYS_socket;
-
+	bool native = call->data.arch == AUDIT_ARCH_NATIVE;
+	bool asks = native && call->data.nr == SYS_socket;
 	bool unix_socket = asks && has_unix_sockets && (__u32)call->data.args[0] == AF_UNIX;
+	bool whole = __atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_FORWARD; /* graftd has every socket() */
+	bool binds = native && call->data.nr == SYS_bind && prepares_binds() && prepare_bind(call);
 
-	if (!unix_socket && (!asks || __atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_FORWARD)) {
+	if (!unix_socket && !binds && (!asks || whole)) {
 		forward_call(slot);
 		return;
 	}
 	/* before the answer: graftd may read it as soon as the caller has ended */
 	__atomic_add_fetch(&shared->calls, 1, __ATOMIC_RELAXED);
-	if (unix_socket)
+	if (unix_socket) {
 		on_unix_socket(slot);
-	else
+	} else if (binds) {
+		let_proceed(call);
+		release_slot(slot);
+	} else {
 		on_socket(slot);
+	}
 	count_time(now() - began);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * sup_parts.h - what the parts of graft-sup share: sup.c (threads, and life without graftd), sup_calls.c,
+ * sup_parts.h - what the parts of graft-sup share: sup.c (threads, and life without graftd), sup_calls.c, sup_bind.c,
  * sup_sockets.c
  */
 #ifndef SUP_PARTS_H
@@ -12,6 +12,13 @@
 
 #include "abi.h"
 #include "sup.h"
+
+#ifndef IP_BIND_ADDRESS_NO_PORT
+#define IP_BIND_ADDRESS_NO_PORT 24
+#endif
+#ifndef IPV6_FREEBIND
+#define IPV6_FREEBIND 78
+#endif
 
 /* A socket that is ready to be given away. */
 struct made {
@@ -28,11 +35,18 @@ void call_served(void);
 
 /* sup_sockets.c */
 bool add_option(const char *word);
+void set_port_ranges(unsigned int low, unsigned int high);
+int limit_ports(int fd, bool udp);
 int take_socket(int kind, struct made *result);
 void refill_pool(int kind);
 bool send_fds(int sock, const void *text, size_t length, const int *fds, int count);
 int open_channel(int kind, struct made *theirs);
 void on_channel(const struct epoll_event *event);
+
+/* sup_bind.c */
+bool take_bind(const char *word);
+bool prepares_binds(void);
+bool prepare_bind(const struct seccomp_notif *call); /* may it proceed? if not, it is graftd's to decide */
 
 /* sup_calls.c */
 bool makes_unix_sockets(void);

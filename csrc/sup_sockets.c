@@ -19,9 +19,6 @@
 
 #include "sup_parts.h"
 
-#ifndef IP_BIND_ADDRESS_NO_PORT
-#define IP_BIND_ADDRESS_NO_PORT 24
-#endif
 #ifndef IP_LOCAL_PORT_RANGE
 #define IP_LOCAL_PORT_RANGE 51
 #endif
@@ -64,25 +61,32 @@ static pthread_once_t port_ranges_once = PTHREAD_ONCE_INIT;
 
 /* The ports that the kernel may choose for TCP and for UDP, as graft/trap/sockets.py has them: lowest | highest
  * << 16. */
+void set_port_ranges(unsigned int low, unsigned int high)
+{
+	port_ranges[0] = low | (low + (high - low) * 15 / 16) << 16;
+	port_ranges[1] = low | (low + (high - low) / 2) << 16;
+}
+
 static void read_port_ranges(void)
 {
 	FILE *file = fopen("/proc/sys/net/ipv4/ip_local_port_range", "re");
 	unsigned int low, high;
 
-	if (file && fscanf(file, "%u %u", &low, &high) == 2 && low <= high && high <= 65535) {
-		port_ranges[0] = low | (low + (high - low) * 15 / 16) << 16;
-		port_ranges[1] = low | (low + (high - low) / 2) << 16;
-	}
+	if (file && fscanf(file, "%u %u", &low, &high) == 2 && low <= high && high <= 65535)
+		set_port_ranges(low, high);
 	if (file)
 		fclose(file);
 }
 
-/* Leave the host's programs some of the ephemeral ports. Linux before 6.3 has no such option. */
-static void limit_ports(int fd, bool udp)
+/* Leave the host's programs some of the ephemeral ports. 0 or an errno: Linux before 6.3 has no such option. */
+int limit_ports(int fd, bool udp)
 {
-	pthread_once(&port_ranges_once, read_port_ranges);
-	if (port_ranges[udp])
-		setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &port_ranges[udp], sizeof(port_ranges[udp]));
+	if (!port_ranges[udp]) /* else graftd has said them */
+		pthread_once(&port_ranges_once, read_port_ranges);
+	if (!port_ranges[udp])
+		return 0;
+	return setsockopt(fd, IPPROTO_IP, IP_LOCAL_PORT_RANGE, &port_ranges[udp], sizeof(port_ranges[udp])) ? errno
+													    : 0;
 }
 
 /* What is set on each socket, because the container has a sysctl for it. */

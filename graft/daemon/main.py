@@ -262,6 +262,8 @@ class Daemon:
             ):  # a graft-sup may bring one of several: its end is not the container's
                 tenant.lost_listener = True
         self.tenancy.direct.check()
+        for tenant in self.registry.tenants.values():
+            self.calls.divide(tenant)  # an earlier release may have said less
         self.tenancy.forwards.restore(self.registry.tenants, inherited)
         self.registry.forget_dead()
 

@@ -78,7 +78,7 @@ class Tenancy:
         self.reserved: set[tuple[int, int]] = set()  # ports of the node
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.configure(configuration)
-        stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"])
+        stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"], kernel.maps["preparing"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
         doors = Doors(store, stamper, Entrances(kernel.maps), self.is_hosts, ipv6=registry.ipv6)
@@ -95,7 +95,7 @@ class Tenancy:
         self.kept_places: set[int] = set()
         self.spare = Spare()
         self.stray = False  # a listener has been put out of reach
-        self.calls = Listeners(self, kernel.maps["stamps"].fd, directory)
+        self.calls = Listeners(self, kernel.maps, directory)
         self.counting = Counting(registry, self.open_sockets, self.calls)
 
     def configure(self, configuration: Configuration) -> None:

@@ -50,6 +50,10 @@ from graft.rules.sysctl import NUMBERS_WORDS, PRIVATE_PORTS, taken_ports
 from graft.rules.tables import ENDPOINT, LED, OWNER, PIN
 
 ABI = 4
+WORDS = (  # the maps whose values are numbers of 32 bits
+    *("locals", "preparing", "settling", "slices", "reserved", "allowed", "learnt", "direct_cgroups", "rates"),
+    *("udp_ports", "client_ports", "dynamic_ports", "abroad_ports"),
+)
 MAPS = (
     "stamps",
     "families",
@@ -89,6 +93,7 @@ MAPS = (
     "claims",
     "claiming",
     "claimed",
+    "preparing",
     "settling",
     "abroad",
     "abroad_place",
@@ -197,41 +202,29 @@ class Kernel:
         return kept
 
     def _open_pinned(self) -> None:
-        sizes = {
+        sizes = dict.fromkeys(WORDS, 4) | {
             "stamps": STAMP.size,
             "families": FAMILY_SIZE,
             "tenants": TENANT.size,
             "counters": 8,
             "owned": OWNED.size,
-            "locals": 4,
-            "settling": 4,
-            "slices": 4,
             "loopbacks": LOOPBACKS_SIZE,
             "listeners": 8,
             "listening": TABLE.size,
-            "udp_ports": 4,
-            "reserved": 4,
             "usage": USAGE.size,
-            "client_ports": 4,
-            "dynamic_ports": 4,
-            "abroad_ports": 4,
             "served_ports": SERVED.size,
             "led": LED.size,
             "led_ports": 8,
             "ports": PORTS.size,
             "numbers": NUMBERS_SIZE,
-            "allowed": 4,
             "pinned": PIN.size,
             "endpoints": ENDPOINT.size,
-            "learnt": 4,
             "direct": direct.VALUE.size,
             "leashes": direct.LEASH.size,
-            "direct_cgroups": 4,
             "asker_tables": ASKERS.size,
             "reports": REPORTS.size,
             "traffic": TRAFFIC.size,
             "datagrams": DATAGRAMS.size,
-            "rates": 4,
         }
         for name in MAPS:
             self.maps[name] = Map(self._open_pin(self.pins / name), name, sizes.get(name, 0))

@@ -73,12 +73,13 @@ class _Update(threading.local):
 class Stamper:
     """Reads and writes the stamps of sockets. Any thread may call it. Its methods raise OSError.
 
-    @settling: the BPF map, of whoever calls settle().
+    @settling, @preparing: the BPF maps, of whoever calls settle() and prepare().
     """
 
-    def __init__(self, stamps: Map, settling: Map | None = None) -> None:
+    def __init__(self, stamps: Map, settling: Map | None = None, preparing: Map | None = None) -> None:
         self._stamps = stamps
         self._settling = settling
+        self._preparing = preparing
         self._update = _Update(stamps.fd)
 
     def stamp(self, fd: int, tenant: int, flags: int, place: int = 0) -> None:
@@ -126,6 +127,15 @@ class Stamper:
         """Say whether graftd binds the socket @fd @now, which may have waited for it (csrc/late.bpf.h)."""
         assert self._settling is not None
         self._settling.update(struct.pack("=i", fd), now.to_bytes(4, "little"))
+
+    def prepare(self, fd: int, *, now: bool) -> None:
+        """Say whether the options of its maker are set @now on the socket @fd, which a program has made."""
+        assert self._preparing is not None
+        key = struct.pack("=i", fd)
+        if now:
+            self._preparing.update(key, (1).to_bytes(4, "little"))
+        else:
+            self._preparing.delete(key)
 
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of the socket @fd, None if it is not grafted."""

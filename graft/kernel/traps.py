@@ -211,7 +211,7 @@ CALLS = (
     Call("socketpair", "graftd makes the pair in the container's netns, and injects both"),
     Call("ioctl", "graftd asks the container's netns, and refuses what is no question", compat=True),
     Call("listen", "graftd binds an unbound socket to the private loopback, and listens"),
-    Call("bind", _ADDRESS % "binds to"),
+    Call("bind", f"graft-sup sets what a direct container's socket lacks; else {_ADDRESS % 'binds to'}"),
     Call("connect", _ADDRESS % "connects to"),
     Call("setsockopt", _OPTIONS),
     Call("getsockopt", _READS),

@@ -40,7 +40,7 @@ COUNTED_OFFSET = 32
 NUMBER_OFFSET = 48
 SPENT = struct.Struct(f"={SUP_SPENT}I")
 TOKEN_OFFSET = 56
-SUP_FORWARD, SUP_IDLE = 1, 2
+SUP_FORWARD, SUP_IDLE, SUP_BIND = 1, 2, 4
 SLOT = struct.Struct("=IiQ")  # state, the answer after an injection, inode of what is being injected
 INJECTION = struct.Struct("=iQ")
 INJECTION_OFFSET = 4
@@ -114,17 +114,18 @@ class Journal:
         trusted: bool,
         token: bytes,
         idle: bool = False,
+        binds: bool = False,
         maker: tuple[int, int] = (0, 0),
     ) -> None:
         """Write the head: what graft-sup needs to know of the tenant, and by what a later graftd recognises it.
 
         @owner: the uid of the tenant's sockets. @netns: the inode of the container's netns. @home: of the one
         in which the programs of a direct container live, which has its unix sockets from graft-sup; 0: it is not
-        direct. @forward: graft-sup answers no other call itself. @token: 32 bytes, see graft/process/key.py. @idle:
-        no graft-sup is to run before the first call. @maker: the uid and gid as which a firewall of the host shall
-        see the sockets made; 0: as @owner.
+        direct. @forward: graft-sup answers no other socket() itself. @token: 32 bytes, see graft/process/key.py.
+        @idle: no graft-sup is to run before the first call. @binds: graft-sup prepares the binds of a direct
+        container. @maker: the uid and gid as which a firewall of the host shall see the sockets made; 0: as @owner.
         """
-        flags = (SUP_FORWARD if forward else 0) | (SUP_IDLE if idle else 0)
+        flags = (SUP_FORWARD if forward else 0) | (SUP_IDLE if idle else 0) | (SUP_BIND if binds else 0)
         head = (SHARED_ABI, tenant, owner, home, netns, flags, maker[0], 0, 0, number, trusted, token, maker[1])
         SHARED.pack_into(self.map, 0, *head)
 
@@ -134,8 +135,12 @@ class Journal:
         struct.pack_into("=32s", self.map, TOKEN_OFFSET, token)
 
     def forward(self, every: bool) -> None:
-        """Tell graft-sup whether to leave every call to graftd (@every), or to answer socket() itself."""
+        """Tell graft-sup whether to leave every socket() to graftd (@every), or to answer it itself."""
         self._flag(SUP_FORWARD, every)
+
+    def prepare_binds(self, own: bool) -> None:
+        """Tell graft-sup whether to prepare a direct container's binds (@own), or to leave them to graftd."""
+        self._flag(SUP_BIND, own)
 
     def woken(self) -> None:
         """Note that a graft-sup is wanted from now on, because a first call has come."""

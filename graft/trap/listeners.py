@@ -48,9 +48,11 @@ import select
 import socket
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from graft.kernel.maps import Map
 from graft.log import log
 from graft.process.key import token
 from graft.process.loop import Loop
@@ -64,7 +66,7 @@ from graft.trap.dispatch import SLOW_CALLS_ALL, Dispatcher, Watched
 from graft.trap.journal import SUP_BESIDE, Described, Journal, Slot
 from graft.trap.listener import Listener
 from graft.trap.spent import Spent
-from graft.trap.sup import Helper, available
+from graft.trap.sup import Direct, Helper, available
 from graft.trap.supervisor import Supervisor
 
 RESTARTS = 5
@@ -90,14 +92,14 @@ class Graftd(Protocol):
 class Listeners:
     """All listeners of this graftd, and the calls that come from them.
 
-    The public methods belong to the loop's thread. @stamps: the descriptor of the BPF map; @directory: run_dir().
+    The public methods belong to the loop's thread. @maps: the BPF maps, by name; @directory: run_dir().
     """
 
-    def __init__(self, daemon: Graftd, stamps: int, directory: Path) -> None:
+    def __init__(self, daemon: Graftd, maps: Mapping[str, Map], directory: Path) -> None:
         self.daemon = daemon
         self.loop = daemon.loop
         self.store = daemon.store
-        self.stamps = stamps
+        self.stamps, self.preparing = maps["stamps"].fd, maps["preparing"].fd
         self.directory = directory
         self.helpers = directory / "helpers.sock"
         self.watched: dict[int, Watched] = {}
@@ -132,6 +134,7 @@ class Listeners:
             netns=tenant.netns,
             home=self.daemon.registry.home if tenant.cgroup and tenant.netns_fd >= 0 else 0,
             forward=self._forwarded_whole(tenant),
+            binds=self._prepares_binds(tenant),
             number=number,
             trusted=trusted,
             token=self._token(tenant.id, number, trusted),
@@ -165,10 +168,18 @@ class Listeners:
         """
         return bool(tenant.place or tenant.cgroup or self.daemon.registry.inner(tenant))
 
+    def _prepares_binds(self, tenant: Tenant) -> bool:
+        """Does graft-sup prepare the sockets that are about to be bound? Yes for a direct container, unless it may
+        have endpoints to which another socket is bound, or has wrappers inside.
+        """
+        inner = self.daemon.registry.inner(tenant)
+        return bool(tenant.cgroup and not tenant.place and not tenant.traps_addresses and not inner)
+
     def divide(self, tenant: Tenant) -> None:
-        """Tell a tenant's graft-sups whether to forward all calls, after a wrapper inside it has come or gone."""
+        """Tell a tenant's graft-sups which calls to forward, after a wrapper inside it has come or gone."""
         for number in tenant.listeners:
             self.watched[number].journal.forward(self._forwarded_whole(tenant))
+            self.watched[number].journal.prepare_binds(self._prepares_binds(tenant))
 
     def restore(self, named: dict[str, int], name: str, fd: int) -> None:
         """Watch a listener that a predecessor had stored as @name; @named is all that it had stored, by name."""
@@ -310,7 +321,7 @@ class Listeners:
                 self._gone(own[fd])
 
     def counted(self) -> tuple[int, int]:
-        """How many socket() calls graftd and its graft-sups have answered, and the nanoseconds they took in all."""
+        """How many calls graft-sups have answered, and graftd of socket(), and the nanoseconds they took in all."""
         each = [watched.journal.counted for watched in self.watched.values()]
         done = self.dispatcher
         return done.calls + sum(calls for calls, _ in each), done.ns + sum(ns for _, ns in each)
@@ -360,7 +371,7 @@ class Listeners:
             watched.pid or watched.tenant.pid,
             socket_options(watched.tenant.sysctls, self.daemon.registry.ephemeral),
             lambda control: self.store.put(f"sup-{watched.listener.number}", control),
-            netns_fd=watched.tenant.netns_fd if watched.tenant.cgroup else None,
+            direct=self._direct(watched.tenant),
             beside=self._idle_beside(watched),
         )
         if helper:
@@ -368,6 +379,9 @@ class Listeners:
             self.daemon.direct.follow(watched.tenant)
         else:
             self.store.remove(f"sup-{watched.listener.number}")
+
+    def _direct(self, tenant: Tenant) -> Direct | None:
+        return Direct(tenant.netns_fd, self.preparing, self.daemon.registry.ephemeral) if tenant.cgroup else None
 
     def _idle_beside(self, watched: Watched) -> list[tuple[int, int]]:
         """The listener and the journal of each other listener of the tenant that is idle."""

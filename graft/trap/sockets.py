@@ -89,6 +89,9 @@ class Stamps(Protocol):
     def settle(self, fd: int, *, now: bool) -> None:
         """Say whether graftd binds a socket @now, which may have waited for it."""
 
+    def prepare(self, fd: int, *, now: bool) -> None:
+        """Say whether the options of its maker are set @now on a socket that a program has made."""
+
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of a socket, None if it is not grafted."""
 
@@ -156,21 +159,27 @@ class Sockets:
     def prepare(self, sock: socket.socket, tenant: TenantView) -> None:
         """Set what make() sets on a socket that a program of a direct container has made, and is about to bind.
 
-        csrc/late.bpf.h lets a bind wait only with it. What belongs to the tenant's uid has it. Raises OSError.
+        csrc/late.bpf.h lets a bind wait only with it. What belongs to the tenant's uid has it: csrc/sup_bind.c, which
+        may do the same meanwhile for another call. Raises OSError.
         """
-        if os.fstat(sock.fileno()).st_uid == tenant.owner:
+        number = sock.fileno()
+        if os.fstat(number).st_uid == tenant.owner:
+            self.stamps.prepare(number, now=False)  # whoever has given it that uid may have been killed since
             return
         udp = sock.type == socket.SOCK_DGRAM
-        self.stamps.settle(sock.fileno(), now=True)
+        self.stamps.prepare(number, now=True)
         try:
             if not udp:
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             self._limit_ports(sock, udp=udp)
             if sock.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
+            os.fchown(number, tenant.owner, -1)
+        except OSError:
+            if os.fstat(number).st_uid != tenant.owner:
+                raise
         finally:
-            self.stamps.settle(sock.fileno(), now=False)
-        os.fchown(sock.fileno(), tenant.owner, -1)
+            self.stamps.prepare(number, now=False)
 
     def _limit_ports(self, made: socket.socket, *, udp: bool) -> None:
         """Leave the host's programs some of the ephemeral ports: half of UDP's, a sixteenth of TCP's.

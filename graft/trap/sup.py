@@ -6,6 +6,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from graft.kernel import cgroup, linux
 from graft.log import log
@@ -14,6 +15,17 @@ from graft.rules.sysctl import Option
 
 PROGRAM = Path(__file__).parents[1] / "graft-sup"
 MESSAGE_SIZE = 4
+
+
+class Direct(NamedTuple):
+    """What the graft-sup of a direct container needs besides: csrc/sup_bind.c.
+
+    The descriptor of the netns that it lives in, that of the map `preparing`, and the host's ephemeral ports.
+    """
+
+    netns_fd: int
+    preparing: int
+    ephemeral: tuple[int, int]
 
 
 class Helper:
@@ -37,7 +49,7 @@ class Helper:
         pid: int,
         options: Iterable[Option],
         keep: Callable[[int], None],
-        netns_fd: int | None = None,
+        direct: Direct | None = None,
         beside: Iterable[tuple[int, int]] = (),
     ) -> "Helper | None":
         """Start a graft-sup for the container @name; None, and a line in the log, if that fails.
@@ -46,7 +58,8 @@ class Helper:
         looks for a graftd when it has lost this one. @pid: it joins this process's CPU and memory cgroups. @options:
         what it sets on each socket. @keep: a function that stores our end of the control socket. It is called before
         the process exists, because otherwise a graftd that follows after a kill in between would not know of it.
-        @netns_fd: it lives in this netns. @beside: listeners and journals that it keeps, without receiving from them.
+        @direct: of the container, if it is one. @beside: listeners and journals that it keeps, without receiving from
+        them.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -57,13 +70,17 @@ class Helper:
         with theirs:
             fds = (*given, theirs.fileno())
             kept = list(beside)
+            passed = [*fds, *(fd for pair in kept for fd in pair)]
             words = [f"beside:{listener}:{journal}" for listener, journal in kept]
+            if direct:
+                words.append(f"bind:{direct.preparing}:{direct.ephemeral[0]}:{direct.ephemeral[1]}")
+                passed.append(direct.preparing)
             try:
-                with linux.inside_netns(netns_fd) if netns_fd is not None else contextlib.nullcontext():
+                with linux.inside_netns(direct.netns_fd) if direct else contextlib.nullcontext():
                     process = subprocess.Popen(
                         (SUP, name, *map(str, fds), str(path), *map(_word, options), *words),
                         executable=PROGRAM,
-                        pass_fds=(*fds, *(fd for pair in kept for fd in pair)),
+                        pass_fds=passed,
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         cwd="/",

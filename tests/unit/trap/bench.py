@@ -132,7 +132,8 @@ class Bench:
         self.registry = make_registry(monkeypatch, directory)
         self.graftd = Graftd(self.registry)
         graftd: Any = self.graftd
-        self.listeners = Listeners(graftd, -1, directory)
+        maps: Any = {name: SimpleNamespace(fd=-1) for name in ("stamps", "preparing")}
+        self.listeners = Listeners(graftd, maps, directory)
         self.dispatcher = self.listeners.dispatcher
         self.actions = self.graftd.supervisor.actions
         self.made = []

@@ -11,7 +11,7 @@ import pytest
 from graft.bench.lab import wait_for
 from graft.kernel import linux
 from graft.trap.dispatch import find_socket
-from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, SLOTS, Journal
+from graft.trap.journal import ANSWER_NUMBER, ANSWER_PROCEED, FLAGS_OFFSET, SLOTS, SUP_BIND, SUP_FORWARD, Journal
 from graft.trap.listener import NOTIFICATION
 from graft.trap.listeners import RESTARTS, RESTARTS_SECONDS
 from tests.unit.fakes import make_tenant
@@ -156,6 +156,32 @@ def test_what_graft_sup_forwards(bench):
     assert watched.listener.next() == ("proceed", 1)
     assert bench.idle(watched)
     assert watched.listener.nothing()
+
+
+def test_whose_binds_graft_sup_prepares(bench):
+    """A direct container's, if each is of one kind: its endpoints say so, and the wrappers inside it."""
+    def flags(tenant):
+        watched.tenant = tenant
+        bench.listeners.divide(tenant)
+        return watched.journal.map[FLAGS_OFFSET]
+
+    watched = bench.listen()
+    tenant = watched.tenant
+    assert flags(tenant) == 0
+    tenant.cgroup = "/sys/fs/cgroup/web"
+    assert flags(tenant) == SUP_FORWARD | SUP_BIND
+    for attribute, value in (("traps_addresses", True), ("place", 1)):
+        before = getattr(tenant, attribute)
+        setattr(tenant, attribute, value)
+        assert flags(tenant) == SUP_FORWARD
+        setattr(tenant, attribute, before)
+    inner = bench.listen("inner", 2).tenant
+    inner.parent, inner.scope = tenant, 1
+    bench.registry.scopes[1] = inner
+    assert flags(tenant) == SUP_FORWARD
+    del bench.registry.scopes[1]
+    inner.parent = None
+    assert flags(tenant) == SUP_FORWARD | SUP_BIND
 
 
 def test_a_graft_sup_that_dies_is_replaced(bench):
