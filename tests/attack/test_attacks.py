@@ -238,6 +238,7 @@ class World:
         subprocess.run(("gcc", "-O1", "-pthread", PROGRAMS / "attacks.c", "-o", lab.work / "attacks"), check=True)
         self.witness = lab.spawn("/usr/bin/python3", "-I", lab.work / "programs" / "witness.py", HOST4, stdin=-1, stdout=-1)
         assert self.witness.stdout.readline() == "up\n"
+        self.onlooker = lab.spawn("/usr/bin/python3", "-I", lab.work / "programs" / "onlooker.py", lab.tag, stdin=-1, stdout=-1)
         code = (
             "import socket; l = [socket.socket() for _ in range(2)]\n"
             "[s.setsockopt(1, 15, 1) for s in l]; l[0].bind(('0.0.0.0', 80)); l[1].bind(('127.0.0.1', 5000))\n"
@@ -257,14 +258,7 @@ class World:
 
     def state(self):
         """The host, but for what its containers have."""
-        look = (
-            "ip -o address; ip -o -6 route show table all; ip route show table all; ip rule; ip -6 rule; ip maddress;"
-            "ip -o link; ip neighbour show nud permanent; nft list ruleset; cat /proc/net/ip6_flowlabel; ss -tulnH | sort;"
-            f"cat /proc/net/xt_recent/{self.lab.tag}; grep graft-attack /proc/net/unix | cut -d: -f2 | sort;"
-            "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/ip_local_port_range"
-        )
-        told = self.lab.host("sh", "-c", look).stdout
-        return [" ".join(line.split()) for line in told.splitlines()]
+        return self._ask(self.onlooker)
 
     def expected(self, attack):
         """What an attack may come to in this mode; None: anything."""
@@ -273,9 +267,12 @@ class World:
         return (DIRECT.get(attack) if self.mode == "direct" else None) or EXPECTED.get(attack, REFUSED)
 
     def visitors(self):
-        self.witness.stdin.write("\n")
-        self.witness.stdin.flush()
-        return json.loads(self.witness.stdout.readline())
+        return self._ask(self.witness)
+
+    def _ask(self, program):
+        program.stdin.write("\n")
+        program.stdin.flush()
+        return json.loads(program.stdout.readline())
 
 
 @pytest.fixture(scope="module", params=MODES)
