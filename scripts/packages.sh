@@ -5,7 +5,8 @@
 # but not installed). It is made once, stays until `make clean`, and nothing writes to it: each test boots it with an
 # overlay in memory (tests/packages/system.py). Arguments are pytest's: scripts/packages.sh -k upgrade
 #
-# The version before is this tree's with another number, or the tree PREVIOUS names (a tag, say).
+# The version before is this tree, or the one that PREVIOUS names (a tag, a commit), whose number is made an earlier one
+# where it is the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,8 +39,12 @@ GRAFT_LINTIAN=no "$place/again/below/tree/scripts/release.sh" "$place/again/new"
 
 tree earlier
 [ -z "${PREVIOUS:-}" ] || git -C "$place/earlier" checkout -q "$PREVIOUS"
-[ -n "${PREVIOUS:-}" ] || sed -i -E 's/^(__version__ = ")[^"]*/\10.0.9/' "$place/earlier/graft/__init__.py"
-GRAFT_LINTIAN=no "$place/earlier/scripts/deb.sh" "$([ -n "${PREVIOUS:-}" ] || echo 0.0.9)" "$old"
+number=
+if grep -qxF "$(grep ^__version__ graft/__init__.py)" "$place/earlier/graft/__init__.py"; then
+	number=0.0.9
+	sed -i -E "s/^(__version__ = \")[^\"]*/\1$number/" "$place/earlier/graft/__init__.py"
+fi
+GRAFT_LINTIAN=no "$place/earlier/scripts/deb.sh" "$number" "$old"
 
 # system SUITE - the empty Debian, with systemd; what the tests install there is downloaded, because it has no network
 system() {
