@@ -51,14 +51,6 @@ bool prepares_binds(void)
 	return preparing >= 0 && has_unix_sockets && __atomic_load_n(&shared->flags, __ATOMIC_RELAXED) & SUP_BIND;
 }
 
-static int map_call(int command, int map, int fd, void *value, __u64 flags)
-{
-	union bpf_attr attr = {
-		.map_fd = (__u32)map, .key = (__u64)(long)&fd, .value = (__u64)(long)value, .flags = flags};
-
-	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
-}
-
 /* The process of a thread, if both have one table of descriptors; 0 if not, or if it cannot be known. */
 static int process_of(int thread)
 {

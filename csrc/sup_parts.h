@@ -34,6 +34,7 @@ extern bool has_unix_sockets; /* it makes those of a direct container, in whose 
 void call_served(void);
 
 /* sup_sockets.c */
+int map_call(int command, int map, int fd, void *value, __u64 flags); /* bpf(2), for a socket's storage */
 bool add_option(const char *word);
 void set_port_ranges(unsigned int low, unsigned int high);
 int limit_ports(int fd, bool udp);

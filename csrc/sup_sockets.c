@@ -33,12 +33,19 @@ static int pooled[SUP_KINDS], wanted[SUP_KINDS];
 
 /* ---- sockets ---- */
 
+int map_call(int command, int map, int fd, void *value, __u64 flags)
+{
+	union bpf_attr attr = {
+		.map_fd = (__u32)map, .key = (__u64)(long)&fd, .value = (__u64)(long)value, .flags = flags};
+
+	return (int)syscall(SYS_bpf, command, &attr, sizeof(attr));
+}
+
 static int stamp_socket(int fd, bool tcp)
 {
 	struct graft_stamp value = {.tenant = shared->tenant, .flags = tcp ? STAMP_LATE : 0};
-	union bpf_attr attr = {.map_fd = (__u32)stamps, .key = (__u64)(long)&fd, .value = (__u64)(long)&value};
 
-	return (int)syscall(SYS_bpf, BPF_MAP_UPDATE_ELEM, &attr, sizeof(attr));
+	return map_call(BPF_MAP_UPDATE_ELEM, stamps, fd, &value, BPF_ANY);
 }
 
 /*
