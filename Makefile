@@ -105,7 +105,7 @@ $(BPF_OBJECT): $(BPF_SOURCES)
 	@echo "graft: compile $@"
 	@$(BPF_COMPILE)
 
-$(TUNNELS): csrc/tunnels.bpf.c csrc/listener.bpf.h
+$(TUNNELS): csrc/tunnels.bpf.c csrc/abi.h csrc/listener.bpf.h csrc/owners.bpf.h
 	@echo "graft: compile $@"
 	@$(BPF_COMPILE)
 

@@ -12,7 +12,8 @@
 #define ABI_H
 
 #define GRAFT_ABI 4
-#define GRAFT_EXEMPT 0 /* the tenant in the stamp of graftd's sockets, which no policy holds for */
+#define GRAFT_OWNERS 0x70000000u /* and the number of a slice: the uid of a container's sockets */
+#define GRAFT_EXEMPT 0		 /* the tenant in the stamp of graftd's sockets, which no policy holds for */
 
 /*
  * Slices: a tenant's private loopback. Each tenant has a slice number, and by it 256 addresses of 127.64.0.0/10 and
@@ -378,6 +379,9 @@ struct graft_probe {
 #define PLACE_UNIX 0xffffffffu /* an AF_UNIX socket, which no hook here sees */
 #define PLACE_NOWHERE                                                                                                \
 	0xfffffffeu /* of a rule whose endpoint is not there, or does not serve it: as if no rule matched */
+
+/* preparing: socket storage. Instead of the pid of who prepares it: the socket is prepared (late.bpf.h). */
+#define GRAFT_PREPARED 0xffffffffu
 
 /* stamps: socket storage. local and peer are what the program asked for, *_real what the host's stack has. */
 struct graft_stamp {

@@ -674,6 +674,13 @@ static __always_inline int bind_unstamped(struct bpf_sock_addr *ctx, struct graf
 	return DENY;
 }
 
+/* Would the kernel choose among the host's ports, and let it share with those of its program's uid, for a UDP socket
+ * that nobody has prepared? For one of TCP is_too_early() sees it. */
+static __always_inline bool is_unprepared(struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_UDP && direct_tenant() && !is_prepared(ctx->sk);
+}
+
 SEC("cgroup/bind4")
 int graft_bind4(struct bpf_sock_addr *ctx)
 {
@@ -688,6 +695,8 @@ int graft_bind4(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	if (ctx->user_family != AF_INET && (ctx->user_family != AF_UNSPEC || ctx->user_ip4))
 		return ALLOW; /* the kernel says EAFNOSUPPORT */
+	if (is_unprepared(ctx))
+		return DENY;
 	verdict = settle_bind(ctx, &a, stamp, false);
 	if (verdict == BIND_ALLOW)
 		store4(ctx, &a);
@@ -710,6 +719,8 @@ int graft_bind6(struct bpf_sock_addr *ctx)
 		return ALLOW;
 	if (ctx->user_family != AF_INET6)
 		return ALLOW; /* likewise */
+	if (is_unprepared(ctx))
+		return DENY;
 	/* IPV6_V6ONLY is looked at before the address */
 	if (is_v4(&a) && !takes_ipv4(ctx->sk)) {
 		bpf_set_retval(-EINVAL);
@@ -794,6 +805,15 @@ static __always_inline bool is_too_early(struct bpf_sock *sk, const struct graft
 }
 
 /*
+ * Has the kernel chosen a port for a UDP socket that others have, with which SO_REUSEPORT lets it share? Theirs is
+ * another server, of the container or, where its program has got at the uid, of somebody else.
+ */
+static __always_inline bool has_joined(struct bpf_sock *sk, const struct graft_stamp *stamp)
+{
+	return sk->protocol == IPPROTO_UDP && !stamp->local_real.port && bound_shares(sk);
+}
+
+/*
  * The socket is bound, and locked. Is it bound as it was decided? Between the decision and the bind another thread
  * may have decided another bind, or changed IPV6_V6ONLY.
  */
@@ -814,7 +834,7 @@ int graft_post_bind4(struct bpf_sock *sk)
 	if (is_too_early(sk, stamp) || !is_as_decided(stamp, at.ip, sk->src_port))
 		return DENY;
 	stamp->flags &= ~STAMP_WAITS;
-	if (!note_dynamic(sk, stamp)) {
+	if (has_joined(sk, stamp) || !note_dynamic(sk, stamp)) {
 		bpf_set_retval(-EADDRINUSE);
 		return DENY;
 	}
@@ -839,7 +859,7 @@ int graft_post_bind6(struct bpf_sock *sk)
 	if (stamp->flags & STAMP_V6ONLY && is_any6(at.ip) && bound_takes_ipv4(sk))
 		return DENY;
 	stamp->flags &= ~STAMP_WAITS;
-	if (!note_dynamic(sk, stamp)) {
+	if (has_joined(sk, stamp) || !note_dynamic(sk, stamp)) {
 		bpf_set_retval(-EADDRINUSE);
 		return DENY;
 	}

@@ -43,4 +43,18 @@ static __always_inline bool bound_takes_ipv4(struct bpf_sock *sk)
 	return !BPF_CORE_READ_BITFIELD_PROBED((struct sock_common *)sk, skc_ipv6only);
 }
 
+struct sock_reuseport {
+	__u16 num_socks;
+} __attribute__((preserve_access_index));
+
+struct sock___grouped {
+	struct sock_reuseport *sk_reuseport_cb;
+} __attribute__((preserve_access_index));
+
+/* Has SO_REUSEPORT let this socket have a port that another socket has? In cgroup/post_bind, as above. */
+static __always_inline bool bound_shares(struct bpf_sock *sk)
+{
+	return BPF_CORE_READ((struct sock___grouped *)sk, sk_reuseport_cb, num_socks) > 1;
+}
+
 #endif

@@ -18,23 +18,38 @@
 
 #include "claims.bpf.h"
 #include "loopback.bpf.h"
+#include "pids.bpf.h"
 #include "report.bpf.h"
 
-/* Does graftd bind this socket now? Nobody else can say so: it is no flag of the stamp, which graftd would have to
- * read and to write. */
-static __always_inline bool settles(struct bpf_sock *sk)
+/* Has the calling process put its number there for this socket? The program's threads, which have the same socket,
+ * have another. */
+static __always_inline bool is_callers(void *map, struct bpf_sock *sk)
 {
-	__u32 *now = sk ? bpf_sk_storage_get(&settling, sk, NULL, 0) : NULL;
+	__u32 *pid = sk ? bpf_sk_storage_get(map, sk, NULL, 0) : NULL;
 
-	return now && *now;
+	return pid && *pid && *pid == (__u32)current_pid();
 }
 
-/* Are the options of its maker set on this socket now? */
+/* Is it graftd that calls, which binds this socket now? Nobody else can say so: it is no flag of the stamp, which
+ * graftd would have to read and to write. */
+static __always_inline bool settles(struct bpf_sock *sk)
+{
+	return is_callers(&settling, sk);
+}
+
+/* Is it who sets the options of its maker on this socket that calls? */
 static __always_inline bool prepares(struct bpf_sock *sk)
 {
-	__u32 *now = sk ? bpf_sk_storage_get(&preparing, sk, NULL, 0) : NULL;
+	return is_callers(&preparing, sk);
+}
 
-	return now && *now;
+/* Has a direct container's socket what its maker would have set? bind() is trapped for that, but another thread may
+ * have put another socket under the same number since. */
+static __always_inline bool is_prepared(struct bpf_sock *sk)
+{
+	__u32 *pid = sk ? bpf_sk_storage_get(&preparing, sk, NULL, 0) : NULL;
+
+	return pid && *pid == GRAFT_PREPARED;
 }
 
 /* Is the socket bound for its program, and not for the kernel? */

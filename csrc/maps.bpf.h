@@ -100,7 +100,8 @@ struct {
 	__type(value, struct graft_claimed);
 } claimed SEC(".maps");
 
-/* what its maker would have set on a direct container's socket is set now: 1 while it is (late.bpf.h) */
+/* what its maker would have set on a direct container's socket: the pid of who sets it now, or GRAFT_PREPARED
+ * (late.bpf.h) */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -108,7 +109,7 @@ struct {
 	__type(value, __u32);
 } preparing SEC(".maps");
 
-/* graftd binds the socket now, because it is to listen: 1 while it does (late.bpf.h) */
+/* graftd binds the socket now, because it is to listen: its pid while it does (late.bpf.h) */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -294,7 +294,7 @@ __noinline int name_chosen(struct graft_held *mine, __u32 tenant, __u32 port, bo
 		number = find_numbers(tenant, kind, both);
 	mine->number = number;
 	mine->kind = kind;
-	if (both)
+	if (both && number)
 		mine->flags |= HELD_BOTH;
 	return number == port ? 0 : number;
 }

@@ -75,6 +75,9 @@ static __always_inline __u32 socket_option(__u32 name)
 		return OPTION_INT;
 	case 25: /* SO_BINDTODEVICE */
 		return OPTION_DEVICE;
+	case 26: /* SO_ATTACH_FILTER: a filter reads the headers and the mark of what arrives, and tells by its length
+		  */
+	case 50: /* SO_ATTACH_BPF, likewise */
 	case 32: /* SO_SNDBUFFORCE */
 	case 33: /* SO_RCVBUFFORCE */
 		return OPTION_REFUSED;

@@ -8,10 +8,10 @@
  * graftd decides the binds of a container that may have endpoints of type unix or of another netns, because those
  * need another socket (SUP_BIND), and whatever is unclear here.
  *
- * The map `preparing` has a mark for the socket while its options are set. Who has put it there is the only one here
- * to set them. Another call for the same socket is graftd's, which sets them whatever mark there is: its maker may
- * have been killed. The socket is given to the tenant's uid last, so that a socket of that uid has all of them, and a
- * mark that it still has is of no use.
+ * The map `preparing` has the pid of this process for the socket while its options are set, which nobody else may do
+ * meanwhile, and afterwards that it is prepared (late.bpf.h). Another call for the same socket is graftd's, which
+ * sets them whatever pid there is: who has that may have been killed. The uid of a socket says nothing here, because
+ * a program may have given it one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,7 +22,6 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -117,34 +116,23 @@ static bool find_stamp(int fd, struct graft_stamp *stamp)
 	return !map_call(BPF_MAP_LOOKUP_ELEM, stamps, fd, stamp, 0);
 }
 
-static bool is_prepared(int fd)
-{
-	struct stat status;
-
-	return !fstat(fd, &status) && status.st_uid == shared->reuse_uid;
-}
-
-static bool unmark(int fd)
-{
-	return !map_call(BPF_MAP_DELETE_ELEM, preparing, fd, NULL, 0) || errno == ENOENT;
-}
-
 /* Prepare a socket. False: it may not be whole, and graftd has to see to it. */
 static bool prepare(int fd, int family, bool udp)
 {
-	__u32 yes = 1;
+	__u32 mine = (__u32)getpid(), now = mine, prepared = GRAFT_PREPARED;
 	int one = 1;
-	bool done;
 
-	if (map_call(BPF_MAP_UPDATE_ELEM, preparing, fd, &yes, BPF_NOEXIST))
-		return false;
-	/* EPERM: programs of another graftd are attached, which do not know this map */
-	done = is_prepared(fd) ||
-	       (limit_ports(fd, udp) != EPERM &&
-		(udp || !setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))) &&
-		(family != AF_INET6 || !setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) &&
-		!fchown(fd, shared->reuse_uid, (gid_t)-1));
-	return unmark(fd) && done;
+	if (map_call(BPF_MAP_UPDATE_ELEM, preparing, fd, &mine, BPF_NOEXIST))
+		return !map_call(BPF_MAP_LOOKUP_ELEM, preparing, fd, &now, 0) && now == GRAFT_PREPARED;
+	/* EPERM: programs of another graftd are attached, which do not know this map; or graftd has taken over */
+	if (limit_ports(fd, udp) != EPERM &&
+	    (udp || !setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))) &&
+	    (family != AF_INET6 || !setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) &&
+	    !fchown(fd, shared->reuse_uid, (gid_t)-1))
+		return !map_call(BPF_MAP_UPDATE_ELEM, preparing, fd, &prepared, BPF_EXIST);
+	if (!map_call(BPF_MAP_LOOKUP_ELEM, preparing, fd, &now, 0) && now == mine)
+		map_call(BPF_MAP_DELETE_ELEM, preparing, fd, NULL, 0);
+	return false;
 }
 
 /* May the bind() of the socket @fd proceed? It is prepared then. False: graftd has to decide it. */
@@ -176,8 +164,6 @@ static bool may_proceed(int fd)
 		return false;
 	if (name.v4.sin_port) /* sin6_port is at the same place */
 		return true;
-	if (is_prepared(fd))
-		return unmark(fd);
 	return prepare(fd, family, type == SOCK_DGRAM);
 }
 

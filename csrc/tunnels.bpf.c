@@ -2,6 +2,8 @@
 /*
  * tunnels.bpf.c - no kernel tunnel takes a container's UDP socket
  *
+ * With owners.bpf.h this is what needs programs that modify a return value (BPF_MODIFY_RETURN).
+ *
  * A device of kind gtp or ovpn is given a UDP socket by its descriptor (IFLA_GTP_FD0, OVPN_A_PEER_SOCKET), of
  * whatever netns, and what it sends by that carries no socket and runs no hook of graft.bpf.c. Who may make such a
  * device needs CAP_NET_ADMIN over its netns alone, which a new user namespace gives. So a process of a container
@@ -18,6 +20,7 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include "listener.bpf.h"
+#include "owners.bpf.h"
 
 #define STEPS (1 << 15) /* messages and attributes of one send, which has at most 212,992 bytes of 16 and more */
 

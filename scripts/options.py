@@ -68,6 +68,7 @@ IRQ = {69: "SO_PREFER_BUSY_POLL", 70: "SO_BUSY_POLL_BUDGET"}
 ROUTING = {6: "IPV6_2292PKTOPTIONS", 57: "IPV6_RTHDR"}
 HEADERS = {54: "IPV6_HOPOPTS", 55: "IPV6_RTHDRDSTOPTS", 59: "IPV6_DSTOPTS"}
 REPAIR = _from(19, "TCP_REPAIR", "TCP_REPAIR_QUEUE", "TCP_QUEUE_SEQ", "TCP_REPAIR_OPTIONS")
+FILTERS = {26: "SO_ATTACH_FILTER", 50: "SO_ATTACH_BPF"}
 MARKS = {75: "SO_RCVMARK", 82: "SO_RCVPRIORITY"}
 EMPTY_NAME = ('""', (b"", bytes(1), bytes(16)))
 ANYWHERE = ("0.0.0.0", (bytes(4), bytes(8), bytes(12)))
@@ -75,6 +76,7 @@ FLAG = ("0", (b"", bytes(1), bytes(4)))
 REFUSED = (
     Refused(SOCKET, {1: "SO_DEBUG"}, "the kernel's log is the host's", *ZERO),
     Refused(SOCKET, {25: "SO_BINDTODEVICE"}, "the devices are the host's", *EMPTY_NAME),
+    Refused(SOCKET, FILTERS, "a filter reads hardware addresses, devices and marks of the host's"),
     Refused(SOCKET, {32: "SO_SNDBUFFORCE", 33: "SO_RCVBUFFORCE"}, "past the host's limit"),
     Refused(SOCKET, {36: "SO_MARK"}, "the host's routing and firewall decide by marks", *ZERO),
     Refused(SOCKET, {62: "SO_BINDTOIFINDEX"}, "the devices are the host's", *ZERO),

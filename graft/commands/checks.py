@@ -11,12 +11,13 @@ import os
 import platform
 import pwd
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from graft import client
+from graft.commands import checks_host
+from graft.commands.checks_host import Lack
 from graft.commands.launch import SHIM
 from graft.daemon import relay
 from graft.errors import Failure, GraftError, Refused
@@ -30,15 +31,6 @@ from graft.text import listed
 from graft.trap import deputy, filter, sup
 
 OLDEST = "6.1"  # the first Linux whose verifier takes graft's programs
-
-
-class Lack(Exception):
-    """Something that graft needs or profits from is missing: what was found instead, and how to get it."""
-
-    def __init__(self, found: str, remedy: str) -> None:
-        super().__init__(found)
-        self.found = found
-        self.remedy = remedy
 
 
 class Finding(NamedTuple):
@@ -273,50 +265,6 @@ def _port_range() -> str:
     return f"{low}-{high}, below the private ports"
 
 
-MODPROBE = Path("/proc/sys/kernel/modprobe")  # the program by which the kernel loads modules
-# A link of such a kind takes a UDP socket by its descriptor, of whatever netns, and sends by it past every hook
-TUNNELS = {"gtp": "rtnl-link-gtp", "ovpn": "rtnl-link-ovpn"}  # module: the name by which the kernel asks for it
-
-
-def _may_come(module: str, alias: str) -> bool:
-    """Is this module in the kernel, or would modprobe(8) load it when the kernel asks for @alias?"""
-    if Path("/sys/module", module).exists():
-        return True
-    if not MODPROBE.exists():
-        return False  # a kernel without modules
-    modprobe = MODPROBE.read_text().strip()
-    if not os.access(modprobe, os.X_OK):
-        return False
-    told = subprocess.run((modprobe, "-n", "-v", "-b", alias), capture_output=True, text=True).stdout
-    return any(line.startswith("insmod ") for line in told.splitlines())
-
-
-def _tunnels() -> str:
-    with contextlib.suppress(OSError, Failure):
-        libbpf.try_load(libbpf.TUNNELS_OBJECT)
-        return "no device takes a container's UDP socket"
-    found = [module for module, alias in TUNNELS.items() if _may_come(module, alias)]
-    if found:
-        raise Lack(
-            f"{', '.join(found)}: whoever has CAP_NET_ADMIN in any netns can have it send by a grafted UDP socket",
-            f"echo 'install {found[0]} /bin/false' >>/etc/modprobe.d/graft.conf, and rmmod, where nothing needs it",
-        )
-    return f"no module takes a container's UDP sockets ({', '.join(TUNNELS)})"
-
-
-def _marks() -> str:
-    told = "".join(
-        subprocess.run(("ip", family, "rule"), capture_output=True, text=True).stdout for family in ("-4", "-6")
-    )
-    rules = sorted({line.split(":")[0] for line in told.splitlines() if " fwmark " in line}, key=int)
-    if rules:
-        raise Lack(
-            f"routing rules by fwmark: {', '.join(rules)}",
-            "a container with CAP_NET_RAW may mark its datagrams, and choose among them: --cap-drop=NET_RAW",
-        )
-    return "no routing rule looks at a packet's mark"
-
-
 def _daemon() -> str:
     try:
         status = client.call("status", start=False)
@@ -453,8 +401,10 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("newer kernel features", False, _newer),
     ("loopback routing", False, _route_localnet),
     ("ephemeral ports", False, _port_range),
-    ("kernel tunnels", False, _tunnels),
-    ("packet marks", False, _marks),
+    ("kernel tunnels", False, checks_host.tunnels),
+    ("uids of sockets", False, checks_host.owners),
+    ("packet marks", False, checks_host.marks),
+    ("users' routes", False, checks_host.uids),
 )
 
 

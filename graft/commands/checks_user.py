@@ -7,7 +7,8 @@ from typing import Any
 
 from graft import client
 from graft.commands import user_namespace
-from graft.commands.checks import Finding, Lack, in_child, machine, notification, run_checks
+from graft.commands.checks import Finding, in_child, machine, notification, run_checks
+from graft.commands.checks_host import Lack
 from graft.errors import Failure, Refused
 from graft.kernel import linux
 from graft.rules.limits import rate_text

@@ -19,7 +19,6 @@ import errno
 import os
 import signal
 import socket
-import stat
 from typing import Any
 
 from graft import protocol
@@ -38,6 +37,8 @@ from graft.daemon.connection import Connection
 from graft.daemon.tenancy import Tenancy
 from graft.engines.seal import is_sealed
 from graft.errors import GraftError, Refused, UsageError
+from graft.kernel.foreign import ForeignSocket, briefly, own_address
+from graft.kernel.stamps import Stamp
 from graft.log import log
 from graft.process.closing import close_foreign
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
@@ -243,13 +244,24 @@ class Agent:
             raise Refused(
                 f"endpoint '{request.name}' is of type unix", hint="connect a new socket", code="EAFNOSUPPORT"
             )
-        if not stat.S_ISSOCK(os.fstat(fds[0]).st_mode):
+        if not os.readlink(f"/proc/self/fd/{fds[0]}").startswith("socket:["):
             raise UsageError("the descriptor is not a socket")
-        with socket.socket(fileno=os.dup(fds[0])) as sock:
-            stamp = self.tenancy.sockets.stamp(sock, tenant)
+
+        def look(copy: int) -> tuple[ForeignSocket, Stamp | None, str]:
+            sock = ForeignSocket.adopt(copy)
+            try:
+                return sock, self.tenancy.sockets.stamp(sock, tenant), own_address(sock)
+            except BaseException:
+                sock.close()
+                raise
+
+        sock, stamp, own = briefly(fds[0], look)
+        try:
             if stamp is None or stamp.tenant != tenant.id:
                 raise Refused("the socket is not one of graft's", code="EPERM")
-            address = self.tenancy.family.permit(tenant, sock, endpoint)
+            address = self.tenancy.family.permit(tenant, sock, endpoint, own)
+        finally:
+            close_foreign(sock.detach())
         close_foreign(fds[0])
         return {"address": address}
 

@@ -53,6 +53,7 @@ from graft.interpreter import python_command
 from graft.kernel import addresses, diag
 from graft.kernel.cgroup import cgroup2_root, enter_cgroup, leave_cgroup, mount_bpffs, pin_dir, run_dir
 from graft.kernel.direct import directory_of
+from graft.kernel.foreign import end_long_closes, watch_closes
 from graft.kernel.netns import CLAIM, claim_netns, netns_cookie, netns_cookie_of, processes_by_netns
 from graft.kernel.programs import Kernel
 from graft.kernel.stamps import OWN_TENANT
@@ -112,6 +113,7 @@ class Daemon:
         Raises Failure, for instance if another graftd supervises this network namespace, and OSError.
         """
         signal.signal(signal.SIGHUP, self._on_hangup)
+        watch_closes()
         check_level()
         inherited = self.store.inherited()
         self.registry.load()  # first: if it fails, nothing has been made that would be left behind
@@ -381,6 +383,7 @@ class Daemon:
         if now < self.next_tick:
             return min(self.next_tick - now, soon)
         self.next_tick = now + TICK_SECONDS
+        end_long_closes()
         self.tenancy.spare.refill()
         self.registry.leads.hold()
         self.store.alive(now)

@@ -445,10 +445,20 @@ def loopback_up() -> None:
 
 
 def check_netns(fd: int) -> None:
-    """Raise OSError unless @fd is a netns (ioctl_ns(2), NS_GET_NSTYPE)."""
+    """Raise OSError unless @fd is a netns (ioctl_ns(2), NS_GET_NSTYPE). A peer may have sent it: never waits."""
     import fcntl
 
-    if fcntl.ioctl(fd, 0xB703) != CLONE_NEWNET:
+    from graft.kernel.foreign import briefly
+
+    def kind(copy: int) -> int:
+        try:
+            return fcntl.ioctl(copy, 0xB703)
+        finally:
+            os.close(copy)
+
+    # the name of one that is mounted is a path, as that of a file, whose file system may not answer
+    is_shown = os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")
+    if (kind(os.dup(fd)) if is_shown else briefly(fd, kind)) != CLONE_NEWNET:
         raise OSError(22, os.strerror(22))
 
 

@@ -286,25 +286,27 @@ class Kernel:
             else:
                 self._attach(program, name, root_cgroup if name.startswith("guard") else policy_cgroup, links / name)
         self.lib.bpf_object__close(handle)
-        self._guard_tunnels(links)
+        self._attach_modifiers(links)
 
-    def _guard_tunnels(self, links: Path) -> None:
-        """Attach the program that keeps kernel tunnels from containers' sockets, where the kernel has programs of its
-        type (BPF_MODIFY_RETURN, Linux 5.7; arm64: 6.4) and lets this process load one. `graft doctor` says so if not.
+    def _attach_modifiers(self, links: Path) -> None:
+        """Attach the programs that keep kernel tunnels and other uids from containers' sockets, where the kernel has
+        programs of their type (BPF_MODIFY_RETURN, Linux 5.7; arm64: 6.4) and lets this process load them. `graft
+        doctor` says so if not.
         """
         handle = open_object(self.lib, TUNNELS_OBJECT)
         try:
             result = self.lib.bpf_object__load(handle)
             if result:
-                log.info("no guard against kernel tunnels: %s", os.strerror(-result))
+                log.info("no guard against kernel tunnels and fchown(): %s", os.strerror(-result))
                 return
-            program = self.lib.bpf_object__next_program(handle, None)
-            name = self.lib.bpf_program__name(program).decode()
-            link = self.lib.bpf_program__attach(program)
-            if not link:
-                log.info("no guard against kernel tunnels: %s", linux.oserror("attach it"))
-                return
-            self._pin(link, links / name)
+            program = None
+            while program := self.lib.bpf_object__next_program(handle, program):
+                name = self.lib.bpf_program__name(program).decode()
+                link = self.lib.bpf_program__attach(program)
+                if not link:
+                    log.info("no program %s: %s", name, linux.oserror("attach it"))
+                    continue
+                self._pin(link, links / name)
         finally:
             complaints.clear()  # they are of this object, which graft can do without
             self.lib.bpf_object__close(handle)

@@ -29,6 +29,7 @@ STAMP_STAYS = 32768
 STAMP_LATE = 131072
 STAMP_WAITS = 262144
 GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt(): does the policy run for this socket? See Stamper.vouch()
+PREPARED = b"\xff" * 4  # of the map `preparing`
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 
@@ -73,7 +74,7 @@ class _Update(threading.local):
 class Stamper:
     """Reads and writes the stamps of sockets. Any thread may call it. Its methods raise OSError.
 
-    @settling, @preparing: the BPF maps, of whoever calls settle() and prepare().
+    @settling, @preparing: the BPF maps, of whoever calls settle() and begin_to_prepare().
     """
 
     def __init__(self, stamps: Map, settling: Map | None = None, preparing: Map | None = None) -> None:
@@ -126,14 +127,26 @@ class Stamper:
     def settle(self, fd: int, *, now: bool) -> None:
         """Say whether graftd binds the socket @fd @now, which may have waited for it (csrc/late.bpf.h)."""
         assert self._settling is not None
-        self._settling.update(struct.pack("=i", fd), now.to_bytes(4, "little"))
+        self._settling.update(struct.pack("=i", fd), (os.getpid() if now else 0).to_bytes(4, "little"))
 
-    def prepare(self, fd: int, *, now: bool) -> None:
-        """Say whether the options of its maker are set @now on the socket @fd, which a program has made."""
+    def begin_to_prepare(self, fd: int) -> bool:
+        """This process is about to set the options of its maker on the socket @fd, which a program has made.
+
+        False: it has them. Whoever else has begun may have been killed since.
+        """
         assert self._preparing is not None
         key = struct.pack("=i", fd)
-        if now:
-            self._preparing.update(key, (1).to_bytes(4, "little"))
+        if self._preparing.get(key) == PREPARED:
+            return False
+        self._preparing.update(key, os.getpid().to_bytes(4, "little"))
+        return True
+
+    def end_preparing(self, fd: int, *, prepared: bool) -> None:
+        """After begin_to_prepare(): the socket has them, or it has not."""
+        assert self._preparing is not None
+        key = struct.pack("=i", fd)
+        if prepared:
+            self._preparing.update(key, PREPARED)
         else:
             self._preparing.delete(key)
 

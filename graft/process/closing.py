@@ -1,22 +1,20 @@
 """Close descriptors that peers sent in a worker thread, because close(2) may block and the loop must not.
 
-The last close of a TCP socket blocks for as long as its SO_LINGER says (socket(7)). The last close of a file blocks
-until its file system answers, which may be a program of the peer's (FUSE).
+The last close of a TCP socket blocks for as long as its SO_LINGER says (socket(7)), at most for foreign.CLOSE_SECONDS
+here. The last close of a file blocks until its file system answers, which may be a program of the peer's (FUSE).
 """
 
 import array
 import contextlib
 import os
 import socket
-import stat
-import struct
 from functools import partial
 
 from graft import protocol
+from graft.kernel.foreign import watched_close
 from graft.process.workers import Workers
 
 LISTENER = "anon_inode:seccomp notify"
-DO_NOT_LINGER = struct.pack("=ii", 0, 0)
 
 _closers = Workers(32)
 
@@ -31,10 +29,6 @@ def close_foreign(fd: int) -> None:
     if is_listener(fd):
         os.close(fd)
         return
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.fstat(fd).st_mode):
-            with socket.socket(fileno=os.dup(fd)) as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DO_NOT_LINGER)
     try:
         _closers.run(partial(_close, fd))
     except RuntimeError:  # no thread can be made: blocking is better than a leak
@@ -42,7 +36,7 @@ def close_foreign(fd: int) -> None:
 
 
 def _close(fd: int) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), watched_close():
         os.close(fd)
 
 

@@ -25,13 +25,13 @@ while we look may have a page written that was writable just before.
 
 import errno
 import os
-import socket
 import struct
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import BinaryIO
 
 from graft.kernel import linux
+from graft.kernel.foreign import ForeignSocket
 from graft.trap import target
 from graft.trap.listener import Notification
 
@@ -59,7 +59,7 @@ class Caller:
         """An argument as a signed int, as the kernel takes it for an int parameter."""
         return target.signed(self.args[argument])
 
-    def borrow(self) -> socket.socket | None:
+    def borrow(self) -> ForeignSocket | None:
         """A duplicate of the socket that is the first argument; None if that is no socket.
 
         Raises PermissionError on kernels before 6.9, if the thread has a descriptor table of its own.
@@ -72,7 +72,7 @@ class Caller:
             return None
         try:
             self.check()
-            return socket.socket(fileno=fd)
+            return ForeignSocket.adopt(fd)
         except ProcessLookupError:
             os.close(fd)
             raise

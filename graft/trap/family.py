@@ -37,6 +37,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from graft.kernel import linux
+from graft.kernel.foreign import own_address
 from graft.kernel.maps import Map
 from graft.kernel.stamps import (
     FAMILY_SIZE,
@@ -67,7 +68,6 @@ POINTERS = (26, 50, 51, 52)
 QUEUE_MAX = 64
 VALUE_MAX = 116
 DATAGRAM_MAX = 65507
-
 DELAYED, TRANSPARENT_NAME = 1, 2
 HEAD = struct.Struct("=16sII")
 WAITING = struct.Struct(f"=iiiHH{VALUE_MAX}s")
@@ -308,12 +308,13 @@ class Family:
         allow(endpoint, leave=True)
         return swap.connect_unix(sock, endpoint.path, who, waiting)
 
-    def permit(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint) -> tuple[str, int]:
+    def permit(self, tenant: TenantView, sock: socket.socket, endpoint: Endpoint, own: str = "") -> tuple[str, int]:
         """Note in the stamp of @sock that it may reach @endpoint. Returns the endpoint's address for connect().
 
-        Raises OSError: EACCES if the endpoint, or the one that the socket is bound to, is not there to leave from or
-        to; EAFNOSUPPORT for another family, ENETUNREACH if the endpoint is in another netns, EADDRNOTAVAIL if the
-        socket has a source on its private loopback and the endpoint is elsewhere.
+        @own: the address it is bound to; with it, this does not wait for the socket's lock. Raises OSError: EACCES if
+        the endpoint, or the one that the socket is bound to, is not there to leave from or to; EAFNOSUPPORT for
+        another family, ENETUNREACH if the endpoint is in another netns, EADDRNOTAVAIL if the socket has a source on
+        its private loopback and the endpoint is elsewhere.
         """
         assert endpoint.address is not None
         allow(endpoint, tenant, leave=True)
@@ -325,8 +326,8 @@ class Family:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         if stamp.place != endpoint.place:  # the same address in another netns is another server
             raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
-        own = parse_address(sock.getsockname()[0].partition("%")[0])  # as the program sees it
-        if own.loopback and not stamp.flags & STAMP_NAMED and not endpoint.address.loopback:
+        bound = parse_address(own or own_address(sock))
+        if bound.loopback and not stamp.flags & STAMP_NAMED and not endpoint.address.loopback:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         real = (endpoint.address.raw, endpoint.port)
         stamps.put(sock.fileno(), stamp._replace(flags=stamp.flags | STAMP_PERMIT, peer=real, peer_real=real))

@@ -3,9 +3,9 @@
 Theory of operation
 
 Every listener has a journal, memory that outlives graftd (graft/trap/journal.py). While a graft-sup runs for the
-listener, it receives the calls, answers socket() itself, and bind() in most direct containers, and forwards the others;
-graftd then polls the listener only for its end. Without a graft-sup, graftd receives the calls itself. If a graft-sup or the graftd before has died,
-graftd first answers what is left in the journal.
+listener, it receives the calls, answers socket() itself, lets bind() proceed in most direct containers, and forwards
+the others; graftd then polls the listener only for its end. Without a graft-sup, graftd receives the calls itself. If
+a graft-sup or the graftd before has died, graftd first answers what is left in the journal.
 
 A pod's pause container makes no call as a rule, so its listener is idle: graftd receives its first call, and has a
 graft-sup started then. A graft-sup of the pod's other containers keeps a copy of such a listener and its journal, and

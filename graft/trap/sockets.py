@@ -89,8 +89,11 @@ class Stamps(Protocol):
     def settle(self, fd: int, *, now: bool) -> None:
         """Say whether graftd binds a socket @now, which may have waited for it."""
 
-    def prepare(self, fd: int, *, now: bool) -> None:
-        """Say whether the options of its maker are set @now on a socket that a program has made."""
+    def begin_to_prepare(self, fd: int) -> bool:
+        """This process is about to set the options of its maker on a socket; False: it has them."""
+
+    def end_preparing(self, fd: int, *, prepared: bool) -> None:
+        """After begin_to_prepare(): the socket has them, or it has not."""
 
     def tenant_of(self, fd: int) -> int | None:
         """The tenant of a socket, None if it is not grafted."""
@@ -159,15 +162,13 @@ class Sockets:
     def prepare(self, sock: socket.socket, tenant: TenantView) -> None:
         """Set what make() sets on a socket that a program of a direct container has made, and is about to bind.
 
-        csrc/late.bpf.h lets a bind wait only with it. What belongs to the tenant's uid has it: csrc/sup_bind.c, which
-        may do the same meanwhile for another call. Raises OSError.
+        csrc/late.bpf.h lets a bind of TCP wait only with it, and refuses one of UDP without. csrc/sup_bind.c may do
+        the same meanwhile for another call. Raises OSError.
         """
         number = sock.fileno()
-        if os.fstat(number).st_uid == tenant.owner:
-            self.stamps.prepare(number, now=False)  # whoever has given it that uid may have been killed since
+        if not self.stamps.begin_to_prepare(number):
             return
         udp = sock.type == socket.SOCK_DGRAM
-        self.stamps.prepare(number, now=True)
         try:
             if not udp:
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
@@ -176,10 +177,11 @@ class Sockets:
                 sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
             os.fchown(number, tenant.owner, -1)
         except OSError:
-            if os.fstat(number).st_uid != tenant.owner:
+            if self.stamps.begin_to_prepare(number):  # or graft-sup has, in between
+                self.stamps.end_preparing(number, prepared=False)
                 raise
-        finally:
-            self.stamps.prepare(number, now=False)
+        else:
+            self.stamps.end_preparing(number, prepared=True)
 
     def _limit_ports(self, made: socket.socket, *, udp: bool) -> None:
         """Leave the host's programs some of the ephemeral ports: half of UDP's, a sixteenth of TCP's.

@@ -152,7 +152,7 @@ def test_a_bind_that_waits_takes_no_port_of_the_kernels(world: World):
         sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)  # which the program alone sees
         sock.bind((address, 8098))
         other = world.late(family)
-        now.update(struct.pack("=i", other.fileno()), (1).to_bytes(4, "little"))
+        now.update(struct.pack("=i", other.fileno()), os.getpid().to_bytes(4, "little"))
         other.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0)
         now.update(struct.pack("=i", other.fileno()), bytes(4))
         with refused(errno.EPERM):

@@ -69,7 +69,7 @@ def test_no_device_takes_a_containers_socket(tmp_path):
     for module in LOADED:
         if not Path("/sys/module", Path(module).stem).exists():
             insert(module, tmp_path)
-    assert try_load(TUNNELS_OBJECT) == 1
+    assert try_load(TUNNELS_OBJECT) == 2
     with laboratory("tunnel") as lab:
         refused = f"{-errno.EPERM}\n"
         inside = lab.graft("run", *python(PROGRAM), check=True).stdout

@@ -14,6 +14,7 @@ import pytest
 from graft.bench.lab import wait_for
 from graft.kernel.linux import IPV6_FREEBIND
 from graft.kernel.programs import Kernel
+from graft.kernel.stamps import PREPARED, Stamper
 from graft.trap import target
 from graft.trap.sockets import IP_BIND_ADDRESS_NO_PORT
 from tests.conftest import lack, python, quick_calls
@@ -102,7 +103,7 @@ def test_a_preparation_that_was_cut_off(lab):
         number = int(process.stdout.readline())
         pid = json.loads(lab.graft("inspect", "bound", check=True).stdout)["pid"]
         with socket.socket(fileno=target.borrow_fd(pid, number)) as sock:
-            preparing.update(struct.pack("=i", sock.fileno()), (1).to_bytes(4, "little"))
+            preparing.update(struct.pack("=i", sock.fileno()), os.getpid().to_bytes(4, "little"))
             if prepared:
                 if sock.type == socket.SOCK_STREAM:
                     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
@@ -113,7 +114,7 @@ def test_a_preparation_that_was_cut_off(lab):
             process.stdin.write("\n")
             process.stdin.flush()
             assert process.stdout.readline() == "80\n"
-            assert preparing.get(struct.pack("=i", sock.fileno())) is None
+            assert preparing.get(struct.pack("=i", sock.fileno())) == PREPARED
         lab.end(process)
         wait_for(lambda: "bound" not in lab.graft("ps").stdout, "its end")
     lab.end(keeps)
@@ -163,3 +164,30 @@ def test_threads_that_bind_and_listen_at_once(lab, published):
     assert bool(addresses & {"*", "0.0.0.0", "[::]"}) == published, shown
     outcomes = {(what, result) for what, result in json.loads(line)}
     assert {("first", "OK"), ("second", "OK"), ("listens", "OK")} <= outcomes
+
+
+def test_nobody_else_sets_its_makers_options(lab):
+    """While they are set for a bind, the program's other threads have the same socket."""
+    code = """
+import errno, socket, struct, sys
+for kind in ((2, 1), (10, 1), (2, 2), (10, 2)):
+    s = socket.socket(*kind); print(s.fileno(), flush=True); sys.stdin.readline(); told = []
+    for level, name, value in ((0, 51, struct.pack('=HH', 40000, 40000)), (0, 15, 1), (41, 78, 1)):
+        if level == 41 and kind[0] == 2: continue
+        try: s.setsockopt(level, name, value); told.append('OK')
+        except OSError as e: told.append(errno.errorcode[e.errno])
+    print(*told, flush=True)
+"""
+    process = lab.spawn_graft("--name", "races", "--direct", *python(code), stdin=-1, stdout=-1)
+    for family in (2, 10, 2, 10):
+        number = int(process.stdout.readline())
+        kernel = Kernel(lab.pins())
+        kernel._open_pinned()
+        pid = json.loads(lab.graft("inspect", "races", check=True).stdout)["pid"]
+        with socket.socket(fileno=target.borrow_fd(pid, number)) as sock:
+            assert Stamper(kernel.maps["stamps"]).begin(sock)
+            kernel.maps["preparing"].update(struct.pack("=i", sock.fileno()), os.getpid().to_bytes(4, "little"))
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline().split() == ["EPERM"] * (2 if family == 2 else 3)
+            sock.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("=HH", 40000, 40001))  # its maker does

@@ -61,3 +61,18 @@ def test_a_listener_that_nobody_has_trapped_is_reached_by_nobody(own_lab, listen
         assert "Error" in done.stderr or "timed out" in done.stderr, done
     container.stdin.close()
     lab.end(process)
+
+
+@pytest.mark.parametrize("family", [2, 10])
+def test_a_udp_socket_that_nobody_has_prepared_is_not_bound(own_lab, family):
+    """bind() is trapped where another thread may put another socket under the number; the policy asks the socket itself."""
+    lab = own_lab
+    for binds_first, expected in ((False, "EPERM"), (True, "EINVAL")):
+        process, path = taker(lab, "t.bind(('', 20000))")
+        made = f"t = socket.socket({family}, 2)" + ("; t.bind(('', 20000))" if binds_first else "")
+        container = lab.spawn_graft("--direct", *python(GIVE.replace("t = socket.socket()", made) + "; sys.stdin.readline()"), path, stdin=-1)
+        assert process.stdout.readline() == "taken\n"
+        assert told(process) == expected
+        lab.end(container)
+        lab.end(process)
+        (lab.work / "out.sock").unlink()

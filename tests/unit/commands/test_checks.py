@@ -2,7 +2,7 @@
 
 import pytest
 
-from graft.commands import checks
+from graft.commands import checks, checks_host
 from graft.kernel import features, libbpf
 
 
@@ -21,12 +21,12 @@ def test_tunnels_that_modprobe_would_load(tmp_path, monkeypatch, told, expected)
     )
     program.chmod(0o755)
     setting.write_text(f"{program}\n")
-    monkeypatch.setattr(checks, "MODPROBE", setting)
+    monkeypatch.setattr(checks_host, "MODPROBE", setting)
     if not expected:
-        assert "gtp, ovpn" in checks._tunnels()
+        assert "gtp, ovpn" in checks_host.tunnels()
         return
-    with pytest.raises(checks.Lack, match="gtp, ovpn: whoever has CAP_NET_ADMIN"):
-        checks._tunnels()
+    with pytest.raises(checks_host.Lack, match="gtp, ovpn: whoever has CAP_NET_ADMIN"):
+        checks_host.tunnels()
 
 
 def test_whom_users_toml_means(tmp_path, monkeypatch):
@@ -37,28 +37,43 @@ def test_whom_users_toml_means(tmp_path, monkeypatch):
     path.write_text("[users.daemon]\nports = [80]\n[groups.daemon]\nports = [80]\n")
     assert checks._users() == f"{path}: 1 users, 1 groups"
     path.write_text("[users.dmn]\nports = [80]\n[users.root]\nports = [80]\n[groups.dmn]\nports = [80]\n")
-    with pytest.raises(checks.Lack, match=r"nobody is meant by \[users\.dmn\], \[users\.root\], \[groups\.dmn\]"):
+    with pytest.raises(checks_host.Lack, match=r"nobody is meant by \[users\.dmn\], \[users\.root\], \[groups\.dmn\]"):
         checks._users()
 
 
 def test_no_modprobe_loads_nothing(tmp_path, monkeypatch):
     setting = tmp_path / "setting"
     setting.write_text("/nonexistent\n")
-    monkeypatch.setattr(checks, "MODPROBE", setting)
-    assert checks._tunnels()
-    monkeypatch.setattr(checks, "MODPROBE", tmp_path / "missing")
-    assert checks._tunnels()
+    monkeypatch.setattr(checks_host, "MODPROBE", setting)
+    assert checks_host.tunnels()
+    monkeypatch.setattr(checks_host, "MODPROBE", tmp_path / "missing")
+    assert checks_host.tunnels()
+
+
+def test_rules_of_the_hosts_routing(tmp_path, monkeypatch):
+    rules = ["0: from all lookup local", "77: from all fwmark 0x1 lookup 9", "78: from all uidrange 1000-1000 prohibit"]
+    program = tmp_path / "ip"
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in rules))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(checks_host.Lack, match="^routing rules by fwmark: 77$"):
+        checks_host.marks()
+    with pytest.raises(checks_host.Lack, match="^routing rules by uidrange: 78$"):
+        checks_host.uids()
+    program.write_text(f"#!/bin/sh\necho '{rules[0]}'\n")
+    assert checks_host.marks()
+    assert checks_host.uids()
 
 
 def test_a_kernel_that_lacks_something(monkeypatch):
     """The rest is tried on real kernels (docs/kernels.md)."""
     old = (features.Feature("a()", "5.11", "first", lambda: False), features.Feature("B", "5.18", "second", lambda: True))
     monkeypatch.setattr(features, "REQUIRED", old)
-    with pytest.raises(checks.Lack, match=r"^without a\(\) \(Linux 5\.11\)$") as told:
+    with pytest.raises(checks_host.Lack, match=r"^without a\(\) \(Linux 5\.11\)$") as told:
         checks._features()
     assert told.value.remedy == "Linux 6.1 or newer"
     monkeypatch.setattr(features, "OPTIONAL", old)
-    with pytest.raises(checks.Lack, match=r"^without a\(\) \(Linux 5\.11\)$") as told:
+    with pytest.raises(checks_host.Lack, match=r"^without a\(\) \(Linux 5\.11\)$") as told:
         checks._newer()
     assert told.value.remedy == "a(): first"
     monkeypatch.setattr(features, "REQUIRED", old[1:])

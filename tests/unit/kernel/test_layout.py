@@ -16,7 +16,7 @@ import graft
 from graft.kernel import denials, direct, holders, linux, listening, programs, reports, stamps, traffic, traps
 from graft.process import cage
 from graft.rules import endpoint, slices, sysctl, tables
-from graft.tenants import leads
+from graft.tenants import leads, tenant
 from graft.trap import deputy, family, journal, listener, spent
 
 ROOT = Path(__file__).parents[3]
@@ -80,6 +80,8 @@ VALUES |= REASONS
 VALUES |= {
     "GRAFT_ABI": programs.ABI,
     "GRAFT_EXEMPT": stamps.OWN_TENANT,
+    "GRAFT_OWNERS": tenant.OWNER_BASE,
+    "GRAFT_PREPARED": int.from_bytes(stamps.PREPARED, "little"),
     "SLICE6_WORD0": int.from_bytes(slices.SLICE6_PREFIX[:4], "big"),
     "SLICE6_WORD1": int.from_bytes(slices.SLICE6_PREFIX[4:], "big"),
     "NAMES6_WORD1": int.from_bytes(slices.NAMES6_PREFIX[4:], "big"),

@@ -1,0 +1,164 @@
+"""Sockets that a process of somebody else's has, too.
+
+Theory of operation
+
+Goal: whatever that process does with the socket, graftd goes on.
+
+Facts: the kernel has a lock for each socket, and most calls wait for it (lock_sock(), net/core/sock.c). Who sends
+from memory that a file system of its own has to give (FUSE, userfaultfd(2)) keeps it for as long as it likes.
+CPython's getsockopt(), setsockopt() and constructor wait with the interpreter's lock, so that no other thread runs
+meanwhile. The last close(2) of a TCP socket waits for as long as SO_LINGER says (socket(7)), which its other owner
+sets; that wait ends with a signal, and the other one does not.
+
+Solution: these calls are made through ctypes, which gives the interpreter's lock away. Who calls them is a thread
+that may wait: never the loop's, which has briefly(). Closes are watched, and the loop's tick ends those that take
+long.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar, overload
+
+from graft.kernel.linux import libc, oserror
+
+CLOSE_SECONDS = 0.5
+BRIEFLY_SECONDS, BRIEFLY_MOST = 0.05, 8
+WAKE = signal.SIGURG  # what ends the wait of a close(2); ignored by default
+
+Result = TypeVar("Result")
+
+_template = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+_closing: dict[int, float] = {}  # threads in close(2), and since when
+_lock = threading.Lock()
+_brief = threading.BoundedSemaphore(BRIEFLY_MOST)
+
+
+def _option(fd: int, level: int, name: int, size: int) -> bytes:
+    value, length = ctypes.create_string_buffer(max(size, 1)), ctypes.c_uint32(size)
+    if libc.getsockopt(fd, level, name, value, ctypes.byref(length)):
+        raise oserror("getsockopt")
+    return value.raw[: length.value]
+
+
+class ForeignSocket(socket.socket):
+    """A socket that another process has as well. Any method but fileno() and detach() may block.
+
+    The methods are those of socket.socket.
+    """
+
+    @classmethod
+    def adopt(cls, fd: int) -> "ForeignSocket":
+        """Take over @fd. Raises OSError, and leaves @fd open, if it is no socket."""
+        family, kind, protocol = (
+            int.from_bytes(_option(fd, socket.SOL_SOCKET, name, 4), "little")
+            for name in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL)
+        )
+        # socket() asks for the name of what it gets; so it gets another one first
+        number = os.dup(_template.fileno())
+        made = cls(family, kind, protocol, fileno=number)
+        os.dup2(fd, number, inheritable=False)
+        os.close(fd)
+        return made
+
+    @overload
+    def getsockopt(self, level: int, name: int, /) -> int: ...
+
+    @overload
+    def getsockopt(self, level: int, name: int, size: int, /) -> bytes: ...
+
+    def getsockopt(self, level: int, name: int, size: int = 0, /) -> int | bytes:
+        """getsockopt(2): an int, or up to @size bytes. Raises OSError."""
+        if size:
+            return _option(self.fileno(), level, name, size)
+        return int.from_bytes(_option(self.fileno(), level, name, 4), "little", signed=True)
+
+    def setsockopt(self, level: int, name: int, value: int | bytes, /) -> None:  # type: ignore[override]
+        """setsockopt(2), of an int or bytes. Raises OSError."""
+        raw = value.to_bytes(4, "little", signed=True) if isinstance(value, int) else bytes(value)
+        if libc.setsockopt(self.fileno(), level, name, raw, len(raw)):
+            raise oserror("setsockopt")
+
+    def close(self) -> None:
+        """close(2), which end_long_closes() may cut short."""
+        with watched_close():
+            super().close()
+
+
+def own_address(sock: socket.socket) -> str:
+    """The address that a socket is bound to, as its program sees it; "" if it is not of IPv4 or IPv6.
+
+    Raises OSError.
+    """
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    return str(sock.getsockname()[0]).partition("%")[0]
+
+
+@contextlib.contextmanager
+def watched_close() -> Iterator[None]:
+    """In the body a descriptor is closed, which may wait: at most for CLOSE_SECONDS and a tick of the loop."""
+    thread = threading.get_ident()
+    _closing[thread] = time.monotonic()
+    try:
+        yield
+    finally:
+        with _lock:  # so that no signal is meant for a thread that has ended
+            del _closing[thread]
+
+
+def watch_closes() -> None:
+    """Prepare for end_long_closes(). Only in the main thread."""
+    signal.signal(WAKE, lambda *_: None)
+
+
+def end_long_closes() -> None:
+    """End the wait of those threads that have closed a descriptor for CLOSE_SECONDS."""
+    late = time.monotonic() - CLOSE_SECONDS
+    with _lock:
+        for thread, since in list(_closing.items()):
+            if since < late:
+                with contextlib.suppress(OSError):
+                    signal.pthread_kill(thread, WAKE)
+
+
+def briefly(fd: int, job: Callable[[int], Result]) -> Result:
+    """What @job returns or raises, if it does within BRIEFLY_SECONDS: for the loop, which may not wait.
+
+    @job gets a copy of @fd, which is its own to close. Raises OSError: EBUSY if it takes longer, and at once while
+    BRIEFLY_MOST such have not ended.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(job(copy))
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.set()
+            _brief.release()
+
+    busy = OSError(errno.EBUSY, "what was sent does not answer")
+    if not _brief.acquire(blocking=False):
+        raise busy
+    copy = os.dup(fd)
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError:
+        os.close(copy)
+        _brief.release()
+        raise busy from None
+    if not done.wait(BRIEFLY_SECONDS):
+        raise busy
+    if errors:
+        raise errors[0]
+    return results[0]

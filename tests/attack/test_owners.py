@@ -1,0 +1,83 @@
+"""SO_REUSEPORT works among sockets of one uid: a container's stay with theirs, and nobody shares a port of the host's."""
+
+import subprocess
+
+import pytest
+
+from graft.bench.lab import CLIENT4
+from tests.attack.test_attacks import PROFILES
+from tests.conftest import python
+
+PORT, RANGE = 40000, "39950 40049"  # of which containers have the lower half of UDP's
+SERVER = f"import socket; s = socket.socket(2, 2); s.setsockopt(1, 15, 1); s.bind(('0.0.0.0', {PORT - 30})); print('up', flush=True); input()"
+# Binds UDP sockets that share, until it is told to stop; they have been given the server's uid if that works
+BINDS = """
+import contextlib, os, socket, sys
+while sys.stdin.readline():
+    kept = []
+    for n in range(30):
+        s = socket.socket(2, 2); s.setsockopt(1, 15, 1); kept.append(s)
+        with contextlib.suppress(PermissionError): os.fchown(s.fileno(), 0, -1)
+        with contextlib.suppress(OSError): s.bind(('0.0.0.0', 20000 + n))
+    print('bound', flush=True); sys.stdin.readline()
+    for s in kept: s.close()
+    print('closed', flush=True)
+"""
+CHANGES = """
+import errno, os, socket, tempfile
+def tries(act):
+    try: act()
+    except OSError as e: return errno.errorcode[e.errno]
+    return 'OK'
+for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2)):
+    s = socket.socket(family, kind); here = f'/proc/self/fd/{s.fileno()}'
+    if kind == 2 and sys.argv[1] == 'direct': s.bind(('', 7000))  # which gives it the uid
+    if kind == 1 and sys.argv[1] == 'direct': s.bind(('', 7000))
+    print(tries(lambda: os.fchown(s.fileno(), 0, -1)), tries(lambda: os.chown(here, 5, -1)), tries(lambda: os.fchown(s.fileno(), -1, 5)), tries(lambda: os.fchmod(s.fileno(), 0o600)))
+with tempfile.TemporaryFile() as f, socket.socket(1) as u, socket.socket(16, 3) as n:
+    print(*(tries(lambda: os.fchown(x.fileno(), 5, -1)) for x in (f, u, n)))
+""".replace("import errno", "import sys, errno")
+
+
+@pytest.mark.parametrize("mode", ["off", "on"], ids=["trap", "direct"])
+def test_a_port_of_the_kernels_choice_is_shared_with_nobody(own_lab, mode):
+    lab = own_lab
+    lab.env["GRAFT_DIRECT"] = mode
+    lab.host("sysctl", "-q", f"net.ipv4.ip_local_port_range={RANGE}", check=True)
+    server = lab.spawn(*python(SERVER), stdin=-1, stdout=-1)
+    assert server.stdout.readline() == "up\n"
+    thief = lab.spawn_graft("--egress", "host", *PROFILES["root"], *python(BINDS), stdin=-1, stdout=-1)
+
+    def says(word):
+        thief.stdin.write("\n")
+        thief.stdin.flush()
+        assert thief.stdout.readline() == word
+
+    for _ in range(20):
+        says("bound\n")
+        there = lab.host("ss", "-uanH", f"sport = :{PORT - 30}").stdout
+        assert there.count("\n") == 1, there
+        says("closed\n")
+    taken = "import socket; s = socket.socket(2, 2); s.setsockopt(1, 15, 1); s.bind(('', 20000)); t = socket.socket(2, 2); t.setsockopt(1, 15, 1); t.bind(('', 20000)); print('shared')"
+    assert lab.graft("run", "--egress", "host", *python(taken), check=True).stdout == "shared\n"  # its own it may share
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", ["trap", "direct"])
+def test_the_uid_of_a_socket_stays(lab, mode):
+    if "the uid of a container's socket stays" not in lab.graft("doctor").stdout:
+        pytest.skip("it takes a kernel with BPF_MODIFY_RETURN, which 'make test-kernel' has")
+    options = ("--direct",) if mode == "direct" else ("--no-direct",)
+    told = lab.graft("run", *options, *PROFILES["root"], *python(CHANGES), mode, check=True).stdout
+    assert told == "EPERM EPERM OK OK\n" * 4 + "OK OK OK\n"
+
+
+def test_ping_has_its_filter(own_lab):
+    """SO_ATTACH_FILTER is refused for sockets on the host's stack, and not for those of the container's own netns."""
+    code = "import ctypes, socket, struct\nraw = struct.pack('HBBI', 6, 0, 0, 65535); keep = ctypes.create_string_buffer(raw, 8)\n"
+    code += "value = struct.pack('HL', 1, ctypes.addressof(keep))\n"
+    code += "for s in (socket.socket(2, 3, 1), socket.socket(17, 3, 0), socket.socket(2, 2), socket.socket(10, 1)):\n"
+    code += "  try: s.setsockopt(1, 26, value); print('OK')\n  except OSError as e: print(e.strerror)"
+    for mode in ("--direct", "--no-direct"):
+        told = own_lab.graft("run", mode, *python(code), check=True).stdout
+        assert told == "OK\nOK\n" + "Operation not permitted\n" * 2

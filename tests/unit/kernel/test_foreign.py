@@ -1,0 +1,104 @@
+"""Sockets that another process may hold up, on this kernel."""
+
+import errno
+import os
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from graft.kernel import foreign
+from graft.kernel.foreign import ForeignSocket
+
+
+@pytest.mark.parametrize(("family", "kind"), [(2, 1), (10, 1), (2, 2), (10, 2), (1, 1), (1, 2)])
+def test_it_is_what_was_adopted(family, kind):
+    with socket.socket(family, kind) as mine:
+        if family != socket.AF_UNIX:
+            mine.bind(("127.0.0.1" if family == 2 else "::1", 0))
+        with ForeignSocket.adopt(os.dup(mine.fileno())) as sock:
+            assert (sock.family, sock.type, sock.proto) == (mine.family, mine.type, mine.getsockopt(1, socket.SO_PROTOCOL))
+            assert os.fstat(sock.fileno()).st_ino == os.fstat(mine.fileno()).st_ino
+            assert not os.get_inheritable(sock.fileno())
+            assert sock.getsockname() == mine.getsockname()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            assert mine.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == bytes(8)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 7))
+            assert mine.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("=ii", 1, 7)
+            with pytest.raises(OSError, match="setsockopt") as refused:
+                sock.setsockopt(250, 1, 1)
+            assert refused.value.errno in (errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+
+
+def test_what_is_no_socket_stays_open():
+    reading, writing = os.pipe()
+    with pytest.raises(OSError, match="getsockopt") as refused:
+        ForeignSocket.adopt(reading)
+    assert refused.value.errno == errno.ENOTSOCK
+    for fd in (reading, writing):
+        os.close(fd)
+
+
+def test_a_close_that_lingers_is_cut_short():
+    foreign.watch_closes()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):  # what nobody reads is still to be sent
+            while True:
+                client.send(bytes(1 << 16))
+        client.setblocking(True)
+        sock = ForeignSocket.adopt(client.detach())
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 30000))
+        thread = threading.Thread(target=sock.close, daemon=True)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive(), "it does not linger"
+        time.sleep(foreign.CLOSE_SECONDS)
+        foreign.end_long_closes()
+        thread.join(5)
+        assert not thread.is_alive()
+        accepted.close()
+
+
+def test_briefly():
+    reading, writing = os.pipe()
+
+    def closes(copy: int) -> str:
+        os.close(copy)
+        return "done"
+
+    def fails(copy: int) -> str:
+        os.close(copy)
+        raise ValueError("no")
+
+    held = threading.Event()
+
+    def waits(copy: int) -> str:
+        held.wait(20)
+        return closes(copy)
+
+    assert foreign.briefly(reading, closes) == "done"
+    with pytest.raises(ValueError, match="no"):
+        foreign.briefly(reading, fails)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(foreign.BRIEFLY_MOST):
+        with pytest.raises(OSError, match="does not answer"):
+            foreign.briefly(reading, waits)
+    began = time.monotonic()
+    with pytest.raises(OSError, match="does not answer"):  # at once
+        foreign.briefly(reading, closes)
+    assert time.monotonic() - began < foreign.BRIEFLY_SECONDS
+    held.set()
+    for _ in range(100):
+        if len(os.listdir("/proc/self/fd")) == before:
+            break
+        time.sleep(0.05)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert foreign.briefly(reading, closes) == "done"
+    os.close(reading)
+    os.close(writing)
