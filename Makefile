@@ -10,7 +10,7 @@ BPF_OBJECT := graft/graft.bpf.o
 TUNNELS := graft/graft-tunnels.bpf.o
 ENTRANCE := graft/graft-entrance.bpf.o
 # no path of the tree that they are built in stands in the objects: two builds anywhere are equal
-SAME := -ffile-prefix-map=$(CURDIR)/= -ffile-prefix-map=$(CURDIR)=.
+SAME := '-ffile-prefix-map=$(CURDIR)/=' '-ffile-prefix-map=$(CURDIR)=.'
 # CPPFLAGS, CFLAGS, LDFLAGS: what a package's builder adds
 COMPILE = $(CC) -O2 -g -Wall -Wextra -Werror $(SAME) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS)
 BPF_COMPILE = $(CLANG) -O2 -g $(SAME) -target bpf -Wall -Wextra -Werror $(addprefix -I/usr/include/,$(MULTIARCH)) -c $< -o $@

@@ -112,12 +112,17 @@ class Names:
         self.sources: dict[str, _Source] = {}
 
 
+def is_lost(path: Path) -> bool:
+    """Is @path, which is not there, or the directory in which it should be, a link that leads nowhere?"""
+    return path.is_symlink() or (path.parent.is_symlink() and not path.parent.exists())
+
+
 def at_once(path: str, flags: int) -> int:
     """open(2) that waits for nobody: a FIFO has no other end. Raises OSError."""
     try:
         return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        if os.path.islink(path):
+        if is_lost(Path(path)):
             raise OSError(errno.ENOLINK, LOST_LINK, path) from None
         raise
 
@@ -127,7 +132,7 @@ def size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        if path.is_symlink():
+        if is_lost(path):
             raise _wrong(path, LOST_LINK) from None
         raise
 
@@ -169,7 +174,7 @@ def _misread(path: Path, text: str, told: str) -> Failure:
     place = PLACE.fullmatch(told)
     if not place:
         return _wrong(path, told)
-    line, column = place[2] or str(len(text.splitlines()) or 1), place[3]
+    line, column = place[2] or str(text.rstrip("\n").count("\n") + 1), place[3]
     return _wrong(f"{path}, line {line}", f"{place[1]} ({f'column {column}' if column else 'the file ends here'})")
 
 
@@ -192,7 +197,7 @@ def _text(path: Path, source: int, *, anybodys: bool) -> str:
 
 
 def _check_dots(path: Path, text: str) -> None:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.count(".") > DOTS_MAX and STRING.sub("", line).partition("#")[0].count(".") > DOTS_MAX:
             raise _wrong(f"{path}, line {number}", f"more than {DOTS_MAX} dots outside of strings")
 
@@ -211,7 +216,7 @@ class _Source:
     def line(self, name: str) -> int:
         """The line of the key or table @name; 0 if it is not written in the plain form."""
         table = ""
-        for number, line in enumerate(self.text.splitlines(), 1):
+        for number, line in enumerate(self.text.split("\n"), 1):
             header, key = HEADER.match(line), KEY.match(line)
             if header:
                 table = header[1].strip()
@@ -230,7 +235,7 @@ class _Source:
             return line
         word = re.escape(item if isinstance(item, str) else shown(item))
         told = re.compile(rf"[\"']{word}[\"']" if isinstance(item, str) else rf"(?<![\w.\"']){word}(?![\w.\"'])")
-        lines = enumerate(self.text.splitlines()[line - 1 :], line)
+        lines = enumerate(self.text.split("\n")[line - 1 :], line)
         return next((number for number, text in lines if _uncommented(told, text)), line)
 
     def where(self, name: str, item: Any = None) -> str:
@@ -296,6 +301,8 @@ def _table(
         name = f"{prefix}{key}"
         check = schema.get(key)
         try:
+            if check is None and len(faults) >= FAULTS_MAX:  # it is not told, and what is meant takes time to find
+                continue
             if check is None:
                 raise UsageError("", hint=_meant(name, [f"{prefix}{k}" for k in schema], known))
             if not isinstance(check, Mapping):

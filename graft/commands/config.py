@@ -21,7 +21,7 @@ from graft.rules.configuration import (
 )
 from graft.rules.grants import read_users, users_path
 from graft.rules.policy_file import policies_directory, read_policy
-from graft.toml import Faults
+from graft.toml import Faults, is_lost
 
 
 @click.group(context_settings=CONTEXT)
@@ -45,7 +45,9 @@ def check(directory: Path | None) -> None:
     if directory:
         if not directory.is_dir():
             raise UsageError(f"{directory} is not a directory", hint="graft config check [DIRECTORY]", code="ENOTDIR")
-        os.environ["GRAFT_CONFIG"] = str(directory.absolute() / CONFIGURATION.name)
+        names = (CONFIGURATION.name, FORMER)
+        name = next((name for name in names if os.path.lexists(directory / name)), CONFIGURATION.name)
+        os.environ["GRAFT_CONFIG"] = str(directory.absolute() / name)
     faults, found = 0, 0
     for paths, read in _groups():
         found += len(paths)
@@ -71,7 +73,7 @@ def check(directory: Path | None) -> None:
 def _groups() -> Iterator[tuple[list[Path], Callable[[], object]]]:
     """Files that are read together, as far as they are there, and what reads them."""
     path = configuration_path()
-    if os.path.lexists(path):
+    if os.path.lexists(path) or is_lost(path):
         yield [path], read_configuration
     endpoints = []
     with contextlib.suppress(GraftError):  # read_endpoints() tells it

@@ -2,6 +2,7 @@
 
 import click
 
+from graft import client
 from graft.commands import checks_user
 from graft.commands.checks import examine
 from graft.commands.options import CONTEXT, json_option, print_json, say
@@ -20,6 +21,7 @@ def command(as_json: bool) -> int:
     graft doctor
     graft doctor -j | jq '.[] | select(.good | not)'
     """
+    client.act_as_user()
     findings = checks_user.examine() if checks_user.applies() else examine()
     if as_json:
         print_json([finding._asdict() for finding in findings])

@@ -93,6 +93,7 @@ def command(**parameters: Any) -> None:
 
     The exit status is COMMAND's; 125 if graft failed, 126 or 127 if COMMAND cannot run.
     """
+    client.act_as_user()
     run(plan_of(**parameters))
 
 

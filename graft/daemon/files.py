@@ -50,7 +50,7 @@ def _signature(file: Path | int) -> Signature:
         found = os.stat(file)
     except OSError as error:
         gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        if gone and isinstance(file, Path) and file.is_symlink():  # it is meant to be there
+        if gone and isinstance(file, Path) and toml.is_lost(file):  # it is meant to be there
             return (-errno.ENOLINK,)
         return () if gone else (-(error.errno or 1),)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

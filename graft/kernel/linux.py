@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 
@@ -309,9 +310,29 @@ def open_directory(path: str) -> int:
     how = struct.pack("=QQQ", flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     at = ctypes.c_long(-100)  # AT_FDCWD
     fd: int = libc.syscall(NR_OPENAT2, at, os.fsencode(path), how, ctypes.c_size_t(len(how)))
+    if fd < 0 and ctypes.get_errno() == errno.ENOSYS:  # systemd's RestrictSUIDSGID, which cannot look into @how
+        return _walk_to(path)
     if fd < 0:
         raise oserror("openat2", path)
     return fd
+
+
+def _walk_to(path: str) -> int:
+    """As open_directory(), by one step for each part of @path."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    place = os.open("/" if path.startswith("/") else ".", flags | os.O_DIRECTORY)
+    for part in filter(None, path.split("/")):
+        try:
+            step = os.open(part, flags, dir_fd=place)
+        finally:
+            os.close(place)
+        place = step
+        kind = os.fstat(place).st_mode
+        if not stat.S_ISDIR(kind):
+            os.close(place)
+            number = errno.ELOOP if stat.S_ISLNK(kind) else errno.ENOTDIR
+            raise OSError(number, os.strerror(number), path)
+    return place
 
 
 def bound_file(sock: socket.socket) -> int:

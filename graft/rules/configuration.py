@@ -192,6 +192,8 @@ def endpoints_paths() -> list[Path]:
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".toml") and name[0] != ".")
     except FileNotFoundError:
+        if toml.is_lost(directory):
+            raise Failure(f"{directory}: {toml.LOST_LINK}", code="EINVAL") from None
         names = []
     except OSError as error:
         raise Failure(

@@ -1,10 +1,8 @@
 """SO_REUSEPORT works among sockets of one uid: a container's stay with theirs, and nobody shares a port of the host's."""
 
-import subprocess
 
 import pytest
 
-from graft.bench.lab import CLIENT4
 from tests.attack.test_attacks import PROFILES
 from tests.conftest import python
 

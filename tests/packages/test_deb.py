@@ -104,6 +104,38 @@ def test_the_first_container(installed):
     assert "graft bench is not installed (apt install graft-bench)" in installed.run("graft bench --list").stderr
 
 
+def test_endpoints_of_files(installed):
+    """The unit's sandbox lets graftd bind in directories that it may not follow links into."""
+    serve = "python3 -c 'import socket; socket.create_server((\"0.0.0.0\", 6379)); print(\"serves\")'"
+    installed.told("graft endpoint add cache type local; graft endpoint add file type unix path /run/file.sock")
+    for name in ("cache", "file"):
+        assert installed.told(f"graft run -i 0.0.0.0:6379={name} {serve}") == "serves\n"
+
+
+def test_a_member_of_the_group(installed):
+    """May give orders, as root does; a container is their own, as everybody's."""
+    installed.told("useradd -m alice; usermod -aG graft alice")
+    alice = "setpriv --reuid alice --regid alice --init-groups"
+    assert installed.told(f"{alice} graft run --name mine id -u").strip() == installed.told("id -u alice").strip()
+    assert "MISSING" not in installed.run(f"{alice} graft doctor").stdout
+    installed.told(f"{alice} graft endpoint add ofalice type ipv4 addr 10.77.0.1 port dynamic")
+    assert "ofalice" in installed.told("graft endpoint show")
+
+
+def test_the_sockets_wait_for_a_graftd_of_somebody_elses(installed):
+    """One that a command has started goes on answering; systemd's would take its files, and could not start."""
+    installed.told("systemctl stop graftd.socket graftd-agent.socket graftd")
+    installed.start("background", "exec graft run --name background sleep 1000")
+    wait_for(lambda: containers(installed) == ["background"], "the container")
+    for unit in ("graftd.socket", "graftd-agent.socket"):
+        assert installed.run(f"systemctl start {unit}").returncode != 0
+        assert "end it first (graftd --stop)" in installed.told(f"journalctl -u {unit} --no-pager")
+    assert containers(installed) == ["background"]
+    installed.told("systemctl stop background; graftd --stop; systemctl reset-failed; systemctl start graftd.socket graftd-agent.socket")
+    assert containers(installed) == []
+    assert installed.property("graftd.service", "ActiveState") == "active"
+
+
 def test_the_journal_has_fields(installed):
     installed.run(f'graft run --name curious --egress none python3 -c "{RESERVE}"')
     wait_for(lambda: installed.journal("-u", "graftd", "VERDICT=refused"), "the line of what is refused")
@@ -190,7 +222,10 @@ def test_purge_leaves_nothing(empty):
     empty.told("apt-get -y -q install /packages/new/graft_*.deb")
     empty.told("mkdir /etc/graft; echo 'reserved_ports = [22]' >/etc/graft/graftd.toml")
     empty.told("graft endpoint add kept type ipv4 addr 10.77.0.1 port dynamic; graft run --ip 10.77.0.9 true; graft run --direct true")
+    empty.told("systemctl stop graftd.socket graftd-agent.socket graftd; graft endpoint add later type ipv4 addr 10.77.0.2 port dynamic")
+    assert empty.run("pgrep -x graftd").returncode == 0  # started by the command, and not by systemd
     removed = empty.told("apt-get -y -q remove graft")
+    assert empty.run("pgrep -f [g]raft-keeper || pgrep -x graftd").returncode != 0
     assert "WARNING" not in removed
     left = {line.split()[0] for line in listing(empty) - before}  # what the administrator has written or decided
     kept = ("/etc/graft", "/etc/systemd/system/sockets.target.wants", "/var/lib/systemd/deb-systemd-helper", "/var/lib/dpkg/info/graft", "graft:")

@@ -56,9 +56,9 @@ def test_rules_of_the_hosts_routing(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in rules))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(checks_host.Lack, match="^routing rules by fwmark: 77$"):
+    with pytest.raises(checks_host.Lack, match=r"^routing rules by fwmark: 77$"):
         checks_host.marks()
-    with pytest.raises(checks_host.Lack, match="^routing rules by uidrange: 78$"):
+    with pytest.raises(checks_host.Lack, match=r"^routing rules by uidrange: 78$"):
         checks_host.uids()
     program.write_text(f"#!/bin/sh\necho '{rules[0]}'\n")
     assert checks_host.marks()
