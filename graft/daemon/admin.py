@@ -28,7 +28,7 @@ from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
 from graft.errors import Failure, Refused, UsageError
-from graft.kernel import linux
+from graft.kernel import foreign
 from graft.kernel.denials import Event
 from graft.kernel.netns import is_pid, open_netns
 from graft.rules.address import Address
@@ -213,7 +213,7 @@ class Admin:
 
     def _place(self, fd: int, label: str) -> int:
         try:
-            linux.check_netns(fd)
+            foreign.check_netns(fd)
         except OSError:
             raise UsageError(f"netns '{label}' is not a network namespace") from None
         return self.tenancy.registry.place(fd, label)

@@ -16,7 +16,7 @@ from graft.engines.nameservers import named_by_engine
 from graft.engines.resolver import Resolver
 from graft.engines.seal import is_sealed
 from graft.errors import GraftError, Refused, UsageError, from_oserror
-from graft.kernel import addresses, linux, sysctl
+from graft.kernel import addresses, foreign, linux, sysctl
 from graft.kernel.addresses import parse_nameserver
 from graft.kernel.mounts import mounts_of
 from graft.kernel.netns import make_netns, netns_cookie_of
@@ -250,7 +250,7 @@ class EngineOrders:
         if len(fds) != 1:
             raise UsageError("attach carries one descriptor, the namespace")
         registry_ = self.tenancy.registry
-        linux.check_netns(fds[0])
+        foreign.check_netns(fds[0])
         attachment = Attachment(request.key, f"cni/{request.network}")
         attachment.netns, attachment.cookie = os.fstat(fds[0]).st_ino, netns_cookie_of(fds[0])
         if attachment.netns == registry_.home:

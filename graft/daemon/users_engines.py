@@ -29,7 +29,7 @@ from graft.daemon.connection import Connection
 from graft.engines import bundle, joined
 from graft.engines.container import Container, metadata_of
 from graft.errors import GraftError, Refused, UsageError
-from graft.kernel import addresses, linux
+from graft.kernel import addresses, foreign, linux
 from graft.kernel.netns import netns_cookie_of
 from graft.log import log
 from graft.rules import grants
@@ -102,7 +102,7 @@ class UserEngineOrders(EngineOrders):
         registry = self.tenancy.registry
         if len(fds) != 1:
             raise UsageError("attach carries one descriptor, the namespace")
-        linux.check_netns(fds[0])
+        foreign.check_netns(fds[0])
         check_netns(fds[0], user.account)
         texts = (request.key, request.network, *request.names)
         if len(request.names) > NAMES_MAX or any(len(text) > LABEL_MAX for text in texts):
@@ -129,7 +129,7 @@ class UserEngineOrders(EngineOrders):
         if not fds:
             key = _key(user, request.key)
             return super().attached(connection, msgspec.structs.replace(request, key=key), fds)
-        linux.check_netns(fds[0])
+        foreign.check_netns(fds[0])
         where = os.fstat(fds[0]).st_ino, netns_cookie_of(fds[0])
         attachments = self.tenancy.registry.attachments.values()
         found = [a for a in attachments if a.uid == user.account.uid and a.in_netns(*where)]
@@ -172,7 +172,7 @@ def _container(user: User, request: protocol.Prepare, fds: list[int]) -> Contain
         raise UsageError("a container joins one network namespace")
     path, where = "", (0, 0)
     for fd in fds:
-        linux.check_netns(fd)
+        foreign.check_netns(fd)
         check_netns(fd, user.account)
         path, where = f"/proc/self/fd/{fd}", (os.fstat(fd).st_ino, netns_cookie_of(fd))
     return Container(

@@ -10,7 +10,7 @@ import os
 from graft import protocol
 from graft.engines.container import Container
 from graft.errors import Refused
-from graft.kernel import linux, netns, nowhere, rtnetlink
+from graft.kernel import foreign, linux, netns, nowhere, rtnetlink
 from graft.rules.address import Address
 from graft.tenants import inside
 from graft.tenants.registry import Registry
@@ -54,7 +54,7 @@ def where(path: str) -> tuple[int, int]:
         return 0, 0
     try:
         with open(path, "rb", opener=_without_waiting) as file:
-            linux.check_netns(file.fileno())
+            foreign.check_netns(file.fileno())
             return os.fstat(file.fileno()).st_ino, netns.netns_cookie_of(file.fileno())
     except (OSError, ValueError) as error:
         raise Refused(

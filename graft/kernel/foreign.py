@@ -18,6 +18,8 @@ long.
 import contextlib
 import ctypes
 import errno
+import fcntl
+import functools
 import os
 import signal
 import socket
@@ -26,18 +28,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar, overload
 
-from graft.kernel.linux import libc, oserror
+from graft.kernel.linux import CLONE_NEWNET, libc, oserror
 
 CLOSE_SECONDS = 0.5
 BRIEFLY_SECONDS, BRIEFLY_MOST = 0.05, 8
+NS_GET_NSTYPE = 0xB703
 WAKE = signal.SIGURG  # what ends the wait of a close(2); ignored by default
 
 Result = TypeVar("Result")
 
-_template = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 _closing: dict[int, float] = {}  # threads in close(2), and since when
 _lock = threading.Lock()
 _brief = threading.BoundedSemaphore(BRIEFLY_MOST)
+
+
+@functools.cache
+def _template() -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
 def _option(fd: int, level: int, name: int, size: int) -> bytes:
@@ -61,7 +68,7 @@ class ForeignSocket(socket.socket):
             for name in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL)
         )
         # socket() asks for the name of what it gets; so it gets another one first
-        number = os.dup(_template.fileno())
+        number = os.dup(_template().fileno())
         made = cls(family, kind, protocol, fileno=number)
         os.dup2(fd, number, inheritable=False)
         os.close(fd)
@@ -151,14 +158,31 @@ def briefly(fd: int, job: Callable[[int], Result]) -> Result:
     if not _brief.acquire(blocking=False):
         raise busy
     copy = os.dup(fd)
+    thread = threading.Thread(target=run, daemon=True)
     try:
-        threading.Thread(target=run, daemon=True).start()
+        thread.start()
     except RuntimeError:
         os.close(copy)
         _brief.release()
         raise busy from None
     if not done.wait(BRIEFLY_SECONDS):
         raise busy
+    thread.join()  # or unshare(2) would find two threads
     if errors:
         raise errors[0]
     return results[0]
+
+
+def check_netns(fd: int) -> None:
+    """Raise OSError unless @fd, which a peer may have sent, is a netns (ioctl_ns(2), NS_GET_NSTYPE). Never waits."""
+
+    def kind(copy: int) -> int:
+        try:
+            return fcntl.ioctl(copy, NS_GET_NSTYPE)
+        finally:
+            os.close(copy)
+
+    # the name of one that is mounted is a path, as that of a file, whose file system may not answer
+    is_shown = os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")
+    if (kind(os.dup(fd)) if is_shown else briefly(fd, kind)) != CLONE_NEWNET:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

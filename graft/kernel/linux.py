@@ -465,24 +465,6 @@ def loopback_up() -> None:
         fcntl.ioctl(sock, SIOCSIFFLAGS, request)
 
 
-def check_netns(fd: int) -> None:
-    """Raise OSError unless @fd is a netns (ioctl_ns(2), NS_GET_NSTYPE). A peer may have sent it: never waits."""
-    import fcntl
-
-    from graft.kernel.foreign import briefly
-
-    def kind(copy: int) -> int:
-        try:
-            return fcntl.ioctl(copy, 0xB703)
-        finally:
-            os.close(copy)
-
-    # the name of one that is mounted is a path, as that of a file, whose file system may not answer
-    is_shown = os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")
-    if (kind(os.dup(fd)) if is_shown else briefly(fd, kind)) != CLONE_NEWNET:
-        raise OSError(22, os.strerror(22))
-
-
 def credentials(connection: socket.socket) -> tuple[int, int, int]:
     """The pid, uid and gid that the peer had when it connected (SO_PEERCRED, unix(7))."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)

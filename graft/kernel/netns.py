@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graft.errors import Failure, Refused
-from graft.kernel import linux
+from graft.kernel import foreign, linux
 
 CLAIM = "graftd"
 NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704  # linux/nsfs.h
@@ -195,7 +195,7 @@ def open_netns(text: str) -> tuple[int, str]:
             code="ENOENT",
         ) from None
     try:
-        linux.check_netns(fd)
+        foreign.check_netns(fd)
     except OSError:
         os.close(fd)
         raise Refused(

@@ -34,6 +34,17 @@ def test_all_is_right(put, tmp_path):
     assert check(tmp_path) == ([f"right  {tmp_path}/{name}" for name in names], None)
 
 
+def test_a_directory_with_the_former_name_alone(put, tmp_path):
+    put("graftd.toml", "reserved_port = [22]")
+    lines, error = check(tmp_path)
+    assert lines[0].startswith(f"wrong  {tmp_path}/graftd.toml, line 1: unknown key 'reserved_port'")
+    assert isinstance(error, Refused)
+    put("graft.toml", 'log = "info"')
+    lines, error = check(tmp_path)
+    assert (lines[0], error) == (f"right  {tmp_path}/graft.toml", None)
+    assert "graftd.toml is not read" in lines[1]
+
+
 def test_every_fault_is_told(put, tmp_path):
     put("graft.toml", "\nreserved_port = [22]")
     put("endpoints.toml", 'web = "type local"')

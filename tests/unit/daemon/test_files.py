@@ -225,6 +225,22 @@ def test_a_link_that_leads_nowhere_takes_nothing_back(file, taken, at, caplog):
     assert (taken.texts, file.fault) == (["a", "a"], "")
 
 
+def test_a_directory_that_is_lost_takes_nothing_back(file, taken, at, tmp_path):
+    """A link to it that leads nowhere."""
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / at.name).write_text("a")
+    at.parent.symlink_to(real)
+    settle(file)
+    real.rename(tmp_path / "gone")
+    settle(file)
+    settle(file)
+    assert (taken.texts, file.fault) == (["a"], f"{at}: a symbolic link that leads nowhere")
+    (tmp_path / "gone").rename(real)
+    settle(file)
+    assert file.fault == ""
+
+
 @pytest.mark.parametrize("kind", ["directory", "fifo", "loop"])
 def test_what_is_no_file(file, at, kind, monkeypatch):
     """It is told, and does not hold graftd up."""

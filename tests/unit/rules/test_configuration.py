@@ -198,6 +198,26 @@ def test_endpoints_of_a_directory(endpoints):
         read_endpoints()
 
 
+def test_a_directory_of_endpoints_that_is_lost(endpoints):
+    """A link that leads nowhere is no empty directory: the endpoints would be deleted."""
+    directory = endpoints.with_name("endpoints.d")
+    directory.symlink_to("elsewhere")
+    with pytest.raises(Failure, match=f"{directory}: a symbolic link that leads nowhere"):
+        read_endpoints()
+    put(endpoints.with_name("elsewhere") / "a.toml", 'a = "type local"\n')
+    assert list(read_endpoints()) == ["a"]
+
+
+def test_lines_are_those_of_toml(file):
+    """U+2028 and U+0085 end no line there, as they do for str.splitlines()."""
+    file.write_text("# \u2028 \u0085\nlog = 'info'\nlogg = 1\n")
+    with pytest.raises(Failure, match=f"{file}, line 3: unknown key 'logg'"):
+        read_configuration()
+    file.write_text("# \u2028\nlog = 'info'\n\nlog = 'info'\n")
+    with pytest.raises(Failure, match=f"{file}, line 4"):
+        read_configuration()
+
+
 def test_endpoints_of_too_much(endpoints, monkeypatch):
     directory = endpoints.with_name("endpoints.d")
     directory.write_text("")
