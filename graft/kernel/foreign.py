@@ -43,8 +43,8 @@ _brief = threading.BoundedSemaphore(BRIEFLY_MOST)
 
 
 @functools.cache
-def _template() -> socket.socket:
-    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def _template() -> int:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()
 
 
 def _option(fd: int, level: int, name: int, size: int) -> bytes:
@@ -68,7 +68,7 @@ class ForeignSocket(socket.socket):
             for name in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL)
         )
         # socket() asks for the name of what it gets; so it gets another one first
-        number = os.dup(_template().fileno())
+        number = os.dup(_template())
         made = cls(family, kind, protocol, fileno=number)
         os.dup2(fd, number, inheritable=False)
         os.close(fd)

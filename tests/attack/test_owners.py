@@ -21,20 +21,6 @@ while sys.stdin.readline():
     for s in kept: s.close()
     print('closed', flush=True)
 """
-CHANGES = """
-import errno, os, socket, tempfile
-def tries(act):
-    try: act()
-    except OSError as e: return errno.errorcode[e.errno]
-    return 'OK'
-for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2)):
-    s = socket.socket(family, kind); here = f'/proc/self/fd/{s.fileno()}'
-    if kind == 2 and sys.argv[1] == 'direct': s.bind(('', 7000))  # which gives it the uid
-    if kind == 1 and sys.argv[1] == 'direct': s.bind(('', 7000))
-    print(tries(lambda: os.fchown(s.fileno(), 0, -1)), tries(lambda: os.chown(here, 5, -1)), tries(lambda: os.fchown(s.fileno(), -1, 5)), tries(lambda: os.fchmod(s.fileno(), 0o600)))
-with tempfile.TemporaryFile() as f, socket.socket(1) as u, socket.socket(16, 3) as n:
-    print(*(tries(lambda: os.fchown(x.fileno(), 5, -1)) for x in (f, u, n)))
-""".replace("import errno", "import sys, errno")
 
 
 @pytest.mark.parametrize("mode", ["off", "on"], ids=["trap", "direct"])
@@ -58,16 +44,6 @@ def test_a_port_of_the_kernels_choice_is_shared_with_nobody(own_lab, mode):
         says("closed\n")
     taken = "import socket; s = socket.socket(2, 2); s.setsockopt(1, 15, 1); s.bind(('', 20000)); t = socket.socket(2, 2); t.setsockopt(1, 15, 1); t.bind(('', 20000)); print('shared')"
     assert lab.graft("run", "--egress", "host", *python(taken), check=True).stdout == "shared\n"  # its own it may share
-
-
-@pytest.mark.core
-@pytest.mark.parametrize("mode", ["trap", "direct"])
-def test_the_uid_of_a_socket_stays(lab, mode):
-    if "the uid of a container's socket stays" not in lab.graft("doctor").stdout:
-        pytest.skip("it takes a kernel with BPF_MODIFY_RETURN, which 'make test-kernel' has")
-    options = ("--direct",) if mode == "direct" else ("--no-direct",)
-    told = lab.graft("run", *options, *PROFILES["root"], *python(CHANGES), mode, check=True).stdout
-    assert told == "EPERM EPERM OK OK\n" * 4 + "OK OK OK\n"
 
 
 def test_ping_has_its_filter(own_lab):

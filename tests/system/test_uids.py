@@ -33,6 +33,21 @@ for n in range(100):
         else: libc.sendto(s, b'x', 1, 0, name('uids-dgram'), 18)
         os.close(s)
 """
+CHANGES = """
+import errno, os, socket, tempfile
+def tries(act):
+    try: act()
+    except OSError as e: return errno.errorcode[e.errno]
+    return 'OK'
+for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2)):
+    s = socket.socket(family, kind); here = f'/proc/self/fd/{s.fileno()}'
+    if kind == 2 and sys.argv[1] == 'direct': s.bind(('', 7000))  # which gives it the uid
+    if kind == 1 and sys.argv[1] == 'direct': s.bind(('', 7000))
+    print(tries(lambda: os.fchown(s.fileno(), 0, -1)), tries(lambda: os.chown(here, 5, -1)), tries(lambda: os.fchown(s.fileno(), -1, 5)), tries(lambda: os.fchmod(s.fileno(), 0o600)))
+with tempfile.TemporaryFile() as f, socket.socket(1) as u, socket.socket(16, 3) as n:
+    print(*(tries(lambda: os.fchown(x.fileno(), 5, -1)) for x in (f, u, n)))
+""".replace("import errno", "import sys, errno")
+
 HUNTER = """
 import os, signal, sys, time
 end, found, caught = time.monotonic() + float(sys.argv[1]), set(), 0
@@ -213,3 +228,13 @@ def test_what_a_program_in_reach_can_do_to_graft(own_lab, who):
     assert result.returncode == 0, result.stderr
     assert set(result.stdout.splitlines()) == ALLOWED[who]
     lab.end(other)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", ["trap", "direct"])
+def test_the_uid_of_a_socket_stays(lab, mode):
+    if "the uid of a container's socket stays" not in lab.graft("doctor").stdout:
+        pytest.skip("it takes a kernel with BPF_MODIFY_RETURN, which 'make test-kernel' has")
+    options = ("--direct",) if mode == "direct" else ("--no-direct",)
+    told = lab.graft("run", *options, *capabilities(DOCKER), *python(CHANGES), mode, check=True).stdout
+    assert told == "EPERM EPERM OK OK\n" * 4 + "OK OK OK\n"
