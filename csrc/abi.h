@@ -380,7 +380,7 @@ struct graft_probe {
 #define PLACE_NOWHERE                                                                                                \
 	0xfffffffeu /* of a rule whose endpoint is not there, or does not serve it: as if no rule matched */
 
-/* preparing: socket storage. Instead of the pid of who prepares it: the socket is prepared (late.bpf.h). */
+/* prepared: socket storage. Instead of the pid of who prepares it: the socket is prepared (late.bpf.h). */
 #define GRAFT_PREPARED 0xffffffffu
 
 /* stamps: socket storage. local and peer are what the program asked for, *_real what the host's stack has. */

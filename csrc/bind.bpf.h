@@ -29,15 +29,23 @@ static __always_inline int note_local(struct graft_stamp *stamp, const struct gr
  * UDP sockets that set SO_REUSEADDR or SO_REUSEPORT share ports with all that set it. Among those that the kernel
  * may choose are ports of the host's and of other containers. So the options hold where the program names the port.
  * Whichever is set, the kernel's is SO_REUSEPORT, which works among sockets of one uid: where the bind fails the
- * option stays set, and no hook runs before the kernel chooses a port for the first datagram.
+ * option stays set, and no hook runs before the kernel chooses a port for the first datagram. So it holds for a
+ * socket that has its container's uid still (owners.bpf.h).
  */
 __noinline int set_reuse(struct bpf_sock_addr *ctx, struct graft_stamp *stamp, bool allowed)
 {
+	struct graft_tenant *tenant;
+	__u32 owner;
 	int port;
 
 	if (!stamp || ctx->protocol != IPPROTO_UDP)
 		return 0;
 	port = allowed && stamp->flags & (STAMP_REUSEADDR | STAMP_REUSEPORT);
+	if (port) {
+		tenant = tenant_of(stamp);
+		owner = uid_of(ctx->sk) - GRAFT_OWNERS;
+		port = tenant && (owner == tenant->slice || (!owner && (tenant->own4 || tenant->own6[0])));
+	}
 	bpf_setsockopt(ctx, SOL_SOCKET_, SO_REUSEPORT_, &port, sizeof(port));
 	return 0;
 }
@@ -678,7 +686,8 @@ static __always_inline int bind_unstamped(struct bpf_sock_addr *ctx, struct graf
  * that nobody has prepared? For one of TCP is_too_early() sees it. */
 static __always_inline bool is_unprepared(struct bpf_sock_addr *ctx)
 {
-	return ctx->protocol == IPPROTO_UDP && direct_tenant() && !is_prepared(ctx->sk);
+	return ctx->protocol == IPPROTO_UDP && direct_tenant() && ctx->sk && !ctx->sk->src_port &&
+	       !is_prepared(ctx->sk);
 }
 
 SEC("cgroup/bind4")
@@ -806,7 +815,7 @@ static __always_inline bool is_too_early(struct bpf_sock *sk, const struct graft
 
 /*
  * Has the kernel chosen a port for a UDP socket that others have, with which SO_REUSEPORT lets it share? Theirs is
- * another server, of the container or, where its program has got at the uid, of somebody else.
+ * another server, of the container or, where its program has changed the uid since set_reuse(), of somebody else.
  */
 static __always_inline bool has_joined(struct bpf_sock *sk, const struct graft_stamp *stamp)
 {

@@ -47,6 +47,24 @@ struct sock_reuseport {
 	__u16 num_socks;
 } __attribute__((preserve_access_index));
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct sock___owned {
+	kuid_t sk_uid;
+} __attribute__((preserve_access_index));
+
+/* The uid of a socket, among whose sockets SO_REUSEPORT works. Its address is read as a number (see made.bpf.h). */
+static __always_inline __u32 uid_of(struct bpf_sock *sk)
+{
+	struct sock___owned *number = NULL;
+
+	if (!sk || bpf_probe_read_kernel(&number, sizeof(number), &sk))
+		return 0;
+	return BPF_CORE_READ(number, sk_uid.val);
+}
+
 struct sock___grouped {
 	struct sock_reuseport *sk_reuseport_cb;
 } __attribute__((preserve_access_index));

@@ -40,14 +40,14 @@ static __always_inline bool settles(struct bpf_sock *sk)
 /* Is it who sets the options of its maker on this socket that calls? */
 static __always_inline bool prepares(struct bpf_sock *sk)
 {
-	return is_callers(&preparing, sk);
+	return is_callers(&prepared, sk);
 }
 
 /* Has a direct container's socket what its maker would have set? bind() is trapped for that, but another thread may
  * have put another socket under the same number since. */
 static __always_inline bool is_prepared(struct bpf_sock *sk)
 {
-	__u32 *pid = sk ? bpf_sk_storage_get(&preparing, sk, NULL, 0) : NULL;
+	__u32 *pid = sk ? bpf_sk_storage_get(&prepared, sk, NULL, 0) : NULL;
 
 	return pid && *pid == GRAFT_PREPARED;
 }

@@ -107,7 +107,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
 	__type(value, __u32);
-} preparing SEC(".maps");
+} prepared SEC(".maps");
 
 /* graftd binds the socket now, because it is to listen: its pid while it does (late.bpf.h) */
 struct {

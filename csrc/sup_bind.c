@@ -8,7 +8,7 @@
  * graftd decides the binds of a container that may have endpoints of type unix or of another netns, because those
  * need another socket (SUP_BIND), and whatever is unclear here.
  *
- * The map `preparing` has the pid of this process for the socket while its options are set, which nobody else may do
+ * The map `prepared` has the pid of this process for the socket while its options are set, which nobody else may do
  * meanwhile, and afterwards that it is prepared (late.bpf.h). Another call for the same socket is graftd's, which
  * sets them whatever pid there is: who has that may have been killed. The uid of a socket says nothing here, because
  * a program may have given it one.

@@ -28,14 +28,15 @@ def run_directory() -> str:
     return os.environ.get("GRAFT_RUN_DIR", "/run/graft")
 
 
-def act_as_user() -> None:
-    """Speak to graftd by the user socket from now on, unless this is root.
+def act_as_user(*, anybody: bool = False) -> None:
+    """Speak to graftd by the user socket from now on, unless this is root; with @anybody then as well: it is one of
+    a user namespace.
 
     A member of the group `graft` may give orders by the other one as well; a container is its user's own, whoever
     that is.
     """
     global _acts_as_user
-    _acts_as_user = os.geteuid() != 0 and os.path.exists(f"{run_directory()}/user.sock")
+    _acts_as_user = (anybody or os.geteuid() != 0) and os.path.exists(f"{run_directory()}/user.sock")
 
 
 def is_user() -> bool:

@@ -19,6 +19,7 @@ import errno
 import os
 import signal
 import socket
+from functools import partial
 from typing import Any
 
 from graft import protocol
@@ -33,19 +34,22 @@ from graft.daemon.admission import (
 from graft.daemon.admission_engines import admit_guarded
 from graft.daemon.admission_users import check_count
 from graft.daemon.agent_users import UserListeners
-from graft.daemon.connection import Connection
+from graft.daemon.connection import Connection, Later
 from graft.daemon.tenancy import Tenancy
 from graft.engines.seal import is_sealed
-from graft.errors import GraftError, Refused, UsageError
-from graft.kernel.foreign import ForeignSocket, briefly, own_address
+from graft.errors import GraftError, Refused, UsageError, from_oserror
+from graft.kernel.foreign import ForeignSocket, own_address
 from graft.kernel.stamps import Stamp
 from graft.log import log
 from graft.process.closing import close_foreign
+from graft.process.lines import Lines, Then
 from graft.rules.endpoint import DEFAULT_SOURCE, Endpoint
 from graft.tenants.peers import is_filtered, refuse_contained
 from graft.tenants.tenant import Tenant
 from graft.trap.family import QUEUE_MAX, VALUE_MAX, Option, State
 from graft.trap.target import Owner
+
+LOOKS_MOST = 64  # threads
 
 
 class Agent:
@@ -54,6 +58,7 @@ class Agent:
     def __init__(self, tenancy: Tenancy, users: UserListeners) -> None:
         self.tenancy = tenancy
         self.users = users
+        self._looks = Lines(tenancy.loop, LOOKS_MOST, lambda: None)  # by tenant, at sockets that were sent
 
     @staticmethod
     def whole(text: bytes) -> bool:
@@ -235,8 +240,8 @@ class Agent:
                 new.close()
         return reply
 
-    def _permit(self, tenant: Tenant, request: protocol.Permit, fds: list[int]) -> dict[str, Any]:
-        """Let the attached socket, which must be this tenant's, reach an endpoint. Returns the endpoint's address."""
+    def _permit(self, tenant: Tenant, request: protocol.Permit, fds: list[int]) -> Later:
+        """Let the attached socket, which must be this tenant's, reach an endpoint. Answers its address, later."""
         if len(fds) != 1:
             raise UsageError("attach the socket")
         endpoint = self._endpoint(tenant, request.name)
@@ -246,24 +251,38 @@ class Agent:
             )
         if not os.readlink(f"/proc/self/fd/{fds[0]}").startswith("socket:["):
             raise UsageError("the descriptor is not a socket")
+        later = Later({})
 
-        def look(copy: int) -> tuple[ForeignSocket, Stamp | None, str]:
-            sock = ForeignSocket.adopt(copy)
+        def look() -> Then:
+            """In a thread: its program may hold the socket's lock."""
             try:
-                return sock, self.tenancy.sockets.stamp(sock, tenant), own_address(sock)
-            except BaseException:
-                sock.close()
-                raise
+                sock = ForeignSocket.adopt(fds[0])
+            except OSError as error:
+                return partial(done, None, None, "", error)
+            try:
+                return partial(done, sock, self.tenancy.sockets.stamp(sock, tenant), own_address(sock), None)
+            except OSError as error:
+                return partial(done, sock, None, "", error)
 
-        sock, stamp, own = briefly(fds[0], look)
-        try:
-            if stamp is None or stamp.tenant != tenant.id:
-                raise Refused("the socket is not one of graft's", code="EPERM")
-            address = self.tenancy.family.permit(tenant, sock, endpoint, own)
-        finally:
-            close_foreign(sock.detach())
-        close_foreign(fds[0])
-        return {"address": address}
+        def done(sock: ForeignSocket | None, stamp: Stamp | None, own: str, error: OSError | None) -> None:
+            try:
+                if error:
+                    raise error
+                assert sock is not None
+                if stamp is None or stamp.tenant != tenant.id:
+                    raise Refused("the socket is not one of graft's", code="EPERM")
+                endpoint = self._endpoint(tenant, request.name)  # which may have changed
+                later.answer = {"address": self.tenancy.family.permit(tenant, sock, endpoint, own)}
+            except GraftError as refused:
+                later.error = refused
+            except OSError as failed:
+                later.error = from_oserror("graftd", failed)
+            finally:
+                close_foreign(sock.detach() if sock else fds[0])
+            later.send()
+
+        self._looks.push(tenant.id, lambda: look)
+        return later
 
     def _is_host(self, connection: Connection) -> bool:
         """Is the peer root of the host, in graftd's own netns? Nobody else may name another process."""

@@ -59,7 +59,7 @@ def _signature(file: Path | int) -> Signature:
 def _is_being_written(descriptor: int) -> bool:
     """Has somebody the file open to write? Then it gets no read lease (fcntl(2), F_SETLEASE).
 
-    The lease is broken by SIGURG, which is ignored by default, and not by SIGIO, which ends the process.
+    The lease is broken by SIGURG, which does nothing here, and not by SIGIO, which ends the process.
     """
     with contextlib.suppress(OSError):  # EINVAL: the file system has no leases
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
@@ -82,17 +82,23 @@ class Group:
         self.paths = paths
         self.take = take
         self.fault = ""  # why they were not taken
-        self.taken = self.seen = self._signatures()  # at the last time that they were read, and looked at
         self.again = float("inf")  # monotonic seconds
+        self.lost = False  # it cannot be told which they are
+        self.taken: dict[Path, Signature] = {}  # at the last time that they were read
+        self.taken = self.seen = self._signatures()  # and looked at
         self.held = 0  # so many looks have found one open to write, one after another
 
     def _signatures(self) -> dict[Path, Signature]:
         """Those of the files that are there."""
         try:
-            return {path: found for path in self.paths() if (found := _signature(path))}
+            signatures = {path: found for path in self.paths() if (found := _signature(path))}
         except GraftError as error:
             self._fail(str(error))
+            self.lost = True
             return self.taken
+        if self.lost:
+            self.lost, self.again = False, 0.0  # they are read again, also if they are as they were
+        return signatures
 
     def look(self) -> None:
         """Read the files if one has changed, and all have come to rest."""

@@ -78,7 +78,7 @@ class Tenancy:
         self.reserved: set[tuple[int, int]] = set()  # ports of the node
         self.interfaces = Interfaces(loop, registry, self.is_hosts)
         self.configure(configuration)
-        stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"], kernel.maps["preparing"])
+        stamper = Stamper(kernel.maps["stamps"], kernel.maps["settling"], kernel.maps["prepared"])
         self.sockets = Sockets(stamper, self._place, registry.ephemeral)
         self.family = Family(self.sockets, kernel.maps["families"])
         doors = Doors(store, stamper, Entrances(kernel.maps), self.is_hosts, ipv6=registry.ipv6)

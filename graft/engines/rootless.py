@@ -41,12 +41,14 @@ def reach_graftd() -> str:
     if root:
         held = os.open(f"{root}{client.run_directory()}", os.O_PATH | os.O_CLOEXEC)  # a thread may end
         os.environ["GRAFT_RUN_DIR"] = f"/proc/self/fd/{held}"
+        client.act_as_user(anybody=True)
     return root
 
 
 def check_graftd() -> None:
     """Raise GraftError if no graftd takes the orders of users without root, with what root has to do."""
-    if not os.path.exists(f"{client.run_directory()}/user.sock"):
+    client.act_as_user(anybody=True)
+    if not client.is_user():
         raise client.no_door()
 
 

@@ -11,8 +11,7 @@ meanwhile. The last close(2) of a TCP socket waits for as long as SO_LINGER says
 sets; that wait ends with a signal, and the other one does not.
 
 Solution: these calls are made through ctypes, which gives the interpreter's lock away. Who calls them is a thread
-that may wait: never the loop's, which has briefly(). Closes are watched, and the loop's tick ends those that take
-long.
+that may wait, and never the loop's. Closes are watched, and the loop's tick ends those that take long.
 """
 
 import contextlib
@@ -23,23 +22,22 @@ import functools
 import os
 import signal
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar, overload
+from collections.abc import Iterator
+from typing import overload
 
 from graft.kernel.linux import CLONE_NEWNET, libc, oserror
 
 CLOSE_SECONDS = 0.5
-BRIEFLY_SECONDS, BRIEFLY_MOST = 0.05, 8
 NS_GET_NSTYPE = 0xB703
+AT_EMPTY_PATH, AT_STATX_DONT_SYNC = 0x1000, 0x4000
+STATX_DEVICE = struct.Struct("=II")
 WAKE = signal.SIGURG  # what ends the wait of a close(2); ignored by default
-
-Result = TypeVar("Result")
 
 _closing: dict[int, float] = {}  # threads in close(2), and since when
 _lock = threading.Lock()
-_brief = threading.BoundedSemaphore(BRIEFLY_MOST)
 
 
 @functools.cache
@@ -135,54 +133,12 @@ def end_long_closes() -> None:
                     signal.pthread_kill(thread, WAKE)
 
 
-def briefly(fd: int, job: Callable[[int], Result]) -> Result:
-    """What @job returns or raises, if it does within BRIEFLY_SECONDS: for the loop, which may not wait.
-
-    @job gets a copy of @fd, which is its own to close. Raises OSError: EBUSY if it takes longer, and at once while
-    BRIEFLY_MOST such have not ended.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            results.append(job(copy))
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            done.set()
-            _brief.release()
-
-    busy = OSError(errno.EBUSY, "what was sent does not answer")
-    if not _brief.acquire(blocking=False):
-        raise busy
-    copy = os.dup(fd)
-    thread = threading.Thread(target=run, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:
-        os.close(copy)
-        _brief.release()
-        raise busy from None
-    if not done.wait(BRIEFLY_SECONDS):
-        raise busy
-    thread.join()  # or unshare(2) would find two threads
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
 def check_netns(fd: int) -> None:
     """Raise OSError unless @fd, which a peer may have sent, is a netns (ioctl_ns(2), NS_GET_NSTYPE). Never waits."""
-
-    def kind(copy: int) -> int:
-        try:
-            return fcntl.ioctl(copy, NS_GET_NSTYPE)
-        finally:
-            os.close(copy)
-
-    # the name of one that is mounted is a path, as that of a file, whose file system may not answer
-    is_shown = os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")
-    if (kind(os.dup(fd)) if is_shown else briefly(fd, kind)) != CLONE_NEWNET:
+    # a file system that may not answer is not asked for what the kernel knows: all namespaces are on one device
+    found = ctypes.create_string_buffer(256)  # struct statx
+    if libc.statx(fd, b"", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, found):
+        raise oserror("statx")
+    device = os.makedev(*STATX_DEVICE.unpack_from(found, 136))
+    if device != os.stat("/proc/self/ns/net").st_dev or fcntl.ioctl(fd, NS_GET_NSTYPE) != CLONE_NEWNET:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

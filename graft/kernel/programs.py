@@ -51,7 +51,7 @@ from graft.rules.tables import ENDPOINT, LED, OWNER, PIN
 
 ABI = 4
 WORDS = (  # the maps whose values are numbers of 32 bits
-    *("locals", "preparing", "settling", "slices", "reserved", "allowed", "learnt", "direct_cgroups", "rates"),
+    *("locals", "prepared", "settling", "slices", "reserved", "allowed", "learnt", "direct_cgroups", "rates"),
     *("udp_ports", "client_ports", "dynamic_ports", "abroad_ports"),
 )
 MAPS = (
@@ -93,7 +93,7 @@ MAPS = (
     "claims",
     "claiming",
     "claimed",
-    "preparing",
+    "prepared",
     "settling",
     "abroad",
     "abroad_place",
@@ -116,7 +116,7 @@ MAPS = (
 )
 
 # maps whose shape or use has changed under another name
-EARLIER = ("clients", "dynamic", "served", "askers", "addresses")
+EARLIER = ("clients", "dynamic", "served", "askers", "addresses", "preparing")
 DYNAMIC_KEY_SIZE = 8
 ABROAD_KEY_SIZE = 24
 

@@ -29,7 +29,7 @@ STAMP_STAYS = 32768
 STAMP_LATE = 131072
 STAMP_WAITS = 262144
 GRAFT_LEVEL, GRAFT_PROBE = 254, 1  # getsockopt(): does the policy run for this socket? See Stamper.vouch()
-PREPARED = b"\xff" * 4  # of the map `preparing`
+PREPARED = b"\xff" * 4  # of the map `prepared`
 OWN_TENANT = 0  # in the stamp of graftd's own sockets
 
 

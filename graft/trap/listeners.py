@@ -99,7 +99,7 @@ class Listeners:
         self.daemon = daemon
         self.loop = daemon.loop
         self.store = daemon.store
-        self.stamps, self.preparing = maps["stamps"].fd, maps["preparing"].fd
+        self.stamps, self.preparing = maps["stamps"].fd, maps["prepared"].fd
         self.directory = directory
         self.helpers = directory / "helpers.sock"
         self.watched: dict[int, Watched] = {}

@@ -20,7 +20,7 @@ MESSAGE_SIZE = 4
 class Direct(NamedTuple):
     """What the graft-sup of a direct container needs besides: csrc/sup_bind.c.
 
-    The descriptor of the netns that it lives in, that of the map `preparing`, and the host's ephemeral ports.
+    The descriptor of the netns that it lives in, that of the map `prepared`, and the host's ephemeral ports.
     """
 
     netns_fd: int

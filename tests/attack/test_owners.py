@@ -11,10 +11,13 @@ SERVER = f"import socket; s = socket.socket(2, 2); s.setsockopt(1, 15, 1); s.bin
 # Binds UDP sockets that share, until it is told to stop; they have been given the server's uid if that works
 BINDS = """
 import contextlib, os, socket, sys
+taken = socket.socket(2, 2); taken.bind(('127.0.0.1', 5353))
 while sys.stdin.readline():
     kept = []
     for n in range(30):
         s = socket.socket(2, 2); s.setsockopt(1, 15, 1); kept.append(s)
+        if sys.argv[1] == 'on':  # the bind prepares it, and fails
+            with contextlib.suppress(OSError): s.bind(('127.0.0.1', 5353))
         with contextlib.suppress(PermissionError): os.fchown(s.fileno(), 0, -1)
         with contextlib.suppress(OSError): s.bind(('0.0.0.0', 20000 + n))
     print('bound', flush=True); sys.stdin.readline()
@@ -30,7 +33,7 @@ def test_a_port_of_the_kernels_choice_is_shared_with_nobody(own_lab, mode):
     lab.host("sysctl", "-q", f"net.ipv4.ip_local_port_range={RANGE}", check=True)
     server = lab.spawn(*python(SERVER), stdin=-1, stdout=-1)
     assert server.stdout.readline() == "up\n"
-    thief = lab.spawn_graft("--egress", "host", *PROFILES["root"], *python(BINDS), stdin=-1, stdout=-1)
+    thief = lab.spawn_graft("--egress", "host", *PROFILES["root"], *python(BINDS), mode, stdin=-1, stdout=-1)
 
     def says(word):
         thief.stdin.write("\n")

@@ -20,6 +20,7 @@ from graft.kernel.stamps import STAMP_LATE, Stamper
 from graft.rules import tables
 from graft.rules.address import parse_address
 from graft.rules.limits import Limits
+from graft.tenants.tenant import OWNER_BASE
 from graft.trap.sockets import IP_BIND_ADDRESS_NO_PORT
 from tests.conftest import need_root
 
@@ -120,6 +121,7 @@ class World:
         sock = socket.socket(family, kind, protocol)
         sock.settimeout(5)
         self.stamper.stamp(sock.fileno(), TENANT_ID, 0)
+        os.fchown(sock.fileno(), OWNER_BASE + self.slot, -1)  # as graftd does: SO_REUSEPORT is for sockets that have it
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
         if vouched:

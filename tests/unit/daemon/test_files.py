@@ -225,6 +225,31 @@ def test_a_link_that_leads_nowhere_takes_nothing_back(file, taken, at, caplog):
     assert (taken.texts, file.fault) == (["a", "a"], "")
 
 
+def test_files_that_cannot_be_told_at_the_start(tmp_path):
+    """Such as those of a directory that is a link to nowhere: graftd starts, and takes them when they are there."""
+    wrong = [True]
+    texts = []
+
+    def paths():
+        if wrong:
+            raise Failure("a link that leads nowhere")
+        return [tmp_path / "a"]
+
+    group = files.Group(paths, lambda _opened: texts.append((tmp_path / "a").read_text()))
+    assert group.fault == "a link that leads nowhere"
+    (tmp_path / "a").write_text("a")
+    settle(group)
+    wrong.clear()
+    settle(group)
+    settle(group)
+    assert (texts, group.fault) == (["a"], "")
+    wrong.append(True)
+    settle(group)
+    wrong.clear()  # as it was
+    settle(group)
+    assert group.fault == ""
+
+
 def test_a_directory_that_is_lost_takes_nothing_back(file, taken, at, tmp_path):
     """A link to it that leads nowhere."""
     real = tmp_path / "real"

@@ -66,40 +66,13 @@ def test_a_close_that_lingers_is_cut_short():
         accepted.close()
 
 
-def test_briefly():
-    reading, writing = os.pipe()
-
-    def closes(copy: int) -> str:
-        os.close(copy)
-        return "done"
-
-    def fails(copy: int) -> str:
-        os.close(copy)
-        raise ValueError("no")
-
-    held = threading.Event()
-
-    def waits(copy: int) -> str:
-        held.wait(20)
-        return closes(copy)
-
-    assert foreign.briefly(reading, closes) == "done"
-    with pytest.raises(ValueError, match="no"):
-        foreign.briefly(reading, fails)
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(foreign.BRIEFLY_MOST):
-        with pytest.raises(OSError, match="does not answer"):
-            foreign.briefly(reading, waits)
-    began = time.monotonic()
-    with pytest.raises(OSError, match="does not answer"):  # at once
-        foreign.briefly(reading, closes)
-    assert time.monotonic() - began < foreign.BRIEFLY_SECONDS
-    held.set()
-    for _ in range(100):
-        if len(os.listdir("/proc/self/fd")) == before:
-            break
-        time.sleep(0.05)
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert foreign.briefly(reading, closes) == "done"
-    os.close(reading)
-    os.close(writing)
+def test_what_is_a_netns(tmp_path):
+    for path in ("/proc/self/ns/net", "/proc/thread-self/ns/net"):
+        with open(path, "rb") as file:
+            foreign.check_netns(file.fileno())
+    (tmp_path / "file").touch()
+    for path in ("/proc/self/ns/mnt", "/proc/self/status", tmp_path / "file", "/dev/null"):
+        with open(path, "rb") as file, pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+            foreign.check_netns(file.fileno())
+    with socket.socket() as sock, pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        foreign.check_netns(sock.fileno())
