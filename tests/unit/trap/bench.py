@@ -132,7 +132,7 @@ class Bench:
         self.registry = make_registry(monkeypatch, directory)
         self.graftd = Graftd(self.registry)
         graftd: Any = self.graftd
-        maps: Any = {name: SimpleNamespace(fd=-1) for name in ("stamps", "preparing")}
+        maps: Any = {name: SimpleNamespace(fd=-1) for name in ("stamps", "prepared")}
         self.listeners = Listeners(graftd, maps, directory)
         self.dispatcher = self.listeners.dispatcher
         self.actions = self.graftd.supervisor.actions
