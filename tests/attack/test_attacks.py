@@ -225,6 +225,13 @@ class Container:
         return self.process.stdout.readline().strip()
 
 
+def ask(program):
+    """What a program of the host's tells when it gets a line: witness.py, onlooker.py."""
+    program.stdin.write("\n")
+    program.stdin.flush()
+    return json.loads(program.stdout.readline())
+
+
 class World:
     """The laboratory, what the host is like, and who has seen whom."""
 
@@ -262,7 +269,7 @@ class World:
 
     def state(self):
         """The host, but for what its containers have."""
-        return self._ask(self.onlooker)
+        return ask(self.onlooker)
 
     def expected(self, attack):
         """What an attack may come to in this mode; None: anything."""
@@ -271,12 +278,7 @@ class World:
         return (DIRECT.get(attack) if self.mode == "direct" else None) or EXPECTED.get(attack, REFUSED)
 
     def visitors(self):
-        return self._ask(self.witness)
-
-    def _ask(self, program):
-        program.stdin.write("\n")
-        program.stdin.flush()
-        return json.loads(program.stdout.readline())
+        return ask(self.witness)
 
 
 @pytest.fixture(scope="module", params=MODES)

@@ -119,6 +119,7 @@ class Matrix:
         lab = self.lab
         witness = ("/usr/bin/python3", "-I", lab.work / "programs" / "witness.py")
         self.witness = lab.spawn(*witness, HOST4, stdin=-1, stdout=-1)
+        self.onlooker = lab.spawn("/usr/bin/python3", "-I", lab.work / "programs" / "onlooker.py", stdin=-1, stdout=-1)
         away = lab.spawn(*witness, CLIENT4, client=True, stdin=-1, stdout=-1)
         code = (
             "import os, socket, sys\ns = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o777); s.listen(4096)\n"

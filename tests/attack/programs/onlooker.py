@@ -1,4 +1,4 @@
-"""What the host is like, as a list of lines in JSON, whenever a line is read from stdin. Argument: a name in xt_recent.
+"""What the host is like, as a list of lines in JSON, whenever a line is read from stdin. Arguments: names in xt_recent.
 
 It is asked after every attack, so that it starts four processes and no more: in emulation each takes a third of a second.
 """
@@ -14,7 +14,7 @@ LOOKS = (  # a command, and what it reads
     (("nft", "list", "ruleset"), ""),
 )
 FILES = (
-    "/proc/net/ip6_flowlabel", f"/proc/net/xt_recent/{sys.argv[1]}",
+    "/proc/net/ip6_flowlabel", *(f"/proc/net/xt_recent/{name}" for name in sys.argv[1:]),
     "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/ip_local_port_range",
 )  # fmt: skip
 
