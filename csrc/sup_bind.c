@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -120,8 +121,13 @@ static bool find_stamp(int fd, struct graft_stamp *stamp)
 static bool prepare(int fd, int family, bool udp)
 {
 	__u32 mine = (__u32)getpid(), now = mine, prepared = GRAFT_PREPARED;
+	struct stat status;
 	int one = 1;
 
+	if (map_call(BPF_MAP_LOOKUP_ELEM, preparing, fd, &now, 0) && !fstat(fd, &status) &&
+	    status.st_uid == shared->reuse_uid)
+		return true; /* graft has made it, for a sysctl; if its program has given it that uid, the hook
+				refuses */
 	if (map_call(BPF_MAP_UPDATE_ELEM, preparing, fd, &mine, BPF_NOEXIST))
 		return !map_call(BPF_MAP_LOOKUP_ELEM, preparing, fd, &now, 0) && now == GRAFT_PREPARED;
 	/* EPERM: programs of another graftd are attached, which do not know this map; or graftd has taken over */

@@ -129,14 +129,15 @@ class Stamper:
         assert self._settling is not None
         self._settling.update(struct.pack("=i", fd), (os.getpid() if now else 0).to_bytes(4, "little"))
 
-    def begin_to_prepare(self, fd: int) -> bool:
+    def begin_to_prepare(self, fd: int, owner: int) -> bool:
         """This process is about to set the options of its maker on the socket @fd, which a program has made.
 
         False: it has them. Whoever else has begun may have been killed since.
         """
         assert self._preparing is not None
         key = struct.pack("=i", fd)
-        if self._preparing.get(key) == PREPARED:
+        mark = self._preparing.get(key)
+        if mark == PREPARED or (mark is None and os.fstat(fd).st_uid == owner):  # made by graft, for a sysctl
             return False
         self._preparing.update(key, os.getpid().to_bytes(4, "little"))
         return True

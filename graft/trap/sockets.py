@@ -89,7 +89,7 @@ class Stamps(Protocol):
     def settle(self, fd: int, *, now: bool) -> None:
         """Say whether graftd binds a socket @now, which may have waited for it."""
 
-    def begin_to_prepare(self, fd: int) -> bool:
+    def begin_to_prepare(self, fd: int, owner: int) -> bool:
         """This process is about to set the options of its maker on a socket; False: it has them."""
 
     def end_preparing(self, fd: int, *, prepared: bool) -> None:
@@ -166,7 +166,7 @@ class Sockets:
         the same meanwhile for another call. Raises OSError.
         """
         number = sock.fileno()
-        if not self.stamps.begin_to_prepare(number):
+        if not self.stamps.begin_to_prepare(number, tenant.owner):
             return
         udp = sock.type == socket.SOCK_DGRAM
         try:
@@ -177,7 +177,7 @@ class Sockets:
                 sock.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)
             os.fchown(number, tenant.owner, -1)
         except OSError:
-            if self.stamps.begin_to_prepare(number):  # or graft-sup has, in between
+            if self.stamps.begin_to_prepare(number, tenant.owner):  # or graft-sup has, in between
                 self.stamps.end_preparing(number, prepared=False)
                 raise
         else:
