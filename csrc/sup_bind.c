@@ -10,8 +10,9 @@
  *
  * The map `prepared` has the pid of this process for the socket while its options are set, which nobody else may do
  * meanwhile, and afterwards that it is prepared (late.bpf.h). Another call for the same socket is graftd's, which
- * sets them whatever pid there is: who has that may have been killed. The uid of a socket says nothing here, because
- * a program may have given it one.
+ * sets them whatever pid there is: who has that may have been killed. A socket of the tenant's uid without either was
+ * made by graft, as for a container with sysctls. A program may have given it that uid, too: then the hooks refuse
+ * the bind, because nothing says that it is prepared.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -126,8 +127,7 @@ static bool prepare(int fd, int family, bool udp)
 
 	if (map_call(BPF_MAP_LOOKUP_ELEM, preparing, fd, &now, 0) && !fstat(fd, &status) &&
 	    status.st_uid == shared->reuse_uid)
-		return true; /* graft has made it, for a sysctl; if its program has given it that uid, the hook
-				refuses */
+		return true;
 	if (map_call(BPF_MAP_UPDATE_ELEM, preparing, fd, &mine, BPF_NOEXIST))
 		return !map_call(BPF_MAP_LOOKUP_ELEM, preparing, fd, &now, 0) && now == GRAFT_PREPARED;
 	/* EPERM: programs of another graftd are attached, which do not know this map; or graftd has taken over */
