@@ -1,7 +1,8 @@
 """Collect what came of tests on emulated kernels (scripts/kernels.sh), and print it as docs/kernels.md has it.
 
 usage: kernels.py --result NAME DIRECTORY FETCHED     what the guest left in DIRECTORY, to build/kernels/NAME.json
-       kernels.py --write                             all of build/kernels to docs/kernels.json and docs/kernels.md
+       kernels.py --write                             all of build/kernels to docs/kernels.json and docs/kernels.md;
+                                                      groups of tests that have not run stay as they were there
        kernels.py                                     print the tables of docs/kernels.json
 """
 
@@ -47,7 +48,7 @@ def result(directory: Path, fetched: Path) -> dict[str, Any]:
     """What the guest left in @directory; @fetched: the version, the suite and the packages, one a line."""
     version, suite, packages = fetched.read_text().splitlines()
     doctor = (directory / "doctor.json").read_text().replace(f"{ROOT}/", "")  # where the checkout was says nothing
-    groups: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     skipped: Counter[str] = Counter()
     for file in sorted(directory.glob("*.xml")):
         for case in ElementTree.parse(file).iter("testcase"):  # noqa: S314 - pytest has written it
@@ -56,20 +57,37 @@ def result(directory: Path, fetched: Path) -> dict[str, Any]:
             if not group:  # pytest's own complaint that it was interrupted
                 continue
             outcome, why = _outcome(case)
-            groups.setdefault(group, Counter())[outcome] += 1
+            counts.setdefault(group, Counter())[outcome] += 1
             if why:
                 skipped[f"{name}{case.get('name')}: {why}".replace("\n", " ")] += 1
+    today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    interrupted = (directory / "interrupted").exists()
     return {
         "release": (directory / "release").read_text().strip(),
         "machine": (directory / "machine").read_text().strip(),
         "version": version,
         "suite": suite,
         "packages": packages.split(),
-        "interrupted": (directory / "interrupted").exists(),
-        "on": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "groups": {group: {o: count[o] for o in OUTCOMES} for group, count in groups.items()},
+        "on": today,
+        "groups": {
+            group: {**{o: count[o] for o in OUTCOMES}, "on": today, "interrupted": interrupted}
+            for group, count in counts.items()
+        },
         "skipped": sorted(skipped),
         "doctor": json.loads(doctor),
+    }
+
+
+def merged(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+    """@new with the groups that have not run there, as they were in @old if that is of the same release."""
+    if old is None or old["release"] != new["release"]:
+        return new
+    kept = {group: counts for group, counts in old["groups"].items() if group not in new["groups"]}
+    skipped = [line for line in old["skipped"] if any(line.startswith(GROUPS[group]) for group in kept)]
+    return {
+        **new,
+        "groups": {group: {**kept, **new["groups"]}[group] for group in GROUPS if group in {**kept, **new["groups"]}},
+        "skipped": sorted({*new["skipped"], *skipped}),
     }
 
 
@@ -77,10 +95,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _counts(counts: dict[str, int] | None) -> str:
+def _counts(counts: dict[str, Any] | None, on: str) -> str:
+    """A cell: what came of a group, and when if that was not @on."""
     if not counts:
         return "-"
-    return ", ".join(f"{counts[o]} {o}" for o in OUTCOMES if counts[o] or o == "passed")
+    told = ", ".join(f"{counts[o]} {o}" for o in OUTCOMES if counts[o] or o == "passed")
+    told += "; not all: interrupted" if counts["interrupted"] else ""
+    return told if counts["on"] == on else f"{told} ({counts['on']})"
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -90,9 +111,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in results.values():
-        groups = [_counts(one["groups"].get(group)) for group in ("probes", "system", "attacks")]
-        if one["interrupted"]:
-            groups = [text if text == "-" else f"{text}; not all: interrupted" for text in groups]
+        groups = [_counts(one["groups"].get(group), one["on"]) for group in ("probes", "system", "attacks")]
         lines.append(f"| {' | '.join((one['release'], one['machine'], one['suite'], *groups, one['on']))} |")
     lines += ["", "What `graft doctor` says there is missing, or worth a note:", ""]
     lines += ["| kernel | | finding | found | remedy |", "| --- | --- | --- | --- | --- |"]
@@ -133,7 +152,8 @@ def main() -> None:
             return
         case ["--write"]:
             new = {path.stem: json.loads(path.read_text()) for path in BUILT.glob("*.json")}
-            found = {**known(), **new}
+            old = known()
+            found = {**old, **{name: merged(one, old.get(name)) for name, one in new.items()}}
             kept = {name: found[name] for name in rows() if name in found}
             RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         case []:

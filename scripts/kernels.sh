@@ -3,7 +3,7 @@
 #
 #   scripts/kernels.sh [NAME...]     rows of kernels.txt; without one: all of this machine's architecture
 #
-# GRAFT_KERNEL_TESTS=all|core|probes|doctor instead of what the row says. Kernels are kept in GRAFT_KERNEL_CACHE. The
+# GRAFT_KERNEL_TESTS=all|core|attacks|probes|doctor instead of what the row says. Kernels are kept in GRAFT_KERNEL_CACHE. The
 # guest sees this machine's root read-only, with temporary overlays, or that of a Debian of its own architecture
 # (build/ARCHITECTURE, scripts/foreign.sh) with all of graft built for it; it can write to the result directory only.
 # What came of it is in build/kernels/NAME.json, from which `scripts/kernels.py --write` makes docs/kernels.md; what
@@ -110,8 +110,8 @@ commands() {
 	echo "uname -r >$results/release; uname -m >$results/machine"
 	echo "GRAFT_RUN_DIR=/run/graft-kernels bin/graft doctor -j >$results/doctor.json"
 	[ "$tests" != probes ] || echo "$pytest --junitxml=$results/core.xml tests/kernel -m kernel $ended"
-	[[ $tests != [ac]* ]] || echo "$pytest --junitxml=$results/core.xml tests/kernel tests/system -m 'core or kernel' $ended"
-	[ "$tests" != all ] || echo "$pytest --junitxml=$results/attacks.xml tests/attack/test_attacks.py -k root $ended"
+	[[ $tests != @(all|core) ]] || echo "$pytest --junitxml=$results/core.xml tests/kernel tests/system -m 'core or kernel' $ended"
+	[[ $tests != @(all|attacks) ]] || echo "$pytest --junitxml=$results/attacks.xml tests/attack/test_attacks.py -k root $ended"
 	echo "(exit \$rc)"
 }
 

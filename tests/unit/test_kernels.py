@@ -31,8 +31,8 @@ def test_a_result_is_whole(name):
     findings = {finding["name"]: finding for finding in one["doctor"]}
     assert one["release"] in findings["machine"]["found"]
     for counts in one["groups"].values():
-        assert set(counts) == set(kernels.OUTCOMES)
-        assert sum(counts.values())
+        assert set(counts) == {*kernels.OUTCOMES, "on", "interrupted"}
+        assert sum(counts[outcome] for outcome in kernels.OUTCOMES)
         assert not counts["failed"]
     missing = {finding["name"] for finding in one["doctor"] if finding["needed"] and not finding["good"]}
     assert not (missing and one["groups"]), "what lacks something needed has no tests"
@@ -52,11 +52,22 @@ def test_what_a_guest_leaves_is_read(tmp_path):
     )
     one = kernels.result(tmp_path, tmp_path / "fetched")
     assert one["doctor"][1]["found"] == "graft/graft-sup"
+    ran = {"on": one["on"], "interrupted": False}
     assert one["groups"] == {
-        "probes": {"passed": 1, "skipped": 1, "failed": 0},
-        "system": {"passed": 0, "skipped": 0, "failed": 1},
+        "probes": {"passed": 1, "skipped": 1, "failed": 0, **ran},
+        "system": {"passed": 0, "skipped": 0, "failed": 1, **ran},
     }
     printed = kernels.table({"6.99": one})
     assert "| 6.99.1-amd64 | x86_64 | sid | 1 passed, 1 skipped | 0 passed, 1 failed | - |" in printed
     assert "| 6.99.1-amd64 | note | a b | no such\\|thing | a newer one |" in printed
     assert "| 6.99.1-amd64 | `tests.kernel.test_a.two` | no module |" in printed
+    attacked = {"passed": 7, "skipped": 1, "failed": 0, "on": "2026-01-02", "interrupted": True}
+    why = ("tests.attack.test_c.four: no wire", "tests.kernel.test_a.zero: no module then")
+    old = {**one, "groups": {"probes": {"passed": 0}, "attacks": attacked}, "skipped": list(why)}
+    both = kernels.merged(one, old)
+    assert both["groups"] == {**one["groups"], "attacks": attacked}
+    assert both["skipped"] == [why[0], *one["skipped"]]
+    printed = kernels.table({"6.99": both})
+    assert "| 0 passed, 1 failed | 7 passed, 1 skipped; not all: interrupted (2026-01-02) |" in printed
+    assert kernels.merged(one, {**old, "release": "6.99.0-amd64"}) is one
+    assert kernels.merged(one, None) is one
