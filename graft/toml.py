@@ -95,6 +95,14 @@ def read_names(
     return found
 
 
+def place(path: Path, key: str) -> str:
+    """The file at @path and the line of @key in it, the latter if that can be told."""
+    try:
+        return _Source(path, text_of(path, anybodys=True)).where(key)
+    except (Failure, FileNotFoundError):
+        return str(path)
+
+
 class Whole(dict[str, "Check | Schema"]):
     """The schema of a table whose values have to fit together."""
 
@@ -165,15 +173,23 @@ def _document(path: Path, text: str) -> dict[str, Any]:
     _check_dots(path, text)
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # the first also for a number of more digits than Python takes
+    except RecursionError:
+        raise _most(path, text, "tables or arrays too deep in one another", r"[\[{]") from None
+    except ValueError as error:
         raise _misread(path, text, str(error)) from None
 
 
+def _most(path: Path, text: str, what: str, mark: str) -> Failure:
+    """What is wrong in the line that has most of @mark, a regular expression: tomllib says no place."""
+    counts = [len(re.findall(mark, line)) for line in text.split("\n")]
+    return _wrong(f"{path}, line {counts.index(max(counts)) + 1}", what)
+
+
 def _misread(path: Path, text: str, told: str) -> Failure:
-    """What tomllib has not understood. It says the place at the end, and none of what is too long or too deep."""
+    """What tomllib has not understood. It says the place at the end, but of a number that int() does not take."""
     place = PLACE.fullmatch(told)
     if not place:
-        return _wrong(path, told)
+        return _most(path, text, "a number of too many digits", r"\d")
     line, column = place[2] or str(text.rstrip("\n").count("\n") + 1), place[3]
     return _wrong(f"{path}, line {line}", f"{place[1]} ({f'column {column}' if column else 'the file ends here'})")
 
@@ -277,6 +293,8 @@ def _meant(name: str, here: list[str], everywhere: tuple[str, ...]) -> str:
 
     If none is alike, those of its table.
     """
+    if name in everywhere:  # a key with a dot in it, and not one of a table
+        return f"without quotes: {name} = ..."
     last = name.rpartition(".")[2]
     for known in (here, everywhere):
         lasts = {key.rpartition(".")[2]: key for key in reversed(known)}

@@ -7,6 +7,7 @@ then not again for SPARE times as long as that took: who asks meanwhile gets the
 import os
 import time
 
+from graft import toml
 from graft.daemon.dashboard import Dashboards
 from graft.daemon.metrics import OPENMETRICS, PLAIN, Own, page
 from graft.daemon.stats import Stats
@@ -14,7 +15,7 @@ from graft.daemon.tenancy import Tenancy
 from graft.daemon.web import PATIENCE, Asked, Reply, Response, Web
 from graft.errors import GraftError
 from graft.log import log
-from graft.rules.configuration import Configuration
+from graft.rules.configuration import Configuration, configuration_path
 from graft.rules.where import Where, parse_where
 
 METRICS, METRICS_PUBLIC = "GRAFT_METRICS", "GRAFT_METRICS_PUBLIC"
@@ -45,12 +46,12 @@ class Pages:
         except GraftError as error:
             if needed:
                 raise
-            log.error("no %s", error)
+            log.error("%s", error)
 
     def change(self, configuration: Configuration) -> None:
         """Serve the metrics where the environment says, else @configuration, and no more where they were.
 
-        Raises GraftError, and then nothing has changed.
+        Raises GraftError, which names the file and the line or the variable, and then nothing has changed.
         """
         try:
             where = _where(configuration)
@@ -58,7 +59,10 @@ class Pages:
                 return
             served = Web(self.tenancy.loop, where, self.tenancy.own_socket, self._metrics) if where else None
         except GraftError as error:
-            raise type(error)(f"metrics: {error.message}", hint=error.hint, code=error.code) from None
+            told = "metrics"
+            if not os.environ.get(METRICS):
+                told = f"{toml.place(configuration_path(), 'metrics.listen')}: metrics.listen"
+            raise type(error)(f"{told}: {error.message}", hint=error.hint, code=error.code) from None
         if self.metrics:
             self.metrics.close()
         self.metrics = served

@@ -157,7 +157,7 @@ def test_what_graftd_takes_from_the_file_changes_while_it_runs(own_lab):
     wait_for(lambda: own_lab.host("curl", "-sS", "http://127.0.0.1:9436/metrics").returncode == 0, "the page", WAIT)
     assert own_lab.host("curl", "-sS", "http://127.0.0.1:9435/metrics").returncode == 7
     own_lab.config.write_text(config.replace("127.0.0.1:9435", "192.0.2.77:9436\"\npublic = true\n# ").replace("udp=7", "udp=9"))
-    own_lab.refused(reload, 1, "metrics: 192.0.2.77:9436: Cannot assign requested address")
+    own_lab.refused(reload, 1, f"{own_lab.config}, line 4: metrics.listen: 192.0.2.77:9436: Cannot assign requested address")
     assert started(own_lab) == (8, False)
     own_lab.config.write_text(config.replace("udp=7", "utp=7"))
     own_lab.refused(reload, 1, f"{own_lab.config}, line 1: limits: limit 'utp=7': unknown")

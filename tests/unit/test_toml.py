@@ -49,6 +49,9 @@ def test_values(file):
         ("[deep]\nonn = true", "unknown key 'deep.onn' (did you mean 'on'?)"),
         ('[low]\nkind = "fist"', "low.kind: 'fist' is unknown (did you mean 'first'?)"),
         ("[low]\nport = 70000", "low.port: 70000 is not a number from 1 to 65535"),
+        ('on = true\n"low.port" = 7', "unknown key 'low.port' (without quotes: low.port = ...)"),
+        pytest.param(f"on = true\nnames = {'[' * 5000}", "tables or arrays too deep in one another", id="depth"),
+        pytest.param(f"names = [\n{'1' * 5000}]", "a number of too many digits", id="digits"),
         ("[low]\nport = true", "low.port: true is not a number from 1 to 65535"),
     ],
 )
@@ -99,7 +102,7 @@ def test_the_line(file, text, line):
 def test_what_is_too_much(file):
     """Deep and long files cost one line, not the loop of graftd."""
     file.write_text("on = " + "[" * 5000)
-    with pytest.raises(Failure, match=f"{file}: "):
+    with pytest.raises(Failure, match=f"{file}, line 1: tables or arrays too deep"):
         toml.read(file, SCHEMA)
     file.write_text("on" + ".a" * 1000 + " = 1")
     with pytest.raises(Failure, match=f"{file}, line 1: more than 16 dots outside of strings"):
