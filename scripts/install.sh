@@ -103,9 +103,11 @@ install_all() {
 	for page in build/man/*.[158]; do
 		file "$datadir/man/man${page##*.}/${page##*/}" <"$page"
 	done
-	"$root$prefix/bin/graft" completion bash | file "$datadir/bash-completion/completions/graft"
-	"$root$prefix/bin/graft" completion zsh | file "$datadir/zsh/site-functions/_graft"
-	"$root$prefix/bin/graft" completion fish | file "$datadir/fish/vendor_completions.d/graft.fish"
+	for name in graft graftd; do
+		"$root$prefix/bin/graft" completion bash $name | file "$datadir/bash-completion/completions/$name"
+		"$root$prefix/bin/graft" completion zsh $name | file "$datadir/zsh/site-functions/_$name"
+		"$root$prefix/bin/graft" completion fish $name | file "$datadir/fish/vendor_completions.d/$name.fish"
+	done
 	if [ -n "$root" ] || [ -d "$unitdir" ]; then
 		for unit in contrib/systemd/*; do
 			sed "s|@BINDIR@|$bindir|" "$unit" | file "$unitdir/${unit##*/}"

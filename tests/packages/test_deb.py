@@ -12,6 +12,13 @@ from tests.packages.system import HOST, listing
 
 NGINX = "nginx -g 'daemon off;'"
 ENTER = "nsenter --net=/run/netns/client"
+# of the installed documents: how many links each has to other files, and those that lead nowhere
+LINKS = r"""
+import json, pathlib, re
+pages = pathlib.Path("/usr/share/doc/graft").rglob("*.md")
+links = [page.parent / link for page in pages for link in re.findall(r"\]\(([^)#:]+)", page.read_text())]
+print(json.dumps([len(links), [str(link) for link in links if not link.exists()]]))
+"""
 RESERVE = "from socket import *; s = socket(); s.connect(('192.0.2.1', 9))"
 
 
@@ -101,6 +108,11 @@ def test_the_first_container(installed):
     assert "api_version" in plugins
     for path in ("bash-completion/completions/graft", "zsh/vendor-completions/_graft", "fish/vendor_completions.d/graft.fish"):
         assert "_GRAFT_COMPLETE" in installed.told(f"cat /usr/share/{path}")
+        assert "_GRAFTD_COMPLETE" in installed.told(f"cat /usr/share/{path.replace('graft', 'graftd')}")
+    installed.write("/root/links.py", LINKS)
+    links, dangling = json.loads(installed.told("python3 /root/links.py"))
+    assert links > 100
+    assert dangling == []
     assert "graft bench is not installed (apt install graft-bench)" in installed.run("graft bench --list").stderr
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import subprocess
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,16 @@ def test_it_is_complete(release):
     kinds = ("graft_*_amd64.deb", "graft-bench_*_all.deb", "graft-*-py3-none-linux_x86_64.whl", "graft-*.tar.gz", "graft_api-*-py3-none-any.whl")
     assert all(len(list(release.glob(kind))) == 1 for kind in kinds)
     assert len(sums) == len(kinds) + len(("CHANGELOG.md", "graft.cdx.json"))
+
+
+def test_the_licences(release):
+    """Each archive has the text of what it is under."""
+    for wheel, texts in ("graft-*.whl", ("LICENSE", "LICENSE-GPL-2.0")), ("graft_api-*.whl", ("LICENSE",)):
+        with zipfile.ZipFile(next(release.glob(wheel))) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist() if ".dist-info/licenses/" in name]
+            assert sorted(names) == list(texts)
+    with tarfile.open(next(release.glob("graft-*.tar.gz"))) as archive:
+        assert {"LICENSE", "LICENSE-GPL-2.0"} <= {name.partition("/")[2] for name in archive.getnames()}
 
 
 def test_the_bill_of_materials(release):

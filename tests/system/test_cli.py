@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from graft.bench.lab import GRAFT, HOST4, ROOT, wait_for
+from graft.bench.lab import GRAFT, GRAFTD, HOST4, ROOT, wait_for
 from tests.conftest import python
 
 
@@ -175,6 +175,9 @@ def test_completion(lab, shell):
         env={**lab.env, "_GRAFT_COMPLETE": "bash_complete", "COMP_WORDS": "graft in", "COMP_CWORD": "1"}
     )
     assert "inspect" in words.stdout
+    assert "_GRAFTD_COMPLETE" in lab.graft("completion", shell, "graftd").stdout
+    asked = {**lab.env, "_GRAFTD_COMPLETE": "bash_complete", "COMP_WORDS": "graftd --re", "COMP_CWORD": "1"}
+    assert lab.host(GRAFTD, env=asked).stdout.split() == ["plain,--replace", "plain,--reload"]
 
 
 def test_names_are_completed(lab):

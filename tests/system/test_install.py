@@ -65,9 +65,9 @@ def test_what_is_installed(package):
         *(f"usr/local/bin/{name}" for name in ("graft", "graftd", "ip-graft", "graft-cni", "graft-netavark")),
         "usr/local/include/graft.h",
         *(f"usr/local/share/man/{page}" for page in PAGES.values()),
-        "usr/local/share/bash-completion/completions/graft",
-        "usr/local/share/zsh/site-functions/_graft",
-        "usr/local/share/fish/vendor_completions.d/graft.fish",
+        *(f"usr/local/share/bash-completion/completions/{name}" for name in ("graft", "graftd")),
+        *(f"usr/local/share/zsh/site-functions/_{name}" for name in ("graft", "graftd")),
+        *(f"usr/local/share/fish/vendor_completions.d/{name}.fish" for name in ("graft", "graftd")),
         *(f"etc/systemd/system/{path.name}" for path in (ROOT / "contrib/systemd").iterdir()),
     }
     front = os.readlink(package / "usr/local/bin/graft")
