@@ -38,11 +38,12 @@ PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", 
 
 
 class ItemError(UsageError):
-    """One value of an array is wrong: `item`."""
+    """One value of an array is wrong: `item`. `others`: further ones of it."""
 
     def __init__(self, error: UsageError, item: Any) -> None:
         super().__init__(error.message, hint=error.hint, code=error.code)
         self.item = item
+        self.others: list[ItemError] = []
 
 
 class Faults(Failure):
@@ -265,9 +266,10 @@ class _Source:
 
     def note(self, faults: list[Failure], name: str, error: UsageError) -> None:
         """Add what is wrong about the key @name to @faults, while these are few: each costs a look at the file."""
-        if len(faults) < FAULTS_MAX:
-            item = error.item if isinstance(error, ItemError) else None
-            faults.append(self.wrong(name, error.message, error.hint, item))
+        for each in (error, *error.others) if isinstance(error, ItemError) else (error,):
+            if len(faults) < FAULTS_MAX:
+                item = each.item if isinstance(each, ItemError) else None
+                faults.append(self.wrong(name, each.message, each.hint, item))
 
 
 def _uncommented(told: re.Pattern[str], text: str) -> bool:
@@ -361,16 +363,18 @@ def each(check: Check) -> Callable[[Any], tuple[Any, ...]]:
             raise UsageError(f"{shown(value)} is not an array", hint="write it in brackets: [...]")
         if len(value) > ITEMS_MAX:
             raise UsageError(f"an array of more than {ITEMS_MAX} values")
-        return tuple(_checked(check, item) for item in value)
+        found, faults = [], list[ItemError]()
+        for item in value:
+            try:
+                found.append(check(item))
+            except UsageError as error:
+                faults.append(ItemError(error, item))
+        if faults:
+            faults[0].others = faults[1:]
+            raise faults[0]
+        return tuple(found)
 
     return check_all
-
-
-def _checked(check: Check, item: Any) -> Any:
-    try:
-        return check(item)
-    except UsageError as error:
-        raise ItemError(error, item) from None
 
 
 def number(least: int, most: int) -> Check:

@@ -90,7 +90,7 @@ install_all() {
 	"$root$prefix/bin/python3" -m pip install -q --disable-pip-version-check --force-reinstall dist/graft-*.whl
 	touch "$list"
 
-	local name page unit front
+	local name page unit front group
 	directory "$bindir"
 	for name in graft graftd ip-graft graft-cni graft-netavark; do
 		ln -sf "$prefix/bin/$name" "$root$bindir/$name"
@@ -108,9 +108,10 @@ install_all() {
 		"$root$prefix/bin/graft" completion zsh $name | file "$datadir/zsh/site-functions/_$name"
 		"$root$prefix/bin/graft" completion fish $name | file "$datadir/fish/vendor_completions.d/$name.fish"
 	done
+	group=$(getent group graft || true) # whose members may give orders, if somebody has made it
 	if [ -n "$root" ] || [ -d "$unitdir" ]; then
 		for unit in contrib/systemd/*; do
-			sed "s|@BINDIR@|$bindir|" "$unit" | file "$unitdir/${unit##*/}"
+			sed "s|@BINDIR@|$bindir|; ${group:+/^SocketMode=0660\$/a SocketGroup=graft}" "$unit" | file "$unitdir/${unit##*/}"
 		done
 	fi
 	echo "install: $("$root$prefix/bin/graft" --version) in $root$bindir"
@@ -118,7 +119,7 @@ install_all() {
 		"$root$prefix/bin/python3" -m compileall -qf -s "$root" "$root$prefix/lib"
 		grep -rlIF "$root$prefix" "$root$prefix/bin" "$root$prefix/pyvenv.cfg" | xargs sed -i "s|$root$prefix|$prefix|g"
 	elif [ -d /run/systemd/system ]; then
-		echo "install: systemctl enable --now graftd.socket graftd-agent.socket (graftd-docker.socket for Docker)"
+		echo "install: systemctl enable --now graftd.socket graftd-agent.socket; for Docker: systemctl enable graftd-docker.socket"
 	fi
 }
 

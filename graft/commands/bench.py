@@ -70,7 +70,7 @@ def command(
     from rich.console import Console
 
     if find_spec("graft.bench") is None:
-        raise Refused("graft bench is not installed", hint="apt install graft-bench", code="ENOENT")
+        raise Refused("graft bench is not installed", hint="apt install ./graft-bench_*.deb", code="ENOENT")
     from graft.bench import run, scale, summary
     from graft.bench.cases import CASES
     from graft.bench.report import page

@@ -20,7 +20,7 @@ from graft.rules.configuration import (
     read_endpoints,
 )
 from graft.rules.grants import read_users, users_path
-from graft.rules.policy_file import policies_directory, read_policy
+from graft.rules.policy_file import check_policy, policies_directory
 from graft.toml import Faults, is_lost
 
 
@@ -82,7 +82,7 @@ def _groups() -> Iterator[tuple[list[Path], Callable[[], object]]]:
     if os.path.lexists(users_path()):
         yield [users_path()], read_users
     for policy in sorted(policies_directory().glob("*.toml")):
-        yield [policy], lambda policy=policy: read_policy(policy)  # type: ignore[misc]
+        yield [policy], lambda policy=policy: check_policy(policy)  # type: ignore[misc]
 
 
 def _strays(directory: Path) -> Iterator[str]:

@@ -398,6 +398,7 @@ class Daemon:
             self.told_to_reload = False
             self.files.reload()
         self.files.look()
+        self.docker.tick()
         if self.tenancy.stray:
             self.tenancy.stray = False
             for cgroup in (

@@ -83,6 +83,11 @@ class Docker:
             self.sock.setblocking(False)
             self.loop.add(self.sock.fileno(), self._accept)
 
+    def tick(self) -> None:
+        """Listen if Docker has been installed meanwhile. To be called each second."""
+        if not self.sock:
+            self.start()
+
     def held(self) -> list[tuple[str, int]]:
         """Return the names and descriptors that the next keeper has to hold."""
         return [("docker", self.sock.fileno())] if self.sock else []

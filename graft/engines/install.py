@@ -39,6 +39,10 @@ CNI_PLACES = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 NETAVARK_PLUGINS = (4, 5)  # the first Podman whose netavark (1.5) has plugins
 LEAST = {"docker": (20, 10), "podman": (4, 0), "containerd": (1, 6)}
 PROGRAMS = {"docker": "dockerd", "podman": "podman", "containerd": "containerd"}
+PACKAGES = {
+    **{engine: engine for engine in PROGRAMS},
+    "docker": "docker.io",
+}  # of Debian; its `docker` is another thing
 RUNC = "io.containerd.runc.v2"  # the shim, which starts whatever BinaryName says
 CRI_TABLES = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
@@ -152,7 +156,7 @@ def check_version(engine: str) -> str:
     if path is None and os.geteuid() != 0:
         path = shutil.which(command, path="/usr/sbin:/sbin")  # which users do not have in PATH
     if path is None:
-        raise Refused(f"{command} is not installed", hint=f"apt-get install {engine}", code="ENOENT")
+        raise Refused(f"{command} is not installed", hint=f"apt-get install {PACKAGES[engine]}", code="ENOENT")
     told = subprocess.run((path, "--version"), capture_output=True, text=True, timeout=20).stdout
     numbers = re.search(r"(\d+)\.(\d+)(\.\d+)*", told)
     if numbers is None:

@@ -77,7 +77,7 @@ def check_addresses(
         if network is None and container.network and not container.hooked and not given:
             raise Refused(
                 f"{container.what} 'graft.ip={address}': the container's network is not known yet",
-                hint=f'--ip gives one of it; or {path}, addresses = ["{address}"] allows it; then restart graftd',
+                hint=f'--ip gives one of it; or {path}, addresses = ["{address}"] allows it',
                 code="EACCES",
             )
         if network is None:

@@ -24,8 +24,7 @@ ENTERED = "GRAFT_CAGE"  # set in the environment of a process that has gone thro
 CAPABILITIES = {
     "CHOWN": 0,  # give sockets to their tenant's uid, unix endpoints to the target's user
     "DAC_OVERRIDE": 1,  # reach the paths of unix endpoints, /proc/PID/mem of a target, and Docker's files
-    "DAC_READ_SEARCH": 2,
-    "FOWNER": 3,
+    "FOWNER": 3,  # take a stale socket of a user's out of a sticky directory
     "KILL": 5,  # end an engine's container that is refused after its start
     "SETGID": 6,  # connect to a unix endpoint as the target's user
     "SETUID": 7,
@@ -36,7 +35,7 @@ CAPABILITIES = {
     "SYS_ADMIN": 21,  # setns(2), bpffs
     "SYS_NICE": 23,  # read the timer slack of a target, which marks wrappers inside a container
     "SYS_RESOURCE": 24,  # RLIMIT_NOFILE
-    "PERFMON": 38,
+    "PERFMON": 38,  # BPF programs that read the kernel's structures
     "BPF": 39,
 }
 

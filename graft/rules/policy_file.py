@@ -35,11 +35,17 @@ def read_policy(path: Path, *, anybodys: bool = False) -> tuple[str, ...]:
     Raises UsageError, which names the file, the line and the entry.
     """
     try:
+        return check_policy(path, anybodys=anybodys)
+    except Failure as error:
+        raise UsageError(error.message, hint=error.hint) from None
+
+
+def check_policy(path: Path, *, anybodys: bool = False) -> tuple[str, ...]:
+    """As read_policy(), but what is wrong in the file is a Failure, with all of it."""
+    try:
         found = toml.read(path, SCHEMA, anybodys=anybodys)
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such file", hint="name a policy file", code="ENOENT") from None
-    except Failure as error:
-        raise UsageError(error.message, hint=error.hint) from None
     entries: tuple[str, ...] = found.get("allow", ())
     if not entries:
         raise UsageError(f"{path}: it allows nothing", hint='allow = ["pypi.org:443"]; or --egress none, without it')

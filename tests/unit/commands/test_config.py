@@ -64,6 +64,7 @@ def test_every_fault_is_told(put, tmp_path):
 
 
 def test_every_fault_of_a_file_is_told(put, tmp_path):
+    put("policies/build.toml", "allow = [\n'pypi.org:443',\n'pypi.org:https',\n'[::1]:70000',\n]\nallw = []")
     put("graft.toml", 'log = "Debug"\nreserved_port = [22]\nwatchdog = -1\n[metrics]\nlistn = 1\npublic = 1\n[run]\ndirect = true\n')
     put("endpoints.d/a.toml", 'web = "type local"\nx = 5\n')
     put("endpoints.d/b.toml", 'web = "type local"\na-name-of-17-byte = "type local"\ngood = "type local"\n')
@@ -81,8 +82,11 @@ def test_every_fault_of_a_file_is_told(put, tmp_path):
         ("users.toml, line 1", "unknown key 'user' (did you mean 'users'?)"),
         ("users.toml, line 3", "unknown key 'users.alice.prots' (did you mean 'users.alice.ports'?)"),
         ("users.toml, line 4", "users.alice.egress: 'all' is unknown (host or none)"),
+        ("policies/build.toml, line 3", "allow: 'pypi.org:https': 'https' is not a port (a number from 1 to 65535)"),
+        ("policies/build.toml, line 4", "allow: '[::1]:70000': '70000' is not a port (a number from 1 to 65535)"),
+        ("policies/build.toml, line 6", "unknown key 'allw' (did you mean 'allow'?)"),
     ]
-    assert str(error).startswith("11 faults: ")
+    assert str(error).startswith("14 faults: ")
     put("users.toml", "".join(f"key{n} = 1\n" for n in range(100)))
     assert sum("/users.toml" in line for line in check(tmp_path)[0]) == 20, "a log or a screen has an end"
 
