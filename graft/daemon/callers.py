@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from graft.daemon.connection import Connection
 from graft.kernel.linux import credentials
+from graft.process.closing import end
 from graft.process.loop import Loop
 from graft.process.spare import Spare
 from graft.tenants.registry import Registry
@@ -71,7 +72,7 @@ class Callers:
             same = sum(c.account == account for c in self.connections) if account else 0
             full = here >= CONNECTIONS_MAX or (here >= CONNECTIONS_OF_USERS and uid)
             if full or same >= CONNECTIONS_OF_A_USER:
-                peer.close()
+                end(peer)
                 return
             self.last = time.monotonic()
             connection = Connection(

@@ -16,7 +16,7 @@ from typing import Any
 from graft import protocol
 from graft.errors import GraftError, UsageError, from_oserror
 from graft.log import log
-from graft.process.closing import close_foreign, receive_fds
+from graft.process.closing import close_foreign, end, receive_fds
 from graft.process.loop import Loop
 from graft.tenants.peers import Peer
 from graft.text import plain
@@ -98,7 +98,7 @@ class Connection:
         try:
             if self.pieces > PIECES_MAX:
                 raise UsageError(f"message in more than {PIECES_MAX} pieces")
-            if flags & socket.MSG_CTRUNC or len(self.fds) > protocol.DESCRIPTORS_MAX:
+            if flags & socket.MSG_CTRUNC or len(self.fds) > protocol.DESCRIPTORS_MAX:  # the first: the table is full
                 raise UsageError(f"more than {protocol.DESCRIPTORS_MAX} descriptors in one message")
             if len(self.incoming) > protocol.MESSAGE_MAX:
                 raise UsageError(f"message larger than {protocol.MESSAGE_MAX} bytes")
@@ -114,7 +114,7 @@ class Connection:
                 answer = self.serve(self, bytes(self.incoming), fds)
             except BaseException as error:
                 for fd in fds:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError):  # @serve has closed it
                         close_foreign(fd)
                 if isinstance(error, OSError):
                     raise from_oserror("graftd", error) from None
@@ -176,11 +176,10 @@ class Connection:
         """Close the connection, and descriptors that came with an incomplete message. May be called twice."""
         if self.sock.fileno() < 0:
             return
-        for fd in self.fds:
-            close_foreign(fd)
+        close_foreign(*self.fds)
         self.fds = []
         self._close_replies()
         self.peer.close()
         self.loop.remove(self.sock.fileno())
-        self.sock.close()
+        end(self.sock)
         self.closed(self)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import h11
 
 from graft.errors import Failure
+from graft.process.closing import end, receive
 from graft.process.loop import Loop
 from graft.rules.where import Where
 
@@ -99,7 +100,7 @@ class Web:
             if len(self.conversations) >= CONNECTIONS_MAX:  # who has not asked yet gives way, the first one first
                 idle = next((one for one in self.conversations if not one.asked), None)
                 if idle is None:
-                    sock.close()
+                    end(sock)
                     return
                 idle.close()
                 self.conversations.remove(idle)
@@ -158,7 +159,7 @@ class Conversation:
             self.close()
 
     def _read(self) -> None:
-        data = self.sock.recv(65536)
+        data = receive(self.sock)
         self.http.receive_data(data)
         event = self.http.next_event()
         if isinstance(event, h11.Request):
@@ -202,7 +203,7 @@ class Conversation:
         """End the connection. May be called twice."""
         if not self.closed:
             self.loop.remove(self.sock.fileno())
-            self.sock.close()
+            end(self.sock)
 
 
 def _answers(path: str) -> bool:

@@ -30,6 +30,7 @@ from graft.engines.libnetwork import Mapping, Request, decode
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
+from graft.process.closing import end, receive
 from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import PROTOCOL_NAME, Address, parse_address
@@ -111,7 +112,7 @@ class Docker:
         except Refused as error:  # nothing is read of it: a peer that sends slowly would hold the loop up
             log.warning("docker: pid %d: %s", peer.pid, error)
             peer.close()
-            sock.close()
+            end(sock)
             return
         Conversation(self.loop, sock, peer, self.answer)
 
@@ -312,7 +313,7 @@ class Conversation:
 
     def _ready(self, _events: int) -> None:
         try:
-            data = self.sock.recv(65536)
+            data = receive(self.sock)
             self.http.receive_data(data)
             while self._step():
                 pass
@@ -360,5 +361,5 @@ class Conversation:
     def _close(self) -> None:
         if self.sock.fileno() >= 0:
             self.loop.remove(self.sock.fileno())
-            self.sock.close()
+            end(self.sock)
             self.peer.close()

@@ -15,7 +15,7 @@ import socket
 from graft.errors import Refused
 from graft.kernel.cgroup import cgroup_of
 from graft.log import log
-from graft.process.closing import receive_fds
+from graft.process.closing import close_foreign, end, receive_fds
 from graft.process.loop import Loop
 from graft.tenants.peers import Peer, refuse_contained
 from graft.tenants.registry import Registry
@@ -57,7 +57,7 @@ class Orphans:
             who.check()
         except Refused as error:
             log.warning("helpers.sock: pid %d: %s", who.pid, error)
-            peer.close()
+            end(peer)
             return
         finally:
             who.close()
@@ -73,12 +73,13 @@ class Orphans:
 
     def _take(self, peer: socket.socket) -> None:
         self.loop.remove(peer.fileno())
-        with peer:
-            try:
-                _, fds, _ = receive_fds(peer)
-                peer.send(b"y" if self._adopt(fds) else b"n")
-            except OSError as error:
-                log.error("cannot adopt a graft-sup: %s", error)
+        try:
+            _, fds, _ = receive_fds(peer)
+            peer.send(b"y" if self._adopt(fds) else b"n")
+        except OSError as error:
+            log.error("cannot adopt a graft-sup: %s", error)
+        finally:
+            end(peer)
 
     def _adopt(self, fds: list[int]) -> bool:
         found = None
@@ -88,6 +89,5 @@ class Orphans:
             listener, memory, *control = fds
             if self.calls.take_over(found, listener, memory, control[0] if control else None):
                 return True
-        for fd in fds:
-            os.close(fd)
+        close_foreign(*fds)
         return False
