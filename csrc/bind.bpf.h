@@ -682,12 +682,11 @@ static __always_inline int bind_unstamped(struct bpf_sock_addr *ctx, struct graf
 	return DENY;
 }
 
-/* Would the kernel choose among the host's ports, and let it share with those of its program's uid, for a UDP socket
- * that nobody has prepared? For one of TCP is_too_early() sees it. */
+/* Would a direct container's socket that nobody has prepared get a port: of the kernel's choice among all of the
+ * host's, or one that it shares with what has its program's uid? */
 static __always_inline bool is_unprepared(struct bpf_sock_addr *ctx)
 {
-	return ctx->protocol == IPPROTO_UDP && direct_tenant() && ctx->sk && !ctx->sk->src_port &&
-	       !is_prepared(ctx->sk);
+	return direct_tenant() && ctx->sk && !ctx->sk->src_port && !is_prepared(ctx->sk);
 }
 
 SEC("cgroup/bind4")

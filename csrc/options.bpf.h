@@ -41,6 +41,9 @@
 #define SO_BROADCAST_ 6
 #define SO_REUSEADDR_ 2
 #define SO_REUSEPORT_ 15
+#define SO_TIMESTAMPING_OLD_ 37
+#define SO_TIMESTAMPING_NEW_ 65
+#define SOF_TIMESTAMPING_OPT_TSONLY_ 0x800
 #define TCP_SAVE_SYN_ 27
 #define TCP_ULP_ 31
 #define SOCK_STREAM_ 1
@@ -78,6 +81,7 @@ static __always_inline __u32 socket_option(__u32 name)
 	case 26: /* SO_ATTACH_FILTER: a filter reads the headers and the mark of what arrives, and tells by its length
 		  */
 	case 50: /* SO_ATTACH_BPF, likewise */
+	case 73: /* SO_RESERVE_MEM: the host's memory for TCP, without a byte sent, at graftd's account */
 	case 32: /* SO_SNDBUFFORCE */
 	case 33: /* SO_RCVBUFFORCE */
 		return OPTION_REFUSED;
@@ -234,6 +238,27 @@ static __always_inline bool int_value(struct bpf_sockopt *ctx, __u32 *value)
 	return true;
 }
 
+static __always_inline bool is_timestamping(__s32 level, __s32 name)
+{
+	return level == SOL_SOCKET_ && (name == SO_TIMESTAMPING_OLD_ || name == SO_TIMESTAMPING_NEW_);
+}
+
+/*
+ * A time stamp of what is sent comes without the packet, whatever this SO_TIMESTAMPING says: that has hardware
+ * addresses of the host's and its neighbour's, and the real ones. A control message may ask for stamps as well, and
+ * by the socket's flag gets them alone; its maker has set that.
+ */
+static __always_inline void stamp_only(struct bpf_sockopt *ctx)
+{
+	__u8 *text = ctx->optval, *end = ctx->optval_end;
+
+	if (ctx->optlen < 4 || text + 4 > end)
+		return; /* EINVAL */
+	*(__u32 *)text |= SOF_TIMESTAMPING_OPT_TSONLY_;
+	if (ctx->optlen != 4 && ctx->optlen != 8) /* as int_value(); of 8 bytes it is a struct so_timestamping */
+		ctx->optlen = 4;
+}
+
 /*
  * Is this TCP_ULP anything but "tls"? The kernel takes the text up to a zero, which ends the copy that it then gets.
  * There is no other that a program could use: "mptcp", "smc" and "espintcp" are for sockets of the kernel's, or pass
@@ -358,13 +383,16 @@ static __always_inline bool makers_option(__s32 level, __s32 name)
 	return level == SOL_IP_ && (name == IP_LOCAL_PORT_RANGE_ || name == IP_FREEBIND_);
 }
 
-/* Is this IP_BIND_ADDRESS_NO_PORT of a socket that its maker has set it for, and is not setting it now? graftd unsets
- * it for a bind of its own. */
+/* Is this IP_BIND_ADDRESS_NO_PORT of a socket that its maker has set it for, and is not setting it now, or of UDP,
+ * where nobody sets it: no hook runs when the kernel chooses a port at the first send. graftd unsets it for a bind of
+ * its own. */
 static __always_inline bool is_no_port(const struct bpf_sockopt *ctx, __s32 level, __s32 name,
 				       const struct graft_stamp *stamp)
 {
-	return level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && stamp->flags & STAMP_LATE &&
-	       stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk) && !prepares(ctx->sk);
+	return level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ &&
+	       (ctx->sk->protocol == IPPROTO_UDP ||
+		(stamp->flags & STAMP_LATE && stamp->flags & (STAMP_VOUCHED | STAMP_COUNTED) && !settles(ctx->sk) &&
+		 !prepares(ctx->sk)));
 }
 
 /* Is this option kept in the stamp? */
@@ -379,7 +407,8 @@ static __always_inline bool needs_a_look(__s32 level, __s32 name)
 {
 	switch (level) {
 	case SOL_SOCKET_:
-		return is_noted(level, name) || name == SO_PRIORITY_ || name == SO_MAX_PACING_RATE_;
+		return is_noted(level, name) || name == SO_PRIORITY_ || name == SO_MAX_PACING_RATE_ ||
+		       is_timestamping(level, name);
 	case SOL_TCP_:
 		return name == TCP_SAVE_SYN_ || name == TCP_ULP_;
 	}
@@ -453,6 +482,8 @@ int graft_setsockopt(struct bpf_sockopt *ctx)
 	if (error)
 		return deny(stamp ? stamp->tenant : direct_tenant(), DENIED(OP_SETSOCKOPT, REASON_OPTION), error, 0,
 			    &what);
+	if (is_timestamping(level, name))
+		stamp_only(ctx);
 	hidden = option != OPTION_FREE; /* the default of a refused one */
 	if (!hidden && stamp && level == SOL_SOCKET_ && reuse_flag(name) && int_value(ctx, &value)) {
 		set_flag(stamp, reuse_flag(name), value);
@@ -526,8 +557,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 			ctx->optlen = 1; /* as the kernel shows a small number */
 		return ALLOW;
 	}
-	if (level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && ctx->sk->protocol == IPPROTO_TCP &&
-	    value + 1 <= end && (!stamp || is_no_port(ctx, level, name, stamp)))
+	if (level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && value + 1 <= end &&
+	    (!stamp || is_no_port(ctx, level, name, stamp)))
 		*value = stamp && stamp->flags & STAMP_NO_PORT;
 	if (level != SOL_SOCKET_)
 		return ALLOW;
@@ -544,6 +575,9 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		for (int n = 0; n < IFNAMSIZ_; n++)
 			if (value + n + 1 <= end)
 				value[n] = 0;
+	if (is_timestamping(level, name) && value + 4 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT) &&
+	    *(__u32 *)value == SOF_TIMESTAMPING_OPT_TSONLY_)
+		*(__u32 *)value = 0; /* its maker's, or of a program that asks for nothing */
 	if (stamp && stamp->tenant != GRAFT_EXEMPT &&
 	    (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(name) && value + 1 <= end)
 		*value = !!(stamp->flags & reuse_flag(name));

@@ -47,6 +47,8 @@ static __always_inline bool outpaces(struct bpf_sockopt *ctx, __u32 id)
 		return false;
 	if (ctx->optlen < 8 || value + 8 > end)
 		return *(__u32 *)value > *rate;
+	if (ctx->optlen > 8)
+		ctx->optlen = 8; /* the kernel reads the program's memory again where it is longer than a page */
 	return *(__u64 *)value > *rate;
 }
 

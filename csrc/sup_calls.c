@@ -19,6 +19,9 @@
 #include "sup_parts.h"
 
 #define TYPE_MASK 0xf
+#ifndef IPPROTO_SMC
+#define IPPROTO_SMC 256
+#endif
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
@@ -210,6 +213,10 @@ static void on_socket(struct sup_slot *slot)
 		bool plain = !protocol || protocol == (stream ? IPPROTO_TCP : IPPROTO_UDP) ||
 			     (stream && protocol == IPPROTO_MPTCP);
 
+		if (stream && protocol == IPPROTO_SMC) { /* AF_SMC by another name, which graftd refuses */
+			answer_call(call, 0, EPROTONOSUPPORT, 0);
+			goto out;
+		}
 		if ((!stream && type != SOCK_DGRAM) || !plain ||
 		    flags & ~(__u32)(TYPE_MASK | SOCK_NONBLOCK | SOCK_CLOEXEC)) {
 			let_proceed(call);

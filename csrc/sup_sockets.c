@@ -5,16 +5,20 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
+#include <linux/net_tstamp.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "sup_parts.h"
@@ -136,6 +140,8 @@ static int make_socket(int kind, struct made *result)
 {
 	int family = kind & SUP_KIND_INET6 ? AF_INET6 : AF_INET, one = 1, error;
 	int fd = socket(family, (kind & SUP_KIND_DGRAM ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC, 0);
+	int stamps_alone =
+		SOF_TIMESTAMPING_OPT_TSONLY; /* also where a control message asks for them: options.bpf.h */
 	bool tcp = !(kind & SUP_KIND_DGRAM);
 	struct stat status;
 
@@ -144,6 +150,7 @@ static int make_socket(int kind, struct made *result)
 	if (stamp_socket(fd, tcp) ||
 	    (tcp && setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one))) ||
 	    (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_FREEBIND, &one, sizeof(one))) ||
+	    setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &stamps_alone, sizeof(stamps_alone)) ||
 	    (shared->maker && fchown(fd, shared->reuse_uid, (gid_t)-1)) || fstat(fd, &status)) {
 		error = errno;
 		close(fd);
@@ -229,6 +236,7 @@ int open_channel(int kind, struct made *theirs)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
 	struct stat status;
+	sa_family_t named = AF_UNIX;
 	int ends[2], error;
 
 	if (__atomic_load_n(&channels, __ATOMIC_RELAXED) >= CHANNELS)
@@ -236,7 +244,9 @@ int open_channel(int kind, struct made *theirs)
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends))
 		return errno;
 	event.data.u64 = (__u64)kind << 32 | (__u32)ends[0];
-	if (fstat(ends[1], &status) || epoll_ctl(events, EPOLL_CTL_ADD, ends[0], &event)) {
+	/* it is of the host's netns: with a name of the kernel's choice (unix(7), autobind) it gets no other there */
+	if (bind(ends[1], (struct sockaddr *)&named, sizeof(named)) || fstat(ends[1], &status) ||
+	    epoll_ctl(events, EPOLL_CTL_ADD, ends[0], &event)) {
 		error = errno;
 		close(ends[0]);
 		close(ends[1]);
@@ -270,16 +280,46 @@ static bool fill_channel(int channel, int kind, int count)
 	return sent;
 }
 
+/*
+ * Close a channel in whose queue there are descriptors. The last close of a socket waits for as long as its SO_LINGER
+ * says, but not in a process that ends: so one that ends has the last reference. False: there can be none.
+ */
+static bool close_foreign(int channel)
+{
+	pid_t parent = getpid(), child = fork();
+
+	if (child < 0)
+		return false;
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (getppid() == parent)
+			pause();
+		_exit(0);
+	}
+	close(channel);
+	kill(child, SIGKILL);
+	while (waitpid(-1, NULL, WNOHANG) > 0) /* this one the next time: its end may take long */
+		;
+	return true;
+}
+
+/* A channel: one byte, how many sockets are asked for. Whoever sends anything else, or descriptors, loses it. */
 void on_channel(const struct epoll_event *event)
 {
 	int channel = (int)(__u32)event->data.u64, kind = (int)(event->data.u64 >> 32);
 	unsigned char asked;
-	ssize_t length = recv(channel, &asked, 1, MSG_DONTWAIT);
+	struct iovec one = {.iov_base = &asked, .iov_len = 1};
+	struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1};
+	ssize_t length = recvmsg(channel, &message, MSG_DONTWAIT | MSG_PEEK);
 
 	if (length < 0 && errno == EAGAIN)
 		return;
-	if (length == 1 && asked && asked <= SUP_BATCH && fill_channel(channel, kind, asked))
-		return;
-	close(channel);
-	__atomic_sub_fetch(&channels, 1, __ATOMIC_RELAXED);
+	if (!(message.msg_flags & MSG_CTRUNC)) { /* there is no room for descriptors */
+		length = recv(channel, &asked, 1, MSG_DONTWAIT);
+		if (length == 1 && asked && asked <= SUP_BATCH && fill_channel(channel, kind, asked))
+			return;
+	}
+	epoll_ctl(events, EPOLL_CTL_DEL, channel, NULL);
+	if (close_foreign(channel))
+		__atomic_sub_fetch(&channels, 1, __ATOMIC_RELAXED);
 }

@@ -77,6 +77,7 @@ REFUSED = (
     Refused(SOCKET, {1: "SO_DEBUG"}, "the kernel's log is the host's", *ZERO),
     Refused(SOCKET, {25: "SO_BINDTODEVICE"}, "the devices are the host's", *EMPTY_NAME),
     Refused(SOCKET, FILTERS, "a filter reads hardware addresses, devices and marks of the host's"),
+    Refused(SOCKET, {73: "SO_RESERVE_MEM"}, "the memory is the host's, and taken without a byte sent"),
     Refused(SOCKET, {32: "SO_SNDBUFFORCE", 33: "SO_RCVBUFFORCE"}, "past the host's limit"),
     Refused(SOCKET, {36: "SO_MARK"}, "the host's routing and firewall decide by marks", *ZERO),
     Refused(SOCKET, {62: "SO_BINDTOIFINDEX"}, "the devices are the host's", *ZERO),

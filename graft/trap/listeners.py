@@ -71,6 +71,7 @@ from graft.trap.supervisor import Supervisor
 
 RESTARTS = 5
 RESTARTS_SECONDS = 60.0
+ENDING_SECONDS = 10.0  # a graft-sup takes milliseconds
 
 
 class Graftd(Protocol):
@@ -108,7 +109,7 @@ class Listeners:
         self.lock = self.dispatcher.lock
         self.receivers = Workers(SLOW_CALLS_ALL)
         self.starting: list[tuple[float, Watched]] = []  # (monotonic seconds, start a graft-sup for it then)
-        self.ending: list[Helper] = []
+        self.ending: list[tuple[float, Helper]] = []  # until when they may take, in monotonic seconds
 
     # -- listeners --
 
@@ -358,7 +359,10 @@ class Listeners:
             for watched in due:
                 if watched.listener.number in self.watched and not watched.helper:
                     self._start(watched)
-        self.ending = [helper for helper in self.ending if not helper.ended()]
+        self.ending = [(until, helper) for until, helper in self.ending if not helper.ended()]
+        for until, helper in self.ending:
+            if until < time.monotonic():
+                helper.kill()
         while self.dispatcher.resume(None):
             pass
         return self.dispatcher.wait()
@@ -400,7 +404,7 @@ class Listeners:
             self.store.remove(f"sup-{watched.listener.number}")
             self.loop.remove(helper.control.fileno())
             helper.control.close()
-            self.ending.append(helper)
+            self.ending.append((time.monotonic() + ENDING_SECONDS, helper))
 
     def _forwarded(self, watched: Watched, helper: Helper) -> None:
         number = helper.forwarded()

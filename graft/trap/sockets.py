@@ -19,6 +19,7 @@ from graft.trap.actions import Action, Answer, Proceed, Replace
 from graft.trap.listener import Notification
 
 IP_BIND_ADDRESS_NO_PORT = 24
+SO_TIMESTAMPING, OPT_TSONLY = 37, 0x800  # linux/net_tstamp.h
 
 
 class TenantView(Protocol):
@@ -140,6 +141,8 @@ class Sockets:
                 self._limit_ports(made, udp=kind == socket.SOCK_DGRAM)
             if family != socket.AF_UNIX and tenant.sysctls:
                 self._follow(made, tenant.sysctls)
+            if family != socket.AF_UNIX:
+                made.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, OPT_TSONLY)  # csrc/options.bpf.h
             if family == socket.AF_INET6:
                 # the slices are an AnyIP route, so no device has their addresses; the bind hook decides
                 made.setsockopt(socket.IPPROTO_IPV6, linux.IPV6_FREEBIND, 1)

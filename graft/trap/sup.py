@@ -109,6 +109,11 @@ class Helper:
             return None
         return int.from_bytes(message, "little") if len(message) == MESSAGE_SIZE else None
 
+    def kill(self) -> None:
+        """End its process by SIGKILL, if it is a child of this graftd."""
+        if self.process:
+            self.process.kill()
+
     def ended(self) -> bool:
         """Has its process ended? Reaps it. True if it is not a child of this graftd."""
         return self.process is None or self.process.poll() is not None

@@ -153,6 +153,9 @@ class Supervisor:
         family = caller.args[0] & 0xFFFFFFFF
         flags = caller.args[1] & 0xFFFFFFFF
         kind = flags & SOCK_TYPE_MASK
+        # AF_SMC by another name
+        if kind == socket.SOCK_STREAM and caller.args[2] & 0xFFFFFFFF == linux.IPPROTO_SMC:
+            return Answer(error=errno.EPROTONOSUPPORT)
         # a listener from the agent socket may have any filter; for what ours does not trap, nothing is made here
         protocols = PROTOCOLS.get(kind) if traps.FAMILY.holds(caller.args) else None
         protocol = protocols.get(caller.args[2] & 0xFFFFFFFF) if protocols else None

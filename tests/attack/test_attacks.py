@@ -121,6 +121,11 @@ EXPECTED |= {f"v6only_of_{length}_bytes": {"HELD", "EADDRNOTAVAIL"} for length i
     "udp_reuseport_of_three_bytes": {"EINVAL"},
     "udp_port_by_chance_after_a_failed_bind": {"NEVER"},
 }
+EXPECTED |= {
+    "packet_by_a_timestamp_of_a_socket": {"ALONE"},
+    "packet_by_a_timestamp_of_a_message": {"ALONE", "NOTHING", "NEVER"},
+    "protocol_smc": {"EPROTONOSUPPORT"},
+}
 EXPECTED |= {attack: {"ENOENT"} for attack in ("tcp_ulp_smc", "tcp_ulp_over_a_page", "tcp_ulp_that_begins_well")}
 # As the kernel says it from 127.0.0.1 to elsewhere
 EXPECTED |= {attack: REFUSED | {"EINVAL"} for attack in ("source_after_the_loopback", "source_by_bind")}
@@ -179,6 +184,7 @@ EXPECTED |= {
 }
 # What is different in a direct container, by design
 DIRECT: dict[str, set[str]] = {
+    "packet_by_a_timestamp_of_a_message": {"PACKET"},  # net.core.tstamp_allow_data=0 is against it (docs/security.md)
     "i386_socketpair": {"ENOSYS"},
     "filter_on_top": {"EBADF"},  # nothing of graft's is before the filter's own answer, ENOSYS
     "connections_by_packets": {"EROFS", "EPERM", "EACCES"},  # it begins with a sysctl of the netns, and /proc/sys/net is read-only there

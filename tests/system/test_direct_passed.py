@@ -63,14 +63,19 @@ def test_a_listener_that_nobody_has_trapped_is_reached_by_nobody(own_lab, listen
     lab.end(process)
 
 
+@pytest.mark.parametrize("published", [(), ("-p", "20000:20000", "-p", "20000:20000/udp")], ids=["private", "published"])
+@pytest.mark.parametrize("kind", [1, 2], ids=["tcp", "udp"])
 @pytest.mark.parametrize("family", [2, 10])
-def test_a_udp_socket_that_nobody_has_prepared_is_not_bound(own_lab, family):
-    """bind() is trapped where another thread may put another socket under the number; the policy asks the socket itself."""
+def test_a_socket_that_nobody_has_prepared_is_not_bound(own_lab, family, kind, published):
+    """bind() is trapped where another thread may put another socket under the number; the policy asks the socket itself.
+
+    One with the uid of the program, or with one of the program's choice, could share the port of a host's server.
+    """
     lab = own_lab
     for binds_first, expected in ((False, "EPERM"), (True, "EINVAL")):
         process, path = taker(lab, "t.bind(('', 20000))")
-        made = f"t = socket.socket({family}, 2)" + ("; t.bind(('', 20000))" if binds_first else "")
-        container = lab.spawn_graft("--direct", *python(GIVE.replace("t = socket.socket()", made) + "; sys.stdin.readline()"), path, stdin=-1)
+        made = f"t = socket.socket({family}, {kind})" + ("; t.bind(('', 20000))" if binds_first else "")
+        container = lab.spawn_graft("--direct", *published, *python(GIVE.replace("t = socket.socket()", made) + "; sys.stdin.readline()"), path, stdin=-1)
         assert process.stdout.readline() == "taken\n"
         assert told(process) == expected
         lab.end(container)

@@ -441,3 +441,36 @@ def test_accel_that_the_user_may_not_read(lab):
     assert result.returncode == 125
     assert "--accel: user nobody may not read" in result.stderr
     assert json.loads(lab.graft("ps", "-j").stdout) == []
+
+
+@pytest.mark.alone
+def test_a_channel_that_brings_descriptors(lab):
+    """The last close of a socket waits as its SO_LINGER says. graft-sup has no time for that, nor has its end."""
+    before = set(lab.helper_pids())
+    code = f"""
+import ctypes, os, socket, struct, sys
+libc = ctypes.CDLL(None)
+def channel():
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, libc.syscall({linux.NR_SOCKET}, 4, 1 | socket.SOCK_CLOEXEC, 0x67720000))
+def lingers():
+    server = socket.create_server(('127.0.0.1', 0)); one = socket.create_connection(server.getsockname()); peer = server.accept()[0]
+    one.setblocking(False)
+    try:
+        while one.send(bytes(65536)): pass
+    except BlockingIOError: pass
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('=ii', 1, 3000))
+    return one.detach(), peer.detach()
+for length in (1, 1, 0, 9):
+    child = os.fork()
+    if not child:
+        one = channel(); socket.send_fds(one, [bytes([1] * length)], lingers())
+        os._exit(0)  # which waits for nothing
+    os.waitpid(child, 0)
+one = channel()
+try: one.bind('\\0graft-attack-name'); print('bound')
+except OSError as error: print(error.strerror)
+socket.create_server(('127.0.0.1', 80)).close(); print('served')
+"""
+    done = lab.graft("run", *python(code))
+    assert done.stdout.splitlines() == ["Invalid argument", "served"], done.stderr
+    wait_for(lambda: set(lab.helper_pids()) <= before, "the end of graft-sup", 5)

@@ -113,3 +113,25 @@ def test_it_outlives_graftd(own_lab):
 @pytest.mark.parametrize("text", ["rate=", "rate=100", "rate=5mb", "rate=-1mbit", "rate=1bit", "rate=1000gbit", "rate=1.5mbit"])
 def test_what_is_no_rate(lab, text):
     lab.refused((GRAFT, "run", "--limit", text, "true"), 2, f"limit '{text}': not ")
+
+
+OVER_A_PAGE = """
+import ctypes, mmap, os, signal, socket, struct
+text = mmap.mmap(-1, 8192); place = ctypes.c_char.from_buffer(text); libc = ctypes.CDLL(None)
+child = os.fork()
+while not child:
+    text[:8] = bytes(8); text[:8] = b'\\xff' * 8
+with socket.socket() as s:
+    s.setsockopt(1, 47, 1000); most = 0
+    for _ in range(30000):
+        libc.setsockopt(s.fileno(), 1, 47, ctypes.byref(place), 8192)
+        most = max(most, struct.unpack('=Q', s.getsockopt(1, 47, 8))[0])
+os.kill(child, signal.SIGKILL)
+print(most)
+"""
+
+
+def test_a_value_that_is_longer_than_a_page_is_read_once(lab):
+    """The kernel reads the program's memory again, where the policy has left the length as it was."""
+    told = lab.graft("run", "--limit", f"rate={RATE}", *python(OVER_A_PAGE), check=True)
+    assert int(told.stdout) <= 2_000_000

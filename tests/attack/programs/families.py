@@ -4,6 +4,7 @@ import itertools
 import socket
 
 from .common import attack
+from .netns import outcome, wrong
 
 BEYOND = {"vsock": 40, "qipcrtr": 42, "isdn": 34, "rds": 21, "smc": 43}
 
@@ -27,6 +28,14 @@ for name, number in BEYOND.items():
     found = every_type(number)
     found.__name__ = f"family_{name}"
     attack(found)
+
+
+@attack
+def protocol_smc():
+    """AF_SMC by another name, since Linux 6.11."""
+    kinds = itertools.product((socket.AF_INET, socket.AF_INET6), (0, socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
+    told = {f"{family}-{flags}": outcome(socket.socket, family, socket.SOCK_STREAM | flags, 256) for family, flags in kinds}
+    return wrong(told, "EPROTONOSUPPORT") or "EPROTONOSUPPORT"
 
 
 @attack

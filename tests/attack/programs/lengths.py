@@ -6,10 +6,13 @@ import mmap
 import os
 import signal
 import socket
+import struct
 import threading
+import time
 from functools import partial
 
 from .common import ATTACKS, HOST, LO, TCP, UDP, V4, V6, attack, libc, option
+from .netns import wrong
 from .ports import by_chance
 
 V6ONLY = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -134,3 +137,41 @@ def udp_port_by_chance_after_a_failed_bind():
         s.sendto(b"", LO)
 
     return by_chance(fail)
+
+
+def packet_by_a_timestamp(sends):
+    """What comes back with a time stamp of a sent datagram: nothing else, or the packet, with hardware addresses."""
+    with socket.socket(V4, UDP) as server, socket.socket(V4, UDP) as s:
+        server.bind(("127.0.0.1", 5354))
+        sends(s)
+        for _ in range(50):
+            with contextlib.suppress(BlockingIOError):
+                data, told, _, _ = s.recvmsg(4096, 1024, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+                return "PACKET" if data else "ALONE" if told else "NOTHING"
+            time.sleep(0.01)
+    return "NEVER"
+
+
+STAMPS = 0x2 | 0x10 | 0x100  # of sending and of the queue, by software
+
+
+@attack
+def packet_by_a_timestamp_of_a_socket():
+    def sends(s, name, value):
+        s.setsockopt(1, name, value)
+        s.sendto(b"x", ("127.0.0.1", 5354))
+
+    flags = struct.pack("=i", STAMPS)
+    tries = [(name, flags + more) for name in (37, 65) for more in (b"", bytes(4), bytes(9000))]
+    told = {f"{name}-{len(value)}": packet_by_a_timestamp(partial(sends, name=name, value=value)) for name, value in tries}
+    return wrong(told, "ALONE") or "ALONE"
+
+
+@attack
+def packet_by_a_timestamp_of_a_message():
+    """A control message asks for the stamp, and the socket says with what."""
+
+    def sends(s):
+        s.sendmsg([b"x"], [(1, 37, struct.pack("=I", STAMPS & ~0x10))], 0, ("127.0.0.1", 5354))
+
+    return packet_by_a_timestamp(sends)
