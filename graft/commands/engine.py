@@ -45,31 +45,35 @@ def make(*, install: bool) -> click.Command:
     @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
     @click.option("-n", "--dry-run", is_flag=True, help="Show the change, but do not make it.")
     @click.option("--reload", "reload_", is_flag=True, help="Reload the engine (systemctl reload, or restart).")
-    @click.option(
-        "--runtime", type=click.Choice(["runc", "crun"]), default="runc", help="The runtime that graft-runtime runs."
-    )
+    @click.option("--runtime", type=click.Choice(["runc", "crun"]), help="The runtime that graft-runtime runs.")
     @click.option(
         "--swarm", is_flag=True, help="For services: the default runtime, and the plugin graft:swarm (Docker)."
     )
     @click.option("--subnet", default="", metavar="CIDR", help="Addresses of the CNI network (Podman, containerd).")
+    @click.option(
+        "--network", default="", metavar="CIDR", help="The pods of all nodes, if that is more (containerd)."
+    )
     @click.option("--root", type=Path, default=Path("/"), hidden=True)
     def command(
         engine: str,
         yes: bool,
         dry_run: bool,
         reload_: bool,
-        runtime: str,
+        runtime: str | None,
         swarm: bool,
         subnet: str,
+        network: str,
         root: Path,
         force: bool = False,
     ) -> None:
-        if subnet:
-            _check_subnet(subnet)
+        _check_prefix("--subnet", subnet)
+        _check_prefix("--network", network)
+        if network and engine != "containerd":
+            raise click.UsageError("--network goes with containerd")
         if swarm and engine != "docker":
             raise click.UsageError("--swarm goes with docker")
         version = check_version(engine) if install else ""
-        plan = plan_of(engine, Options(root, runtime, subnet, swarm), install=install)
+        plan = plan_of(engine, Options(root, runtime or "", subnet, swarm, network), install=install)
         if install:
             click.echo(f"{engine}: found {version}, {plan.found}")
         plugin = _plugin_order(install=install) if swarm else ""
@@ -158,13 +162,13 @@ def check_unused(engine: str) -> None:
         )
 
 
-def _check_subnet(text: str) -> None:
+def _check_prefix(option: str, text: str) -> None:
     import ipaddress
 
     try:
-        ipaddress.ip_network(text)
+        ipaddress.ip_network(text or "0.0.0.0/0")
     except ValueError as error:
-        raise click.UsageError(f"--subnet: {error}") from None
+        raise click.UsageError(f"{option}: {error}") from None
 
 
 def _tell(engine: str, plan: Plan, *, reload_: bool) -> None:

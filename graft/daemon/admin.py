@@ -23,7 +23,15 @@ from graft.daemon.files import Files
 from graft.daemon.open_sockets import Owned, socket_document
 from graft.daemon.pages import Pages
 from graft.daemon.planning import Planner, plan_document
-from graft.daemon.requests import READING, WITH_DESCRIPTORS, Given, check_version, method_of, parse_given, viewer
+from graft.daemon.requests import (
+    WITH_DESCRIPTORS,
+    Given,
+    check_version,
+    method_of,
+    must_be_saved,
+    parse_given,
+    viewer,
+)
 from graft.daemon.stats import Stats
 from graft.daemon.tenancy import Tenancy
 from graft.engines.resolver import Resolver
@@ -95,15 +103,13 @@ class Admin:
     def _carry_out(self, connection: Connection, request: protocol.AnyRequest, fds: list[int]) -> Reply:
         if fds and not isinstance(request, WITH_DESCRIPTORS):
             raise UsageError("this request has no descriptors")
-        changes = not isinstance(request, READING)
+        changes, state = must_be_saved(request), self.tenancy.registry.state
         if changes:
-            self._saved(f"nothing was changed: {self.tenancy.registry.state} cannot be written")
+            self._saved(f"nothing was changed: {state} cannot be written")
         self.tenancy.calls.reap()
         reply: Reply = self._order(request)(connection, request, fds)
         if changes:
-            self._saved(
-                f"done, but {self.tenancy.registry.state} cannot be written: a restart of graftd would undo it"
-            )
+            self._saved(f"done, but {state} cannot be written: a restart of graftd would undo it")
         return reply
 
     def _order(self, request: protocol.AnyRequest) -> Callable[..., Reply]:

@@ -1,5 +1,6 @@
 """Orders of engines on the admin socket: graft-runtime, Podman's hook and graft-cni."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from graft import protocol
 from graft.daemon.admission_engines import begin_guarded, expect_target
 from graft.daemon.connection import Connection
-from graft.daemon.joining import check_same_policy
+from graft.daemon.joining import as_begun, new_rules
 from graft.daemon.tenancy import Tenancy
 from graft.engines import bundle, direct, joined, trust
 from graft.engines.container import Container, metadata_of
@@ -38,6 +39,16 @@ class Creation(NamedTuple):
 
     pid: int
     bundle: str  # its directory; "" in Podman's hook
+
+
+def _waits(attachment: Attachment) -> bool:
+    """Has Docker given it a sandbox that no container is in yet? The namespace comes with the container's start."""
+    nsfs = os.stat("/proc/self/ns/net").st_dev
+    for path in attachment.sandbox:
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_dev == nsfs:
+                return False
+    return bool(attachment.sandbox)
 
 
 def _not_grafts(network: str) -> Refused:
@@ -169,9 +180,11 @@ class EngineOrders:
 
     def _check_same(self, container: Container, metadata: protocol.Metadata) -> None:
         """Refuse a container that joins one which is direct, if it is not, or the other way round; or has another
-        list of destinations.
+        policy. A pod's has the pod's.
         """
         joined = self.tenancy.registry.by_netns(container.where[0]) if container.where[0] else None
+        if joined and container.engine == POD:
+            metadata.request = as_begun(joined, metadata.request)
         if joined and bool(joined.cgroup) != bool(metadata.request.direct):
             raise Refused(
                 f"container '{joined.name}', whose network it joins, is {'' if joined.cgroup else 'not '}direct",
@@ -179,7 +192,7 @@ class EngineOrders:
                 code="EEXIST",
             )
         if joined:
-            check_same_policy(joined, metadata)
+            new_rules(joined, metadata, parse_request(metadata.request), container.id)
 
     def _check_direct(
         self, creation: Creation, config: dict[str, Any], container: Container, metadata: protocol.Metadata
@@ -234,7 +247,7 @@ class EngineOrders:
                 del self.unjoined[forgotten]
         elif container.network:
             attached = [a for t in self.tenancy.registry.tenants.values() for a in t.attached]
-            if all(a in attached or not a.sandbox for a in self.tenancy.registry.attachments.values()):
+            if not any(_waits(a) for a in self.tenancy.registry.attachments.values() if a not in attached):
                 raise _not_grafts(container.network)
         joined.check_devices(self.tenancy.registry, container)
 
@@ -280,12 +293,16 @@ class EngineOrders:
         return {}
 
     def attached(self, _connection: Connection, request: protocol.Attached, _fds: list[int]) -> Reply:
-        """graft-cni CHECK: the attachment's addresses that the host has. Raises Refused if there is no attachment."""
+        """graft-cni CHECK: the attachment's addresses that the host has, and those that it has not.
+
+        Raises Refused if there is no attachment.
+        """
         attachment = self.tenancy.registry.attachments.get(request.key)
         if attachment is None:
             raise Refused("the container is not attached", code="ENOENT")
         here = addresses.addresses()
-        return {"addresses": [str(own.address) for own in attachment.addresses if str(own.address) in here]}
+        own = [str(own.address) for own in attachment.addresses]
+        return {"addresses": [a for a in own if a in here], "missing": [a for a in own if a not in here]}
 
     def detach(self, _connection: Connection, request: protocol.Detach, _fds: list[int]) -> Reply:
         """graft-cni DEL: drop an attachment. One that does not exist is no error (CNI specification, DEL)."""

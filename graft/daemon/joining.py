@@ -3,7 +3,7 @@
 from graft import protocol
 from graft.errors import Refused
 from graft.kernel import sysctl
-from graft.rules.request import Parsed
+from graft.rules.request import DIRECT, Parsed, Request
 from graft.rules.sysctl import IGNORE, OWN, parse_sysctls
 from graft.tenants.tenant import POD, Tenant
 
@@ -67,6 +67,15 @@ def new_rules(running: Tenant, target: protocol.Run | protocol.Metadata, asked: 
         ingress=[r for r in asked.ingress if r not in running.ingress],
         egress=[r for r in asked.egress if r not in running.egress],
     )
+
+
+def as_begun(running: Tenant, asked: Request) -> Request:
+    """What a further container of the pod @running asks for: the pod has the policy that it began with.
+
+    kubelet makes a container anew with the annotations that the pod has by then, which anybody may have changed.
+    """
+    kept = {name: getattr(running.asked, name) for name in ("egress_default", "allow", "learn", "names", "interface")}
+    return asked._replace(**kept, limits=(), resolver=(), direct=DIRECT if running.cgroup else None)
 
 
 def check_same_policy(running: Tenant, target: protocol.Run | protocol.Metadata) -> None:

@@ -1,4 +1,4 @@
-"""Requests of the admin and the user socket: which only read, which carry descriptors, and what their texts say."""
+"""Requests of the admin and the user socket: which only read, free, carry descriptors; what their texts say."""
 
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ READING = (
 )
 
 
+FREEING = (protocol.Detach,)
+
 WITH_DESCRIPTORS = (
     protocol.Run,
     protocol.EndpointAdd,
@@ -54,6 +56,14 @@ def parse_given(request: protocol.RuleAdd | protocol.RuleDel) -> Given:
         [parse_ingress(r) for r in request.ingress],
         [parse_egress(r) for r in request.egress],
     )
+
+
+def must_be_saved(request: protocol.AnyRequest) -> bool:
+    """Is what it changes to be in state.json before it is done? What frees something is done in any case.
+
+    Saving is tried again each second.
+    """
+    return not isinstance(request, READING + FREEING)
 
 
 def check_version(request: protocol.AnyRequest) -> None:

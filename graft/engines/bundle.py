@@ -319,8 +319,6 @@ def _bindings(host: Document) -> list[str]:
         for place in places or ():
             address = place.get("HostIp") or ""
             address = f"[{address}]:" if ":" in address else f"{address}:" if address else ""
-            if address in ("0.0.0.0:", "[::]:"):
-                address = ""
             if not place.get("HostPort"):
                 raise Refused(
                     f"-p {number}: the host's port is missing",

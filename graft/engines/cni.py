@@ -179,7 +179,8 @@ def add(config: Document, text: str, root: str = "") -> Document:
     path = _environment("CNI_NETNS")
     assigned = _delegate(config, text, "ADD") or (previous if not _inside(previous) else {})
     ips = assigned.get("ips") or []
-    gateway = next((ip["gateway"] for ip in ips if ip.get("gateway") and ":" not in ip["gateway"]), "")
+    gateways = sorted((ip["gateway"] for ip in ips if ip.get("gateway")), key=lambda text: ":" in text)
+    gateway = gateways[0] if gateways else ""  # of IPv4, if it has both
     try:
         netns = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         client.call(
@@ -224,9 +225,9 @@ def add(config: Document, text: str, root: str = "") -> Document:
 
 def delete(config: Document, text: str) -> None:
     """DEL: take the addresses and ports back. It succeeds again if they are gone. Raises CniError, GraftError."""
+    client.call("detach", start=False, key=_key())  # first: another container may have the address then
     if config.get("ipam"):
         _delegate(config, text, "DEL")
-    client.call("detach", start=False, key=_key())
 
 
 def check(config: Document, text: str) -> None:
@@ -240,6 +241,6 @@ def check(config: Document, text: str) -> None:
         [] if _inside(previous) and not config.get("ipam") else [ip["address"] for ip in previous.get("ips") or ()]
     )
     found = client.call("attached", start=False, key=_key())
-    missing = [a for a in wanted if a.partition("/")[0] not in found["addresses"]]
+    missing = [a for a in wanted if a.partition("/")[0] not in found["addresses"]] or found["missing"]
     if missing:
         raise CniError(OWN, f"{', '.join(missing)}: no longer an address of this container")

@@ -135,7 +135,7 @@ class Docker:
             "NetworkDriver.Join": self._join,
             "NetworkDriver.Leave": self._leave,
             "NetworkDriver.DeleteEndpoint": self._delete_endpoint,
-            "IpamDriver.GetCapabilities": lambda _r, _p: {"RequiresMACAddress": False},
+            "IpamDriver.GetCapabilities": self.ipam.capabilities,
             "IpamDriver.GetDefaultAddressSpaces": lambda _r, _p: {
                 "LocalDefaultAddressSpace": "graft",
                 "GlobalDefaultAddressSpace": "graft",
@@ -270,7 +270,7 @@ def _address(mapping: Mapping) -> Address | None:
     """The host's address of a port mapping, None for every one. Raises UsageError, also for another protocol."""
     if mapping.protocol not in PROTOCOL_NAME:
         raise UsageError(f"port {mapping.port}: protocol {mapping.protocol} is neither tcp nor udp")
-    return parse_address(mapping.host) if mapping.host and mapping.host != "::" else None
+    return parse_address(mapping.host) if mapping.host else None
 
 
 def _offered(mappings: list[Any]) -> list[dict[str, Any]]:

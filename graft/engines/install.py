@@ -10,6 +10,7 @@ Podman      a hook (oci-hooks(5)); a network, of CNI or of netavark, with the pl
 containerd  config.toml gets, between two marks, a runtime handler with CNI networks of its own
 """
 
+import contextlib
 import difflib
 import hashlib
 import ipaddress
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from graft.errors import Failure, Refused, UsageError
+from graft.kernel.routes import networks_of_the_host
 
 HERE = Path(__file__).parents[1]
 BACKUP = ".before-graft"
@@ -39,11 +41,13 @@ CNI_PLACES = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 NETAVARK_PLUGINS = (4, 5)  # the first Podman whose netavark (1.5) has plugins
 LEAST = {"docker": (20, 10), "podman": (4, 0), "containerd": (1, 6)}
 PROGRAMS = {"docker": "dockerd", "podman": "podman", "containerd": "containerd"}
-PACKAGES = {
-    **{engine: engine for engine in PROGRAMS},
-    "docker": "docker.io",
-}  # of Debian; its `docker` is another thing
+PACKAGES = {**PROGRAMS, "docker": "docker.io"}  # of Debian; its `docker` is another thing
 RUNC = "io.containerd.runc.v2"  # the shim, which starts whatever BinaryName says
+# what graft's handler has of its own; a name, or tables within, are nobody's to copy
+HANDLER = (
+    "runtime_type", "pod_annotations", "container_annotations", "cni_conf_dir", "cni_max_conf_num", "options",
+    "runtime_path", "runtime_engine", "runtime_root",
+)  # fmt: skip
 CRI_TABLES = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
 
 
@@ -105,9 +109,10 @@ class Options(NamedTuple):
     """Options of `graft install`."""
 
     root: Path = Path("/")  # the directory that has /etc and /usr
-    runtime: str = "runc"  # or crun: the runtime that graft-runtime executes
+    runtime: str = ""  # runc or crun: what graft-runtime executes; "": the installed one, or runc
     subnet: str = ""  # of the network, as CIDR; "": the installed one or the default
     swarm: bool = False  # make graft's runtime the default one, which services have
+    network: str = ""  # of the pods of all nodes, as CIDR; "": the installed one, or the subnet alone
 
 
 def _under(root: Path, path: str) -> Path:
@@ -193,9 +198,7 @@ def docker(options: Options, *, install: bool, path: Path | None = None) -> Plan
     runtimes = dict(document.get("runtimes", {}))
     found = _configuration(path, text)
     if install:
-        runtimes[NAME] = {"path": program("graft-runtime")}
-        if options.runtime != "runc":
-            runtimes[NAME]["runtimeArgs"] = [f"--graft-runtime={options.runtime}"]
+        runtimes[NAME] = {"path": program("graft-runtime"), **_runtime_arguments(runtimes.get(NAME), options.runtime)}
     else:
         runtimes.pop(NAME, None)
     wanted = {**document, "runtimes": runtimes}
@@ -217,6 +220,15 @@ def docker(options: Options, *, install: bool, path: Path | None = None) -> Plan
     return Plan(changed(path, after), ["systemctl", "reload", "docker"], "dockerd reads its runtimes again", found)
 
 
+def _runtime_arguments(before: Any, runtime: str) -> dict[str, list[str]]:
+    """The arguments of graft-runtime in daemon.json: those that were there, with @runtime if that is said."""
+    found = before.get("runtimeArgs", []) if isinstance(before, dict) else []
+    if runtime:
+        found = [word for word in found if not str(word).startswith("--graft-runtime")]
+        found += [f"--graft-runtime={runtime}"] if runtime != "runc" else []
+    return {"runtimeArgs": found} if found else {}
+
+
 # -- Podman --
 
 
@@ -230,6 +242,34 @@ def conflist(name: str, subnet: str, **options: Any) -> str:
         **ipam,
     }
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
+
+
+def network_list(path: Path, fresh: str, options: Options) -> str:
+    """The text of the list of networks at @path, in which what others have written stays; @fresh if it has none.
+
+    Of graft's own are the capabilities; --subnet and --network say the addresses again.
+    """
+    try:
+        document = json.loads(_text(path) or "")
+        plugin = document["plugins"][0]
+        if plugin["type"] != "graft-cni":
+            return fresh
+    except (ValueError, KeyError, IndexError, TypeError):
+        return fresh
+    before = json.dumps(document)
+    plugin["capabilities"] = json.loads(fresh)["plugins"][0]["capabilities"]
+    if options.subnet and options.subnet not in _subnets(plugin):
+        plugin["ipam"] = {"type": "host-local", "subnet": options.subnet}
+    if options.network:
+        plugin["network"] = options.network
+    return (_text(path) or "") if json.dumps(document) == before else json.dumps(document, indent=2) + "\n"
+
+
+def _subnets(plugin: dict[str, Any]) -> list[str]:
+    """The subnets of host-local in a plugin of a list."""
+    ipam = plugin.get("ipam") or {}
+    ranges = [one for group in ipam.get("ranges") or [] for one in group]
+    return [str(one["subnet"]) for one in (ipam, *ranges) if "subnet" in one]
 
 
 def podman_hook(program: str, *argv: str) -> str:
@@ -268,10 +308,23 @@ def _subnet(path: Path) -> str:
     try:
         document = json.loads(_text(path) or "")
         if "plugins" in document:
-            return str(document["plugins"][0]["ipam"]["subnet"])
+            return _subnets(document["plugins"][0])[0]
         return str(document["subnets"][0]["subnet"])
     except (ValueError, KeyError, IndexError, TypeError):
         return ""
+
+
+def _default_subnet(text: str) -> str:
+    """@text, a CIDR, if no network of the host's overlaps it. Raises Refused."""
+    wanted, known = ipaddress.ip_network(text), list[ipaddress.IPv4Network | ipaddress.IPv6Network]()
+    with contextlib.suppress(OSError):  # ip(8) is missing, as `graft doctor` says
+        known = networks_of_the_host()
+    for other in known:
+        if other.version == wanted.version and other.overlaps(wanted):
+            raise Refused(
+                f"{text}, the default, has addresses of {other}, to which this host has a route", hint="--subnet CIDR"
+            )
+    return text
 
 
 def _cni_place(root: Path) -> Path:
@@ -303,10 +356,12 @@ def podman(options: Options, *, install: bool) -> Plan:
     kinds = {"cni": PODMAN_NETWORK, "netavark": NETAVARK_NETWORK}
     kind = backend() if install else ""
     before = next(filter(None, (_subnet(_under(root, path)) for path in kinds.values())), "")
-    subnet = options.subnet or before or "10.97.0.0/16"
+    subnet = options.subnet or before or (_default_subnet("10.97.0.0/16") if install else "")
     files: dict[str, str | None] = {
         "/usr/share/containers/oci/hooks.d/graft.json": podman_hook(runtime, "graft-hook"),
-        PODMAN_NETWORK: conflist(NAME, subnet) if kind == "cni" else None,
+        PODMAN_NETWORK: network_list(_under(root, PODMAN_NETWORK), conflist(NAME, subnet), options)
+        if kind == "cni"
+        else None,
         NETAVARK_NETWORK: podman_network(NAME, subnet) if kind == "netavark" else None,
         "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",
     }
@@ -353,15 +408,17 @@ def containerd(options: Options, *, install: bool) -> Plan:
     nets = "/etc/cni/graft.d"
     after: str | None = None if before is None else without
     if install:
-        handler = _handler(table, nets, options.runtime, _stood_in_for(section), alone=not runtimes)
+        handler = _handler(table, nets, options.runtime, *_stood_in_for(section), alone=not runtimes)
         after = f"{without.rstrip()}\n\n{handler}"
         _toml(path, after)
     podman_uses = _under(root, PODMAN_NETWORK).exists()
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
     changes = linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
     pods = _under(root, f"{nets}/10-graft.conflist")
-    subnet = options.subnet or _subnet(pods) or "10.86.0.0/16"
-    changes += changed(pods, conflist("graft-pods", subnet, resolver=False) if install else None)
+    subnet = options.subnet or _subnet(pods) or (_default_subnet("10.86.0.0/16") if install else "")
+    more = {"network": options.network} if options.network else {}
+    fresh = conflist("graft-pods", subnet, resolver=False, **more)
+    changes += changed(pods, network_list(pods, fresh, options) if install else None)
     changes += changed(path, after)
     return Plan(
         changes,
@@ -376,8 +433,8 @@ def _bin_dir(cni: dict[str, Any]) -> Path:
     return Path(next(iter(cni.get("bin_dirs") or ()), "") or cni.get("bin_dir") or "/opt/cni/bin")
 
 
-def _stood_in_for(section: dict[str, Any]) -> dict[str, Any]:
-    """The options of the runtime that pods have without a RuntimeClass, which graft's handler has as well.
+def _stood_in_for(section: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the runtime has that pods have without a RuntimeClass, and graft's handler has as well; its options.
 
     SystemdCgroup is one of them: without it a pod is outside of the slices that kubelet makes for it (kubeadm's
     default), and has none of its limits.
@@ -385,30 +442,35 @@ def _stood_in_for(section: dict[str, Any]) -> dict[str, Any]:
     runtimes = section.get("runtimes") or {}
     base = runtimes.get(section.get("default_runtime_name") or "runc") or runtimes.get("runc") or {}
     if base.get("runtime_type", RUNC) != RUNC:
-        return {}
-    return {name: value for name, value in (base.get("options") or {}).items() if name != "BinaryName"}
+        return {}, {}
+    options = {name: value for name, value in (base.get("options") or {}).items() if name != "BinaryName"}
+    keys = {name: value for name, value in base.items() if name not in HANDLER and not isinstance(value, dict)}
+    return keys, options
 
 
-def _handler(table: str, nets: str, runtime: str, more: dict[str, Any], *, alone: bool) -> str:
+def _handler(
+    table: str, nets: str, runtime: str, more: dict[str, Any], options: dict[str, Any], *, alone: bool
+) -> str:
     """Return the lines for config.toml. Raises UsageError.
 
-    @more: further options. @alone: the file names no runtime yet. containerd drops its default runc as soon as the
-    file names one, so that runc has to be written as well.
+    @more, @options: further keys, and of its options. @alone: the file names no runtime yet. containerd drops its
+    default runc as soon as the file names one, so that runc has to be written as well.
     """
     runtimes = f'plugins."{table}".containerd.runtimes'
     where = f"{runtimes}.{NAME}"
     default = f'[{runtimes}.runc]\n  runtime_type = "{RUNC}"\n' if alone else ""
-    copied = "".join(f"    {name} = {json.dumps(value)}\n" for name, value in more.items())
+    keys = "".join(f"  {name} = {json.dumps(value)}\n" for name, value in more.items())
+    copied = "".join(f"    {name} = {json.dumps(value)}\n" for name, value in options.items())
     binary = program("graft-runtime")
-    if runtime != "runc":
+    if runtime not in ("", "runc"):
         raise UsageError(f"containerd calls graft-runtime without options: its runtime is runc, not '{runtime}'")
     return f"""{BEGIN}
 {default}[{where}]
   runtime_type = "{RUNC}"
-  pod_annotations = ["graft.*", "graft.*.*"]
-  container_annotations = ["graft.*", "graft.*.*"]
+  pod_annotations = ["graft", "graft.*"]
+  container_annotations = ["graft", "graft.*"]
   cni_conf_dir = "{nets}"
-  [{where}.options]
+{keys}  [{where}.options]
     BinaryName = "{binary}"
 {copied}{END}
 """

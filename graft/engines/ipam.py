@@ -1,11 +1,12 @@
 """Docker's IPAM driver: pools of addresses for networks of graft."""
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Any
 
 from graft.engines.libnetwork import Request
 from graft.errors import Refused, UsageError
-from graft.kernel import addresses as addresses_
+from graft.kernel.routes import networks_of_the_host
 from graft.rules.own_address import network_of
 from graft.tenants.registry import Registry
 
@@ -18,10 +19,10 @@ POOLS = ipaddress.ip_network("10.89.0.0/16")  # a network made without --subnet 
 class Pool:
     """The addresses of one network. @part: the range within it that addresses are chosen from (--ip-range), or ""."""
 
-    def __init__(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network, part: str) -> None:
-        self.network = network
-        self.part = ipaddress.ip_network(part) if part else network
-        self.taken: set[str] = set()
+    def __init__(self, prefix: str, part: str, taken: Iterable[str] = ()) -> None:
+        self.network = ipaddress.ip_network(prefix)
+        self.part = ipaddress.ip_network(part) if part else self.network
+        self.taken = set(taken)
 
     def take(self, wanted: str, used: set[str], *, gateway: bool) -> str:
         """Take the address @wanted, or the first that is free. Raises Refused if it is in use or outside, or none is.
@@ -44,51 +45,64 @@ class Pool:
 
 
 class Ipam:
-    """The methods of libnetwork's docs/ipam.md. Pools are not stored: the next graftd knows them by prefix."""
+    """The methods of libnetwork's docs/ipam.md. The registry has the pools, for the next graftd, by their prefixes.
+
+    dockerd asks for what its networks have again when it starts (RequiresRequestReplay), also after a reboot.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.pools: dict[str, Pool] = {}
+
+    @staticmethod
+    def capabilities(_request: Request, _pid: int) -> Document:
+        """IpamDriver.GetCapabilities."""
+        return {"RequiresMACAddress": False, "RequiresRequestReplay": True}
 
     def request_pool(self, request: Request, _pid: int) -> Document:
         wanted = request.pool or ""
         if request.v6 and not wanted:
             raise UsageError("IPv6 needs --subnet", hint="for example --subnet fd00:77::/64")
-        network = ipaddress.ip_network(wanted) if wanted else self._free_pool()
-        network_of(str(network), 0)
-        pool = Pool(network, request.sub_pool or "")
-        self.pools[str(network)] = pool
-        return {"PoolID": str(network), "Pool": str(network), "Data": {}}
+        prefix = str(ipaddress.ip_network(wanted) if wanted else self._free_pool())
+        network_of(prefix, 0)
+        before = self.registry.pools.get(prefix, ("", []))
+        self._keep(prefix, Pool(prefix, request.sub_pool or before[0], before[1]))
+        return {"PoolID": prefix, "Pool": prefix, "Data": {}}
 
     def _free_pool(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        """Return a /24 that overlaps no pool and has no address of the host. Raises Refused.
+        """Return a /24 that overlaps no pool and no network of the host's. Raises Refused.
 
         If dockerd finds that a pool overlaps with a network in use, it asks again, without end.
         """
-        used = [pool.network for pool in self.pools.values()]
-        local = [ipaddress.ip_address(a) for a in addresses_.addresses()]
+        used = [*map(ipaddress.ip_network, self.registry.pools), *networks_of_the_host()]
         for network in POOLS.subnets(new_prefix=24):
-            if not any(network.overlaps(u) for u in used if u.version == 4) and not any(a in network for a in local):
+            if not any(network.overlaps(u) for u in used if u.version == 4):
                 return network
         raise Refused(f"no /24 of {POOLS} is free", hint="name one with --subnet", code="ENOSPC")
 
     def release_pool(self, request: Request, _pid: int) -> Document:
-        self.pools.pop(request.pool_id, None)
+        self.registry.pools.pop(request.pool_id, None)
+        self.registry.saved = False
         return {}
 
-    def _pool(self, number: str) -> "Pool":
-        """Return the pool of an id. The id is the prefix, so a pool from before graftd's restart is made again."""
-        if number not in self.pools:
-            self.pools[number] = Pool(ipaddress.ip_network(number), "")
-        return self.pools[number]
+    def _pool(self, prefix: str) -> Pool:
+        """The pool of an id, which is the prefix. One that an earlier graftd has not saved is made again."""
+        return Pool(prefix, *self.registry.pools.get(prefix, ("",)))
+
+    def _keep(self, prefix: str, pool: Pool) -> None:
+        part = "" if pool.part == pool.network else str(pool.part)
+        self.registry.pools[prefix] = part, sorted(pool.taken)
+        self.registry.saved = False  # it is, within a second, or with what is attached next
 
     def request_address(self, request: Request, _pid: int) -> Document:
         pool = self._pool(request.pool_id)
         used = {str(own.address) for attachment in self.registry.attachments.values() for own in attachment.addresses}
         gateway = (request.options or {}).items() >= GATEWAY.items()
         chosen = pool.take(request.address or "", used, gateway=gateway)
+        self._keep(request.pool_id, pool)
         return {"Address": f"{chosen}/{pool.network.prefixlen}", "Data": {}}
 
     def release_address(self, request: Request, _pid: int) -> Document:
-        self._pool(request.pool_id).taken.discard(request.address or "")
+        pool = self._pool(request.pool_id)
+        pool.taken.discard(request.address or "")
+        self._keep(request.pool_id, pool)
         return {}

@@ -22,6 +22,7 @@ from graft import __version__, client
 from graft.engines import rootless
 from graft.engines.mappings import publication
 from graft.errors import GraftError
+from graft.kernel.routes import networks_of_the_host
 
 API_VERSION = "1.0.0"
 NETWORKS = "/etc/containers/networks"  # network_config_dir of root's Podman (containers.conf(5))
@@ -117,7 +118,8 @@ def _choose(version: int, number: str) -> AnyNetwork:
     digest = hashlib.sha256(number.encode()).digest()
     if version == 6:
         return ipaddress.IPv6Network((b"\xfd" + digest[:5] + bytes(10), LENGTH6))
-    taken = [other for _, other in _taken(Path(NETWORKS)) if isinstance(other, ipaddress.IPv4Network)]
+    known = [*(other for _, other in _taken(Path(NETWORKS))), *networks_of_the_host()]
+    taken = [other for other in known if isinstance(other, ipaddress.IPv4Network)]
     choices = list(POOL4.subnets(new_prefix=LENGTH4))
     first = int.from_bytes(digest[:4], "big") % len(choices)
     for choice in choices[first:] + choices[:first]:
@@ -158,7 +160,7 @@ def setup(options: Document, netns: str, root: str = "") -> Document:
             raise PluginError(f"{address} is in no subnet of network '{network['name']}'")
         gateway = subnets[inside].get("gateway")
         given.append({"ipnet": f"{address}/{inside.prefixlen}", **({"gateway": gateway} if gateway else {})})
-    gateways = [entry["gateway"] for entry in given if ":" not in entry.get("gateway", ":")]
+    gateways = sorted((entry["gateway"] for entry in given if "gateway" in entry), key=lambda text: ":" in text)
     resolver = gateways[0] if gateways and network.get("dns_enabled") else ""
     try:
         fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,6 +1,7 @@
 """Where the current netns would send what is for an address, and whether somebody answers there (ip-route(8))."""
 
 import contextlib
+import ipaddress
 import json
 import socket
 import subprocess
@@ -8,6 +9,8 @@ import time
 from typing import Any, NamedTuple
 
 from graft.rules.address import Address
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_LENGTH = 1  # 0.0.0.0/1 and 128.0.0.0/1 together are a default route, as OpenVPN writes it
 ANSWER_SECONDS = 0.5  # a neighbour of the same link answers within milliseconds (ARP, RFC 826; NDP, RFC 4861)
@@ -46,6 +49,16 @@ def route_to(address: Address) -> Route | None:
     route = {**(found[0].get("nexthops") or [{}])[0], **found[0]}
     gateway = route.get("gateway") or (route.get("via") or {}).get("host") or ""
     return Route(route.get("type", "unicast"), route.get("dst", ""), gateway, route.get("dev", ""))
+
+
+def networks_of_the_host() -> list[Network]:
+    """The networks to which a route of this netns leads, but for default ones: of links, bridges, VPNs.
+
+    Raises OSError if ip(8) is not installed.
+    """
+    found = [route for family in ("-4", "-6") for route in _ip(family, "route", "show")]
+    routes = [Route("", str(route.get("dst")), "", "") for route in found]
+    return [ipaddress.ip_network(route.prefix) for route in routes if not route.default]
 
 
 def default_gateways(*, v4: bool) -> set[str]:

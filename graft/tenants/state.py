@@ -123,6 +123,7 @@ def dump(known: Known) -> dict[str, Any]:
         "places": [[p.number, p.inode, p.label] for p in known.places.values()],
         "users_file": known.users_file,
         "networks": known.networks,
+        "pools": known.pools,
         "added": [str(address) for address in known.added],
         "attachments": [attachment.document() for attachment in known.attachments.values()],
         "tenants": [_dump_tenant(tenant) for tenant in known.tenants.values()],
@@ -150,6 +151,7 @@ def restore(known: Known, document: dict[str, Any]) -> None:
     known.lost_places = {number: (inode, label) for number, inode, label in document.get("places", [])}
     known.users_file = document.get("users_file")
     known.networks = document["networks"]
+    known.pools = {prefix: (part, taken) for prefix, (part, taken) in document.get("pools", {}).items()}
     known.added = {parse_address(a) for a in document["added"]}
     for saved in document["attachments"]:
         known.attachments[saved["key"]] = restore_attachment(saved)

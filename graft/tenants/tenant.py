@@ -472,6 +472,7 @@ class Known:
         self.added: set[Address] = set()  # addresses that graft has put on lo
         self.users_file: str | None = None  # the text of users.toml that is in force; None: not known
         self.networks: list[str] = []  # the kernel knows an engine's network by its index here, counted from 1
+        self.pools: dict[str, tuple[str, list[str]]] = {}  # of Docker's IPAM: the range, and what is taken, by prefix
         self.lost_places: dict[int, tuple[int, str]] = {}
         self.saved = True
         self.next_id = 1

@@ -41,8 +41,8 @@ CONFIG = PLACES_OF_CONTAINERD + """
         Root = "{root}/runc"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.graft]
       runtime_type = "io.containerd.runc.v2"
-      pod_annotations = ["graft.*", "graft.*.*"]
-      container_annotations = ["graft.*", "graft.*.*"]
+      pod_annotations = ["graft", "graft.*"]
+      container_annotations = ["graft", "graft.*"]
       cni_conf_dir = "{root}/net"
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.graft.options]
         BinaryName = "{wrapper}"

@@ -1,5 +1,6 @@
 """The DaemonSet of contrib/kubernetes on a whole node: it installs graft, and what runs does not depend on its pod."""
 
+import json
 import os
 import re
 import subprocess
@@ -89,7 +90,13 @@ def test_the_daemonset(machine, nodes):
 
     text = (PLACE / "daemonset.yaml").read_text()
     nodes.kubectl("apply", "-f", "-", input=text.replace("image: IMAGE", f"image: {IMAGE}"))
+    wait_for(lambda: "'exitCode': 1," in str(nodes.get(*SYSTEM, "pods", "-l", "app=graft")), "the refusal without a subnet", 60)
+    assert machine.run("graft --version", check=False).returncode == 127
+    nodes.kubectl(*SYSTEM, "create", "configmap", "graft-subnets", "--from-literal=node=10.86.3.0/24 10.86.0.0/16")
+    nodes.kubectl(*SYSTEM, "delete", "pods", "-l", "app=graft")
     first = rolled_out(nodes)
+    listed = json.loads(machine.run("cat /etc/cni/graft.d/10-graft.conflist").stdout)["plugins"][0]
+    assert (listed["ipam"]["subnet"], listed["network"]) == ("10.86.3.0/24", "10.86.0.0/16")
     assert machine.run("systemctl is-active graftd graftd.socket graftd-agent.socket").stdout == "active\n" * 3
     at = nodes.wait_ready("web", timeout=60)
     assert nodes.get("pod", "web")["spec"]["overhead"] == {"memory": "1Mi"}

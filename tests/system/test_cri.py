@@ -285,6 +285,10 @@ def test_the_plugin_alone(host, tmp_path):
         status, chained = cni(host, "ADD", plain | {"prevResult": before}, CNI_NETNS=path)
         assert (status, chained["ips"][0]["address"]) == (0, "10.98.0.9/24")
         assert "inet 10.98.0.9/32" in host.host("ip", "address").stdout
+        assert cni(host, "CHECK", plain | {"prevResult": chained}, CNI_NETNS=path) == (0, None)
+        host.host("ip", "address", "del", "10.98.0.9/32", "dev", "lo", check=True)
+        status, told = cni(host, "CHECK", plain | {"prevResult": chained}, CNI_NETNS=path)
+        assert (status, told["msg"]) == (1, "graft: 10.98.0.9: no longer an address of this container")
         assert cni(host, "DEL", plain, CNI_NETNS="")[0] == 0
         inside = before | {"interfaces": [{"name": "eth0", "sandbox": path}]}
         status, chained = cni(host, "ADD", plain | {"prevResult": inside}, CNI_NETNS=path)

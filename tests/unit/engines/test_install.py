@@ -14,7 +14,17 @@ from graft.bench.lab import ROOT
 from graft.commands.engine import check_unused
 from graft.commands.main import graft
 from graft.engines import install, swarm
-from graft.engines.install import BACKUP, BEGIN, CRI_TABLES, ENGINES, Options, check_version, docker, podman
+from graft.engines.install import (
+    BACKUP,
+    BEGIN,
+    CRI_TABLES,
+    ENGINES,
+    Options,
+    check_version,
+    containerd,
+    docker,
+    podman,
+)
 from graft.errors import Failure, Refused
 
 
@@ -106,8 +116,11 @@ def test_docker(root):
     assert set(document["runtimes"]) == {"nvidia", "graft"}
     assert Path(document["runtimes"]["graft"]["path"]).name == "graft-runtime"
     assert (root / "etc/docker/daemon.json.before-graft").read_text() == DAEMON
-    plan = docker(Options(root, "crun"), install=True)
-    assert '"--graft-runtime=crun"' in plan.changes[0].diff
+    for runtime, wanted in (("crun", ["--graft-runtime=crun"]), ("", ["--graft-runtime=crun"]), ("runc", None)):
+        for one in docker(Options(root, runtime), install=True).changes:
+            one.make()
+        entry = json.loads((root / "etc/docker/daemon.json").read_text())["runtimes"]["graft"]
+        assert entry.get("runtimeArgs") == wanted, "what was chosen stays, until another is"
 
 
 def test_docker_for_swarm(root):
@@ -179,6 +192,10 @@ def test_containerds_handler_has_the_options_of_the_runtime_that_it_stands_in_fo
   default_runtime_name = "other"
 [{runtimes}.other]
   runtime_type = "io.containerd.runc.v2"
+  base_runtime_spec = "/etc/containerd/cri-base.json"
+  privileged_without_host_devices = true
+  pod_annotations = ["theirs.*"]
+  cni_conf_dir = "/theirs"
 [{runtimes}.other.options]
   BinaryName = "/usr/bin/other"
   SystemdCgroup = true
@@ -193,6 +210,14 @@ def test_containerds_handler_has_the_options_of_the_runtime_that_it_stands_in_fo
     options = made["graft"]["options"]
     assert (options["SystemdCgroup"], options["ShimCgroup"]) == (True, "/shim")
     assert options["BinaryName"].endswith("/graft-runtime")
+    assert {name: value for name, value in made["graft"].items() if name != "options"} == {
+        "runtime_type": "io.containerd.runc.v2",
+        "base_runtime_spec": "/etc/containerd/cri-base.json",
+        "privileged_without_host_devices": True,
+        "pod_annotations": ["graft", "graft.*"],  # path.Match() of Go: the first is none of the second
+        "container_annotations": ["graft", "graft.*"],
+        "cni_conf_dir": "/etc/cni/graft.d",
+    }
     assert (root / "usr/lib/cni/graft-cni").is_symlink()
     path.write_text(path.read_text().replace('default_runtime_name = "other"', 'default_runtime_name = "kata"'))
     change("containerd", root, install=True)
@@ -222,6 +247,38 @@ def test_a_subnet_that_was_chosen_stays(root):
     for one in podman(Options(root, subnet="10.98.0.0/16"), install=True).changes:
         one.make()
     assert not podman(Options(root), install=True).changes
+
+
+RANGES = {"type": "host-local", "ranges": [[{"subnet": "10.244.3.0/24"}], [{"subnet": "fd00:3::/64"}]]}
+
+
+@pytest.mark.parametrize(
+    ("ipam", "options", "after"),
+    [
+        ({"type": "host-local", "subnet": "10.244.3.0/24"}, {}, None),
+        (RANGES, {}, None),
+        (RANGES, {"subnet": "fd00:3::/64"}, None),
+        (RANGES, {"subnet": "10.244.4.0/24"}, {"type": "host-local", "subnet": "10.244.4.0/24"}),
+        ({"type": "calico-ipam"}, {}, None),
+        ({"type": "calico-ipam"}, {"network": "10.0.0.0/8"}, None),
+    ],
+)
+def test_a_list_that_others_have_changed_stays(root, ipam, options, after):
+    """docs/kubernetes.md has the administrator write `network`, and install again when the runtime changes."""
+    for one in containerd(Options(root, subnet="10.244.3.0/24", network="10.244.0.0/16"), install=True).changes:
+        one.make()
+    path = root / "etc/cni/graft.d/10-graft.conflist"
+    document = json.loads(path.read_text())
+    assert (document["plugins"][0]["network"], document["plugins"][0]["resolver"]) == ("10.244.0.0/16", False)
+    document["plugins"][0] |= {"ipam": ipam, "theirs": 7}
+    document["plugins"].append({"type": "bandwidth"})
+    path.write_text(json.dumps(document))
+    for one in containerd(Options(root, **options), install=True).changes:
+        one.make()
+    found = json.loads(path.read_text())
+    document["plugins"][0] |= {"ipam": after or ipam, "network": options.get("network", "10.244.0.0/16")}
+    assert found == document
+    assert not containerd(Options(root, **options), install=True).changes
 
 
 def test_podman_with_netavark(root, podmans):

@@ -1,6 +1,7 @@
 """graft-netavark: networks that are made and refused, what graftd is asked for, and what Podman is told."""
 
 import io
+import ipaddress
 import json
 import os
 import sys
@@ -48,13 +49,15 @@ def test_a_network_as_it_was_asked_for():
     assert {key: made[key] for key in NETWORK} == NETWORK
 
 
-def test_subnets_are_chosen_beside_those_that_are_taken(networks):
+def test_subnets_are_chosen_beside_those_that_are_taken(networks, monkeypatch):
     (first,) = create(dict(NETWORK))["subnets"]
     (networks / "other.json").write_text(json.dumps({"subnets": [first]}))
     (networks / "broken.json").write_text("{")
     (second,) = create(dict(NETWORK))["subnets"]
     assert first["subnet"] != second["subnet"]
     assert second["subnet"].startswith(("10.98.", "10.99."))
+    monkeypatch.setattr(netavark, "networks_of_the_host", lambda: [ipaddress.ip_network("10.98.0.0/16")])
+    assert create(dict(NETWORK))["subnets"][0]["subnet"].startswith("10.99."), "the host has a route to the others"
     (networks / "all.json").write_text(json.dumps({"subnets": [{"subnet": "10.98.0.0/15"}]}))
     with pytest.raises(PluginError, match=r"all subnets of 10\.98\.0\.0/15 are in use"):
         create(dict(NETWORK))
@@ -119,6 +122,9 @@ def test_setup_without_names_and_what_it_refuses(asked):
     without["network"] = {**without["network"], "dns_enabled": False}
     assert setup(without, os.devnull)["dns_server_ips"] == []
     assert asked[0]["resolver"] == ""
+    alone = options(static_ips=["fd01::9"])
+    assert setup(alone, os.devnull)["dns_server_ips"] == ["fd01::1"], "of IPv6 where there is no other"
+    assert asked[1]["resolver"] == "fd01::1"
     for more, message in (
         ({"static_mac": "aa:bb:cc:dd:ee:ff"}, "leave out --mac-address"),
         ({"static_ips": ["10.7.0.1"]}, "10.7.0.1 is in no subnet of network 'gnet'"),
@@ -127,7 +133,7 @@ def test_setup_without_names_and_what_it_refuses(asked):
             setup(options(**more), os.devnull)
     with pytest.raises(PluginError, match="/nowhere: No such file or directory"):
         setup(options(), "/nowhere")
-    assert len(asked) == 1
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

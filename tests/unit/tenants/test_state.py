@@ -62,6 +62,7 @@ def test_the_earlier_release_can_read_it(document):
     assert written.pop("places") == []
     assert written.pop("real_paths")
     assert written.pop("users_file") is None
+    assert written.pop("pools") == {}
     del document["places"]
     for attachment in written["attachments"]:
         assert attachment.pop("local") == []
