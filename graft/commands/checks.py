@@ -403,6 +403,7 @@ CHECKS: tuple[tuple[str, bool, Callable[[], str]], ...] = (
     ("ephemeral ports", False, _port_range),
     ("kernel tunnels", False, checks_host.tunnels),
     ("uids of sockets", False, checks_host.owners),
+    ("peers of devices", False, checks_host.peers),
     ("packet marks", False, checks_host.marks),
     ("users' routes", False, checks_host.uids),
 )

@@ -50,6 +50,24 @@ def tunnels() -> str:
     return f"no module takes a container's UDP sockets ({', '.join(TUNNELS)})"
 
 
+# Makes a netns, and from another one, in a user namespace of its own, a pair of devices of which one is to be in it
+PEER = """exec 9</proc/self/ns/net
+exec unshare --user --map-root-user --net ip link add graft0 type veth peer name graft1 netns /proc/self/fd/9"""
+
+
+def peers() -> str:
+    """Does the kernel ask who puts the peer of a device into a netns (rtnl_get_peer_net())? Raises Lack."""
+    done = subprocess.run(("unshare", "--net", "sh", "-c", PEER), capture_output=True, timeout=10)
+    if done.returncode == 0:
+        raise Lack(
+            "CVE-2026-31692: whoever has a user namespace may put a device into any netns, a program in a direct "
+            "container also into the host's",
+            "a kernel with 'rtnetlink: add missing netlink_ns_capable() check for peer netns', or "
+            "sysctl user.max_user_namespaces=0",
+        )
+    return "nobody puts a device into another's netns"
+
+
 def owners() -> str:
     """Is the program loaded that keeps the uid of a container's socket (csrc/owners.bpf.h)? Raises Lack."""
     try:
