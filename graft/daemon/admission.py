@@ -115,8 +115,8 @@ def admit_target(
             if listener is None:
                 tenancy.store.put(f"netns-{tenant.id}", tenant.netns_fd)
             else:
-                idle = isinstance(target, protocol.Metadata) and target.sandbox
-                tenancy.adopt(tenant, listener, trusted=trusted, pid=pid, idle=idle)
+                idle, member = isinstance(target, protocol.Metadata) and target.sandbox, _container_id(target)
+                tenancy.adopt(tenant, listener, trusted=trusted, pid=pid, idle=idle, member=member)
         except BaseException:
             if before:
                 tenant.restore(before)
@@ -244,6 +244,8 @@ def _add_rules(
         tenant.members[target.container] = Member(target.engine, target.name or "", target.directory)
         if not target.netadmin:
             tenant.no_netadmin.add(target.container)
+        if tenant.listeners and asked.publish:
+            tenant.brought.setdefault(target.container, []).extend(asked.publish)
     if trusted or user:
         known = admission_users.known_endpoints(reg, user) if user else reg.home_endpoints()
         import_endpoints(tenant, endpoint_names(asked.ingress, asked.egress), known)

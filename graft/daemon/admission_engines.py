@@ -114,6 +114,6 @@ def admit_guarded(tenancy: Tenancy, pid: int, listener: int, metadata: protocol.
         attachments.attach(tenancy.registry, tenant)
         tenancy.registry.apply(tenant)
         tenancy.registry.moved.add(tenant)
-    tenancy.adopt(tenant, listener, trusted=True, pid=pid)
+    tenancy.adopt(tenant, listener, trusted=True, pid=pid, member=metadata.container)
     log.debug("container %s: pid %d, direct", tenant.name, pid)
     return tenant

@@ -43,6 +43,7 @@ from graft.rules.limits import default_limits
 from graft.tenants.direct import lives
 from graft.tenants.direct_engines import EngineContainers
 from graft.tenants.interfaces import Interfaces, patience
+from graft.tenants.publish import unpublish
 from graft.tenants.registry import Registry
 from graft.tenants.tenant import API, OWNER_BASE, WRAPPER, Tenant
 from graft.trap.dispatch import scope_of
@@ -132,17 +133,20 @@ class Tenancy:
 
     # -- tenants --
 
-    def adopt(self, tenant: Tenant, listener_fd: int, *, trusted: bool, pid: int = 0, idle: bool = False) -> None:
+    def adopt(
+        self, tenant: Tenant, listener_fd: int, *, trusted: bool, pid: int = 0, idle: bool = False, member: str = ""
+    ) -> None:
         """Store a tenant's namespace and new listener, then receive from the listener.
 
         @listener_fd belongs to graftd from now on. @trusted: root handed it over. @pid: who has it, or 0. @idle: no
-        call is expected from it. Raises Refused (EMFILE) if graftd has too few descriptors left.
+        call is expected from it. @member: the engine's container that it is of. Raises Refused (EMFILE) if graftd has
+        too few descriptors left.
         """
         if not self.spare.whole:
             raise Refused("graftd has no descriptors left", hint="end containers, or raise its limit", code="EMFILE")
         if not tenant.listeners:
             self.store.put(f"netns-{tenant.id}", tenant.netns_fd)
-        self.calls.adopt(tenant, listener_fd, trusted=trusted, pid=pid, idle=idle)
+        self.calls.adopt(tenant, listener_fd, trusted=trusted, pid=pid, idle=idle, member=member)
         self.forwards.want(tenant)
 
     def ended(self, tenant: Tenant) -> None:
@@ -159,6 +163,17 @@ class Tenancy:
         if tenant.cgroup and not tenant.lost_listener:
             unleash(self.kernel.maps["leashes"], tenant.id)
         log.info("container %s ended", tenant.name)
+
+    def left(self, tenant: Tenant, member: str) -> None:
+        """Forget an engine's container that has ended, in whose netns others run, and what it published."""
+        tenant.members.pop(member, None)
+        tenant.no_netadmin.discard(member)
+        self.direct.unmark(member)
+        for publication in tenant.brought.pop(member, []):
+            if publication in tenant.publications:
+                unpublish(tenant, publication)
+        self.registry.apply(tenant)
+        log.debug("container %s: %s has ended", tenant.name, member)
 
     def remove(self, tenant: Tenant) -> None:
         """Take a tenant away, the wrappers inside it first, and what is kept for it."""

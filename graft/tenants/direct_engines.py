@@ -100,9 +100,13 @@ class EngineContainers(DirectContainers):
         if fd >= 0:
             os.close(fd)
 
+    def unmark(self, number: str) -> None:
+        """Undo mark(), because the container has ended."""
+        (self.marks / number.replace("/", "_")).unlink(missing_ok=True)
+
     def end(self, tenant: Tenant) -> None:
         for number in tenant.members:
-            (self.marks / number.replace("/", "_")).unlink(missing_ok=True)
+            self.unmark(number)
         super().end(tenant)
 
     def check(self) -> None:

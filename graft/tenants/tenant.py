@@ -146,9 +146,8 @@ class Tenant:
     gid: int = 0  # of that user
     user: str = ""  # the name of that user, if it is a container by the user socket
     followers: set[int] = field(default_factory=set)  # processes that have its sockets by the API
-    paths: dict[str, tuple[int, int, int]] = field(
-        default_factory=dict
-    )  # unix sockets it has bound: dev, inode, ctime
+    # unix sockets it has bound: dev, inode, ctime
+    paths: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     trusted: bool = True  # did root of the host hand its listener over?
     cgroup: str = ""  # of a direct container: its cgroup's path below the root of cgroup2
     more_cgroups: list[str] = field(default_factory=list)  # those of further direct containers in its netns
@@ -162,6 +161,8 @@ class Tenant:
     pid: int = 0
     started: float = field(default_factory=time.time)  # for `graft ps`
     limits: Limits = field(default_factory=Limits)
+    heard: dict[str, str] = field(default_factory=dict)  # of which member each listener is, by the latter's number
+    brought: dict[str, list[Publication]] = field(default_factory=dict)  # by members that joined: theirs alone
     no_netadmin: set[str] = field(default_factory=set)  # ids of members that may not have CAP_NET_ADMIN
     device: str = ""  # that graft has made in its netns (graft/kernel/nowhere.py); "lo": none can be made
     shown: dict[str, str] = field(default_factory=dict)  # the device of each address that graft has put there

@@ -89,6 +89,9 @@ class Graftd(Protocol):
     def ended(self, tenant: Tenant) -> None:
         """Called in the loop's thread when the last process under the tenant's listeners is gone."""
 
+    def left(self, tenant: Tenant, member: str) -> None:
+        """Called likewise for one of an engine's containers in it, while others run."""
+
 
 class Listeners:
     """All listeners of this graftd, and the calls that come from them.
@@ -113,16 +116,20 @@ class Listeners:
 
     # -- listeners --
 
-    def adopt(self, tenant: Tenant, fd: int, *, trusted: bool, pid: int = 0, idle: bool = False) -> None:
+    def adopt(
+        self, tenant: Tenant, fd: int, *, trusted: bool, pid: int = 0, idle: bool = False, member: str = ""
+    ) -> None:
         """Store a new listener of a tenant, then watch it. Takes over @fd.
 
         @trusted: root handed it over. @pid: the process that has it. Its graft-sup is charged to that one's cgroups,
         and has to end with it: of containers that share a netns, each may be removed before the others, and its
-        cgroup with it. @idle: no call is expected.
+        cgroup with it. @idle: no call is expected. @member: of which of an engine's containers in the netns it is.
         """
         idle = idle and not tenant.cgroup  # the /proc/net of a direct container is that of its graft-sup
         number = self.next_number
         self.next_number += 1
+        if member:
+            tenant.heard[str(number)] = member
         journal = Journal()
         watched = Watched(Listener(fd, number), journal, tenant, trusted=trusted)
         watched.pid = pid
@@ -309,8 +316,11 @@ class Listeners:
         with self.lock:
             del self.watched[listener.number]
         self.dispatcher.end(watched)
+        member = tenant.heard.pop(str(listener.number), "")
         if tenant.listeners:
             self.daemon.direct.follow(tenant)
+            if member and member not in tenant.heard.values():
+                self.daemon.left(tenant, member)
         else:
             self.daemon.ended(tenant)
 

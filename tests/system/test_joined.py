@@ -1,6 +1,7 @@
 """Docker: sysctls of a container, and networks that it joins: what would act on none of its sockets is refused."""
 
 import errno
+import json
 import subprocess
 
 import pytest
@@ -114,3 +115,32 @@ def test_what_the_engine_shows(docker, host, gnet):
     host.client(*python(take), HOST4, check=True)
     assert docker("stats", "--no-stream", "--format", "{{.NetIO}}", "web").stdout == "0B / 0B\n"
     assert "web" in host.graft("ps").stdout
+
+
+def test_what_a_container_that_joined_brought_goes_with_it(docker, host):
+    """Its ports are free at once, its name is gone, and what comes later may ask for less; also after a restart of it."""
+    sleep = ("/busybox", "sleep", "100")
+    docker.run("-d", "--name", "first", "--network", "none", "--label", "graft.publish=8741:81", argv=sleep)
+    joins = ("-d", "--network", "container:first", "--label", "graft.netadmin=on", "--label", "graft.publish=8740:80")
+    docker.run(*joins, "--name", "second", argv=sleep)
+
+    def published():
+        return next(row["publish"] for row in json.loads(host.graft("ps", "-j", check=True).stdout) if row["name"] == "first")
+
+    def members():
+        (one,) = json.loads((host.run_dir / "state.json").read_text())["tenants"]
+        return len(one["members"])
+
+    both, own = ["8741:81/tcp", "8740:80/tcp"], ["8741:81/tcp"]
+    assert (published(), members()) == (both, 2)
+    docker("restart", "-t", "0", "second")
+    assert (published(), members()) == (both, 2)
+    docker("exec", "second", "/busybox", "true")
+    assert (published(), members()) == (both, 2), "an exec that has ended is no member"
+    docker("rm", "-f", "second")
+    wait_for(lambda: published() == own, "the port is free")
+    wait_for(lambda: members() == 1, "it is forgotten")
+    docker.run("--rm", "--network", "none", "-p", "8740:80", argv=("/busybox", "true"))
+    docker.run("--rm", "--network", "container:first", "--label", "graft.publish=8742:80", argv=("/busybox", "true"))
+    wait_for(lambda: published() == own, "nor has a short one left anything")
+    assert host.graft("inspect", "first").returncode == 0

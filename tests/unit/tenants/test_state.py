@@ -12,7 +12,7 @@ from graft.tenants.state import dump, restore
 from graft.tenants.tenant import API, CONTAINER, WRAPPER, Known, Member, Table, Tenant
 
 RELEASE_0_1 = Path(__file__).with_name("state-4.json")  # written by release 0.1; no field of a tenant has its default
-ADDED = {"asked", "cgroup", "device", "gid", "led", "lost_listener", "more_cgroups", "netns_made", "networked", "no_netadmin", "shown", "user", "wide"}  # keys of a tenant since then
+ADDED = {"asked", "brought", "cgroup", "device", "gid", "heard", "led", "lost_listener", "more_cgroups", "netns_made", "networked", "no_netadmin", "shown", "user", "wide"}  # keys of a tenant since then
 
 
 @pytest.fixture
