@@ -8,8 +8,8 @@
  * container's first process is there. Without it no socket is made.
  *
  * What graft-sup sets on a socket that it makes cannot be set here: bpf_setsockopt() is not for this type of program.
- * So bind() is trapped, and graft-sup or graftd sets it first. A bind that comes without has no port of its own to
- * wait with, and is refused when it is bound (is_too_early()). The other calls do without: connect() to ::1 leaves
+ * So bind() is trapped, and graft-sup or graftd sets it first. A bind that comes without is refused
+ * (is_unprepared()). The other calls do without: connect() to ::1 leaves
  * from an address that graftd has put on lo.
  *
  * The other program here keeps the container's from the host's sysctls.

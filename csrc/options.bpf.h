@@ -558,7 +558,7 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		return ALLOW;
 	}
 	if (level == SOL_IP_ && name == IP_BIND_ADDRESS_NO_PORT_ && value + 1 <= end &&
-	    (!stamp || is_no_port(ctx, level, name, stamp)))
+	    (!stamp || (stamp->tenant != GRAFT_EXEMPT && is_no_port(ctx, level, name, stamp))))
 		*value = stamp && stamp->flags & STAMP_NO_PORT;
 	if (level != SOL_SOCKET_)
 		return ALLOW;

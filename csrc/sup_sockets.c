@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -303,23 +304,41 @@ static bool close_foreign(int channel)
 	return true;
 }
 
+static int unclosed[CHANNELS], unclosed_count; /* of which the process could not be started */
+
 /* A channel: one byte, how many sockets are asked for. Whoever sends anything else, or descriptors, loses it. */
 void on_channel(const struct epoll_event *event)
 {
-	int channel = (int)(__u32)event->data.u64, kind = (int)(event->data.u64 >> 32);
+	int channel = (int)(__u32)event->data.u64, kind = (int)(event->data.u64 >> 32), tries = 0;
 	unsigned char asked;
+	struct sockaddr_un name;
 	struct iovec one = {.iov_base = &asked, .iov_len = 1};
-	struct msghdr message = {.msg_iov = &one, .msg_iovlen = 1};
-	ssize_t length = recvmsg(channel, &message, MSG_DONTWAIT | MSG_PEEK);
+	struct msghdr message;
+	ssize_t length;
+	bool ended;
 
+	do { /* ECONNRESET is told once, and before what is in the queue */
+		message = (struct msghdr){
+			.msg_name = &name, .msg_namelen = sizeof(name), .msg_iov = &one, .msg_iovlen = 1};
+		length = recvmsg(channel, &message, MSG_DONTWAIT | MSG_PEEK);
+	} while (length < 0 && errno == ECONNRESET && !tries++);
 	if (length < 0 && errno == EAGAIN)
 		return;
-	if (!(message.msg_flags & MSG_CTRUNC)) { /* there is no room for descriptors */
+	ended = !length && !message.msg_namelen; /* a message without a byte has the name of its sender */
+	if (!ended && length >= 0 && !(message.msg_flags & MSG_CTRUNC)) { /* there is no room for descriptors */
 		length = recv(channel, &asked, 1, MSG_DONTWAIT);
 		if (length == 1 && asked && asked <= SUP_BATCH && fill_channel(channel, kind, asked))
 			return;
 	}
 	epoll_ctl(events, EPOLL_CTL_DEL, channel, NULL);
-	if (close_foreign(channel))
+	if (ended) {
+		close(channel);
 		__atomic_sub_fetch(&channels, 1, __ATOMIC_RELAXED);
+		return;
+	}
+	unclosed[unclosed_count++] = channel;
+	while (unclosed_count && close_foreign(unclosed[unclosed_count - 1])) {
+		unclosed_count--;
+		__atomic_sub_fetch(&channels, 1, __ATOMIC_RELAXED);
+	}
 }

@@ -108,7 +108,8 @@ install_all() {
 		"$root$prefix/bin/graft" completion zsh $name | file "$datadir/zsh/site-functions/_$name"
 		"$root$prefix/bin/graft" completion fish $name | file "$datadir/fish/vendor_completions.d/$name.fish"
 	done
-	group=$(getent group graft || true) # whose members may give orders, if somebody has made it
+	group= # whose members may give orders, if somebody has made it here
+	[ -n "$root" ] || group=$(getent group graft || true)
 	if [ -n "$root" ] || [ -d "$unitdir" ]; then
 		for unit in contrib/systemd/*; do
 			sed "s|@BINDIR@|$bindir|; ${group:+/^SocketMode=0660\$/a SocketGroup=graft}" "$unit" | file "$unitdir/${unit##*/}"
@@ -119,7 +120,7 @@ install_all() {
 		"$root$prefix/bin/python3" -m compileall -qf -s "$root" "$root$prefix/lib"
 		grep -rlIF "$root$prefix" "$root$prefix/bin" "$root$prefix/pyvenv.cfg" | xargs sed -i "s|$root$prefix|$prefix|g"
 	elif [ -d /run/systemd/system ]; then
-		echo "install: systemctl enable --now graftd.socket graftd-agent.socket; for Docker: systemctl enable graftd-docker.socket"
+		echo "install: systemctl enable --now graftd.socket graftd-agent.socket; for Docker: systemctl enable graftd-docker.socket; systemctl start graftd"
 	fi
 }
 

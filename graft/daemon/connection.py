@@ -16,7 +16,7 @@ from typing import Any
 from graft import protocol
 from graft.errors import GraftError, UsageError, from_oserror
 from graft.log import log
-from graft.process.closing import close_foreign, end, receive_fds
+from graft.process.closing import close_foreign, end, receive_fds, take_out_of_band
 from graft.process.loop import Loop
 from graft.tenants.peers import Peer
 from graft.text import plain
@@ -70,6 +70,7 @@ class Connection:
         self.service: Any = None  # Admin or Agent: the socket that it came by
         self.account: tuple[str, int] | None = None  # what it counts against (Daemon._account)
         self.user: Any = None  # the User whose orders come by it, once it has said Hello to the user socket
+        take_out_of_band(sock)
         sock.setblocking(False)
         loop.add(sock.fileno(), self.ready)
 
@@ -115,6 +116,7 @@ class Connection:
             except BaseException as error:
                 for fd in fds:
                     with contextlib.suppress(OSError):  # @serve has closed it
+                        os.fstat(fd)
                         close_foreign(fd)
                 if isinstance(error, OSError):
                     raise from_oserror("graftd", error) from None
@@ -176,8 +178,8 @@ class Connection:
         """Close the connection, and descriptors that came with an incomplete message. May be called twice."""
         if self.sock.fileno() < 0:
             return
-        close_foreign(*self.fds)
-        self.fds = []
+        fds, self.fds = self.fds, []
+        close_foreign(*fds)
         self._close_replies()
         self.peer.close()
         self.loop.remove(self.sock.fileno())

@@ -74,7 +74,8 @@ def as_begun(running: Tenant, asked: Request) -> Request:
 
     kubelet makes a container anew with the annotations that the pod has by then, which anybody may have changed.
     """
-    kept = {name: getattr(running.asked, name) for name in ("egress_default", "allow", "learn", "names", "interface")}
+    same = ("egress_default", "ip", "allow", "learn", "names", "interface", "sysctl")
+    kept = {name: getattr(running.asked, name) for name in same}
     return asked._replace(**kept, limits=(), resolver=(), direct=DIRECT if running.cgroup else None)
 
 

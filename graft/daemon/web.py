@@ -17,7 +17,7 @@ from typing import NamedTuple
 import h11
 
 from graft.errors import Failure
-from graft.process.closing import end, receive
+from graft.process.closing import end, receive, take_out_of_band
 from graft.process.loop import Loop
 from graft.rules.where import Where
 
@@ -135,6 +135,7 @@ class Conversation:
         self.out: list[memoryview] = []
         self.deadline = time.monotonic() + PATIENCE
         self.asked = False  # has a whole request come?
+        take_out_of_band(sock)
         sock.setblocking(False)
         loop.add(sock.fileno(), self._ready)
 

@@ -30,7 +30,7 @@ from graft.engines.libnetwork import Mapping, Request, decode
 from graft.engines.resolver import Resolver
 from graft.errors import GraftError, Refused, UsageError
 from graft.log import log
-from graft.process.closing import end, receive
+from graft.process.closing import end, receive, take_out_of_band
 from graft.process.loop import Loop
 from graft.process.store import Store
 from graft.rules.address import PROTOCOL_NAME, Address, parse_address
@@ -75,11 +75,16 @@ class Docker:
         elif shutil.which("dockerd") or PLUGINS.is_dir():
             PLUGINS.mkdir(parents=True, exist_ok=True)
             self.path.unlink(missing_ok=True)
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.bind(str(self.path))
-            self.path.chmod(0o600)
-            self.sock.listen(128)
-            self.store.put("docker", self.sock.fileno())
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.bind(str(self.path))
+                self.path.chmod(0o600)
+                sock.listen(128)
+            except OSError:
+                sock.close()
+                raise
+            self.sock = sock
+            self.store.put("docker", sock.fileno())
         if self.sock:
             self.sock.setblocking(False)
             self.loop.add(self.sock.fileno(), self._accept)
@@ -87,7 +92,8 @@ class Docker:
     def tick(self) -> None:
         """Listen if Docker has been installed meanwhile. To be called each second."""
         if not self.sock:
-            self.start()
+            with contextlib.suppress(OSError):  # no room, or no descriptor: the next second
+                self.start()
 
     def held(self) -> list[tuple[str, int]]:
         """Return the names and descriptors that the next keeper has to hold."""
@@ -307,6 +313,7 @@ class Conversation:
         self.http = h11.Connection(h11.SERVER)
         self.target = ""
         self.body = bytearray()
+        take_out_of_band(sock)
         sock.setblocking(True)
         sock.settimeout(5)  # dockerd reads at once; a peer that does not must not hold us up
         loop.add(sock.fileno(), self._ready)

@@ -32,6 +32,7 @@ HERE = Path(__file__).parents[1]
 BACKUP = ".before-graft"
 NAME = "graft"
 BEGIN, END = "# graft: begin (graft uninstall containerd takes this out)", "# graft: end"
+CAPABILITIES = {"portMappings": True, "aliases": True, "ips": True}  # of graft-cni
 PODMAN_NETWORK = "/etc/cni/net.d/88-graft.conflist"
 NETAVARK_NETWORK = "/etc/containers/networks/graft.json"
 NETAVARK_PLUGIN = (
@@ -237,32 +238,36 @@ def conflist(name: str, subnet: str, **options: Any) -> str:
     ipam = {"ipam": {"type": "host-local", "subnet": subnet}} if subnet else {}
     plugin = {
         "type": "graft-cni",
-        "capabilities": {"portMappings": True, "aliases": True, "ips": True},
+        "capabilities": CAPABILITIES,
         **options,
         **ipam,
     }
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [plugin]}, indent=2) + "\n"
 
 
-def network_list(path: Path, fresh: str, options: Options) -> str:
-    """The text of the list of networks at @path, in which what others have written stays; @fresh if it has none.
+def network_list(path: Path, fresh: Callable[[], str], options: Options) -> str:
+    """The text of the list of networks at @path, in which what others have written stays; @fresh if it is none.
 
     Of graft's own are the capabilities; --subnet and --network say the addresses again.
     """
     try:
         document = json.loads(_text(path) or "")
-        plugin = document["plugins"][0]
-        if plugin["type"] != "graft-cni":
-            return fresh
-    except (ValueError, KeyError, IndexError, TypeError):
-        return fresh
+        plugin = _own_plugin(document)
+    except (ValueError, KeyError, TypeError, StopIteration):
+        return fresh()
     before = json.dumps(document)
-    plugin["capabilities"] = json.loads(fresh)["plugins"][0]["capabilities"]
+    plugin["capabilities"] = CAPABILITIES
     if options.subnet and options.subnet not in _subnets(plugin):
         plugin["ipam"] = {"type": "host-local", "subnet": options.subnet}
     if options.network:
         plugin["network"] = options.network
     return (_text(path) or "") if json.dumps(document) == before else json.dumps(document, indent=2) + "\n"
+
+
+def _own_plugin(document: Any) -> dict[str, Any]:
+    """graft's plugin in a list. Raises KeyError, TypeError, StopIteration."""
+    found: dict[str, Any] = next(p for p in document["plugins"] if p["type"] == "graft-cni")
+    return found
 
 
 def _subnets(plugin: dict[str, Any]) -> list[str]:
@@ -308,9 +313,9 @@ def _subnet(path: Path) -> str:
     try:
         document = json.loads(_text(path) or "")
         if "plugins" in document:
-            return _subnets(document["plugins"][0])[0]
+            return _subnets(_own_plugin(document))[0]
         return str(document["subnets"][0]["subnet"])
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, StopIteration):
         return ""
 
 
@@ -321,9 +326,7 @@ def _default_subnet(text: str) -> str:
         known = networks_of_the_host()
     for other in known:
         if other.version == wanted.version and other.overlaps(wanted):
-            raise Refused(
-                f"{text}, the default, has addresses of {other}, to which this host has a route", hint="--subnet CIDR"
-            )
+            raise Refused(f"{text}, the default: this host has a route to {other}", hint="--subnet CIDR")
     return text
 
 
@@ -357,11 +360,10 @@ def podman(options: Options, *, install: bool) -> Plan:
     kind = backend() if install else ""
     before = next(filter(None, (_subnet(_under(root, path)) for path in kinds.values())), "")
     subnet = options.subnet or before or (_default_subnet("10.97.0.0/16") if install else "")
+    listed = network_list(_under(root, PODMAN_NETWORK), lambda: conflist(NAME, subnet), options)
     files: dict[str, str | None] = {
         "/usr/share/containers/oci/hooks.d/graft.json": podman_hook(runtime, "graft-hook"),
-        PODMAN_NETWORK: network_list(_under(root, PODMAN_NETWORK), conflist(NAME, subnet), options)
-        if kind == "cni"
-        else None,
+        PODMAN_NETWORK: listed if kind == "cni" else None,
         NETAVARK_NETWORK: podman_network(NAME, subnet) if kind == "netavark" else None,
         "/etc/containers/containers.conf.d/graft.conf": f"{conf}enable_port_reservation = false\n",
     }
@@ -415,9 +417,11 @@ def containerd(options: Options, *, install: bool) -> Plan:
     shared = podman_uses and _under(root, str(place)) == _cni_place(root)
     changes = linked(_under(root, str(place)) / "graft-cni", program("graft-cni") if install or shared else None)
     pods = _under(root, f"{nets}/10-graft.conflist")
-    subnet = options.subnet or _subnet(pods) or (_default_subnet("10.86.0.0/16") if install else "")
-    more = {"network": options.network} if options.network else {}
-    fresh = conflist("graft-pods", subnet, resolver=False, **more)
+
+    def fresh() -> str:
+        more = {"network": options.network} if options.network else {}
+        return conflist("graft-pods", options.subnet or _default_subnet("10.86.0.0/16"), resolver=False, **more)
+
     changes += changed(pods, network_list(pods, fresh, options) if install else None)
     changes += changed(path, after)
     return Plan(

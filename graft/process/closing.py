@@ -13,7 +13,8 @@ Solution: a message is received with room for all that one can have. What is to 
 puts it into the queue of a unix socket that it then closes, so that one signal, half a second later, ends the wait of
 all of it. A connection that has something unread is closed in this way as well. Files wait in threads of their own.
 
-What still fails: 32 files whose file systems do not answer keep those threads; further files stay open then.
+What still fails: 32 files whose file systems do not answer keep those threads; further files stay open then. Where
+the table of descriptors is full, the kernel drops the rest of a message in the loop.
 """
 
 import array
@@ -34,7 +35,7 @@ LISTENER = "anon_inode:seccomp notify"
 WITHOUT_FLUSH = ("socket:", "anon_inode:", "pipe:")
 MOST = 253  # SCM_MAX_FD: of a message
 
-_files = Workers(32)
+_files = Workers(32)  # and for sockets that no queue takes
 _closer = Workers(1)
 _lock = threading.Lock()
 _pile: list[int] = []  # what is to be closed next
@@ -50,7 +51,7 @@ def close_foreign(*fds: int) -> None:
     """Close descriptors that a peer sent. Never blocks: all but seccomp listeners are closed in another thread."""
     global _busy
     for fd in fds:
-        kind = os.readlink(f"/proc/self/fd/{fd}")
+        kind = _kind(fd)
         if kind == LISTENER:
             os.close(fd)
         elif kind.startswith(WITHOUT_FLUSH):
@@ -61,6 +62,23 @@ def close_foreign(*fds: int) -> None:
                 _run(_closer, _close_pile)
         else:
             _run(_files, partial(_close, fd))
+
+
+def _kind(fd: int) -> str:
+    """What procfs shows @fd as. Of a file that is too deep in its directories it shows nothing (ENAMETOOLONG)."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def take_out_of_band(sock: socket.socket) -> None:
+    """Have a byte that a peer sends with MSG_OOB received as the others are: else the kernel drops what it brings.
+
+    For a unix socket, as soon as it is accepted.
+    """
+    with contextlib.suppress(OSError):  # before Linux 5.15 there is no such byte
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def end(sock: socket.socket) -> None:
@@ -122,10 +140,11 @@ def _close_pile() -> None:
             _busy = bool(fds)
         if not fds:
             return
-        while len(fds) > 1:
-            fds = [fd for at in range(0, len(fds), MOST) for fd in _in_a_queue(fds[at : at + MOST])]
-        for fd in fds:
-            _close(fd)
+        with contextlib.suppress(Exception):  # or nobody would close anything any more
+            while len(fds) > 1:
+                fds = [fd for at in range(0, len(fds), MOST) for fd in _in_a_queue(fds[at : at + MOST])]
+            for fd in fds:
+                _close(fd)
 
 
 def _in_a_queue(fds: list[int]) -> list[int]:
@@ -141,5 +160,5 @@ def _in_a_queue(fds: list[int]) -> list[int]:
         half = len(fds) // 2
         if half:
             return [fd for part in (fds[:half], fds[half:]) for fd in _in_a_queue(part)]
-        _close(fds[0])
+        _run(_files, partial(_close, fds[0]))
         return []

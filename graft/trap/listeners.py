@@ -128,8 +128,7 @@ class Listeners:
         idle = idle and not tenant.cgroup  # the /proc/net of a direct container is that of its graft-sup
         number = self.next_number
         self.next_number += 1
-        if member:
-            tenant.heard[str(number)] = member
+        tenant.heard[str(number)] = member
         journal = Journal()
         watched = Watched(Listener(fd, number), journal, tenant, trusted=trusted)
         watched.pid = pid
@@ -218,6 +217,9 @@ class Listeners:
             return False
         number = self.next_number
         self.next_number += 1
+        member = tenant.heard.pop(str(found.number), None)
+        if member is not None:
+            tenant.heard[str(number)] = member
         watched = Watched(Listener(listener, number), Journal(journal), tenant, trusted=found.trusted)
         watched.journal.renumber(number, self._token(tenant.id, number, found.trusted))
         self.store.put(watched.stored, listener)
@@ -319,7 +321,8 @@ class Listeners:
         member = tenant.heard.pop(str(listener.number), "")
         if tenant.listeners:
             self.daemon.direct.follow(tenant)
-            if member and member not in tenant.heard.values():
+            others = [tenant.heard.get(str(number)) for number in tenant.listeners]  # None: an earlier graftd's
+            if member and member not in others and None not in others:
                 self.daemon.left(tenant, member)
         else:
             self.daemon.ended(tenant)

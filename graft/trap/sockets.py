@@ -165,8 +165,8 @@ class Sockets:
     def prepare(self, sock: socket.socket, tenant: TenantView) -> None:
         """Set what make() sets on a socket that a program of a direct container has made, and is about to bind.
 
-        csrc/late.bpf.h lets a bind of TCP wait only with it, and refuses one of UDP without. csrc/sup_bind.c may do
-        the same meanwhile for another call. Raises OSError.
+        csrc/bind.bpf.h refuses a bind without it. csrc/sup_bind.c may do the same meanwhile for another call. Raises
+        OSError.
         """
         number = sock.fileno()
         if not self.stamps.begin_to_prepare(number, tenant.owner):

@@ -16,7 +16,7 @@ ENTER = "nsenter --net=/run/netns/client"
 LINKS = r"""
 import json, pathlib, re
 pages = pathlib.Path("/usr/share/doc/graft").rglob("*.md")
-links = [page.parent / link for page in pages for link in re.findall(r"\]\(([^)#:]+)", page.read_text())]
+links = [page.parent / link for page in pages for link in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text())]
 print(json.dumps([len(links), [str(link) for link in links if not link.exists()]]))
 """
 RESERVE = "from socket import *; s = socket(); s.connect(('192.0.2.1', 9))"

@@ -129,6 +129,10 @@ for _ in range(9):
     try: socket.send_fds(s, [b'{'], [fd]); s.close()
     except BrokenPipeError: pass  # it is closed already
 """,
+    "out of band": """
+s = connected(); fd = lingers()
+socket.send_fds(s, [b'{'], [fd], socket.MSG_OOB); s.send(b'nonsense}'); s.close()
+""",
     "in a queue of queues": """
 s = connected()
 for _ in range(6):
@@ -161,8 +165,8 @@ def lingers():
 def connected():
     s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); return s
 send = socket.send_fds
-def send_and_forget(s, data, fds):
-    try: return send(s, data, fds)
+def send_and_forget(s, data, fds, flags=0):
+    try: return send(s, data, fds, flags)
     except OSError:
         socket.socket(fileno=os.dup(fds[0])).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8)); raise
     finally: [os.close(fd) for fd in set(fds)]

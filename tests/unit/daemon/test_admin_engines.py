@@ -12,8 +12,8 @@ from graft.tenants.tenant import Table, Tenant
 def test_a_pod_has_the_policy_that_it_began_with():
     """kubelet makes a container anew with the annotations that the pod has by then."""
     running = Tenant(1, 1, "pod", Table(7, 8, "pid 9"))
-    running.asked = Request(egress_default="none", allow=("pypi.org:443",), interface=("net1",), limits=("udp=7",))
-    asked = Request(egress_default="host", names="on", limits=("udp=9",), direct="on", resolver=("127.0.0.1",), publish=("80:80",))
+    running.asked = Request(egress_default="none", allow=("pypi.org:443",), interface=("net1",), limits=("udp=7",), sysctl=("ignore",))
+    asked = Request(egress_default="host", names="on", limits=("udp=9",), direct="on", resolver=("127.0.0.1",), publish=("80:80",), ip=("10.0.0.9",))
     kept = running.asked._replace(limits=(), publish=("80:80",))
     assert as_begun(running, asked) == kept
     running.cgroup = "/sys/fs/cgroup/pod"

@@ -1,5 +1,6 @@
 """graft install and uninstall: shown, idempotent, reversible, and nobody else's lines touched."""
 
+import ipaddress
 import json
 import shutil
 import subprocess
@@ -376,3 +377,21 @@ def test_old_engines_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(Refused, match="dockerd is not installed"):
         check_version("docker")
+
+
+def test_a_default_that_the_host_has_a_route_to(root, monkeypatch):
+    """It is refused where it would be taken, and not where a list is kept."""
+    change("containerd", root, install=True)
+    path = root / "etc/cni/graft.d/10-graft.conflist"
+    document = json.loads(path.read_text())
+    document["plugins"].insert(0, {"type": "tuning"})
+    document["plugins"][1]["ipam"] = {"type": "calico-ipam"}
+    path.write_text(json.dumps(document))
+    monkeypatch.setattr(install, "networks_of_the_host", lambda: [ipaddress.ip_network("10.0.0.0/8")])
+    assert not change("containerd", root, install=True).changes, "graft's plugin need not be the first"
+    path.unlink()
+    with pytest.raises(Refused, match=r"10\.86\.0\.0/16, the default: this host has a route to 10\.0\.0\.0/8 .--subnet CIDR"):
+        change("containerd", root, install=True)
+    with pytest.raises(Refused, match=r"10\.97\.0\.0/16, the default"):
+        change("podman", root, install=True)
+    change("podman", root, install=False)

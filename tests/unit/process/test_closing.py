@@ -98,17 +98,41 @@ def test_queues_in_queues(lingers):
     end_within(30, before + 80)
 
 
-def test_a_message_is_received_whole(lingers):
+@pytest.mark.parametrize("flags", [0, socket.MSG_OOB], ids=["in band", "out of band"])
+def test_a_message_is_received_whole(lingers, flags):
+    """The last descriptor is one that nobody else has: where the kernel drops it, it waits."""
     before = descriptors()
     null = os.open("/dev/null", os.O_RDONLY)
     sending, receiving = socket.socketpair()
     with sending, receiving:
-        socket.send_fds(sending, [b"x"], [null] * closing.MOST)
+        closing.take_out_of_band(receiving)
+        last = lingers()
+        socket.send_fds(sending, [b"x"], [null] * (closing.MOST - 1) + [last], flags)
+        os.close(last)
         began = time.monotonic()
-        assert closing.receive(receiving) == b"x"
+        data, fds, told = closing.receive_fds(receiving)
+        assert time.monotonic() - began < QUICK
+        assert (data, len(fds), told & socket.MSG_CTRUNC) == (b"x", closing.MOST, 0)
+        closing.close_foreign(*fds)
         assert time.monotonic() - began < QUICK
     os.close(null)
+    end_within(4, before + 1)
+
+
+def test_a_file_that_has_no_path(tmp_path, monkeypatch):
+    """procfs shows no path that is longer than a page."""
+    before = descriptors()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    file = os.open("f", os.O_CREAT | os.O_RDWR)
+    with pytest.raises(OSError, match="File name too long"):
+        os.readlink(f"/proc/self/fd/{file}")
+    reading, writing = os.pipe()
+    closing.close_foreign(reading, file, writing)
     end_within(4, before)
+    os.chdir(tmp_path)
 
 
 def test_nothing_is_added_to_what_ends():
