@@ -575,9 +575,8 @@ int graft_getsockopt(struct bpf_sockopt *ctx)
 		for (int n = 0; n < IFNAMSIZ_; n++)
 			if (value + n + 1 <= end)
 				value[n] = 0;
-	if (is_timestamping(level, name) && value + 4 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT) &&
-	    *(__u32 *)value == SOF_TIMESTAMPING_OPT_TSONLY_)
-		*(__u32 *)value = 0; /* its maker's, or of a program that asks for nothing */
+	if (is_timestamping(level, name) && value + 2 <= end && (!stamp || stamp->tenant != GRAFT_EXEMPT))
+		value[1] &= ~(SOF_TIMESTAMPING_OPT_TSONLY_ >> 8); /* its maker's, or stamp_only()'s */
 	if (stamp && stamp->tenant != GRAFT_EXEMPT &&
 	    (ctx->sk->protocol == IPPROTO_UDP || stamp->flags & STAMP_LATE) && reuse_flag(name) && value + 1 <= end)
 		*value = !!(stamp->flags & reuse_flag(name));
