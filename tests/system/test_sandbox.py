@@ -84,6 +84,7 @@ def test_no_helper_before_its_first_call(machine, tmp_path, annotations):
 def test_graftd_is_killed_before_its_first_call(machine, tmp_path):
     """By the keeper's copy of the listener."""
     pause = Container(machine, tmp_path, "pause", SANDBOX)
+    wait_for(machine.containers, "the container")  # runc hands its listener over, and waits for no answer
     kill(machine.daemon_pid())
     assert pause.does("socket") == "OK"
     wait_for(machine.helper_pids, "its graft-sup")
