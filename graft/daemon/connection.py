@@ -5,6 +5,7 @@ are closed by graft/process/closing.py, because close(2) may block.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -116,7 +117,7 @@ class Connection:
             except BaseException as error:
                 for fd in fds:
                     with contextlib.suppress(OSError):  # @serve has closed it
-                        os.fstat(fd)
+                        fcntl.fcntl(fd, fcntl.F_GETFD)
                         close_foreign(fd)
                 if isinstance(error, OSError):
                     raise from_oserror("graftd", error) from None
