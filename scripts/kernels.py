@@ -84,9 +84,10 @@ def merged(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
         return new
     kept = {group: counts for group, counts in old["groups"].items() if group not in new["groups"]}
     skipped = [line for line in old["skipped"] if any(line.startswith(GROUPS[group]) for group in kept)]
+    both = {**kept, **new["groups"]}
     return {
         **new,
-        "groups": {group: {**kept, **new["groups"]}[group] for group in GROUPS if group in {**kept, **new["groups"]}},
+        "groups": {group: both[group] for group in GROUPS if group in both},
         "skipped": sorted({*new["skipped"], *skipped}),
     }
 

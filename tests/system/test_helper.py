@@ -460,13 +460,13 @@ def lingers():
     except BlockingIOError: pass
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('=ii', 1, 3000))
     return one.detach(), peer.detach()
-for length in (1, 1, 0, 9, 2, 2):
+for length, unread in ((1, False), (1, False), (0, False), (9, False), (1, True), (0, True)):
     child = os.fork()
     if not child:
         one = channel()
-        if length == 2:  # a batch is left unread: what graft-sup is told first is ECONNRESET
+        if unread:  # a batch is left unread: what graft-sup is told first is ECONNRESET
             one.send(b'\\1'); select.select([one], [], [])
-        socket.send_fds(one, [bytes([1] * (length % 2))], lingers())
+        socket.send_fds(one, [bytes([1] * length)], lingers())
         os._exit(0)  # which waits for nothing
     os.waitpid(child, 0)
 one = channel()
