@@ -6,6 +6,7 @@ from typing import Any
 
 from graft.engines.libnetwork import Request
 from graft.errors import Refused, UsageError
+from graft.kernel import addresses as addresses_
 from graft.kernel.routes import networks_of_the_host
 from graft.rules.own_address import network_of
 from graft.tenants.registry import Registry
@@ -69,13 +70,14 @@ class Ipam:
         return {"PoolID": prefix, "Pool": prefix, "Data": {}}
 
     def _free_pool(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-        """Return a /24 that overlaps no pool and no network of the host's. Raises Refused.
+        """Return a /24 that overlaps no pool and no network of the host's, and has no address of it. Raises Refused.
 
         If dockerd finds that a pool overlaps with a network in use, it asks again, without end.
         """
         used = [*map(ipaddress.ip_network, self.registry.pools), *networks_of_the_host()]
+        local = [ipaddress.ip_address(a) for a in addresses_.addresses()]  # an earlier graftd saved no pool
         for network in POOLS.subnets(new_prefix=24):
-            if not any(network.overlaps(u) for u in used if u.version == 4):
+            if not any(network.overlaps(u) for u in used if u.version == 4) and not any(a in network for a in local):
                 return network
         raise Refused(f"no /24 of {POOLS} is free", hint="name one with --subnet", code="ENOSPC")
 
